@@ -1,1 +1,89 @@
-//! Placeholder.
+//! Fan events out to many subscribers, without letting a slow one slow the rest.
+//!
+//! # Vocabulary
+//! An [`Event`] is published to a [`Topic`] of a [`Hub`], which gives it a sequence. A [`Filter`] is a
+//! topic or a pattern of topics. A *feed* holds the events of one filter, numbered densely, for all who
+//! asked for it. A [`Subscription`] is one cursor in each of its feeds; it owns no queue. A [`Gap`]
+//! counts what a subscription will not be given. A [`Position`], which is an epoch and a sequence, is
+//! all that is needed to resume.
+//!
+//! # Guarantees
+//! 1. **Order.** A subscription sees its events in sequence order, none twice.
+//! 2. **No silent loss.** Every matching event is handed out, or counted by a gap before the subscriber
+//!    can believe that it has seen what follows.
+//! 3. **Isolation.** Publishing never waits for a subscriber.
+//! 4. **Bounded memory.** A feed keeps no more than the largest limits among its subscriptions, history
+//!    no more than its own limits.
+//! 5. **Freshness.** Overflow drops the oldest.
+//! 6. **Resume.** From a position still in history nothing is missed and nothing repeated; from any
+//!    other, the subscriber is told before the first event.
+//! 7. **Clean-up.** Dropping a subscription frees at once everything that it held.
+//! 8. **Honest endings.** A subscription that the hub ends says why: [`CloseReason`].
+//!
+//! # What this crate does not do
+//! It opens no socket, spawns no task, reads no clock, and never looks inside a payload. Time and wakers
+//! are handed to it.
+//!
+//! # Example
+//! ```
+//! use std::{task::{Context, Poll, Waker}, time::Instant};
+//! use bytes::Bytes;
+//! use tidegate_core::{Batch, ClientId, Filter, Hub, HubConfig, NewEvent, Room, SubscribeOptions, Topic};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let hub = Hub::new(HubConfig::new(1));
+//! let options = SubscribeOptions::new(ClientId::new("me")?, vec![Filter::new("orders.>")?]);
+//! let mut subscription = hub.subscribe(options, Instant::now())?;
+//!
+//! let event = NewEvent::new(Topic::new("orders.eu.created")?, Bytes::from_static(b"42"));
+//! let published = hub.publish([event], Instant::now())?;
+//! assert_eq!(published.matched, 1);
+//!
+//! let mut batch = Batch::default();
+//! let mut cx = Context::from_waker(Waker::noop());
+//! assert_eq!(subscription.poll_next(&mut cx, Room::events(100), &mut batch), Poll::Ready(Ok(())));
+//! assert_eq!(batch.events[0].payload(), "42");
+//! assert_eq!(subscription.position(), hub.position());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Lock order
+//! publish -> history, and publish -> feed -> signal. Two feed locks are never held together. The
+//! registry's lock is held with none of them. No waker is called or dropped under any.
+
+mod counters;
+mod event;
+mod feed;
+pub mod filter;
+mod gap;
+mod groups;
+mod history;
+mod hub;
+mod limits;
+mod registry;
+mod replay;
+mod signal;
+pub mod subscription;
+mod sync;
+pub mod topic;
+mod trie;
+
+#[cfg(all(test, tidegate_loom))]
+mod loom_tests;
+
+pub use crate::{
+    counters::Stats,
+    event::{Event, NewEvent, Payload, Position},
+    filter::Filter,
+    gap::{Gap, GapReason},
+    history::HistoryLimits,
+    hub::{
+        CloseReason, Hub, HubConfig, PublishError, Published, Start, SubscribeError,
+        SubscribeOptions,
+    },
+    limits::{Limits, Overflow},
+    registry::ClientIdPolicy,
+    subscription::{Batch, Room, Subscription},
+    topic::{ClientId, NameError, NameErrorKind, Topic},
+};

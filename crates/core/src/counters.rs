@@ -1,0 +1,67 @@
+//! What the hub counts, as plain numbers. Their names in a metrics system are the server's business.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// The counters of a hub. They order nothing: each is right by itself, at the end of each call.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) published: AtomicU64,
+    pub(crate) matched: AtomicU64,
+    pub(crate) replayed: AtomicU64,
+    pub(crate) handed_off: AtomicU64,
+    pub(crate) overflowed: AtomicU64,
+    pub(crate) abandoned: AtomicU64,
+    pub(crate) subscriptions: AtomicU64,
+}
+
+/// The state of a hub in numbers, at one moment.
+///
+/// When nobody publishes, drains, subscribes or leaves:
+/// `matched + replayed = handed_off + overflowed + abandoned + the backlogs of all subscriptions`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Events published since the hub was made.
+    pub published: u64,
+    /// Subscriptions that matched, summed over the events published.
+    pub matched: u64,
+    /// Events of history that subscriptions asked for when they began.
+    pub replayed: u64,
+    /// Events given to subscribers.
+    pub handed_off: u64,
+    /// Events counted by gaps of [`GapReason::Overflow`](crate::GapReason::Overflow).
+    pub overflowed: u64,
+    /// Events that a subscription had still to see when it ended.
+    pub abandoned: u64,
+    /// Subscriptions now.
+    pub subscriptions: u64,
+    /// Client ids in use now.
+    pub clients: usize,
+    /// Feeds now: the distinct filters in use, `$client.<id>` included.
+    pub feeds: usize,
+    /// Events in history now.
+    pub history_events: usize,
+    /// Bytes in history now, as [`Payload::size`](crate::Payload::size) counts them.
+    pub history_bytes: u64,
+}
+
+impl Counters {
+    /// The counters, with nothing filled in that is not counted here.
+    pub(crate) fn snapshot(&self) -> Stats {
+        Stats {
+            published: self.published.load(Relaxed),
+            matched: self.matched.load(Relaxed),
+            replayed: self.replayed.load(Relaxed),
+            handed_off: self.handed_off.load(Relaxed),
+            overflowed: self.overflowed.load(Relaxed),
+            abandoned: self.abandoned.load(Relaxed),
+            subscriptions: self.subscriptions.load(Relaxed),
+            ..Stats::default()
+        }
+    }
+}
+
+pub(crate) fn add(counter: &AtomicU64, n: u64) {
+    if n != 0 {
+        counter.fetch_add(n, Relaxed);
+    }
+}

@@ -1,0 +1,394 @@
+//! A feed: the events that match one group of filters, in order, numbered densely.
+//!
+//! All subscriptions with the same filters share a feed; each has a cursor in it. The feed keeps what
+//! some cursor has still to see, and of that no more than the largest limits among its subscriptions:
+//! beyond those every one of them would drop it anyway. So a feed whose subscribers are caught up holds
+//! nothing, and a subscriber that stalls costs at most its own limits, whatever it misses.
+//!
+//! Numbers are dense, so how many events lie between two cursors is a subtraction, also when they are
+//! long gone.
+
+use std::{collections::VecDeque, sync::Arc, task::Waker};
+
+use slab::Slab;
+
+use crate::{
+    event::{Event, Payload},
+    groups::FilterGroup,
+    limits::Limits,
+    signal::{Ready, Signal},
+    sync::{Mutex, MutexGuard},
+};
+
+/// A ring that once was long gives its memory back down to this many slots.
+const SMALL_RING: usize = 16;
+
+#[derive(Debug)]
+pub(crate) struct Feed<P> {
+    filters: FilterGroup,
+    state: Mutex<FeedState<P>>,
+}
+
+/// What the lock of a feed guards.
+#[derive(Debug)]
+pub(crate) struct FeedState<P> {
+    /// The events that some cursor has still to see, oldest first.
+    ring: VecDeque<Slot<P>>,
+    /// The number of the event at the front of the ring, or of the next event if it is empty.
+    first: u64,
+    /// The sequence of the event numbered `first - 1`; 0 if there was none.
+    removed_sequence: u64,
+    /// The running total of bytes through the event numbered `first - 1`.
+    removed_bytes: u64,
+    /// The sequence of the newest event appended.
+    newest: u64,
+    /// How many cursors have seen everything.
+    caught_up: u32,
+    /// Who waits for the next event. Only cursors that have seen everything are here.
+    parked: Slab<(Arc<Signal>, u32)>,
+    /// How often `parked` was emptied: a key from before is void.
+    parked_round: u64,
+    /// The limits of the cursors, which bound the ring.
+    bounds: Bounds,
+    /// How many subscriptions use the feed, those that replay history included.
+    subscribers: u64,
+}
+
+#[derive(Debug)]
+struct Slot<P> {
+    event: Arc<Event<P>>,
+    /// The event's sequence, here so that a search does not follow pointers.
+    sequence: u64,
+    /// The running total of bytes through this event.
+    bytes_through: u64,
+    /// How many cursors stand here: this is the first event that they have not seen.
+    cursors: u32,
+}
+
+/// A parked registration, to be taken back when the cursor goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ParkKey {
+    key: usize,
+    round: u64,
+}
+
+/// The largest of the limits in use. Few distinct ones are, so a list beats a tree.
+#[derive(Debug, Default)]
+struct Bounds {
+    in_use: Vec<(u64, u64, u32)>,
+    max_events: u64,
+    max_bytes: u64,
+}
+
+/// What a cursor will find when it has moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    /// The next event has this sequence.
+    Event(u64),
+    /// Nothing yet.
+    Nothing,
+}
+
+/// How many events and bytes lie between a cursor and a watermark.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Backlog {
+    pub(crate) events: u64,
+    pub(crate) bytes: u64,
+}
+
+// ===== impl Feed =====
+
+impl<P: Payload> Feed<P> {
+    pub(crate) fn new(filters: FilterGroup) -> Self {
+        Self {
+            filters,
+            state: Mutex::new(FeedState {
+                ring: VecDeque::new(),
+                first: 0,
+                removed_sequence: 0,
+                removed_bytes: 0,
+                newest: 0,
+                caught_up: 0,
+                parked: Slab::new(),
+                parked_round: 0,
+                bounds: Bounds::default(),
+                subscribers: 0,
+            }),
+        }
+    }
+
+    pub(crate) const fn filters(&self) -> &FilterGroup {
+        &self.filters
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, FeedState<P>> {
+        self.state.lock()
+    }
+}
+
+// ===== impl FeedState: publishing =====
+
+impl<P: Payload> FeedState<P> {
+    /// Appends `event`, puts the feed on the ready list of whoever waits, and adds their wakers to
+    /// `wake`. Returns how many subscriptions the event matches.
+    ///
+    /// An event that came by another filter of the group already is not appended twice.
+    pub(crate) fn append(&mut self, event: &Arc<Event<P>>, wake: &mut Vec<Waker>) -> u64 {
+        if event.sequence == self.newest {
+            return 0;
+        }
+        self.newest = event.sequence;
+        let bytes_through = self.bytes_before(self.end()) + event.size();
+        let cursors = std::mem::take(&mut self.caught_up);
+        self.ring.push_back(Slot {
+            event: Arc::clone(event),
+            sequence: event.sequence,
+            bytes_through,
+            cursors,
+        });
+        self.remove_seen();
+        self.evict();
+        if !self.parked.is_empty() {
+            self.parked_round += 1;
+            let news = self.parked.drain().filter_map(|(signal, cursor)| {
+                signal.push_ready(Ready {
+                    cursor,
+                    head: event.sequence,
+                })
+            });
+            wake.extend(news);
+        }
+        self.subscribers
+    }
+
+    /// Removes from the front what no cursor has still to see.
+    fn remove_seen(&mut self) {
+        while self.ring.front().is_some_and(|slot| slot.cursors == 0) {
+            self.pop_front();
+        }
+        if self.ring.capacity() > SMALL_RING && self.ring.len() < self.ring.capacity() / 8 {
+            self.ring.shrink_to(SMALL_RING);
+        }
+    }
+
+    /// Removes from the front what is beyond the limits of every cursor. The newest event stays.
+    fn evict(&mut self) {
+        while self.ring.len() > 1
+            && !self
+                .bounds
+                .admit(self.ring.len(), self.backlog(self.first, self.end()).bytes)
+        {
+            let cursors = self.pop_front();
+            self.ring[0].cursors += cursors;
+        }
+    }
+
+    /// Removes the front and returns how many cursors stood there.
+    fn pop_front(&mut self) -> u32 {
+        let slot = self.ring.pop_front().expect("the ring is not empty");
+        self.first += 1;
+        self.removed_sequence = slot.sequence;
+        self.removed_bytes = slot.bytes_through;
+        slot.cursors
+    }
+}
+
+// ===== impl FeedState: cursors =====
+
+impl<P: Payload> FeedState<P> {
+    /// The number of the next event to be appended.
+    pub(crate) fn end(&self) -> u64 {
+        self.first + self.ring.len() as u64
+    }
+
+    /// Counts a subscription in, before it has a cursor.
+    pub(crate) const fn join(&mut self) {
+        self.subscribers += 1;
+    }
+
+    /// Counts a subscription out. Returns whether it was the last.
+    pub(crate) const fn leave(&mut self) -> bool {
+        self.subscribers -= 1;
+        self.subscribers == 0
+    }
+
+    pub(crate) const fn is_unused(&self) -> bool {
+        self.subscribers == 0
+    }
+
+    /// Puts a cursor at the end and parks it. Returns its number and the key of the registration.
+    pub(crate) fn attach(
+        &mut self,
+        limits: &Limits,
+        signal: &Arc<Signal>,
+        cursor: u32,
+    ) -> (u64, ParkKey) {
+        self.bounds.add(limits);
+        self.caught_up += 1;
+        (self.end(), self.park(signal, cursor))
+    }
+
+    /// Takes away the cursor at `next` with its registration, and what only it had still to see.
+    pub(crate) fn detach(&mut self, limits: &Limits, next: u64, parked: Option<ParkKey>) {
+        if let Some(ParkKey { key, round }) = parked
+            && round == self.parked_round
+        {
+            self.parked.remove(key);
+        }
+        *self.standing_at(next) -= 1;
+        self.bounds.remove(limits);
+        self.remove_seen();
+        self.evict();
+    }
+
+    /// Registers a cursor that has seen everything for the next event.
+    fn park(&mut self, signal: &Arc<Signal>, cursor: u32) -> ParkKey {
+        let key = self.parked.insert((Arc::clone(signal), cursor));
+        ParkKey {
+            key,
+            round: self.parked_round,
+        }
+    }
+
+    /// Moves a cursor from `from` to `to`, and parks it if nothing is there yet.
+    pub(crate) fn advance(
+        &mut self,
+        from: u64,
+        to: u64,
+        signal: &Arc<Signal>,
+        cursor: u32,
+    ) -> (Ahead, Option<ParkKey>) {
+        *self.standing_at(from) -= 1;
+        *self.standing_at(to) += 1;
+        let ahead = self
+            .ring
+            .get(self.offset(to))
+            .map_or(Ahead::Nothing, |slot| Ahead::Event(slot.sequence));
+        self.remove_seen();
+        let parked = (ahead == Ahead::Nothing).then(|| self.park(signal, cursor));
+        (ahead, parked)
+    }
+
+    /// How many cursors stand at `number`. One that was overtaken stands at the front.
+    fn standing_at(&mut self, number: u64) -> &mut u32 {
+        let offset = self.offset(number);
+        match self.ring.get_mut(offset) {
+            Some(slot) => &mut slot.cursors,
+            None => &mut self.caught_up,
+        }
+    }
+
+    /// Where in the ring an event is, or for one that is gone, the front.
+    fn offset(&self, number: u64) -> usize {
+        usize::try_from(number.saturating_sub(self.first)).unwrap_or(usize::MAX)
+    }
+
+    /// Whether events were evicted that the cursor at `next` had still to see.
+    pub(crate) const fn has_overtaken(&self, next: u64) -> bool {
+        next < self.first
+    }
+
+    /// The sequence of the event before the front: where an overtaken cursor's loss ends.
+    pub(crate) const fn removed_sequence(&self) -> u64 {
+        self.removed_sequence
+    }
+
+    /// The number of the first event with a sequence above `sequence`, at least that of the front.
+    pub(crate) fn number_after(&self, sequence: u64) -> u64 {
+        if self.newest <= sequence {
+            return self.end();
+        }
+        self.first + self.ring.partition_point(|slot| slot.sequence <= sequence) as u64
+    }
+
+    /// The sequence of the event before `number`, which is not below the front.
+    pub(crate) fn sequence_before(&self, number: u64) -> u64 {
+        match self.offset(number).checked_sub(1) {
+            Some(offset) => self.ring[offset].sequence,
+            None => self.removed_sequence,
+        }
+    }
+
+    /// What is kept from `from`, or the front, to before `to`.
+    pub(crate) fn backlog(&self, from: u64, to: u64) -> Backlog {
+        let from = from.max(self.first);
+        Backlog {
+            events: to - from,
+            bytes: self.bytes_before(to) - self.bytes_before(from),
+        }
+    }
+
+    fn bytes_before(&self, number: u64) -> u64 {
+        match self.offset(number).checked_sub(1) {
+            Some(offset) => self.ring[offset].bytes_through,
+            None => self.removed_bytes,
+        }
+    }
+
+    /// The first number from `from`, or the front, such that what follows before `end` fits `limits`.
+    pub(crate) fn first_that_fits(&self, from: u64, end: u64, limits: &Limits) -> u64 {
+        let from = from.max(self.first);
+        let Backlog { events, bytes } = self.backlog(from, end);
+        if limits.fits(events, bytes) {
+            return from;
+        }
+        let from = from.max(end.saturating_sub(limits.max_events.get()));
+        // What must be behind the start for the rest to fit in bytes.
+        let surplus = self
+            .bytes_before(end)
+            .saturating_sub(limits.max_bytes.get());
+        if self.bytes_before(from) >= surplus {
+            return from;
+        }
+        let enough = self.first
+            + self
+                .ring
+                .partition_point(|slot| slot.bytes_through < surplus) as u64
+            + 1;
+        enough.min(end - 1)
+    }
+
+    /// The events from `from`, which is not below the front, to before `to`.
+    pub(crate) fn events(&self, from: u64, to: u64) -> impl Iterator<Item = &Arc<Event<P>>> {
+        self.ring
+            .range(self.offset(from)..self.offset(to))
+            .map(|slot| &slot.event)
+    }
+}
+
+// ===== impl Bounds =====
+
+impl Bounds {
+    fn add(&mut self, limits: &Limits) {
+        let (events, bytes) = (limits.max_events.get(), limits.max_bytes.get());
+        match self
+            .in_use
+            .iter_mut()
+            .find(|(e, b, _)| (*e, *b) == (events, bytes))
+        {
+            Some((_, _, users)) => *users += 1,
+            None => self.in_use.push((events, bytes, 1)),
+        }
+        self.max_events = self.max_events.max(events);
+        self.max_bytes = self.max_bytes.max(bytes);
+    }
+
+    fn remove(&mut self, limits: &Limits) {
+        let (events, bytes) = (limits.max_events.get(), limits.max_bytes.get());
+        let at = self
+            .in_use
+            .iter()
+            .position(|(e, b, _)| (*e, *b) == (events, bytes))
+            .expect("was added");
+        self.in_use[at].2 -= 1;
+        if self.in_use[at].2 == 0 {
+            self.in_use.swap_remove(at);
+            self.max_events = self.in_use.iter().map(|(e, _, _)| *e).max().unwrap_or(0);
+            self.max_bytes = self.in_use.iter().map(|(_, b, _)| *b).max().unwrap_or(0);
+        }
+    }
+
+    const fn admit(&self, events: usize, bytes: u64) -> bool {
+        events as u64 <= self.max_events && bytes <= self.max_bytes
+    }
+}

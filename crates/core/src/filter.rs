@@ -1,0 +1,166 @@
+//! Filters: which topics a subscription wants.
+//!
+//! A filter is a topic, or a pattern in which `*` stands for exactly one token and `>`, as the last
+//! token, for one or more, as in NATS. Two rules are stricter than there: a wildcard is a whole token,
+//! and a wildcard in the first place never matches a topic that begins with `$`, so `>` is everything
+//! except what is addressed to single clients.
+
+use std::{fmt, sync::Arc};
+
+use crate::topic::{ClientId, NameError, NameErrorKind, Topic, check_token, check_tokens};
+
+/// A topic, or a pattern of topics: `orders.*.created`, `orders.>`. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Filter(Arc<str>);
+
+impl Filter {
+    /// Checks `pattern` and makes a filter of it.
+    ///
+    /// # Errors
+    /// When a token breaks a rule of [topics](crate::topic), a wildcard is not a whole token, `>` is
+    /// not the last one, or the filter begins with `$`: the error says which, and where.
+    pub fn new(pattern: &str) -> Result<Self, NameError> {
+        if pattern.starts_with('$') {
+            return Err(NameErrorKind::Reserved.at(0));
+        }
+        let mut tail = None;
+        check_tokens(pattern, |token, at| {
+            if let Some(tail) = tail {
+                return Err(NameErrorKind::TailNotLast.at(tail));
+            }
+            match token {
+                "*" => Ok(()),
+                ">" => {
+                    tail = Some(at);
+                    Ok(())
+                }
+                literal => check_token(literal, at),
+            }
+        })?;
+        Ok(Self(pattern.into()))
+    }
+
+    /// The filter that every subscription of `id` has besides its own.
+    pub(crate) fn for_client(id: &ClientId) -> Self {
+        Self(Topic::for_client(id).as_str().into())
+    }
+
+    /// The filter as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether the filter has no wildcard: it matches one topic.
+    #[must_use]
+    pub fn is_literal(&self) -> bool {
+        self.tokens().all(|token| token != "*" && token != ">")
+    }
+
+    /// Whether events of `topic` are wanted.
+    #[must_use]
+    pub fn matches(&self, topic: &Topic) -> bool {
+        let mut wanted = self.tokens();
+        let mut given = topic.as_str().split('.');
+        if topic.as_str().starts_with('$') && self.begins_with_wildcard() {
+            return false;
+        }
+        loop {
+            match (wanted.next(), given.next()) {
+                (None, None) | (Some(">"), Some(_)) => return true,
+                (Some("*"), Some(_)) => {}
+                (Some(wanted), Some(given)) if wanted == given => {}
+                _ => return false,
+            }
+        }
+    }
+
+    pub(crate) fn tokens(&self) -> std::str::Split<'_, char> {
+        self.0.split('.')
+    }
+
+    fn begins_with_wildcard(&self) -> bool {
+        matches!(self.tokens().next(), Some("*" | ">"))
+    }
+}
+
+impl From<&Topic> for Filter {
+    fn from(topic: &Topic) -> Self {
+        Self(topic.as_str().into())
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Filter({:?})", self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_checked_and_the_position_is_named() {
+        use NameErrorKind::*;
+        for good in ["a", "*", ">", "a.*", "*.b.>", "a.*.c", "a.>"] {
+            assert_eq!(Filter::new(good).unwrap().as_str(), good);
+        }
+        for (bad, kind, position) in [
+            ("", EmptyToken, 0),
+            ("a.>.b", TailNotLast, 2),
+            (">.>", TailNotLast, 0),
+            ("a*", Wildcard, 1),
+            ("a.b>", Wildcard, 3),
+            ("**", Wildcard, 0),
+            ("$client.alice", Reserved, 0),
+            ("$>", Reserved, 0),
+            ("a. ", WhiteSpace, 2),
+        ] {
+            assert_eq!(Filter::new(bad).unwrap_err(), kind.at(position), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn wildcards_match_as_in_nats_but_never_a_reserved_topic() {
+        let matches = |filter: &str, topic: &str| {
+            Filter::new(filter)
+                .unwrap()
+                .matches(&Topic::new(topic).unwrap())
+        };
+        for (filter, topic) in [
+            ("a", "a"),
+            ("*", "a"),
+            (">", "a"),
+            (">", "a.b.c"),
+            ("a.*", "a.b"),
+            ("a.>", "a.b.c"),
+            ("*.b", "a.b"),
+        ] {
+            assert!(matches(filter, topic), "{filter} {topic}");
+        }
+        for (filter, topic) in [
+            ("a", "b"),
+            ("a", "A"),
+            ("a", "a.b"),
+            ("*", "a.b"),
+            ("a.*", "a"),
+            ("a.*", "a.b.c"),
+            ("a.>", "a"),
+            (">", "$client.alice"),
+            ("*.alice", "$client.alice"),
+        ] {
+            assert!(!matches(filter, topic), "{filter} {topic}");
+        }
+        assert!(
+            Filter::for_client(&ClientId::new("x").unwrap())
+                .matches(&Topic::new("$client.x").unwrap())
+        );
+    }
+}

@@ -1,0 +1,217 @@
+//! History: recent events, kept for replay.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::event::{Event, Payload};
+
+/// How much history is kept. An event goes when any one limit is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryLimits {
+    /// The most events. Default: 10,000. 0 turns history off.
+    pub max_events: usize,
+    /// The most bytes, as [`Payload::size`] counts them. Default: 64 MiB. 0 turns history off.
+    pub max_bytes: u64,
+    /// The greatest age, measured from when the hub was handed the event. Default: 5 minutes. 0 turns
+    /// history off.
+    pub max_age: Duration,
+}
+
+impl HistoryLimits {
+    /// No history: every resumption is told that it has expired, unless nothing happened meanwhile.
+    pub const OFF: Self = Self {
+        max_events: 0,
+        max_bytes: 0,
+        max_age: Duration::ZERO,
+    };
+
+    const fn is_off(&self) -> bool {
+        self.max_events == 0 || self.max_bytes == 0 || self.max_age.is_zero()
+    }
+}
+
+impl Default for HistoryLimits {
+    fn default() -> Self {
+        Self {
+            max_events: 10_000,
+            max_bytes: 64 << 20,
+            max_age: Duration::from_secs(300),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct History<P> {
+    limits: HistoryLimits,
+    entries: VecDeque<Entry<P>>,
+    bytes: u64,
+    /// The sequence of the newest event that is gone; 0 if none is.
+    evicted_through: u64,
+}
+
+#[derive(Debug)]
+struct Entry<P> {
+    event: Arc<Event<P>>,
+    at: Instant,
+}
+
+/// How a walk over a stretch of history ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WalkEnd {
+    /// The stretch is done.
+    Done,
+    /// As many entries as allowed were looked at.
+    Most,
+    /// The visitor refused an entry.
+    Refused,
+}
+
+/// What a walk over a stretch of history did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Walk {
+    /// The sequence of the last entry looked at, if there was one. A refused one does not count.
+    pub(crate) last: Option<u64>,
+    pub(crate) end: WalkEnd,
+}
+
+impl<P: Payload> History<P> {
+    pub(crate) const fn new(limits: HistoryLimits) -> Self {
+        Self {
+            limits,
+            entries: VecDeque::new(),
+            bytes: 0,
+            evicted_through: 0,
+        }
+    }
+
+    pub(crate) fn append(&mut self, event: &Arc<Event<P>>, now: Instant) {
+        if self.limits.is_off() {
+            self.evicted_through = event.sequence;
+            return;
+        }
+        self.bytes += event.size();
+        self.entries.push_back(Entry {
+            event: Arc::clone(event),
+            at: now,
+        });
+        while self.entries.len() > self.limits.max_events || self.bytes > self.limits.max_bytes {
+            self.evict_oldest();
+        }
+        self.expire(now);
+    }
+
+    /// Lets go of what is older than the limit.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        while self
+            .entries
+            .front()
+            .is_some_and(|e| now.saturating_duration_since(e.at) >= self.limits.max_age)
+        {
+            self.evict_oldest();
+        }
+        if self.entries.is_empty() {
+            self.entries.shrink_to_fit();
+        }
+    }
+
+    fn evict_oldest(&mut self) {
+        let entry = self.entries.pop_front().expect("history is not empty");
+        self.bytes -= entry.event.size();
+        self.evicted_through = entry.event.sequence;
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The sequence of the newest event that is kept.
+    pub(crate) fn newest(&self) -> Option<u64> {
+        self.entries.back().map(|newest| newest.event.sequence)
+    }
+
+    /// The sequence of the newest event that is gone. A position before it cannot be resumed whole.
+    pub(crate) const fn evicted_through(&self) -> u64 {
+        self.evicted_through
+    }
+
+    /// The sequence before the oldest event that is kept, given the `head` of the hub.
+    pub(crate) fn before_oldest(&self, head: u64) -> u64 {
+        self.entries
+            .front()
+            .map_or(head, |oldest| oldest.event.sequence - 1)
+    }
+
+    /// The number of entries with a sequence up to `sequence`.
+    fn up_to(&self, sequence: u64) -> usize {
+        self.entries
+            .partition_point(|entry| entry.event.sequence <= sequence)
+    }
+
+    /// Walks over up to `most` entries after `after` and up to `through`, oldest first. `visit` returns
+    /// false to refuse an entry.
+    pub(crate) fn forward(
+        &self,
+        after: u64,
+        through: u64,
+        most: usize,
+        visit: impl FnMut(&Arc<Event<P>>) -> bool,
+    ) -> Walk {
+        walk(
+            self.entries.range(self.up_to(after)..self.up_to(through)),
+            most,
+            visit,
+        )
+    }
+
+    /// Walks over up to `most` entries before `before` and after `after`, newest first.
+    pub(crate) fn backward(
+        &self,
+        before: u64,
+        after: u64,
+        most: usize,
+        visit: impl FnMut(&Arc<Event<P>>) -> bool,
+    ) -> Walk {
+        let end = self.up_to(before.saturating_sub(1));
+        walk(
+            self.entries.range(self.up_to(after).min(end)..end).rev(),
+            most,
+            visit,
+        )
+    }
+}
+
+fn walk<'a, P: 'a>(
+    mut entries: impl Iterator<Item = &'a Entry<P>>,
+    most: usize,
+    mut visit: impl FnMut(&'a Arc<Event<P>>) -> bool,
+) -> Walk {
+    let mut last = None;
+    for _ in 0..most {
+        let Some(entry) = entries.next() else {
+            return Walk {
+                last,
+                end: WalkEnd::Done,
+            };
+        };
+        if !visit(&entry.event) {
+            return Walk {
+                last,
+                end: WalkEnd::Refused,
+            };
+        }
+        last = Some(entry.event.sequence);
+    }
+    let end = if entries.next().is_some() {
+        WalkEnd::Most
+    } else {
+        WalkEnd::Done
+    };
+    Walk { last, end }
+}

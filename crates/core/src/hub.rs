@@ -1,0 +1,499 @@
+//! The hub: publishes events to whoever wants them, and lets subscribers in.
+//!
+//! # Publishing
+//! [`Hub::publish`] never waits for a subscriber. It numbers the events, appends them to history and to
+//! the feed of each distinct filter that matches, and wakes who was parked there. Its cost is in
+//! distinct matching filters and parked subscribers, never in the backlog of anyone.
+//!
+//! # Closing
+//! [`Hub::close`] ends every subscription with a reason and lets no further one in.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::Ordering::{Acquire, Release},
+    },
+    task::Waker,
+    time::Instant,
+};
+
+use crate::{
+    counters::{Counters, Stats, add},
+    event::{Event, NewEvent, Payload, Position},
+    feed::Feed,
+    filter::Filter,
+    groups::{FilterGroup, disjoint_groups},
+    history::{History, HistoryLimits},
+    limits::Limits,
+    registry::{ClientIdPolicy, Refusal, Registry},
+    signal::Signal,
+    subscription::{Parts, Subscription},
+    sync::{AtomicU64, Mutex},
+    topic::ClientId,
+    trie::Trie,
+};
+
+/// How a hub is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HubConfig {
+    /// Identity of the sequence space that begins with this hub. Choose one at random for each hub: it
+    /// is what tells positions of another time apart. The core has no source of chance of its own.
+    pub epoch: u64,
+    /// How much history is kept.
+    pub history: HistoryLimits,
+    /// The most that a subscription may ask for; what is asked beyond is lowered to it. Default: 65,536
+    /// events, 64 MiB. Its `overflow` has no meaning.
+    pub most: Limits,
+    /// What happens when a client id that is in use subscribes again.
+    pub client_ids: ClientIdPolicy,
+}
+
+/// What a subscriber asks for.
+#[derive(Debug, Clone)]
+pub struct SubscribeOptions {
+    /// Who it is.
+    pub client_id: ClientId,
+    /// What it wants: the union of these, each event once. Its own `$client.<id>` comes with it.
+    pub filters: Vec<Filter>,
+    /// How far it may fall behind.
+    pub limits: Limits,
+    /// Where it begins.
+    pub start: Start,
+}
+
+/// Where a subscription begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    /// With the next event.
+    #[default]
+    Live,
+    /// With what came after a position, as far as history has it, and then live.
+    After(Position),
+    /// With the newest so many matching events of history, and then live.
+    Last(u32),
+}
+
+/// What became of a batch that was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// The epoch of the sequences.
+    pub epoch: u64,
+    /// The sequence of the first event.
+    pub first_sequence: u64,
+    /// The sequence of the last event.
+    pub last_sequence: u64,
+    /// How many events.
+    pub count: usize,
+    /// How many subscriptions matched, summed over the events.
+    pub matched: u64,
+}
+
+/// Why a subscription or a hub has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// A newer subscription of the same client id took over. The client must not come back by itself:
+    /// the two would take over from each other for ever.
+    #[error("a newer subscription of the same client id took over")]
+    TakenOver,
+    /// The hub is closing. Come back elsewhere, or later.
+    #[error("the hub is shutting down")]
+    ShuttingDown,
+    /// It was behind by more than its limits, and had asked to be ended then.
+    #[error("the subscriber fell behind by more than its limits")]
+    TooSlow,
+}
+
+/// Why events were not published. Nothing of the batch was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The hub is closed.
+    #[error("not published: {0}")]
+    Closed(CloseReason),
+    /// A sequence handed to [`Hub::append`] is not above the one before it.
+    #[error("not appended: sequence {given} is not above {head}")]
+    OutOfOrder {
+        /// The sequence before it.
+        head: u64,
+        /// The sequence that was given.
+        given: u64,
+    },
+}
+
+/// Why a subscription was not let in. Nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubscribeError {
+    /// The client id is in use, and [`ClientIdPolicy::Reject`] holds.
+    #[error("the client id is in use")]
+    ClientIdTaken,
+    /// The position to resume from is of this epoch and after its newest event.
+    #[error("the position to resume from is ahead of the newest event, {head}")]
+    PositionAhead {
+        /// The sequence of the newest event.
+        head: u64,
+    },
+    /// The hub is closed.
+    #[error("not subscribed: {0}")]
+    Closed(CloseReason),
+}
+
+/// The handle to a hub; its clones are handles to the same one. See [the crate](crate).
+#[derive(Debug)]
+pub struct Hub<P> {
+    shared: Arc<Shared<P>>,
+}
+
+/// What the handles and the subscriptions of a hub share. See the crate's *Lock order*.
+#[derive(Debug)]
+pub(crate) struct Shared<P> {
+    pub(crate) epoch: u64,
+    most: Limits,
+    /// The publish lock.
+    pub(crate) publish: Mutex<State<P>>,
+    pub(crate) history: Mutex<History<P>>,
+    /// Everything up to this sequence is in history and in the feeds. Written under the publish lock.
+    pub(crate) committed: AtomicU64,
+    pub(crate) registry: Registry,
+    pub(crate) counters: Counters,
+}
+
+/// What the publish lock guards.
+#[derive(Debug)]
+pub(crate) struct State<P> {
+    /// The sequence of the newest event.
+    pub(crate) head: u64,
+    feeds: HashMap<FilterGroup, Arc<Feed<P>>>,
+    /// The same feeds, by each of their filters.
+    by_filter: Trie<Arc<Feed<P>>>,
+    closed: Option<CloseReason>,
+}
+
+// ===== impl HubConfig =====
+
+impl HubConfig {
+    /// The defaults, in the given epoch.
+    #[must_use]
+    pub fn new(epoch: u64) -> Self {
+        const EVENTS: std::num::NonZeroU64 = std::num::NonZeroU64::new(65_536).expect("not zero");
+        const BYTES: std::num::NonZeroU64 = std::num::NonZeroU64::new(64 << 20).expect("not zero");
+        Self {
+            epoch,
+            history: HistoryLimits::default(),
+            most: Limits {
+                max_events: EVENTS,
+                max_bytes: BYTES,
+                ..Limits::default()
+            },
+            client_ids: ClientIdPolicy::default(),
+        }
+    }
+}
+
+impl SubscribeOptions {
+    /// A live subscription with default limits.
+    #[must_use]
+    pub fn new(client_id: ClientId, filters: Vec<Filter>) -> Self {
+        Self {
+            client_id,
+            filters,
+            limits: Limits::default(),
+            start: Start::default(),
+        }
+    }
+}
+
+// ===== impl Hub =====
+
+impl<P> Clone for Hub<P> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<P: Payload> Hub<P> {
+    /// Makes a hub.
+    #[must_use]
+    pub fn new(config: HubConfig) -> Self {
+        let state = State {
+            head: 0,
+            feeds: HashMap::new(),
+            by_filter: Trie::new(),
+            closed: None,
+        };
+        Self {
+            shared: Arc::new(Shared {
+                epoch: config.epoch,
+                most: config.most,
+                publish: Mutex::new(state),
+                history: Mutex::new(History::new(config.history)),
+                committed: AtomicU64::new(0),
+                registry: Registry::new(config.client_ids),
+                counters: Counters::default(),
+            }),
+        }
+    }
+
+    /// Publishes `events` in their order, with consecutive sequences and no others' between. All become
+    /// visible at once. Never waits for a subscriber.
+    ///
+    /// `now` is the time that the age of history is measured by.
+    ///
+    /// # Errors
+    /// [`PublishError::Closed`] when the hub was closed; then none is published.
+    pub fn publish(
+        &self,
+        events: impl IntoIterator<Item = NewEvent<P>>,
+        now: Instant,
+    ) -> Result<Published, PublishError> {
+        let events: Vec<_> = events.into_iter().map(NewEvent::into_shared).collect();
+        self.shared
+            .commit(events, now, |head, i| head + 1 + i as u64)
+    }
+
+    /// Appends events that a sequencer outside has numbered. Sequences must increase, within the call
+    /// and from call to call; they need not be consecutive.
+    ///
+    /// # Errors
+    /// [`PublishError`]; then none is appended.
+    pub fn append(
+        &self,
+        events: impl IntoIterator<Item = (u64, NewEvent<P>)>,
+        now: Instant,
+    ) -> Result<Published, PublishError> {
+        let (sequences, events): (Vec<_>, Vec<_>) = events
+            .into_iter()
+            .map(|(sequence, event)| (sequence, event.into_shared()))
+            .unzip();
+        self.shared.commit(events, now, |_, i| sequences[i])
+    }
+
+    /// Lets a subscriber in. From here on it misses nothing that it is not told of.
+    ///
+    /// `now` is the time that the age of history is measured by.
+    ///
+    /// # Errors
+    /// [`SubscribeError`]; then nothing has changed, and a subscription that holds the client id goes on.
+    pub fn subscribe(
+        &self,
+        options: SubscribeOptions,
+        now: Instant,
+    ) -> Result<Subscription<P>, SubscribeError> {
+        let shared = &self.shared;
+        if let Start::After(position) = options.start {
+            let head = shared.committed.load(Acquire);
+            if position.epoch == shared.epoch && position.sequence > head {
+                return Err(SubscribeError::PositionAhead { head });
+            }
+        }
+        let mut groups = disjoint_groups(options.filters);
+        groups.push([Filter::for_client(&options.client_id)].into());
+
+        let signal = Arc::new(Signal::new());
+        let id = shared.registry.enter(&options.client_id, &signal)?;
+        shared.history.lock().expire(now);
+        let parts = Parts {
+            id,
+            client: options.client_id,
+            limits: options.limits.clamped(shared.most),
+            signal,
+        };
+
+        let mut state = shared.publish.lock();
+        let feeds = groups.into_iter().map(|group| state.feed(group)).collect();
+        Ok(Subscription::begin(
+            Arc::clone(shared),
+            parts,
+            feeds,
+            options.start,
+            state.head,
+        ))
+    }
+
+    /// Ends every subscription with `reason` and refuses all that comes after. The first reason holds.
+    pub fn close(&self, reason: CloseReason) {
+        self.shared.publish.lock().closed.get_or_insert(reason);
+        self.shared.registry.close(reason);
+    }
+
+    /// Lets go of history that is too old at `now`. Publishing and subscribing do so too; call this
+    /// from time to time for hubs where neither happens.
+    pub fn expire_history(&self, now: Instant) {
+        self.shared.history.lock().expire(now);
+    }
+
+    /// The position of the newest event.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.shared.position(self.shared.committed.load(Acquire))
+    }
+
+    /// The state of the hub in numbers.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let shared = &self.shared;
+        let feeds = shared.publish.lock().feeds.len();
+        let clients = shared.registry.clients();
+        let history = shared.history.lock();
+        let (history_events, history_bytes) = (history.len(), history.bytes());
+        Stats {
+            clients,
+            feeds,
+            history_events,
+            history_bytes,
+            ..shared.counters.snapshot()
+        }
+    }
+}
+
+impl From<Refusal> for SubscribeError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Taken => Self::ClientIdTaken,
+            Refusal::Closed(reason) => Self::Closed(reason),
+        }
+    }
+}
+
+// ===== impl Shared =====
+
+impl<P: Payload> Shared<P> {
+    pub(crate) const fn position(&self, sequence: u64) -> Position {
+        Position {
+            epoch: self.epoch,
+            sequence,
+        }
+    }
+
+    /// Numbers `events`, in their order, with `sequence(head, i)`, and appends them everywhere.
+    fn commit(
+        &self,
+        mut events: Vec<Arc<Event<P>>>,
+        now: Instant,
+        sequence: impl Fn(u64, usize) -> u64,
+    ) -> Result<Published, PublishError> {
+        let mut wake = Vec::new();
+        let published = {
+            let mut state = self.publish.lock();
+            state.number(&mut events, sequence)?;
+            let first = state.head + 1;
+            let first_sequence = events.first().map_or(first, |event| event.sequence);
+            let matched = state.append(&events, &mut wake);
+            self.remember(&events, now);
+            self.committed.store(state.head, Release);
+            Published {
+                epoch: self.epoch,
+                first_sequence,
+                last_sequence: state.head,
+                count: events.len(),
+                matched,
+            }
+        };
+        wake.into_iter().for_each(Waker::wake);
+        add(&self.counters.published, published.count as u64);
+        add(&self.counters.matched, published.matched);
+        Ok(published)
+    }
+
+    fn remember(&self, events: &[Arc<Event<P>>], now: Instant) {
+        let mut history = self.history.lock();
+        for event in events {
+            history.append(event, now);
+        }
+    }
+
+    /// Waits until a publisher that holds the publish lock has committed.
+    pub(crate) fn pass_through_publish_lock(&self) {
+        drop(self.publish.lock());
+    }
+
+    /// Forgets those of `feeds` that nobody uses any more.
+    pub(crate) fn forget_unused(&self, feeds: &[Arc<Feed<P>>]) {
+        if feeds.is_empty() {
+            return;
+        }
+        let mut state = self.publish.lock();
+        for feed in feeds {
+            state.forget_if_unused(feed);
+        }
+    }
+}
+
+// ===== impl State =====
+
+impl<P: Payload> State<P> {
+    /// Gives each event its sequence, or none of them when one would be out of order.
+    fn number(
+        &self,
+        events: &mut [Arc<Event<P>>],
+        sequence: impl Fn(u64, usize) -> u64,
+    ) -> Result<(), PublishError> {
+        if let Some(reason) = self.closed {
+            return Err(PublishError::Closed(reason));
+        }
+        let mut head = self.head;
+        for (i, event) in events.iter_mut().enumerate() {
+            let given = sequence(self.head, i);
+            if given <= head {
+                return Err(PublishError::OutOfOrder { head, given });
+            }
+            head = given;
+            Arc::get_mut(event)
+                .expect("nobody else has it yet")
+                .sequence = given;
+        }
+        Ok(())
+    }
+
+    /// Appends numbered events to the feeds that match. Returns how many subscriptions matched.
+    fn append(&mut self, events: &[Arc<Event<P>>], wake: &mut Vec<Waker>) -> u64 {
+        let mut matched = 0;
+        let mut feeds: Vec<&Arc<Feed<P>>> = Vec::new();
+        let mut previous = None;
+        for event in events {
+            // A batch is often of one topic.
+            if previous != Some(event.topic()) {
+                feeds.clear();
+                self.by_filter
+                    .matching(event.topic().as_str(), &mut |feed| feeds.push(feed));
+                previous = Some(event.topic());
+            }
+            for feed in &feeds {
+                matched += feed.lock().append(event, wake);
+            }
+        }
+        self.head = events.last().map_or(self.head, |event| event.sequence);
+        matched
+    }
+
+    /// The feed of `group`, made if there is none.
+    fn feed(&mut self, group: FilterGroup) -> Arc<Feed<P>> {
+        if let Some(feed) = self.feeds.get(&group) {
+            return Arc::clone(feed);
+        }
+        let feed = Arc::new(Feed::new(group.clone()));
+        for filter in group.iter() {
+            self.by_filter.insert(filter, Arc::clone(&feed));
+        }
+        self.feeds.insert(group, Arc::clone(&feed));
+        feed
+    }
+
+    fn forget_if_unused(&mut self, feed: &Arc<Feed<P>>) {
+        let is_known = self
+            .feeds
+            .get(feed.filters())
+            .is_some_and(|known| Arc::ptr_eq(known, feed));
+        if is_known && feed.lock().is_unused() {
+            self.feeds.remove(feed.filters());
+            for filter in feed.filters().iter() {
+                self.by_filter
+                    .remove(filter, |other| Arc::ptr_eq(other, feed));
+            }
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! How far a subscription may fall behind, and what happens then.
+
+use std::num::NonZeroU64;
+
+/// How far a subscription may fall behind before it overflows.
+///
+/// Both limits hold; the newest event always fits, whatever its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The most events behind. Default: 1,024.
+    pub max_events: NonZeroU64,
+    /// The most bytes behind, as [`Payload::size`](crate::Payload::size) counts them. Default: 1 MiB.
+    pub max_bytes: NonZeroU64,
+    /// What happens beyond.
+    pub overflow: Overflow,
+}
+
+/// What happens to a subscription that is behind by more than its limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Overflow {
+    /// The oldest events are lost to it, and a gap says how many; it goes on with the newest. The pain
+    /// is the subscriber's alone. The default, because a new event is worth more than a stale one.
+    #[default]
+    DropOldest,
+    /// The subscription ends with [`CloseReason::TooSlow`](crate::CloseReason::TooSlow) when it is next
+    /// polled. For subscribers that would rather start over than skip.
+    Disconnect,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const EVENTS: NonZeroU64 = NonZeroU64::new(1_024).expect("not zero");
+        const BYTES: NonZeroU64 = NonZeroU64::new(1 << 20).expect("not zero");
+        Self {
+            max_events: EVENTS,
+            max_bytes: BYTES,
+            overflow: Overflow::default(),
+        }
+    }
+}
+
+impl Limits {
+    /// These limits, none above that of `most`.
+    pub(crate) fn clamped(self, most: Self) -> Self {
+        Self {
+            max_events: self.max_events.min(most.max_events),
+            max_bytes: self.max_bytes.min(most.max_bytes),
+            overflow: self.overflow,
+        }
+    }
+
+    pub(crate) const fn fits(&self, events: u64, bytes: u64) -> bool {
+        events <= 1 || (events <= self.max_events.get() && bytes <= self.max_bytes.get())
+    }
+}

@@ -1,0 +1,201 @@
+//! The park/wake protocol, checked by loom on the real hub: every interleaving of its locks and of the
+//! watermark, up to three preemptions. A lost wake-up shows as a deadlock, for `block_on` then waits
+//! for ever.
+//!
+//! Run by `RUSTFLAGS="--cfg tidegate_loom" cargo test -p tidegate-core --release --lib loom`.
+
+use std::{
+    future::poll_fn,
+    num::NonZeroU64,
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use loom::{future::block_on, thread};
+
+use crate::{
+    Batch, ClientId, CloseReason, Filter, HistoryLimits, Hub, HubConfig, Limits, NewEvent, Room,
+    SubscribeOptions, Subscription, Topic,
+};
+
+fn check(model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
+}
+
+fn hub() -> Hub<Bytes> {
+    Hub::new(HubConfig {
+        history: HistoryLimits::OFF,
+        ..HubConfig::new(1)
+    })
+}
+
+fn subscribe(hub: &Hub<Bytes>, filters: &[&str], max_events: u64) -> Subscription<Bytes> {
+    let filters = filters.iter().map(|f| Filter::new(f).unwrap()).collect();
+    let mut options = SubscribeOptions::new(ClientId::new("c").unwrap(), filters);
+    options.limits = Limits {
+        max_events: NonZeroU64::new(max_events).unwrap(),
+        ..Limits::default()
+    };
+    hub.subscribe(options, Instant::now()).unwrap()
+}
+
+fn publish(hub: &Hub<Bytes>, topics: &[&str]) {
+    let event = |topic: &&str| NewEvent::new(Topic::new(topic).unwrap(), Bytes::from_static(b"x"));
+    hub.publish(topics.iter().map(event), Instant::now())
+        .unwrap();
+}
+
+/// Waits for a batch and returns the sequences in it and how many events its gaps count.
+async fn next(subscription: &mut Subscription<Bytes>) -> Result<(Vec<u64>, u64), CloseReason> {
+    let mut batch = Batch::default();
+    poll_fn(|cx| subscription.poll_next(cx, Room::events(8), &mut batch)).await?;
+    let lost = batch.gaps.iter().map(|gap| gap.count).sum();
+    Ok((
+        batch.events.iter().map(|event| event.sequence()).collect(),
+        lost,
+    ))
+}
+
+/// Takes until `expected` events were delivered or counted. They must come in order, each once.
+async fn take(subscription: &mut Subscription<Bytes>, expected: u64) -> (Vec<u64>, u64) {
+    let (mut seen, mut lost) = (Vec::new(), 0);
+    while seen.len() as u64 + lost < expected {
+        let (events, gaps) = next(subscription).await.unwrap();
+        seen.extend(events);
+        lost += gaps;
+    }
+    assert!(
+        seen.is_sorted_by(|a, b| a < b),
+        "out of order or twice: {seen:?}"
+    );
+    assert_eq!(seen.len() as u64 + lost, expected);
+    (seen, lost)
+}
+
+#[test]
+fn loom_publish_against_poll_loses_no_wake_up() {
+    check(|| {
+        let hub = hub();
+        let mut subscription = subscribe(&hub, &["a"], 8);
+        let publisher = thread::spawn(move || {
+            publish(&hub, &["a"]);
+            publish(&hub, &["a"]);
+        });
+        let (seen, _) = block_on(take(&mut subscription, 2));
+        assert_eq!(seen, [1, 2]);
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_two_publishers_and_two_feeds_stay_in_order() {
+    check(|| {
+        let hub = hub();
+        let mut subscription = subscribe(&hub, &["a", "b"], 8);
+        let publishers = ["a", "b"].map(|topic| {
+            let hub = hub.clone();
+            thread::spawn(move || publish(&hub, &[topic]))
+        });
+        let (seen, _) = block_on(take(&mut subscription, 2));
+        assert_eq!(seen, [1, 2]);
+        for publisher in publishers {
+            publisher.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn loom_a_batch_over_two_feeds_becomes_visible_at_once() {
+    check(|| {
+        let hub = hub();
+        let mut subscription = subscribe(&hub, &["a", "b"], 8);
+        let publisher = thread::spawn(move || publish(&hub, &["b", "a"]));
+        assert_eq!(block_on(next(&mut subscription)), Ok((vec![1, 2], 0)));
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_eviction_against_poll_counts_every_event() {
+    check(|| {
+        let hub = hub();
+        let mut subscription = subscribe(&hub, &["a", "b"], 1);
+        let publisher = thread::spawn(move || {
+            publish(&hub, &["a", "b"]);
+            publish(&hub, &["a"]);
+        });
+        block_on(take(&mut subscription, 3));
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_drop_against_publish_leaves_nothing() {
+    check(|| {
+        let hub = hub();
+        let mut subscription = subscribe(&hub, &["a"], 8);
+        let mut batch = Batch::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(
+            subscription
+                .poll_next(&mut cx, Room::events(8), &mut batch)
+                .is_pending()
+        );
+        let dropper = thread::spawn(move || drop(subscription));
+        publish(&hub, &["a"]);
+        dropper.join().unwrap();
+        let stats = hub.stats();
+        assert_eq!((stats.subscriptions, stats.clients, stats.feeds), (0, 0, 0));
+        assert_eq!(stats.matched, stats.abandoned);
+    });
+}
+
+#[test]
+fn loom_close_wakes_and_nothing_comes_after() {
+    check(|| {
+        let hub = hub();
+        let mut subscription = subscribe(&hub, &["a"], 8);
+        let closer = {
+            let hub = hub.clone();
+            thread::spawn(move || hub.close(CloseReason::ShuttingDown))
+        };
+        let reason = block_on(async {
+            loop {
+                if let Err(reason) = next(&mut subscription).await {
+                    return reason;
+                }
+            }
+        });
+        assert_eq!(reason, CloseReason::ShuttingDown);
+        closer.join().unwrap();
+        let mut batch = Batch::default();
+        let again = subscription.poll_next(
+            &mut Context::from_waker(Waker::noop()),
+            Room::events(8),
+            &mut batch,
+        );
+        assert_eq!(again, Poll::Ready(Err(CloseReason::ShuttingDown)));
+    });
+}
+
+#[test]
+fn loom_takeover_ends_the_old_and_keeps_the_new() {
+    check(|| {
+        let hub = hub();
+        let mut old = subscribe(&hub, &["a"], 8);
+        let newcomer = {
+            let hub = hub.clone();
+            thread::spawn(move || subscribe(&hub, &["a"], 8))
+        };
+        assert_eq!(block_on(next(&mut old)), Err(CloseReason::TakenOver));
+        // The late cancel of the old one.
+        drop(old);
+        let mut new = newcomer.join().unwrap();
+        assert_eq!(hub.stats().clients, 1);
+        publish(&hub, &["a"]);
+        assert_eq!(block_on(next(&mut new)), Ok((vec![1], 0)));
+    });
+}

@@ -1,0 +1,119 @@
+//! How a publisher tells a parked subscription that one of its feeds has something.
+//!
+//! # Readiness, one shot
+//! A subscription that has emptied a feed leaves a registration there. The first append takes the
+//! registration, puts the feed on the subscription's ready list and wakes it; further appends cost
+//! nothing until the subscription has emptied the feed and registered again.
+//!
+//! # The protocol
+//! ```text
+//! publisher:   take the publish lock; for each feed, under its lock: append, take the registrations,
+//!              push the feed onto their ready lists; store `committed`; unlock; wake
+//! subscriber:  store the waker; read w = `committed`; take the ready list; from each ready feed, under
+//!              its lock, take events up to w, then register if it is empty or keep it as ready; if
+//!              only events beyond w are left, pass through the publish lock and start over; else park
+//! ```
+// Why this order: a publisher pushes to the ready list before it stores `committed`, and the subscriber
+// reads `committed` before it takes the list. So every feed with an event up to w is on the list taken,
+// or was known as ready before: nothing up to w is missed, in any feed, and the merge is in order.
+//
+// Taking the list first and reading `committed` after loses the order: publisher appends 1 to feed A and
+// commits, after the list was taken; publisher appends 2 to feed B, which is ready from before; the
+// subscriber reads w = 2, takes 2 from B, and finds 1 in A later.
+//
+// Storing the waker last loses a wake-up: the list is empty, the publisher pushes and finds no waker, the
+// subscriber stores the waker and sleeps on a ready feed.
+
+use std::{sync::atomic::Ordering::Acquire, task::Waker};
+
+use crate::{
+    hub::CloseReason,
+    sync::{AtomicU64, Mutex},
+};
+
+/// Where publishers reach one subscription.
+#[derive(Debug)]
+pub(crate) struct Signal {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Feeds that got an event since they were last empty, in the order in which they got it.
+    ready: Vec<Ready>,
+    /// Set by each poll, taken by the first who has news.
+    waker: Option<Waker>,
+    /// Set once; the subscription yields nothing after it.
+    closed: Option<CloseReason>,
+}
+
+/// A feed of a subscription that is not empty any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ready {
+    /// Which of the subscription's cursors.
+    pub(crate) cursor: u32,
+    /// The sequence of the event that came.
+    pub(crate) head: u64,
+}
+
+impl Signal {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: Mutex::new(State {
+                ready: Vec::new(),
+                waker: None,
+                closed: None,
+            }),
+        }
+    }
+
+    /// The subscriber's half of the protocol, in its order: stores `waker`, reads `committed`, moves the
+    /// ready list to the end of `arrivals`. Returns what it read, or why the subscription was closed.
+    pub(crate) fn begin_poll(
+        &self,
+        waker: &Waker,
+        committed: &AtomicU64,
+        arrivals: &mut Vec<Ready>,
+    ) -> Result<u64, CloseReason> {
+        let mut state = self.state.lock();
+        if let Some(reason) = state.closed {
+            return Err(reason);
+        }
+        let replaced = match &state.waker {
+            Some(stored) if stored.will_wake(waker) => None,
+            _ => state.waker.replace(waker.clone()),
+        };
+        let watermark = committed.load(Acquire);
+        arrivals.append(&mut state.ready);
+        drop(state);
+        // Dropping a waker may run code of the executor: never under the lock.
+        drop(replaced);
+        Ok(watermark)
+    }
+
+    /// Moves the ready list to the end of `arrivals`, in the middle of a poll. The caller holds the
+    /// publish lock, so that nothing is added meanwhile.
+    pub(crate) fn take_ready_while_locked(&self, arrivals: &mut Vec<Ready>) {
+        arrivals.append(&mut self.state.lock().ready);
+    }
+
+    /// Puts a feed on the ready list. The caller wakes, after it has let go of its locks.
+    pub(crate) fn push_ready(&self, ready: Ready) -> Option<Waker> {
+        let mut state = self.state.lock();
+        state.ready.push(ready);
+        state.waker.take()
+    }
+
+    /// Ends the subscription, unless it has ended for another reason before, and wakes it. The caller
+    /// holds no lock.
+    pub(crate) fn end(&self, reason: CloseReason) {
+        let waker = {
+            let mut state = self.state.lock();
+            state.closed.get_or_insert(reason);
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}

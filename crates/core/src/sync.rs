@@ -1,0 +1,36 @@
+//! The one place where the crate takes its synchronisation from: the standard library, or loom when
+//! the models are checked (`--cfg tidegate_loom`).
+
+#[cfg(all(test, tidegate_loom))]
+pub(crate) use loom::sync::{MutexGuard, atomic::AtomicU64};
+#[cfg(not(all(test, tidegate_loom)))]
+pub(crate) use std::sync::{MutexGuard, atomic::AtomicU64};
+
+#[cfg(all(test, tidegate_loom))]
+use loom::sync as inner;
+#[cfg(not(all(test, tidegate_loom)))]
+use std::sync as inner;
+
+use std::sync::PoisonError;
+
+/// A mutex without poisoning.
+///
+/// No code of an application runs under a lock of this crate except a payload's `size` and `Drop`. If
+/// one of those panics the state is still whole: each change is made after the last call out.
+pub(crate) struct Mutex<T>(inner::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(inner::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> std::fmt::Debug for Mutex<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Mutex")
+    }
+}

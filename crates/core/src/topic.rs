@@ -1,0 +1,273 @@
+//! Topics and client ids: names that were checked when they were made.
+//!
+//! A topic is one to [`MAX_TOKENS`] tokens with dots between them, at most [`MAX_TOPIC_BYTES`] bytes:
+//! `orders.eu.created`. A token is any text but white space, control characters, `.`, `*` and `>`; it
+//! is compared byte by byte, so case matters.
+//!
+//! Topics that begin with `$` are reserved. One form exists: `$client.<client id>`, whose events reach
+//! that client alone, whatever its filters ([`Topic::for_client`]).
+
+use std::{fmt, sync::Arc};
+
+/// The longest topic or filter, in bytes.
+pub const MAX_TOPIC_BYTES: usize = 256;
+
+/// The most tokens in a topic or filter.
+pub const MAX_TOKENS: usize = 32;
+
+/// The longest client id, in bytes.
+pub const MAX_CLIENT_ID_BYTES: usize = 128;
+
+/// What begins the topic of one client.
+pub(crate) const CLIENT_PREFIX: &str = "$client.";
+
+/// The name an event is published under: `orders.eu.created`. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Topic(Arc<str>);
+
+/// Who holds subscriptions: one topic token of at most [`MAX_CLIENT_ID_BYTES`] bytes. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId(Arc<str>);
+
+/// Why a topic, a filter or a client id was refused, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} at byte {position}")]
+pub struct NameError {
+    /// What is wrong.
+    pub kind: NameErrorKind,
+    /// The offset in bytes of the first character that is wrong.
+    pub position: usize,
+}
+
+/// What is wrong with a topic, a filter or a client id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NameErrorKind {
+    /// Nothing between two dots, or nothing at all.
+    #[error("empty token")]
+    EmptyToken,
+    /// White space.
+    #[error("white space")]
+    WhiteSpace,
+    /// A control character.
+    #[error("control character")]
+    ControlCharacter,
+    /// `*` or `>` where none may stand: in a topic or client id, or as a part of a token of a filter.
+    #[error("wildcard where none may stand")]
+    Wildcard,
+    /// `>` that is not the last token of a filter.
+    #[error("`>` before the last token")]
+    TailNotLast,
+    /// A dot in a client id.
+    #[error("dot in a client id")]
+    Dot,
+    /// A topic or filter that begins with `$`.
+    #[error("topics that begin with `$` are reserved")]
+    Reserved,
+    /// Longer than allowed; the position is the limit.
+    #[error("too long")]
+    TooLong,
+    /// More than [`MAX_TOKENS`] tokens; the position is where the first token too many begins.
+    #[error("too many tokens")]
+    TooManyTokens,
+}
+
+impl NameErrorKind {
+    pub(crate) const fn at(self, position: usize) -> NameError {
+        NameError {
+            kind: self,
+            position,
+        }
+    }
+}
+
+// ===== impl Topic =====
+
+impl Topic {
+    /// Checks `name` and makes a topic of it.
+    ///
+    /// # Errors
+    /// When `name` breaks a rule of [the module](self): the error says which, and where. Of the
+    /// reserved topics only `$client.<client id>` is accepted.
+    pub fn new(name: &str) -> Result<Self, NameError> {
+        check_tokens(name, check_token)?;
+        if name.starts_with('$') {
+            let id = name
+                .strip_prefix(CLIENT_PREFIX)
+                .ok_or(NameErrorKind::Reserved.at(0))?;
+            ClientId::new(id).map_err(|e| e.kind.at(e.position + CLIENT_PREFIX.len()))?;
+        }
+        Ok(Self(name.into()))
+    }
+
+    /// The topic whose events reach the client `id` alone: `$client.<id>`.
+    #[must_use]
+    pub fn for_client(id: &ClientId) -> Self {
+        Self(format!("{CLIENT_PREFIX}{id}").into())
+    }
+
+    /// The topic as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Topic({:?})", self.as_str())
+    }
+}
+
+// ===== impl ClientId =====
+
+impl ClientId {
+    /// Checks `id` and makes a client id of it.
+    ///
+    /// # Errors
+    /// When `id` is not one token as [the module](self) describes it, or is longer than
+    /// [`MAX_CLIENT_ID_BYTES`].
+    pub fn new(id: &str) -> Result<Self, NameError> {
+        if let Some(dot) = id.find('.') {
+            return Err(NameErrorKind::Dot.at(dot));
+        }
+        if id.len() > MAX_CLIENT_ID_BYTES {
+            return Err(NameErrorKind::TooLong.at(MAX_CLIENT_ID_BYTES));
+        }
+        check_token(id, 0)?;
+        Ok(Self(id.into()))
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ClientId({:?})", self.as_str())
+    }
+}
+
+// ===== the rules =====
+
+/// Checks the length of `name` and the number of its tokens, and each token, at its offset, with `check`.
+pub(crate) fn check_tokens(
+    name: &str,
+    mut check: impl FnMut(&str, usize) -> Result<(), NameError>,
+) -> Result<(), NameError> {
+    if name.len() > MAX_TOPIC_BYTES {
+        return Err(NameErrorKind::TooLong.at(MAX_TOPIC_BYTES));
+    }
+    let mut at = 0;
+    for (i, token) in name.split('.').enumerate() {
+        if i == MAX_TOKENS {
+            return Err(NameErrorKind::TooManyTokens.at(at));
+        }
+        check(token, at)?;
+        at += token.len() + 1;
+    }
+    Ok(())
+}
+
+/// Checks one literal token that begins at byte `at` of its name.
+pub(crate) fn check_token(token: &str, at: usize) -> Result<(), NameError> {
+    if token.is_empty() {
+        return Err(NameErrorKind::EmptyToken.at(at));
+    }
+    for (i, c) in token.char_indices() {
+        let kind = match c {
+            '*' | '>' => NameErrorKind::Wildcard,
+            // A tab or a line feed is both; white space says more to people.
+            c if c.is_whitespace() => NameErrorKind::WhiteSpace,
+            c if c.is_control() => NameErrorKind::ControlCharacter,
+            _ => continue,
+        };
+        return Err(kind.at(at + i));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_are_checked_and_the_position_is_named() {
+        use NameErrorKind::*;
+        for good in [
+            "a",
+            "a.b",
+            "orders.eu.created",
+            "$client.alice",
+            "ünï.cødé",
+            &"x".repeat(256),
+        ] {
+            assert_eq!(Topic::new(good).unwrap().as_str(), good);
+        }
+        for (bad, kind, position) in [
+            ("", EmptyToken, 0),
+            (".a", EmptyToken, 0),
+            ("a..b", EmptyToken, 2),
+            ("a.", EmptyToken, 2),
+            ("a b", WhiteSpace, 1),
+            ("a.\u{2003}", WhiteSpace, 2),
+            ("a.b\n", WhiteSpace, 3),
+            ("a.\0", ControlCharacter, 2),
+            ("a.*", Wildcard, 2),
+            ("a.b>", Wildcard, 3),
+            ("$sys.x", Reserved, 0),
+            ("$client", Reserved, 0),
+            ("$client.a.b", Dot, 9),
+            (&"x".repeat(257), TooLong, 256),
+            (&["x"; 33].join("."), TooManyTokens, 64),
+        ] {
+            assert_eq!(Topic::new(bad).unwrap_err(), kind.at(position), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_id_is_one_token() {
+        use NameErrorKind::*;
+        assert_eq!(
+            Topic::for_client(&ClientId::new("bob").unwrap()),
+            Topic::new("$client.bob").unwrap()
+        );
+        assert!(ClientId::new(&"x".repeat(128)).is_ok());
+        for (bad, kind, position) in [
+            ("", EmptyToken, 0),
+            ("a.b", Dot, 1),
+            ("a*", Wildcard, 1),
+            ("a\t", WhiteSpace, 1),
+            (&"x".repeat(129), TooLong, 128),
+        ] {
+            assert_eq!(
+                ClientId::new(bad).unwrap_err(),
+                kind.at(position),
+                "{bad:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_and_where() {
+        assert_eq!(
+            Topic::new("a..b").unwrap_err().to_string(),
+            "empty token at byte 2"
+        );
+    }
+}

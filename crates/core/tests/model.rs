@@ -1,0 +1,599 @@
+//! The hub against a naive model: a private `VecDeque` for each client, filled at each publish, whose
+//! oldest entries are dropped at once when it is over its limits.
+//!
+//! Over random interleavings of publish, drain by any amount, subscribe with any limits, cancel, takeover
+//! and replay, both must hand out the same events and the same gaps, with the same indexes.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    num::NonZeroU64,
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tidegate_core::{
+    Batch, ClientId, CloseReason, Filter, Gap, GapReason, HistoryLimits, Hub, HubConfig, Limits,
+    NewEvent, Overflow, Position, Room, Start, SubscribeOptions, Subscription, Topic,
+};
+
+const EPOCH: u64 = 7;
+const TOPICS: [&str; 7] = ["a", "b", "a.x", "a.y", "b.x", "c.d.e", "$client.c1"];
+const FILTERS: [&str; 10] = [
+    "a", "b", "a.x", "a.*", "*.x", "a.>", ">", "c.d.e", "c.>", "*",
+];
+const CLIENTS: u8 = 4;
+
+// ===== what happens =====
+
+#[derive(Debug, Clone)]
+enum Action {
+    Publish(Vec<(usize, usize)>),
+    /// An event from a sequencer that left a hole of so many.
+    AppendAfterHole(u64),
+    Drain {
+        client: u8,
+        room: Room,
+    },
+    Subscribe {
+        client: u8,
+        filters: Vec<usize>,
+        limits: Limits,
+        begin: Begin,
+    },
+    Cancel {
+        client: u8,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Begin {
+    Live,
+    Last(u32),
+    /// So many sequences before the head, or 0.
+    Back(u64),
+    OtherEpoch,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let event = (0..TOPICS.len(), 0..40usize);
+    let room = (1..12usize, prop_oneof![Just(u64::MAX), 1..200u64], 0..3u64).prop_map(
+        |(events, bytes, overhead)| Room {
+            events,
+            bytes,
+            overhead,
+        },
+    );
+    let begin = prop_oneof![
+        4 => Just(Begin::Live),
+        2 => (1..25u32).prop_map(Begin::Last),
+        2 => (0..30u64).prop_map(Begin::Back),
+        1 => Just(Begin::OtherEpoch),
+    ];
+    let filters = prop::collection::vec(0..FILTERS.len(), 0..5);
+    prop_oneof![
+        6 => prop::collection::vec(event, 1..6).prop_map(Action::Publish),
+        1 => (1..5u64).prop_map(Action::AppendAfterHole),
+        6 => (0..CLIENTS, room).prop_map(|(client, room)| Action::Drain { client, room }),
+        3 => (0..CLIENTS, filters, limits(), begin)
+            .prop_map(|(client, filters, limits, begin)| Action::Subscribe { client, filters, limits, begin }),
+        1 => (0..CLIENTS).prop_map(|client| Action::Cancel { client }),
+    ]
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let overflow = prop_oneof![3 => Just(Overflow::DropOldest), 1 => Just(Overflow::Disconnect)];
+    (1..10u64, prop_oneof![Just(1 << 20), 1..200u64], overflow).prop_map(
+        |(events, bytes, overflow)| Limits {
+            max_events: NonZeroU64::new(events).unwrap(),
+            max_bytes: NonZeroU64::new(bytes).unwrap(),
+            overflow,
+        },
+    )
+}
+
+// ===== the model =====
+
+/// An event as the model keeps it.
+#[derive(Debug, Clone)]
+struct Sent {
+    sequence: u64,
+    topic: Topic,
+    size: u64,
+}
+
+struct Model {
+    head: u64,
+    history: VecDeque<Sent>,
+    evicted_through: u64,
+    history_limit: usize,
+    clients: BTreeMap<u8, Client>,
+}
+
+struct Client {
+    filters: Vec<Filter>,
+    limits: Limits,
+    /// Matching events that were not delivered.
+    queue: VecDeque<Sent>,
+    /// First and last sequence and count of what is lost and was not told.
+    lost: Option<(u64, u64, u64)>,
+    /// What the first poll has to say, and nothing else, when history has nothing to replay.
+    opening: Option<(Option<GapReason>, u64)>,
+    /// Until it has caught up, history alone bounds the queue.
+    replay: Option<ModelReplay>,
+    overflowed: bool,
+    delivered: u64,
+    counted: u64,
+}
+
+struct ModelReplay {
+    begin: Begin,
+    after: u64,
+    /// The head when it subscribed.
+    head: u64,
+    /// Whether it was polled before, and so was told of what was missing from the start.
+    opened: bool,
+}
+
+impl Model {
+    fn publish(&mut self, sent: Sent) {
+        self.head = sent.sequence;
+        for client in self
+            .clients
+            .values_mut()
+            .filter(|client| client.wants(&sent.topic))
+        {
+            client.queue.push_back(sent.clone());
+            if client.replay.is_none() {
+                client.drop_oldest();
+            }
+        }
+        self.history.push_back(sent);
+        while self.history.len() > self.history_limit {
+            self.evicted_through = self.history.pop_front().unwrap().sequence;
+            for client in self.clients.values_mut() {
+                client.forget(self.evicted_through);
+            }
+        }
+    }
+
+    fn subscribe(&mut self, filters: Vec<Filter>, limits: Limits, begin: Begin) -> Client {
+        let mut client = Client {
+            filters,
+            limits,
+            queue: VecDeque::new(),
+            lost: None,
+            opening: None,
+            replay: None,
+            overflowed: false,
+            delivered: 0,
+            counted: 0,
+        };
+        let after = if let Begin::Back(n) = begin {
+            self.head.saturating_sub(n)
+        } else {
+            0
+        };
+        let newest = self.history.back().map_or(0, |newest| newest.sequence);
+        if matches!(begin, Begin::Live) {
+        } else if newest <= after {
+            client.opening = Some((self.missing_from(begin, after), self.head));
+        } else {
+            let wanted = |sent: &&Sent| sent.sequence > after && client.wants(&sent.topic);
+            client.queue = self.history.iter().filter(wanted).cloned().collect();
+            if let Begin::Last(n) = begin {
+                client
+                    .queue
+                    .drain(..client.queue.len().saturating_sub(n as usize));
+            }
+            client.replay = Some(ModelReplay {
+                begin,
+                after,
+                head: self.head,
+                opened: false,
+            });
+        }
+        client
+    }
+
+    fn missing_from(&self, begin: Begin, after: u64) -> Option<GapReason> {
+        match begin {
+            Begin::OtherEpoch => Some(GapReason::EpochChanged),
+            Begin::Back(_) if self.evicted_through > after => Some(GapReason::Expired),
+            _ => None,
+        }
+    }
+}
+
+impl Client {
+    fn wants(&self, topic: &Topic) -> bool {
+        self.filters.iter().any(|filter| filter.matches(topic))
+    }
+
+    fn drop_oldest(&mut self) {
+        while self.queue.len() > 1 && !self.fits() {
+            let sequence = self.queue.pop_front().unwrap().sequence;
+            self.lose(sequence);
+            self.overflowed = true;
+        }
+    }
+
+    fn fits(&self) -> bool {
+        let bytes: u64 = self.queue.iter().map(|sent| sent.size).sum();
+        self.queue.len() as u64 <= self.limits.max_events.get()
+            && bytes <= self.limits.max_bytes.get()
+    }
+
+    fn lose(&mut self, sequence: u64) {
+        let lost = self.lost.get_or_insert((sequence, sequence, 0));
+        lost.1 = sequence;
+        lost.2 += 1;
+    }
+
+    /// History let go of the event with this sequence.
+    fn forget(&mut self, gone: u64) {
+        let Some(replay) = &self.replay else { return };
+        if self
+            .queue
+            .front()
+            .is_some_and(|front| front.sequence == gone)
+        {
+            self.queue.pop_front();
+            // What is gone before the first poll was never promised.
+            if replay.opened || gone > replay.head {
+                self.lose(gone);
+            }
+        }
+    }
+
+    const fn next_index(&self) -> u64 {
+        self.delivered + self.counted
+    }
+}
+
+// ===== the comparison =====
+
+struct Both {
+    hub: Hub<Bytes>,
+    real: BTreeMap<u8, Subscription<Bytes>>,
+    model: Model,
+    now: Instant,
+}
+
+impl Both {
+    fn new(history_limit: usize) -> Self {
+        let history = HistoryLimits {
+            max_events: history_limit,
+            ..HistoryLimits::default()
+        };
+        let model = Model {
+            head: 0,
+            history: VecDeque::new(),
+            evicted_through: 0,
+            history_limit,
+            clients: BTreeMap::new(),
+        };
+        let hub = Hub::new(HubConfig {
+            history,
+            ..HubConfig::new(EPOCH)
+        });
+        Self {
+            hub,
+            real: BTreeMap::new(),
+            model,
+            now: Instant::now(),
+        }
+    }
+
+    fn apply(&mut self, action: Action) -> Result<(), TestCaseError> {
+        match action {
+            Action::Publish(events) => self.publish(&events),
+            Action::AppendAfterHole(hole) => self.append_after_hole(hole),
+            Action::Drain { client, room } => self.drain(client, room),
+            Action::Subscribe {
+                client,
+                filters,
+                limits,
+                begin,
+            } => self.subscribe(client, &filters, limits, begin),
+            Action::Cancel { client } => {
+                self.real.remove(&client);
+                self.model.clients.remove(&client);
+                Ok(())
+            }
+        }
+    }
+
+    fn publish(&mut self, events: &[(usize, usize)]) -> Result<(), TestCaseError> {
+        let topic = |i: usize| Topic::new(TOPICS[i]).unwrap();
+        let new = events
+            .iter()
+            .map(|&(i, size)| NewEvent::new(topic(i), Bytes::from(vec![0; size])));
+        let published = self.hub.publish(new, self.now).unwrap();
+        prop_assert_eq!(published.first_sequence, self.model.head + 1);
+        let mut matched = 0;
+        for &(i, size) in events {
+            let (topic, sequence) = (topic(i), self.model.head + 1);
+            matched += self
+                .model
+                .clients
+                .values()
+                .filter(|client| client.wants(&topic))
+                .count() as u64;
+            self.model.publish(Sent {
+                sequence,
+                topic,
+                size: size as u64,
+            });
+        }
+        prop_assert_eq!(published.matched, matched);
+        prop_assert_eq!(published.last_sequence, self.model.head);
+        Ok(())
+    }
+
+    fn append_after_hole(&mut self, hole: u64) -> Result<(), TestCaseError> {
+        let sequence = self.model.head + 1 + hole;
+        let topic = Topic::new("a.x").unwrap();
+        let event = NewEvent::new(topic.clone(), Bytes::from_static(b"1"));
+        self.hub
+            .append([(sequence, event.clone())], self.now)
+            .unwrap();
+        self.model.publish(Sent {
+            sequence,
+            topic,
+            size: 1,
+        });
+        prop_assert!(
+            self.hub.append([(sequence, event)], self.now).is_err(),
+            "a sequence was accepted twice"
+        );
+        Ok(())
+    }
+
+    fn subscribe(
+        &mut self,
+        client: u8,
+        filters: &[usize],
+        limits: Limits,
+        begin: Begin,
+    ) -> Result<(), TestCaseError> {
+        let head = self.model.head;
+        let mut filters: Vec<_> = filters
+            .iter()
+            .map(|&f| Filter::new(FILTERS[f]).unwrap())
+            .collect();
+        let id = ClientId::new(&format!("c{client}")).unwrap();
+        let start = match begin {
+            Begin::Live => Start::Live,
+            Begin::Last(n) => Start::Last(n),
+            Begin::Back(n) => Start::After(Position {
+                epoch: EPOCH,
+                sequence: head.saturating_sub(n),
+            }),
+            Begin::OtherEpoch => Start::After(Position {
+                epoch: EPOCH + 1,
+                sequence: 3,
+            }),
+        };
+        let options = SubscribeOptions {
+            limits,
+            start,
+            ..SubscribeOptions::new(id.clone(), filters.clone())
+        };
+        let new = self.hub.subscribe(options, self.now).unwrap();
+        prop_assert_eq!(new.began_at().sequence, head);
+        if let Some(mut old) = self.real.insert(client, new) {
+            let mut cx = Context::from_waker(Waker::noop());
+            let polled = old.poll_next(&mut cx, Room::events(9), &mut Batch::default());
+            prop_assert_eq!(polled, Poll::Ready(Err(CloseReason::TakenOver)));
+            // Here comes the late cancel of the old one: it must not touch the new one.
+        }
+        filters.push(Filter::from(&Topic::for_client(&id)));
+        let entry = self.model.subscribe(filters, limits, begin);
+        self.model.clients.insert(client, entry);
+        Ok(())
+    }
+
+    fn drain(&mut self, client: u8, room: Room) -> Result<(), TestCaseError> {
+        let Some(subscription) = self.real.get_mut(&client) else {
+            return Ok(());
+        };
+        let Model {
+            clients,
+            history,
+            evicted_through,
+            head,
+            ..
+        } = &mut self.model;
+        let entry = clients.get_mut(&client).unwrap();
+        let mut batch = Batch::default();
+        let polled =
+            subscription.poll_next(&mut Context::from_waker(Waker::noop()), room, &mut batch);
+
+        if let Some((reason, head)) = entry.opening.take() {
+            prop_assert_eq!(
+                batch.gaps.iter().map(|gap| gap.reason).collect::<Vec<_>>(),
+                Vec::from_iter(reason)
+            );
+            prop_assert!(
+                batch
+                    .gaps
+                    .iter()
+                    .all(|gap| gap.count == 0 && gap.last_sequence == head)
+            );
+            prop_assert_eq!(
+                batch.caught_up.map(|position| position.sequence),
+                Some(head)
+            );
+            prop_assert!(batch.events.is_empty());
+            return Ok(());
+        }
+        if entry.limits.overflow == Overflow::Disconnect && entry.overflowed {
+            prop_assert_eq!(polled, Poll::Ready(Err(CloseReason::TooSlow)));
+            self.real.remove(&client);
+            self.model.clients.remove(&client);
+            return Ok(());
+        }
+        prop_assert!(!matches!(polled, Poll::Ready(Err(_))));
+        prop_assert_eq!(polled.is_ready(), !batch.is_empty());
+        if entry.replay.is_some() {
+            let oldest = history.front().map_or(*head, |oldest| oldest.sequence - 1);
+            entry.check_replay(&batch, oldest, *evicted_through, *head)?;
+        } else {
+            entry.check_live(&batch, room)?;
+        }
+        prop_assert_eq!(subscription.next_index(), entry.next_index(), "accounting");
+        let position = subscription.position().sequence;
+        if polled.is_pending() {
+            prop_assert_eq!(position, *head);
+        }
+        let undelivered = entry.queue.front().map_or(u64::MAX, |sent| sent.sequence);
+        prop_assert!(
+            position < undelivered,
+            "{position} is beyond the first undelivered {undelivered}"
+        );
+        prop_assert!(
+            entry.lost.is_none_or(|lost| position < lost.0),
+            "{position} is beyond a pending gap"
+        );
+        Ok(())
+    }
+}
+
+impl Client {
+    fn check_live(&mut self, batch: &Batch<Bytes>, room: Room) -> Result<(), TestCaseError> {
+        let first_index = self.next_index();
+        let gap = self
+            .lost
+            .take()
+            .map(|(first_sequence, last_sequence, count)| Gap {
+                first_sequence,
+                last_sequence,
+                count,
+                reason: GapReason::Overflow,
+                first_index,
+            });
+        prop_assert_eq!(&batch.gaps, &Vec::from_iter(gap));
+        self.count_gaps(batch);
+        let mut bytes = 0;
+        let mut expected = Vec::new();
+        while let Some(sent) = self.queue.front() {
+            bytes += sent.size + room.overhead;
+            if !expected.is_empty() && (expected.len() == room.events || bytes > room.bytes) {
+                break;
+            }
+            expected.push(self.queue.pop_front().unwrap().sequence);
+        }
+        let seen: Vec<_> = batch.events.iter().map(|event| event.sequence()).collect();
+        prop_assert_eq!(seen, expected);
+        prop_assert_eq!(batch.caught_up, None);
+        self.count_events(batch)
+    }
+
+    /// A replay may stop short of the room, at the end of a round; what it gives must be the front of
+    /// the queue, and its losses must be counted before.
+    fn check_replay(
+        &mut self,
+        batch: &Batch<Bytes>,
+        before_oldest: u64,
+        evicted_through: u64,
+        head: u64,
+    ) -> Result<(), TestCaseError> {
+        let replay = self.replay.as_mut().unwrap();
+        let opening = batch
+            .gaps
+            .iter()
+            .find(|gap| gap.reason != GapReason::Overflow);
+        let reason = match replay.begin {
+            _ if replay.opened => None,
+            Begin::OtherEpoch => Some(GapReason::EpochChanged),
+            Begin::Back(_) if evicted_through > replay.after => Some(GapReason::Expired),
+            _ => None,
+        };
+        replay.opened = true;
+        prop_assert_eq!(opening.map(|gap| gap.reason), reason);
+        if let Some(gap) = opening {
+            prop_assert_eq!(gap.count, 0, "such a gap takes no index");
+            prop_assert_eq!(gap.last_sequence, before_oldest.min(replay.head));
+        }
+        if let Some(told) = batch
+            .gaps
+            .iter()
+            .find(|gap| gap.reason == GapReason::Overflow)
+        {
+            let (first, last, count) = self.lost.take().unwrap();
+            prop_assert_eq!(told.count, count);
+            prop_assert!(told.first_sequence <= first && told.last_sequence >= last);
+        }
+        self.count_gaps(batch);
+        for event in &batch.events {
+            prop_assert!(
+                self.lost.is_none(),
+                "an event before the gap that stands before it"
+            );
+            prop_assert_eq!(
+                Some(event.sequence()),
+                self.queue.pop_front().map(|sent| sent.sequence)
+            );
+        }
+        if batch.caught_up.is_some() {
+            prop_assert_eq!(
+                batch.caught_up,
+                Some(Position {
+                    epoch: EPOCH,
+                    sequence: head
+                })
+            );
+            prop_assert!(
+                self.queue.is_empty() && self.lost.is_none(),
+                "caught up with something left"
+            );
+            self.replay = None;
+        }
+        self.count_events(batch)
+    }
+
+    fn count_gaps(&mut self, batch: &Batch<Bytes>) {
+        self.counted += batch.gaps.iter().map(|gap| gap.count).sum::<u64>();
+    }
+
+    fn count_events(&mut self, batch: &Batch<Bytes>) -> Result<(), TestCaseError> {
+        prop_assert!(batch.events.is_empty() || batch.first_index == self.next_index());
+        self.delivered += batch.events.len() as u64;
+        Ok(())
+    }
+}
+
+fn run(history_limit: usize, actions: Vec<Action>) -> Result<(), TestCaseError> {
+    let mut both = Both::new(history_limit);
+    for action in actions {
+        both.apply(action)?;
+        let stats = both.hub.stats();
+        let backlog: u64 = both.real.values().map(Subscription::backlog).sum();
+        prop_assert_eq!(stats.subscriptions as usize, both.real.len());
+        prop_assert_eq!(stats.clients, both.real.len());
+        prop_assert_eq!(
+            stats.matched + stats.replayed,
+            stats.handed_off + stats.overflowed + stats.abandoned + backlog,
+            "{:?}",
+            stats
+        );
+    }
+    both.real.clear();
+    let stats = both.hub.stats();
+    prop_assert_eq!((stats.subscriptions, stats.clients, stats.feeds), (0, 0, 0));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_hub_equals_a_private_queue_for_each_client(
+        history_limit in prop_oneof![Just(0), 1..20usize],
+        actions in prop::collection::vec(action(), 1..80),
+    ) {
+        run(history_limit, actions)?;
+    }
+}
