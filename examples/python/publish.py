@@ -1,0 +1,33 @@
+"""Publishes one batch of events to a Tidegate server.
+
+    python publish.py orders.eu.created 'first' 'second'
+"""
+
+import argparse
+
+import grpc
+from tidegate.v1 import event_service_pb2 as pb
+from tidegate.v1.event_service_pb2_grpc import EventServiceStub
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("topic")
+    arguments.add_argument("payloads", nargs="+", metavar="PAYLOAD")
+    arguments.add_argument("--key", default="", help="what the events are about, for clients that conflate")
+    arguments.add_argument("--server", default="127.0.0.1:50051", metavar="HOST:PORT")
+    options = arguments.parse_args()
+
+    events = [
+        pb.NewEvent(topic=options.topic, payload=payload.encode(), key=options.key) for payload in options.payloads
+    ]
+    with grpc.insecure_channel(options.server) as channel:
+        answer = EventServiceStub(channel).Publish(pb.PublishRequest(events=events), timeout=10)
+    print(
+        f"published {answer.count} as sequences {answer.first_sequence} to {answer.last_sequence}, "
+        f"{answer.matched} deliveries to come"
+    )
+
+
+if __name__ == "__main__":
+    main()

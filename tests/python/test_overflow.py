@@ -1,0 +1,107 @@
+"""Clients that are slower than what they asked for."""
+
+import sys
+import threading
+
+import grpc
+from support import PATIENCE, assert_status, new_event, payloads, pb
+
+KIB = b"k" * 1000
+
+
+def numbered(number):
+    """An event of about 1 KiB that says which one it is."""
+    return new_event("load.x", b"%09d:%s" % (number, KIB))
+
+
+def publish_in_step(client, readers, numbers, batch):
+    """Publishes the events of those numbers, and lets no reader fall behind by more than one batch."""
+    for start in range(numbers.start, numbers.stop, batch):
+        client.publish(*(numbered(number) for number in range(start, start + batch)))
+        for reader in readers:
+            reader.await_events(start + batch)
+
+
+class Reader(threading.Thread):
+    """Reads a stream as fast as events come, up to `total` of them."""
+
+    def __init__(self, stream, total):
+        super().__init__(daemon=True)
+        self.stream = stream
+        self.total = total
+        self._progress = threading.Condition()
+        self._failure = None
+
+    def run(self):
+        try:
+            while len(self.stream.ledger.events) < self.total:
+                self.stream.read()
+                with self._progress:
+                    self._progress.notify_all()
+        except BaseException as failure:
+            with self._progress:
+                self._failure = failure
+                self._progress.notify_all()
+
+    def await_events(self, count):
+        def arrived():
+            return self._failure is not None or len(self.stream.ledger.events) >= count
+
+        with self._progress:
+            assert self._progress.wait_for(arrived, PATIENCE), f"{count} events did not arrive"
+        if self._failure is not None:
+            raise self._failure
+
+
+def test_a_client_that_does_not_read_holds_up_nobody_and_is_told_exactly_what_it_missed(server, client, connect):
+    fill, flood, batch = 500, 100_000, 500
+    total = fill + flood
+    # History is full before, so that it does not grow afterwards.
+    publish_in_step(client, [], range(12_000), batch)
+    stalled = connect().subscribe("load.>", timeout=5 * PATIENCE)
+    readers = [Reader(connect().subscribe("load.>", timeout=5 * PATIENCE), total) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+
+    # First as much as fills what the transport holds for the stalled client, in steps too small to overflow it.
+    publish_in_step(client, readers, range(fill), 50)
+    before = server.resident_kib() if sys.platform == "linux" else 0
+    publish_in_step(client, readers, range(fill, total), batch)
+    after = server.resident_kib() if sys.platform == "linux" else 0
+
+    assert after - before < 8 * 1024, f"the server grew from {before} to {after} KiB"
+    for reader in readers:
+        assert reader.stream.ledger.gaps == []
+        assert [int(event.payload[:9]) for event in reader.stream.ledger.events] == list(range(total))
+
+    stalled.take_through(numbered(total - 1).payload)
+    ledger = stalled.ledger
+    [gap] = ledger.gaps
+    assert gap.reason == pb.GAP_REASON_OVERFLOW
+    assert len(ledger.events) + gap.count == total
+    # What the transport held already, the gap, the newest events: three runs without a hole.
+    got = [int(event.payload[:9]) for event in ledger.events]
+    held = gap.first_index - stalled.subscribed.next_index
+    assert got == [*range(held), *range(held + gap.count, total)]
+    assert 0 < len(got) - held <= stalled.subscribed.limits.max_events
+    by_sequence = {int(event.payload[:9]): event.sequence for event in readers[0].stream.ledger.events}
+    assert gap.first_sequence == by_sequence[held]
+    assert gap.last_sequence == by_sequence[held + gap.count - 1]
+
+
+def test_a_slow_client_that_chose_it_is_disconnected(client, connect):
+    stream = connect().subscribe("load.>", limits=pb.Limits(max_events=10, overflow=pb.OVERFLOW_DISCONNECT))
+
+    publish_in_step(client, [], range(400), batch=100)
+
+    assert_status(stream.ending(), grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_SLOW")
+    got = [int(event.payload[:9]) for event in stream.ledger.events]
+    assert got == list(range(len(got)))
+
+
+def test_an_event_larger_than_the_limits_still_arrives_if_it_is_the_newest(client):
+    stream = client.subscribe("load.>", limits=pb.Limits(max_events=1, max_bytes=1))
+
+    for payload in (b"a" * 10_000, b"b" * 10_000):
+        client.publish(new_event("load.x", payload))
+        assert payloads(stream.take_through(payload))[-1] == payload

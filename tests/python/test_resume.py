@@ -1,0 +1,162 @@
+"""Replay from history, joined with what is live."""
+
+import threading
+
+import pytest
+from grpc import StatusCode
+from support import PATIENCE, head, new_event, payloads, pb, refused
+
+GENEROUS = pb.Limits(max_events=100_000, max_bytes=64 << 20)
+
+
+def numbers(count, start=0):
+    return [b"%d" % number for number in range(start, start + count)]
+
+
+def publish_numbers(client, topic, count, start=0):
+    return client.publish(*(new_event(topic, payload) for payload in numbers(count, start)))
+
+
+def test_replay_last_gives_the_newest_matching_events_and_then_live_ones(client):
+    publish_numbers(client, "a", 10)
+    publish_numbers(client, "b", 10, start=100)
+    last = publish_numbers(client, "a", 1, start=10)
+    stream = client.subscribe("a", replay_last=3)
+
+    assert payloads(stream.replay()) == numbers(3, start=8)
+    assert stream.ledger.caught_up.position == head(last)
+    publish_numbers(client, "a", 2, start=11)
+    assert payloads(stream.take(2)) == numbers(2, start=11)
+    assert not stream.ledger.gaps
+
+
+def test_replay_last_of_more_than_there_is_gives_all(client):
+    publish_numbers(client, "a", 5)
+
+    assert payloads(client.subscribe("a", replay_last=1000).replay()) == numbers(5)
+
+
+def test_replay_last_of_nothing_is_caught_up_at_once(client):
+    stream = client.subscribe("a", replay_last=10)
+
+    assert stream.expect("caught_up").position == stream.subscribed.position
+
+
+def test_resuming_gives_what_came_after_the_position(client):
+    publish_numbers(client, "a", 5)
+    position = head(publish_numbers(client, "b", 1))
+    publish_numbers(client, "a", 5, start=5)
+    stream = client.subscribe("a", resume_after=position)
+
+    assert payloads(stream.replay()) == numbers(5, start=5)
+    publish_numbers(client, "a", 1, start=10)
+    assert payloads(stream.take(1)) == [b"10"]
+    assert not stream.ledger.gaps
+
+
+def test_resuming_at_the_head_is_caught_up_at_once(client):
+    position = head(publish_numbers(client, "a", 5))
+    stream = client.subscribe("a", resume_after=position)
+
+    assert stream.expect("caught_up").position == position
+
+
+def test_sequence_zero_is_before_the_first_event(client):
+    epoch = publish_numbers(client, "a", 5).epoch
+    stream = client.subscribe("a", resume_after=pb.Position(epoch=epoch))
+
+    assert payloads(stream.replay()) == numbers(5)
+    assert not stream.ledger.gaps
+
+
+def test_a_position_resumes_any_filter(client):
+    position = client.subscribe("a").subscribed.position
+    client.publish(*(new_event(topic, topic.encode()) for topic in ("a", "b.1", "c", "b.2", "a")))
+
+    assert payloads(client.subscribe("b.*", "c", resume_after=position).replay()) == [b"b.1", b"c", b"b.2"]
+
+
+def test_resuming_joins_without_gap_or_repeat_while_events_flow(client, connect):
+    total = 3000
+    position = client.subscribe("load.>").subscribed.position
+    publisher = connect()
+
+    def publish():
+        for payload in numbers(total):
+            publisher.publish(new_event("load.%s" % payload[-1:].decode(), payload))
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    received = []
+    streams = 0
+    try:
+        while len(received) < total:
+            stream = client.subscribe("load.>", resume_after=position, limits=GENEROUS)
+            events = stream.take(min(total - len(received), 40 + 7 * streams))
+            stream.cancel()
+            assert not stream.ledger.gaps
+            received += payloads(events)
+            position.sequence = events[-1].sequence
+            streams += 1
+    finally:
+        thread.join(PATIENCE)
+
+    assert received == numbers(total)
+    assert streams > 10
+
+
+def test_another_epoch_is_told_and_then_all_of_history_comes(client):
+    answer = publish_numbers(client, "a", 20)
+    other = pb.Position(epoch=answer.epoch ^ 1, sequence=7)
+    stream = client.subscribe("a", resume_after=other)
+
+    assert stream.expect("gap").reason == pb.GAP_REASON_EPOCH_CHANGED
+    assert payloads(stream.replay()) == numbers(20)
+    assert len(stream.ledger.gaps) == 1
+    publish_numbers(client, "a", 1, start=20)
+    assert payloads(stream.take(1)) == [b"20"]
+
+
+def test_a_position_before_history_is_told_and_then_all_of_history_comes(client):
+    # History holds 10,000 events by default.
+    asked = head(publish_numbers(client, "a", 10))
+    for start in range(10, 11_010, 1000):
+        publish_numbers(client, "a", 1000, start)
+    stream = client.subscribe("a", resume_after=asked, limits=GENEROUS)
+
+    gap = stream.expect("gap")
+    events = stream.replay()
+    assert gap.reason == pb.GAP_REASON_EXPIRED
+    assert gap.first_sequence == asked.sequence + 1
+    assert gap.last_sequence == events[0].sequence - 1
+    missed = 11_000 - len(events)
+    assert missed > 0
+    # Counted exactly, or not at all.
+    assert gap.count in (0, missed)
+    assert payloads(events) == numbers(len(events), start=10 + missed)
+    assert len(stream.ledger.gaps) == 1
+
+
+def test_a_sequence_ahead_of_the_head_is_out_of_range(client):
+    position = head(publish_numbers(client, "a", 1))
+    position.sequence += 1000
+
+    with refused("POSITION_AHEAD", code=StatusCode.OUT_OF_RANGE):
+        client.subscribe("a", resume_after=position)
+
+
+@pytest.mark.parametrize("sequence", [0, 1])
+def test_resume_after_excludes_replay_last(client, sequence):
+    epoch = publish_numbers(client, "a", 1).epoch
+
+    with refused("INVALID_REQUEST"):
+        client.subscribe("a", resume_after=pb.Position(epoch=epoch, sequence=sequence), replay_last=1)
+
+
+def test_a_replay_larger_than_the_limits_is_not_overflow(client):
+    for start in range(0, 5000, 1000):
+        publish_numbers(client, "a", 1000, start)
+    stream = client.subscribe("a", replay_last=5000, limits=pb.Limits(max_events=10))
+
+    assert payloads(stream.replay()) == numbers(5000)
+    assert not stream.ledger.gaps
