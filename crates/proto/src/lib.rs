@@ -9,6 +9,7 @@
     unreachable_pub,
     missing_debug_implementations,
     clippy::all,
+    clippy::allow_attributes_without_reason,
     clippy::missing_errors_doc,
     clippy::use_self,
     reason = "generated code; its comments come from the .proto files"

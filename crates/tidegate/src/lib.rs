@@ -1,1 +1,64 @@
-//! Placeholder.
+//! Stream events over gRPC to every connected client, each at the pace its own connection allows.
+//!
+//! [`EventService`] is `tidegate.v1.EventService` over a [`Hub`]: a tower service for hyper or tonic. The
+//! hub and everything about it comes from [`tidegate_core`], whose guarantees hold here too; this crate
+//! takes them over the wire.
+//!
+//! # What is sent when
+//! A subscription's stream is *pulled*: the transport asks for the next chunk when HTTP/2 flow control
+//! lets it send one. What is ready then, up to [`CHUNK_BYTES`], becomes one message; no timer holds an
+//! event back, and nothing is taken from the hub before. So a client that does not read costs a place
+//! in its feeds, and what it misses is counted.
+//!
+//! # What can no longer be dropped
+//! One chunk that the transport holds (it asks for it before it knows that the window is open), the
+//! transport's send buffer for the stream, and the socket's. These are the staleness of a slow client;
+//! [`EventService`] says how to keep them small.
+//!
+//! # Example
+//! ```
+//! use std::time::Instant;
+//! use tidegate::{EventService, Hub, HubConfig, NewEvent, ServiceConfig, Topic, random_epoch, proto};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let hub = Hub::new(HubConfig::new(random_epoch()?));
+//! let service = EventService::new(hub.clone(), ServiceConfig::default());
+//! // Serve `service`, and publish from anywhere in the process:
+//! let event = tidegate::encode(proto::NewEvent {
+//!     topic: "orders.eu.created".into(),
+//!     payload: "42".into(),
+//!     ..Default::default()
+//! })?;
+//! hub.publish([event], Instant::now())?;
+//! # drop(service);
+//! # Ok(())
+//! # }
+//! ```
+
+mod convert;
+mod drainer;
+mod publish;
+mod service;
+mod status;
+mod wire;
+
+pub use tidegate_core::*;
+
+/// The messages of the wire contract.
+pub use tidegate_proto::v1 as proto;
+
+pub use crate::{
+    convert::{EncodeError, encode},
+    drainer::{CHUNK_BYTES, Drainer},
+    service::{EventService, PublishLimits, ResponseBody, ResponseFuture, ServiceConfig},
+    status::{DOMAIN, Reason},
+    wire::Encoded,
+};
+
+/// An epoch that no other hub has: 63 random bits and a one, so never 0.
+///
+/// # Errors
+/// When the operating system has no randomness to give.
+pub fn random_epoch() -> Result<u64, getrandom::Error> {
+    Ok(getrandom::u64()? | 1)
+}

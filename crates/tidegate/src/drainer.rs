@@ -1,0 +1,226 @@
+//! The drainer: a subscription as the body of an HTTP response.
+//!
+//! # Pull
+//! Nothing happens until the transport polls, and it polls when it wants a chunk. One poll takes what
+//! is ready, up to [`CHUNK_BYTES`], as one message in one chunk; an event larger than that goes in
+//! several chunks that share its memory.
+//!
+//! # Ending
+//! The body ends with trailers that carry a status other than OK, always: it never ends by itself. The
+//! client cancels by dropping the stream; the transport then drops the body, which frees everything.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Frame;
+use tidegate_core::{Batch, CloseReason, Room, Subscription};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::Status;
+
+use crate::{
+    convert,
+    proto::{CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response},
+    status,
+    wire::{BATCH_OVERHEAD, EVENT_OVERHEAD, Encoded, write_batch, write_response},
+};
+
+/// The most bytes of one chunk: the payload of one HTTP/2 frame of the default size (RFC 9113, section
+/// 6.5.2).
+pub const CHUNK_BYTES: usize = 16_384;
+
+/// How much of a chunk's events one poll takes, with room for what surrounds them.
+const ROOM: Room = Room {
+    events: usize::MAX,
+    bytes: (CHUNK_BYTES - BATCH_OVERHEAD) as u64,
+    overhead: EVENT_OVERHEAD as u64,
+};
+
+/// A stream of `SubscribeResponse` messages, pulled by the transport. See the service it comes from,
+/// [`EventService`](crate::EventService).
+#[derive(Debug)]
+pub struct Drainer {
+    subscription: Subscription<Encoded>,
+    /// What is left to send of an event larger than a chunk.
+    rest: Bytes,
+    heartbeat: Pin<Box<Sleep>>,
+    heartbeat_interval: Duration,
+    /// When the last chunk was handed to the transport.
+    last_sent: Instant,
+    reconnect_after: Duration,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// `Subscribed` has not been sent.
+    Opening,
+    Streaming,
+    /// All that is left to send is the status.
+    Ending(Box<Status>),
+    Ended,
+}
+
+impl Drainer {
+    pub(crate) fn new(
+        subscription: Subscription<Encoded>,
+        heartbeat_interval: Duration,
+        reconnect_after: Duration,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            subscription,
+            rest: Bytes::new(),
+            heartbeat: Box::pin(sleep_until(now + heartbeat_interval)),
+            heartbeat_interval,
+            last_sent: now,
+            reconnect_after,
+            state: State::Opening,
+        }
+    }
+
+    /// The next chunk, or `None` when only the status is left.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if !self.rest.is_empty() {
+            return Poll::Ready(Some(self.rest.split_to(self.rest.len().min(CHUNK_BYTES))));
+        }
+        match self.state {
+            State::Opening => {
+                self.state = State::Streaming;
+                Poll::Ready(Some(message(Response::Subscribed(self.subscribed()))))
+            }
+            State::Streaming => self.poll_subscription(cx),
+            State::Ending(_) | State::Ended => Poll::Ready(None),
+        }
+    }
+
+    fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let mut batch = Batch::default();
+        match self.subscription.poll_next(cx, ROOM, &mut batch) {
+            Poll::Ready(Ok(())) => Poll::Ready(Some(self.write(&batch))),
+            Poll::Ready(Err(reason)) => Poll::Ready(self.end(reason)),
+            Poll::Pending => self.poll_heartbeat(cx).map(Some),
+        }
+    }
+
+    /// One chunk of all that a poll has taken: the gaps, then the events, then the end of the replay.
+    fn write(&mut self, batch: &Batch<Encoded>) -> Bytes {
+        let mut out = Vec::new();
+        for gap in &batch.gaps {
+            write_response(Response::Gap(convert::gap(gap)), &mut out);
+        }
+        if !batch.events.is_empty() {
+            self.rest = write_batch(batch, CHUNK_BYTES, &mut out).unwrap_or_default();
+        }
+        if let Some(position) = batch.caught_up {
+            let caught_up = CaughtUp {
+                position: Some(convert::position(position)),
+            };
+            self.append(Response::CaughtUp(caught_up), &mut out);
+        }
+        Bytes::from(out)
+    }
+
+    /// Appends a message behind what may still have a rest to be sent.
+    fn append(&mut self, response: Response, out: &mut Vec<u8>) {
+        if self.rest.is_empty() {
+            return write_response(response, out);
+        }
+        let mut rest = Vec::from(std::mem::take(&mut self.rest));
+        write_response(response, &mut rest);
+        self.rest = rest.into();
+    }
+
+    fn poll_heartbeat(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        // The timer is not moved with each chunk, which would cost more than the chunk; when it fires
+        // early, it is set to when the silence will have been long enough.
+        while self.heartbeat.as_mut().poll(cx).is_ready() {
+            let due = self.last_sent + self.heartbeat_interval;
+            let now = Instant::now();
+            if now < due {
+                self.heartbeat.as_mut().reset(due);
+                continue;
+            }
+            self.heartbeat.as_mut().reset(now + self.heartbeat_interval);
+            let position = Some(convert::position(self.subscription.position()));
+            return Poll::Ready(message(Response::Heartbeat(Heartbeat { position })));
+        }
+        Poll::Pending
+    }
+
+    /// Prepares the status, and what goes before it.
+    fn end(&mut self, reason: CloseReason) -> Option<Bytes> {
+        let position = self.subscription.position();
+        self.state = State::Ending(Box::new(status::ended(
+            reason,
+            position,
+            self.reconnect_after,
+        )));
+        (reason == CloseReason::ShuttingDown).then(|| {
+            message(Response::GoingAway(GoingAway {
+                resume_after: Some(convert::position(position)),
+                reconnect_after: self.reconnect_after.try_into().ok(),
+                reason: reason.to_string(),
+            }))
+        })
+    }
+
+    fn subscribed(&self) -> Subscribed {
+        Subscribed {
+            client_id: self.subscription.client_id().to_string(),
+            subscription_id: self.subscription.id().to_string(),
+            position: Some(convert::position(self.subscription.began_at())),
+            next_index: self.subscription.next_index(),
+            limits: Some(convert::limits_in_force(self.subscription.limits())),
+        }
+    }
+
+    /// The trailers, once.
+    fn take_trailers(&mut self) -> Option<HeaderMap> {
+        let State::Ending(status) = std::mem::replace(&mut self.state, State::Ended) else {
+            return None;
+        };
+        let mut trailers = HeaderMap::with_capacity(3);
+        status
+            .add_header(&mut trailers)
+            .expect("a status of ours is made of valid header values");
+        Some(trailers)
+    }
+}
+
+impl http_body::Body for Drainer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Poll::Ready(chunk) = self.poll_chunk(cx) else {
+            return Poll::Pending;
+        };
+        Poll::Ready(match chunk {
+            Some(chunk) => {
+                self.last_sent = Instant::now();
+                Some(Ok(Frame::data(chunk)))
+            }
+            None => self
+                .take_trailers()
+                .map(|trailers| Ok(Frame::trailers(trailers))),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+}
+
+fn message(response: Response) -> Bytes {
+    let mut out = Vec::new();
+    write_response(response, &mut out);
+    Bytes::from(out)
+}

@@ -1,0 +1,273 @@
+//! `tidegate.v1.EventService` as a tower service.
+//!
+//! `Subscribe` is answered with a [`Drainer`], outside of tonic, whose routes box a body twice; the
+//! other methods go to tonic's generated service.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, header::CONTENT_TYPE};
+use http_body::{Body, Frame, SizeHint};
+use tidegate_core::Hub;
+use tonic::{
+    Status,
+    codec::{Codec as _, Streaming},
+};
+use tonic_prost::ProstCodec;
+use tower_service::Service;
+
+use crate::{
+    convert,
+    drainer::Drainer,
+    proto::{SubscribeRequest, SubscribeResponse, event_service_server::EventServiceServer},
+    publish::Publisher,
+    status::{Reason, not_subscribed},
+    wire::Encoded,
+};
+
+const SUBSCRIBE: &str = "/tidegate.v1.EventService/Subscribe";
+
+/// A subscribe request is a client id and filters; 1,024 of the longest take 272 KiB.
+const MAX_SUBSCRIBE_REQUEST_BYTES: usize = 512 << 10;
+
+/// `tidegate.v1.EventService` over a [`Hub`]. Cheap to clone; the clones share the hub.
+///
+/// Serve it with hyper's HTTP/2 connections, whose `max_send_buf_size` is what one stream can buffer
+/// beyond recall: the default of 400 KiB makes a slow client see events that are 400 KiB old.
+#[derive(Debug, Clone)]
+pub struct EventService {
+    hub: Hub<Encoded>,
+    config: Arc<ServiceConfig>,
+    publisher: EventServiceServer<Publisher>,
+}
+
+/// What the service accepts and how it behaves.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ServiceConfig {
+    /// The most filters in one subscription. Default: 1,024.
+    pub max_filters: usize,
+    /// Silence after which a heartbeat is sent, where the client does not say. Default: 15 s, below the
+    /// 30 s to 60 s after which proxies cut a silent stream.
+    pub heartbeat_interval: Duration,
+    /// When the server shuts down, clients are told to come back after a delay between zero and this, so
+    /// that they do not all come at once. Default: 5 s.
+    pub reconnect_spread: Duration,
+    /// What one publish may hold.
+    pub publish: PublishLimits,
+}
+
+/// What one publish may hold. Sizes are of encoded events, with topic, key and attributes.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PublishLimits {
+    /// The most events in one batch. Default: 1,000.
+    pub max_events: usize,
+    /// The most bytes in one batch. Default: 4 MiB.
+    pub max_batch_bytes: usize,
+    /// The most bytes in one event. Default: 1 MiB.
+    pub max_event_bytes: usize,
+}
+
+/// The body of a response: a subscription, or what tonic's generated service answers.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all long-lived bodies are subscriptions; a box would cost each one an allocation"
+)]
+pub enum ResponseBody {
+    /// A subscription.
+    Subscription(Drainer),
+    /// Any other response.
+    Other(tonic::body::Body),
+}
+
+/// A response on its way.
+pub type ResponseFuture =
+    Pin<Box<dyn Future<Output = Result<http::Response<ResponseBody>, Infallible>> + Send>>;
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        Self {
+            max_filters: 1_024,
+            heartbeat_interval: Duration::from_secs(15),
+            reconnect_spread: Duration::from_secs(5),
+            publish: PublishLimits::default(),
+        }
+    }
+}
+
+impl Default for PublishLimits {
+    fn default() -> Self {
+        Self {
+            max_events: 1_000,
+            max_batch_bytes: 4 << 20,
+            max_event_bytes: 1 << 20,
+        }
+    }
+}
+
+impl EventService {
+    /// Makes the service for `hub`.
+    #[must_use]
+    pub fn new(hub: Hub<Encoded>, config: ServiceConfig) -> Self {
+        // A batch of the most bytes must get through to be measured; field names and lengths come on top.
+        let decode = config.publish.max_batch_bytes.saturating_mul(2);
+        let publisher = Publisher::new(hub.clone(), config.publish.clone());
+        let publisher = EventServiceServer::new(publisher).max_decoding_message_size(decode);
+        Self {
+            hub,
+            config: Arc::new(config),
+            publisher,
+        }
+    }
+
+    async fn subscribe<B>(&self, request: http::Request<B>) -> Result<Drainer, Status>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let request = read_request(request).await?;
+        let wanted = convert::subscribe_request(&request, &self.config)?;
+        let subscription = self
+            .hub
+            .subscribe(wanted.options, Instant::now())
+            .map_err(not_subscribed)?;
+        let reconnect_after = spread(subscription.id(), self.config.reconnect_spread);
+        Ok(Drainer::new(
+            subscription,
+            wanted.heartbeat_interval,
+            reconnect_after,
+        ))
+    }
+}
+
+/// Reads the one message of a `Subscribe` call.
+async fn read_request<B>(request: http::Request<B>) -> Result<SubscribeRequest, Status>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let encoding = request
+        .headers()
+        .get("grpc-encoding")
+        .filter(|encoding| *encoding != "identity");
+    if encoding.is_some() {
+        return Err(Status::unimplemented(
+            "a compressed request is not served; send it with identity",
+        ));
+    }
+    let decoder = ProstCodec::<SubscribeResponse, SubscribeRequest>::default().decoder();
+    let mut messages = Streaming::new_request(
+        decoder,
+        request.into_body(),
+        None,
+        Some(MAX_SUBSCRIBE_REQUEST_BYTES),
+    );
+    let message = messages.message().await?;
+    message.ok_or_else(|| Reason::InvalidRequest.status("the call carries no SubscribeRequest"))
+}
+
+/// A delay between zero and `most` that is different for neighbouring ids: they are spread as the
+/// multiples of the golden ratio are (Knuth, The Art of Computer Programming 3, section 6.4).
+fn spread(id: u64, most: Duration) -> Duration {
+    let fraction = id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    most.mul_f64(fraction as f64 / f64::from(u32::MAX))
+}
+
+impl<B> Service<http::Request<B>> for EventService
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+{
+    type Response = http::Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> ResponseFuture {
+        if request.uri().path() == SUBSCRIBE && is_grpc(&request) {
+            let service = self.clone();
+            return Box::pin(async move { Ok(answer(service.subscribe(request).await)) });
+        }
+        let response = self.publisher.call(request);
+        Box::pin(async move {
+            response
+                .await
+                .map(|response| response.map(ResponseBody::Other))
+        })
+    }
+}
+
+fn is_grpc<B>(request: &http::Request<B>) -> bool {
+    let content_type = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    request.method() == http::Method::POST
+        && content_type.is_some_and(|value| value.starts_with("application/grpc"))
+}
+
+fn answer(subscribed: Result<Drainer, Status>) -> http::Response<ResponseBody> {
+    match subscribed {
+        Ok(drainer) => {
+            let mut response = http::Response::new(ResponseBody::Subscription(drainer));
+            response
+                .headers_mut()
+                .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            response
+        }
+        Err(status) => status.into_http(),
+    }
+}
+
+impl tonic::server::NamedService for EventService {
+    const NAME: &'static str = "tidegate.v1.EventService";
+}
+
+// ===== impl ResponseBody =====
+
+impl Default for ResponseBody {
+    fn default() -> Self {
+        Self::Other(tonic::body::Body::empty())
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.get_mut() {
+            Self::Subscription(drainer) => Pin::new(drainer).poll_frame(cx),
+            Self::Other(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Subscription(drainer) => drainer.is_end_stream(),
+            Self::Other(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Subscription(drainer) => drainer.size_hint(),
+            Self::Other(body) => body.size_hint(),
+        }
+    }
+}

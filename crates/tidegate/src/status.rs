@@ -1,0 +1,179 @@
+//! The one place where errors and endings become gRPC statuses.
+//!
+//! The code is chosen by what the client should do next. Each status carries a
+//! `google.rpc.ErrorInfo` with the domain [`DOMAIN`] and a stable reason, so that programs need not
+//! read messages; bad input carries a `BadRequest` that names the field, and what is worth retrying a
+//! `RetryInfo`.
+
+use std::{collections::HashMap, time::Duration};
+
+use tidegate_core::{CloseReason, NameError, PublishError, SubscribeError};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// The domain of the reasons in `google.rpc.ErrorInfo`.
+pub const DOMAIN: &str = "tidegate";
+
+/// Why a request was refused or a stream ended, as `google.rpc.ErrorInfo` carries it. Names never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A filter breaks the rules. Mend it.
+    InvalidFilter,
+    /// A topic breaks the rules or is reserved. Mend it.
+    InvalidTopic,
+    /// A client id is not one token of at most 128 bytes. Mend it.
+    InvalidClientId,
+    /// Limits cannot be served. Mend them.
+    InvalidLimits,
+    /// `resume_after` cannot be used as given. Mend it.
+    InvalidPosition,
+    /// Another field cannot be used as given. Mend it.
+    InvalidRequest,
+    /// More filters than the server takes. Use fewer, or wildcards.
+    TooManyFilters,
+    /// More events in one batch than the server takes. Send several.
+    TooManyEvents,
+    /// An event is larger than the server takes.
+    EventTooLarge,
+    /// A batch is larger than the server takes. Send several.
+    BatchTooLarge,
+    /// The client id is in use. Use another, or wait until it is free.
+    ClientIdTaken,
+    /// A newer stream of this client id took over. Do not reconnect.
+    TakenOver,
+    /// The client fell behind by more than its limits. Resume if you can keep up.
+    TooSlow,
+    /// `resume_after` is ahead of the newest event. Do not retry with this position.
+    PositionAhead,
+    /// The server is shutting down. Reconnect, after the delay given.
+    ShuttingDown,
+    /// A fault of the server.
+    Internal,
+}
+
+impl Reason {
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidFilter => "INVALID_FILTER",
+            Self::InvalidTopic => "INVALID_TOPIC",
+            Self::InvalidClientId => "INVALID_CLIENT_ID",
+            Self::InvalidLimits => "INVALID_LIMITS",
+            Self::InvalidPosition => "INVALID_POSITION",
+            Self::InvalidRequest => "INVALID_REQUEST",
+            Self::TooManyFilters => "TOO_MANY_FILTERS",
+            Self::TooManyEvents => "TOO_MANY_EVENTS",
+            Self::EventTooLarge => "EVENT_TOO_LARGE",
+            Self::BatchTooLarge => "BATCH_TOO_LARGE",
+            Self::ClientIdTaken => "CLIENT_ID_TAKEN",
+            Self::TakenOver => "TAKEN_OVER",
+            Self::TooSlow => "TOO_SLOW",
+            Self::PositionAhead => "POSITION_AHEAD",
+            Self::ShuttingDown => "SHUTTING_DOWN",
+            Self::Internal => "INTERNAL",
+        }
+    }
+
+    /// The code that tells a client what to do next.
+    #[must_use]
+    pub const fn code(self) -> Code {
+        match self {
+            Self::InvalidFilter
+            | Self::InvalidTopic
+            | Self::InvalidClientId
+            | Self::InvalidLimits
+            | Self::InvalidPosition
+            | Self::InvalidRequest
+            | Self::TooManyFilters
+            | Self::TooManyEvents
+            | Self::EventTooLarge
+            | Self::BatchTooLarge => Code::InvalidArgument,
+            Self::ClientIdTaken => Code::AlreadyExists,
+            Self::TakenOver => Code::Aborted,
+            Self::TooSlow => Code::ResourceExhausted,
+            Self::PositionAhead => Code::OutOfRange,
+            Self::ShuttingDown => Code::Unavailable,
+            Self::Internal => Code::Internal,
+        }
+    }
+
+    fn details(self, metadata: HashMap<String, String>) -> ErrorDetails {
+        ErrorDetails::with_error_info(self.as_str(), DOMAIN, metadata)
+    }
+
+    /// The status, with nothing but the reason and a message for people.
+    pub(crate) fn status(self, message: impl Into<String>) -> Status {
+        Status::with_error_details(self.code(), message, self.details(HashMap::new()))
+    }
+
+    /// The status for bad input, which names the field.
+    pub(crate) fn in_field(self, field: impl Into<String>, problem: impl Into<String>) -> Status {
+        let (field, problem) = (field.into(), problem.into());
+        let message = format!("{field}: {problem}");
+        let mut details = self.details(HashMap::new());
+        details.add_bad_request_violation(field, problem);
+        Status::with_error_details(self.code(), message, details)
+    }
+
+    /// The status with facts for programs.
+    fn with_facts(
+        self,
+        message: impl Into<String>,
+        facts: impl IntoIterator<Item = (&'static str, u64)>,
+    ) -> Status {
+        let facts = facts
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_string()));
+        Status::with_error_details(self.code(), message, self.details(facts.collect()))
+    }
+}
+
+/// The status of a stream that the hub has ended. `position` is safe to resume after.
+pub(crate) fn ended(
+    reason: CloseReason,
+    position: tidegate_core::Position,
+    reconnect_after: Duration,
+) -> Status {
+    let facts = [
+        ("resume_after_epoch", position.epoch),
+        ("resume_after_sequence", position.sequence),
+    ];
+    match reason {
+        CloseReason::TakenOver => Reason::TakenOver.with_facts(reason.to_string(), facts),
+        CloseReason::TooSlow => Reason::TooSlow.with_facts(reason.to_string(), facts),
+        CloseReason::ShuttingDown => {
+            let mut status = Reason::ShuttingDown.with_facts(reason.to_string(), facts);
+            let mut details = status.get_error_details();
+            details.set_retry_info(Some(reconnect_after));
+            status = Status::with_error_details(status.code(), status.message(), details);
+            status
+        }
+        other => Reason::Internal.with_facts(other.to_string(), facts),
+    }
+}
+
+pub(crate) fn not_subscribed(error: SubscribeError) -> Status {
+    match error {
+        SubscribeError::ClientIdTaken => {
+            Reason::ClientIdTaken.in_field("client_id", error.to_string())
+        }
+        SubscribeError::PositionAhead { head } => {
+            Reason::PositionAhead.with_facts(error.to_string(), [("head", head)])
+        }
+        SubscribeError::Closed(_) => Reason::ShuttingDown.status(error.to_string()),
+        other => Reason::Internal.status(other.to_string()),
+    }
+}
+
+pub(crate) fn not_published(error: PublishError) -> Status {
+    match error {
+        PublishError::Closed(_) => Reason::ShuttingDown.status(error.to_string()),
+        other => Reason::Internal.status(other.to_string()),
+    }
+}
+
+pub(crate) fn bad_name(reason: Reason, field: impl Into<String>, error: &NameError) -> Status {
+    reason.in_field(field, error.to_string())
+}

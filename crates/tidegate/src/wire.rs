@@ -1,0 +1,192 @@
+//! The bytes of `SubscribeResponse` messages, written without a detour.
+//!
+//! An event is encoded once, when it is published, without its sequence, which is not known then. A
+//! batch is a small header, and for each event a tag, a length, its sequence, and those bytes: protobuf
+//! lets the fields of a message come in any order, so all of it is what any client decodes.
+
+use bytes::{BufMut, Bytes};
+use prost::{Message as _, encoding::encode_varint, encoding::encoded_len_varint};
+use tidegate_core::{Batch, Event, Payload};
+
+use crate::proto::{SubscribeResponse, subscribe_response::Response};
+
+/// The gRPC prefix of a message: a flag for compression and four bytes of length.
+const PREFIX: usize = 5;
+
+/// Tags of the fields that are written here: number and wire type.
+const RESPONSE_BATCH: u8 = 2 << 3 | 2;
+const BATCH_EVENTS: u8 = 1 << 3 | 2;
+const BATCH_FIRST_INDEX: u8 = 2 << 3;
+const EVENT_SEQUENCE: u8 = 1 << 3;
+
+/// The most that [`write_batch`] writes besides the events: the prefix, the tag and length of the batch,
+/// and the index.
+pub(crate) const BATCH_OVERHEAD: usize = PREFIX + (1 + 5) + (1 + 10);
+
+/// The most that an event takes besides its own bytes: tag, length, and the sequence with its tag.
+pub(crate) const EVENT_OVERHEAD: usize = (1 + 5) + (1 + 10);
+
+/// An event of `tidegate.v1` in its encoded form, without the sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded(Bytes);
+
+impl Encoded {
+    /// Takes the encoded form of a [`proto::Event`](crate::proto::Event) whose sequence is 0.
+    pub(crate) const fn new(event: Bytes) -> Self {
+        Self(event)
+    }
+
+    /// The encoded event, without its sequence: topic, payload, key, attributes and time.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+impl Payload for Encoded {
+    fn size(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Appends `response` to `out` as one gRPC message.
+pub(crate) fn write_response(response: Response, out: &mut Vec<u8>) {
+    let response = SubscribeResponse {
+        response: Some(response),
+    };
+    write_prefix(response.encoded_len(), out);
+    response.encode(out).expect("a vector has room");
+}
+
+/// Appends the events of `batch` to `out` as one gRPC message.
+///
+/// When that does not fit in `most` bytes, which only a batch of one large event does not, what is
+/// beyond is not written but returned: a slice of the shared event, to be sent after.
+pub(crate) fn write_batch(batch: &Batch<Encoded>, most: usize, out: &mut Vec<u8>) -> Option<Bytes> {
+    let index_len = if batch.first_index == 0 {
+        0
+    } else {
+        1 + encoded_len_varint(batch.first_index)
+    };
+    let events_len: usize = batch
+        .events
+        .iter()
+        .map(|event| field_len(event_len(event)))
+        .sum();
+    let batch_len = index_len + events_len;
+    let message_len = field_len(batch_len);
+    out.reserve(PREFIX + message_len.min(most));
+    write_prefix(message_len, out);
+    write_field(RESPONSE_BATCH, batch_len, out);
+    if batch.first_index != 0 {
+        out.put_u8(BATCH_FIRST_INDEX);
+        encode_varint(batch.first_index, out);
+    }
+    let mut rest = None;
+    for event in &batch.events {
+        write_field(BATCH_EVENTS, event_len(event), out);
+        out.put_u8(EVENT_SEQUENCE);
+        encode_varint(event.sequence(), out);
+        let bytes = event.payload().as_bytes();
+        let room = most.saturating_sub(out.len());
+        if bytes.len() > room {
+            out.put_slice(&bytes[..room]);
+            rest = Some(bytes.slice(room..));
+        } else {
+            out.put_slice(bytes);
+        }
+    }
+    rest
+}
+
+/// The length of an event with its sequence.
+fn event_len(event: &Event<Encoded>) -> usize {
+    1 + encoded_len_varint(event.sequence()) + event.payload().size()
+}
+
+/// The length of a field of `len` bytes, with its tag and length.
+fn field_len(len: usize) -> usize {
+    1 + encoded_len_varint(len as u64) + len
+}
+
+fn write_field(tag: u8, len: usize, out: &mut Vec<u8>) {
+    out.put_u8(tag);
+    encode_varint(len as u64, out);
+}
+
+fn write_prefix(len: usize, out: &mut Vec<u8>) {
+    out.put_u8(0);
+    out.put_u32(u32::try_from(len).expect("a message is far smaller than 4 GiB"));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use proptest::prelude::*;
+    use tidegate_core::{ClientId, Filter, Hub, HubConfig, Room, SubscribeOptions};
+
+    use super::*;
+    use crate::{convert::encode, proto};
+
+    fn batch_of(events: Vec<proto::NewEvent>, skip: usize) -> Batch<Encoded> {
+        let hub = Hub::new(HubConfig::new(1));
+        let options =
+            SubscribeOptions::new(ClientId::new("c").unwrap(), vec![Filter::new(">").unwrap()]);
+        let mut subscription = hub.subscribe(options, Instant::now()).unwrap();
+        let events: Vec<_> = events
+            .into_iter()
+            .map(|event| encode(event).unwrap())
+            .collect();
+        hub.publish(events, Instant::now()).unwrap();
+        let mut batch = Batch::default();
+        for events in [skip, usize::MAX].into_iter().filter(|n| *n > 0) {
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            let _ = subscription.poll_next(&mut cx, Room::events(events), &mut batch);
+        }
+        batch
+    }
+
+    proptest! {
+        /// What is written is what prost reads, whatever the cut.
+        #[test]
+        fn a_batch_is_what_prost_decodes(
+            sizes in prop::collection::vec(0..3_000usize, 1..6),
+            skip in 0..3usize,
+            most in 40..20_000usize,
+        ) {
+            let events: Vec<_> = sizes.iter().enumerate().map(|(i, size)| proto::NewEvent {
+                topic: format!("t.{i}"),
+                payload: vec![i as u8; *size].into(),
+                key: "k".repeat(i),
+                attributes: [("name".to_owned(), "value".to_owned())].into(),
+                ..Default::default()
+            }).collect();
+            let skip = skip.min(sizes.len() - 1);
+            let mut batch = batch_of(events.clone(), skip);
+            let single = sizes.len() - skip == 1;
+            let mut out = Vec::new();
+            let rest = write_batch(&batch, if single { most } else { usize::MAX }, &mut out);
+            if let Some(rest) = rest {
+                prop_assert_eq!(out.len(), most.max(out.len()));
+                out.extend_from_slice(&rest);
+            }
+            prop_assert_eq!(out[0], 0);
+            let len = u32::from_be_bytes(out[1..5].try_into().unwrap()) as usize;
+            prop_assert_eq!(len, out.len() - PREFIX);
+            let events_len: usize = batch.events.iter().map(|e| e.payload().size() + EVENT_OVERHEAD).sum();
+            prop_assert!(out.len() <= BATCH_OVERHEAD + events_len);
+            let Some(Response::Batch(decoded)) = SubscribeResponse::decode(&out[5..]).unwrap().response else {
+                panic!("not a batch");
+            };
+            prop_assert_eq!(decoded.first_index, skip as u64);
+            prop_assert_eq!(decoded.events.len(), batch.events.len());
+            for (got, (sent, event)) in decoded.events.iter().zip(events[skip..].iter().zip(batch.events.drain(..))) {
+                prop_assert_eq!(got.sequence, event.sequence());
+                prop_assert_eq!((&got.topic, &got.payload), (&sent.topic, &sent.payload));
+                prop_assert_eq!((&got.key, &got.attributes), (&sent.key, &sent.attributes));
+                prop_assert!(got.time.is_some());
+            }
+        }
+    }
+}
