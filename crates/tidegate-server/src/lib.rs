@@ -1,1 +1,31 @@
-//! Placeholder.
+//! The Tidegate server as a library, so that tests and other programs start it in their own process.
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+//! use tidegate_server::{Server, ServerConfig};
+//!
+//! let config = ServerConfig { listen: "127.0.0.1:0".parse()?, ..ServerConfig::default() };
+//! let server = Server::bind(config).await?;
+//! println!("listening on {}", server.local_addr());
+//! let report = server.serve(async { /* until this is done */ }).await;
+//! assert_eq!(report.connections_cut, 0);
+//! # Ok(())
+//! # })
+//! # }
+//! ```
+//!
+//! # Closing
+//! When the future given to [`Server::serve`] is done, the server drains: it accepts no more, ends every
+//! stream with `GoingAway` and `UNAVAILABLE`, and sends each connection GOAWAY. Connections that are
+//! still there after [`ServerConfig::drain_timeout`] are cut, and counted.
+
+mod accept;
+mod config;
+mod connection;
+mod server;
+
+pub use crate::{
+    config::{Http2Config, ServerConfig},
+    server::{BindError, DrainReport, Server},
+};

@@ -1,0 +1,56 @@
+//! Accepting connections, also when the machine is short of something.
+
+use std::{io, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::sleep,
+};
+
+/// The first pause after a failure to accept, and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// Accepts connections for ever.
+#[derive(Debug)]
+pub(crate) struct Acceptor {
+    listener: TcpListener,
+    pause: Duration,
+}
+
+impl Acceptor {
+    pub(crate) const fn new(listener: TcpListener) -> Self {
+        Self {
+            listener,
+            pause: PAUSE.0,
+        }
+    }
+
+    /// The next connection. When the process is out of descriptors or memory this pauses, longer each
+    /// time: `accept` would fail at once again and again, and burn the processor that is needed to get
+    /// out of it. Cancel safe.
+    pub(crate) async fn accept(&mut self) -> TcpStream {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    self.pause = PAUSE.0;
+                    return stream;
+                }
+                // The peer was gone before we looked: not our trouble.
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%error, pause = ?self.pause, "cannot accept connections; pausing");
+                    sleep(self.pause).await;
+                    self.pause = (self.pause * 2).min(PAUSE.1);
+                }
+            }
+        }
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
+}

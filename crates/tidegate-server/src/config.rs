@@ -1,0 +1,89 @@
+//! How the server behaves. Every default is written down here.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use tidegate::{ClientIdPolicy, HistoryLimits, ServiceConfig};
+
+/// How a server behaves.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Where to listen. Port 0 takes a free one. Default: `127.0.0.1:50051`.
+    pub listen: SocketAddr,
+    /// How much history is kept. Default: 10,000 events, 64 MiB, 5 minutes.
+    pub history: HistoryLimits,
+    /// What happens when a client id that is in use subscribes again. Default: the newest takes over.
+    pub client_ids: ClientIdPolicy,
+    /// What requests are accepted.
+    pub service: ServiceConfig,
+    /// What connections may do.
+    pub http2: Http2Config,
+    /// How long connections have to end in good order. Default: 30 s.
+    pub drain_timeout: Duration,
+}
+
+/// What one connection may do. hyper's own defaults are named where these differ.
+#[derive(Debug, Clone)]
+pub struct Http2Config {
+    /// Streams open at once on one connection. Default: 256 (hyper: 200).
+    pub max_concurrent_streams: u32,
+    /// Streams that the peer may have reset before they were accepted. Beyond, the connection ends: the
+    /// rapid reset attack, CVE-2023-44487. Default: 20.
+    pub max_pending_accept_reset_streams: usize,
+    /// Streams that may be reset for faults of the peer in the life of a connection. Beyond, it ends:
+    /// CVE-2025-8671. Default: 1,024.
+    pub max_local_error_reset_streams: usize,
+    /// Bytes of a request's headers. Default: 16 KiB.
+    pub max_header_list_size: u32,
+    /// What a peer may send on one stream before it is read. Default: 256 KiB (hyper: 1 MiB).
+    pub stream_window: u32,
+    /// What a peer may send on one connection before it is read. Default: 1 MiB.
+    pub connection_window: u32,
+    /// What one stream may have buffered for sending: beyond recall when the client turns out to be
+    /// slow. Default: 64 KiB, four chunks (hyper: 400 KiB).
+    pub max_send_buffer: usize,
+    /// Silence after which the peer is asked for a sign of life. Default: 30 s (hyper: never).
+    pub keep_alive_interval: Duration,
+    /// How long it has to answer. Default: 10 s (hyper: 20 s).
+    pub keep_alive_timeout: Duration,
+    /// How long bytes sent may stay unacknowledged before the kernel ends the connection
+    /// (`TCP_USER_TIMEOUT`, gRFC A18). Default: 40 s. A peer whose HTTP/2 window is open but which does
+    /// not read its socket is not found by keep-alive alone, whose ping waits behind the data.
+    pub tcp_user_timeout: Duration,
+    /// Bytes that the kernel may hold unsent for a connection before it asks for no more
+    /// (`TCP_NOTSENT_LOWAT`). Default: 128 KiB.
+    pub tcp_notsent_lowat: u32,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)),
+            history: HistoryLimits::default(),
+            client_ids: ClientIdPolicy::default(),
+            service: ServiceConfig::default(),
+            http2: Http2Config::default(),
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for Http2Config {
+    fn default() -> Self {
+        Self {
+            max_concurrent_streams: 256,
+            max_pending_accept_reset_streams: 20,
+            max_local_error_reset_streams: 1_024,
+            max_header_list_size: 16 << 10,
+            stream_window: 256 << 10,
+            connection_window: 1 << 20,
+            max_send_buffer: 64 << 10,
+            keep_alive_interval: Duration::from_secs(30),
+            keep_alive_timeout: Duration::from_secs(10),
+            tcp_user_timeout: Duration::from_secs(40),
+            tcp_notsent_lowat: 128 << 10,
+        }
+    }
+}

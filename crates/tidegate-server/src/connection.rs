@@ -1,0 +1,88 @@
+//! One connection: HTTP/2 by hyper, with every limit set.
+
+use std::{io, pin::pin};
+
+use hyper::server::conn::http2;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use socket2::SockRef;
+use tidegate::EventService;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Http2Config;
+
+/// Serves connections, each with the same limits.
+#[derive(Debug, Clone)]
+pub(crate) struct Connections {
+    builder: http2::Builder<TokioExecutor>,
+    config: Http2Config,
+    service: EventService,
+    /// Told to end in good order.
+    pub(crate) drain: CancellationToken,
+    /// Told to end at once.
+    pub(crate) cut: CancellationToken,
+}
+
+impl Connections {
+    pub(crate) fn new(config: Http2Config, service: EventService) -> Self {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(config.max_concurrent_streams)
+            .max_pending_accept_reset_streams(config.max_pending_accept_reset_streams)
+            .max_local_error_reset_streams(config.max_local_error_reset_streams)
+            .max_header_list_size(config.max_header_list_size)
+            .initial_stream_window_size(config.stream_window)
+            .initial_connection_window_size(config.connection_window)
+            .max_send_buf_size(config.max_send_buffer)
+            .keep_alive_interval(config.keep_alive_interval)
+            .keep_alive_timeout(config.keep_alive_timeout);
+        Self {
+            builder,
+            config,
+            service,
+            drain: CancellationToken::new(),
+            cut: CancellationToken::new(),
+        }
+    }
+
+    /// Serves one connection until it ends, and in any case until it is cut. Returns whether it was.
+    pub(crate) async fn serve(self, stream: TcpStream) -> bool {
+        if let Err(error) = set_options(&stream, &self.config) {
+            tracing::debug!(%error, "connection lost before it began");
+            return false;
+        }
+        let service = TowerToHyperService::new(self.service);
+        let mut connection = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
+        let mut drained = false;
+        loop {
+            tokio::select! {
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                    return false;
+                }
+                () = self.drain.cancelled(), if !drained => {
+                    connection.as_mut().graceful_shutdown();
+                    drained = true;
+                }
+                () = self.cut.cancelled() => return true,
+            }
+        }
+    }
+}
+
+fn set_options(stream: &TcpStream, config: &Http2Config) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    #[cfg(target_os = "linux")]
+    {
+        socket.set_tcp_user_timeout(Some(config.tcp_user_timeout))?;
+        socket.set_tcp_notsent_lowat(config.tcp_notsent_lowat)?;
+    }
+    Ok(())
+}
