@@ -25,6 +25,8 @@ mod config;
 mod connection;
 mod server;
 
+pub use tidegate::ClientIdPolicy;
+
 pub use crate::{
     config::{Http2Config, ServerConfig},
     server::{BindError, DrainReport, Server},

@@ -144,6 +144,9 @@ fn start_victim(server: &Running) -> Child {
 async fn be_the_victim(endpoint: &str) {
     let endpoint = Endpoint::from_shared(endpoint.to_owned()).unwrap();
     let _held = subscribe_many(&endpoint, KILLED, connect).await;
-    println!("ready to be killed");
+    #[expect(clippy::print_stdout, reason = "how the parent hears of it")]
+    {
+        println!("ready to be killed");
+    }
     std::future::pending().await
 }

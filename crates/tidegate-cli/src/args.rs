@@ -1,0 +1,129 @@
+//! The command line, and the forms of values that several commands share.
+
+use std::{str::FromStr, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use jiff::SignedDuration;
+
+use crate::{
+    completions::CompletionsArgs, exit, logging::LogArgs, publish::PubArgs, serve::ServeArgs,
+    sub::SubArgs,
+};
+
+/// Stream events over gRPC to every connected client, each at its own pace.
+///
+/// A first try, in three terminals:
+///
+///   tidegate serve
+///   tidegate sub 'orders.>'
+///   tidegate pub orders.eu.created 'order 17'
+///
+/// Events are published to topics of dot-separated tokens, such as
+/// orders.eu.created. A subscriber names topics, or patterns: `*` stands for one
+/// token, `>` at the end for one or more. Quote patterns, or the shell takes them
+/// for its own.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, after_long_help = exit::HELP, verbatim_doc_comment)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Serve(ServeArgs),
+    Sub(SubArgs),
+    Pub(PubArgs),
+    Completions(CompletionsArgs),
+}
+
+/// Where the server is, for the commands that speak to one.
+#[derive(Debug, Args)]
+pub(crate) struct ServerArgs {
+    /// The server to speak to.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TIDEGATE_SERVER",
+        default_value = "http://127.0.0.1:50051",
+        value_parser = server_url
+    )]
+    pub(crate) server: String,
+}
+
+/// Takes `host:port` for `http://host:port`.
+fn server_url(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("write it as http://HOST:PORT".into()),
+        url if url.contains("://") => Ok(url.into()),
+        authority => Ok(format!("http://{authority}")),
+    }
+}
+
+/// A duration as people write it: `5s`, `250ms`, `1m30s`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    SignedDuration::from_str(text)
+        .ok()
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .ok_or_else(|| "write it with a unit, such as 5s, 250ms or 1m30s".into())
+}
+
+/// An attribute, `NAME=VALUE`. The value may be empty and may contain `=`.
+pub(crate) fn attribute(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err("write it as NAME=VALUE".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        for bad in ["", "5", "s", "-5s", "5s ago", "1 fortnight"] {
+            assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn attributes_have_names() {
+        let pair = |name: &str, value: &str| Ok((name.to_owned(), value.to_owned()));
+        assert_eq!(attribute("a=b"), pair("a", "b"));
+        assert_eq!(attribute("a="), pair("a", ""));
+        assert_eq!(attribute("a=b=c"), pair("a", "b=c"));
+        assert!(attribute("a").is_err());
+        assert!(attribute("=b").is_err());
+    }
+
+    #[test]
+    fn the_scheme_may_be_left_out() {
+        assert_eq!(server_url("host:1"), Ok("http://host:1".into()));
+        assert_eq!(server_url("http://host:1"), Ok("http://host:1".into()));
+        assert!(server_url("").is_err());
+    }
+
+    #[test]
+    fn logging_is_set_before_or_after_the_command() {
+        for line in [
+            ["tidegate", "--log", "debug", "sub", "a"],
+            ["tidegate", "sub", "a", "--log", "debug"],
+        ] {
+            assert_eq!(Cli::parse_from(line).log.log, "debug");
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! `tidegate completions`: scripts that make a shell complete this command line.
+
+use std::io::{self, Write as _};
+
+use clap::{Args, CommandFactory as _};
+use clap_complete::Shell;
+
+use crate::{args::Cli, exit::Failure};
+
+/// Print a completion script for a shell
+///
+/// For bash, for example:
+///
+///   tidegate completions bash > ~/.local/share/bash-completion/completions/tidegate
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct CompletionsArgs {
+    /// The shell to complete for.
+    shell: Shell,
+}
+
+pub(crate) fn run(args: &CompletionsArgs) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "tidegate", &mut script);
+    io::stdout().write_all(&script)?;
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! How a command ends: exit codes, which scripts rely on and which therefore never change, and what is said.
+
+use std::{
+    fmt,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use tidegate_client::Error;
+
+/// The end of `--help`.
+pub(crate) const HELP: &str = "\
+Exit codes:
+    0  success; also when `sub` is interrupted or its output is closed
+    1  any other failure
+    2  the command line is wrong
+    3  the server cannot be reached or went away
+    4  credentials are missing, wrong, or do not allow it
+    5  the server refused the request as invalid
+    6  the client id is in use, or another client took it over
+    7  too slow under --overflow disconnect, or over a quota
+    8  the position to resume from is ahead of the server
+    9  the server broke the protocol
+  130  `pub` was interrupted before everything was accepted, or `serve` twice";
+
+/// An exit code other than success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    Other = 1,
+    Usage = 2,
+    Unavailable = 3,
+    Credentials = 4,
+    Refused = 5,
+    ClientId = 6,
+    Exhausted = 7,
+    PositionAhead = 8,
+    Violation = 9,
+    Interrupted = 130,
+}
+
+/// Why a command ended early.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The reader of the output has seen enough. No failure to anybody.
+    ClosedPipe,
+    /// To be told, and ended with.
+    Told(Exit, String),
+}
+
+// ===== impl Failure =====
+
+impl Failure {
+    pub(crate) fn new(exit: Exit, message: impl fmt::Display) -> Self {
+        Self::Told(exit, message.to_string())
+    }
+
+    /// Says what happened on standard error and returns the code to exit with.
+    pub(crate) fn report(self) -> ExitCode {
+        match self {
+            Self::ClosedPipe => ExitCode::SUCCESS,
+            Self::Told(exit, message) => {
+                // Nobody is left to tell if this fails.
+                let _ = writeln!(io::stderr(), "tidegate: {message}");
+                ExitCode::from(exit as u8)
+            }
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::new(Exit::from(&error), error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::ClosedPipe,
+            _ => Self::new(Exit::Other, error),
+        }
+    }
+}
+
+impl From<&Error> for Exit {
+    fn from(error: &Error) -> Self {
+        match error {
+            Error::InvalidEndpoint { .. } => Self::Usage,
+            Error::Unavailable(_) => Self::Unavailable,
+            Error::Unauthenticated(_) | Error::PermissionDenied(_) => Self::Credentials,
+            Error::InvalidArgument(_) => Self::Refused,
+            Error::ClientIdInUse(_) | Error::Superseded(_) => Self::ClientId,
+            Error::ResourceExhausted(_) => Self::Exhausted,
+            Error::PositionAhead { .. } => Self::PositionAhead,
+            Error::Violation(_) => Self::Violation,
+            _ => Self::Other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_in_the_help() {
+        for exit in [
+            Exit::Other,
+            Exit::Usage,
+            Exit::Unavailable,
+            Exit::Credentials,
+            Exit::Refused,
+            Exit::ClientId,
+            Exit::Exhausted,
+            Exit::PositionAhead,
+            Exit::Violation,
+            Exit::Interrupted,
+        ] {
+            let line = format!("{:>5}  ", exit as u8);
+            assert!(HELP.lines().any(|l| l.starts_with(&line)), "{exit:?}");
+        }
+    }
+
+    #[test]
+    fn a_closed_pipe_is_quiet() {
+        let error = io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(matches!(Failure::from(error), Failure::ClosedPipe));
+    }
+}

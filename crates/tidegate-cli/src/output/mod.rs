@@ -1,0 +1,169 @@
+//! Updates as text for people or as JSON lines for programs.
+
+mod json;
+mod text;
+
+use std::io;
+
+use clap::ValueEnum;
+use jiff::Timestamp;
+use tidegate_client::{Code, GapReason, Position, Update};
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Format {
+    /// For people: time, topic, payload.
+    Text,
+    /// For programs: one JSON object per line.
+    Json,
+}
+
+/// Turns updates into lines.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Renderer {
+    Text(text::Styles),
+    Json,
+}
+
+impl Renderer {
+    /// With colours, if standard output can show them and nobody asked for none.
+    pub(crate) fn for_stdout(format: Format) -> Self {
+        let choice = anstream::AutoStream::choice(&io::stdout());
+        match (format, choice) {
+            (Format::Json, _) => Self::Json,
+            (Format::Text, anstream::ColorChoice::Never) => Self::Text(text::Styles::plain()),
+            (Format::Text, _) => Self::Text(text::Styles::coloured()),
+        }
+    }
+
+    /// Appends `update` to `out`: one line, or none if it is nothing to show.
+    pub(crate) fn render(&self, out: &mut Vec<u8>, update: &Update) -> io::Result<()> {
+        match self {
+            Self::Text(styles) => text::render(out, update, styles),
+            Self::Json => json::render(out, update),
+        }
+    }
+}
+
+/// The name of a gap's reason, in lower case: `overflow`, `epoch_changed`.
+fn reason(reason: GapReason) -> String {
+    let name = reason.as_str_name();
+    name.strip_prefix("GAP_REASON_")
+        .unwrap_or(name)
+        .to_ascii_lowercase()
+}
+
+/// An event's time, unless it has none or one outside the years that can be written.
+fn timestamp(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
+    let time = time?;
+    Timestamp::new(time.seconds, time.nanos).ok()
+}
+
+fn position(position: Option<impl Into<Position>>) -> Option<String> {
+    position.map(|position| position.into().to_string())
+}
+
+/// The name of a status code, as in gRPC's documentation: `UNAVAILABLE`.
+fn code_name(code: Code) -> String {
+    let mut name = String::new();
+    for c in format!("{code:?}").chars() {
+        if c.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(c.to_ascii_uppercase());
+    }
+    name
+}
+
+/// Updates for the tests of both forms.
+#[cfg(test)]
+mod samples {
+    use std::time::Duration;
+
+    use tidegate_client::{
+        Event, Gap, GapReason, GoingAway, Limits, Overflow, Position, Status, Subscribed, Update,
+    };
+
+    pub(super) const POSITION: Position = Position {
+        epoch: 0xabc,
+        sequence: 42,
+    };
+
+    pub(super) fn event(payload: &'static [u8]) -> Update {
+        Update::Event(Event {
+            sequence: 42,
+            topic: "orders.eu".into(),
+            payload: payload.into(),
+            time: Some(prost_types::Timestamp {
+                seconds: 1_700_000_000,
+                nanos: 123_456_000,
+            }),
+            ..Default::default()
+        })
+    }
+
+    pub(super) fn full_event() -> Update {
+        let Update::Event(mut event) = event(b"hello") else {
+            unreachable!()
+        };
+        event.key = "17".into();
+        event.attributes = [("a", "1"), ("b", "2")]
+            .map(|(name, value)| (name.into(), value.into()))
+            .into();
+        Update::Event(event)
+    }
+
+    pub(super) fn gap(count: u64, reason: GapReason) -> Update {
+        Update::Gap(Gap {
+            first_sequence: 5,
+            last_sequence: 16,
+            count,
+            reason: reason.into(),
+            first_index: 3,
+        })
+    }
+
+    pub(super) fn subscribed() -> Update {
+        Update::Subscribed(Subscribed {
+            client_id: "me".into(),
+            subscription_id: "s1".into(),
+            position: Some(POSITION.into()),
+            next_index: 0,
+            limits: Some(Limits {
+                max_events: 1024,
+                max_bytes: 1_048_576,
+                overflow: Overflow::DropOldest.into(),
+            }),
+        })
+    }
+
+    pub(super) fn going_away() -> Update {
+        Update::GoingAway(GoingAway {
+            resume_after: Some(POSITION.into()),
+            reconnect_after: Some(prost_types::Duration {
+                seconds: 1,
+                nanos: 500_000_000,
+            }),
+            reason: "drain".into(),
+        })
+    }
+
+    pub(super) fn reconnecting() -> Update {
+        Update::Reconnecting {
+            status: Status::unavailable("gone\n"),
+            retry_in: Duration::from_millis(250),
+            attempt: 2,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_protocol() {
+        assert_eq!(reason(GapReason::EpochChanged), "epoch_changed");
+        assert_eq!(code_name(Code::Unavailable), "UNAVAILABLE");
+        assert_eq!(code_name(Code::OutOfRange), "OUT_OF_RANGE");
+    }
+}

@@ -1,0 +1,211 @@
+//! `tidegate pub`: publishes one event, or one for each line of standard input.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use clap::Args;
+use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
+use tidegate_client::{
+    Client, Closed, NewEvent, Progress, PublishFailure, Publisher, PublisherOptions,
+};
+use tokio::io::{AsyncBufRead, BufReader};
+
+use crate::{
+    args::{ServerArgs, attribute},
+    exit::{Exit, Failure},
+    lines::Lines,
+    signals,
+};
+
+/// Longer lines are not even read. Far more than a server accepts unless it was set up for it.
+const MAX_LINE: u64 = 64 * 1024 * 1024;
+
+/// Publish one event, or one for each line of standard input
+///
+/// With PAYLOAD, publishes that. Without it, every line of standard input is the
+/// payload of an event, streamed as it comes. Lines may hold any bytes, an empty
+/// line is an event with an empty payload, and the end of a line (LF or CR LF) is
+/// not part of it.
+///
+/// The output says how many events the server accepted, also if publishing lines
+/// ended with a failure; they are the first so many. Nothing is sent twice: what the
+/// server had not answered when a connection broke may or may not be published.
+/// Lines go out in batches, each accepted whole or not at all.
+///
+/// Examples:
+///
+///   tidegate pub orders.eu.created '{"order": 17}' --key 17
+///   tail -F /var/log/syslog | tidegate pub logs.myhost --attribute source=syslog
+#[derive(Debug, Args)]
+#[command(
+    verbatim_doc_comment,
+    after_long_help = "`tidegate --help` lists the exit codes."
+)]
+pub(crate) struct PubArgs {
+    /// Dot-separated tokens, without wildcards. `$client.ID` reaches the client ID alone.
+    topic: String,
+
+    /// What to publish. Without it, one event per line of standard input.
+    payload: Option<String>,
+
+    /// What the event is about, together with its topic: conflating subscribers keep the newest of each.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    key: String,
+
+    /// Something more about the event. Can be given several times.
+    #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = attribute)]
+    attributes: Vec<(String, String)>,
+
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+pub(crate) async fn run(args: PubArgs) -> Result<(), Failure> {
+    let client = Client::connect_lazy(args.server.server)?;
+    let mut event = NewEvent {
+        topic: args.topic,
+        key: args.key,
+        attributes: args.attributes.into_iter().collect(),
+        ..Default::default()
+    };
+    match args.payload {
+        Some(payload) => {
+            event.payload = payload.into();
+            let response = client.publish(vec![event]).await?;
+            print_accepted(u64::from(response.count))
+        }
+        None => publish_lines(&client, &event).await,
+    }
+}
+
+async fn publish_lines(client: &Client, template: &NewEvent) -> Result<(), Failure> {
+    let publisher = client.publisher(PublisherOptions::default());
+    let progress = publisher.progress();
+    let bar = ProgressLine::new();
+    let outcome = tokio::select! {
+        biased;
+        interrupted = signals::interrupted() => Err(match interrupted {
+            Ok(()) => Failure::new(Exit::Interrupted, interruption(&progress)),
+            Err(error) => error.into(),
+        }),
+        outcome = send_lines(publisher, stdin(), template) => outcome,
+        () = bar.follow(&progress) => unreachable!("it follows for ever"),
+    };
+    bar.clear();
+    print_accepted(progress.acknowledged())?;
+    outcome
+}
+
+fn stdin() -> impl AsyncBufRead + Unpin {
+    BufReader::with_capacity(64 * 1024, tokio::io::stdin())
+}
+
+/// Publishes all lines of `input`. A failure to read still publishes what was read.
+async fn send_lines(
+    mut publisher: Publisher,
+    input: impl AsyncBufRead + Unpin,
+    template: &NewEvent,
+) -> Result<(), Failure> {
+    let mut lines = Lines::new(input, MAX_LINE);
+    let read = loop {
+        let line = match lines.next().await {
+            Ok(Some(line)) => line,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
+        let event = NewEvent {
+            payload: line.into(),
+            ..template.clone()
+        };
+        if let Err(Closed(_)) = publisher.send(event).await {
+            break Ok(());
+        }
+    };
+    match publisher.finish().await {
+        Ok(_) => Ok(read?),
+        Err(failure) => Err(explain(&failure)),
+    }
+}
+
+fn explain(failure: &PublishFailure) -> Failure {
+    let exit = Exit::from(&failure.error);
+    Failure::new(exit, format!("{failure}: {}", failure.error))
+}
+
+fn interruption(progress: &Progress) -> String {
+    match progress.sent().saturating_sub(progress.acknowledged()) {
+        0 => "interrupted".into(),
+        unknown => {
+            format!("interrupted; {unknown} more were sent and may or may not have been accepted")
+        }
+    }
+}
+
+fn print_accepted(count: u64) -> Result<(), Failure> {
+    writeln!(io::stdout(), "{}", accepted(count))?;
+    Ok(())
+}
+
+fn accepted(count: u64) -> String {
+    match count {
+        1 => "1 event accepted".into(),
+        count => format!("{count} events accepted"),
+    }
+}
+
+/// Shows progress to somebody who watches a file being published.
+struct ProgressLine {
+    /// Hidden where nobody watches.
+    bar: ProgressBar,
+}
+
+impl ProgressLine {
+    fn new() -> Self {
+        // Somebody who types the lines does not want them painted over.
+        if io::stdin().is_terminal() || !io::stderr().is_terminal() {
+            return Self {
+                bar: ProgressBar::hidden(),
+            };
+        }
+        let style = ProgressStyle::with_template(
+            "{spinner} {human_pos} events accepted, {rate}/s, {elapsed}",
+        )
+        .expect("a valid template")
+        .with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
+            // The bar has nowhere to report an error, and writes to a string.
+            let _ = write!(out, "{}", HumanCount(state.per_sec() as u64));
+        });
+        Self {
+            bar: ProgressBar::new_spinner().with_style(style),
+        }
+    }
+
+    /// Shows `progress`, for ever.
+    async fn follow(&self, progress: &Progress) {
+        let mut ticks = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            ticks.tick().await;
+            self.bar.set_position(progress.acknowledged());
+            self.bar.tick();
+        }
+    }
+
+    fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_final_line_knows_its_plural() {
+        assert_eq!(accepted(0), "0 events accepted");
+        assert_eq!(accepted(1), "1 event accepted");
+        assert_eq!(accepted(2), "2 events accepted");
+    }
+}

@@ -1,0 +1,186 @@
+//! `tidegate serve`: the server.
+
+use std::{
+    error::Error as _,
+    io::{self, Write as _},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use tidegate_server::{BindError, Server, ServerConfig};
+
+use crate::{
+    args::duration,
+    exit::{Exit, Failure},
+    signals,
+};
+
+/// Run the server
+///
+/// Prints the address it listens on as its first line. On SIGINT or SIGTERM it tells every client where
+/// to resume and ends when all have gone, or after --drain-timeout; a second signal ends it at once.
+#[derive(Debug, Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(crate) struct ServeArgs {
+    /// The address to listen on. Port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
+    listen: SocketAddr,
+
+    /// How long connections have to end in good order.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    drain_timeout: Duration,
+
+    /// What happens when a client id that is in use subscribes again.
+    #[arg(long, value_name = "POLICY", default_value = "takeover")]
+    client_ids: ClientIdsArg,
+
+    /// Silence after which a stream gets a heartbeat, where the client does not say.
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = heartbeat)]
+    heartbeat: Duration,
+
+    #[command(flatten)]
+    history: HistoryArgs,
+
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+/// How much is kept for replay. An event goes when any one limit is reached; 0 turns history off.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "History")]
+struct HistoryArgs {
+    /// The most events in history.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    history_events: usize,
+
+    /// The most bytes in history.
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+    history_bytes: u64,
+
+    /// The greatest age of an event in history.
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    history_age: Duration,
+}
+
+/// What requests are accepted.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits on requests")]
+struct LimitArgs {
+    /// The most filters in one subscription.
+    #[arg(long, value_name = "N", default_value_t = 1_024)]
+    max_filters: usize,
+
+    /// The most events in one publish.
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    max_publish_events: usize,
+
+    /// The most bytes in one publish: encoded events.
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20)]
+    max_publish_bytes: usize,
+
+    /// The most bytes in one event: encoded, with topic, key and attributes.
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
+    max_event_bytes: usize,
+}
+
+const AFTER_HELP: &str = "\
+Try it, from two other terminals:
+  tidegate sub 'orders.>'
+  tidegate pub orders.eu.created 'order 17'
+
+`tidegate --help` lists the exit codes.";
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ClientIdsArg {
+    /// The newest stream takes over; the old one ends.
+    Takeover,
+    /// The newest stream is refused.
+    Reject,
+    /// A client may hold several streams.
+    Several,
+}
+
+pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
+    let server = Server::bind(args.config()).await?;
+    announce(server.local_addr())?;
+    let report = tokio::select! {
+        report = server.serve(stop_signal()) => report,
+        () = second_signal() => return Err(Failure::new(Exit::Interrupted, "ended at once by a second signal")),
+    };
+    tracing::info!(
+        drained = report.connections_drained,
+        cut = report.connections_cut,
+        "ended"
+    );
+    Ok(())
+}
+
+/// Programs that start a server read its address here, so it goes out at once.
+fn announce(address: SocketAddr) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "listening on {address}")?;
+    stdout.flush()
+}
+
+async fn stop_signal() {
+    if let Err(error) = signals::interrupted().await {
+        tracing::error!(%error, "signals cannot be received; the server goes on until it is killed");
+        std::future::pending().await
+    }
+}
+
+async fn second_signal() {
+    stop_signal().await;
+    stop_signal().await;
+}
+
+/// A heartbeat as clients may ask for it too.
+fn heartbeat(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    let allowed = Duration::from_secs(1)..=Duration::from_secs(3_600);
+    allowed
+        .contains(&interval)
+        .then_some(interval)
+        .ok_or_else(|| "must be from 1s to 1h".into())
+}
+
+impl ServeArgs {
+    fn config(&self) -> ServerConfig {
+        let mut config = ServerConfig {
+            listen: self.listen,
+            drain_timeout: self.drain_timeout,
+            client_ids: self.client_ids.into(),
+            ..ServerConfig::default()
+        };
+        config.history.max_events = self.history.history_events;
+        config.history.max_bytes = self.history.history_bytes;
+        config.history.max_age = self.history.history_age;
+        config.service.heartbeat_interval = self.heartbeat;
+        config.service.max_filters = self.limits.max_filters;
+        config.service.publish.max_events = self.limits.max_publish_events;
+        config.service.publish.max_batch_bytes = self.limits.max_publish_bytes;
+        config.service.publish.max_event_bytes = self.limits.max_event_bytes;
+        config
+    }
+}
+
+impl From<ClientIdsArg> for tidegate_server::ClientIdPolicy {
+    fn from(arg: ClientIdsArg) -> Self {
+        match arg {
+            ClientIdsArg::Takeover => Self::Takeover,
+            ClientIdsArg::Reject => Self::Reject,
+            ClientIdsArg::Several => Self::Several,
+        }
+    }
+}
+
+impl From<BindError> for Failure {
+    fn from(error: BindError) -> Self {
+        let cause = error
+            .source()
+            .map(|source| format!(": {source}"))
+            .unwrap_or_default();
+        Self::new(Exit::Other, format!("{error}{cause}"))
+    }
+}

@@ -1,0 +1,242 @@
+//! `tidegate sub`: prints what a subscription yields.
+
+use std::{io, time::Duration};
+
+use clap::{Args, ValueEnum};
+use futures_util::FutureExt as _;
+use tidegate_client::{Client, Error, Overflow, Position, SubscribeOptions, Subscription, Update};
+use tokio::io::{AsyncWriteExt as _, Stdout};
+
+use crate::{
+    args::{ServerArgs, duration},
+    exit::Failure,
+    output::{Format, Renderer},
+    signals,
+};
+
+/// Output is written when so much is ready, or when nothing more is.
+const BUFFER: usize = 64 * 1024;
+
+/// Print events as they come
+///
+/// Shows the events of all topics that match one of the filters, from now on or,
+/// with --replay or --resume, from history first. Reconnects when the connection
+/// breaks, and goes on where it was. Events that this client will never see are
+/// shown as a gap, with how many there are and why.
+///
+/// Ends on Ctrl-C, when its output is closed, after --count events, or when the
+/// server says that trying again is of no use.
+///
+/// Examples:
+///
+///   Everything, from now on:
+///     tidegate sub '>'
+///   The last 10 orders and the new ones of every region:
+///     tidegate sub 'orders.*.created' --replay 10
+///   The newest price of each item, at most twice a second:
+///     tidegate sub 'prices.>' --overflow conflate --min-interval 500ms
+///   One payload, for a script:
+///     tidegate sub jobs.17.done --count 1 --output json |
+///       jq -r 'select(.type == "event").payload'
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment, after_long_help = AFTER_HELP)]
+pub(crate) struct SubArgs {
+    /// Topics, or patterns: `*` is one token, `>` at the end one or more.
+    #[arg(required = true, value_name = "FILTER")]
+    filters: Vec<String>,
+
+    #[command(flatten)]
+    server: ServerArgs,
+
+    /// Who this is. Two subscribers with one id take each other over. Without it the server makes one.
+    #[arg(long, value_name = "ID")]
+    client_id: Option<String>,
+
+    /// Start with the newest N matching events in history.
+    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    replay: Option<u32>,
+
+    /// Start after this position: the epoch as 16 lower-case hexadecimal digits, a colon, the sequence.
+    #[arg(long, value_name = "EPOCH:SEQUENCE")]
+    resume: Option<Position>,
+
+    /// How many events this subscriber may be behind before --overflow applies [default: the server's, 1024].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_events: Option<u32>,
+
+    /// How many bytes this subscriber may be behind before --overflow applies [default: the server's, 1 MiB].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_bytes: Option<u64>,
+
+    /// What happens when this subscriber is too far behind.
+    #[arg(long, value_name = "POLICY", default_value = "drop-oldest")]
+    overflow: OverflowArg,
+
+    /// The silence after which the server shows that it is alive, from 1s to 1h. After three times as long
+    /// without a sign the connection counts as broken.
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = duration)]
+    heartbeat: Duration,
+
+    /// Receive events at most once in this time, up to 1h [default: as they come].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    min_interval: Option<Duration>,
+
+    /// End when the connection breaks, instead of reconnecting.
+    #[arg(long)]
+    no_reconnect: bool,
+
+    /// End after N events.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+
+    /// How to print.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    output: Format,
+}
+
+const AFTER_HELP: &str = "\
+Text output:
+  One line per event: time, topic, [key] and {attributes} if it has any, payload.
+  Control characters are escaped, and so is everything that is not ASCII in a
+  payload that is not UTF-8. Lines that begin with `#` tell of the connection; a
+  line that begins with `!` is a gap. Heartbeats are not shown. Colours are for
+  terminals only, and not if NO_COLOR is set.
+
+JSON output:
+  One object per line, with a `type`:
+    subscribed    client_id, subscription_id, position, next_index,
+                  limits {max_events, max_bytes, overflow}
+    event         sequence, topic, payload (or payload_base64 if it is not
+                  UTF-8), key and attributes if there are any, time
+    gap           first_sequence, last_sequence, count, reason;
+                  a count of 0 is an unknown number
+    heartbeat     position
+    caught_up     position: the replay has ended
+    going_away    resume_after, reconnect_after, reason
+    reconnecting  code, message, retry_in, attempt
+  A position is EPOCH:SEQUENCE, as --resume takes it. To resume after an event,
+  take the epoch of the last `subscribed` and the event's sequence. Durations are
+  seconds with an `s`, such as 0.25s.
+
+`tidegate --help` lists the exit codes.";
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OverflowArg {
+    /// The oldest events go, and a gap says how many.
+    DropOldest,
+    /// The newest event of each topic and key survives.
+    Conflate,
+    /// The server ends the stream.
+    Disconnect,
+}
+
+pub(crate) async fn run(args: SubArgs) -> Result<(), Failure> {
+    let client = Client::connect_lazy(args.server.server.clone())?;
+    let subscription = client.subscribe(args.options());
+    let printer = Printer {
+        renderer: Renderer::for_stdout(args.output),
+        stdout: tokio::io::stdout(),
+        ready: Vec::new(),
+        events_left: args.count,
+    };
+    tokio::select! {
+        biased;
+        interrupted = signals::interrupted() => Ok(interrupted?),
+        outcome = printer.run(subscription) => outcome,
+    }
+}
+
+impl SubArgs {
+    fn options(&self) -> SubscribeOptions {
+        let mut options = SubscribeOptions::new(&self.filters)
+            .client_id(self.client_id.as_deref().unwrap_or_default())
+            .max_events(self.max_events.unwrap_or_default())
+            .max_bytes(self.max_bytes.unwrap_or_default())
+            .overflow(self.overflow.into())
+            .heartbeat_interval(self.heartbeat);
+        if let Some(count) = self.replay {
+            options = options.replay_last(count);
+        }
+        if let Some(position) = self.resume {
+            options = options.resume_after(position);
+        }
+        if let Some(interval) = self.min_interval {
+            options = options.min_interval(interval);
+        }
+        if self.no_reconnect {
+            options = options.no_reconnect();
+        }
+        options
+    }
+}
+
+impl From<OverflowArg> for Overflow {
+    fn from(arg: OverflowArg) -> Self {
+        match arg {
+            OverflowArg::DropOldest => Self::DropOldest,
+            OverflowArg::Conflate => Self::Conflate,
+            OverflowArg::Disconnect => Self::Disconnect,
+        }
+    }
+}
+
+/// Writes updates to standard output.
+struct Printer {
+    renderer: Renderer,
+    stdout: Stdout,
+    /// Rendered and not yet written.
+    ready: Vec<u8>,
+    /// `None`: without end.
+    events_left: Option<u64>,
+}
+
+impl Printer {
+    /// Prints until there is an end to it.
+    async fn run(mut self, mut subscription: Subscription) -> Result<(), Failure> {
+        while self.events_left != Some(0) {
+            let Some(update) = self.next(&mut subscription).await? else {
+                break;
+            };
+            match update {
+                Ok(update) => self.print(&update).await?,
+                Err(error) => {
+                    self.flush().await?;
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(self.flush().await?)
+    }
+
+    /// The next update. What is rendered goes out before it is waited for.
+    async fn next(
+        &mut self,
+        subscription: &mut Subscription,
+    ) -> io::Result<Option<Result<Update, Error>>> {
+        if let Some(update) = subscription.next().now_or_never() {
+            return Ok(update);
+        }
+        self.flush().await?;
+        Ok(subscription.next().await)
+    }
+
+    async fn print(&mut self, update: &Update) -> io::Result<()> {
+        self.renderer.render(&mut self.ready, update)?;
+        if let (Update::Event(_), Some(left)) = (update, &mut self.events_left) {
+            *left -= 1;
+        }
+        if self.ready.len() >= BUFFER {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        if !self.ready.is_empty() {
+            self.stdout.write_all(&self.ready).await?;
+            self.stdout.flush().await?;
+            self.ready.clear();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! How long to wait before the next attempt.
+
+use std::time::Duration;
+
+/// No server keeps a client waiting for longer than this, whatever it asks for.
+const MAX_HINT: Duration = Duration::from_secs(3600);
+
+/// Exponential back-off with full jitter.
+///
+/// Attempt *n* (from 0) waits for a random time between zero and `min(max, base * 2^n)`, so that clients that
+/// were cut off together do not come back together. A time that the server asked for (`RetryInfo`, or
+/// `GoingAway.reconnect_after`; at most an hour counts) is waited for first, and the random time on top of it.
+/// Counting starts again once a stream has delivered an event, a gap or a heartbeat: a server that accepts
+/// subscriptions and then fails is not asked ever faster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// The upper bound of the first wait. Default: 100 ms.
+    pub base: Duration,
+    /// The upper bound of every wait. Default: 30 s.
+    pub max: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self {
+            base: Duration::from_millis(100),
+            max: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A [`Backoff`] in use.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    /// The bounds to keep.
+    backoff: Backoff,
+    /// Failures since a stream last delivered something.
+    failed: u32,
+    /// Source of the jitter; its own, so that tests can seed it.
+    random: fastrand::Rng,
+}
+
+impl Attempts {
+    pub(crate) fn new(backoff: Backoff, random: fastrand::Rng) -> Self {
+        Self {
+            backoff,
+            failed: 0,
+            random,
+        }
+    }
+
+    /// Failures since a stream last delivered something.
+    pub(crate) fn failed(&self) -> u32 {
+        self.failed
+    }
+
+    /// A stream has delivered something.
+    pub(crate) fn succeed(&mut self) {
+        self.failed = 0;
+    }
+
+    /// Counts a failure and returns the wait that follows it. `hint` is what the server asked for.
+    pub(crate) fn fail(&mut self, hint: Option<Duration>) -> Duration {
+        let Backoff { base, max } = self.backoff;
+        let factor = 1u32.checked_shl(self.failed).unwrap_or(u32::MAX);
+        let ceiling = base.saturating_mul(factor).min(max);
+        self.failed = self.failed.saturating_add(1);
+        hint.unwrap_or_default().min(MAX_HINT) + ceiling.mul_f64(self.random.f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempts(base_ms: u64, max_ms: u64) -> Attempts {
+        let backoff = Backoff {
+            base: Duration::from_millis(base_ms),
+            max: Duration::from_millis(max_ms),
+        };
+        Attempts::new(backoff, fastrand::Rng::with_seed(7))
+    }
+
+    #[test]
+    fn waits_stay_below_a_ceiling_that_doubles() {
+        let mut attempts = attempts(100, 1000);
+        for ceiling in [100, 200, 400, 800, 1000, 1000] {
+            assert!(attempts.fail(None) <= Duration::from_millis(ceiling));
+        }
+    }
+
+    #[test]
+    fn jitter_is_full() {
+        let mut attempts = attempts(1000, 1000);
+        let waits: Vec<_> = (0..1000).map(|_| attempts.fail(None).as_millis()).collect();
+        assert!(waits.iter().any(|wait| *wait < 100));
+        assert!(waits.iter().any(|wait| *wait > 900));
+    }
+
+    #[test]
+    fn success_starts_again() {
+        let mut attempts = attempts(1, 100_000);
+        for _ in 0..20 {
+            attempts.fail(None);
+        }
+        attempts.succeed();
+        assert_eq!(attempts.failed(), 0);
+        assert!(attempts.fail(None) <= Duration::from_millis(1));
+    }
+
+    #[test]
+    fn the_servers_hint_is_a_floor_with_a_limit() {
+        let mut attempts = attempts(10, 10);
+        let hint = Duration::from_secs(2);
+        let wait = attempts.fail(Some(hint));
+        assert!(wait >= hint && wait <= hint + Duration::from_millis(10));
+        assert!(attempts.fail(Some(Duration::MAX)) <= MAX_HINT + Duration::from_millis(10));
+    }
+
+    #[test]
+    fn many_failures_do_not_overflow() {
+        let mut attempts = attempts(u64::MAX, u64::MAX);
+        attempts.failed = u32::MAX;
+        attempts.fail(None);
+        assert_eq!(attempts.failed(), u32::MAX);
+    }
+}

@@ -1,0 +1,238 @@
+//! Addresses, connections and their settings.
+
+use std::{future::Future, time::Duration};
+
+use tidegate_proto::v1::{
+    self, NewEvent, PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse,
+    event_service_client::EventServiceClient,
+};
+use tonic::{
+    Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{Error, Publisher, PublisherOptions, SubscribeOptions, Subscription};
+
+/// The connection's window, in stream windows.
+///
+/// h2 charges `256 - length` for each unread DATA frame below 256 bytes and closes the connection when half
+/// of its window is used up. The smallest response takes more than 16 bytes, so a stream window of them costs
+/// less than 16 windows, and a reader that pauses is never taken for an attacker.
+const CONNECTION_WINDOW_FACTOR: u32 = 32;
+
+/// Speaks to one server.
+///
+/// Cheap to clone. Clones share one connection for [`publish`](Self::publish); every subscription and every
+/// [`Publisher`] opens its own.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Opens connections, with all settings applied.
+    endpoint: Endpoint,
+    /// Carries unary calls. Connects when first used, and again when it has broken.
+    channel: Channel,
+    /// Larger messages from the server are refused.
+    max_message_bytes: usize,
+}
+
+/// Settings of a [`Client`], each with a default that suits most.
+#[derive(Clone, Debug)]
+pub struct ClientBuilder {
+    endpoint: String,
+    stream_window: u32,
+    connect_timeout: Duration,
+    keep_alive_interval: Duration,
+    keep_alive_timeout: Duration,
+    max_message_bytes: usize,
+}
+
+// ===== impl Client =====
+
+impl Client {
+    /// A client for the server at `endpoint`, such as `http://127.0.0.1:50051`, with default settings.
+    ///
+    /// Nothing is sent: the first use connects.
+    ///
+    /// # Errors
+    /// [`Error::InvalidEndpoint`] if `endpoint` is not an `http` URL.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn connect_lazy(endpoint: impl Into<String>) -> Result<Self, Error> {
+        Self::builder(endpoint).connect_lazy()
+    }
+
+    /// Settings for the server at `endpoint`, such as `http://127.0.0.1:50051`.
+    pub fn builder(endpoint: impl Into<String>) -> ClientBuilder {
+        ClientBuilder {
+            endpoint: endpoint.into(),
+            stream_window: 256 * 1024,
+            connect_timeout: Duration::from_secs(10),
+            keep_alive_interval: Duration::from_secs(20),
+            keep_alive_timeout: Duration::from_secs(10),
+            max_message_bytes: 64 * 1024 * 1024,
+        }
+    }
+
+    /// A subscription. It connects when it is first polled, and its stream has begun with
+    /// [`Update::Subscribed`](crate::Update::Subscribed): wait for it before you publish what it is to see.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn subscribe(&self, options: SubscribeOptions) -> Subscription {
+        Subscription::new(self.clone(), options)
+    }
+
+    /// Publishes one batch: all of it or, with an error, nothing. Never retried.
+    ///
+    /// The server limits a batch, by default to 1,000 events and 4 MiB, and each event to 1 MiB.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`], [`Error::ResourceExhausted`] and the like when the server refused the batch.
+    /// After [`Error::Unavailable`] it is unknown whether the batch was applied: publish it again only if
+    /// subscribers can bear to see it twice.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: a dropped call may have been applied.
+    pub async fn publish(&self, events: Vec<NewEvent>) -> Result<PublishResponse, Error> {
+        self.service(self.channel.clone())
+            .publish(PublishRequest { events })
+            .await
+            .map(tonic::Response::into_inner)
+            .map_err(Error::from_status)
+    }
+
+    /// A publisher for many events, batched on one stream.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn publisher(&self, options: PublisherOptions) -> Publisher {
+        Publisher::new(self.service(self.endpoint.connect_lazy()), options)
+    }
+
+    /// Opens a `Subscribe` stream on a new connection. Each attempt resolves the name again, and none is
+    /// made on a connection that has died without saying so.
+    pub(crate) fn open(
+        &self,
+        request: SubscribeRequest,
+    ) -> impl Future<Output = Result<Streaming<SubscribeResponse>, Status>> + Send + 'static {
+        let mut service = self.service(self.endpoint.connect_lazy());
+        async move { Ok(service.subscribe(request).await?.into_inner()) }
+    }
+
+    fn service(&self, channel: Channel) -> EventServiceClient<Channel> {
+        v1::event_service_client::EventServiceClient::new(channel)
+            .max_decoding_message_size(self.max_message_bytes)
+    }
+}
+
+// ===== impl ClientBuilder =====
+
+impl ClientBuilder {
+    /// How many bytes the server may send ahead of a subscription that is not being read. Default: 256 KiB.
+    ///
+    /// These bytes are on their way and can no longer be dropped when a reader falls behind: a larger window
+    /// means older events for a slow reader, a smaller one less throughput over long distances (window divided
+    /// by round-trip time). The connection's window is 32 times as large, which costs no memory as one stream
+    /// is all it carries, and keeps h2 from closing it over many small frames.
+    #[must_use]
+    pub fn stream_window(mut self, bytes: u32) -> Self {
+        self.stream_window = bytes;
+        self
+    }
+
+    /// How long connecting may take. Default: 10 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// HTTP/2 keepalive: a ping each `interval` (default 20 s), and a connection that does not answer within
+    /// `timeout` (default 10 s) is broken. Finds peers that vanished without closing.
+    #[must_use]
+    pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.keep_alive_interval = interval;
+        self.keep_alive_timeout = timeout;
+        self
+    }
+
+    /// Larger messages from the server end a stream. Default: 64 MiB, far above what a server sends unless it
+    /// was set to accept larger events.
+    #[must_use]
+    pub fn max_message_bytes(mut self, bytes: usize) -> Self {
+        self.max_message_bytes = bytes;
+        self
+    }
+
+    /// The client. Nothing is sent: the first use connects.
+    ///
+    /// # Errors
+    /// [`Error::InvalidEndpoint`] if the endpoint is not an `http` URL.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    pub fn connect_lazy(self) -> Result<Client, Error> {
+        const MAX_WINDOW: u32 = (1 << 31) - 1;
+        let stream_window = self.stream_window.min(MAX_WINDOW);
+        let connection_window = stream_window
+            .saturating_mul(CONNECTION_WINDOW_FACTOR)
+            .min(MAX_WINDOW);
+        let endpoint = self
+            .parse()?
+            .connect_timeout(self.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(self.keep_alive_interval)
+            .keep_alive_timeout(self.keep_alive_timeout)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(stream_window)
+            .initial_connection_window_size(connection_window);
+        Ok(Client {
+            channel: endpoint.connect_lazy(),
+            endpoint,
+            max_message_bytes: self.max_message_bytes,
+        })
+    }
+
+    fn parse(&self) -> Result<Endpoint, Error> {
+        let invalid = |reason: &str| Error::InvalidEndpoint {
+            endpoint: self.endpoint.clone(),
+            reason: reason.into(),
+        };
+        let endpoint =
+            Endpoint::from_shared(self.endpoint.clone()).map_err(|_| invalid("it is not a URL"))?;
+        match endpoint.uri().scheme_str() {
+            Some("http") if endpoint.uri().host().is_some_and(|host| !host.is_empty()) => {
+                Ok(endpoint)
+            }
+            Some("http") => Err(invalid("it names no host")),
+            Some("https") => Err(invalid("this client has no TLS")),
+            _ => Err(invalid("it must begin with http://")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn endpoints_are_checked_before_use() {
+        for good in ["http://127.0.0.1:50051", "http://[::1]:1", "http://host"] {
+            assert!(Client::connect_lazy(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "host",
+            "127.0.0.1:50051",
+            "https://host",
+            "ftp://host",
+            "http://a b",
+        ] {
+            let error = Client::connect_lazy(bad).unwrap_err();
+            assert!(
+                matches!(error, Error::InvalidEndpoint { .. }),
+                "{bad}: {error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! Many events on one stream, with an honest account at the end.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use futures_core::Stream;
+use futures_util::stream;
+use prost::Message as _;
+use tidegate_proto::v1::{
+    PublishRequest, PublishResponse, event_service_client::EventServiceClient,
+};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinHandle,
+};
+use tonic::{Status, transport::Channel};
+
+use crate::{Error, NewEvent, Violation};
+
+/// How a [`Publisher`] batches. Keep a batch below the server's limits, by default 1,000 events and 4 MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublisherOptions {
+    /// The most events in one request; at least 1. Default: 1,000.
+    pub max_batch_events: usize,
+    /// The most bytes of events in one request; a larger event goes alone. Default: 256 KiB.
+    pub max_batch_bytes: usize,
+    /// The most requests that wait for their response; at least 1. Default: 8.
+    pub max_in_flight: usize,
+    /// The most bytes of events that [`send`](Publisher::send) has taken and the server has not acknowledged;
+    /// a larger event goes alone. Default: 4 MiB.
+    pub max_unacknowledged_bytes: u32,
+}
+
+impl Default for PublisherOptions {
+    fn default() -> Self {
+        Self {
+            max_batch_events: 1000,
+            max_batch_bytes: 256 * 1024,
+            max_in_flight: 8,
+            max_unacknowledged_bytes: 4 * 1024 * 1024,
+        }
+    }
+}
+
+/// Publishes events in order over one `PublishStream`.
+///
+/// Events that are ready together share a request; none waits for others to come. Each request is applied
+/// whole or not at all. Nothing is retried: the first failure ends the publisher. Dropping it without
+/// [`finish`](Self::finish) cancels the stream, and what was not acknowledged may or may not be published.
+#[derive(Debug)]
+#[must_use = "call finish to know what was accepted"]
+pub struct Publisher {
+    events: mpsc::Sender<Queued>,
+    shared: Arc<Shared>,
+    options: PublisherOptions,
+    task: AbortOnDrop,
+}
+
+/// Watches a [`Publisher`], also while it is sending or finishing, and after it was dropped. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Progress(Arc<Shared>);
+
+/// The publisher has failed; [`Publisher::finish`] says why. The event was not taken.
+#[derive(Debug, thiserror::Error)]
+#[error("the publisher has failed")]
+pub struct Closed(pub NewEvent);
+
+/// Not every event was acknowledged.
+///
+/// The first `acknowledged` events are published. Of the `unacknowledged` ones after them, those that the
+/// server refused are not, and after a broken connection nobody knows: they are published up to some point.
+#[derive(Debug, thiserror::Error)]
+#[error("{acknowledged} events were acknowledged, {unacknowledged} were not")]
+pub struct PublishFailure {
+    /// Events that the server has accepted.
+    pub acknowledged: u64,
+    /// Events that [`Publisher::send`] took and the server has not accepted.
+    pub unacknowledged: u64,
+    /// Why.
+    #[source]
+    pub error: Error,
+}
+
+/// What the publisher shares with its task.
+#[derive(Debug)]
+struct Shared {
+    /// Events taken by `send`.
+    sent: AtomicU64,
+    /// Events that the server has accepted.
+    acknowledged: AtomicU64,
+    /// Bytes that `send` may still take. Closed when the task has ended.
+    room: Semaphore,
+}
+
+/// An event, and the room that it takes until it is acknowledged.
+#[derive(Debug)]
+struct Queued {
+    event: NewEvent,
+    room: usize,
+}
+
+/// A request without its response.
+#[derive(Debug)]
+struct InFlight {
+    events: u64,
+    room: usize,
+}
+
+/// Makes requests of what is ready.
+#[derive(Debug)]
+struct Batcher {
+    events: mpsc::Receiver<Queued>,
+    /// Taken from `events`, but did not fit into the batch.
+    next: Option<Queued>,
+    /// Its capacity is the number of requests that may be in flight.
+    in_flight: mpsc::Sender<InFlight>,
+    options: PublisherOptions,
+}
+
+#[derive(Debug)]
+struct AbortOnDrop(JoinHandle<Result<(), Error>>);
+
+// ===== impl Publisher =====
+
+impl Publisher {
+    pub(crate) fn new(service: EventServiceClient<Channel>, options: PublisherOptions) -> Self {
+        let (events, queue) = mpsc::channel(options.max_batch_events.max(1));
+        let (in_flight, unanswered) = mpsc::channel(options.max_in_flight.max(1));
+        let shared = Arc::new(Shared {
+            sent: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+            room: Semaphore::new(room_in(options)),
+        });
+        let batcher = Batcher {
+            events: queue,
+            next: None,
+            in_flight,
+            options,
+        };
+        let task = run(service, batcher, unanswered, Arc::clone(&shared));
+        Self {
+            events,
+            shared,
+            options,
+            task: AbortOnDrop(tokio::spawn(task)),
+        }
+    }
+
+    /// Takes one event, to be published after all that were taken before. Waits while too much is
+    /// unacknowledged.
+    ///
+    /// # Errors
+    /// [`Closed`], with the event, if the publisher has failed.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: if the future is dropped, the event was not taken.
+    pub async fn send(&mut self, event: NewEvent) -> Result<(), Closed> {
+        let room = event.encoded_len().clamp(1, room_in(self.options));
+        // At most `u32::MAX`, which is what `max_unacknowledged_bytes` can hold.
+        let Ok(permits) = self.shared.room.acquire_many(room as u32).await else {
+            return Err(Closed(event));
+        };
+        let Ok(place) = self.events.reserve().await else {
+            return Err(Closed(event));
+        };
+        permits.forget();
+        self.shared.sent.fetch_add(1, Ordering::Relaxed);
+        place.send(Queued { event, room });
+        Ok(())
+    }
+
+    /// A view of how far this publisher is.
+    pub fn progress(&self) -> Progress {
+        Progress(Arc::clone(&self.shared))
+    }
+
+    /// Publishes what is left and returns how many events were accepted: all of them.
+    ///
+    /// # Errors
+    /// [`PublishFailure`] if not all were, with an account of them.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: dropping the future cancels the stream.
+    pub async fn finish(self) -> Result<u64, PublishFailure> {
+        let Self {
+            events,
+            shared,
+            mut task,
+            ..
+        } = self;
+        drop(events);
+        let outcome = (&mut task.0).await;
+        let progress = Progress(shared);
+        let (sent, acknowledged) = (progress.sent(), progress.acknowledged());
+        let error = match outcome {
+            Ok(Ok(())) if acknowledged == sent => return Ok(acknowledged),
+            Ok(Ok(())) => Error::Unavailable(Status::unavailable(
+                "the server ended the stream without a reason",
+            )),
+            Ok(Err(error)) => error,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        Err(PublishFailure {
+            acknowledged,
+            unacknowledged: sent.saturating_sub(acknowledged),
+            error,
+        })
+    }
+}
+
+impl Progress {
+    /// How many events [`Publisher::send`] has taken.
+    pub fn sent(&self) -> u64 {
+        self.0.sent.load(Ordering::Relaxed)
+    }
+
+    /// How many events the server has accepted so far: the first so many.
+    pub fn acknowledged(&self) -> u64 {
+        self.0.acknowledged.load(Ordering::Relaxed)
+    }
+}
+
+/// Runs the stream to its end, and then lets nobody wait any more.
+async fn run(
+    service: EventServiceClient<Channel>,
+    batcher: Batcher,
+    unanswered: mpsc::Receiver<InFlight>,
+    shared: Arc<Shared>,
+) -> Result<(), Error> {
+    let outcome = exchange(service, batcher, unanswered, &shared).await;
+    shared.room.close();
+    outcome
+}
+
+async fn exchange(
+    mut service: EventServiceClient<Channel>,
+    batcher: Batcher,
+    mut unanswered: mpsc::Receiver<InFlight>,
+    shared: &Shared,
+) -> Result<(), Error> {
+    let mut responses = service
+        .publish_stream(batcher.into_stream())
+        .await
+        .map_err(Error::from_status)?
+        .into_inner();
+    while let Some(response) = responses.message().await.map_err(Error::from_status)? {
+        let batch = match_response(&response, unanswered.try_recv().ok())?;
+        shared
+            .acknowledged
+            .fetch_add(batch.events, Ordering::Relaxed);
+        shared.room.add_permits(batch.room);
+    }
+    Ok(())
+}
+
+fn match_response(
+    response: &PublishResponse,
+    oldest: Option<InFlight>,
+) -> Result<InFlight, Violation> {
+    let found = u64::from(response.count);
+    match oldest {
+        Some(batch) if batch.events == found => Ok(batch),
+        other => Err(Violation::Acknowledgement {
+            expected: other.map_or(0, |batch| batch.events),
+            found,
+        }),
+    }
+}
+
+fn room_in(options: PublisherOptions) -> usize {
+    (options.max_unacknowledged_bytes as usize).clamp(1, Semaphore::MAX_PERMITS)
+}
+
+// ===== impl Batcher =====
+
+impl Batcher {
+    fn into_stream(self) -> impl Stream<Item = PublishRequest> + Send + 'static {
+        stream::unfold(self, |mut batcher| async move {
+            let request = batcher.batch().await?;
+            Some((request, batcher))
+        })
+    }
+
+    /// The next request, when one may be sent and there is something to send. `None` at the end.
+    async fn batch(&mut self) -> Option<PublishRequest> {
+        // A place first, so that what comes while all are taken makes a larger batch.
+        let place = self.in_flight.reserve().await.ok()?;
+        let first = match self.next.take() {
+            Some(first) => first,
+            None => self.events.recv().await?,
+        };
+        let mut bytes = first.event.encoded_len();
+        let mut room = first.room;
+        let mut events = vec![first.event];
+        while events.len() < self.options.max_batch_events {
+            let Ok(next) = self.events.try_recv() else {
+                break;
+            };
+            bytes += next.event.encoded_len();
+            if bytes > self.options.max_batch_bytes {
+                self.next = Some(next);
+                break;
+            }
+            room += next.room;
+            events.push(next.event);
+        }
+        place.send(InFlight {
+            events: events.len() as u64,
+            room,
+        });
+        Some(PublishRequest { events })
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queued(topic: &str, payload: usize) -> Queued {
+        let event = NewEvent {
+            topic: topic.into(),
+            payload: vec![0; payload].into(),
+            ..Default::default()
+        };
+        let room = event.encoded_len();
+        Queued { event, room }
+    }
+
+    fn batcher(
+        options: PublisherOptions,
+    ) -> (mpsc::Sender<Queued>, Batcher, mpsc::Receiver<InFlight>) {
+        let (sender, events) = mpsc::channel(100);
+        let (in_flight, unanswered) = mpsc::channel(options.max_in_flight);
+        let batcher = Batcher {
+            events,
+            next: None,
+            in_flight,
+            options,
+        };
+        (sender, batcher, unanswered)
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_what_is_ready_up_to_its_limits() {
+        let options = PublisherOptions {
+            max_batch_events: 3,
+            max_batch_bytes: 100,
+            ..Default::default()
+        };
+        let (sender, mut batcher, mut unanswered) = batcher(options);
+        for payload in [1, 1, 1, 1, 60, 60, 500, 1] {
+            sender.send(queued("a", payload)).await.unwrap();
+        }
+        drop(sender);
+        let mut sizes = Vec::new();
+        while let Some(request) = batcher.batch().await {
+            let answer = unanswered.recv().await.unwrap();
+            assert_eq!(answer.events, request.events.len() as u64);
+            let bytes: usize = request.events.iter().map(NewEvent::encoded_len).sum();
+            assert_eq!(answer.room, bytes);
+            sizes.push(request.events.len());
+        }
+        assert_eq!(sizes, [3, 2, 1, 1, 1]);
+    }
+
+    #[tokio::test]
+    async fn requests_in_flight_are_bounded() {
+        use futures_util::FutureExt as _;
+
+        let options = PublisherOptions {
+            max_in_flight: 1,
+            ..Default::default()
+        };
+        let (sender, mut batcher, mut unanswered) = batcher(options);
+        sender.send(queued("a", 1)).await.unwrap();
+        assert!(batcher.batch().await.is_some());
+        sender.send(queued("a", 1)).await.unwrap();
+        assert!(batcher.batch().now_or_never().is_none());
+        unanswered.recv().await.unwrap();
+        assert!(batcher.batch().await.is_some());
+    }
+
+    #[test]
+    fn a_response_must_match_the_oldest_request() {
+        let response = |count| PublishResponse {
+            count,
+            ..Default::default()
+        };
+        let batch = || Some(InFlight { events: 3, room: 9 });
+        assert!(match_response(&response(3), batch()).is_ok());
+        for (count, oldest, expected) in [(2, batch(), 3), (3, None, 0)] {
+            assert_eq!(
+                match_response(&response(count), oldest).unwrap_err(),
+                Violation::Acknowledgement {
+                    expected,
+                    found: count.into()
+                }
+            );
+        }
+    }
+}

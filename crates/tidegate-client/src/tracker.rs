@@ -1,0 +1,373 @@
+//! How far a subscription has got, and whether the server counts honestly.
+//!
+//! Two things are tracked, with different lives. The *position* is what a reconnect resumes after; it survives
+//! streams and only moves forward. The *index* is counted anew on each stream.
+
+use tidegate_proto::v1;
+
+use crate::{Gap, GapReason, Position, Subscribed, Violation};
+
+/// Follows what is yielded to the user.
+#[derive(Debug)]
+pub(crate) struct Tracker {
+    /// Everything up to here was yielded or reported as missing. `None` until that can be said of anything.
+    position: Option<Position>,
+    /// The stream that is open and has begun.
+    stream: Option<Stream>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    /// The epoch of the sequences on this stream.
+    epoch: u64,
+    /// The index that the next batch or gap must begin with.
+    next_index: u64,
+    /// Whether a batch has arrived.
+    has_events: bool,
+}
+
+impl Tracker {
+    /// Starts after `position`, if there is one.
+    pub(crate) fn new(position: Option<Position>) -> Self {
+        Self {
+            position,
+            stream: None,
+        }
+    }
+
+    /// What to resume after. `None`: start as at first.
+    pub(crate) fn position(&self) -> Option<Position> {
+        self.position
+    }
+
+    /// Whether a stream is open and has begun.
+    pub(crate) fn is_subscribed(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// The stream has ended.
+    pub(crate) fn end_stream(&mut self) {
+        self.stream = None;
+    }
+
+    /// The stream begins. `live`: neither a position nor a replay was asked for.
+    ///
+    /// Only then is the head a position to resume after. With a replay it lies beyond what is to come first.
+    pub(crate) fn subscribed(
+        &mut self,
+        subscribed: &Subscribed,
+        live: bool,
+    ) -> Result<(), Violation> {
+        if self.stream.is_some() {
+            return Err(Violation::Subscribed);
+        }
+        let head = required(subscribed.position)?;
+        if live {
+            self.position = Some(head);
+        }
+        self.stream = Some(Stream {
+            epoch: head.epoch,
+            next_index: subscribed.next_index,
+            has_events: false,
+        });
+        Ok(())
+    }
+
+    /// A batch of `count` events has arrived.
+    pub(crate) fn batch(&mut self, first_index: u64, count: usize) -> Result<(), Violation> {
+        let stream = self.stream_mut()?;
+        stream.has_events |= count > 0;
+        stream.advance_index(first_index, count as u64)
+    }
+
+    /// The next event of a batch is yielded.
+    pub(crate) fn event(&mut self, sequence: u64) -> Result<(), Violation> {
+        let epoch = self.stream_mut()?.epoch;
+        match self.position {
+            Some(after) if after.epoch != epoch => {
+                return Err(Violation::Epoch {
+                    expected: after.epoch,
+                    found: epoch,
+                });
+            }
+            Some(after) if after.sequence >= sequence => {
+                return Err(Violation::Order {
+                    after,
+                    found: sequence,
+                });
+            }
+            _ => {}
+        }
+        self.position = Some(Position { epoch, sequence });
+        Ok(())
+    }
+
+    /// A gap is yielded.
+    pub(crate) fn gap(&mut self, gap: &Gap) -> Result<(), Violation> {
+        use GapReason::{Backplane, Conflated, EpochChanged, Expired};
+
+        let reason = gap.reason();
+        let stream = self.stream_mut()?;
+        if matches!(reason, Expired | EpochChanged) && stream.has_events {
+            return Err(Violation::LateGap(reason));
+        }
+        if gap.count > 0 {
+            stream.advance_index(gap.first_index, gap.count)?;
+        } else if !matches!(reason, Expired | EpochChanged | Backplane) {
+            return Err(Violation::UncountedGap(reason));
+        }
+        let end = Position {
+            epoch: stream.epoch,
+            sequence: gap.last_sequence,
+        };
+        match reason {
+            // Its range may overlap the batch that follows; only the survivors say how far that is.
+            Conflated => Ok(()),
+            // The one way into another epoch.
+            EpochChanged => {
+                self.position = Some(end);
+                Ok(())
+            }
+            _ => self.advance(end),
+        }
+    }
+
+    /// The server states a position that is safe to resume after.
+    pub(crate) fn stated(&mut self, position: Option<v1::Position>) -> Result<Position, Violation> {
+        let position = required(position)?;
+        self.stream_mut()?;
+        self.advance(position)?;
+        Ok(position)
+    }
+
+    fn advance(&mut self, to: Position) -> Result<(), Violation> {
+        match self.position {
+            Some(from) if from.epoch != to.epoch => Err(Violation::Epoch {
+                expected: from.epoch,
+                found: to.epoch,
+            }),
+            Some(from) if from.sequence >= to.sequence => Ok(()),
+            _ => {
+                self.position = Some(to);
+                Ok(())
+            }
+        }
+    }
+
+    fn stream_mut(&mut self) -> Result<&mut Stream, Violation> {
+        self.stream.as_mut().ok_or(Violation::Subscribed)
+    }
+}
+
+impl Stream {
+    fn advance_index(&mut self, first: u64, count: u64) -> Result<(), Violation> {
+        if first != self.next_index {
+            return Err(Violation::Index {
+                expected: self.next_index,
+                found: first,
+            });
+        }
+        self.next_index = first.saturating_add(count);
+        Ok(())
+    }
+}
+
+fn required(position: Option<v1::Position>) -> Result<Position, Violation> {
+    position
+        .map(Position::from)
+        .ok_or(Violation::MissingPosition)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EPOCH: u64 = 7;
+
+    fn at(sequence: u64) -> Position {
+        Position {
+            epoch: EPOCH,
+            sequence,
+        }
+    }
+
+    fn subscribed(head: Position, next_index: u64) -> Subscribed {
+        Subscribed {
+            position: Some(head.into()),
+            next_index,
+            ..Default::default()
+        }
+    }
+
+    fn gap(reason: GapReason, range: (u64, u64), count: u64, first_index: u64) -> Gap {
+        Gap {
+            first_sequence: range.0,
+            last_sequence: range.1,
+            count,
+            reason: reason.into(),
+            first_index,
+        }
+    }
+
+    /// A tracker whose stream has begun: live, at sequence 10 and index 0.
+    fn live() -> Tracker {
+        let mut tracker = Tracker::new(None);
+        tracker.subscribed(&subscribed(at(10), 0), true).unwrap();
+        tracker
+    }
+
+    #[test]
+    fn a_live_start_resumes_after_the_head() {
+        assert_eq!(live().position(), Some(at(10)));
+    }
+
+    #[test]
+    fn a_replay_resumes_as_at_first_until_something_came() {
+        let mut tracker = Tracker::new(None);
+        tracker.subscribed(&subscribed(at(10), 0), false).unwrap();
+        assert_eq!(tracker.position(), None);
+        tracker.batch(0, 1).unwrap();
+        tracker.event(3).unwrap();
+        assert_eq!(tracker.position(), Some(at(3)));
+        tracker.stated(Some(at(10).into())).unwrap();
+        assert_eq!(tracker.position(), Some(at(10)));
+    }
+
+    #[test]
+    fn a_resumed_stream_keeps_its_position_until_something_came() {
+        let mut tracker = Tracker::new(Some(at(4)));
+        tracker.subscribed(&subscribed(at(10), 0), false).unwrap();
+        assert_eq!(tracker.position(), Some(at(4)));
+        tracker.end_stream();
+        assert_eq!(tracker.position(), Some(at(4)));
+    }
+
+    #[test]
+    fn the_index_has_no_holes() {
+        let mut tracker = live();
+        tracker.batch(0, 2).unwrap();
+        tracker
+            .gap(&gap(GapReason::Overflow, (11, 15), 3, 2))
+            .unwrap();
+        tracker.batch(5, 1).unwrap();
+        assert_eq!(
+            tracker.batch(7, 1),
+            Err(Violation::Index {
+                expected: 6,
+                found: 7
+            })
+        );
+    }
+
+    #[test]
+    fn the_index_starts_where_the_stream_says() {
+        let mut tracker = live();
+        tracker.batch(0, 2).unwrap();
+        tracker.end_stream();
+        tracker.subscribed(&subscribed(at(10), 100), false).unwrap();
+        tracker.batch(100, 1).unwrap();
+    }
+
+    #[test]
+    fn events_must_be_newer_than_everything_before() {
+        let mut tracker = live();
+        tracker.event(11).unwrap();
+        for old in [0, 10, 11] {
+            assert_eq!(
+                tracker.event(old),
+                Err(Violation::Order {
+                    after: at(11),
+                    found: old
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn a_gap_is_left_behind_but_a_conflated_one_is_not() {
+        let mut tracker = live();
+        tracker
+            .gap(&gap(GapReason::Conflated, (11, 20), 5, 0))
+            .unwrap();
+        assert_eq!(tracker.position(), Some(at(10)));
+        tracker.batch(5, 1).unwrap();
+        tracker.event(15).unwrap();
+        tracker
+            .gap(&gap(GapReason::Overflow, (16, 30), 9, 6))
+            .unwrap();
+        assert_eq!(tracker.position(), Some(at(30)));
+    }
+
+    #[test]
+    fn only_some_gaps_may_be_uncounted_and_take_no_index_then() {
+        let mut tracker = live();
+        tracker
+            .gap(&gap(GapReason::Backplane, (11, 12), 0, 0))
+            .unwrap();
+        tracker.batch(0, 1).unwrap();
+        assert_eq!(
+            tracker.gap(&gap(GapReason::Overflow, (13, 14), 0, 1)),
+            Err(Violation::UncountedGap(GapReason::Overflow))
+        );
+    }
+
+    #[test]
+    fn an_epoch_changes_only_through_its_gap() {
+        let old = Position {
+            epoch: 1,
+            sequence: 500,
+        };
+        let mut tracker = Tracker::new(Some(old));
+        tracker.subscribed(&subscribed(at(10), 0), false).unwrap();
+        assert_eq!(
+            tracker.event(1),
+            Err(Violation::Epoch {
+                expected: 1,
+                found: EPOCH
+            })
+        );
+        tracker
+            .gap(&gap(GapReason::EpochChanged, (1, 2), 0, 0))
+            .unwrap();
+        assert_eq!(tracker.position(), Some(at(2)));
+        tracker.event(3).unwrap();
+    }
+
+    #[test]
+    fn resume_gaps_stand_only_before_the_first_event() {
+        let mut tracker = Tracker::new(Some(at(2)));
+        tracker.subscribed(&subscribed(at(10), 0), false).unwrap();
+        let expired = gap(GapReason::Expired, (3, 5), 0, 0);
+        tracker.gap(&expired).unwrap();
+        assert_eq!(tracker.position(), Some(at(5)));
+        tracker.batch(0, 1).unwrap();
+        assert_eq!(
+            tracker.gap(&expired),
+            Err(Violation::LateGap(GapReason::Expired))
+        );
+    }
+
+    #[test]
+    fn a_stated_position_never_moves_back() {
+        let mut tracker = live();
+        tracker.event(20).unwrap();
+        assert_eq!(tracker.stated(Some(at(15).into())), Ok(at(15)));
+        assert_eq!(tracker.position(), Some(at(20)));
+        assert_eq!(tracker.stated(None), Err(Violation::MissingPosition));
+    }
+
+    #[test]
+    fn a_stream_begins_exactly_once() {
+        let mut tracker = Tracker::new(None);
+        assert_eq!(tracker.batch(0, 1), Err(Violation::Subscribed));
+        assert_eq!(
+            tracker.stated(Some(at(1).into())),
+            Err(Violation::Subscribed)
+        );
+        let mut tracker = live();
+        assert_eq!(
+            tracker.subscribed(&subscribed(at(10), 0), true),
+            Err(Violation::Subscribed)
+        );
+    }
+}
