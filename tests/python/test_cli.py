@@ -84,7 +84,7 @@ def test_replay_resume_and_bytes_that_are_not_text(client, tidegate):
 
     replayed = tidegate("sub", "a", "--replay", "2", "--count", "2", "--output", "json")
     resumed = tidegate(
-        "sub", "a", "--resume", f"{answer.epoch}:{answer.first_sequence}", "--count", "2", "--output", "json"
+        "sub", "a", "--resume", f"{answer.epoch:016x}:{answer.first_sequence}", "--count", "2", "--output", "json"
     )
 
     for run in (replayed, resumed):
@@ -97,7 +97,7 @@ def test_replay_resume_and_bytes_that_are_not_text(client, tidegate):
 def test_a_gap_is_a_line(client, tidegate):
     answer = client.publish(new_event("a", b"1"))
 
-    run = tidegate("sub", "a", "--resume", f"{answer.epoch ^ 1}:5", "--count", "1", "--output", "json")
+    run = tidegate("sub", "a", "--resume", f"{answer.epoch ^ 2:016x}:5", "--count", "1", "--output", "json")
 
     assert run.returncode == 0, run.stderr
     kinds = [line["type"] for line in json_lines(run.stdout)]

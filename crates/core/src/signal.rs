@@ -68,27 +68,25 @@ impl Signal {
     }
 
     /// The subscriber's half of the protocol, in its order: stores `waker`, reads `committed`, moves the
-    /// ready list to the end of `arrivals`. Returns what it read, or why the subscription was closed.
+    /// ready list to the end of `arrivals`. Returns what it read, and whether the subscription was closed.
     pub(crate) fn begin_poll(
         &self,
         waker: &Waker,
         committed: &AtomicU64,
         arrivals: &mut Vec<Ready>,
-    ) -> Result<u64, CloseReason> {
+    ) -> (u64, Option<CloseReason>) {
         let mut state = self.state.lock();
-        if let Some(reason) = state.closed {
-            return Err(reason);
-        }
         let replaced = match &state.waker {
             Some(stored) if stored.will_wake(waker) => None,
             _ => state.waker.replace(waker.clone()),
         };
         let watermark = committed.load(Acquire);
         arrivals.append(&mut state.ready);
+        let closed = state.closed;
         drop(state);
         // Dropping a waker may run code of the executor: never under the lock.
         drop(replaced);
-        Ok(watermark)
+        (watermark, closed)
     }
 
     /// Moves the ready list to the end of `arrivals`, in the middle of a poll. The caller holds the

@@ -428,11 +428,18 @@ impl<P: Payload> Subscription<P> {
     ) -> Result<bool, CloseReason> {
         loop {
             let Shared { committed, .. } = &*self.shared;
-            let watermark =
+            let (watermark, closed) =
                 self.parts
                     .signal
-                    .begin_poll(cx.waker(), committed, &mut self.arrivals)?;
+                    .begin_poll(cx.waker(), committed, &mut self.arrivals);
             self.absorb_arrivals();
+            let nothing_left = self.ready.is_empty() && self.replay.is_none();
+            if let Some(reason) = closed {
+                if nothing_left && self.opening.is_none() {
+                    self.resume_after = watermark;
+                }
+                return Err(reason);
+            }
             if let Some((gap, caught_up)) = self.opening.take() {
                 batch.gaps.extend(gap);
                 batch.caught_up = caught_up;

@@ -22,6 +22,11 @@ use crate::{
     exit::Failure,
 };
 
+/// The C library's allocator gives each thread a heap of its own and keeps what was freed there, so that
+/// events which one thread makes and another frees are held twice.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match start(cli) {

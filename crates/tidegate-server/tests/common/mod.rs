@@ -1,6 +1,10 @@
 //! A server of its own for each test, on a free port, and what clients need to speak with it.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file is a crate and uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file is a crate and uses its part"
+)]
 
 use std::{net::SocketAddr, time::Duration};
 
