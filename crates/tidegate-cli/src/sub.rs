@@ -60,13 +60,13 @@ pub(crate) struct SubArgs {
     #[arg(long, value_name = "EPOCH:SEQUENCE")]
     resume: Option<Position>,
 
-    /// How many events this subscriber may be behind before --overflow applies [default: the server's, 1024].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    max_events: Option<u32>,
+    /// How many events this subscriber may be behind before --overflow applies. The server may allow fewer.
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]
+    max_events: u32,
 
-    /// How many bytes this subscriber may be behind before --overflow applies [default: the server's, 1 MiB].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    max_bytes: Option<u64>,
+    /// How many bytes this subscriber may be behind before --overflow applies. The server may allow fewer.
+    #[arg(long, value_name = "N", default_value_t = 64 << 20, value_parser = clap::value_parser!(u64).range(1..))]
+    max_bytes: u64,
 
     /// What happens when this subscriber is too far behind.
     #[arg(long, value_name = "POLICY", default_value = "drop-oldest")]
@@ -150,8 +150,8 @@ impl SubArgs {
     fn options(&self) -> SubscribeOptions {
         let mut options = SubscribeOptions::new(&self.filters)
             .client_id(self.client_id.as_deref().unwrap_or_default())
-            .max_events(self.max_events.unwrap_or_default())
-            .max_bytes(self.max_bytes.unwrap_or_default())
+            .max_events(self.max_events)
+            .max_bytes(self.max_bytes)
             .overflow(self.overflow.into())
             .heartbeat_interval(self.heartbeat);
         if let Some(count) = self.replay {
