@@ -10,6 +10,8 @@ pub(crate) struct Counters {
     pub(crate) replayed: AtomicU64,
     pub(crate) handed_off: AtomicU64,
     pub(crate) overflowed: AtomicU64,
+    pub(crate) conflated: AtomicU64,
+    pub(crate) evicted: AtomicU64,
     pub(crate) abandoned: AtomicU64,
     pub(crate) subscriptions: AtomicU64,
 }
@@ -17,7 +19,7 @@ pub(crate) struct Counters {
 /// The state of a hub in numbers, at one moment.
 ///
 /// When nobody publishes, drains, subscribes or leaves:
-/// `matched + replayed = handed_off + overflowed + abandoned + the backlogs of all subscriptions`.
+/// `matched + replayed = handed_off + overflowed + conflated + evicted + abandoned + all backlogs`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Events published since the hub was made.
@@ -30,6 +32,10 @@ pub struct Stats {
     pub handed_off: u64,
     /// Events counted by gaps of [`GapReason::Overflow`](crate::GapReason::Overflow).
     pub overflowed: u64,
+    /// Events counted by gaps of [`GapReason::Conflated`](crate::GapReason::Conflated).
+    pub conflated: u64,
+    /// Events counted by gaps of [`GapReason::Evicted`](crate::GapReason::Evicted).
+    pub evicted: u64,
     /// Events that a subscription had still to see when it ended.
     pub abandoned: u64,
     /// Subscriptions now.
@@ -40,6 +46,8 @@ pub struct Stats {
     pub feeds: usize,
     /// Events in history now.
     pub history_events: usize,
+    /// Bytes that events hold now, in history, in feeds and on their way: what the memory budget bounds.
+    pub retained_bytes: u64,
     /// Bytes in history now, as [`Payload::size`](crate::Payload::size) counts them.
     pub history_bytes: u64,
 }
@@ -53,6 +61,8 @@ impl Counters {
             replayed: self.replayed.load(Relaxed),
             handed_off: self.handed_off.load(Relaxed),
             overflowed: self.overflowed.load(Relaxed),
+            conflated: self.conflated.load(Relaxed),
+            evicted: self.evicted.load(Relaxed),
             abandoned: self.abandoned.load(Relaxed),
             subscriptions: self.subscriptions.load(Relaxed),
             ..Stats::default()

@@ -2,7 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::topic::Topic;
+use crate::{
+    retained::{Charge, Retained},
+    topic::Topic,
+};
+
+/// What the allocations of an event take besides what is in them: counts of references, and what the
+/// allocator adds and rounds up.
+const ALLOCATIONS: usize = 96;
 
 /// What an event carries. The hub never looks inside; it only has to know how much it holds.
 pub trait Payload: Send + Sync + 'static {
@@ -29,12 +36,14 @@ pub struct NewEvent<P> {
 }
 
 /// An event with its place in the order of the hub. Shared by all who are to see it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Event<P> {
     pub(crate) sequence: u64,
     topic: Topic,
     key: Option<Arc<str>>,
     payload: P,
+    /// What this event holds, counted until it is freed.
+    _charge: Charge,
 }
 
 /// Identity of a sequence space and a place in it: all that is needed to resume with any filter.
@@ -61,14 +70,24 @@ impl<P> NewEvent<P> {
             payload,
         }
     }
+}
 
+impl<P: Payload> NewEvent<P> {
     /// The event in the memory that all its takers will share, without a sequence yet.
-    pub(crate) fn into_shared(self) -> Arc<Event<P>> {
+    pub(crate) fn into_shared(self, retained: &Retained) -> Arc<Event<P>> {
+        let Self {
+            topic,
+            key,
+            payload,
+        } = self;
+        let names = topic.as_str().len() + key.as_ref().map_or(0, |key| key.len());
+        let held = size_of::<Event<P>>() + names + payload.size() + ALLOCATIONS;
         Arc::new(Event {
             sequence: 0,
-            topic: self.topic,
-            key: self.key,
-            payload: self.payload,
+            topic,
+            key,
+            payload,
+            _charge: retained.charge(held as u64),
         })
     }
 }

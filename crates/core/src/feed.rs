@@ -14,8 +14,11 @@ use slab::Slab;
 
 use crate::{
     event::{Event, Payload},
+    evicted::Evicted,
     groups::FilterGroup,
-    limits::Limits,
+    latest::Latest,
+    limits::{Limits, Overflow},
+    retained::Retained,
     signal::{Ready, Signal},
     sync::{Mutex, MutexGuard},
 };
@@ -32,6 +35,8 @@ pub(crate) struct Feed<P> {
 /// What the lock of a feed guards.
 #[derive(Debug)]
 pub(crate) struct FeedState<P> {
+    /// Where the slots of the ring are counted.
+    retained: Retained,
     /// The events that some cursor has still to see, oldest first.
     ring: VecDeque<Slot<P>>,
     /// The number of the event at the front of the ring, or of the next event if it is empty.
@@ -40,6 +45,8 @@ pub(crate) struct FeedState<P> {
     removed_sequence: u64,
     /// The running total of bytes through the event numbered `first - 1`.
     removed_bytes: u64,
+    /// What the memory budget took of what some cursor had still to see.
+    evicted: Evicted,
     /// The sequence of the newest event appended.
     newest: u64,
     /// How many cursors have seen everything.
@@ -50,6 +57,8 @@ pub(crate) struct FeedState<P> {
     parked_round: u64,
     /// The limits of the cursors, which bound the ring.
     bounds: Bounds,
+    /// The view of conflating cursors, while there are any. They are not among the cursors of the ring.
+    latest: Option<Box<Latest<P>>>,
     /// How many subscriptions use the feed, those that replay history included.
     subscribers: u64,
 }
@@ -99,19 +108,22 @@ pub(crate) struct Backlog {
 // ===== impl Feed =====
 
 impl<P: Payload> Feed<P> {
-    pub(crate) fn new(filters: FilterGroup) -> Self {
+    pub(crate) fn new(filters: FilterGroup, retained: Retained) -> Self {
         Self {
             filters,
             state: Mutex::new(FeedState {
+                retained,
                 ring: VecDeque::new(),
                 first: 0,
                 removed_sequence: 0,
                 removed_bytes: 0,
+                evicted: Evicted::default(),
                 newest: 0,
                 caught_up: 0,
                 parked: Slab::new(),
                 parked_round: 0,
                 bounds: Bounds::default(),
+                latest: None,
                 subscribers: 0,
             }),
         }
@@ -138,8 +150,13 @@ impl<P: Payload> FeedState<P> {
             return 0;
         }
         self.newest = event.sequence;
-        let bytes_through = self.bytes_before(self.end()) + event.size();
+        let number = self.end();
+        if let Some(latest) = &mut self.latest {
+            latest.append(number, event);
+        }
+        let bytes_through = self.bytes_before(number) + event.size();
         let cursors = std::mem::take(&mut self.caught_up);
+        self.retained.add(size_of::<Slot<P>>() as u64);
         self.ring.push_back(Slot {
             event: Arc::clone(event),
             sequence: event.sequence,
@@ -165,6 +182,8 @@ impl<P: Payload> FeedState<P> {
     fn remove_seen(&mut self) {
         while self.ring.front().is_some_and(|slot| slot.cursors == 0) {
             self.pop_front();
+            // A cursor that was overtaken stands at the front: there is none.
+            self.evicted.clear();
         }
         if self.ring.capacity() > SMALL_RING && self.ring.len() < self.ring.capacity() / 8 {
             self.ring.shrink_to(SMALL_RING);
@@ -183,9 +202,50 @@ impl<P: Payload> FeedState<P> {
         }
     }
 
+    /// Evicts events up to a sequence, the newest too, for the memory budget.
+    pub(crate) fn evict_through(&mut self, sequence: u64) {
+        let (from, since) = (
+            self.first,
+            self.ring.front().map_or(0, |slot| slot.sequence),
+        );
+        while self
+            .ring
+            .front()
+            .is_some_and(|slot| slot.sequence <= sequence)
+        {
+            let cursors = self.pop_front();
+            *self.standing_at(self.first) += cursors;
+        }
+        if self.first > from {
+            self.evicted
+                .note(from, self.first, since, self.removed_sequence);
+        }
+        if let Some(latest) = &mut self.latest {
+            latest.evict_through(sequence);
+        }
+    }
+
+    /// The sequence of the oldest event that is kept, for any cursor.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        let ring = self.ring.front().map(|slot| slot.sequence);
+        let latest = self.latest.as_ref().and_then(|latest| latest.oldest());
+        ring.into_iter().chain(latest).min()
+    }
+
+    /// What the memory budget took of what some cursor had still to see.
+    pub(crate) const fn evicted(&self) -> &Evicted {
+        &self.evicted
+    }
+
+    /// The sequence of the newest event.
+    pub(crate) const fn newest(&self) -> u64 {
+        self.newest
+    }
+
     /// Removes the front and returns how many cursors stood there.
     fn pop_front(&mut self) -> u32 {
         let slot = self.ring.pop_front().expect("the ring is not empty");
+        self.retained.subtract(size_of::<Slot<P>>() as u64);
         self.first += 1;
         self.removed_sequence = slot.sequence;
         self.removed_bytes = slot.bytes_through;
@@ -216,16 +276,25 @@ impl<P: Payload> FeedState<P> {
         self.subscribers == 0
     }
 
-    /// Puts a cursor at the end and parks it. Returns its number and the key of the registration.
+    /// Puts a cursor at the end and parks it. Returns its number and the key of the registration. `most`
+    /// is the most that a view may keep.
     pub(crate) fn attach(
         &mut self,
         limits: &Limits,
+        most: &Limits,
         signal: &Arc<Signal>,
         cursor: u32,
     ) -> (u64, ParkKey) {
-        self.bounds.add(limits);
-        self.caught_up += 1;
-        (self.end(), self.park(signal, cursor))
+        let end = self.end();
+        if limits.overflow == Overflow::Conflate {
+            self.latest
+                .get_or_insert_with(|| Box::new(Latest::new(*most, self.retained.clone())))
+                .enter(end);
+        } else {
+            self.bounds.add(limits);
+            self.caught_up += 1;
+        }
+        (end, self.park(signal, cursor))
     }
 
     /// Takes away the cursor at `next` with its registration, and what only it had still to see.
@@ -235,10 +304,47 @@ impl<P: Payload> FeedState<P> {
         {
             self.parked.remove(key);
         }
-        *self.standing_at(next) -= 1;
-        self.bounds.remove(limits);
-        self.remove_seen();
-        self.evict();
+        if limits.overflow == Overflow::Conflate {
+            self.latest_mut().leave(next);
+            self.latest.take_if(|latest| latest.is_unused());
+        } else {
+            *self.standing_at(next) -= 1;
+            self.bounds.remove(limits);
+            self.remove_seen();
+            self.evict();
+        }
+    }
+
+    /// The view of conflating cursors. The caller has one.
+    pub(crate) fn latest(&self) -> &Latest<P> {
+        self.latest
+            .as_ref()
+            .expect("a conflating cursor keeps the view")
+    }
+
+    fn latest_mut(&mut self) -> &mut Latest<P> {
+        self.latest
+            .as_mut()
+            .expect("a conflating cursor keeps the view")
+    }
+
+    /// Moves a conflating cursor from `from` to `to`, where a survivor is or the end, and parks it if
+    /// nothing is there yet.
+    pub(crate) fn advance_conflating(
+        &mut self,
+        from: u64,
+        to: u64,
+        signal: &Arc<Signal>,
+        cursor: u32,
+    ) -> (Ahead, Option<ParkKey>) {
+        let latest = self.latest_mut();
+        latest.enter(to);
+        latest.leave(from);
+        let survivor = latest.from(to).next().map(|(_, event)| event.sequence());
+        match survivor {
+            Some(sequence) => (Ahead::Event(sequence), None),
+            None => (Ahead::Nothing, Some(self.park(signal, cursor))),
+        }
     }
 
     /// Registers a cursor that has seen everything for the next event.

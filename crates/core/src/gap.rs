@@ -19,10 +19,15 @@ pub struct Gap {
 
 /// Why events are missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum GapReason {
     /// The subscriber fell behind by more than its limits, or, during a replay, by more than history.
     Overflow,
+    /// Newer events of the same topic and key replaced them
+    /// ([`Overflow::Conflate`](crate::Overflow::Conflate)). The sequences are bounds, and may overlap those of the
+    /// events that follow.
+    Conflated,
+    /// The memory budget of the hub was exceeded, and the oldest events of all went.
+    Evicted,
     /// The subscriber asked to resume from before the oldest event of history. Only before the first
     /// event of a subscription.
     Expired,

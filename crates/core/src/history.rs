@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::event::{Event, Payload};
+use crate::{
+    event::{Event, Payload},
+    retained::Retained,
+};
 
 /// How much history is kept. An event goes when any one limit is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,10 +49,14 @@ impl Default for HistoryLimits {
 #[derive(Debug)]
 pub(crate) struct History<P> {
     limits: HistoryLimits,
+    /// Where the entries are counted, besides the events.
+    retained: Retained,
     entries: VecDeque<Entry<P>>,
     bytes: u64,
     /// The sequence of the newest event that is gone; 0 if none is.
     evicted_through: u64,
+    /// The sequence of the newest event that the memory budget took; 0 if it took none.
+    budget_took: u64,
 }
 
 #[derive(Debug)]
@@ -78,12 +85,14 @@ pub(crate) struct Walk {
 }
 
 impl<P: Payload> History<P> {
-    pub(crate) const fn new(limits: HistoryLimits) -> Self {
+    pub(crate) const fn new(limits: HistoryLimits, retained: Retained) -> Self {
         Self {
             limits,
+            retained,
             entries: VecDeque::new(),
             bytes: 0,
             evicted_through: 0,
+            budget_took: 0,
         }
     }
 
@@ -93,6 +102,7 @@ impl<P: Payload> History<P> {
             return;
         }
         self.bytes += event.size();
+        self.retained.add(size_of::<Entry<P>>() as u64);
         self.entries.push_back(Entry {
             event: Arc::clone(event),
             at: now,
@@ -120,7 +130,26 @@ impl<P: Payload> History<P> {
     fn evict_oldest(&mut self) {
         let entry = self.entries.pop_front().expect("history is not empty");
         self.bytes -= entry.event.size();
+        self.retained.subtract(size_of::<Entry<P>>() as u64);
         self.evicted_through = entry.event.sequence;
+    }
+
+    /// Evicts events up to a sequence, for the memory budget.
+    pub(crate) fn evict_through(&mut self, sequence: u64) {
+        while self.oldest().is_some_and(|oldest| oldest <= sequence) {
+            self.evict_oldest();
+            self.budget_took = self.evicted_through;
+        }
+    }
+
+    /// The sequence of the newest event that the memory budget took; 0 if it took none.
+    pub(crate) const fn budget_took(&self) -> u64 {
+        self.budget_took
+    }
+
+    /// The sequence of the oldest event that is kept.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        self.entries.front().map(|oldest| oldest.event.sequence)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -143,9 +172,7 @@ impl<P: Payload> History<P> {
 
     /// The sequence before the oldest event that is kept, given the `head` of the hub.
     pub(crate) fn before_oldest(&self, head: u64) -> u64 {
-        self.entries
-            .front()
-            .map_or(head, |oldest| oldest.event.sequence - 1)
+        self.oldest().map_or(head, |oldest| oldest - 1)
     }
 
     /// The number of entries with a sequence up to `sequence`.

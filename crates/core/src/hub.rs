@@ -27,12 +27,17 @@ use crate::{
     history::{History, HistoryLimits},
     limits::Limits,
     registry::{ClientIdPolicy, Refusal, Registry},
+    retained::Retained,
     signal::Signal,
     subscription::{Parts, Subscription},
     sync::{AtomicU64, Mutex},
     topic::ClientId,
     trie::Trie,
 };
+
+/// Over the memory budget, one part in so many of the sequences that are kept goes at a time: few enough
+/// steps to look at all feeds for each, small enough not to hold the publish lock for long.
+const EVICTION_STEPS: u64 = 32;
 
 /// How a hub is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +52,10 @@ pub struct HubConfig {
     pub most: Limits,
     /// What happens when a client id that is in use subscribes again.
     pub client_ids: ClientIdPolicy,
+    /// The most bytes that events may hold, in history and in feeds, with what they take besides their
+    /// payloads. Beyond, the oldest go, for everyone alike, and whoever had still to see one is told. What
+    /// is being handed to a subscriber is counted and cannot be taken back. Default: none.
+    pub memory_budget: u64,
 }
 
 /// What a subscriber asks for.
@@ -150,7 +159,9 @@ pub struct Hub<P> {
 #[derive(Debug)]
 pub(crate) struct Shared<P> {
     pub(crate) epoch: u64,
-    most: Limits,
+    pub(crate) most: Limits,
+    memory_budget: u64,
+    retained: Retained,
     /// The publish lock.
     pub(crate) publish: Mutex<State<P>>,
     pub(crate) history: Mutex<History<P>>,
@@ -188,6 +199,7 @@ impl HubConfig {
                 ..Limits::default()
             },
             client_ids: ClientIdPolicy::default(),
+            memory_budget: u64::MAX,
         }
     }
 }
@@ -219,6 +231,7 @@ impl<P: Payload> Hub<P> {
     /// Makes a hub.
     #[must_use]
     pub fn new(config: HubConfig) -> Self {
+        let retained = Retained::default();
         let state = State {
             head: 0,
             feeds: HashMap::new(),
@@ -229,8 +242,10 @@ impl<P: Payload> Hub<P> {
             shared: Arc::new(Shared {
                 epoch: config.epoch,
                 most: config.most,
+                memory_budget: config.memory_budget,
+                retained: retained.clone(),
                 publish: Mutex::new(state),
-                history: Mutex::new(History::new(config.history)),
+                history: Mutex::new(History::new(config.history, retained)),
                 committed: AtomicU64::new(0),
                 registry: Registry::new(config.client_ids),
                 counters: Counters::default(),
@@ -250,7 +265,11 @@ impl<P: Payload> Hub<P> {
         events: impl IntoIterator<Item = NewEvent<P>>,
         now: Instant,
     ) -> Result<Published, PublishError> {
-        let events: Vec<_> = events.into_iter().map(NewEvent::into_shared).collect();
+        let retained = &self.shared.retained;
+        let events: Vec<_> = events
+            .into_iter()
+            .map(|event| event.into_shared(retained))
+            .collect();
         self.shared
             .commit(events, now, |head, i| head + 1 + i as u64)
     }
@@ -267,7 +286,7 @@ impl<P: Payload> Hub<P> {
     ) -> Result<Published, PublishError> {
         let (sequences, events): (Vec<_>, Vec<_>) = events
             .into_iter()
-            .map(|(sequence, event)| (sequence, event.into_shared()))
+            .map(|(sequence, event)| (sequence, event.into_shared(&self.shared.retained)))
             .unzip();
         self.shared.commit(events, now, |_, i| sequences[i])
     }
@@ -304,7 +323,10 @@ impl<P: Payload> Hub<P> {
         };
 
         let mut state = shared.publish.lock();
-        let feeds = groups.into_iter().map(|group| state.feed(group)).collect();
+        let feeds = groups
+            .into_iter()
+            .map(|group| state.feed(group, &shared.retained))
+            .collect();
         Ok(Subscription::begin(
             Arc::clone(shared),
             parts,
@@ -341,6 +363,7 @@ impl<P: Payload> Hub<P> {
         let history = shared.history.lock();
         let (history_events, history_bytes) = (history.len(), history.bytes());
         Stats {
+            retained_bytes: shared.retained.bytes(),
             clients,
             feeds,
             history_events,
@@ -384,6 +407,7 @@ impl<P: Payload> Shared<P> {
             let first_sequence = events.first().map_or(first, |event| event.sequence);
             let matched = state.append(&events, &mut wake);
             self.remember(&events, now);
+            self.keep_within_budget(&state);
             self.committed.store(state.head, Release);
             Published {
                 epoch: self.epoch,
@@ -403,6 +427,25 @@ impl<P: Payload> Shared<P> {
         let mut history = self.history.lock();
         for event in events {
             history.append(event, now);
+        }
+    }
+
+    /// Evicts the oldest events of all, below one sequence for the whole hub: they are shared, so taking
+    /// one from a single feed might free nothing.
+    fn keep_within_budget(&self, state: &State<P>) {
+        while self.retained.bytes() > self.memory_budget {
+            let mut history = self.history.lock();
+            let feeds = state.feeds.values().filter_map(|feed| feed.lock().oldest());
+            let Some(oldest) = feeds.chain(history.oldest()).min() else {
+                // All that is left is on its way to subscribers.
+                return;
+            };
+            let floor = oldest + (state.head - oldest) / EVICTION_STEPS;
+            history.evict_through(floor);
+            drop(history);
+            for feed in state.feeds.values() {
+                feed.lock().evict_through(floor);
+            }
         }
     }
 
@@ -471,11 +514,11 @@ impl<P: Payload> State<P> {
     }
 
     /// The feed of `group`, made if there is none.
-    fn feed(&mut self, group: FilterGroup) -> Arc<Feed<P>> {
+    fn feed(&mut self, group: FilterGroup, retained: &Retained) -> Arc<Feed<P>> {
         if let Some(feed) = self.feeds.get(&group) {
             return Arc::clone(feed);
         }
-        let feed = Arc::new(Feed::new(group.clone()));
+        let feed = Arc::new(Feed::new(group.clone(), retained.clone()));
         for filter in group.iter() {
             self.by_filter.insert(filter, Arc::clone(&feed));
         }

@@ -54,15 +54,18 @@
 
 mod counters;
 mod event;
+mod evicted;
 mod feed;
 pub mod filter;
 mod gap;
 mod groups;
 mod history;
 mod hub;
+mod latest;
 mod limits;
 mod registry;
 mod replay;
+mod retained;
 mod signal;
 pub mod subscription;
 mod sync;

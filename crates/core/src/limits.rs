@@ -23,6 +23,12 @@ pub enum Overflow {
     /// is the subscriber's alone. The default, because a new event is worth more than a stale one.
     #[default]
     DropOldest,
+    /// The newest event of each topic and key survives; what it replaces is counted by a gap of
+    /// [`GapReason::Conflated`](crate::GapReason::Conflated). For state: prices, positions, presence. An
+    /// event without a key has its topic as key; one to a single client (`$client.<id>`) replaces
+    /// another only if it has a key. The limits count survivors, when they are handed out; beyond them the oldest
+    /// survivors are lost, as with [`Self::DropOldest`].
+    Conflate,
     /// The subscription ends with [`CloseReason::TooSlow`](crate::CloseReason::TooSlow) when it is next
     /// polled. For subscribers that would rather start over than skip.
     Disconnect,

@@ -89,8 +89,14 @@ pub(crate) enum Step {
         position: u64,
         gap: Option<(GapReason, u64, u64)>,
     },
-    /// So many events were lost, between these sequences, and then some may have been given.
-    Lost { count: u64, first: u64, last: u64 },
+    /// So many events were lost, between these sequences and for this reason, and then some may have been
+    /// given.
+    Lost {
+        reason: GapReason,
+        count: u64,
+        first: u64,
+        last: u64,
+    },
     /// The round is done.
     RoundDone,
 }
@@ -240,24 +246,33 @@ impl Replay {
             WalkEnd::Most | WalkEnd::Refused => walk.last.unwrap_or(self.after),
         };
         match lost {
-            Some((count, first, last)) => Step::Lost { count, first, last },
+            Some(lost) => lost,
             None if walk.end == WalkEnd::Done => Step::RoundDone,
             None => Step::Continue,
         }
     }
 
-    /// If history overtook the replay, goes on behind what is gone and returns how many matches that
-    /// were, and between which sequences.
-    fn settle_loss<P: Payload>(&mut self, history: &History<P>) -> Option<(u64, u64, u64)> {
+    /// If history overtook the replay, goes on behind what is gone and says how much that was.
+    fn settle_loss<P: Payload>(&mut self, history: &History<P>) -> Option<Step> {
         if history.evicted_through() <= self.after {
             return None;
         }
+        let reason = if history.budget_took() > self.after {
+            GapReason::Evicted
+        } else {
+            GapReason::Overflow
+        };
         let first = self.after + 1;
         self.after = history.evicted_through().min(self.head);
         let left = self.matches_after(history, self.after);
-        let lost = self.remaining - left;
+        let count = self.remaining - left;
         self.remaining = left;
-        (lost > 0).then_some((lost, first, self.after))
+        (count > 0).then_some(Step::Lost {
+            reason,
+            count,
+            first,
+            last: self.after,
+        })
     }
 
     /// How many matches history has after `sequence`, nothing of which is gone, and up to the head.

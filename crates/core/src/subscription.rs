@@ -22,29 +22,33 @@
 //! not handed out is lost to it, and for a new subscription to resume. Dropping it frees at once
 //! everything that it held.
 
+mod conflate;
+mod live;
+mod losses;
+mod replaying;
+
 use std::{
     cmp::Reverse,
     collections::BinaryHeap,
-    mem,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::Ordering::{Acquire, Relaxed},
+    },
     task::{Context, Poll},
 };
 
 use crate::{
     counters::add,
     event::{Event, Payload, Position},
-    feed::{Ahead, Backlog, Feed, FeedState, ParkKey},
+    feed::{Feed, ParkKey},
     gap::{Gap, GapReason},
     groups::FilterGroup,
-    hub::{CloseReason, Shared, Start, State},
-    limits::{Limits, Overflow},
-    replay::{Opening, Replay, Step},
+    hub::{CloseReason, Shared, Start},
+    limits::Limits,
+    replay::{Opening, Replay},
     signal::{Ready, Signal},
     topic::ClientId,
 };
-
-/// How many strides of history one poll goes through before it lets other tasks run.
-const STRIDES_PER_POLL: usize = 32;
 
 /// How much one poll may take.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +59,9 @@ pub struct Room {
     pub bytes: u64,
     /// What an event costs besides its own size.
     pub overhead: u64,
+    /// Live events after this sequence are left for later. [`u64::MAX`] leaves none; 0 leaves all, and a
+    /// poll then only looks whether the subscription has ended. A replay takes no notice of it.
+    pub through: u64,
 }
 
 /// What one poll handed out: the gaps, then the events, then whether the replay has ended.
@@ -106,6 +113,8 @@ struct Cursor<P> {
     feed: Arc<Feed<P>>,
     /// The number of the first event in the feed that was not handed out.
     next: u64,
+    /// That event's sequence is not below this.
+    since: u64,
     place: Place,
 }
 
@@ -120,31 +129,6 @@ enum Place {
     Ready,
 }
 
-/// What was skipped, summed over feeds.
-#[derive(Debug, Default)]
-struct Skipped {
-    count: u64,
-    first: Option<u64>,
-    last: u64,
-}
-
-/// What lies before a subscription, summed over its ready feeds.
-#[derive(Debug, Default)]
-struct Survey {
-    events: u64,
-    bytes: u64,
-    /// The highest sequence that any feed evicted before it was seen; 0 if none did.
-    evicted_through: u64,
-}
-
-/// Why a run over the ready feeds ended.
-enum RunEnd {
-    /// The room is full, or nothing up to the watermark is left.
-    Done,
-    /// A feed evicted what the subscription had still to see, before anything was taken.
-    Overtaken,
-}
-
 // ===== impl Room =====
 
 impl Room {
@@ -155,6 +139,7 @@ impl Room {
             events,
             bytes: u64::MAX,
             overhead: 0,
+            through: u64::MAX,
         }
     }
 
@@ -278,6 +263,19 @@ impl<P: Payload> Subscription<P> {
         &self.parts.client
     }
 
+    /// Whether something live is there that was not taken, for want of room or because of
+    /// [`Room::through`], as the last poll saw it.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The position of the hub now.
+    #[must_use]
+    pub fn head(&self) -> Position {
+        self.shared.position(self.shared.committed.load(Acquire))
+    }
+
     /// The limits in force.
     #[must_use]
     pub const fn limits(&self) -> &Limits {
@@ -315,7 +313,7 @@ impl<P: Payload> Subscription<P> {
             feed.join();
             cursor.next = feed.end();
             if opening.is_none() {
-                let (_, key) = feed.attach(&parts.limits, &parts.signal, index(i));
+                let (_, key) = feed.attach(&parts.limits, &shared.most, &parts.signal, index(i));
                 cursor.place = Place::Parked(key);
             }
         }
@@ -433,9 +431,8 @@ impl<P: Payload> Subscription<P> {
                     .signal
                     .begin_poll(cx.waker(), committed, &mut self.arrivals);
             self.absorb_arrivals();
-            let nothing_left = self.ready.is_empty() && self.replay.is_none();
             if let Some(reason) = closed {
-                if nothing_left && self.opening.is_none() {
+                if self.ready.is_empty() && self.replay.is_none() && self.opening.is_none() {
                     self.resume_after = watermark;
                 }
                 return Err(reason);
@@ -448,12 +445,19 @@ impl<P: Payload> Subscription<P> {
             if self.replay.is_some() {
                 return Ok(self.replay(cx, room, batch));
             }
-            if self.take_live(watermark, room, batch)? {
+            if self.take_live(watermark.min(room.through), room, batch)? {
                 return Ok(true);
             }
-            if self.ready.is_empty() {
-                self.resume_after = watermark;
-                return Ok(false);
+            match self.ready.peek() {
+                None => {
+                    self.resume_after = watermark;
+                    return Ok(false);
+                }
+                Some(Reverse((head, _))) if *head > room.through => {
+                    self.resume_after = self.resume_after.max(watermark.min(head - 1));
+                    return Ok(false);
+                }
+                Some(_) => {}
             }
             // A publisher has appended beyond the watermark and is about to commit.
             self.shared.pass_through_publish_lock();
@@ -466,9 +470,15 @@ impl<P: Payload> Subscription<P> {
         for gap in &mut batch.gaps {
             gap.first_index = self.next_index;
             self.next_index += gap.count;
-            self.resume_after = self.resume_after.max(gap.last_sequence);
-            if gap.reason == GapReason::Overflow {
-                add(&counters.overflowed, gap.count);
+            match gap.reason {
+                GapReason::Overflow => add(&counters.overflowed, gap.count),
+                GapReason::Evicted => add(&counters.evicted, gap.count),
+                GapReason::Conflated => add(&counters.conflated, gap.count),
+                GapReason::Expired | GapReason::EpochChanged => {}
+            }
+            // The survivors of what was conflated are still to come.
+            if gap.reason != GapReason::Conflated {
+                self.resume_after = self.resume_after.max(gap.last_sequence);
             }
         }
         batch.first_index = self.next_index;
@@ -484,332 +494,14 @@ impl<P: Payload> Subscription<P> {
 
     fn absorb_arrivals(&mut self) {
         for Ready { cursor, head } in self.arrivals.drain(..) {
-            self.cursors[cursor as usize].place = Place::Ready;
+            let ready = &mut self.cursors[cursor as usize];
+            (ready.place, ready.since) = (Place::Ready, head);
             self.ready.push(Reverse((head, cursor)));
         }
         // An idle subscription keeps no memory for it.
         if self.arrivals.capacity() > 16 {
             self.arrivals = Vec::new();
         }
-    }
-
-    /// Takes what is ready up to `watermark`. Returns whether that is anything.
-    fn take_live(
-        &mut self,
-        watermark: u64,
-        room: Room,
-        batch: &mut Batch<P>,
-    ) -> Result<bool, CloseReason> {
-        match self.ready.peek() {
-            Some(Reverse((head, _))) if *head <= watermark => {}
-            _ => return Ok(false),
-        }
-        let mut filling = Filling {
-            room,
-            bytes: 0,
-            events: &mut batch.events,
-        };
-        let skipped = if self.ready.len() == 1 {
-            self.take_from_one(watermark, &mut filling)
-        } else {
-            self.take_merged(watermark, &mut filling)
-        };
-        if skipped.count > 0 {
-            if self.parts.limits.overflow == Overflow::Disconnect {
-                // What was skipped and taken will not be seen: it stays in the count of the abandoned.
-                add(
-                    &self.shared.counters.abandoned,
-                    skipped.count + batch.events.len() as u64,
-                );
-                return Err(CloseReason::TooSlow);
-            }
-            batch.gaps.push(skipped.into_gap(GapReason::Overflow));
-        }
-        Ok(true)
-    }
-
-    /// The common case: one feed has something. Everything happens under its lock.
-    fn take_from_one(&mut self, watermark: u64, filling: &mut Filling<'_, P>) -> Skipped {
-        let Reverse((head, i)) = self.ready.pop().expect("one feed is ready");
-        let cursor = &mut self.cursors[i as usize];
-        let mut feed = cursor.feed.lock();
-        let end = feed.number_after(watermark);
-        let start = feed.first_that_fits(cursor.next, end, &self.parts.limits);
-        let mut skipped = Skipped::default();
-        skipped.add(&feed, cursor.next, start, head);
-        let taken = feed
-            .events(start, end)
-            .take_while(|event| filling.take(event))
-            .count();
-        let moved = feed.advance(cursor.next, start + taken as u64, &self.parts.signal, i);
-        drop(feed);
-        cursor.next = start + taken as u64;
-        self.place(i, moved);
-        skipped
-    }
-
-    /// Several feeds have something: they are merged by sequence.
-    fn take_merged(&mut self, watermark: u64, filling: &mut Filling<'_, P>) -> Skipped {
-        let floor = match self.overflow_floor(watermark) {
-            None if matches!(self.run(watermark, filling), RunEnd::Done) => {
-                return Skipped::default();
-            }
-            floor => floor.unwrap_or(0),
-        };
-        // The losses of all feeds must be settled against one another: no publisher may evict meanwhile.
-        let shared = Arc::clone(&self.shared);
-        let state = shared.publish.lock();
-        self.parts
-            .signal
-            .take_ready_while_locked(&mut self.arrivals);
-        self.absorb_arrivals();
-        let evicted_through = self.survey(0, state.head).evicted_through;
-        let skipped = self.skip_through(floor.max(evicted_through));
-        self.run(state.head, filling);
-        skipped
-    }
-
-    /// What has to go: everything up to the sequence returned, so that the rest, up to `watermark`, is
-    /// within the limits and complete; nothing if all of it is.
-    fn overflow_floor(&self, watermark: u64) -> Option<u64> {
-        let limits = &self.parts.limits;
-        let all = self.survey(0, watermark);
-        if limits.fits(all.events, all.bytes) {
-            return (all.evicted_through > 0).then_some(all.evicted_through);
-        }
-        // The newest event always fits, so a floor just below the watermark is high enough.
-        let (mut too_low, mut high_enough) = (0, watermark - 1);
-        while too_low + 1 < high_enough {
-            let middle = too_low + (high_enough - too_low) / 2;
-            let rest = self.survey(middle, watermark);
-            if limits.fits(rest.events, rest.bytes) {
-                high_enough = middle;
-            } else {
-                too_low = middle;
-            }
-        }
-        Some(high_enough)
-    }
-
-    /// What the ready feeds keep for this subscription after `floor` and up to `watermark`, and what
-    /// they evicted before it was seen.
-    fn survey(&self, floor: u64, watermark: u64) -> Survey {
-        let mut survey = Survey::default();
-        for Reverse((_, i)) in &self.ready {
-            let cursor = &self.cursors[*i as usize];
-            let feed = cursor.feed.lock();
-            let from = cursor.next.max(feed.number_after(floor));
-            let Backlog { events, bytes } =
-                feed.backlog(from, feed.number_after(watermark).max(from));
-            survey.events += events;
-            survey.bytes += bytes;
-            if feed.has_overtaken(cursor.next) {
-                survey.evicted_through = survey.evicted_through.max(feed.removed_sequence());
-            }
-        }
-        survey
-    }
-
-    /// Moves all ready cursors behind `floor`. The caller holds the publish lock.
-    fn skip_through(&mut self, floor: u64) -> Skipped {
-        let mut skipped = Skipped::default();
-        for Reverse((head, i)) in mem::take(&mut self.ready) {
-            let cursor = &mut self.cursors[i as usize];
-            let mut feed = cursor.feed.lock();
-            let to = cursor.next.max(feed.number_after(floor));
-            skipped.add(&feed, cursor.next, to, head);
-            let moved = feed.advance(cursor.next, to, &self.parts.signal, i);
-            drop(feed);
-            cursor.next = to;
-            self.place(i, moved);
-        }
-        skipped
-    }
-
-    /// Takes from the ready feeds, lowest sequence first, a run of one feed at a time.
-    fn run(&mut self, watermark: u64, filling: &mut Filling<'_, P>) -> RunEnd {
-        loop {
-            let (head, i) = match self.ready.peek() {
-                Some(Reverse((head, i))) if *head <= watermark => (*head, *i),
-                _ => return RunEnd::Done,
-            };
-            self.ready.pop();
-            let next_head = self
-                .ready
-                .peek()
-                .map_or(u64::MAX, |Reverse((head, _))| *head);
-            let cursor = &mut self.cursors[i as usize];
-            let mut feed = cursor.feed.lock();
-            if feed.has_overtaken(cursor.next) {
-                drop(feed);
-                self.ready.push(Reverse((head, i)));
-                let untouched = filling.events.is_empty();
-                return if untouched {
-                    RunEnd::Overtaken
-                } else {
-                    RunEnd::Done
-                };
-            }
-            let end = feed.number_after(watermark.min(next_head - 1));
-            let taken = feed
-                .events(cursor.next, end)
-                .take_while(|event| filling.take(event))
-                .count();
-            let to = cursor.next + taken as u64;
-            let moved = feed.advance(cursor.next, to, &self.parts.signal, i);
-            drop(feed);
-            cursor.next = to;
-            self.place(i, moved);
-            if to < end {
-                return RunEnd::Done;
-            }
-        }
-    }
-
-    /// Notes where a cursor is after it has moved.
-    fn place(&mut self, i: u32, (ahead, parked): (Ahead, Option<ParkKey>)) {
-        self.cursors[i as usize].place = parked.map_or(Place::Ready, Place::Parked);
-        if let Ahead::Event(head) = ahead {
-            self.ready.push(Reverse((head, i)));
-        }
-    }
-}
-
-// ===== impl Subscription: replaying =====
-
-impl<P: Payload> Subscription<P> {
-    /// Goes on with the replay until there is something to give. Returns whether there is; if not, the
-    /// task has been woken to go on.
-    fn replay(&mut self, cx: &Context<'_>, room: Room, batch: &mut Batch<P>) -> bool {
-        for _ in 0..STRIDES_PER_POLL {
-            let Some(replay) = &mut self.replay else {
-                break;
-            };
-            let mut filling = Filling {
-                room,
-                bytes: 0,
-                events: &mut batch.events,
-            };
-            let step = replay.step(&self.shared.history.lock(), |event| filling.take(event));
-            match step {
-                Step::Opened {
-                    matches,
-                    position,
-                    gap,
-                } => {
-                    add(&self.shared.counters.replayed, matches);
-                    self.resume_after = position;
-                    batch
-                        .gaps
-                        .extend(gap.map(|(reason, first, last)| missing(reason, first, last, 0)));
-                }
-                Step::Lost { count, first, last } => {
-                    add_overflow(&mut batch.gaps, count, first, last);
-                }
-                Step::RoundDone if batch.events.is_empty() => self.join(room, batch),
-                Step::Continue | Step::RoundDone => {}
-            }
-            if !batch.events.is_empty() || batch.caught_up.is_some() {
-                return true;
-            }
-        }
-        if batch.is_empty() {
-            cx.waker().wake_by_ref();
-        }
-        !batch.is_empty()
-    }
-
-    /// Joins live, with the little that came since the last round, or begins another round.
-    fn join(&mut self, room: Room, batch: &mut Batch<P>) {
-        let shared = Arc::clone(&self.shared);
-        let state = shared.publish.lock();
-        let pending: u64 = self
-            .cursors
-            .iter()
-            .map(|cursor| cursor.feed.lock().end() - cursor.next)
-            .sum();
-        let replay = self.replay.as_mut().expect("a replay goes on");
-        let all_taken = pending == 0 || {
-            let mut filling = Filling {
-                room,
-                bytes: 0,
-                events: &mut batch.events,
-            };
-            replay.read_the_rest(&shared.history.lock(), state.head, |event| {
-                filling.take(event)
-            })
-        };
-        if all_taken {
-            self.replay = None;
-            batch.caught_up = Some(shared.position(state.head));
-            self.attach(&state);
-        } else {
-            batch.events.clear();
-            replay.begin_round(state.head, pending);
-            for cursor in &mut self.cursors {
-                cursor.next = cursor.feed.lock().end();
-            }
-        }
-    }
-
-    /// Puts the cursors at the end of their feeds. The publish lock, which guards `_state`, is held.
-    fn attach(&mut self, _state: &State<P>) {
-        for (i, cursor) in self.cursors.iter_mut().enumerate() {
-            let (next, key) =
-                cursor
-                    .feed
-                    .lock()
-                    .attach(&self.parts.limits, &self.parts.signal, index(i));
-            cursor.next = next;
-            cursor.place = Place::Parked(key);
-        }
-    }
-}
-
-// ===== impl Skipped =====
-
-impl Skipped {
-    /// Adds what a cursor skips that goes from `from`, where the event has the sequence `head`, to `to`.
-    fn add<P: Payload>(&mut self, feed: &FeedState<P>, from: u64, to: u64, head: u64) {
-        if to > from {
-            self.count += to - from;
-            self.first = Some(self.first.map_or(head, |first| first.min(head)));
-            self.last = self.last.max(feed.sequence_before(to));
-        }
-    }
-
-    fn into_gap(self, reason: GapReason) -> Gap {
-        missing(
-            reason,
-            self.first.unwrap_or(self.last),
-            self.last,
-            self.count,
-        )
-    }
-}
-
-/// Adds a loss to what is to be told before the next event: one gap, however often history overtook.
-fn add_overflow(gaps: &mut Vec<Gap>, count: u64, first: u64, last: u64) {
-    match gaps
-        .iter_mut()
-        .find(|gap| gap.reason == GapReason::Overflow)
-    {
-        Some(gap) => {
-            gap.count += count;
-            gap.last_sequence = last;
-        }
-        None => gaps.push(missing(GapReason::Overflow, first, last, count)),
-    }
-}
-
-/// A gap that has no index yet.
-const fn missing(reason: GapReason, first_sequence: u64, last_sequence: u64, count: u64) -> Gap {
-    Gap {
-        first_sequence,
-        last_sequence,
-        count,
-        reason,
-        first_index: 0,
     }
 }
 
@@ -818,6 +510,7 @@ impl<P: Payload> Cursor<P> {
         Self {
             feed,
             next: 0,
+            since: 0,
             place: Place::Detached,
         }
     }

@@ -113,6 +113,13 @@ impl Topic {
     }
 }
 
+impl Topic {
+    /// Whether the topic begins with `$`.
+    pub(crate) fn is_reserved(&self) -> bool {
+        self.0.starts_with('$')
+    }
+}
+
 impl fmt::Display for Topic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

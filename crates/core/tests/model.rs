@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     num::NonZeroU64,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Instant,
 };
@@ -29,7 +30,8 @@ const CLIENTS: u8 = 4;
 
 #[derive(Debug, Clone)]
 enum Action {
-    Publish(Vec<(usize, usize)>),
+    /// Topic, size and key of each event.
+    Publish(Vec<(usize, usize, Option<u8>)>),
     /// An event from a sequencer that left a hole of so many.
     AppendAfterHole(u64),
     Drain {
@@ -57,12 +59,13 @@ enum Begin {
 }
 
 fn action() -> impl Strategy<Value = Action> {
-    let event = (0..TOPICS.len(), 0..40usize);
+    let event = (0..TOPICS.len(), 0..40usize, prop::option::of(0..3u8));
     let room = (1..12usize, prop_oneof![Just(u64::MAX), 1..200u64], 0..3u64).prop_map(
         |(events, bytes, overhead)| Room {
             events,
             bytes,
             overhead,
+            through: u64::MAX,
         },
     );
     let begin = prop_oneof![
@@ -83,7 +86,11 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    let overflow = prop_oneof![3 => Just(Overflow::DropOldest), 1 => Just(Overflow::Disconnect)];
+    let overflow = prop_oneof![
+        3 => Just(Overflow::DropOldest),
+        2 => Just(Overflow::Conflate),
+        1 => Just(Overflow::Disconnect),
+    ];
     (1..10u64, prop_oneof![Just(1 << 20), 1..200u64], overflow).prop_map(
         |(events, bytes, overflow)| Limits {
             max_events: NonZeroU64::new(events).unwrap(),
@@ -100,6 +107,7 @@ fn limits() -> impl Strategy<Value = Limits> {
 struct Sent {
     sequence: u64,
     topic: Topic,
+    key: Option<Arc<str>>,
     size: u64,
 }
 
@@ -123,6 +131,11 @@ struct Client {
     /// Until it has caught up, history alone bounds the queue.
     replay: Option<ModelReplay>,
     overflowed: bool,
+    /// The sequences of what was replaced, ever, and how much of that was told.
+    replaced: Vec<u64>,
+    told_replaced: u64,
+    /// The same, of the batch that is being looked at.
+    replaced_in_batch: u64,
     delivered: u64,
     counted: u64,
 }
@@ -144,8 +157,11 @@ impl Model {
             .values_mut()
             .filter(|client| client.wants(&sent.topic))
         {
+            if client.replay.is_none() && client.limits.overflow == Overflow::Conflate {
+                client.replace(&sent);
+            }
             client.queue.push_back(sent.clone());
-            if client.replay.is_none() {
+            if client.replay.is_none() && client.limits.overflow != Overflow::Conflate {
                 client.drop_oldest();
             }
         }
@@ -167,6 +183,9 @@ impl Model {
             opening: None,
             replay: None,
             overflowed: false,
+            replaced: Vec::new(),
+            told_replaced: 0,
+            replaced_in_batch: 0,
             delivered: 0,
             counted: 0,
         };
@@ -209,6 +228,22 @@ impl Model {
 impl Client {
     fn wants(&self, topic: &Topic) -> bool {
         self.filters.iter().any(|filter| filter.matches(topic))
+    }
+
+    /// Takes away what `new` replaces.
+    fn replace(&mut self, new: &Sent) {
+        let subject = |sent: &Sent| {
+            let to_one = sent.topic.as_str().starts_with('$');
+            let key = sent
+                .key
+                .as_deref()
+                .or((!to_one).then_some(sent.topic.as_str()));
+            key.map(|key| (sent.topic.clone(), key.to_owned()))
+        };
+        let replaces = |old: &Sent| subject(new).is_some() && subject(old) == subject(new);
+        if let Some(at) = self.queue.iter().position(replaces) {
+            self.replaced.push(self.queue.remove(at).unwrap().sequence);
+        }
     }
 
     fn drop_oldest(&mut self) {
@@ -305,15 +340,18 @@ impl Both {
         }
     }
 
-    fn publish(&mut self, events: &[(usize, usize)]) -> Result<(), TestCaseError> {
+    fn publish(&mut self, events: &[(usize, usize, Option<u8>)]) -> Result<(), TestCaseError> {
         let topic = |i: usize| Topic::new(TOPICS[i]).unwrap();
-        let new = events
-            .iter()
-            .map(|&(i, size)| NewEvent::new(topic(i), Bytes::from(vec![0; size])));
+        let key = |key: Option<u8>| key.map(|key| Arc::from(key.to_string()));
+        let new = events.iter().map(|&(i, size, k)| NewEvent {
+            topic: topic(i),
+            key: key(k),
+            payload: Bytes::from(vec![0; size]),
+        });
         let published = self.hub.publish(new, self.now).unwrap();
         prop_assert_eq!(published.first_sequence, self.model.head + 1);
         let mut matched = 0;
-        for &(i, size) in events {
+        for &(i, size, k) in events {
             let (topic, sequence) = (topic(i), self.model.head + 1);
             matched += self
                 .model
@@ -324,6 +362,7 @@ impl Both {
             self.model.publish(Sent {
                 sequence,
                 topic,
+                key: key(k),
                 size: size as u64,
             });
         }
@@ -342,6 +381,7 @@ impl Both {
         self.model.publish(Sent {
             sequence,
             topic,
+            key: None,
             size: 1,
         });
         prop_assert!(
@@ -441,7 +481,12 @@ impl Both {
             let oldest = history.front().map_or(*head, |oldest| oldest.sequence - 1);
             entry.check_replay(&batch, oldest, *evicted_through, *head)?;
         } else {
+            if entry.limits.overflow == Overflow::Conflate {
+                entry.drop_oldest();
+                entry.check_replaced(&mut batch, *head)?;
+            }
             entry.check_live(&batch, room)?;
+            entry.check_told_replaced(&batch)?;
         }
         prop_assert_eq!(subscription.next_index(), entry.next_index(), "accounting");
         let position = subscription.position().sequence;
@@ -462,6 +507,45 @@ impl Both {
 }
 
 impl Client {
+    /// Takes the gap of what was replaced out of the batch.
+    fn check_replaced(&mut self, batch: &mut Batch<Bytes>, head: u64) -> Result<(), TestCaseError> {
+        if let Some(at) = batch
+            .gaps
+            .iter()
+            .position(|gap| gap.reason == GapReason::Conflated)
+        {
+            prop_assert_eq!(at, batch.gaps.len() - 1, "survivors follow at once");
+            prop_assert!(!batch.events.is_empty(), "survivors follow at once");
+            let gap = batch.gaps.remove(at);
+            prop_assert!(gap.first_sequence <= gap.last_sequence && gap.last_sequence <= head);
+            let before = self.lost.map_or(0, |lost| lost.2);
+            prop_assert_eq!(gap.first_index, self.next_index() + before);
+            self.told_replaced += gap.count;
+            self.replaced_in_batch = gap.count;
+        }
+        Ok(())
+    }
+
+    /// All that was replaced before the last event seen has been told, and at the end everything.
+    fn check_told_replaced(&mut self, batch: &Batch<Bytes>) -> Result<(), TestCaseError> {
+        let seen = batch.events.last().map_or(0, |event| event.sequence());
+        let before = self
+            .replaced
+            .iter()
+            .filter(|sequence| **sequence < seen)
+            .count() as u64;
+        let all = self.replaced.len() as u64;
+        prop_assert!(
+            (before..=all).contains(&self.told_replaced),
+            "{before} {} {all}",
+            self.told_replaced
+        );
+        if self.queue.is_empty() && self.replay.is_none() {
+            prop_assert_eq!(self.told_replaced, all);
+        }
+        Ok(())
+    }
+
     fn check_live(&mut self, batch: &Batch<Bytes>, room: Room) -> Result<(), TestCaseError> {
         let first_index = self.next_index();
         let gap = self
@@ -476,6 +560,7 @@ impl Client {
             });
         prop_assert_eq!(&batch.gaps, &Vec::from_iter(gap));
         self.count_gaps(batch);
+        self.counted += std::mem::take(&mut self.replaced_in_batch);
         let mut bytes = 0;
         let mut expected = Vec::new();
         while let Some(sent) = self.queue.front() {
@@ -575,7 +660,7 @@ fn run(history_limit: usize, actions: Vec<Action>) -> Result<(), TestCaseError> 
         prop_assert_eq!(stats.clients, both.real.len());
         prop_assert_eq!(
             stats.matched + stats.replayed,
-            stats.handed_off + stats.overflowed + stats.abandoned + backlog,
+            stats.handed_off + stats.overflowed + stats.conflated + stats.abandoned + backlog,
             "{:?}",
             stats
         );

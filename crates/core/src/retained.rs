@@ -1,0 +1,46 @@
+//! The bytes that events hold, counted as they are made and freed.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+/// How many bytes all events of a hub hold, wherever they are referred to from.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Retained(Arc<AtomicU64>);
+
+/// The bytes of one thing, counted until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    retained: Retained,
+    bytes: u64,
+}
+
+impl Retained {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// Counts `bytes` until the charge is dropped.
+    pub(crate) fn charge(&self, bytes: u64) -> Charge {
+        self.add(bytes);
+        Charge {
+            retained: self.clone(),
+            bytes,
+        }
+    }
+
+    pub(crate) fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn subtract(&self, bytes: u64) {
+        self.0.fetch_sub(bytes, Relaxed);
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.retained.subtract(self.bytes);
+    }
+}

@@ -1,0 +1,212 @@
+//! Live: taking what is ready from the feeds.
+
+use std::{cmp::Reverse, mem, sync::Arc};
+
+use super::{Batch, Filling, Place, Room, Subscription, losses::Losses};
+use crate::{
+    counters::add,
+    event::Payload,
+    feed::{Ahead, Backlog, ParkKey},
+    hub::CloseReason,
+    limits::Overflow,
+};
+
+/// What lies before a subscription, summed over its ready feeds.
+#[derive(Debug, Default)]
+struct Survey {
+    events: u64,
+    bytes: u64,
+    /// The highest sequence that any feed evicted before it was seen; 0 if none did.
+    evicted_through: u64,
+}
+
+/// Why a run over the ready feeds ended.
+enum RunEnd {
+    /// The room is full, or nothing up to the watermark is left.
+    Done,
+    /// A feed evicted what the subscription had still to see, before anything was taken.
+    Overtaken,
+}
+
+impl<P: Payload> Subscription<P> {
+    /// Takes what is ready up to `watermark`. Returns whether that is anything.
+    pub(super) fn take_live(
+        &mut self,
+        watermark: u64,
+        room: Room,
+        batch: &mut Batch<P>,
+    ) -> Result<bool, CloseReason> {
+        match self.ready.peek() {
+            Some(Reverse((head, _))) if *head <= watermark => {}
+            _ => return Ok(false),
+        }
+        let mut filling = Filling {
+            room,
+            bytes: 0,
+            events: &mut batch.events,
+        };
+        let losses = match self.parts.limits.overflow {
+            Overflow::Conflate => self.take_conflated(watermark, &mut filling),
+            _ if self.ready.len() == 1 => self.take_from_one(watermark, &mut filling),
+            _ => self.take_merged(watermark, &mut filling),
+        };
+        if self.parts.limits.overflow == Overflow::Disconnect && losses.overflow.count > 0 {
+            // Nothing of this poll will be seen: all of it is abandoned.
+            let skipped = losses.overflow.count + losses.evicted.count;
+            add(
+                &self.shared.counters.abandoned,
+                skipped + batch.events.len() as u64,
+            );
+            return Err(CloseReason::TooSlow);
+        }
+        losses.into_gaps(&mut batch.gaps);
+        Ok(!batch.is_empty())
+    }
+
+    /// The common case: one feed has something. Everything happens under its lock.
+    fn take_from_one(&mut self, watermark: u64, filling: &mut Filling<'_, P>) -> Losses {
+        let Reverse((head, i)) = self.ready.pop().expect("one feed is ready");
+        let cursor = &mut self.cursors[i as usize];
+        let mut feed = cursor.feed.lock();
+        let end = feed.number_after(watermark);
+        let start = feed.first_that_fits(cursor.next, end, &self.parts.limits);
+        let mut losses = Losses::default();
+        losses.skip(&feed, cursor.next, start, head);
+        let taken = feed
+            .events(start, end)
+            .take_while(|event| filling.take(event))
+            .count();
+        let moved = feed.advance(cursor.next, start + taken as u64, &self.parts.signal, i);
+        drop(feed);
+        cursor.next = start + taken as u64;
+        self.place(i, moved);
+        losses
+    }
+
+    /// Several feeds have something: they are merged by sequence.
+    fn take_merged(&mut self, watermark: u64, filling: &mut Filling<'_, P>) -> Losses {
+        let floor = match self.overflow_floor(watermark) {
+            None if matches!(self.run(watermark, filling), RunEnd::Done) => {
+                return Losses::default();
+            }
+            floor => floor.unwrap_or(0),
+        };
+        // The losses of all feeds must be settled against one another: no publisher may evict meanwhile.
+        let shared = Arc::clone(&self.shared);
+        let state = shared.publish.lock();
+        self.parts
+            .signal
+            .take_ready_while_locked(&mut self.arrivals);
+        self.absorb_arrivals();
+        let watermark = state.head.min(filling.room.through);
+        let evicted_through = self.survey(0, watermark).evicted_through;
+        let losses = self.skip_through(floor.max(evicted_through));
+        self.run(watermark, filling);
+        losses
+    }
+
+    /// What has to go: everything up to the sequence returned, so that the rest, up to `watermark`, is
+    /// within the limits and complete; nothing if all of it is.
+    fn overflow_floor(&self, watermark: u64) -> Option<u64> {
+        let limits = &self.parts.limits;
+        let all = self.survey(0, watermark);
+        if limits.fits(all.events, all.bytes) {
+            return (all.evicted_through > 0).then_some(all.evicted_through);
+        }
+        // The newest event always fits, so a floor just below the watermark is high enough.
+        let (mut too_low, mut high_enough) = (0, watermark - 1);
+        while too_low + 1 < high_enough {
+            let middle = too_low + (high_enough - too_low) / 2;
+            let rest = self.survey(middle, watermark);
+            if limits.fits(rest.events, rest.bytes) {
+                high_enough = middle;
+            } else {
+                too_low = middle;
+            }
+        }
+        Some(high_enough)
+    }
+
+    /// What the ready feeds keep for this subscription after `floor` and up to `watermark`, and what
+    /// they evicted before it was seen.
+    fn survey(&self, floor: u64, watermark: u64) -> Survey {
+        let mut survey = Survey::default();
+        for Reverse((_, i)) in &self.ready {
+            let cursor = &self.cursors[*i as usize];
+            let feed = cursor.feed.lock();
+            let from = cursor.next.max(feed.number_after(floor));
+            let Backlog { events, bytes } =
+                feed.backlog(from, feed.number_after(watermark).max(from));
+            survey.events += events;
+            survey.bytes += bytes;
+            if feed.has_overtaken(cursor.next) {
+                survey.evicted_through = survey.evicted_through.max(feed.removed_sequence());
+            }
+        }
+        survey
+    }
+
+    /// Moves all ready cursors behind `floor`. The caller holds the publish lock.
+    fn skip_through(&mut self, floor: u64) -> Losses {
+        let mut losses = Losses::default();
+        for Reverse((head, i)) in mem::take(&mut self.ready) {
+            let cursor = &mut self.cursors[i as usize];
+            let mut feed = cursor.feed.lock();
+            let to = cursor.next.max(feed.number_after(floor));
+            losses.skip(&feed, cursor.next, to, head);
+            let moved = feed.advance(cursor.next, to, &self.parts.signal, i);
+            drop(feed);
+            cursor.next = to;
+            self.place(i, moved);
+        }
+        losses
+    }
+
+    /// Takes from the ready feeds, lowest sequence first, a run of one feed at a time.
+    fn run(&mut self, watermark: u64, filling: &mut Filling<'_, P>) -> RunEnd {
+        loop {
+            let (head, i) = match self.ready.peek() {
+                Some(Reverse((head, i))) if *head <= watermark => (*head, *i),
+                _ => return RunEnd::Done,
+            };
+            self.ready.pop();
+            let next_head = self
+                .ready
+                .peek()
+                .map_or(u64::MAX, |Reverse((head, _))| *head);
+            let cursor = &mut self.cursors[i as usize];
+            let mut feed = cursor.feed.lock();
+            if feed.has_overtaken(cursor.next) {
+                drop(feed);
+                self.ready.push(Reverse((head, i)));
+                let untouched = filling.events.is_empty();
+                return if untouched {
+                    RunEnd::Overtaken
+                } else {
+                    RunEnd::Done
+                };
+            }
+            let end = feed.number_after(watermark.min(next_head - 1));
+            let taken = feed
+                .events(cursor.next, end)
+                .take_while(|event| filling.take(event))
+                .count();
+            let to = cursor.next + taken as u64;
+            let moved = feed.advance(cursor.next, to, &self.parts.signal, i);
+            drop(feed);
+            cursor.next = to;
+            self.place(i, moved);
+            if to < end {
+                return RunEnd::Done;
+            }
+        }
+    }
+
+    /// Notes where a cursor is after it has moved.
+    pub(super) fn place(&mut self, i: u32, (ahead, parked): (Ahead, Option<ParkKey>)) {
+        self.cursors[i as usize].place = parked.map_or(Place::Ready, Place::Parked);
+        if let Ahead::Event(head) = ahead {
+            self.ready.push(Reverse((head, i)));
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What a poll found to be lost, by reason, until it becomes gaps.
+
+use crate::{
+    event::Payload,
+    evicted::EvictedWithin,
+    feed::FeedState,
+    gap::{Gap, GapReason},
+};
+
+/// Losses of one poll, summed over feeds, one of each reason.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    pub(super) overflow: Loss,
+    pub(super) evicted: Loss,
+    pub(super) conflated: Loss,
+}
+
+/// Events lost for one reason.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Loss {
+    pub(super) count: u64,
+    first: u64,
+    last: u64,
+}
+
+impl Losses {
+    /// Adds what a cursor skips that goes from `from`, where the event has the sequence `head`, to `to`.
+    pub(super) fn skip<P: Payload>(&mut self, feed: &FeedState<P>, from: u64, to: u64, head: u64) {
+        if to == from {
+            return;
+        }
+        let evicted = feed.evicted().within(from, to);
+        self.evicted.merge(evicted);
+        self.overflow
+            .add(to - from - evicted.count, head, feed.sequence_before(to));
+    }
+
+    /// Adds the losses to `gaps`, in the order of where they begin, the conflated last: its survivors
+    /// follow. Losses of one reason are one gap.
+    pub(super) fn into_gaps(self, gaps: &mut Vec<Gap>) {
+        let overflow = (GapReason::Overflow, self.overflow);
+        let evicted = (GapReason::Evicted, self.evicted);
+        let (earlier, later) = if self.overflow.first <= self.evicted.first {
+            (overflow, evicted)
+        } else {
+            (evicted, overflow)
+        };
+        for (reason, loss) in [earlier, later, (GapReason::Conflated, self.conflated)] {
+            if loss.count > 0 {
+                merge_gap(gaps, reason, loss);
+            }
+        }
+    }
+}
+
+impl Loss {
+    pub(super) const fn new(count: u64, first: u64, last: u64) -> Self {
+        Self { count, first, last }
+    }
+
+    pub(super) fn merge(&mut self, EvictedWithin { count, first, last }: EvictedWithin) {
+        self.add(count, first, last);
+    }
+
+    /// Adds `count` events between these sequences, both included.
+    pub(super) fn add(&mut self, count: u64, first: u64, last: u64) {
+        if count > 0 {
+            self.first = if self.count == 0 {
+                first
+            } else {
+                self.first.min(first)
+            };
+            self.last = self.last.max(last);
+            self.count += count;
+        }
+    }
+}
+
+/// Adds a loss to the gap of its reason, or as a new gap. A gap has no index yet.
+pub(super) fn merge_gap(gaps: &mut Vec<Gap>, reason: GapReason, Loss { count, first, last }: Loss) {
+    match gaps.iter_mut().find(|gap| gap.reason == reason) {
+        Some(gap) => {
+            gap.count += count;
+            gap.last_sequence = gap.last_sequence.max(last);
+        }
+        None => gaps.push(Gap {
+            first_sequence: first,
+            last_sequence: last,
+            count,
+            reason,
+            first_index: 0,
+        }),
+    }
+}

@@ -1,0 +1,107 @@
+//! Replaying: taking what is asked for from history, and joining live.
+
+use std::{sync::Arc, task::Context};
+
+use super::{
+    Batch, Filling, Parts, Place, Room, Subscription, index,
+    losses::{Loss, merge_gap},
+};
+use crate::{counters::add, event::Payload, hub::State, replay::Step};
+
+/// How many strides of history one poll goes through before it lets other tasks run.
+const STRIDES_PER_POLL: usize = 32;
+
+impl<P: Payload> Subscription<P> {
+    /// Goes on with the replay until there is something to give. Returns whether there is; if not, the
+    /// task has been woken to go on.
+    pub(super) fn replay(&mut self, cx: &Context<'_>, room: Room, batch: &mut Batch<P>) -> bool {
+        for _ in 0..STRIDES_PER_POLL {
+            let Some(replay) = &mut self.replay else {
+                break;
+            };
+            let mut filling = Filling {
+                room,
+                bytes: 0,
+                events: &mut batch.events,
+            };
+            let step = replay.step(&self.shared.history.lock(), |event| filling.take(event));
+            match step {
+                Step::Opened {
+                    matches,
+                    position,
+                    gap,
+                } => {
+                    add(&self.shared.counters.replayed, matches);
+                    self.resume_after = position;
+                    if let Some((reason, first, last)) = gap {
+                        merge_gap(&mut batch.gaps, reason, Loss::new(0, first, last));
+                    }
+                }
+                Step::Lost {
+                    reason,
+                    count,
+                    first,
+                    last,
+                } => {
+                    merge_gap(&mut batch.gaps, reason, Loss::new(count, first, last));
+                }
+                Step::RoundDone if batch.events.is_empty() => self.join(room, batch),
+                Step::Continue | Step::RoundDone => {}
+            }
+            if !batch.events.is_empty() || batch.caught_up.is_some() {
+                return true;
+            }
+        }
+        if batch.is_empty() {
+            cx.waker().wake_by_ref();
+        }
+        !batch.is_empty()
+    }
+
+    /// Joins live, with the little that came since the last round, or begins another round.
+    fn join(&mut self, room: Room, batch: &mut Batch<P>) {
+        let shared = Arc::clone(&self.shared);
+        let state = shared.publish.lock();
+        let pending: u64 = self
+            .cursors
+            .iter()
+            .map(|cursor| cursor.feed.lock().end() - cursor.next)
+            .sum();
+        let replay = self.replay.as_mut().expect("a replay goes on");
+        let all_taken = pending == 0 || {
+            let mut filling = Filling {
+                room,
+                bytes: 0,
+                events: &mut batch.events,
+            };
+            replay.read_the_rest(&shared.history.lock(), state.head, |event| {
+                filling.take(event)
+            })
+        };
+        if all_taken {
+            self.replay = None;
+            batch.caught_up = Some(shared.position(state.head));
+            self.attach(&state);
+        } else {
+            batch.events.clear();
+            replay.begin_round(state.head, pending);
+            for cursor in &mut self.cursors {
+                cursor.next = cursor.feed.lock().end();
+            }
+        }
+    }
+
+    /// Puts the cursors at the end of their feeds. The publish lock, which guards `_state`, is held.
+    fn attach(&mut self, _state: &State<P>) {
+        for (i, cursor) in self.cursors.iter_mut().enumerate() {
+            let Parts { limits, signal, .. } = &self.parts;
+            let (next, key) =
+                cursor
+                    .feed
+                    .lock()
+                    .attach(limits, &self.shared.most, signal, index(i));
+            cursor.next = next;
+            cursor.place = Place::Parked(key);
+        }
+    }
+}

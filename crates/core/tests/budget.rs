@@ -1,0 +1,222 @@
+//! Bounded memory: whatever is published and whoever stalls, what events hold stays within the budget,
+//! and what that took from a subscriber is counted.
+
+use std::{
+    num::NonZeroU64,
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tidegate_core::{
+    Batch, ClientId, Filter, GapReason, Hub, HubConfig, Limits, NewEvent, Overflow, Room, Start,
+    SubscribeOptions, Subscription, Topic,
+};
+
+const BUDGET: u64 = 100_000;
+
+fn hub(memory_budget: u64) -> Hub<Bytes> {
+    Hub::new(HubConfig {
+        memory_budget,
+        ..HubConfig::new(1)
+    })
+}
+
+fn subscribe(
+    hub: &Hub<Bytes>,
+    client: usize,
+    filters: &[&str],
+    overflow: Overflow,
+    start: Start,
+) -> Subscription<Bytes> {
+    let most = |n| NonZeroU64::new(n).unwrap();
+    let limits = Limits {
+        max_events: most(60_000),
+        max_bytes: most(60 << 20),
+        overflow,
+    };
+    let filters = filters
+        .iter()
+        .map(|filter| Filter::new(filter).unwrap())
+        .collect();
+    let client_id = ClientId::new(&format!("c{client}")).unwrap();
+    hub.subscribe(
+        SubscribeOptions {
+            client_id,
+            filters,
+            limits,
+            start,
+        },
+        Instant::now(),
+    )
+    .unwrap()
+}
+
+fn publish(hub: &Hub<Bytes>, topic: &str, size: usize) {
+    let event = NewEvent::new(Topic::new(topic).unwrap(), Bytes::from(vec![0; size]));
+    hub.publish([event], Instant::now()).unwrap();
+}
+
+/// What a subscription was given until nothing was left: events, and counts by reason.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Given {
+    sequences: Vec<u64>,
+    evicted: u64,
+    overflowed: u64,
+    conflated: u64,
+}
+
+fn drain(subscription: &mut Subscription<Bytes>, given: &mut Given) {
+    let mut batch = Batch::default();
+    let mut cx = Context::from_waker(Waker::noop());
+    // A replay may ask to be polled again when it has not found anything yet.
+    for _ in 0..10 {
+        while let Poll::Ready(taken) = subscription.poll_next(&mut cx, Room::events(7), &mut batch)
+        {
+            taken.unwrap();
+            for gap in &batch.gaps {
+                match gap.reason {
+                    GapReason::Evicted => given.evicted += gap.count,
+                    GapReason::Overflow => given.overflowed += gap.count,
+                    GapReason::Conflated => given.conflated += gap.count,
+                    other => panic!("{other:?}"),
+                }
+            }
+            given
+                .sequences
+                .extend(batch.events.iter().map(|event| event.sequence()));
+        }
+    }
+    assert!(given.sequences.is_sorted_by(|a, b| a < b));
+}
+
+#[test]
+fn over_the_budget_the_oldest_go_and_a_stalled_subscriber_is_told_how_many() {
+    let hub = hub(BUDGET);
+    let mut stalled = subscribe(&hub, 0, &["a"], Overflow::DropOldest, Start::Live);
+    for _ in 0..1_000 {
+        publish(&hub, "a", 1_000);
+        assert!(hub.stats().retained_bytes <= BUDGET);
+    }
+    let mut given = Given::default();
+    drain(&mut stalled, &mut given);
+    assert!(given.evicted > 0 && given.overflowed == 0);
+    assert_eq!(given.evicted + given.sequences.len() as u64, 1_000);
+    assert_eq!(
+        given.sequences.last(),
+        Some(&1_000),
+        "the newest are what is kept"
+    );
+    let contiguous = given.sequences[0]..=1_000;
+    assert!(given.sequences.iter().copied().eq(contiguous));
+}
+
+#[test]
+fn overflow_and_eviction_are_told_apart() {
+    let hub = hub(BUDGET);
+    let options = SubscribeOptions {
+        limits: Limits {
+            max_events: NonZeroU64::new(10).unwrap(),
+            ..Limits::default()
+        },
+        ..SubscribeOptions::new(ClientId::new("c").unwrap(), vec![Filter::new("a").unwrap()])
+    };
+    let mut stalled = hub.subscribe(options, Instant::now()).unwrap();
+    for _ in 0..25 {
+        publish(&hub, "a", 10);
+    }
+    // A large event takes the place of the oldest that were before it.
+    publish(&hub, "other", BUDGET as usize - 2_000);
+    for _ in 0..5 {
+        publish(&hub, "a", 10);
+    }
+    let mut given = Given::default();
+    drain(&mut stalled, &mut given);
+    // 30 in all: 15 were beyond the limits before; of the 15 after, the budget took the oldest.
+    assert_eq!(given.overflowed, 15);
+    assert!(given.evicted > 0);
+    assert_eq!(given.evicted + given.sequences.len() as u64, 15);
+}
+
+#[test]
+fn an_event_larger_than_the_budget_goes_at_once_and_is_counted() {
+    let hub = hub(BUDGET);
+    let mut subscription = subscribe(&hub, 0, &["a"], Overflow::DropOldest, Start::Live);
+    publish(&hub, "a", 2 * BUDGET as usize);
+    assert!(hub.stats().retained_bytes <= BUDGET);
+    let mut given = Given::default();
+    drain(&mut subscription, &mut given);
+    assert_eq!(
+        given,
+        Given {
+            evicted: 1,
+            ..Given::default()
+        }
+    );
+}
+
+#[test]
+fn a_million_topics_published_once_leave_nothing() {
+    let hub = Hub::new(HubConfig {
+        history: tidegate_core::HistoryLimits::OFF,
+        ..HubConfig::new(1)
+    });
+    for i in 0..1_000_000 {
+        publish(&hub, &format!("t.{i}"), 0);
+    }
+    let stats = hub.stats();
+    assert_eq!(
+        (stats.published, stats.retained_bytes, stats.feeds),
+        (1_000_000, 0, 0)
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Whatever the filters, the policy and the pace: nothing is uncounted, and all is freed at the end.
+    #[test]
+    fn under_any_budget_every_event_is_given_or_counted(
+        budget in 3_000..60_000u64,
+        steps in prop::collection::vec((0..6usize, 0..2_000usize, 0..5usize), 1..200),
+    ) {
+        let hub = hub(budget);
+        let mut subscribers = [
+            subscribe(&hub, 0, &["a"], Overflow::DropOldest, Start::Live),
+            subscribe(&hub, 1, &["a", "b"], Overflow::DropOldest, Start::Live),
+            subscribe(&hub, 2, &[">"], Overflow::DropOldest, Start::Live),
+            subscribe(&hub, 3, &["a", "b"], Overflow::Conflate, Start::Live),
+            subscribe(&hub, 4, &["b", "c"], Overflow::DropOldest, Start::Live),
+        ];
+        let wanted = [&["a"][..], &["a", "b"], &["a", "b", "c"], &["a", "b"], &["b", "c"]];
+        let mut given: [Given; 5] = Default::default();
+        let mut matched = [0; 5];
+        for (what, size, who) in steps {
+            if what < 5 {
+                let topic = ["a", "b", "c", "a", "b"][what];
+                publish(&hub, topic, size);
+                for (matched, wanted) in matched.iter_mut().zip(wanted) {
+                    *matched += u64::from(wanted.contains(&topic));
+                }
+                prop_assert!(hub.stats().retained_bytes <= budget);
+            } else {
+                drain(&mut subscribers[who], &mut given[who]);
+            }
+        }
+        for i in 0..5 {
+            drain(&mut subscribers[i], &mut given[i]);
+            let Given { sequences, evicted, overflowed, conflated } = &given[i];
+            let counted = sequences.len() as u64 + evicted + overflowed + conflated;
+            prop_assert_eq!(counted, matched[i], "subscriber {}: {:?}", i, given[i]);
+            prop_assert_eq!(*overflowed, 0);
+        }
+        drop(subscribers);
+        let stats = hub.stats();
+        prop_assert_eq!(
+            stats.matched,
+            stats.handed_off + stats.evicted + stats.conflated + stats.overflowed + stats.abandoned
+        );
+        prop_assert_eq!((stats.feeds, stats.clients), (0, 0));
+    }
+}
