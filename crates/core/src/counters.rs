@@ -14,6 +14,9 @@ pub(crate) struct Counters {
     pub(crate) evicted: AtomicU64,
     pub(crate) abandoned: AtomicU64,
     pub(crate) subscriptions: AtomicU64,
+    pub(crate) stalled: AtomicU64,
+    pub(crate) ended_stalled: AtomicU64,
+    pub(crate) reset: AtomicU64,
 }
 
 /// The state of a hub in numbers, at one moment.
@@ -40,6 +43,12 @@ pub struct Stats {
     pub abandoned: u64,
     /// Subscriptions now.
     pub subscriptions: u64,
+    /// Subscriptions that the last sweep found stalled and left as they are.
+    pub stalled: u64,
+    /// Subscriptions that were ended because they were stalled.
+    pub ended_stalled: u64,
+    /// Subscriptions that took no notice of their end, so that their transport was told to give up.
+    pub reset: u64,
     /// Client ids in use now.
     pub clients: usize,
     /// Feeds now: the distinct filters in use, `$client.<id>` included.
@@ -65,6 +74,9 @@ impl Counters {
             evicted: self.evicted.load(Relaxed),
             abandoned: self.abandoned.load(Relaxed),
             subscriptions: self.subscriptions.load(Relaxed),
+            stalled: self.stalled.load(Relaxed),
+            ended_stalled: self.ended_stalled.load(Relaxed),
+            reset: self.reset.load(Relaxed),
             ..Stats::default()
         }
     }

@@ -12,7 +12,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::Ordering::{Acquire, Release},
+        atomic::Ordering::{Acquire, Relaxed, Release},
     },
     task::Waker,
     time::Instant,
@@ -25,8 +25,8 @@ use crate::{
     filter::Filter,
     groups::{FilterGroup, disjoint_groups},
     history::{History, HistoryLimits},
-    limits::Limits,
-    registry::{ClientIdPolicy, Refusal, Registry},
+    limits::{Limits, Overflow},
+    registry::{ClientIdPolicy, Refusal, Registry, SweepRules, Swept},
     retained::Retained,
     signal::Signal,
     subscription::{Parts, Subscription},
@@ -69,6 +69,10 @@ pub struct SubscribeOptions {
     pub limits: Limits,
     /// Where it begins.
     pub start: Start,
+    /// Woken when the subscription was ended and has not been polled for the grace of [`Hub::sweep`]: its
+    /// transport holds something that the peer does not take, so no status can reach it. Whoever owns the
+    /// transport drops the stream then.
+    pub reset: Option<Waker>,
 }
 
 /// Where a subscription begins.
@@ -100,7 +104,6 @@ pub struct Published {
 
 /// Why a subscription or a hub has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-#[non_exhaustive]
 pub enum CloseReason {
     /// A newer subscription of the same client id took over. The client must not come back by itself:
     /// the two would take over from each other for ever.
@@ -112,6 +115,9 @@ pub enum CloseReason {
     /// It was behind by more than its limits, and had asked to be ended then.
     #[error("the subscriber fell behind by more than its limits")]
     TooSlow,
+    /// It had something before it and took nothing for the stall timeout of [`SweepRules`].
+    #[error("the subscriber took nothing of what was there for too long")]
+    Stalled,
 }
 
 /// Why events were not published. Nothing of the batch was.
@@ -213,6 +219,7 @@ impl SubscribeOptions {
             filters,
             limits: Limits::default(),
             start: Start::default(),
+            reset: None,
         }
     }
 }
@@ -312,7 +319,8 @@ impl<P: Payload> Hub<P> {
         let mut groups = disjoint_groups(options.filters);
         groups.push([Filter::for_client(&options.client_id)].into());
 
-        let signal = Arc::new(Signal::new());
+        let ends_when_stalled = options.limits.overflow == Overflow::Disconnect;
+        let signal = Arc::new(Signal::new(ends_when_stalled, options.reset));
         let id = shared.registry.enter(&options.client_id, &signal)?;
         shared.history.lock().expire(now);
         let parts = Parts {
@@ -346,6 +354,24 @@ impl<P: Payload> Hub<P> {
     /// from time to time for hubs where neither happens.
     pub fn expire_history(&self, now: Instant) {
         self.shared.history.lock().expire(now);
+    }
+
+    /// Looks at all subscriptions for consumers that do not take what is there, and does what the rules
+    /// say. Call it every second or so, or a few times within the shortest of the rules' times: what a
+    /// sweep cannot see, it cannot count. It takes no lock that publishing takes, but for a moment that of one
+    /// subscription at a time.
+    pub fn sweep(&self, rules: &SweepRules, now: Instant) -> Swept {
+        let swept = self.shared.registry.sweep(rules, now);
+        let Counters {
+            stalled,
+            ended_stalled,
+            reset,
+            ..
+        } = &self.shared.counters;
+        stalled.store(swept.stalled, Relaxed);
+        add(ended_stalled, swept.closed);
+        add(reset, swept.reset);
+        swept
     }
 
     /// The position of the newest event.

@@ -49,8 +49,8 @@
 //! ```
 //!
 //! # Lock order
-//! publish -> history, and publish -> feed -> signal. Two feed locks are never held together. The
-//! registry's lock is held with none of them. No waker is called or dropped under any.
+//! publish -> history, publish -> feed -> signal, and registry -> signal. Two feed locks are never held
+//! together. No waker is called or dropped under any.
 
 mod counters;
 mod event;
@@ -86,7 +86,7 @@ pub use crate::{
         SubscribeOptions,
     },
     limits::{Limits, Overflow},
-    registry::ClientIdPolicy,
+    registry::{ClientIdPolicy, SweepRules, Swept},
     subscription::{Batch, Room, Subscription},
     topic::{ClientId, NameError, NameErrorKind, Topic},
 };

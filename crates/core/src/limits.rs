@@ -17,7 +17,6 @@ pub struct Limits {
 
 /// What happens to a subscription that is behind by more than its limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
 pub enum Overflow {
     /// The oldest events are lost to it, and a gap says how many; it goes on with the newest. The pain
     /// is the subscriber's alone. The default, because a new event is worth more than a stale one.

@@ -8,6 +8,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use crate::{hub::CloseReason, signal::Signal, sync::Mutex, topic::ClientId};
@@ -26,6 +27,33 @@ pub enum ClientIdPolicy {
     Several,
 }
 
+/// What [`Hub::sweep`](crate::Hub::sweep) does about subscriptions whose consumer does not take what is
+/// there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SweepRules {
+    /// How long a subscription may have something before it and be handed nothing until it is *stalled*.
+    /// `None` is for ever. Default: 60 s.
+    pub stall_timeout: Option<Duration>,
+    /// Whether every stalled subscription is ended with [`CloseReason::Stalled`], not only those that asked
+    /// for [`Overflow::Disconnect`](crate::Overflow::Disconnect). Default: false, which leaves them
+    /// parked, at the cost of a cursor and their limits.
+    pub close_stalled: bool,
+    /// How long a subscription that was ended may take to notice, before its transport is told to give up
+    /// ([`SubscribeOptions::reset`](crate::SubscribeOptions::reset)). Default: 5 s.
+    pub grace: Duration,
+}
+
+/// What a sweep found and did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Subscriptions that are stalled and were left as they are.
+    pub stalled: u64,
+    /// Subscriptions that were ended because they were stalled.
+    pub closed: u64,
+    /// Subscriptions that had been ended and whose transport was told to give up.
+    pub reset: u64,
+}
+
 #[derive(Debug)]
 pub(crate) struct Registry {
     policy: ClientIdPolicy,
@@ -36,15 +64,22 @@ pub(crate) struct Registry {
 struct State {
     /// Never used twice.
     next_id: u64,
-    clients: HashMap<ClientId, Vec<Holder>>,
+    /// Who holds each client id. One that was taken over holds it no more.
+    clients: HashMap<ClientId, Vec<u64>>,
+    /// Every subscription that was not dropped, those that were ended included.
+    streams: HashMap<u64, Stream>,
     /// Set when no further subscription is let in.
     closed: Option<CloseReason>,
 }
 
 #[derive(Debug)]
-struct Holder {
-    id: u64,
+struct Stream {
     signal: Arc<Signal>,
+    /// How much it had been handed at the last sweep.
+    progress: u64,
+    /// When a sweep first found that it had something before it, with this progress, or had been ended.
+    stuck_since: Option<Instant>,
+    is_reset: bool,
 }
 
 /// Why a subscription was not let in.
@@ -54,11 +89,30 @@ pub(crate) enum Refusal {
     Closed(CloseReason),
 }
 
+/// What a sweep has to do to a subscription.
+enum Verdict {
+    Leave,
+    Stalled,
+    Close,
+    Reset,
+}
+
+impl Default for SweepRules {
+    fn default() -> Self {
+        Self {
+            stall_timeout: Some(Duration::from_secs(60)),
+            close_stalled: false,
+            grace: Duration::from_secs(5),
+        }
+    }
+}
+
 impl Registry {
     pub(crate) fn new(policy: ClientIdPolicy) -> Self {
         let state = State {
             next_id: 1,
             clients: HashMap::new(),
+            streams: HashMap::new(),
             closed: None,
         };
         Self {
@@ -69,28 +123,9 @@ impl Registry {
 
     /// Enters a subscription of `client` and returns its identity.
     pub(crate) fn enter(&self, client: &ClientId, signal: &Arc<Signal>) -> Result<u64, Refusal> {
-        let (id, superseded) = {
-            let mut state = self.state.lock();
-            if let Some(reason) = state.closed {
-                return Err(Refusal::Closed(reason));
-            }
-            let id = state.next_id;
-            let holders = state.clients.entry(client.clone()).or_default();
-            let superseded = match self.policy {
-                ClientIdPolicy::Takeover => std::mem::take(holders),
-                ClientIdPolicy::Reject if !holders.is_empty() => return Err(Refusal::Taken),
-                ClientIdPolicy::Reject | ClientIdPolicy::Several => Vec::new(),
-            };
-            holders.reserve_exact(1);
-            holders.push(Holder {
-                id,
-                signal: Arc::clone(signal),
-            });
-            state.next_id += 1;
-            (id, superseded)
-        };
-        for holder in superseded {
-            holder.signal.end(CloseReason::TakenOver);
+        let (id, superseded) = self.state.lock().enter(self.policy, client, signal)?;
+        for signal in superseded {
+            signal.end(CloseReason::TakenOver);
         }
         Ok(id)
     }
@@ -98,8 +133,9 @@ impl Registry {
     /// Removes the registration `id` of `client`, if it still is there, and no other.
     pub(crate) fn remove(&self, client: &ClientId, id: u64) {
         let mut state = self.state.lock();
+        state.streams.remove(&id);
         if let Entry::Occupied(mut holders) = state.clients.entry(client.clone()) {
-            holders.get_mut().retain(|holder| holder.id != id);
+            holders.get_mut().retain(|holder| *holder != id);
             if holders.get().is_empty() {
                 holders.remove();
             }
@@ -112,10 +148,9 @@ impl Registry {
             let mut state = self.state.lock();
             state.closed.get_or_insert(reason);
             state
-                .clients
+                .streams
                 .values()
-                .flatten()
-                .map(|holder| Arc::clone(&holder.signal))
+                .map(|stream| Arc::clone(&stream.signal))
                 .collect()
         };
         for signal in here {
@@ -123,8 +158,104 @@ impl Registry {
         }
     }
 
+    /// Looks at every subscription once, and ends or resets those that are stuck by the rules.
+    pub(crate) fn sweep(&self, rules: &SweepRules, now: Instant) -> Swept {
+        let mut swept = Swept::default();
+        let mut to_close = Vec::new();
+        let mut to_reset = Vec::new();
+        for stream in self.state.lock().streams.values_mut() {
+            let verdict = stream.judge(rules, now);
+            let signal = || Arc::clone(&stream.signal);
+            match verdict {
+                Verdict::Leave => {}
+                Verdict::Stalled => swept.stalled += 1,
+                Verdict::Close => to_close.push(signal()),
+                Verdict::Reset => to_reset.push(signal()),
+            }
+        }
+        (swept.closed, swept.reset) = (to_close.len() as u64, to_reset.len() as u64);
+        to_close
+            .iter()
+            .for_each(|signal| signal.end(CloseReason::Stalled));
+        to_reset.iter().for_each(|signal| signal.reset());
+        swept
+    }
+
     /// How many client ids are in use.
     pub(crate) fn clients(&self) -> usize {
         self.state.lock().clients.len()
+    }
+}
+
+impl State {
+    fn enter(
+        &mut self,
+        policy: ClientIdPolicy,
+        client: &ClientId,
+        signal: &Arc<Signal>,
+    ) -> Result<(u64, Vec<Arc<Signal>>), Refusal> {
+        if let Some(reason) = self.closed {
+            return Err(Refusal::Closed(reason));
+        }
+        let id = self.next_id;
+        let holders = self.clients.entry(client.clone()).or_default();
+        let superseded = match policy {
+            ClientIdPolicy::Takeover => std::mem::take(holders),
+            ClientIdPolicy::Reject if !holders.is_empty() => return Err(Refusal::Taken),
+            ClientIdPolicy::Reject | ClientIdPolicy::Several => Vec::new(),
+        };
+        holders.reserve_exact(1);
+        holders.push(id);
+        self.next_id += 1;
+        self.streams.insert(id, Stream::new(Arc::clone(signal)));
+        let signals = superseded.iter().filter_map(|old| self.streams.get(old));
+        Ok((
+            id,
+            signals.map(|stream| Arc::clone(&stream.signal)).collect(),
+        ))
+    }
+}
+
+impl Stream {
+    const fn new(signal: Arc<Signal>) -> Self {
+        Self {
+            signal,
+            progress: 0,
+            stuck_since: None,
+            is_reset: false,
+        }
+    }
+
+    fn judge(&mut self, rules: &SweepRules, now: Instant) -> Verdict {
+        let look = self.signal.look();
+        if look.progress != self.progress || !(look.is_behind || look.is_closed) {
+            self.progress = look.progress;
+            self.stuck_since = None;
+        }
+        if !(look.is_behind || look.is_closed) {
+            return Verdict::Leave;
+        }
+        let stuck_for = now.saturating_duration_since(*self.stuck_since.get_or_insert(now));
+        if look.is_closed {
+            let give_up = stuck_for >= rules.grace && !self.is_reset;
+            self.is_reset |= give_up;
+            return if give_up {
+                Verdict::Reset
+            } else {
+                Verdict::Leave
+            };
+        }
+        if rules
+            .stall_timeout
+            .is_none_or(|timeout| stuck_for < timeout)
+        {
+            return Verdict::Leave;
+        }
+        if rules.close_stalled || look.ends_when_stalled {
+            // From now on it is the grace that counts.
+            self.stuck_since = Some(now);
+            return Verdict::Close;
+        }
+        Verdict::Stalled
     }
 }

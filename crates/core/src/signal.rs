@@ -24,7 +24,14 @@
 // Storing the waker last loses a wake-up: the list is empty, the publisher pushes and finds no waker, the
 // subscriber stores the waker and sleeps on a ready feed.
 
-use std::{sync::atomic::Ordering::Acquire, task::Waker};
+// Sweeps only look: what they see orders nothing, and loom need not know of it.
+use std::{
+    sync::atomic::{
+        AtomicBool, AtomicU64 as AtomicCounter,
+        Ordering::{Acquire, Relaxed},
+    },
+    task::Waker,
+};
 
 use crate::{
     hub::CloseReason,
@@ -35,6 +42,24 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Signal {
     state: Mutex<State>,
+    /// How often something was handed out. Written by the subscription, read by sweeps.
+    progress: AtomicCounter,
+    /// Whether the last poll left something. Written by the subscription, read by sweeps.
+    left_some: AtomicBool,
+    /// Whether the subscription is to be ended when it is stalled.
+    ends_when_stalled: bool,
+    /// Called when the subscription was ended and takes no notice.
+    reset: Option<Waker>,
+}
+
+/// What a sweep sees of a subscription.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look {
+    pub(crate) progress: u64,
+    /// Whether something is there for it.
+    pub(crate) is_behind: bool,
+    pub(crate) is_closed: bool,
+    pub(crate) ends_when_stalled: bool,
 }
 
 #[derive(Debug)]
@@ -57,13 +82,46 @@ pub(crate) struct Ready {
 }
 
 impl Signal {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(ends_when_stalled: bool, reset: Option<Waker>) -> Self {
         Self {
             state: Mutex::new(State {
                 ready: Vec::new(),
                 waker: None,
                 closed: None,
             }),
+            progress: AtomicCounter::new(0),
+            left_some: AtomicBool::new(false),
+            ends_when_stalled,
+            reset,
+        }
+    }
+
+    /// Notes what a poll came to. Called by the subscription only.
+    pub(crate) fn note(&self, handed_out: bool, left_some: bool) {
+        if handed_out {
+            self.progress
+                .store(self.progress.load(Relaxed) + 1, Relaxed);
+        }
+        self.left_some.store(left_some, Relaxed);
+    }
+
+    pub(crate) fn look(&self) -> Look {
+        let (is_closed, is_ready) = {
+            let state = self.state.lock();
+            (state.closed.is_some(), !state.ready.is_empty())
+        };
+        Look {
+            progress: self.progress.load(Relaxed),
+            is_behind: is_ready || self.left_some.load(Relaxed),
+            is_closed,
+            ends_when_stalled: self.ends_when_stalled,
+        }
+    }
+
+    /// Tells the transport to give up. The caller holds no lock.
+    pub(crate) fn reset(&self) {
+        if let Some(reset) = &self.reset {
+            reset.wake_by_ref();
         }
     }
 

@@ -97,6 +97,8 @@ pub struct Subscription<P: Payload> {
     /// The head of the hub when the subscription began.
     began_at: u64,
     closed: Option<CloseReason>,
+    /// How far it was behind when it was ended as too slow; 0 before.
+    behind_when_ended: u64,
 }
 
 /// What a subscription is made of, besides its feeds.
@@ -229,6 +231,12 @@ impl<P: Payload> Subscription<P> {
             }
         };
         self.settle(batch);
+        let held_back = self
+            .ready
+            .peek()
+            .is_some_and(|Reverse((head, _))| *head > room.through);
+        let left_some = self.replay.is_some() || !(self.ready.is_empty() || held_back);
+        self.parts.signal.note(!batch.is_empty(), left_some);
         polled
     }
 
@@ -270,6 +278,12 @@ impl<P: Payload> Subscription<P> {
         !self.ready.is_empty()
     }
 
+    /// Whether history is still being replayed.
+    #[must_use]
+    pub const fn is_replaying(&self) -> bool {
+        self.replay.is_some()
+    }
+
     /// The position of the hub now.
     #[must_use]
     pub fn head(&self) -> Position {
@@ -283,9 +297,13 @@ impl<P: Payload> Subscription<P> {
     }
 
     /// How many matching events it has still to see, those included that its limits will skip. During a
-    /// replay this counts what the current round still has, and what came since.
+    /// replay this counts what the current round still has, and what came since. When it was ended as too
+    /// slow, how many it was behind then.
     #[must_use]
     pub fn backlog(&self) -> u64 {
+        if self.behind_when_ended > 0 {
+            return self.behind_when_ended;
+        }
         let live: u64 = self
             .cursors
             .iter()
@@ -342,6 +360,7 @@ impl<P: Payload> Subscription<P> {
             resume_after,
             began_at: head,
             closed: None,
+            behind_when_ended: 0,
         }
     }
 }

@@ -43,10 +43,9 @@ fn subscribe(
     let client_id = ClientId::new(&format!("c{client}")).unwrap();
     hub.subscribe(
         SubscribeOptions {
-            client_id,
-            filters,
             limits,
             start,
+            ..SubscribeOptions::new(client_id, filters)
         },
         Instant::now(),
     )

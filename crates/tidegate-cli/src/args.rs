@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     Sub(SubArgs),
     Pub(PubArgs),
+    #[cfg(target_os = "linux")]
+    Bench(crate::bench::BenchArgs),
     Completions(CompletionsArgs),
 }
 

@@ -1,8 +1,10 @@
-//! The `tidegate` command: `serve`, `sub`, `pub` and `completions`.
+//! The `tidegate` command: `serve`, `sub`, `pub`, `bench` and `completions`.
 //!
 //! Each command is a module with its arguments and a `run`; [`exit`] turns what comes back into an exit code.
 
 mod args;
+#[cfg(target_os = "linux")]
+mod bench;
 mod completions;
 mod exit;
 mod lines;
@@ -50,6 +52,8 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(args).await,
         Command::Sub(args) => sub::run(args).await,
         Command::Pub(args) => publish::run(args).await,
+        #[cfg(target_os = "linux")]
+        Command::Bench(args) => bench::run(args).await,
         Command::Completions(args) => completions::run(&args),
     }
 }

@@ -39,6 +39,19 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = heartbeat)]
     heartbeat: Duration,
 
+    /// The most bytes that events may hold, in history and for clients that are behind. Beyond, the oldest
+    /// go, and whoever had still to see one is told [default: a quarter of the machine's memory].
+    #[arg(long, value_name = "BYTES")]
+    memory_budget: Option<u64>,
+
+    /// How long a client may leave events unread, taking none, until it is stalled. 0 is for ever.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    stall_timeout: Duration,
+
+    /// What happens to a stalled client. One that asked for --overflow disconnect is always closed.
+    #[arg(long, value_name = "POLICY", default_value = "park")]
+    on_stall: OnStallArg,
+
     #[command(flatten)]
     history: HistoryArgs,
 
@@ -101,6 +114,14 @@ enum ClientIdsArg {
     Several,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OnStallArg {
+    /// It stays, at the cost of its place and of what its limits admit.
+    Park,
+    /// Its stream ends.
+    Close,
+}
+
 pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let server = Server::bind(args.config()).await?;
     announce(server.local_addr())?;
@@ -151,8 +172,11 @@ impl ServeArgs {
             listen: self.listen,
             drain_timeout: self.drain_timeout,
             client_ids: self.client_ids.into(),
+            memory_budget: self.memory_budget,
             ..ServerConfig::default()
         };
+        config.sweep.stall_timeout = (!self.stall_timeout.is_zero()).then_some(self.stall_timeout);
+        config.sweep.close_stalled = self.on_stall == OnStallArg::Close;
         config.history.max_events = self.history.history_events;
         config.history.max_bytes = self.history.history_bytes;
         config.history.max_age = self.history.history_age;

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tidegate::{ClientIdPolicy, HistoryLimits, ServiceConfig};
+use tidegate::{ClientIdPolicy, HistoryLimits, ServiceConfig, SweepRules};
 
 /// How a server behaves.
 #[derive(Debug, Clone)]
@@ -16,6 +16,13 @@ pub struct ServerConfig {
     pub history: HistoryLimits,
     /// What happens when a client id that is in use subscribes again. Default: the newest takes over.
     pub client_ids: ClientIdPolicy,
+    /// The most bytes that events may hold: [`HubConfig::memory_budget`](tidegate::HubConfig). `None` is a
+    /// quarter of what the machine has, or the control group allows. Default: `None`.
+    pub memory_budget: Option<u64>,
+    /// What is done about clients that do not read. Default: after 60 s they are stalled; those that asked
+    /// to be disconnected are, the others are left parked; what was ended and takes no notice is reset after
+    /// 5 s.
+    pub sweep: SweepRules,
     /// What requests are accepted.
     pub service: ServiceConfig,
     /// What connections may do.
@@ -52,6 +59,10 @@ pub struct Http2Config {
     /// (`TCP_USER_TIMEOUT`, gRFC A18). Default: 40 s. A peer whose HTTP/2 window is open but which does
     /// not read its socket is not found by keep-alive alone, whose ping waits behind the data.
     pub tcp_user_timeout: Duration,
+    /// How long a write to the socket may make no progress before the connection is ended. A peer that
+    /// stops reading its socket cannot even be sent GOAWAY, and holds what is buffered for it until
+    /// then. Default: 40 s.
+    pub write_timeout: Duration,
     /// Bytes that the kernel may hold unsent for a connection before it asks for no more
     /// (`TCP_NOTSENT_LOWAT`). Default: 128 KiB.
     pub tcp_notsent_lowat: u32,
@@ -63,6 +74,8 @@ impl Default for ServerConfig {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)),
             history: HistoryLimits::default(),
             client_ids: ClientIdPolicy::default(),
+            memory_budget: None,
+            sweep: SweepRules::default(),
             service: ServiceConfig::default(),
             http2: Http2Config::default(),
             drain_timeout: Duration::from_secs(30),
@@ -83,6 +96,7 @@ impl Default for Http2Config {
             keep_alive_interval: Duration::from_secs(30),
             keep_alive_timeout: Duration::from_secs(10),
             tcp_user_timeout: Duration::from_secs(40),
+            write_timeout: Duration::from_secs(40),
             tcp_notsent_lowat: 128 << 10,
         }
     }

@@ -1,15 +1,16 @@
 //! One connection: HTTP/2 by hyper, with every limit set.
 
-use std::{io, pin::pin};
+use std::{future::Future, io, pin::pin};
 
-use hyper::server::conn::http2;
+use hyper::{rt::Executor, server::conn::http2};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use socket2::SockRef;
-use tidegate::EventService;
+use tidegate::{EventService, resettable};
 use tokio::net::TcpStream;
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Http2Config;
@@ -17,7 +18,7 @@ use crate::config::Http2Config;
 /// Serves connections, each with the same limits.
 #[derive(Debug, Clone)]
 pub(crate) struct Connections {
-    builder: http2::Builder<TokioExecutor>,
+    builder: http2::Builder<StreamExecutor>,
     config: Http2Config,
     service: EventService,
     /// Told to end in good order.
@@ -26,9 +27,22 @@ pub(crate) struct Connections {
     pub(crate) cut: CancellationToken,
 }
 
+/// Spawns the tasks of HTTP/2 streams, so that each can be reset.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StreamExecutor;
+
+impl<F> Executor<F> for StreamExecutor
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        tokio::spawn(resettable(stream));
+    }
+}
+
 impl Connections {
     pub(crate) fn new(config: Http2Config, service: EventService) -> Self {
-        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let mut builder = http2::Builder::new(StreamExecutor);
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(config.max_concurrent_streams)
@@ -56,7 +70,10 @@ impl Connections {
             return false;
         }
         let service = TowerToHyperService::new(self.service);
-        let mut connection = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(self.config.write_timeout));
+        let stream = TokioIo::new(Box::pin(stream));
+        let mut connection = pin!(self.builder.serve_connection(stream, service));
         let mut drained = false;
         loop {
             tokio::select! {

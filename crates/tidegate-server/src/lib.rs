@@ -23,9 +23,10 @@
 mod accept;
 mod config;
 mod connection;
+mod memory;
 mod server;
 
-pub use tidegate::ClientIdPolicy;
+pub use tidegate::{ClientIdPolicy, SweepRules};
 
 pub use crate::{
     config::{Http2Config, ServerConfig},

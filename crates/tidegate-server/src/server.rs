@@ -12,14 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate::{CloseReason, Encoded, EventService, Hub, HubConfig, random_epoch};
+use tidegate::{CloseReason, Encoded, EventService, Hub, HubConfig, SweepRules, random_epoch};
 use tokio::{net::TcpListener, time};
 use tokio_util::task::TaskTracker;
 
-use crate::{accept::Acceptor, config::ServerConfig, connection::Connections};
+use crate::{accept::Acceptor, config::ServerConfig, connection::Connections, memory};
 
-/// How often history is looked through for what is too old.
-const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often history is looked through for what is too old, and subscriptions for what is stuck, unless
+/// shorter times are asked for.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A server that is bound to its address and not yet serving.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub struct Server {
     local_addr: SocketAddr,
     hub: Hub<Encoded>,
     connections: Connections,
+    sweep: SweepRules,
     drain_timeout: Duration,
 }
 
@@ -67,6 +69,7 @@ impl Server {
         let hub = Hub::new(HubConfig {
             history: config.history,
             client_ids: config.client_ids,
+            memory_budget: config.memory_budget.unwrap_or_else(memory::default_budget),
             ..HubConfig::new(epoch)
         });
         let listen = |source| BindError::Listen {
@@ -82,6 +85,7 @@ impl Server {
             local_addr,
             hub,
             connections: Connections::new(config.http2, service),
+            sweep: config.sweep,
             drain_timeout: config.drain_timeout,
         })
     }
@@ -98,13 +102,26 @@ impl Server {
         &self.hub
     }
 
+    fn keep_up(&self) {
+        let now = Instant::now();
+        self.hub.expire_history(now);
+        let swept = self.hub.sweep(&self.sweep, now);
+        if swept.closed + swept.reset > 0 {
+            tracing::info!(
+                closed = swept.closed,
+                reset = swept.reset,
+                "ended streams that were stuck"
+            );
+        }
+    }
+
     /// Serves until `stop` is done, then drains. Dropping the future cuts everything at once.
     pub async fn serve(mut self, stop: impl Future<Output = ()>) -> DrainReport {
         let tasks = TaskTracker::new();
         let cut = Arc::new(AtomicUsize::new(0));
         let _cut_when_dropped = self.connections.cut.clone().drop_guard();
         let mut stop = pin!(stop);
-        let mut expiry = time::interval(EXPIRY_INTERVAL);
+        let mut upkeep = time::interval(upkeep_interval(&self.sweep));
         loop {
             tokio::select! {
                 stream = self.acceptor.accept() => {
@@ -116,7 +133,7 @@ impl Server {
                         }
                     });
                 }
-                _ = expiry.tick() => self.hub.expire_history(Instant::now()),
+                _ = upkeep.tick() => self.keep_up(),
                 () = &mut stop => break,
             }
         }
@@ -136,6 +153,16 @@ impl Server {
             connections_cut,
         }
     }
+}
+
+/// Short enough to see a stall soon after it is one.
+fn upkeep_interval(rules: &SweepRules) -> Duration {
+    let shortest = rules
+        .stall_timeout
+        .unwrap_or(UPKEEP_INTERVAL)
+        .min(rules.grace)
+        / 4;
+    shortest.clamp(Duration::from_millis(10), UPKEEP_INTERVAL)
 }
 
 /// Ends every stream and then every connection, in good order as long as there is time.

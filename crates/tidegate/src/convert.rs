@@ -26,11 +26,15 @@ use crate::{
 const HEARTBEAT_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(3_600);
 
+/// The longest interval between releases that a client may ask for.
+const MAX_MIN_INTERVAL: Duration = Duration::from_secs(3_600);
+
 /// A subscribe request that keeps all rules.
 #[derive(Debug)]
 pub(crate) struct Wanted {
     pub(crate) options: SubscribeOptions,
     pub(crate) heartbeat_interval: Duration,
+    pub(crate) min_interval: Option<Duration>,
 }
 
 // ===== subscribing =====
@@ -47,10 +51,6 @@ pub(crate) fn subscribe_request(
         );
         return Err(Reason::TooManyFilters.in_field("filters", problem));
     }
-    if request.min_interval.is_some() {
-        return Err(Reason::InvalidRequest
-            .in_field("min_interval", "not served by this version; leave it unset"));
-    }
     let mut filters = Vec::with_capacity(request.filters.len());
     for (i, filter) in request.filters.iter().enumerate() {
         let filter = Filter::new(filter);
@@ -63,12 +63,15 @@ pub(crate) fn subscribe_request(
         filters,
         limits: limits(request.limits.as_ref())?,
         start: start(request.resume_after, request.replay_last)?,
+        reset: None,
     };
     let heartbeat_interval =
         heartbeat_interval(request.heartbeat_interval, config.heartbeat_interval)?;
+    let min_interval = min_interval(request.min_interval)?;
     Ok(Wanted {
         options,
         heartbeat_interval,
+        min_interval,
     })
 }
 
@@ -87,11 +90,7 @@ fn limits(limits: Option<&proto::Limits>) -> Result<Limits, Status> {
     let overflow = match proto::Overflow::try_from(asked.overflow) {
         Ok(proto::Overflow::Unspecified | proto::Overflow::DropOldest) => Overflow::DropOldest,
         Ok(proto::Overflow::Disconnect) => Overflow::Disconnect,
-        Ok(proto::Overflow::Conflate) => {
-            let problem =
-                "OVERFLOW_CONFLATE is not served by this version; use OVERFLOW_DROP_OLDEST";
-            return Err(Reason::InvalidLimits.in_field("limits.overflow", problem));
-        }
+        Ok(proto::Overflow::Conflate) => Overflow::Conflate,
         Err(unknown) => {
             return Err(Reason::InvalidLimits.in_field("limits.overflow", unknown.to_string()));
         }
@@ -132,6 +131,17 @@ fn heartbeat_interval(
         .ok_or_else(|| {
             Reason::InvalidRequest.in_field("heartbeat_interval", "must be from 1 s to 1 h")
         })
+}
+
+/// Zero is as good as none.
+fn min_interval(asked: Option<prost_types::Duration>) -> Result<Option<Duration>, Status> {
+    let Some(asked) = asked else { return Ok(None) };
+    let interval = Duration::try_from(asked)
+        .ok()
+        .filter(|interval| *interval <= MAX_MIN_INTERVAL);
+    let interval = interval
+        .ok_or_else(|| Reason::InvalidRequest.in_field("min_interval", "must be from 0 to 1 h"))?;
+    Ok((!interval.is_zero()).then_some(interval))
 }
 
 // ===== publishing =====
@@ -243,7 +253,8 @@ pub(crate) fn gap(gap: &Gap) -> proto::Gap {
         GapReason::Overflow => proto::GapReason::Overflow,
         GapReason::Expired => proto::GapReason::Expired,
         GapReason::EpochChanged => proto::GapReason::EpochChanged,
-        _ => proto::GapReason::Unspecified,
+        GapReason::Conflated => proto::GapReason::Conflated,
+        GapReason::Evicted => proto::GapReason::Evicted,
     };
     proto::Gap {
         first_sequence: gap.first_sequence,
@@ -256,8 +267,9 @@ pub(crate) fn gap(gap: &Gap) -> proto::Gap {
 
 pub(crate) fn limits_in_force(limits: &Limits) -> proto::Limits {
     let overflow = match limits.overflow {
+        Overflow::DropOldest => proto::Overflow::DropOldest,
+        Overflow::Conflate => proto::Overflow::Conflate,
         Overflow::Disconnect => proto::Overflow::Disconnect,
-        _ => proto::Overflow::DropOldest,
     };
     proto::Limits {
         max_events: u32::try_from(limits.max_events.get()).unwrap_or(u32::MAX),

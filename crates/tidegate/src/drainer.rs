@@ -38,6 +38,7 @@ const ROOM: Room = Room {
     events: usize::MAX,
     bytes: (CHUNK_BYTES - BATCH_OVERHEAD) as u64,
     overhead: EVENT_OVERHEAD as u64,
+    through: u64::MAX,
 };
 
 /// A stream of `SubscribeResponse` messages, pulled by the transport. See the service it comes from,
@@ -47,8 +48,10 @@ pub struct Drainer {
     subscription: Subscription<Encoded>,
     /// What is left to send of an event larger than a chunk.
     rest: Bytes,
-    heartbeat: Pin<Box<Sleep>>,
+    /// Fires when a heartbeat may be due, or a release.
+    timer: Pin<Box<Sleep>>,
     heartbeat_interval: Duration,
+    releases: Option<Box<Releases>>,
     /// When the last chunk was handed to the transport.
     last_sent: Instant,
     reconnect_after: Duration,
@@ -69,14 +72,16 @@ impl Drainer {
     pub(crate) fn new(
         subscription: Subscription<Encoded>,
         heartbeat_interval: Duration,
+        min_interval: Option<Duration>,
         reconnect_after: Duration,
     ) -> Self {
         let now = Instant::now();
         Self {
             subscription,
             rest: Bytes::new(),
-            heartbeat: Box::pin(sleep_until(now + heartbeat_interval)),
+            timer: Box::pin(sleep_until(now + heartbeat_interval)),
             heartbeat_interval,
+            releases: min_interval.map(|interval| Box::new(Releases::new(interval, now))),
             last_sent: now,
             reconnect_after,
             state: State::Opening,
@@ -100,10 +105,24 @@ impl Drainer {
 
     fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut batch = Batch::default();
-        match self.subscription.poll_next(cx, ROOM, &mut batch) {
-            Poll::Ready(Ok(())) => Poll::Ready(Some(self.write(&batch))),
+        let through = match &mut self.releases {
+            Some(releases) => releases.through(self.subscription.head().sequence),
+            None => u64::MAX,
+        };
+        let room = Room { through, ..ROOM };
+        let was_live = !self.subscription.is_replaying();
+        match self.subscription.poll_next(cx, room, &mut batch) {
+            Poll::Ready(Ok(())) => {
+                if let Some(releases) = &mut self.releases
+                    && was_live
+                    && batch.caught_up.is_none()
+                {
+                    releases.mark_used();
+                }
+                Poll::Ready(Some(self.write(&batch)))
+            }
             Poll::Ready(Err(reason)) => Poll::Ready(self.end(reason)),
-            Poll::Pending => self.poll_heartbeat(cx).map(Some),
+            Poll::Pending => self.poll_timer(cx),
         }
     }
 
@@ -135,19 +154,30 @@ impl Drainer {
         self.rest = rest.into();
     }
 
-    fn poll_heartbeat(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let next_release = self.releases.as_mut().map(|releases| releases.end());
+        let release = next_release.filter(|_| self.subscription.is_behind());
         // The timer is not moved with each chunk, which would cost more than the chunk; when it fires
         // early, it is set to when the silence will have been long enough.
-        while self.heartbeat.as_mut().poll(cx).is_ready() {
-            let due = self.last_sent + self.heartbeat_interval;
+        let heartbeat = self.last_sent + self.heartbeat_interval;
+        let due = release.map_or(heartbeat, |release| release.min(heartbeat));
+        if due < self.timer.deadline() {
+            self.timer.as_mut().reset(due);
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
-            if now < due {
-                self.heartbeat.as_mut().reset(due);
-                continue;
+            if release.is_some_and(|release| release <= now) {
+                self.timer.as_mut().reset(heartbeat);
+                // Begins with the next poll, which comes at once.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
-            self.heartbeat.as_mut().reset(now + self.heartbeat_interval);
-            let position = Some(convert::position(self.subscription.position()));
-            return Poll::Ready(message(Response::Heartbeat(Heartbeat { position })));
+            if heartbeat <= now {
+                self.timer.as_mut().reset(now + self.heartbeat_interval);
+                let position = Some(convert::position(self.subscription.position()));
+                return Poll::Ready(Some(message(Response::Heartbeat(Heartbeat { position }))));
+            }
+            self.timer.as_mut().reset(due);
         }
         Poll::Pending
     }
@@ -157,7 +187,7 @@ impl Drainer {
         let position = self.subscription.position();
         self.state = State::Ending(Box::new(status::ended(
             reason,
-            position,
+            &self.subscription,
             self.reconnect_after,
         )));
         (reason == CloseReason::ShuttingDown).then(|| {
@@ -189,6 +219,68 @@ impl Drainer {
             .add_header(&mut trailers)
             .expect("a status of ours is made of valid header values");
         Some(trailers)
+    }
+}
+
+/// The releases of a subscription with a minimum interval between them.
+///
+/// At each release everything goes that was ready when it began, in as many batches as it takes. Until the
+/// interval has passed nothing live goes then; after it the next begins as soon as there is something.
+#[derive(Debug)]
+struct Releases {
+    interval: Duration,
+    /// When the next release may begin.
+    next: Instant,
+    going_on: Option<Release>,
+}
+
+#[derive(Debug)]
+struct Release {
+    began: Instant,
+    /// The newest event that belongs to it.
+    through: u64,
+    /// Whether anything went.
+    is_used: bool,
+}
+
+impl Releases {
+    const fn new(interval: Duration, now: Instant) -> Self {
+        Self {
+            interval,
+            next: now,
+            going_on: None,
+        }
+    }
+
+    /// Up to which sequence events may go now. Begins a release if it is time for one.
+    fn through(&mut self, head: u64) -> u64 {
+        let began = Instant::now();
+        if self.going_on.is_none() && self.next <= began {
+            self.going_on = Some(Release {
+                began,
+                through: head,
+                is_used: false,
+            });
+        }
+        self.going_on.as_ref().map_or(0, |release| release.through)
+    }
+
+    /// Notes that live events went.
+    const fn mark_used(&mut self) {
+        if let Some(release) = &mut self.going_on {
+            release.is_used = true;
+        }
+    }
+
+    /// Ends the release that goes on, if one does, because there is no more for it. Returns when the next
+    /// may begin.
+    fn end(&mut self) -> Instant {
+        if let Some(release) = self.going_on.take()
+            && release.is_used
+        {
+            self.next = release.began + self.interval;
+        }
+        self.next
     }
 }
 

@@ -38,6 +38,7 @@
 mod convert;
 mod drainer;
 mod publish;
+mod reset;
 mod service;
 mod status;
 mod wire;
@@ -50,6 +51,7 @@ pub use tidegate_proto::v1 as proto;
 pub use crate::{
     convert::{EncodeError, encode},
     drainer::{CHUNK_BYTES, Drainer},
+    reset::resettable,
     service::{EventService, PublishLimits, ResponseBody, ResponseFuture, ServiceConfig},
     status::{DOMAIN, Reason},
     wire::Encoded,

@@ -28,6 +28,7 @@ use crate::{
     drainer::Drainer,
     proto::{SubscribeRequest, SubscribeResponse, event_service_server::EventServiceServer},
     publish::Publisher,
+    reset,
     status::{Reason, not_subscribed},
     wire::Encoded,
 };
@@ -135,7 +136,8 @@ impl EventService {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let request = read_request(request).await?;
-        let wanted = convert::subscribe_request(&request, &self.config)?;
+        let mut wanted = convert::subscribe_request(&request, &self.config)?;
+        wanted.options.reset = reset::current();
         let subscription = self
             .hub
             .subscribe(wanted.options, Instant::now())
@@ -144,6 +146,7 @@ impl EventService {
         Ok(Drainer::new(
             subscription,
             wanted.heartbeat_interval,
+            wanted.min_interval,
             reconnect_after,
         ))
     }

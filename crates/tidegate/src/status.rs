@@ -7,9 +7,11 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use tidegate_core::{CloseReason, NameError, PublishError, SubscribeError};
+use tidegate_core::{CloseReason, NameError, PublishError, SubscribeError, Subscription};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::wire::Encoded;
 
 /// The domain of the reasons in `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "tidegate";
@@ -44,6 +46,8 @@ pub enum Reason {
     TakenOver,
     /// The client fell behind by more than its limits. Resume if you can keep up.
     TooSlow,
+    /// The client took nothing of what was there for too long. Resume, on a connection that is read.
+    Stalled,
     /// `resume_after` is ahead of the newest event. Do not retry with this position.
     PositionAhead,
     /// The server is shutting down. Reconnect, after the delay given.
@@ -70,6 +74,7 @@ impl Reason {
             Self::ClientIdTaken => "CLIENT_ID_TAKEN",
             Self::TakenOver => "TAKEN_OVER",
             Self::TooSlow => "TOO_SLOW",
+            Self::Stalled => "STALLED",
             Self::PositionAhead => "POSITION_AHEAD",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::Internal => "INTERNAL",
@@ -92,7 +97,7 @@ impl Reason {
             | Self::BatchTooLarge => Code::InvalidArgument,
             Self::ClientIdTaken => Code::AlreadyExists,
             Self::TakenOver => Code::Aborted,
-            Self::TooSlow => Code::ResourceExhausted,
+            Self::TooSlow | Self::Stalled => Code::ResourceExhausted,
             Self::PositionAhead => Code::OutOfRange,
             Self::ShuttingDown => Code::Unavailable,
             Self::Internal => Code::Internal,
@@ -130,27 +135,39 @@ impl Reason {
     }
 }
 
-/// The status of a stream that the hub has ended. `position` is safe to resume after.
+/// The status of a stream that the hub has ended, with where to resume, its limits, and how far it was
+/// behind.
 pub(crate) fn ended(
     reason: CloseReason,
-    position: tidegate_core::Position,
+    subscription: &Subscription<Encoded>,
     reconnect_after: Duration,
 ) -> Status {
+    let position = subscription.position();
+    let limits = subscription.limits();
     let facts = [
         ("resume_after_epoch", position.epoch),
         ("resume_after_sequence", position.sequence),
+        ("max_events", limits.max_events.get()),
+        ("max_bytes", limits.max_bytes.get()),
+        ("backlog", subscription.backlog()),
     ];
+    let status = end_reason(reason).with_facts(reason.to_string(), facts);
+    if reason != CloseReason::ShuttingDown {
+        return status;
+    }
+    let mut details = status.get_error_details();
+    details.set_retry_info(Some(reconnect_after));
+    Status::with_error_details(status.code(), status.message(), details)
+}
+
+/// Every cause for which the hub ends a stream, and what the client is told. What each means for the
+/// client is with the [`Reason`].
+const fn end_reason(reason: CloseReason) -> Reason {
     match reason {
-        CloseReason::TakenOver => Reason::TakenOver.with_facts(reason.to_string(), facts),
-        CloseReason::TooSlow => Reason::TooSlow.with_facts(reason.to_string(), facts),
-        CloseReason::ShuttingDown => {
-            let mut status = Reason::ShuttingDown.with_facts(reason.to_string(), facts);
-            let mut details = status.get_error_details();
-            details.set_retry_info(Some(reconnect_after));
-            status = Status::with_error_details(status.code(), status.message(), details);
-            status
-        }
-        other => Reason::Internal.with_facts(other.to_string(), facts),
+        CloseReason::TakenOver => Reason::TakenOver,
+        CloseReason::ShuttingDown => Reason::ShuttingDown,
+        CloseReason::TooSlow => Reason::TooSlow,
+        CloseReason::Stalled => Reason::Stalled,
     }
 }
 

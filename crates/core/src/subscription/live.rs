@@ -52,11 +52,9 @@ impl<P: Payload> Subscription<P> {
         };
         if self.parts.limits.overflow == Overflow::Disconnect && losses.overflow.count > 0 {
             // Nothing of this poll will be seen: all of it is abandoned.
-            let skipped = losses.overflow.count + losses.evicted.count;
-            add(
-                &self.shared.counters.abandoned,
-                skipped + batch.events.len() as u64,
-            );
+            let passed = losses.overflow.count + losses.evicted.count + batch.events.len() as u64;
+            self.behind_when_ended = passed + self.backlog();
+            add(&self.shared.counters.abandoned, passed);
             return Err(CloseReason::TooSlow);
         }
         losses.into_gaps(&mut batch.gaps);

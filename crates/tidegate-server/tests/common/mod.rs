@@ -65,6 +65,16 @@ impl Running {
         EventServiceClient::new(self.endpoint().connect().await.unwrap())
     }
 
+    /// A client each of whose streams takes 64 KiB from the server before it is read, and the connection
+    /// enough for many.
+    pub async fn client_with_small_windows(&self) -> Client {
+        let endpoint = self
+            .endpoint()
+            .initial_stream_window_size(65_535)
+            .initial_connection_window_size(8 << 20);
+        EventServiceClient::new(endpoint.connect().await.unwrap())
+    }
+
     pub async fn stop(self) -> DrainReport {
         self.stop.send(()).unwrap();
         time::timeout(PATIENCE, self.served)

@@ -1,0 +1,413 @@
+//! `tidegate bench`: measures a server.
+
+use std::{io, io::Write as _, path::PathBuf, time::Duration};
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde::Serialize;
+use tidegate_bench::{
+    Choice, Churn, Cores, Error, Fanout, Grpc, Idle, Ingest, Launch, Progress, Session, Setup,
+    Shape,
+};
+
+use crate::{
+    args::duration,
+    exit::{Exit, Failure},
+};
+
+/// Measure a server: deliveries, processor time, latency, memory
+///
+/// Without --server it starts one for itself, which is this same program, and ends it afterwards.
+/// Figures mean most when server and benchmark have cores of their own:
+///
+///   tidegate bench fanout --server-cores 0 --client-cores 1
+///   tidegate bench fanout --server-cores 0 --client-cores 1 --subscribers 200 --rate 500
+///
+/// Every stream's accounts are verified: a run in which an event is neither delivered
+/// nor counted by a gap fails and has no figures.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+
+    #[command(flatten)]
+    setup: SetupArgs,
+
+    /// How to write the result.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "table")]
+    output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+enum Benchmark {
+    Fanout(FanoutArgs),
+    Publish(PublishArgs),
+    Connect(ConnectArgs),
+    Idle(IdleArgs),
+}
+
+/// The server, and who may use which cores.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Server and cores")]
+struct SetupArgs {
+    /// A server that runs. Without it, one is started, and ended afterwards.
+    #[arg(long, global = true, value_name = "URL")]
+    server: Option<String>,
+
+    /// Its process on this machine, to read processor time and memory of.
+    #[arg(long, global = true, value_name = "PID", requires = "server")]
+    server_pid: Option<u32>,
+
+    /// The cores that the server that is started is held to, such as 0 or 0,2-3.
+    #[arg(long, global = true, value_name = "CORES", conflicts_with = "server")]
+    server_cores: Option<Cores>,
+
+    /// The cores that the benchmark is held to.
+    #[arg(long, global = true, value_name = "CORES")]
+    client_cores: Option<Cores>,
+
+    /// Threads that hold connections [default: one for each core of the benchmark]
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+}
+
+/// What all benchmarks that last a while have in common.
+#[derive(Debug, Args)]
+struct TimeArgs {
+    /// How long to measure.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    duration: Duration,
+
+    /// How long to go on before measuring.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    warm_up: Duration,
+}
+
+/// Publish to many subscribers
+///
+/// Flat out, the publisher is held to the pace of the slowest subscriber, unless --ahead is 0.
+/// At a rate, latency is measured from the moment an event was due, also if the
+/// publisher was held up.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+struct FanoutArgs {
+    /// Subscriptions in all.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    subscribers: usize,
+
+    /// Connections that they are spread over [default: as --streams-per-connection says]
+    #[arg(long, value_name = "N", conflicts_with = "streams_per_connection")]
+    connections: Option<usize>,
+
+    /// Subscriptions on one connection.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    streams_per_connection: usize,
+
+    /// Topics that events go to in turn, with --filter literal or wildcard.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    topics: usize,
+
+    /// What each subscriber asks for.
+    #[arg(long, value_name = "SHAPE", default_value = "literal")]
+    filter: FilterArg,
+
+    /// Bytes of each payload.
+    #[arg(long, value_name = "BYTES", default_value_t = 256)]
+    payload: usize,
+
+    /// Events a second. Without it, as fast as it goes.
+    #[arg(long, value_name = "N")]
+    rate: Option<f64>,
+
+    /// Without --rate: how many events the publisher may be ahead of the slowest subscriber. 0: any
+    /// number, and subscribers miss what does not fit.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    ahead: u64,
+
+    /// Events in one publish request, at most.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    batch: usize,
+
+    /// Connections that subscribe and then read nothing.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    stalled: usize,
+
+    /// Bytes that the server may send on a stream before they are read.
+    #[arg(long, value_name = "BYTES", default_value_t = Grpc::WINDOW)]
+    window: u32,
+
+    #[command(flatten)]
+    time: TimeArgs,
+}
+
+/// Publish as much as the server takes
+#[derive(Debug, Args)]
+struct PublishArgs {
+    /// Connections that publish.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    publishers: usize,
+
+    /// Requests that each of them may have unanswered.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    in_flight: usize,
+
+    /// Events in one request.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    batch: usize,
+
+    /// Topics that events go to in turn.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    topics: usize,
+
+    /// Bytes of each payload.
+    #[arg(long, value_name = "BYTES", default_value_t = 256)]
+    payload: usize,
+
+    /// Events a second, of all publishers together. Without it, as fast as it goes.
+    #[arg(long, value_name = "N")]
+    rate: Option<f64>,
+
+    /// Subscribers, in turn to the topics, each on a connection of its own.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    subscribers: usize,
+
+    #[command(flatten)]
+    time: TimeArgs,
+}
+
+/// Subscribe and leave, over and over
+#[derive(Debug, Args)]
+struct ConnectArgs {
+    /// Clients that do so at the same time.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    clients: usize,
+
+    /// Open a new connection each time.
+    #[arg(long)]
+    reconnect: bool,
+
+    #[command(flatten)]
+    time: TimeArgs,
+}
+
+/// Hold subscribers that have nothing to receive, and look at the server's memory
+#[derive(Debug, Args)]
+struct IdleArgs {
+    /// Connections.
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    connections: usize,
+
+    /// Subscriptions on each.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    streams_per_connection: usize,
+
+    /// What each subscriber asks for.
+    #[arg(long, value_name = "SHAPE", default_value = "literal")]
+    filter: FilterArg,
+
+    /// How long to watch what the server takes while nothing happens.
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
+    duration: Duration,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FilterArg {
+    /// One of the topics, in turn.
+    Literal,
+    /// A wildcard that matches all topics.
+    Wildcard,
+    /// A topic of its own.
+    Own,
+    /// A topic of its own, and one that all share.
+    OwnAndShared,
+    /// A filter that no other has; all of them match the one topic.
+    Distinct,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs: one JSON object.
+    Json,
+}
+
+pub(crate) async fn run(args: BenchArgs) -> Result<(), Failure> {
+    let session = args.setup.setup()?.begin().await?;
+    let progress = Progress::on_terminal();
+    let outcome = args.benchmark.run(&session, &progress, args.output).await;
+    progress.clear();
+    session.end().await;
+    let mut text = outcome?;
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+// ===== impl Benchmark =====
+
+impl Benchmark {
+    async fn run(
+        self,
+        session: &Session,
+        progress: &Progress,
+        output: Output,
+    ) -> Result<String, Failure> {
+        match self {
+            Self::Fanout(args) => {
+                let report = args.fanout()?.run(session, progress).await?;
+                output.write(&report, || report.table())
+            }
+            Self::Publish(args) => {
+                let report = args.ingest().run(session, progress).await?;
+                output.write(&report, || report.table())
+            }
+            Self::Connect(args) => {
+                let report = args.churn().run(session, progress).await?;
+                output.write(&report, || report.table())
+            }
+            Self::Idle(args) => {
+                let report = args.idle().run(session, progress).await?;
+                output.write(&report, || report.table())
+            }
+        }
+    }
+}
+
+impl Output {
+    fn write(
+        self,
+        report: &impl Serialize,
+        table: impl FnOnce() -> String,
+    ) -> Result<String, Failure> {
+        match self {
+            Self::Table => Ok(table()),
+            Self::Json => serde_json::to_string_pretty(report)
+                .map_err(|error| Failure::new(Exit::Other, error)),
+        }
+    }
+}
+
+// ===== From arguments to what they mean =====
+
+impl SetupArgs {
+    fn setup(&self) -> Result<Setup, Failure> {
+        let server = match &self.server {
+            Some(url) => Choice::Running {
+                url: url.clone(),
+                pid: self.server_pid,
+            },
+            None => Choice::Child(Launch {
+                cores: self.server_cores.clone(),
+                ..Launch::new(this_program()?, ["serve", "--listen", "127.0.0.1:0"])
+            }),
+        };
+        Ok(Setup {
+            server,
+            client_cores: self.client_cores.clone(),
+            threads: self.threads,
+        })
+    }
+}
+
+fn this_program() -> Result<PathBuf, Failure> {
+    std::env::current_exe().map_err(|error| {
+        let message =
+            format!("cannot find this program to start a server: {error}; name one with --server");
+        Failure::new(Exit::Other, message)
+    })
+}
+
+impl FanoutArgs {
+    fn fanout(&self) -> Result<Fanout, Failure> {
+        let streams_per_connection = match self.connections {
+            Some(0) => {
+                return Err(Failure::new(
+                    Exit::Usage,
+                    "--connections must be at least 1",
+                ));
+            }
+            Some(connections) => self.subscribers.div_ceil(connections),
+            None => self.streams_per_connection,
+        };
+        Ok(Fanout {
+            subscribers: self.subscribers,
+            streams_per_connection,
+            topics: self.topics,
+            shape: self.filter.into(),
+            payload_bytes: self.payload,
+            rate: self.rate,
+            ahead: self.ahead,
+            batch: self.batch,
+            warm_up: self.time.warm_up,
+            duration: self.time.duration,
+            stalled: self.stalled,
+            window_bytes: self.window,
+        })
+    }
+}
+
+impl PublishArgs {
+    const fn ingest(&self) -> Ingest {
+        Ingest {
+            publishers: self.publishers,
+            in_flight: self.in_flight,
+            batch: self.batch,
+            topics: self.topics,
+            payload_bytes: self.payload,
+            rate: self.rate,
+            subscribers: self.subscribers,
+            warm_up: self.time.warm_up,
+            duration: self.time.duration,
+        }
+    }
+}
+
+impl ConnectArgs {
+    const fn churn(&self) -> Churn {
+        Churn {
+            clients: self.clients,
+            reconnect: self.reconnect,
+            warm_up: self.time.warm_up,
+            duration: self.time.duration,
+        }
+    }
+}
+
+impl IdleArgs {
+    fn idle(&self) -> Idle {
+        Idle {
+            connections: self.connections,
+            streams_per_connection: self.streams_per_connection,
+            shape: self.filter.into(),
+            duration: self.duration,
+        }
+    }
+}
+
+impl From<FilterArg> for Shape {
+    fn from(arg: FilterArg) -> Self {
+        match arg {
+            FilterArg::Literal => Self::Literal,
+            FilterArg::Wildcard => Self::Wildcard,
+            FilterArg::Own => Self::Own,
+            FilterArg::OwnAndShared => Self::OwnAndShared,
+            FilterArg::Distinct => Self::Distinct,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let exit = match &error {
+            Error::Invalid(_) => Exit::Usage,
+            Error::Connect { .. } | Error::Broken { .. } => Exit::Unavailable,
+            Error::Status { .. } => Exit::Refused,
+            Error::Violation(_) | Error::Lost(_) => Exit::Violation,
+            _ => Exit::Other,
+        };
+        Self::new(exit, error)
+    }
+}
