@@ -99,6 +99,22 @@ def test_a_slow_client_that_chose_it_is_disconnected(client, connect):
     assert got == list(range(len(got)))
 
 
+def test_conflate_keeps_the_newest_of_each_key_and_counts_the_rest(client, connect):
+    stream = connect().subscribe("price.>", limits=pb.Limits(overflow=pb.OVERFLOW_CONFLATE))
+    keys, rounds = 50, 400
+
+    for value in range(rounds):
+        client.publish(*(new_event("price.x", KIB + b"%d" % value, key=str(key)) for key in range(keys)))
+    client.publish(new_event("price.end", b"end"))
+
+    stream.take_through(b"end")
+    ledger = stream.ledger
+    assert {gap.reason for gap in ledger.gaps} == {pb.GAP_REASON_CONFLATED}
+    assert len(ledger.events) + sum(gap.count for gap in ledger.gaps) == keys * rounds + 1
+    newest = {event.key: event.payload for event in ledger.events if event.topic == "price.x"}
+    assert newest == {str(key): KIB + b"%d" % (rounds - 1) for key in range(keys)}
+
+
 def test_an_event_larger_than_the_limits_still_arrives_if_it_is_the_newest(client):
     stream = client.subscribe("load.>", limits=pb.Limits(max_events=1, max_bytes=1))
 

@@ -42,6 +42,8 @@ pub struct Event<P> {
     topic: Topic,
     key: Option<Arc<str>>,
     payload: P,
+    /// What the payload said, once: no code of an application runs under a lock.
+    size: u64,
     /// What this event holds, counted until it is freed.
     _charge: Charge,
 }
@@ -81,12 +83,14 @@ impl<P: Payload> NewEvent<P> {
             payload,
         } = self;
         let names = topic.as_str().len() + key.as_ref().map_or(0, |key| key.len());
-        let held = size_of::<Event<P>>() + names + payload.size() + ALLOCATIONS;
+        let size = payload.size();
+        let held = size_of::<Event<P>>() + names + size + ALLOCATIONS;
         Arc::new(Event {
             sequence: 0,
             topic,
             key,
             payload,
+            size: size as u64,
             _charge: retained.charge(held as u64),
         })
     }
@@ -120,10 +124,10 @@ impl<P> Event<P> {
     }
 }
 
-impl<P: Payload> Event<P> {
+impl<P> Event<P> {
     /// How many bytes the event counts against limits: what its payload says.
     #[must_use]
-    pub fn size(&self) -> u64 {
-        self.payload.size() as u64
+    pub const fn size(&self) -> u64 {
+        self.size
     }
 }

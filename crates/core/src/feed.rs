@@ -3,7 +3,8 @@
 //! All subscriptions with the same filters share a feed; each has a cursor in it. The feed keeps what
 //! some cursor has still to see, and of that no more than the largest limits among its subscriptions:
 //! beyond those every one of them would drop it anyway. So a feed whose subscribers are caught up holds
-//! nothing, and a subscriber that stalls costs at most its own limits, whatever it misses.
+//! nothing. While one is behind, the feed may hold up to the largest limits among those who share it, whatever
+//! is missed; a subscriber to many feeds can hold its limits in each, until it is polled next.
 //!
 //! Numbers are dense, so how many events lie between two cursors is a subtraction, also when they are
 //! long gone.

@@ -20,25 +20,26 @@ const MAX_STEPS: usize = 200_000;
 pub(crate) fn disjoint_groups(mut filters: Vec<Filter>) -> Vec<FilterGroup> {
     filters.sort_unstable();
     filters.dedup();
+    let mut steps = MAX_STEPS;
     if filters.len() > 1 {
-        filters = without_covered(filters);
+        filters = without_covered(filters, &mut steps);
     }
     match filters.len() {
         0 => Vec::new(),
         1 => vec![filters.into()],
-        _ => match overlap_leaders(&filters) {
+        _ => match overlap_leaders(&filters, &mut steps) {
             Some(leaders) => gather(filters, &leaders),
             None => vec![filters.into()],
         },
     }
 }
 
-/// The filters that no other one covers.
-fn without_covered(filters: Vec<Filter>) -> Vec<Filter> {
+/// The filters that no other one covers, as far as the steps go.
+fn without_covered(filters: Vec<Filter>, steps: &mut usize) -> Vec<Filter> {
     let trie = trie_of(&filters);
     let mut kept = Vec::with_capacity(filters.len());
     for (i, filter) in filters.into_iter().enumerate() {
-        if !trie.covers(&filter, &|&other| other != i) {
+        if !trie.covers(&filter, steps, &|&other| other != i) {
             kept.push(filter);
         }
     }
@@ -47,12 +48,11 @@ fn without_covered(filters: Vec<Filter>) -> Vec<Filter> {
 
 /// For each filter the number of the filter that stands for its group (union-find), or `None` when the
 /// search took too many steps.
-fn overlap_leaders(filters: &[Filter]) -> Option<Vec<usize>> {
+fn overlap_leaders(filters: &[Filter], steps: &mut usize) -> Option<Vec<usize>> {
     let trie = trie_of(filters);
     let mut leaders: Vec<usize> = (0..filters.len()).collect();
-    let mut steps = MAX_STEPS;
     for (i, filter) in filters.iter().enumerate() {
-        let complete = trie.overlapping(filter, &mut steps, &mut |&other| {
+        let complete = trie.overlapping(filter, steps, &mut |&other| {
             let (a, b) = (leader(&mut leaders, i), leader(&mut leaders, other));
             leaders[a.max(b)] = a.min(b);
         });

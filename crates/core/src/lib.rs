@@ -13,7 +13,7 @@
 //!    can believe that it has seen what follows.
 //! 3. **Isolation.** Publishing never waits for a subscriber.
 //! 4. **Bounded memory.** A feed keeps no more than the largest limits among its subscriptions, history
-//!    no more than its own limits.
+//!    no more than its own limits, and all events together hold no more than the memory budget.
 //! 5. **Freshness.** Overflow drops the oldest.
 //! 6. **Resume.** From a position still in history nothing is missed and nothing repeated; from any
 //!    other, the subscriber is told before the first event.
@@ -51,6 +51,13 @@
 //! # Lock order
 //! publish -> history, publish -> feed -> signal, and registry -> signal. Two feed locks are never held
 //! together. No waker is called or dropped under any.
+
+// The model in `tests/` runs a second time as a unit test, where the strides of a replay are small.
+#[cfg(test)]
+extern crate self as tidegate_core;
+#[cfg(all(test, not(tidegate_loom)))]
+#[path = "../tests/model.rs"]
+mod model;
 
 mod counters;
 mod event;

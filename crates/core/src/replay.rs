@@ -11,10 +11,12 @@
 //! # When history overtakes it
 //! Events that history let go of before they were read are lost to the replay. How many is exact: the
 //! look back wrote down how many matches there are from each of some places to the head, so what is
-//! left can be counted, and the rest is lost. During the first round nothing was promised yet, so what
-//! is gone then is [`GapReason::Expired`] (or, after a replay of the last so many, nothing).
+//! left can be counted, and the rest is lost. During the look back over the first round nothing was
+//! promised yet: what is gone before its end is [`GapReason::Expired`], or, where the last so many were
+//! asked for, nothing.
 //!
-//! No step holds the lock of history for more than [`STRIDE`] entries.
+//! The lock of history is held while some entries are copied; they are matched outside of it, because how
+//! long that takes is up to the filters.
 
 use std::sync::Arc;
 
@@ -23,11 +25,15 @@ use crate::{
     filter::Filter,
     gap::GapReason,
     history::{History, WalkEnd},
+    sync::Mutex,
     trie::Trie,
 };
 
-/// How many entries of history are looked at under one lock.
-pub(crate) const STRIDE: usize = 256;
+/// How many entries of history are copied under one lock. They are matched outside.
+const STRIDE: usize = if cfg!(test) { 2 } else { 256 };
+
+/// How many entries may be read and matched under the publish lock, to join live.
+const JOIN_STRIDE: usize = if cfg!(test) { 2 } else { 64 };
 
 /// The reading of history by one subscription.
 #[derive(Debug)]
@@ -76,6 +82,16 @@ struct Ledger {
     /// Sequence of an entry, and the matches from it to the head; sequences descend, at most
     /// [`STRIDE`] entries of history lie between two.
     marks: Vec<(u64, u64)>,
+}
+
+/// What history was like when it was found to have overtaken a replay.
+struct Overtaken<P> {
+    /// Everything up to here is gone.
+    gone_through: u64,
+    /// Whether the memory budget took some of it.
+    by_budget: bool,
+    /// What is there from here to the nearest mark.
+    to_mark: Vec<Arc<Event<P>>>,
 }
 
 /// What one step of a replay came to.
@@ -144,8 +160,8 @@ impl Replay {
     /// one, which then is offered again by the next step.
     pub(crate) fn step<P: Payload>(
         &mut self,
-        history: &History<P>,
-        mut take: impl FnMut(&Arc<Event<P>>) -> bool,
+        history: &Mutex<History<P>>,
+        take: impl FnMut(&Arc<Event<P>>) -> bool,
     ) -> Step {
         match self.stage {
             Stage::Opening(opening) => self.open(history, opening),
@@ -155,8 +171,13 @@ impl Replay {
                 }
                 Step::Continue
             }
-            Stage::Reading => self.read(history, &mut take),
+            Stage::Reading => self.read(history, take),
         }
+    }
+
+    /// Whether the look back over the first round is not done: nothing has been promised yet.
+    pub(crate) const fn is_opening(&self) -> bool {
+        matches!(self.stage, Stage::Opening(_))
     }
 
     /// Reads what came after the round, up to `head`, if `take` takes all of it and it is little.
@@ -167,13 +188,13 @@ impl Replay {
         head: u64,
         mut take: impl FnMut(&Arc<Event<P>>) -> bool,
     ) -> bool {
-        let walk = history.forward(self.head, head, STRIDE, |event| {
+        let walk = history.forward(self.head, head, JOIN_STRIDE, |event| {
             !matches(&self.filters, event) || take(event)
         });
         history.evicted_through() <= self.head && walk.end == WalkEnd::Done
     }
 
-    fn open<P: Payload>(&mut self, history: &History<P>, opening: Opening) -> Step {
+    fn open<P: Payload>(&mut self, history: &Mutex<History<P>>, opening: Opening) -> Step {
         let enough = if let Opening::Last(events) = opening {
             events
         } else {
@@ -182,7 +203,8 @@ impl Replay {
         if !self.look_back(history, enough) {
             return Step::Continue;
         }
-        // Nothing before this is to be had, all after it is.
+        // Nothing has been promised yet: what history is like at this moment decides.
+        let history = history.lock();
         let available_after = history.before_oldest(self.head).min(self.head);
         let incomplete = history.evicted_through() > self.after;
         let gap = match opening {
@@ -193,11 +215,15 @@ impl Replay {
             Opening::After(_) | Opening::Last(_) => None,
         };
         self.after = match opening {
-            Opening::Last(_) if self.ledger.matches == enough => self.ledger.before - 1,
+            Opening::Last(_) if self.ledger.matches == enough => {
+                available_after.max(self.ledger.before - 1)
+            }
             Opening::After(asked) if !incomplete => asked,
             _ => available_after,
         };
-        self.remaining = self.ledger.matches;
+        let to_mark = self.stretch_to_mark(&history, self.after);
+        drop(history);
+        self.remaining = self.matches_after(&to_mark, self.after);
         self.stage = Stage::Reading;
         Step::Opened {
             matches: self.remaining,
@@ -206,90 +232,140 @@ impl Replay {
         }
     }
 
-    /// Looks back a stride further. Returns whether the look back is done: at the start of the round,
-    /// at the oldest event of history, or at `enough` matches.
-    fn look_back<P: Payload>(&mut self, history: &History<P>, enough: u64) -> bool {
-        let Ledger {
-            before,
-            matches: counted,
-            marks,
-        } = &mut self.ledger;
-        let walk = history.backward(*before, self.after, STRIDE, |event| {
-            let more = *counted < enough;
-            *counted += u64::from(more && matches(&self.filters, event));
-            more
-        });
-        if let Some(last) = walk.last {
-            *before = last;
-            marks.push((last, *counted));
+    /// Looks back a stride further. Returns whether the look back is done: at the start of the round, at
+    /// the oldest event of history, or at `enough` matches.
+    fn look_back<P: Payload>(&mut self, history: &Mutex<History<P>>, enough: u64) -> bool {
+        let mut stretch = Vec::with_capacity(STRIDE);
+        let walk = history
+            .lock()
+            .backward(self.ledger.before, self.after, STRIDE, |event| {
+                stretch.push(Arc::clone(event));
+                true
+            });
+        for event in stretch {
+            if self.ledger.matches == enough {
+                break;
+            }
+            self.ledger.matches += u64::from(matches(&self.filters, &event));
+            self.ledger.before = event.sequence();
         }
-        walk.end != WalkEnd::Most
+        self.ledger
+            .marks
+            .push((self.ledger.before, self.ledger.matches));
+        walk.end != WalkEnd::Most || self.ledger.matches == enough
     }
 
     fn read<P: Payload>(
         &mut self,
-        history: &History<P>,
-        take: &mut impl FnMut(&Arc<Event<P>>) -> bool,
+        history: &Mutex<History<P>>,
+        mut take: impl FnMut(&Arc<Event<P>>) -> bool,
     ) -> Step {
-        let lost = self.settle_loss(history);
-        let remaining = &mut self.remaining;
-        let walk = history.forward(self.after, self.head, STRIDE, |event| {
-            if !matches(&self.filters, event) {
-                return true;
-            }
-            let taken = take(event);
-            *remaining -= u64::from(taken);
-            taken
-        });
-        self.after = match walk.end {
-            WalkEnd::Done => self.head,
-            WalkEnd::Most | WalkEnd::Refused => walk.last.unwrap_or(self.after),
+        let mut stretch = Vec::with_capacity(STRIDE);
+        let (loss, end) = {
+            let history = history.lock();
+            let loss = self.overtaken(&history);
+            let after = loss.as_ref().map_or(self.after, |loss| loss.gone_through);
+            let walk = history.forward(after, self.head, STRIDE, |event| {
+                stretch.push(Arc::clone(event));
+                true
+            });
+            (loss, walk.end)
         };
+        let lost = loss.and_then(|loss| self.settle(loss));
+        let mut is_refused = false;
+        for event in stretch {
+            if matches(&self.filters, &event) {
+                is_refused = !take(&event);
+                if is_refused {
+                    break;
+                }
+                self.remaining -= 1;
+            }
+            self.after = event.sequence();
+        }
+        let is_done = end == WalkEnd::Done && !is_refused;
+        if is_done {
+            self.after = self.head;
+        }
         match lost {
             Some(lost) => lost,
-            None if walk.end == WalkEnd::Done => Step::RoundDone,
+            None if is_done => Step::RoundDone,
             None => Step::Continue,
         }
     }
 
-    /// If history overtook the replay, goes on behind what is gone and says how much that was.
-    fn settle_loss<P: Payload>(&mut self, history: &History<P>) -> Option<Step> {
+    /// Whether history overtook the replay, and what is needed to count what that cost.
+    fn overtaken<P: Payload>(&self, history: &History<P>) -> Option<Overtaken<P>> {
         if history.evicted_through() <= self.after {
             return None;
         }
-        let reason = if history.budget_took() > self.after {
+        let gone_through = history.evicted_through().min(self.head);
+        Some(Overtaken {
+            gone_through,
+            by_budget: history.budget_took() > self.after,
+            to_mark: self.stretch_to_mark(history, gone_through),
+        })
+    }
+
+    /// Goes on behind what is gone and says how much that was.
+    fn settle<P: Payload>(&mut self, overtaken: Overtaken<P>) -> Option<Step> {
+        let Overtaken {
+            gone_through: last,
+            by_budget,
+            to_mark,
+        } = overtaken;
+        let reason = if by_budget {
             GapReason::Evicted
         } else {
             GapReason::Overflow
         };
         let first = self.after + 1;
-        self.after = history.evicted_through().min(self.head);
-        let left = self.matches_after(history, self.after);
+        let left = self.matches_after(&to_mark, last);
         let count = self.remaining - left;
-        self.remaining = left;
+        (self.after, self.remaining) = (last, left);
         (count > 0).then_some(Step::Lost {
             reason,
             count,
             first,
-            last: self.after,
+            last,
         })
     }
 
-    /// How many matches history has after `sequence`, nothing of which is gone, and up to the head.
-    fn matches_after<P: Payload>(&self, history: &History<P>, sequence: u64) -> u64 {
+    /// The nearest mark above `sequence`, and the matches from there to the head.
+    fn mark_above(&self, sequence: u64) -> (u64, u64) {
         let above = self
             .ledger
             .marks
             .partition_point(|(mark, _)| *mark > sequence);
-        let (mark, mut count) = match above.checked_sub(1) {
-            Some(nearest) => self.ledger.marks[nearest],
-            None => (self.head + 1, 0),
-        };
+        above
+            .checked_sub(1)
+            .map_or((self.head + 1, 0), |nearest| self.ledger.marks[nearest])
+    }
+
+    /// The entries after `sequence` and before the nearest mark: a stride at most.
+    fn stretch_to_mark<P: Payload>(
+        &self,
+        history: &History<P>,
+        sequence: u64,
+    ) -> Vec<Arc<Event<P>>> {
+        let (mark, _) = self.mark_above(sequence);
+        let mut stretch = Vec::new();
         history.forward(sequence, mark - 1, usize::MAX, |event| {
-            count += u64::from(matches(&self.filters, event));
+            stretch.push(Arc::clone(event));
             true
         });
-        count
+        stretch
+    }
+
+    /// How many matches there are after `sequence` and up to the head, given the entries up to the nearest
+    /// mark.
+    fn matches_after<P>(&self, to_mark: &[Arc<Event<P>>], sequence: u64) -> u64 {
+        let (_, from_mark) = self.mark_above(sequence);
+        to_mark
+            .iter()
+            .filter(|event| matches(&self.filters, event))
+            .count() as u64
+            + from_mark
     }
 }
 

@@ -90,7 +90,9 @@ pub struct Subscription<P: Payload> {
     arrivals: Vec<Ready>,
     replay: Option<Box<Replay>>,
     /// Said with the first poll: a gap before the first event, and the end of a replay of nothing.
-    opening: Option<(Option<Gap>, Option<Position>)>,
+    opening: Option<(Option<Gap>, Position)>,
+    /// The position that was asked for, until the subscriber has been told what is missing from there.
+    asked: Option<Position>,
     next_index: u64,
     /// Everything up to this sequence was handed out or counted, or did not match.
     resume_after: u64,
@@ -244,7 +246,8 @@ impl<P: Payload> Subscription<P> {
     /// by a gap, or did not match. Moves with each poll, also with one that is pending.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.shared.position(self.resume_after)
+        self.asked
+            .unwrap_or_else(|| self.shared.position(self.resume_after))
     }
 
     /// The position of the hub when the subscription began: the live head.
@@ -276,6 +279,14 @@ impl<P: Payload> Subscription<P> {
     #[must_use]
     pub fn is_behind(&self) -> bool {
         !self.ready.is_empty()
+    }
+
+    /// Whether a replay was asked for and history is still being looked through: nothing was promised yet.
+    #[must_use]
+    pub fn is_opening(&self) -> bool {
+        self.replay
+            .as_ref()
+            .is_some_and(|replay| replay.is_opening())
     }
 
     /// Whether history is still being replayed.
@@ -324,40 +335,43 @@ impl<P: Payload> Subscription<P> {
         start: Start,
         head: u64,
     ) -> Self {
-        let (opening, gap, caught_up) = open(&shared, start, head);
+        let beginning = Beginning::of(&shared, start, head);
         let mut cursors: Box<[_]> = feeds.into_iter().map(Cursor::new).collect();
         for (i, cursor) in cursors.iter_mut().enumerate() {
             let mut feed = cursor.feed.lock();
             feed.join();
             cursor.next = feed.end();
-            if opening.is_none() {
+            if !matches!(beginning, Beginning::Replay(_)) {
                 let (_, key) = feed.attach(&parts.limits, &shared.most, &parts.signal, index(i));
                 cursor.place = Place::Parked(key);
             }
         }
-        let replay = opening.map(|opening| {
-            let filters = cursors
-                .iter()
-                .flat_map(|cursor| FilterGroup::clone(cursor.feed.filters()).to_vec());
-            Box::new(Replay::new(opening, head, filters))
-        });
-        let resume_after = match (start, opening) {
-            (Start::After(position), Some(Opening::After(_))) => position.sequence,
-            (_, Some(_)) => 0,
-            (_, None) => head,
+        let (replay, opening) = match beginning {
+            Beginning::Live => (None, None),
+            Beginning::CaughtUp(gap) => (None, Some((gap, shared.position(head)))),
+            Beginning::Replay(opening) => {
+                let filters = cursors
+                    .iter()
+                    .flat_map(|cursor| FilterGroup::clone(cursor.feed.filters()).to_vec());
+                (Some(Box::new(Replay::new(opening, head, filters))), None)
+            }
         };
         shared.counters.subscriptions.fetch_add(1, Relaxed);
         Self {
-            opening: (gap.is_some() || caught_up)
-                .then(|| (gap, caught_up.then(|| shared.position(head)))),
+            resume_after: if replay.is_some() { 0 } else { head },
+            asked: if let Start::After(asked) = start {
+                Some(asked)
+            } else {
+                None
+            },
             shared,
             parts,
             cursors,
             ready: BinaryHeap::new(),
             arrivals: Vec::new(),
             replay,
+            opening,
             next_index: 0,
-            resume_after,
             began_at: head,
             closed: None,
             behind_when_ended: 0,
@@ -365,45 +379,44 @@ impl<P: Payload> Subscription<P> {
     }
 }
 
-/// What has to be replayed for `start`, and, where that is nothing, a gap to report at once and whether
-/// the end of the replay is to be said.
-fn open<P: Payload>(
-    shared: &Shared<P>,
-    start: Start,
-    head: u64,
-) -> (Option<Opening>, Option<Gap>, bool) {
-    let history = shared.history.lock();
-    let nothing_after = |sequence| sequence >= history.newest().unwrap_or(0);
-    let lost = |reason, first_sequence| {
-        Some(Gap {
-            first_sequence,
-            last_sequence: head,
-            count: 0,
-            reason,
-            first_index: 0,
-        })
-    };
-    match start {
-        Start::Live | Start::Last(0) => (None, None, false),
-        Start::Last(_) if history.len() == 0 => (None, None, true),
-        Start::Last(events) => (Some(Opening::Last(events.into())), None, false),
-        Start::After(position) if position.epoch != shared.epoch => {
-            if history.len() == 0 {
-                (None, lost(GapReason::EpochChanged, 0), true)
-            } else {
-                (Some(Opening::OtherEpoch), None, false)
+/// How a subscription begins.
+enum Beginning {
+    Live,
+    /// A replay was asked for and history has nothing for it: its end is said at once, and before that
+    /// what is missing.
+    CaughtUp(Option<Gap>),
+    Replay(Opening),
+}
+
+impl Beginning {
+    /// The beginning for `start`, at `head`. The caller holds the publish lock.
+    fn of<P: Payload>(shared: &Shared<P>, start: Start, head: u64) -> Self {
+        let history = shared.history.lock();
+        let lost = |reason, first_sequence| {
+            Some(Gap {
+                first_sequence,
+                last_sequence: head,
+                count: 0,
+                reason,
+                first_index: 0,
+            })
+        };
+        match start {
+            Start::Live | Start::Last(0) => Self::Live,
+            Start::Last(_) if history.len() == 0 => Self::CaughtUp(None),
+            Start::Last(events) => Self::Replay(Opening::Last(events.into())),
+            Start::After(asked) if asked.epoch != shared.epoch && history.len() == 0 => {
+                Self::CaughtUp(lost(GapReason::EpochChanged, 0))
             }
+            Start::After(asked) if asked.epoch != shared.epoch => Self::Replay(Opening::OtherEpoch),
+            Start::After(Position { sequence, .. }) if sequence < history.newest().unwrap_or(0) => {
+                Self::Replay(Opening::After(sequence))
+            }
+            Start::After(Position { sequence, .. }) if sequence < history.evicted_through() => {
+                Self::CaughtUp(lost(GapReason::Expired, sequence + 1))
+            }
+            Start::After(_) => Self::CaughtUp(None),
         }
-        Start::After(Position { sequence, .. }) if nothing_after(sequence) => {
-            let expired = history.evicted_through() > sequence;
-            let gap = if expired {
-                lost(GapReason::Expired, sequence + 1)
-            } else {
-                None
-            };
-            (None, gap, true)
-        }
-        Start::After(position) => (Some(Opening::After(position.sequence)), None, false),
     }
 }
 
@@ -458,7 +471,7 @@ impl<P: Payload> Subscription<P> {
             }
             if let Some((gap, caught_up)) = self.opening.take() {
                 batch.gaps.extend(gap);
-                batch.caught_up = caught_up;
+                batch.caught_up = Some(caught_up);
                 return Ok(true);
             }
             if self.replay.is_some() {
@@ -499,6 +512,9 @@ impl<P: Payload> Subscription<P> {
             if gap.reason != GapReason::Conflated {
                 self.resume_after = self.resume_after.max(gap.last_sequence);
             }
+        }
+        if !batch.is_empty() {
+            self.asked = None;
         }
         batch.first_index = self.next_index;
         self.next_index += batch.events.len() as u64;

@@ -15,8 +15,8 @@ use std::sync::PoisonError;
 
 /// A mutex without poisoning.
 ///
-/// No code of an application runs under a lock of this crate except a payload's `size` and `Drop`. If
-/// one of those panics the state is still whole: each change is made after the last call out.
+/// No code of an application runs under a lock of this crate except the `Drop` of a payload. If that
+/// panics, the event was taken out before, and the state is whole.
 pub(crate) struct Mutex<T>(inner::Mutex<T>);
 
 impl<T> Mutex<T> {

@@ -1,7 +1,8 @@
 //! A trie over the tokens of filters, with values where a filter ends.
 //!
 //! The hub finds the feeds of a topic with it, a subscription the overlaps among its own filters. A
-//! walk visits each node at most once, because a node stands at one depth only.
+//! walk visits each node at most once, because a node stands at one depth only; it visits those of all
+//! filters that begin like the topic, whether they match to the end or not.
 
 use std::collections::HashMap;
 
@@ -67,11 +68,21 @@ impl<T> Trie<T> {
             .matching(tokens.as_slice(), !topic.starts_with('$'), found);
     }
 
-    /// Whether some filter whose value `counts` matches all that `filter` matches.
-    pub(crate) fn covers(&self, filter: &Filter, counts: &impl Fn(&T) -> bool) -> bool {
+    /// Whether some filter whose value `counts` matches all that `filter` matches. Takes a step from
+    /// `steps` for each node; false when none is left.
+    pub(crate) fn covers(
+        &self,
+        filter: &Filter,
+        steps: &mut usize,
+        counts: &impl Fn(&T) -> bool,
+    ) -> bool {
         let tokens = Tokens::of(filter.as_str());
-        self.root
-            .covers(tokens.as_slice(), !filter.as_str().starts_with('$'), counts)
+        self.root.covers(
+            tokens.as_slice(),
+            !filter.as_str().starts_with('$'),
+            steps,
+            counts,
+        )
     }
 
     /// Calls `found` with each value whose filter has a topic in common with `filter`. Takes a step
@@ -150,25 +161,28 @@ impl<T> Node<T> {
         }
     }
 
-    fn covers(&self, tokens: &[&str], wildcards: bool, counts: &impl Fn(&T) -> bool) -> bool {
+    fn covers(
+        &self,
+        tokens: &[&str],
+        wildcards: bool,
+        steps: &mut usize,
+        counts: &impl Fn(&T) -> bool,
+    ) -> bool {
+        let Some(left) = steps.checked_sub(1) else {
+            return false;
+        };
+        *steps = left;
         let [token, rest @ ..] = tokens else {
             return self.here.iter().any(counts);
         };
-        let tail = wildcards && self.tail.iter().any(counts);
-        let star = || {
-            let star = self.star.as_ref().filter(|_| wildcards);
-            star.is_some_and(|star| star.covers(rest, true, counts))
-        };
-        let child = || {
-            self.children
-                .get(*token)
-                .is_some_and(|child| child.covers(rest, true, counts))
-        };
-        match *token {
-            ">" => tail,
-            "*" => tail || star(),
-            _ => tail || star() || child(),
+        if wildcards && self.tail.iter().any(counts) {
+            return true;
         }
+        let star = self.star.as_deref().filter(|_| wildcards && *token != ">");
+        let child = self.children.get(*token);
+        star.into_iter()
+            .chain(child)
+            .any(|node| node.covers(rest, true, steps, counts))
     }
 
     fn overlapping(

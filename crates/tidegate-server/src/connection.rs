@@ -9,7 +9,7 @@ use hyper_util::{
 };
 use socket2::SockRef;
 use tidegate::{EventService, resettable};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
@@ -69,6 +69,9 @@ impl Connections {
             tracing::debug!(%error, "connection lost before it began");
             return false;
         }
+        if !self.speaks_in_time(&stream).await {
+            return false;
+        }
         let service = TowerToHyperService::new(self.service);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.config.write_timeout));
@@ -89,6 +92,21 @@ impl Connections {
                 }
                 () = self.cut.cancelled() => return true,
             }
+        }
+    }
+}
+
+impl Connections {
+    /// Waits for the first bytes of the peer. hyper has no time-out for them, and cannot end a connection
+    /// in good order before it has them (hyper issue 4170).
+    async fn speaks_in_time(&self, stream: &TcpStream) -> bool {
+        // Not `readable`, which may say so of a socket that is not.
+        let mut first = [0];
+        tokio::select! {
+            peeked = timeout(self.config.first_bytes_timeout, stream.peek(&mut first)) => {
+                matches!(peeked, Ok(Ok(1..)))
+            }
+            () = self.drain.cancelled() => false,
         }
     }
 }

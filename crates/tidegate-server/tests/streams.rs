@@ -258,6 +258,22 @@ async fn a_bad_publish_changes_nothing() {
         ),
         (vec![], Code::InvalidArgument, "INVALID_REQUEST"),
         (
+            vec![event("good", vec![0; 9 << 20])],
+            Code::InvalidArgument,
+            "BATCH_TOO_LARGE",
+        ),
+        (
+            vec![NewEvent {
+                time: Some(prost_types::Timestamp {
+                    seconds: i64::MAX,
+                    nanos: 0,
+                }),
+                ..event("good", "x")
+            }],
+            Code::InvalidArgument,
+            "INVALID_REQUEST",
+        ),
+        (
             (0..1_001).map(|_| event("good", "x")).collect(),
             Code::InvalidArgument,
             "TOO_MANY_EVENTS",
@@ -309,6 +325,14 @@ async fn a_bad_subscribe_changes_nothing() {
         (
             bad(|r| r.filters = vec!["a".into(); 1_025]),
             "TOO_MANY_FILTERS",
+        ),
+        (
+            bad(|r| r.filters = vec!["a.b.c.d.e.f.g.h.i".into(); 1_000]),
+            "TOO_MANY_FILTERS",
+        ),
+        (
+            bad(|r| r.filters = vec!["x".repeat(600_000)]),
+            "INVALID_REQUEST",
         ),
         (bad(|r| r.client_id = "a.b".into()), "INVALID_CLIENT_ID"),
         (
@@ -451,4 +475,56 @@ async fn honest_endings_a_drain_says_where_to_resume() {
     let report = report.await.unwrap();
     assert_eq!((report.connections_drained, report.connections_cut), (2, 0));
     drop(unread);
+}
+
+#[tokio::test]
+async fn honest_endings_a_stream_that_ends_before_its_first_gap_resumes_from_where_it_was() {
+    let server = Running::start(ServerConfig {
+        history: HistoryLimits::OFF,
+        ..ServerConfig::default()
+    })
+    .await;
+    let mut client = server.client().await;
+    let answer = publish(&mut client, (0..5).map(|_| event("t", "x")).collect())
+        .await
+        .unwrap();
+    let asked = Position {
+        epoch: answer.epoch,
+        sequence: 1,
+    };
+    // Nothing of the stream is read before the server ends it.
+    let request = SubscribeRequest {
+        resume_after: Some(asked),
+        ..filters(&["t"])
+    };
+    let mut stream = subscribe(&mut client, request).await;
+    let report = tokio::spawn(server.stop());
+    loop {
+        match stream.next().await {
+            Ok(Response::Gap(gap)) => assert_eq!(gap.reason(), GapReason::Expired),
+            Ok(Response::CaughtUp(_)) => {}
+            Ok(Response::GoingAway(going_away)) => {
+                let position = going_away.resume_after.unwrap();
+                let told = stream.gaps > 0;
+                assert_eq!(
+                    position.sequence,
+                    if told { answer.last_sequence } else { 1 }
+                );
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(status) => break assert_eq!(reason(&status), "SHUTTING_DOWN"),
+        }
+    }
+    report.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_does_not_hold_up_a_drain() {
+    let server = Running::start(ServerConfig::default()).await;
+    let _silent = tokio::net::TcpStream::connect(server.address)
+        .await
+        .unwrap();
+    // A client that came after it and was served shows that the silent one was accepted.
+    let _stream = subscribe(&mut server.client().await, filters(&["t"])).await;
+    assert_eq!(server.stop().await.connections_cut, 0);
 }

@@ -29,6 +29,13 @@ const HEARTBEAT_RANGE: std::ops::RangeInclusive<Duration> =
 /// The longest interval between releases that a client may ask for.
 const MAX_MIN_INTERVAL: Duration = Duration::from_secs(3_600);
 
+/// The seconds of `google.protobuf.Timestamp`: from 0001-01-01T00:00:00Z to 9999-12-31T23:59:59Z.
+const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+
+/// The most tokens that the filters of one subscription may have together. The hub keeps a node for each,
+/// and may have to look at all of them for each event: eight tokens in each of 1,024 filters.
+const MAX_FILTER_TOKENS: usize = 8_192;
+
 /// A subscribe request that keeps all rules.
 #[derive(Debug)]
 pub(crate) struct Wanted {
@@ -48,6 +55,17 @@ pub(crate) fn subscribe_request(
             "{} filters; at most {} are taken",
             request.filters.len(),
             config.max_filters
+        );
+        return Err(Reason::TooManyFilters.in_field("filters", problem));
+    }
+    let tokens: usize = request
+        .filters
+        .iter()
+        .map(|filter| filter.split('.').count())
+        .sum();
+    if tokens > MAX_FILTER_TOKENS {
+        let problem = format!(
+            "{tokens} tokens in all filters together; at most {MAX_FILTER_TOKENS} are taken"
         );
         return Err(Reason::TooManyFilters.in_field("filters", problem));
     }
@@ -192,11 +210,11 @@ pub(crate) fn publish_request(
 /// Encodes an event, once for all who will be sent it. Its time is now, if it has none.
 ///
 /// # Errors
-/// When the topic is not valid, or the time is not: a timestamp's nanoseconds go from 0 to 999,999,999.
+/// When the topic is not valid, or the time is not: see [`EncodeError`].
 pub fn encode(event: proto::NewEvent) -> Result<NewEvent<Encoded>, EncodeError> {
     let topic = Topic::new(&event.topic).map_err(EncodeError::Topic)?;
     let time = event.time.unwrap_or_else(|| SystemTime::now().into());
-    if !(0..1_000_000_000).contains(&time.nanos) {
+    if !(0..1_000_000_000).contains(&time.nanos) || !SECONDS.contains(&time.seconds) {
         return Err(EncodeError::Time);
     }
     let key = (!event.key.is_empty()).then(|| event.key.as_str().into());
@@ -224,7 +242,7 @@ pub enum EncodeError {
     #[error("topic: {0}")]
     Topic(tidegate_core::NameError),
     /// The time is not valid.
-    #[error("time: nanoseconds go from 0 to 999,999,999")]
+    #[error("time: must be in the years 1 to 9999, with nanoseconds from 0 to 999,999,999")]
     Time,
 }
 

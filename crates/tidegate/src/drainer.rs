@@ -155,6 +155,10 @@ impl Drainer {
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.subscription.is_replaying() {
+            // It looks through history and has asked to be polled again; no position is settled yet.
+            return Poll::Pending;
+        }
         let next_release = self.releases.as_mut().map(|releases| releases.end());
         let release = next_release.filter(|_| self.subscription.is_behind());
         // The timer is not moved with each chunk, which would cost more than the chunk; when it fires

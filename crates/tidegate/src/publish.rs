@@ -12,7 +12,7 @@ use crate::{
         PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse, event_service_server,
     },
     service::PublishLimits,
-    status::{Reason, not_published},
+    status::{Reason, not_published, unreadable},
     wire::Encoded,
 };
 
@@ -67,9 +67,10 @@ impl event_service_server::EventService for Publisher {
         requests: Request<Streaming<PublishRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let publisher = self.clone();
-        let responses = requests
-            .into_inner()
-            .map(move |request| Self::publish(&publisher, request?));
+        let responses = requests.into_inner().map(move |request| {
+            let request = request.map_err(|status| unreadable(status, Reason::BatchTooLarge))?;
+            Self::publish(&publisher, request)
+        });
         Ok(Response::new(Box::pin(responses)))
     }
 

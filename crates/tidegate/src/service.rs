@@ -29,7 +29,7 @@ use crate::{
     proto::{SubscribeRequest, SubscribeResponse, event_service_server::EventServiceServer},
     publish::Publisher,
     reset,
-    status::{Reason, not_subscribed},
+    status::{Reason, not_subscribed, unreadable},
     wire::Encoded,
 };
 
@@ -174,7 +174,10 @@ where
         None,
         Some(MAX_SUBSCRIBE_REQUEST_BYTES),
     );
-    let message = messages.message().await?;
+    let message = messages
+        .message()
+        .await
+        .map_err(|status| unreadable(status, Reason::InvalidRequest))?;
     message.ok_or_else(|| Reason::InvalidRequest.status("the call carries no SubscribeRequest"))
 }
 
@@ -204,11 +207,7 @@ where
             return Box::pin(async move { Ok(answer(service.subscribe(request).await)) });
         }
         let response = self.publisher.call(request);
-        Box::pin(async move {
-            response
-                .await
-                .map(|response| response.map(ResponseBody::Other))
-        })
+        Box::pin(async move { response.await.map(answer_to_publish) })
     }
 }
 
@@ -217,8 +216,24 @@ fn is_grpc<B>(request: &http::Request<B>) -> bool {
         .headers()
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
-    request.method() == http::Method::POST
-        && content_type.is_some_and(|value| value.starts_with("application/grpc"))
+    // Not a prefix of other types, as `application/grpc-web` is.
+    let is_ours = |value: &str| {
+        value
+            .strip_prefix("application/grpc")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
+    };
+    request.method() == http::Method::POST && content_type.is_some_and(is_ours)
+}
+
+/// Passes on what tonic's generated service answers, but for a request that it refused to read: see
+/// [`unreadable`].
+fn answer_to_publish(response: http::Response<tonic::body::Body>) -> http::Response<ResponseBody> {
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() == tonic::Code::OutOfRange => {
+            unreadable(status, Reason::BatchTooLarge).into_http()
+        }
+        _ => response.map(ResponseBody::Other),
+    }
 }
 
 fn answer(subscribed: Result<Drainer, Status>) -> http::Response<ResponseBody> {

@@ -2,8 +2,8 @@
 //!
 //! The code is chosen by what the client should do next. Each status carries a
 //! `google.rpc.ErrorInfo` with the domain [`DOMAIN`] and a stable reason, so that programs need not
-//! read messages; bad input carries a `BadRequest` that names the field, and what is worth retrying a
-//! `RetryInfo`.
+//! read messages; bad input carries a `BadRequest` that names the field, and the end of a stream in a
+//! shutdown a `RetryInfo`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -168,6 +168,16 @@ const fn end_reason(reason: CloseReason) -> Reason {
         CloseReason::ShuttingDown => Reason::ShuttingDown,
         CloseReason::TooSlow => Reason::TooSlow,
         CloseReason::Stalled => Reason::Stalled,
+    }
+}
+
+/// The status for a message that tonic could not read. It has a code for one that is too large which
+/// means something else here.
+pub(crate) fn unreadable(status: Status, too_large: Reason) -> Status {
+    if status.code() == Code::OutOfRange {
+        too_large.status(status.message())
+    } else {
+        status
     }
 }
 

@@ -58,11 +58,12 @@ pub(crate) fn write_response(response: Response, out: &mut Vec<u8>) {
     response.encode(out).expect("a vector has room");
 }
 
-/// Appends the events of `batch` to `out` as one gRPC message.
+/// Appends the events of `batch` to `out` as one gRPC message of at most `most` bytes.
 ///
-/// When that does not fit in `most` bytes, which only a batch of one large event does not, what is
-/// beyond is not written but returned: a slice of the shared event, to be sent after.
+/// Several events must fit. Of a single one that does not, what is beyond is not written but returned: a
+/// slice of the shared event, to be sent after.
 pub(crate) fn write_batch(batch: &Batch<Encoded>, most: usize, out: &mut Vec<u8>) -> Option<Bytes> {
+    let end = out.len() + most;
     let index_len = if batch.first_index == 0 {
         0
     } else {
@@ -88,8 +89,9 @@ pub(crate) fn write_batch(batch: &Batch<Encoded>, most: usize, out: &mut Vec<u8>
         out.put_u8(EVENT_SEQUENCE);
         encode_varint(event.sequence(), out);
         let bytes = event.payload().as_bytes();
-        let room = most.saturating_sub(out.len());
+        let room = end.saturating_sub(out.len());
         if bytes.len() > room {
+            debug_assert_eq!(batch.events.len(), 1, "only a single event is cut");
             out.put_slice(&bytes[..room]);
             rest = Some(bytes.slice(room..));
         } else {
@@ -154,6 +156,7 @@ mod tests {
             sizes in prop::collection::vec(0..3_000usize, 1..6),
             skip in 0..3usize,
             most in 40..20_000usize,
+            before in 0..100usize,
         ) {
             let events: Vec<_> = sizes.iter().enumerate().map(|(i, size)| proto::NewEvent {
                 topic: format!("t.{i}"),
@@ -165,12 +168,16 @@ mod tests {
             let skip = skip.min(sizes.len() - 1);
             let mut batch = batch_of(events.clone(), skip);
             let single = sizes.len() - skip == 1;
-            let mut out = Vec::new();
-            let rest = write_batch(&batch, if single { most } else { usize::MAX }, &mut out);
+            // As in the drainer: what several events need is known to fit, and gaps may stand before.
+            let fits = batch.events.iter().map(|e| e.payload().size() + EVENT_OVERHEAD).sum::<usize>() + BATCH_OVERHEAD;
+            let mut out = vec![7; before];
+            let rest = write_batch(&batch, if single { most } else { fits }, &mut out);
+            prop_assert!(single || rest.is_none());
             if let Some(rest) = rest {
-                prop_assert_eq!(out.len(), most.max(out.len()));
+                prop_assert_eq!(out.len(), before + most);
                 out.extend_from_slice(&rest);
             }
+            out.drain(..before);
             prop_assert_eq!(out[0], 0);
             let len = u32::from_be_bytes(out[1..5].try_into().unwrap()) as usize;
             prop_assert_eq!(len, out.len() - PREFIX);

@@ -63,9 +63,17 @@ impl<P: Payload> Subscription<P> {
 
     /// The common case: one feed has something. Everything happens under its lock.
     fn take_from_one(&mut self, watermark: u64, filling: &mut Filling<'_, P>) -> Losses {
-        let Reverse((head, i)) = self.ready.pop().expect("one feed is ready");
+        let Some(&Reverse((head, i))) = self.ready.peek() else {
+            return Losses::default();
+        };
         let cursor = &mut self.cursors[i as usize];
         let mut feed = cursor.feed.lock();
+        if feed.has_overtaken(cursor.next) && feed.removed_sequence() > watermark {
+            // What was lost goes beyond the watermark, where other feeds may have something too.
+            drop(feed);
+            return self.take_merged(watermark, filling);
+        }
+        self.ready.pop();
         let end = feed.number_after(watermark);
         let start = feed.first_that_fits(cursor.next, end, &self.parts.limits);
         let mut losses = Losses::default();
@@ -89,6 +97,9 @@ impl<P: Payload> Subscription<P> {
             }
             floor => floor.unwrap_or(0),
         };
+        // Most of what goes is freed here, where it holds up nobody.
+        let mut losses = Losses::default();
+        self.skip_through(floor, &mut losses);
         // The losses of all feeds must be settled against one another: no publisher may evict meanwhile.
         let shared = Arc::clone(&self.shared);
         let state = shared.publish.lock();
@@ -98,7 +109,7 @@ impl<P: Payload> Subscription<P> {
         self.absorb_arrivals();
         let watermark = state.head.min(filling.room.through);
         let evicted_through = self.survey(0, watermark).evicted_through;
-        let losses = self.skip_through(floor.max(evicted_through));
+        self.skip_through(evicted_through.max(losses.last()), &mut losses);
         self.run(watermark, filling);
         losses
     }
@@ -144,9 +155,8 @@ impl<P: Payload> Subscription<P> {
         survey
     }
 
-    /// Moves all ready cursors behind `floor`. The caller holds the publish lock.
-    fn skip_through(&mut self, floor: u64) -> Losses {
-        let mut losses = Losses::default();
+    /// Moves all ready cursors behind `floor`, and behind what their feeds have evicted.
+    fn skip_through(&mut self, floor: u64, losses: &mut Losses) {
         for Reverse((head, i)) in mem::take(&mut self.ready) {
             let cursor = &mut self.cursors[i as usize];
             let mut feed = cursor.feed.lock();
@@ -157,7 +167,6 @@ impl<P: Payload> Subscription<P> {
             cursor.next = to;
             self.place(i, moved);
         }
-        losses
     }
 
     /// Takes from the ready feeds, lowest sequence first, a run of one feed at a time.

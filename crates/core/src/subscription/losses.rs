@@ -35,6 +35,11 @@ impl Losses {
             .add(to - from - evicted.count, head, feed.sequence_before(to));
     }
 
+    /// The sequence of the last event lost to overflow or eviction; 0 if none was.
+    pub(super) fn last(&self) -> u64 {
+        self.overflow.last.max(self.evicted.last)
+    }
+
     /// Adds the losses to `gaps`, in the order of where they begin, the conflated last: its survivors
     /// follow. Losses of one reason are one gap.
     pub(super) fn into_gaps(self, gaps: &mut Vec<Gap>) {

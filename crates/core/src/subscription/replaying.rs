@@ -9,7 +9,7 @@ use super::{
 use crate::{counters::add, event::Payload, hub::State, replay::Step};
 
 /// How many strides of history one poll goes through before it lets other tasks run.
-const STRIDES_PER_POLL: usize = 32;
+const STRIDES_PER_POLL: usize = if cfg!(test) { 2 } else { 32 };
 
 impl<P: Payload> Subscription<P> {
     /// Goes on with the replay until there is something to give. Returns whether there is; if not, the
@@ -24,7 +24,7 @@ impl<P: Payload> Subscription<P> {
                 bytes: 0,
                 events: &mut batch.events,
             };
-            let step = replay.step(&self.shared.history.lock(), |event| filling.take(event));
+            let step = replay.step(&self.shared.history, |event| filling.take(event));
             match step {
                 Step::Opened {
                     matches,

@@ -37,6 +37,8 @@ pub struct Checked {
     pub next_index: u64,
     pub delivered: u64,
     pub counted: u64,
+    /// How many gaps there were.
+    pub gaps: u32,
     last_sequence: u64,
 }
 
@@ -143,6 +145,7 @@ impl Checked {
             next_index,
             delivered: 0,
             counted: 0,
+            gaps: 0,
             last_sequence: 0,
         }
     }
@@ -161,6 +164,7 @@ impl Checked {
     }
 
     fn check(&mut self, response: &Response) {
+        self.gaps += u32::from(matches!(response, Response::Gap(_)));
         match response {
             Response::Batch(batch) => {
                 assert!(!batch.events.is_empty());
