@@ -1,0 +1,90 @@
+//! Servers as small as somebody would write them by hand.
+//!
+//! The two on tonic speak `tidegate.v1`, with one event in each response, so that the same lean client reads
+//! them all.
+
+pub(crate) mod broadcast;
+pub(crate) mod mpsc;
+pub(crate) mod raw;
+
+use std::{error::Error, net::SocketAddr};
+
+use tidegate_proto::v1::{
+    Batch, Event, Gap, GapReason, NewEvent, PublishRequest, PublishResponse, SubscribeResponse,
+    Subscribed,
+    event_service_server::{EventService, EventServiceServer},
+    subscribe_response::Response,
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+/// Events that a slow subscriber may be behind.
+const CAPACITY: usize = 1_024;
+
+/// Any failure of a program that has nobody to tell apart.
+pub(crate) type Failure = Box<dyn Error + Send + Sync>;
+
+/// Serves until killed.
+async fn serve(service: impl EventService) -> Result<(), Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    announce(listener.local_addr()?);
+    Server::builder()
+        .tcp_nodelay(true)
+        .add_service(EventServiceServer::new(service))
+        .serve_with_incoming(TcpListenerStream::new(listener))
+        .await?;
+    Ok(())
+}
+
+/// Whoever started the program reads its address here.
+fn announce(address: SocketAddr) {
+    println!("listening on {address}");
+}
+
+fn event(new: NewEvent, sequence: u64) -> Event {
+    Event {
+        sequence,
+        topic: new.topic,
+        payload: new.payload,
+        key: new.key,
+        attributes: new.attributes,
+        time: new.time,
+    }
+}
+
+fn subscribed() -> SubscribeResponse {
+    response(Response::Subscribed(Subscribed::default()))
+}
+
+fn batch(event: Event, first_index: u64) -> SubscribeResponse {
+    response(Response::Batch(Batch {
+        events: vec![event],
+        first_index,
+    }))
+}
+
+fn gap(count: u64, first_index: u64) -> SubscribeResponse {
+    response(Response::Gap(Gap {
+        count,
+        first_index,
+        reason: GapReason::Overflow.into(),
+        ..Gap::default()
+    }))
+}
+
+const fn response(response: Response) -> SubscribeResponse {
+    SubscribeResponse {
+        response: Some(response),
+    }
+}
+
+/// Publishes all events of a request with `each`, and answers.
+fn publish(request: PublishRequest, mut each: impl FnMut(NewEvent)) -> PublishResponse {
+    let count = request.events.len() as u32;
+    request.events.into_iter().for_each(&mut each);
+    PublishResponse {
+        count,
+        ..PublishResponse::default()
+    }
+}

@@ -1,0 +1,162 @@
+//! Gives the same work to one server after another, several times over.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use tidegate_bench::{Choice, Cores, Environment, Error, Setup};
+
+use crate::{
+    baselines::Failure,
+    document::Document,
+    peer::{Peer, Programs},
+    work::{Amount, Sample, Work},
+};
+
+/// What to compare.
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// The kinds of work [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "WORK")]
+    works: Vec<Work>,
+
+    /// Who does it [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "PEER")]
+    peers: Vec<Peer>,
+
+    /// How often each does it. In a round all have their turn.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+
+    #[command(flatten)]
+    amount: Amount,
+
+    /// The cores that servers are held to.
+    #[arg(long, value_name = "CORES", default_value = "0")]
+    server_cores: Cores,
+
+    /// The cores that the load comes from.
+    #[arg(long, value_name = "CORES", default_value = "1")]
+    client_cores: Cores,
+
+    #[command(flatten)]
+    programs: Programs,
+
+    /// The document to write.
+    #[arg(long, value_name = "PATH", default_value = "docs/benchmarks.md")]
+    output: PathBuf,
+
+    /// The command that readers can repeat it with.
+    #[arg(long, value_name = "TEXT", default_value = "scripts/bench-peers")]
+    command_line: String,
+}
+
+/// What a peer did with a work, round by round.
+#[derive(Debug)]
+pub(crate) struct Results {
+    pub(crate) peer: Peer,
+    pub(crate) samples: Vec<Sample>,
+    pub(crate) failures: Vec<String>,
+}
+
+pub(crate) async fn run(args: &CompareArgs) -> Result<(), Failure> {
+    let works = or_all(&args.works, &Work::ALL);
+    let peers = or_all(&args.peers, &Peer::ALL);
+    let mut sections = Vec::new();
+    let mut environment = None;
+    for work in works {
+        let mut results: Vec<_> = peers.iter().map(|&peer| Results::new(peer)).collect();
+        for round in 1..=args.rounds {
+            for result in &mut results {
+                result.round(work, args, &mut environment).await;
+                result.tell(work, round, args.rounds);
+            }
+        }
+        sections.push((work, results));
+    }
+    let environment = environment.ok_or("no server could be started")?;
+    let versions = peers
+        .iter()
+        .map(|&peer| (peer, peer.version(&args.programs)))
+        .collect();
+    let document = Document {
+        environment,
+        versions,
+        amount: args.amount.clone(),
+        rounds: args.rounds,
+        command_line: args.command_line.clone(),
+        server_cores: args.server_cores.clone(),
+        sections,
+    };
+    document.write(&args.output)?;
+    println!("written: {}", args.output.display());
+    Ok(())
+}
+
+fn or_all<T: Copy>(chosen: &[T], all: &[T]) -> Vec<T> {
+    if chosen.is_empty() { all } else { chosen }.to_vec()
+}
+
+// ===== impl Results =====
+
+impl Results {
+    const fn new(peer: Peer) -> Self {
+        Self {
+            peer,
+            samples: Vec::new(),
+            failures: Vec::new(),
+        }
+    }
+
+    async fn round(
+        &mut self,
+        work: Work,
+        args: &CompareArgs,
+        environment: &mut Option<Environment>,
+    ) {
+        if work == Work::Stalled && !self.peer.survives_stalling() {
+            return;
+        }
+        match one(self.peer, work, args, environment).await {
+            Ok(sample) => self.samples.push(sample),
+            Err(error) => self.failures.push(error.to_string()),
+        }
+    }
+
+    /// Says what the last round gave.
+    fn tell(&self, work: Work, round: u32, rounds: u32) {
+        let gave = match (self.samples.last(), self.failures.last()) {
+            (Some(sample), _) if self.samples.len() + self.failures.len() == round as usize => {
+                let values = work.metrics().iter().zip(sample);
+                let told = values
+                    .map(|(metric, value)| format!("{} {value:.3} {}", metric.name, metric.unit));
+                told.collect::<Vec<_>>().join(", ")
+            }
+            (_, Some(failure)) => format!("failed: {failure}"),
+            _ => "not for it".into(),
+        };
+        println!(
+            "{} {round}/{rounds}  {:<18} {gave}",
+            work.title(),
+            self.peer.name()
+        );
+    }
+}
+
+/// Starts a server, gives it the work, and ends it.
+async fn one(
+    peer: Peer,
+    work: Work,
+    args: &CompareArgs,
+    environment: &mut Option<Environment>,
+) -> Result<Sample, Error> {
+    let setup = Setup {
+        server: Choice::Child(peer.launch(&args.programs, &args.server_cores)?),
+        client_cores: Some(args.client_cores.clone()),
+        threads: None,
+    };
+    let session = setup.begin().await?;
+    environment.get_or_insert_with(|| session.environment().clone());
+    let sample = work.sample(peer, &args.amount, &session).await;
+    session.end().await;
+    sample
+}

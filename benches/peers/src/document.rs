@@ -1,0 +1,235 @@
+//! Writes down what was measured: a document with tables, and a plot for each work.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use tidegate_bench::{Cores, Environment, Error};
+
+use crate::{
+    compare::Results,
+    peer::Peer,
+    plot::{self, Panel},
+    work::{Amount, Metric, Work},
+};
+
+/// The document.
+pub(crate) struct Document {
+    pub(crate) environment: Environment,
+    pub(crate) versions: Vec<(Peer, String)>,
+    pub(crate) amount: Amount,
+    pub(crate) rounds: u32,
+    pub(crate) command_line: String,
+    pub(crate) server_cores: Cores,
+    pub(crate) sections: Vec<(Work, Vec<Results>)>,
+}
+
+// ===== impl Document =====
+
+impl Document {
+    /// Writes it, and its plots into a folder beside it that is named like it.
+    pub(crate) fn write(&self, path: &Path) -> Result<(), Error> {
+        let failed = |path: &Path| Error::system(format!("cannot write {}", path.display()));
+        let plots = path.with_extension("");
+        fs::create_dir_all(&plots).map_err(failed(&plots))?;
+        for (work, results) in &self.sections {
+            let file = plots.join(work.file());
+            let svg = plot::svg(work.title(), &panels(*work, results));
+            fs::write(&file, svg).map_err(failed(&file))?;
+        }
+        let folder = plots.file_name().unwrap_or_default().to_string_lossy();
+        fs::write(path, self.text(&folder)).map_err(failed(path))
+    }
+
+    fn text(&self, plots: &str) -> String {
+        let mut text = self.head();
+        for (work, results) in &self.sections {
+            // Writing to a string does not fail, here and below.
+            let _ = writeln!(text, "\n## {}\n", work.title());
+            let _ = writeln!(text, "{}\n", work.description(&self.amount));
+            text.push_str(&table(work.metrics(), results));
+            let _ = writeln!(text, "\n![{}]({plots}/{})", work.title(), work.file());
+            text.push_str(&failures(results));
+        }
+        text
+    }
+
+    fn head(&self) -> String {
+        let environment = &self.environment;
+        let machine = &environment.machine;
+        let date = jiff::Timestamp::from_second(i64::try_from(environment.unix_time).unwrap_or(0));
+        let date = date.map(|date| date.strftime("%Y-%m-%d %H:%M UTC").to_string());
+        let mut text = format!(
+            "# Benchmarks\n\n\
+             Written by `{command}`, which starts one server after another, gives each the same work from the same \
+             lean clients, and reads from the kernel what the server's process took. Every number is the median \
+             of {rounds} rounds, with its ratio to tidegate's; of the first, the lowest and the highest round are \
+             given too. Less is better, except for deliveries. Every stream's accounts were verified: a round \
+             with an event neither delivered nor counted as missing has no numbers.\n\n\
+             | | |\n|---|---|\n\
+             | date | {date} |\n\
+             | processor | {cpu}, {cores} cores |\n\
+             | kernel | {kernel} |\n\
+             | load average before | {load} |\n\
+             | server held to cores | {server_cores} |\n\
+             | load comes from cores | {client_cores} |\n",
+            command = self.command_line,
+            rounds = self.rounds,
+            date = date.unwrap_or_else(|_| "unknown".into()),
+            cpu = machine.cpu,
+            cores = machine.core_count(),
+            kernel = machine.kernel,
+            load = machine.load_average,
+            server_cores = self.server_cores,
+            client_cores = environment.client_cores,
+        );
+        for (peer, version) in &self.versions {
+            let _ = writeln!(text, "| {} | {version} |", peer.name());
+        }
+        text
+    }
+}
+
+fn table(metrics: &[Metric], results: &[Results]) -> String {
+    let mut text = String::from("| |");
+    for metric in metrics {
+        let _ = write!(text, " {}, {} |", metric.name, metric.unit);
+    }
+    text.push_str("\n|---|");
+    text.push_str(&"---|".repeat(metrics.len()));
+    text.push('\n');
+    let own = results
+        .iter()
+        .find(|results| results.peer == Peer::Tidegate);
+    for result in results {
+        let _ = write!(text, "| {} |", result.peer.name());
+        for (place, metric) in metrics.iter().enumerate() {
+            let cell = cell(place, *metric, result, own);
+            let _ = write!(text, " {} |", cell.unwrap_or_else(|| "-".into()));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn cell(place: usize, metric: Metric, result: &Results, own: Option<&Results>) -> Option<String> {
+    let values = result.sorted(place);
+    let median = median(&values)?;
+    let mut cell = digits(median);
+    if place == 0
+        && let (Some(lowest), Some(highest)) = (values.first(), values.last())
+    {
+        let _ = write!(cell, " ({}-{})", digits(*lowest), digits(*highest));
+    }
+    let own = own.and_then(|own| self::median(&own.sorted(place)));
+    if let (true, Some(own)) = (metric.compared, own) {
+        let _ = write!(cell, ", {:.2} x", median / own);
+    }
+    Some(cell)
+}
+
+fn failures(results: &[Results]) -> String {
+    let mut text = String::new();
+    for result in results {
+        if let Some(failure) = result.failures.last() {
+            let (name, times) = (result.peer.name(), result.failures.len());
+            let _ = writeln!(
+                text,
+                "\n{name} failed in {times} rounds; the last time: {failure}."
+            );
+        }
+    }
+    text
+}
+
+fn panels(work: Work, results: &[Results]) -> Vec<Panel> {
+    let compared = work
+        .metrics()
+        .iter()
+        .enumerate()
+        .filter(|(_, metric)| metric.compared);
+    let panel = |(place, metric): (usize, &Metric)| Panel {
+        title: format!("{}, {}", metric.name, metric.unit),
+        bars: results
+            .iter()
+            .filter_map(|result| {
+                let value = median(&result.sorted(place))?;
+                Some((result.peer.name().to_owned(), value, digits(value)))
+            })
+            .collect(),
+    };
+    compared.map(panel).collect()
+}
+
+impl Results {
+    /// The values of one metric, in ascending order.
+    fn sorted(&self, place: usize) -> Vec<f64> {
+        let mut values: Vec<f64> = self.samples.iter().map(|sample| sample[place]).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    }
+}
+
+/// The median of sorted values.
+fn median(values: &[f64]) -> Option<f64> {
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        odd if odd % 2 == 1 => Some(values[middle]),
+        _ => Some(f64::midpoint(values[middle - 1], values[middle])),
+    }
+}
+
+/// Three digits that matter.
+fn digits(value: f64) -> String {
+    let decimals = match value.abs() {
+        value if value < 1.0 => 3,
+        value if value < 10.0 => 2,
+        value if value < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[1.0, 2.0, 9.0]), Some(2.0));
+        assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), Some(3.0));
+    }
+
+    #[test]
+    fn a_table_has_medians_ratios_and_what_is_missing() {
+        let results = |peer, samples: &[&[f64]]| Results {
+            peer,
+            samples: samples.iter().map(|sample| sample.to_vec()).collect(),
+            failures: Vec::new(),
+        };
+        let metrics = [
+            Metric {
+                name: "cost",
+                unit: "us",
+                compared: true,
+            },
+            Metric {
+                name: "rate",
+                unit: "/s",
+                compared: false,
+            },
+        ];
+        let all = [
+            results(Peer::Tidegate, &[&[2.0, 10.0], &[1.0, 30.0], &[4.0, 20.0]]),
+            results(Peer::Redis, &[&[3.0, 100.0]]),
+            results(Peer::Raw, &[]),
+        ];
+        assert_eq!(
+            table(&metrics, &all),
+            "| | cost, us | rate, /s |\n|---|---|---|\n\
+             | tidegate | 2.00 (1.00-4.00), 1.00 x | 20.0 |\n\
+             | Redis | 3.00 (3.00-3.00), 1.50 x | 100 |\n\
+             | raw TCP | - | - |\n"
+        );
+    }
+}

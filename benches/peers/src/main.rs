@@ -1,0 +1,55 @@
+//! What tidegate is compared with, and the comparison.
+//!
+//! `broadcast`, `mpsc` and `raw` are servers, as small as somebody would write them by hand. `compare` starts
+//! one server after another, gives each the same work, and writes down medians and ratios.
+#![expect(clippy::print_stdout, reason = "this is a program for the terminal")]
+
+mod baselines;
+mod compare;
+mod document;
+mod peer;
+mod plot;
+mod text;
+mod work;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::compare::CompareArgs;
+
+/// Compares tidegate with what else could be picked.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve: tonic, and a tokio::sync::broadcast that all streams share.
+    Broadcast,
+    /// Serve: tonic, and a tokio::sync::mpsc for each stream, with try_send.
+    Mpsc,
+    /// Serve: what a publisher writes is written to every subscriber, and nothing else.
+    Raw,
+    /// Give the same work to each in turn.
+    Compare(Box<CompareArgs>),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Broadcast => baselines::broadcast::serve().await,
+        Command::Mpsc => baselines::mpsc::serve().await,
+        Command::Raw => baselines::raw::serve(),
+        Command::Compare(args) => compare::run(&args).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench-peers: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Who is compared, and how each is started.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use clap::ValueEnum;
+use tidegate_bench::{
+    Cores, Error, Grpc, Idle, IdleMemory, Launch, Load, Measured, Progress, Session,
+};
+
+use crate::text::{Text, nats::Nats, raw::Raw, redis::Redis};
+
+/// The window of a client that reads nothing: HTTP/2's own, which is what it would have.
+const STALLED_WINDOW: u32 = 65_535;
+
+/// Who is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Peer {
+    Tidegate,
+    Broadcast,
+    Mpsc,
+    Nats,
+    Redis,
+    Raw,
+}
+
+/// Where the programs are.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Programs {
+    /// The tidegate program.
+    #[arg(long, value_name = "PATH", default_value = "tidegate")]
+    tidegate: PathBuf,
+
+    /// The nats-server program.
+    #[arg(long, value_name = "PATH", default_value = "nats-server")]
+    nats: PathBuf,
+
+    /// The redis-server program.
+    #[arg(long, value_name = "PATH", default_value = "redis-server")]
+    redis: PathBuf,
+}
+
+// ===== impl Peer =====
+
+impl Peer {
+    /// All of them, in the order of the tables.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Tidegate,
+        Self::Broadcast,
+        Self::Mpsc,
+        Self::Nats,
+        Self::Redis,
+        Self::Raw,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Tidegate => "tidegate",
+            Self::Broadcast => "tonic + broadcast",
+            Self::Mpsc => "tonic + mpsc",
+            Self::Nats => "NATS",
+            Self::Redis => "Redis",
+            Self::Raw => "raw TCP",
+        }
+    }
+
+    /// Whether it has any answer to a subscriber that does not read.
+    pub(crate) const fn survives_stalling(self) -> bool {
+        !matches!(self, Self::Raw)
+    }
+
+    /// How it is started.
+    pub(crate) fn launch(self, programs: &Programs, cores: &Cores) -> Result<Launch, Error> {
+        let mut launch = match self {
+            Self::Tidegate => Launch::new(&programs.tidegate, ["serve", "--listen", "127.0.0.1:0"]),
+            Self::Broadcast => Launch::new(this_program()?, ["broadcast"]),
+            Self::Mpsc => Launch::new(this_program()?, ["mpsc"]),
+            Self::Raw => Launch::new(this_program()?, ["raw"]),
+            Self::Nats => {
+                let address = free_address()?;
+                let port = address.port().to_string();
+                let arguments = ["--addr", "127.0.0.1", "--port", &port, "--log", "/dev/null"];
+                Launch {
+                    address: Some(address),
+                    ..Launch::new(&programs.nats, arguments)
+                }
+            }
+            Self::Redis => {
+                let address = free_address()?;
+                let port = address.port().to_string();
+                let arguments = [
+                    "--bind",
+                    "127.0.0.1",
+                    "--port",
+                    &port,
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                    "--maxclients",
+                    "100000",
+                ];
+                Launch {
+                    address: Some(address),
+                    ..Launch::new(&programs.redis, arguments)
+                }
+            }
+        };
+        launch.cores = Some(cores.clone());
+        Ok(launch)
+    }
+
+    /// Puts a load on it.
+    pub(crate) async fn run(self, load: Load, session: &Session) -> Result<Measured, Error> {
+        let (server, progress) = (session.server(), Progress::hidden());
+        match self {
+            Self::Tidegate | Self::Broadcast | Self::Mpsc => {
+                let mut grpc = Grpc::new(server);
+                if load.stalled_connections > 0 {
+                    grpc = grpc.with_window(STALLED_WINDOW);
+                }
+                load.run(&grpc, server, &progress).await
+            }
+            Self::Nats => load.run(&Text::new(server, Nats), server, &progress).await,
+            Self::Redis => load.run(&Text::new(server, Redis), server, &progress).await,
+            Self::Raw => load.run(&Text::new(server, Raw), server, &progress).await,
+        }
+    }
+
+    /// Holds idle subscribers on it.
+    pub(crate) async fn idle(self, idle: &Idle, session: &Session) -> Result<IdleMemory, Error> {
+        let (server, progress) = (session.server(), Progress::hidden());
+        match self {
+            Self::Tidegate | Self::Broadcast | Self::Mpsc => {
+                idle.measure(Grpc::new(server), server, &progress).await
+            }
+            Self::Nats => {
+                idle.measure(Text::new(server, Nats), server, &progress)
+                    .await
+            }
+            Self::Redis => {
+                idle.measure(Text::new(server, Redis), server, &progress)
+                    .await
+            }
+            Self::Raw => {
+                idle.measure(Text::new(server, Raw), server, &progress)
+                    .await
+            }
+        }
+    }
+
+    /// What it is exactly.
+    pub(crate) fn version(self, programs: &Programs) -> String {
+        match self {
+            Self::Tidegate => says(&programs.tidegate),
+            Self::Nats => says(&programs.nats),
+            Self::Redis => says(&programs.redis),
+            Self::Broadcast | Self::Mpsc => ["tonic", "h2", "tokio"].map(locked).join(", "),
+            Self::Raw => "blocking sockets of the standard library".into(),
+        }
+    }
+}
+
+/// The first line that a program says about its version.
+fn says(program: &Path) -> String {
+    let output = Command::new(program).arg("--version").output();
+    let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let first = said
+        .ok()
+        .and_then(|said| said.lines().next().map(str::to_owned));
+    first.unwrap_or_else(|| "unknown".into())
+}
+
+/// A crate and its version in the lock file that this was built with.
+fn locked(name: &str) -> String {
+    let lock = include_str!("../../../Cargo.lock");
+    let entry = format!("name = \"{name}\"\nversion = \"");
+    let version = lock
+        .split_once(&entry)
+        .and_then(|(_, rest)| rest.split('"').next());
+    format!("{name} {}", version.unwrap_or("unknown"))
+}
+
+fn this_program() -> Result<PathBuf, Error> {
+    std::env::current_exe().map_err(Error::system("cannot find this program"))
+}
+
+/// An address that was free a moment ago, for servers that cannot choose one.
+fn free_address() -> Result<SocketAddr, Error> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .map_err(Error::system("cannot find a free port"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_come_from_the_lock_file() {
+        assert!(locked("tonic").starts_with("tonic 0."));
+        assert_eq!(locked("no-such-crate"), "no-such-crate unknown");
+    }
+}

@@ -1,0 +1,224 @@
+//! The threads of a run, and what is read of them.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    Error, Server,
+    clock::nanos,
+    lane::{self, Outcome},
+    progress::Progress,
+    publishing::{self, Schedule},
+    run::Totals,
+    stream::{Meter, Shared},
+    target::Accepted,
+    usage::CpuTime,
+};
+
+/// How long publishers may go on after their time: what they have sent is to be answered.
+const OVERTIME: Duration = Duration::from_secs(30);
+
+/// The threads of a run.
+pub(crate) struct Crew {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) meters: Vec<Arc<Meter>>,
+    pub(crate) goal: watch::Sender<lane::Goal>,
+    pub(crate) lanes: mpsc::Receiver<lane::Told>,
+    pub(crate) published: Vec<Arc<AtomicU64>>,
+    pub(crate) schedule: watch::Sender<Option<Schedule>>,
+    pub(crate) publishers: mpsc::Receiver<publishing::Told>,
+}
+
+/// Everything that is read at the begin and at the end of the window.
+pub(crate) struct Snapshot {
+    pub(crate) at: Instant,
+    pub(crate) published: u64,
+    pub(crate) delivered: u64,
+    pub(crate) missed: u64,
+    pub(crate) server: Option<CpuTime>,
+    pub(crate) client: CpuTime,
+}
+
+// ===== impl Crew =====
+
+impl Crew {
+    /// Waits until everybody is connected.
+    pub(crate) async fn opened(&mut self) -> Result<(), Error> {
+        for _ in 0..self.meters.len() {
+            match self.lanes.recv().await {
+                Some(lane::Told::Ready) => {}
+                Some(lane::Told::Ended(Err(error))) => return Err(error),
+                _ => return Err(thread_gone()),
+            }
+        }
+        for _ in 0..self.published.len() {
+            match self.publishers.recv().await {
+                Some(publishing::Told::Connected) => {}
+                Some(publishing::Told::Ended(Err(error))) => return Err(error),
+                _ => return Err(thread_gone()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the publishers begin.
+    pub(crate) fn begin(&self, warm_up: Duration, duration: Duration) -> Schedule {
+        let schedule = publishing::schedule(self.shared.clock.now(), warm_up, duration);
+        self.shared
+            .window
+            .open(schedule.begin + nanos(warm_up), schedule.end);
+        self.schedule.send_replace(Some(schedule));
+        schedule
+    }
+
+    /// Waits for a moment, showing progress. Fails as soon as a thread does.
+    pub(crate) async fn watch(
+        &mut self,
+        until: Instant,
+        progress: &Progress,
+        since: Option<&Snapshot>,
+    ) -> Result<(), Error> {
+        let mut ticks = tokio::time::interval(Progress::INTERVAL);
+        let end = sleep_until(until);
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut end => return Ok(()),
+                told = self.lanes.recv() => match told {
+                    Some(lane::Told::Ended(Err(error))) => return Err(error),
+                    _ => return Err(thread_gone()),
+                },
+                _ = ticks.tick(), if progress.is_visible() => {
+                    let delivered = self.delivered();
+                    if let Some(since) = since {
+                        progress.rate(delivered - since.delivered, since.at.elapsed(), self.missed());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for the publishers to end.
+    pub(crate) async fn publishers_ended(&mut self) -> Result<Vec<Accepted>, Error> {
+        let mut all = Vec::new();
+        while all.len() < self.published.len() {
+            let told = tokio::select! {
+                told = self.publishers.recv() => told,
+                told = self.lanes.recv() => match told {
+                    Some(lane::Told::Ended(Err(error))) => return Err(error),
+                    _ => return Err(thread_gone()),
+                },
+                () = tokio::time::sleep(OVERTIME) => return Err(Error::Lost(format!(
+                    "the server has not answered all that was published {} s ago", OVERTIME.as_secs()
+                ))),
+            };
+            match told {
+                Some(publishing::Told::Ended(ended)) => all.push(ended?),
+                _ => return Err(thread_gone()),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Waits for every stream to settle. The threads themselves know when to give up.
+    pub(crate) async fn settled(&mut self) -> Result<Vec<Outcome>, Error> {
+        let published = self
+            .published
+            .iter()
+            .map(|published| published.load(Relaxed));
+        self.goal.send_replace(Some(published.collect()));
+        let mut all = Vec::new();
+        while all.len() < self.meters.len() {
+            match self.lanes.recv().await {
+                Some(lane::Told::Ended(outcome)) => all.push(outcome?),
+                _ => return Err(thread_gone()),
+            }
+        }
+        Ok(all)
+    }
+
+    pub(crate) fn totals(
+        &self,
+        accepted: &[Accepted],
+        outcomes: &[Outcome],
+    ) -> Result<Totals, Error> {
+        let published = self.published();
+        let accepted = accepted
+            .iter()
+            .map(|accepted| accepted.events)
+            .sum::<Option<u64>>();
+        if let Some(accepted) = accepted
+            && accepted != published
+        {
+            return Err(Error::Lost(format!(
+                "{published} events were published, and the server accepted {accepted}"
+            )));
+        }
+        Ok(Totals {
+            published,
+            accepted,
+            delivered: self.delivered(),
+            missed: self.missed(),
+            streams_with_gaps: outcomes
+                .iter()
+                .map(|outcome| outcome.streams_with_gaps)
+                .sum(),
+            most_missed: outcomes
+                .iter()
+                .map(|outcome| outcome.most_missed)
+                .max()
+                .unwrap_or(0),
+        })
+    }
+
+    pub(crate) fn published(&self) -> u64 {
+        self.published
+            .iter()
+            .map(|published| published.load(Relaxed))
+            .sum()
+    }
+
+    pub(crate) fn delivered(&self) -> u64 {
+        self.meters
+            .iter()
+            .map(|meter| meter.delivered.load(Relaxed))
+            .sum()
+    }
+
+    pub(crate) fn missed(&self) -> u64 {
+        self.meters
+            .iter()
+            .map(|meter| meter.missed.load(Relaxed))
+            .sum()
+    }
+}
+
+// ===== impl Snapshot =====
+
+impl Snapshot {
+    pub(crate) fn take(server: &Server, crew: &Crew) -> Result<Self, Error> {
+        Ok(Self {
+            at: Instant::now(),
+            published: crew.published(),
+            delivered: crew.delivered(),
+            missed: crew.missed(),
+            server: server.cpu_time()?,
+            client: CpuTime::of(std::process::id())?,
+        })
+    }
+}
+
+fn thread_gone() -> Error {
+    Error::Invalid("a thread of the benchmark ended too early; its panic is above".into())
+}

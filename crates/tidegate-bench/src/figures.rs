@@ -1,0 +1,220 @@
+//! What is made of a measured window.
+
+use serde::Serialize;
+
+use crate::{
+    latency::Distribution,
+    run::{Measured, Totals},
+    session::{ClientShare, Environment},
+    table::{Table, bytes, count, micros, percent},
+    usage::CpuSpent,
+};
+
+/// The figures of a window.
+#[derive(Debug, Clone, Serialize)]
+pub struct Figures {
+    /// Length of the window.
+    pub seconds: f64,
+    /// Events published in it.
+    pub published: u64,
+    /// The same, by second.
+    pub published_per_second: f64,
+    /// Events delivered in it.
+    pub deliveries: u64,
+    /// The same, by second.
+    pub deliveries_per_second: f64,
+    /// Events that subscribers were told they missed.
+    pub missed: u64,
+    /// What the server took in it, if its process is known.
+    pub server: Option<ServerCost>,
+    /// From the moment an event was due to its delivery.
+    pub latency: Option<Distribution>,
+    /// From a publish request to its answer.
+    pub answer_latency: Option<Distribution>,
+    /// What the benchmark took.
+    pub client: ClientShare,
+    /// All of the run, warm-up and settling included.
+    pub totals: Totals,
+}
+
+/// What the server took.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct ServerCost {
+    /// Processor time.
+    pub cpu: CpuSpent,
+    /// Of one core; 2 is two cores.
+    pub cores_busy: f64,
+    /// Microseconds of processor time for each delivery. `None` without deliveries.
+    pub per_delivery: Option<Cost>,
+    /// Microseconds of processor time for each event published. `None` without any.
+    pub per_event: Option<Cost>,
+    /// Resident bytes before the first connection.
+    pub resident_before: u64,
+    /// Resident bytes when all had subscribed.
+    pub resident_subscribed: u64,
+    /// Resident bytes at the end of the window.
+    pub resident_at_end: u64,
+    /// What one subscriber added by subscribing.
+    pub resident_per_subscriber: Option<f64>,
+}
+
+/// Processor time in microseconds.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Cost {
+    /// In the server's own code.
+    pub user_us: f64,
+    /// In the kernel.
+    pub system_us: f64,
+    /// Both.
+    pub total_us: f64,
+}
+
+// ===== impl Cost =====
+
+impl Cost {
+    /// Of each of so many. `None` if there are none.
+    #[must_use]
+    pub fn each(cpu: CpuSpent, count: u64) -> Option<Self> {
+        let each = |seconds: f64| seconds * 1e6 / count as f64;
+        (count > 0).then(|| Self {
+            user_us: each(cpu.user_seconds),
+            system_us: each(cpu.system_seconds),
+            total_us: each(cpu.seconds()),
+        })
+    }
+}
+
+impl std::fmt::Display for Cost {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            out,
+            "{} (user {}, system {})",
+            micros(self.total_us),
+            micros(self.user_us),
+            micros(self.system_us)
+        )
+    }
+}
+
+// ===== impl Figures =====
+
+impl Figures {
+    /// Makes them for so many subscribers.
+    #[must_use]
+    pub fn new(measured: &Measured, environment: &Environment, subscribers: usize) -> Self {
+        let per_second = |count: u64| count as f64 / measured.seconds;
+        let server = measured
+            .server_cpu
+            .zip(measured.resident)
+            .map(|(cpu, resident)| ServerCost {
+                cpu,
+                cores_busy: cpu.seconds() / measured.seconds,
+                per_delivery: Cost::each(cpu, measured.delivered),
+                per_event: Cost::each(cpu, measured.published),
+                resident_before: resident[0],
+                resident_subscribed: resident[1],
+                resident_at_end: resident[2],
+                resident_per_subscriber: (subscribers > 0)
+                    .then(|| (resident[1] as f64 - resident[0] as f64) / subscribers as f64),
+            });
+        Self {
+            seconds: measured.seconds,
+            published: measured.published,
+            published_per_second: per_second(measured.published),
+            deliveries: measured.delivered,
+            deliveries_per_second: per_second(measured.delivered),
+            missed: measured.missed,
+            server,
+            latency: measured.latencies.distribution(),
+            answer_latency: measured.answers.distribution(),
+            client: environment.client_share(measured.client_cpu, measured.seconds),
+            totals: measured.totals,
+        }
+    }
+
+    /// The lines about what was published and delivered.
+    pub(crate) fn rates(&self, table: &mut Table) {
+        table.line(
+            "published",
+            format_args!("{} events/s", count(self.published_per_second)),
+        );
+        if self.deliveries > 0 {
+            table.line(
+                "delivered",
+                format_args!("{} deliveries/s", count(self.deliveries_per_second)),
+            );
+        }
+        table.line("window", format_args!("{:.2} s", self.seconds));
+    }
+
+    /// The lines about the server.
+    pub(crate) fn server(&self, table: &mut Table) {
+        table.section("server");
+        let Some(server) = &self.server else {
+            table.line(
+                "processor, memory",
+                "unknown: name its process with --server-pid",
+            );
+            return;
+        };
+        if let Some(cost) = server.per_delivery {
+            table.line("processor per delivery", cost);
+        }
+        if let Some(cost) = server.per_event {
+            table.line("processor per event", cost);
+        }
+        table.line(
+            "processor",
+            format_args!("{} of one core", percent(server.cores_busy)),
+        );
+        if let Some(each) = server.resident_per_subscriber {
+            table.line("memory per subscriber", bytes(each));
+        }
+        table.line(
+            "memory",
+            format_args!(
+                "{} before, {} subscribed, {} at the end",
+                bytes(server.resident_before as f64),
+                bytes(server.resident_subscribed as f64),
+                bytes(server.resident_at_end as f64)
+            ),
+        );
+    }
+
+    /// The lines about what became of the events.
+    pub(crate) fn accounts(&self, table: &mut Table) {
+        table.section("accounts of the whole run, verified for every stream that was read");
+        let totals = &self.totals;
+        table.line("published", count(totals.published as f64));
+        table.line("delivered", count(totals.delivered as f64));
+        table.line("missed, as told by gaps", count(totals.missed as f64));
+        if totals.missed > 0 {
+            table.line(
+                "",
+                format_args!(
+                    "by {} streams; most by one: {}",
+                    count(totals.streams_with_gaps as f64),
+                    count(totals.most_missed as f64)
+                ),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cost_is_divided() {
+        let cpu = CpuSpent {
+            user_seconds: 1.0,
+            system_seconds: 3.0,
+        };
+        let cost = Cost::each(cpu, 1_000_000).unwrap();
+        assert!((cost.user_us - 1.0).abs() < 1e-9);
+        assert!((cost.total_us - 4.0).abs() < 1e-9);
+        assert_eq!(cost.to_string(), "4.00 us (user 1.00 us, system 3.00 us)");
+        assert!(Cost::each(cpu, 0).is_none());
+    }
+}

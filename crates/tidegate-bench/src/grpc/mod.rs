@@ -1,0 +1,245 @@
+//! A lean client of `tidegate.v1.EventService`, on h2 directly.
+//!
+//! No layer of it copies a payload, makes a message of it, or hands it from task to task: the bytes of a DATA
+//! frame are looked at where h2 put them. The windows are large and given back as they are used, so that
+//! the client never holds up a server that could go on.
+
+mod publisher;
+mod subscriber;
+
+use std::{fmt, net::SocketAddr, rc::Rc};
+
+use bytes::Bytes;
+use h2::{RecvStream, client::SendRequest};
+use http::{HeaderMap, Method, Request, Response, header::CONTENT_TYPE};
+use percent_encoding::percent_decode_str;
+use tokio::{net::TcpStream, task::JoinHandle};
+
+pub use publisher::GrpcPublisher;
+pub use subscriber::GrpcConnection;
+pub(crate) use subscriber::Reader;
+
+use crate::{Error, Server, stream::Stream, target::Target, wire::subscribe_request};
+
+/// Requests that a publisher sends before it waits for the first answer.
+const IN_FLIGHT: usize = 8;
+
+/// A Tidegate server, or another that speaks its protocol.
+#[derive(Debug, Clone)]
+pub struct Grpc {
+    address: SocketAddr,
+    authority: String,
+    /// Bytes that the server may send on a stream before they are read.
+    window: u32,
+    /// Requests that a publisher has unanswered at most.
+    in_flight: usize,
+}
+
+/// A task that ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Task(JoinHandle<()>);
+
+/// One HTTP/2 connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    authority: String,
+    send: SendRequest<Bytes>,
+}
+
+// ===== impl Grpc =====
+
+impl Grpc {
+    /// The window a stream has unless another is chosen. Two of them, and a stream is never held up at
+    /// 10 GB/s and 100 us.
+    pub const WINDOW: u32 = 1 << 20;
+
+    /// The server at this address.
+    #[must_use]
+    pub fn new(server: &Server) -> Self {
+        Self {
+            address: server.address(),
+            authority: server.authority().to_owned(),
+            window: Self::WINDOW,
+            in_flight: IN_FLIGHT,
+        }
+    }
+
+    /// With another window for each stream, in bytes.
+    #[must_use]
+    pub const fn with_window(mut self, window: u32) -> Self {
+        self.window = window;
+        self
+    }
+
+    /// With another number of requests that a publisher may have unanswered.
+    #[must_use]
+    pub const fn with_in_flight(mut self, in_flight: usize) -> Self {
+        self.in_flight = in_flight;
+        self
+    }
+
+    /// Opens the socket alone.
+    async fn socket(&self) -> Result<TcpStream, Error> {
+        let connect = |error: std::io::Error| Error::Connect {
+            address: self.authority.clone(),
+            reason: match error.raw_os_error() {
+                Some(errno) if errno == rustix::io::Errno::MFILE.raw_os_error() => {
+                    format!("{error}; raise the limit with `ulimit -n`")
+                }
+                _ => error.to_string(),
+            },
+        };
+        let socket = TcpStream::connect(self.address).await.map_err(connect)?;
+        socket.set_nodelay(true).map_err(connect)?;
+        Ok(socket)
+    }
+
+    /// A builder with windows for so many streams.
+    fn builder(&self, streams: usize) -> h2::client::Builder {
+        let streams = u32::try_from(streams).unwrap_or(u32::MAX);
+        let mut builder = h2::client::Builder::new();
+        builder
+            .enable_push(false)
+            .initial_window_size(self.window)
+            .initial_connection_window_size(self.window.saturating_mul(streams).min(1 << 30));
+        builder
+    }
+}
+
+impl Target for Grpc {
+    type Connection = GrpcConnection;
+    type Publisher = GrpcPublisher;
+
+    async fn subscribe(
+        &self,
+        streams: Vec<Rc<Stream>>,
+        stalled: bool,
+    ) -> Result<GrpcConnection, Error> {
+        GrpcConnection::open(self, streams, stalled).await
+    }
+
+    async fn publisher(&self) -> Result<GrpcPublisher, Error> {
+        GrpcPublisher::open(self).await
+    }
+}
+
+// ===== impl Client =====
+
+impl Client {
+    /// Calls a method whose request is one message.
+    pub(crate) async fn subscribe(&mut self, filters: &[String]) -> Result<Reader, Error> {
+        let (response, mut body) = self.call("Subscribe").await?;
+        let request = Bytes::from(subscribe_request(filters));
+        body.send_data(request, true)
+            .map_err(|error| Error::broken("Subscribe", error))?;
+        let response = response
+            .await
+            .map_err(|error| Error::broken("Subscribe", error))?;
+        Ok(Reader::new(accepted("Subscribe", response)?))
+    }
+
+    async fn call(
+        &mut self,
+        method: &'static str,
+    ) -> Result<(h2::client::ResponseFuture, h2::SendStream<Bytes>), Error> {
+        let broken = |error: h2::Error| Error::broken(method, error);
+        let uri = format!(
+            "http://{}/tidegate.v1.EventService/{method}",
+            self.authority
+        );
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(uri)
+            .header(CONTENT_TYPE, "application/grpc")
+            .header("te", "trailers")
+            .body(())
+            .map_err(|error| Error::broken(method, error))?;
+        let mut ready = self.send.clone().ready().await.map_err(broken)?;
+        ready.send_request(request, false).map_err(broken)
+    }
+}
+
+/// The body of a response, unless it is a refusal or no gRPC.
+fn accepted(method: &'static str, response: Response<RecvStream>) -> Result<RecvStream, Error> {
+    if response.status() != http::StatusCode::OK {
+        return Err(Error::Status {
+            call: method,
+            code: format!("none (HTTP {})", response.status()),
+            message: "this is not a Tidegate server, or there is a proxy before it".into(),
+        });
+    }
+    match response.headers().contains_key("grpc-status") {
+        true => Err(status(method, response.headers())),
+        false => Ok(response.into_body()),
+    }
+}
+
+/// The end of a stream, as an error: none ends by itself.
+fn status(call: &'static str, trailers: &HeaderMap) -> Error {
+    let text = |name: &str| trailers.get(name).and_then(|value| value.to_str().ok());
+    let message = text("grpc-message").unwrap_or_default();
+    Error::Status {
+        call,
+        code: text("grpc-status").unwrap_or("none").to_owned(),
+        message: percent_decode_str(message).decode_utf8_lossy().into_owned(),
+    }
+}
+
+// ===== impl Task =====
+
+impl Task {
+    /// Starts it on this thread.
+    pub(crate) fn spawn(future: impl Future<Output = ()> + 'static) -> Self {
+        Self(tokio::task::spawn_local(future))
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What keeps a connection going, and ends it when dropped.
+pub(crate) struct Driver {
+    _task: Task,
+    halt: Rc<std::cell::Cell<bool>>,
+}
+
+impl Driver {
+    /// Opens a connection for so many streams.
+    pub(crate) async fn open(grpc: &Grpc, streams: usize) -> Result<(Client, Self), Error> {
+        let socket = grpc.socket().await?;
+        let shaken = grpc.builder(streams).handshake::<_, Bytes>(socket).await;
+        let (send, connection) = shaken.map_err(|error| Error::broken("the handshake", error))?;
+        let halt = Rc::new(std::cell::Cell::new(false));
+        let halted = halt.clone();
+        let mut connection = Box::pin(connection);
+        let task = Task::spawn(async move {
+            // Its streams learn of an error too, and tell it.
+            let _ = std::future::poll_fn(|cx| match halted.get() {
+                true => std::task::Poll::Pending,
+                false => connection.as_mut().poll(cx),
+            })
+            .await;
+        });
+        let client = Client {
+            authority: grpc.authority.clone(),
+            send,
+        };
+        Ok((client, Self { _task: task, halt }))
+    }
+
+    /// Reads and writes nothing from now on, and keeps the socket open.
+    pub(crate) fn halt(&self) {
+        self.halt.set(true);
+    }
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Driver")
+            .field("halted", &self.halt)
+            .finish()
+    }
+}

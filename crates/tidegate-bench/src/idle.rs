@@ -1,0 +1,216 @@
+//! `bench idle`: what a subscriber costs that has nothing to receive.
+
+use std::{rc::Rc, time::Duration};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde::Serialize;
+
+use crate::{
+    Error, Server,
+    clock::{Clock, Window},
+    fanout::topic_prefix,
+    figures::Cost,
+    lane::OPENING,
+    plan::{Plan, Shape},
+    progress::Progress,
+    run::patiently,
+    session::{Environment, Session},
+    stream::{Lane, Sampling, Shared, Stream},
+    table::{Table, bytes},
+    target::Target,
+    usage::CpuTime,
+};
+
+/// What is to be done.
+#[derive(Debug, Clone)]
+pub struct Idle {
+    /// Connections.
+    pub connections: usize,
+    /// Subscriptions on each.
+    pub streams_per_connection: usize,
+    /// What their filters are.
+    pub shape: Shape,
+    /// How long to watch what the server takes when nothing happens.
+    pub duration: Duration,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct IdleReport {
+    /// `idle`.
+    pub benchmark: &'static str,
+    /// Where and on what.
+    pub environment: Environment,
+    /// Connections.
+    pub connections: usize,
+    /// Subscriptions on each.
+    pub streams_per_connection: usize,
+    /// What their filters are.
+    pub filter: Shape,
+    /// What was measured.
+    pub memory: IdleMemory,
+}
+
+/// Resident memory of the server, and its processor time.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct IdleMemory {
+    /// Bytes before the first connection.
+    pub before: u64,
+    /// Bytes with all subscribed, after they were watched.
+    pub subscribed: u64,
+    /// Bytes for each connection, its subscriptions included.
+    pub per_connection: f64,
+    /// Bytes for each subscription, its share of the connection included.
+    pub per_subscriber: f64,
+    /// Seconds that the server was watched with all subscribed.
+    pub seconds: f64,
+    /// Microseconds of processor time in a second for each subscription, while nothing happened.
+    pub cpu_per_subscriber_second: Option<Cost>,
+}
+
+// ===== impl Idle =====
+
+impl Idle {
+    /// Does it.
+    ///
+    /// # Errors
+    ///
+    /// When what is asked for is not possible, or a connection fails.
+    pub async fn run(&self, session: &Session, progress: &Progress) -> Result<IdleReport, Error> {
+        let target = crate::Grpc::new(&session.server);
+        let memory = self.measure(target, &session.server, progress).await;
+        progress.clear();
+        Ok(IdleReport {
+            benchmark: "idle",
+            environment: session.environment.clone(),
+            connections: self.connections,
+            streams_per_connection: self.streams_per_connection,
+            filter: self.shape,
+            memory: memory?,
+        })
+    }
+
+    /// Opens all connections on one thread, and looks at the server.
+    ///
+    /// # Errors
+    ///
+    /// When what is asked for is not possible, the process of the server is not known, or a connection fails.
+    pub async fn measure<T: Target>(
+        &self,
+        target: T,
+        server: &Server,
+        progress: &Progress,
+    ) -> Result<IdleMemory, Error> {
+        if self.connections == 0 || self.streams_per_connection == 0 {
+            let reason = "--connections and --streams-per-connection must be at least 1";
+            return Err(Error::Invalid(reason.into()));
+        }
+        let Some(before) = server.resident_bytes()? else {
+            return Err(Error::Invalid(
+                "the memory of a server is read from its process; name it with --server-pid".into(),
+            ));
+        };
+        let subscribers = self.connections * self.streams_per_connection;
+        let plan = Plan::new(self.shape, subscribers, 1, &topic_prefix())?;
+        progress.phase("connecting");
+        let watched = tokio::task::LocalSet::new();
+        let (connections, lane) = watched
+            .run_until(self.open(&target, &plan, progress))
+            .await?;
+        progress.phase("watching");
+        let cpu = server.cpu_time()?;
+        let began = tokio::time::Instant::now();
+        watched.run_until(tokio::time::sleep(self.duration)).await;
+        let seconds = began.elapsed().as_secs_f64();
+        let spent = cpu
+            .zip(server.cpu_time()?)
+            .map(|(before, after): (CpuTime, CpuTime)| after.since(&before));
+        // Only now: what it took to open them has been given back.
+        let subscribed = server.resident_bytes()?.unwrap_or(before);
+        if let Some(error) = lane.take_failure() {
+            return Err(error);
+        }
+        drop(connections);
+        let grown = subscribed as f64 - before as f64;
+        let subscriber_seconds = (subscribers as f64 * seconds) as u64;
+        Ok(IdleMemory {
+            before,
+            subscribed,
+            per_connection: grown / self.connections as f64,
+            per_subscriber: grown / subscribers as f64,
+            seconds,
+            cpu_per_subscriber_second: spent
+                .and_then(|spent| Cost::each(spent, subscriber_seconds)),
+        })
+    }
+
+    async fn open<T: Target>(
+        &self,
+        target: &T,
+        plan: &Plan,
+        progress: &Progress,
+    ) -> Result<(Vec<T::Connection>, Rc<Lane>), Error> {
+        let lane = Rc::new(Lane::new(
+            std::sync::Arc::new(Shared {
+                clock: Clock::start(),
+                window: Window::closed(),
+                gate: None,
+                sampling: Sampling::Each,
+                topics: plan.topics().len(),
+            }),
+            std::sync::Arc::default(),
+        ));
+        let groups = plan.streams().chunks(self.streams_per_connection);
+        let opening = groups.map(|streams| {
+            let new = |plan: &_| Rc::new(Stream::new(lane.clone(), Clone::clone(plan), false));
+            let streams: Vec<_> = streams.iter().map(new).collect();
+            patiently("subscribing", target.subscribe(streams, false))
+        });
+        let mut opened = 0;
+        let connections = stream::iter(opening)
+            .buffer_unordered(OPENING)
+            .inspect_ok(|_| {
+                opened += 1;
+                progress.count(opened, "connections");
+            })
+            .try_collect()
+            .await?;
+        Ok((connections, lane))
+    }
+}
+
+// ===== impl IdleReport =====
+
+impl IdleReport {
+    /// The report for people.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut table = Table::default();
+        let memory = &self.memory;
+        table.section("idle subscribers");
+        table.line("memory per subscriber", bytes(memory.per_subscriber));
+        table.line("memory per connection", bytes(memory.per_connection));
+        table.line(
+            "memory",
+            format_args!(
+                "{} before, {} subscribed",
+                bytes(memory.before as f64),
+                bytes(memory.subscribed as f64)
+            ),
+        );
+        if let Some(cost) = memory.cpu_per_subscriber_second {
+            table.line("processor per second, each", cost);
+        }
+        table.environment(&self.environment);
+        table.line(
+            "subscribers",
+            format_args!(
+                "{} connections with {} streams each",
+                self.connections, self.streams_per_connection
+            ),
+        );
+        table.line("filters", format!("{:?}", self.filter).to_lowercase());
+        table.line("watched for", format_args!("{:.2} s", memory.seconds));
+        table.finish()
+    }
+}

@@ -1,0 +1,199 @@
+//! A thread that holds connections.
+
+use std::{
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    thread,
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::{
+    sync::{mpsc, watch},
+    task::LocalSet,
+};
+
+use crate::{
+    Error, Latencies,
+    plan::StreamPlan,
+    run::patiently,
+    stream::{Lane, Meter, Shared, Stream},
+    target::Target,
+};
+
+/// Connections that are being opened at once, by one thread.
+pub(crate) const OPENING: usize = 32;
+
+/// After so long without any delivery, what has not come is lost.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What one connection has to open.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectionPlan {
+    pub(crate) streams: Vec<StreamPlan>,
+    pub(crate) stalled: bool,
+}
+
+/// What a thread tells.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// All its connections are open and subscribed.
+    Ready,
+    /// It has ended; nothing else comes.
+    Ended(Result<Outcome, Error>),
+}
+
+/// What a thread has counted.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) latencies: Latencies,
+    /// Events missed by the stream that missed most.
+    pub(crate) most_missed: u64,
+    /// Streams that missed any.
+    pub(crate) streams_with_gaps: usize,
+}
+
+/// How many events each publisher has sent, once all have ended.
+pub(crate) type Goal = Option<Arc<[u64]>>;
+
+/// What a thread is given.
+#[derive(Debug)]
+pub(crate) struct Assignment<T> {
+    pub(crate) target: T,
+    pub(crate) connections: Vec<ConnectionPlan>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) meter: Arc<Meter>,
+    pub(crate) goal: watch::Receiver<Goal>,
+    pub(crate) told: mpsc::Sender<Told>,
+}
+
+// ===== impl Assignment =====
+
+impl<T: Target> Assignment<T> {
+    /// Starts the thread.
+    pub(crate) fn start(self) -> Result<(), Error> {
+        spawn("subscribers", move || {
+            let told = self.told.clone();
+            let outcome = on_this_thread(self.run());
+            // Nobody listens when the run has failed already.
+            let _ = told.blocking_send(Told::Ended(outcome));
+        })
+    }
+
+    async fn run(mut self) -> Result<Outcome, Error> {
+        let lane = Rc::new(Lane::new(self.shared.clone(), self.meter.clone()));
+        let mut healthy = Vec::new();
+        let mut opening = Vec::new();
+        for connection in std::mem::take(&mut self.connections) {
+            let stalled = connection.stalled;
+            let new = |plan| Rc::new(Stream::new(lane.clone(), plan, stalled));
+            let streams: Vec<_> = connection.streams.into_iter().map(new).collect();
+            if !stalled {
+                healthy.extend(streams.iter().cloned());
+            }
+            opening.push(patiently(
+                "subscribing",
+                self.target.subscribe(streams, stalled),
+            ));
+        }
+        let opened = stream::iter(opening).buffer_unordered(OPENING);
+        let connections: Vec<T::Connection> = opened.try_collect().await?;
+        let _ = self.told.send(Told::Ready).await;
+
+        let goal = tokio::select! {
+            goal = self.goal.wait_for(Option::is_some) => goal.ok().and_then(|goal| goal.clone()),
+            error = failed(&lane) => return Err(error),
+        };
+        if let Some(goal) = goal {
+            settle(&lane, &healthy, &goal).await?;
+        }
+        drop(connections);
+        Ok(outcome(&lane, &healthy))
+    }
+}
+
+/// Waits for the first failure.
+async fn failed(lane: &Lane) -> Error {
+    loop {
+        if let Some(error) = lane.take_failure() {
+            return error;
+        }
+        lane.changed.notified().await;
+    }
+}
+
+/// Waits until every stream has settled where it must.
+async fn settle(lane: &Lane, streams: &[Rc<Stream>], published: &[u64]) -> Result<(), Error> {
+    let mut unsettled = 0;
+    for stream in streams {
+        if !stream.set_goal(stream.matching(published)) {
+            unsettled += 1;
+        }
+    }
+    lane.unsettled.set(unsettled);
+    let mut before = u64::MAX;
+    while lane.unsettled.get() > 0 {
+        tokio::select! {
+            () = lane.changed.notified() => {}
+            () = tokio::time::sleep(PATIENCE) => {
+                let now = lane.meter.delivered.load(Relaxed) + lane.meter.missed.load(Relaxed);
+                if now == before {
+                    break;
+                }
+                before = now;
+            }
+        }
+        if let Some(error) = lane.take_failure() {
+            return Err(error);
+        }
+    }
+    verify(streams, published)
+}
+
+fn verify(streams: &[Rc<Stream>], published: &[u64]) -> Result<(), Error> {
+    let wrong = |stream: &&Rc<Stream>| stream.settled() != stream.matching(published);
+    let wrongs: Vec<_> = streams.iter().filter(wrong).collect();
+    let Some(first) = wrongs.first() else {
+        return Ok(());
+    };
+    Err(Error::Lost(format!(
+        "{} of {} streams are not settled; stream {} has {} of {} events, of which {} were counted as missing",
+        wrongs.len(),
+        streams.len(),
+        first.number(),
+        first.settled(),
+        first.matching(published),
+        first.missed(),
+    )))
+}
+
+fn outcome(lane: &Lane, streams: &[Rc<Stream>]) -> Outcome {
+    let missed = || streams.iter().map(|stream| stream.missed());
+    Outcome {
+        latencies: lane.latencies.take(),
+        most_missed: missed().max().unwrap_or(0),
+        streams_with_gaps: missed().filter(|&missed| missed > 0).count(),
+    }
+}
+
+/// Starts a thread with a name.
+pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    let builder = thread::Builder::new().name(name.into());
+    builder
+        .spawn(run)
+        .map(drop)
+        .map_err(Error::system("cannot start a thread"))
+}
+
+/// Runs a future, and the tasks it spawns locally, on the calling thread alone.
+pub(crate) fn on_this_thread<O>(
+    future: impl Future<Output = Result<O, Error>>,
+) -> Result<O, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Between two looks at the sockets, as many tasks as have something to read.
+        .event_interval(61)
+        .build()
+        .map_err(Error::system("cannot start a runtime"))?;
+    LocalSet::new().block_on(&runtime, future)
+}

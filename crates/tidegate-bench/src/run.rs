@@ -1,0 +1,284 @@
+//! One run: subscribe, publish, measure a window, settle every stream.
+//!
+//! # Phases
+//!
+//! 1. *Opening*: the subscriber threads open all connections and subscriptions.
+//! 2. *Warm-up*: publishers publish, nothing is counted.
+//! 3. *Window*: begins and ends with a reading of the counters and of what the processes have used.
+//! 4. *Settling*: the publishers have ended, and every stream must get, or be told that it missed, all that
+//!    matches it. If one does not, the run fails: its figures would be those of a server that loses events.
+
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, timeout},
+};
+
+use crate::{
+    Error, Latencies, Server,
+    clock::{Clock, Window},
+    crew::{Crew, Snapshot},
+    gate::Gate,
+    lane::{self, ConnectionPlan},
+    plan::Plan,
+    progress::Progress,
+    publishing::{self, Pace, Schedule, Work},
+    stream::{Meter, Sampling, Shared},
+    target::Target,
+    usage::CpuSpent,
+};
+
+/// What is done to a server.
+#[derive(Debug)]
+pub struct Load {
+    /// Who subscribes to what.
+    pub plan: Plan,
+    /// Streams on each connection; the last may have fewer.
+    pub streams_per_connection: usize,
+    /// Connections, the first ones, that subscribe and read nothing.
+    pub stalled_connections: usize,
+    /// Connections that publish.
+    pub publishers: usize,
+    /// How fast.
+    pub pace: Pace,
+    /// Flat out, how many events publishers may be ahead of the slowest subscriber that is not stalled.
+    /// `None`: any number, and subscribers miss what does not fit.
+    pub ahead: Option<u64>,
+    /// Events in one request, at most.
+    pub batch: usize,
+    /// Bytes of each payload.
+    pub payload_bytes: usize,
+    /// How long to publish before the window.
+    pub warm_up: Duration,
+    /// How long the window is.
+    pub duration: Duration,
+    /// Threads that hold subscribers.
+    pub threads: usize,
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub struct Measured {
+    /// Length of the window.
+    pub seconds: f64,
+    /// Events published within the window.
+    pub published: u64,
+    /// Events delivered within the window.
+    pub delivered: u64,
+    /// Events counted as missing within the window.
+    pub missed: u64,
+    /// Of the server in the window, if its process is known.
+    pub server_cpu: Option<CpuSpent>,
+    /// Of the benchmark in the window.
+    pub client_cpu: CpuSpent,
+    /// Of events due within the window.
+    pub latencies: Latencies,
+    /// Resident memory of the server before the first connection, with all subscribed, and at the end of the
+    /// window, if its process is known.
+    pub resident: Option<[u64; 3]>,
+    /// From sending a request to its answer, of those sent within the window.
+    pub answers: Latencies,
+    /// All of the run, with warm-up and settling.
+    pub totals: Totals,
+}
+
+/// Counts of the whole run. Every stream that was not stalled has settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Totals {
+    /// Events published.
+    pub published: u64,
+    /// Events that the server said it accepted, if it does say.
+    pub accepted: Option<u64>,
+    /// Events delivered.
+    pub delivered: u64,
+    /// Events that were counted as missing.
+    pub missed: u64,
+    /// Streams that missed any.
+    pub streams_with_gaps: usize,
+    /// How many the one that missed most missed.
+    pub most_missed: u64,
+}
+
+// ===== impl Load =====
+
+impl Load {
+    /// Does it, and measures.
+    ///
+    /// # Errors
+    ///
+    /// When a connection fails, a stream ends, the server breaks the protocol, or events are lost.
+    pub async fn run<T: Target>(
+        self,
+        target: &T,
+        server: &Server,
+        progress: &Progress,
+    ) -> Result<Measured, Error> {
+        let before = server.resident_bytes()?;
+        progress.phase("connecting");
+        let streams = self.plan.streams().len();
+        let mut crew = self.crew(target)?;
+        crew.opened().await?;
+        let subscribed = server.resident_bytes()?;
+
+        let schedule = crew.begin(self.warm_up, self.duration);
+        let began = Instant::now();
+        progress.phase("warming up");
+        crew.watch(began + self.warm_up, progress, None).await?;
+        let first = Snapshot::take(server, &crew)?;
+        progress.phase("measuring");
+        let end = began + Duration::from_nanos(schedule.end - schedule.begin);
+        crew.watch(end, progress, Some(&first)).await?;
+        let last = Snapshot::take(server, &crew)?;
+        let resident = server.resident_bytes()?;
+
+        progress.phase("settling");
+        let accepted = crew.publishers_ended().await?;
+        let outcomes = crew.settled().await?;
+        let totals = crew.totals(&accepted, &outcomes)?;
+        progress.phase(&format!("{streams} streams settled"));
+        let mut latencies = Latencies::new();
+        outcomes
+            .iter()
+            .for_each(|outcome| latencies.add(&outcome.latencies));
+        let mut answers = Latencies::new();
+        accepted
+            .iter()
+            .for_each(|accepted| answers.add(&accepted.answers));
+        Ok(Measured {
+            seconds: (last.at - first.at).as_secs_f64(),
+            published: last.published - first.published,
+            delivered: last.delivered - first.delivered,
+            missed: last.missed - first.missed,
+            server_cpu: last
+                .server
+                .zip(first.server)
+                .map(|(last, first)| last.since(&first)),
+            client_cpu: last.client.since(&first.client),
+            latencies,
+            resident: before
+                .zip(subscribed)
+                .zip(resident)
+                .map(|((a, b), c)| [a, b, c]),
+            answers,
+            totals,
+        })
+    }
+
+    fn crew<T: Target>(&self, target: &T) -> Result<Crew, Error> {
+        let connections = self.connections();
+        let healthy = connections.iter().filter(|connection| !connection.stalled);
+        let healthy = healthy.map(|connection| connection.streams.len()).sum();
+        let topics = self.plan.topics().len();
+        let gate = self.ahead.filter(|_| self.pace == Pace::FlatOut);
+        let shared = Arc::new(Shared {
+            clock: Clock::start(),
+            window: Window::closed(),
+            gate: gate.map(|ahead| Gate::new(ahead, topics, healthy)),
+            sampling: match self.pace {
+                Pace::Rate(_) => Sampling::Each,
+                Pace::FlatOut => Sampling::FirstOfBatch,
+            },
+            topics,
+        });
+        let goal = watch::Sender::new(None);
+        let (lane_told, lanes) = mpsc::channel(2 * self.threads);
+        let meters = self.start_lanes(target, connections, &shared, &goal, &lane_told)?;
+        let schedule = watch::Sender::new(None);
+        let (publisher_told, publishers) = mpsc::channel(2 * self.publishers);
+        let published = self.start_publishers(target, &shared, &schedule, &publisher_told)?;
+        Ok(Crew {
+            shared,
+            meters,
+            goal,
+            lanes,
+            published,
+            schedule,
+            publishers,
+        })
+    }
+
+    fn connections(&self) -> Vec<ConnectionPlan> {
+        let groups = self.plan.streams().chunks(self.streams_per_connection);
+        let plan = |(number, streams): (usize, &[_])| ConnectionPlan {
+            streams: streams.to_vec(),
+            stalled: number < self.stalled_connections,
+        };
+        groups.enumerate().map(plan).collect()
+    }
+
+    /// Deals the connections out to threads, one after the other, so that each gets its share of the
+    /// stalled ones.
+    fn start_lanes<T: Target>(
+        &self,
+        target: &T,
+        connections: Vec<ConnectionPlan>,
+        shared: &Arc<Shared>,
+        goal: &watch::Sender<lane::Goal>,
+        told: &mpsc::Sender<lane::Told>,
+    ) -> Result<Vec<Arc<Meter>>, Error> {
+        let mut hands = vec![Vec::new(); self.threads];
+        for (number, connection) in connections.into_iter().enumerate() {
+            hands[number % self.threads].push(connection);
+        }
+        let start = |connections| {
+            let meter = Arc::new(Meter::default());
+            let assignment = lane::Assignment {
+                target: target.clone(),
+                connections,
+                shared: shared.clone(),
+                meter: meter.clone(),
+                goal: goal.subscribe(),
+                told: told.clone(),
+            };
+            assignment.start().map(|()| meter)
+        };
+        hands.into_iter().map(start).collect()
+    }
+
+    fn start_publishers<T: Target>(
+        &self,
+        target: &T,
+        shared: &Arc<Shared>,
+        schedule: &watch::Sender<Option<Schedule>>,
+        told: &mpsc::Sender<publishing::Told>,
+    ) -> Result<Vec<Arc<AtomicU64>>, Error> {
+        let work = Work {
+            topics: self.plan.topics().into(),
+            payload_bytes: self.payload_bytes,
+            batch: self.batch,
+            pace: self.pace,
+            publishers: self.publishers,
+        };
+        let start = |_| {
+            let published = Arc::new(AtomicU64::new(0));
+            let assignment = publishing::Assignment {
+                target: target.clone(),
+                work: work.clone(),
+                shared: shared.clone(),
+                published: published.clone(),
+                schedule: schedule.subscribe(),
+                told: told.clone(),
+            };
+            assignment.start().map(|()| published)
+        };
+        (0..self.publishers).map(start).collect()
+    }
+}
+
+/// Waits for something that takes a moment, but not for ever.
+pub(crate) async fn patiently<O>(
+    what: &str,
+    future: impl Future<Output = Result<O, Error>>,
+) -> Result<O, Error> {
+    match timeout(lane::PATIENCE, future).await {
+        Ok(done) => done,
+        Err(_) => Err(Error::Invalid(format!(
+            "{what} took more than {} s; does the server allow so many connections, and so many streams on one?",
+            lane::PATIENCE.as_secs()
+        ))),
+    }
+}
