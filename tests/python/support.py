@@ -36,9 +36,9 @@ class Server:
 
     ANNOUNCEMENT = "listening on "
 
-    def __init__(self, binary: str, listen: str = "127.0.0.1:0") -> None:
+    def __init__(self, binary: str, *arguments: str, listen: str = "127.0.0.1:0") -> None:
         self.process = subprocess.Popen(
-            [binary, "serve", "--listen", listen],
+            [binary, "serve", "--listen", listen, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
@@ -65,6 +65,16 @@ class Server:
             self.process.wait()
             pytest.fail(f"the server did not end within {PATIENCE} s of SIGTERM")
         assert code == 0, f"the server ended with exit code {code}"
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, failed, *_: object) -> None:
+        if failed:
+            self.process.kill()
+            self.process.wait()
+        else:
+            self.stop()
 
     def resident_kib(self) -> int:
         with open(f"/proc/{self.process.pid}/status") as status:

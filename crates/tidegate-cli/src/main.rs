@@ -9,6 +9,7 @@ mod completions;
 mod exit;
 mod lines;
 mod logging;
+mod memory;
 mod output;
 mod publish;
 mod serve;
@@ -24,11 +25,6 @@ use crate::{
     exit::Failure,
 };
 
-/// The C library's allocator gives each thread a heap of its own and keeps what was freed there, so that
-/// events which one thread makes and another frees are held twice.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match start(cli) {
@@ -39,6 +35,7 @@ fn main() -> ExitCode {
 
 fn start(cli: Cli) -> Result<(), Failure> {
     logging::init(&cli.log)?;
+    memory::init();
     let runtime = tokio::runtime::Runtime::new()?;
     let outcome = runtime.block_on(run(cli.command));
     // A read of standard input or a write to a pipe that nobody empties may be stuck; it must not hold up

@@ -11,9 +11,9 @@ use clap::{Args, ValueEnum};
 use tidegate_server::{BindError, Server, ServerConfig};
 
 use crate::{
-    args::duration,
+    args::{bytes, duration},
     exit::{Exit, Failure},
-    signals,
+    memory, signals,
 };
 
 /// Run the server
@@ -39,9 +39,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = heartbeat)]
     heartbeat: Duration,
 
-    /// The most bytes that events may hold, in history and for clients that are behind. Beyond, the oldest
+    /// The most memory that events may hold, in history and for clients that are behind. Beyond, the oldest
     /// go, and whoever had still to see one is told [default: a quarter of the machine's memory].
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
     memory_budget: Option<u64>,
 
     /// How long a client may leave events unread, taking none, until it is stalled. 0 is for ever.
@@ -68,7 +68,7 @@ struct HistoryArgs {
     history_events: usize,
 
     /// The most bytes in history.
-    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = bytes)]
     history_bytes: u64,
 
     /// The greatest age of an event in history.
@@ -89,12 +89,12 @@ struct LimitArgs {
     max_publish_events: usize,
 
     /// The most bytes in one publish: encoded events.
-    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20)]
-    max_publish_bytes: usize,
+    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = bytes)]
+    max_publish_bytes: u64,
 
     /// The most bytes in one event: encoded, with topic, key and attributes.
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
-    max_event_bytes: usize,
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = bytes)]
+    max_event_bytes: u64,
 }
 
 const AFTER_HELP: &str = "\
@@ -125,6 +125,7 @@ enum OnStallArg {
 pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let server = Server::bind(args.config()).await?;
     announce(server.local_addr())?;
+    tokio::spawn(memory::give_back(server.hub().clone()));
     let report = tokio::select! {
         report = server.serve(stop_signal()) => report,
         () = second_signal() => return Err(Failure::new(Exit::Interrupted, "ended at once by a second signal")),
@@ -183,8 +184,10 @@ impl ServeArgs {
         config.service.heartbeat_interval = self.heartbeat;
         config.service.max_filters = self.limits.max_filters;
         config.service.publish.max_events = self.limits.max_publish_events;
-        config.service.publish.max_batch_bytes = self.limits.max_publish_bytes;
-        config.service.publish.max_event_bytes = self.limits.max_event_bytes;
+        config.service.publish.max_batch_bytes =
+            usize::try_from(self.limits.max_publish_bytes).unwrap_or(usize::MAX);
+        config.service.publish.max_event_bytes =
+            usize::try_from(self.limits.max_event_bytes).unwrap_or(usize::MAX);
         config
     }
 }

@@ -8,7 +8,7 @@ use tidegate_client::{Client, Error, Overflow, Position, SubscribeOptions, Subsc
 use tokio::io::{AsyncWriteExt as _, Stdout};
 
 use crate::{
-    args::{ServerArgs, duration},
+    args::{ServerArgs, bytes, duration},
     exit::Failure,
     output::{Format, Renderer},
     signals,
@@ -65,7 +65,7 @@ pub(crate) struct SubArgs {
     max_events: u32,
 
     /// How many bytes this subscriber may be behind before --overflow applies. The server may allow fewer.
-    #[arg(long, value_name = "N", default_value_t = 64 << 20, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = max_bytes)]
     max_bytes: u64,
 
     /// What happens when this subscriber is too far behind.
@@ -143,6 +143,14 @@ pub(crate) async fn run(args: SubArgs) -> Result<(), Failure> {
         biased;
         interrupted = signals::interrupted() => Ok(interrupted?),
         outcome = printer.run(subscription) => outcome,
+    }
+}
+
+/// Not 0, which on the wire is the server's default.
+fn max_bytes(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        0 => Err("must be at least 1".into()),
+        bytes => Ok(bytes),
     }
 }
 

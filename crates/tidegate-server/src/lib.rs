@@ -26,7 +26,7 @@ mod connection;
 mod memory;
 mod server;
 
-pub use tidegate::{ClientIdPolicy, SweepRules};
+pub use tidegate::{ClientIdPolicy, Encoded, Hub, SweepRules};
 
 pub use crate::{
     config::{Http2Config, ServerConfig},
