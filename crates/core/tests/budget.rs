@@ -111,6 +111,39 @@ fn over_the_budget_the_oldest_go_and_a_stalled_subscriber_is_told_how_many() {
     assert!(given.sequences.iter().copied().eq(contiguous));
 }
 
+/// What is evicted together may begin before what one of the subscribers has seen.
+#[test]
+fn an_evicted_gap_begins_behind_what_was_handed_out() {
+    for overflow in [Overflow::DropOldest, Overflow::Conflate] {
+        let hub = hub(BUDGET);
+        let mut stalled = subscribe(&hub, 0, &["*"], overflow, Start::Live);
+        let mut reader = subscribe(&hub, 1, &["*"], overflow, Start::Live);
+        let publish_some = |topics: std::ops::Range<usize>| {
+            topics.for_each(|topic| publish(&hub, &format!("t{topic}"), 1_000));
+        };
+        publish_some(0..20);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut batch = Batch::default();
+        let polled = reader.poll_next(&mut cx, Room::events(10), &mut batch);
+        assert!(polled.is_ready() && batch.events.len() == 10);
+        publish_some(20..500);
+        for (subscription, first) in [(&mut reader, 11), (&mut stalled, 1)] {
+            assert!(
+                subscription
+                    .poll_next(&mut cx, Room::events(10), &mut batch)
+                    .is_ready()
+            );
+            let gap = batch.gaps[0];
+            assert_eq!(
+                (gap.reason, gap.first_sequence),
+                (GapReason::Evicted, first)
+            );
+            assert_eq!(gap.last_sequence + 1 - gap.first_sequence, gap.count);
+            assert_eq!(batch.events[0].sequence(), gap.last_sequence + 1);
+        }
+    }
+}
+
 #[test]
 fn overflow_and_eviction_are_told_apart() {
     let hub = hub(BUDGET);

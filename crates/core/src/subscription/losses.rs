@@ -30,7 +30,7 @@ impl Losses {
             return;
         }
         let evicted = feed.evicted().within(from, to);
-        self.evicted.merge(evicted);
+        self.evicted.merge(evicted, head);
         self.overflow
             .add(to - from - evicted.count, head, feed.sequence_before(to));
     }
@@ -63,8 +63,11 @@ impl Loss {
         Self { count, first, last }
     }
 
-    pub(super) fn merge(&mut self, EvictedWithin { count, first, last }: EvictedWithin) {
-        self.add(count, first, last);
+    /// Adds what was evicted before a cursor whose first event to come is not before `since`. Events are
+    /// evicted together whoever has seen which of them, so a run may begin before that.
+    pub(super) fn merge(&mut self, evicted: EvictedWithin, since: u64) {
+        let EvictedWithin { count, first, last } = evicted;
+        self.add(count, first.max(since), last);
     }
 
     /// Adds `count` events between these sequences, both included.
