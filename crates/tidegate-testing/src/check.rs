@@ -535,6 +535,10 @@ impl<'a> Walk<'a> {
             conflated.settled += gap.count;
             if reason != GapReason::Conflated {
                 conflated.lost.push((gap.first_sequence, gap.last_sequence));
+                self.next = Some(self.next.unwrap_or(1).max(gap.last_sequence + 1));
+                let problem =
+                    "a position behind a gap is stated before what was replaced there is counted";
+                return self.settled_to(gap.last_sequence, problem);
             }
             let (settled, matching) = (conflated.settled, self.matching_since_live(head));
             if settled > matching {

@@ -40,8 +40,9 @@ impl Losses {
         self.overflow.last.max(self.evicted.last)
     }
 
-    /// Adds the losses to `gaps`, in the order of where they begin, the conflated last: its survivors
-    /// follow. Losses of one reason are one gap.
+    /// Adds the losses to `gaps`, in the order of where they begin, the conflated first: the others are
+    /// places to resume after, and what was replaced before them must have been counted by then. Losses of
+    /// one reason are one gap.
     pub(super) fn into_gaps(self, gaps: &mut Vec<Gap>) {
         let overflow = (GapReason::Overflow, self.overflow);
         let evicted = (GapReason::Evicted, self.evicted);
@@ -50,7 +51,7 @@ impl Losses {
         } else {
             (evicted, overflow)
         };
-        for (reason, loss) in [earlier, later, (GapReason::Conflated, self.conflated)] {
+        for (reason, loss) in [(GapReason::Conflated, self.conflated), earlier, later] {
             if loss.count > 0 {
                 merge_gap(gaps, reason, loss);
             }
