@@ -52,6 +52,7 @@ async fn main() -> ExitCode {
             .unwrap_or_else(|| fastrand::u64(0..1_000_000)),
         duration: arguments.duration,
         slots: arguments.slots,
+        rounds: 1,
         round: arguments.round,
         scale: arguments.scale,
         batch: arguments.batch,

@@ -34,6 +34,8 @@ pub struct Options {
     pub duration: Duration,
     /// Go on until so many slots were checked, however long that takes.
     pub slots: u64,
+    /// Go on for so many rounds, however long that takes.
+    pub rounds: u64,
     /// How long things are published in a round.
     pub round: Duration,
     /// Times 28 clients.
@@ -103,7 +105,7 @@ pub async fn run(options: Options, counts: Arc<Counts>) -> Result<Report, Failur
         counts: Arc::clone(&counts),
         ..Report::default()
     };
-    while report.rounds == 0
+    while report.rounds < options.rounds
         || began.elapsed() < options.duration
         || report.tally.slots() < options.slots
     {
@@ -127,6 +129,7 @@ impl Default for Options {
             seed: 1,
             duration: Duration::from_secs(180),
             slots: 0,
+            rounds: 1,
             round: Duration::from_secs(12),
             scale: 3,
             batch: 20,
