@@ -1,7 +1,7 @@
 //! The proof that the eight guarantees hold: a checker over what clients recorded, and a chaos run.
 //!
 //! # Checker
-//! [`Truth`] is what publishers were told. A [`Stream`] records what one client was sent. [`check`] compares
+//! [`Truth`] is what publishers were told. A [`Stream`] records what one client was sent. [`check()`] compares
 //! them, and names the first guarantee that was not kept as a [`Violation`], with the place in the records.
 //!
 //! # Chaos

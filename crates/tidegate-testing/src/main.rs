@@ -37,7 +37,7 @@ struct Arguments {
     /// Clients of a round, in steps of 28
     #[arg(long, default_value_t = Options::default().scale)]
     scale: usize,
-    /// Events in a batch of a publisher, on average; each of two sends up to 500 batches a second
+    /// Events in a batch of a publisher, on average; each of three sends up to 500 batches a second
     #[arg(long, default_value_t = Options::default().batch)]
     batch: usize,
 }

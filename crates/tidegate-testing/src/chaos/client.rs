@@ -156,7 +156,10 @@ impl Actor {
                 seconds: 1,
                 nanos: 0,
             }),
-            ..SubscribeRequest::default()
+            min_interval: (self.plan.min_interval > 0).then(|| prost_types::Duration {
+                seconds: 0,
+                nanos: self.plan.min_interval as i32 * 1_000_000,
+            }),
         }
     }
 

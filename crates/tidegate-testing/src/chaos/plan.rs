@@ -42,6 +42,8 @@ pub(crate) struct ClientPlan {
     pub(crate) manner: Manner,
     pub(crate) filters: Vec<String>,
     pub(crate) limits: Limits,
+    /// The least time between releases, in milliseconds; 0 for none.
+    pub(crate) min_interval: u32,
     pub(crate) seed: u64,
 }
 
@@ -180,8 +182,16 @@ impl ClientPlan {
         Self {
             name: format!("c{number}"),
             manner,
-            filters: filters(rng),
+            // One gets everything, so that it is known what became of batches without an answer.
+            filters: match number {
+                0 => vec![">".into()],
+                _ => filters(rng),
+            },
             limits,
+            min_interval: match (manner.is_healthy(), rng.u32(0..4)) {
+                (false, 0) => rng.u32(10..500),
+                _ => 0,
+            },
             seed: rng.u64(..),
         }
     }

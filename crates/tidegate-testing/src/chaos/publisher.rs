@@ -23,23 +23,36 @@ const PACE: Duration = Duration::from_millis(2);
 /// How far healthy clients may be behind before publishers wait for them.
 const WINDOW: u64 = 16_000;
 
-/// How long an answer may take.
+/// How long a healthy client may be behind.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// One event in so many is larger than a chunk, or goes to one client.
 const RARE: u32 = 1_000;
 
+/// How a publisher is to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    /// Tells its events from those of others.
+    pub(crate) number: u64,
+    /// Events in a batch, on average.
+    pub(crate) batch: usize,
+    /// Whether its connections go through the proxy, so that it does not always get its answers.
+    pub(crate) is_proxied: bool,
+    pub(crate) seed: u64,
+}
+
 /// Publishes until `stop`, as fast as `batch` events every [`PACE`] and the healthy clients allow.
 pub(crate) async fn publish(
     world: Arc<World>,
-    number: u64,
-    batch: usize,
-    seed: u64,
+    manner: Manner,
     stop: CancellationToken,
 ) -> Result<(), Violation> {
-    let mut rng = Rng::with_seed(seed);
-    let mut next = number << 48;
-    let mut client = connect(&world);
+    let mut rng = Rng::with_seed(manner.seed);
+    let mut next = manner.number << 48;
+    let mut client = connect(&world, manner);
     let mut pace = interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waited = 0;
@@ -58,18 +71,18 @@ pub(crate) async fn publish(
             continue;
         }
         waited = 0;
-        let count = rng.usize(1..=batch * 2);
+        let count = rng.usize(1..=manner.batch * 2);
         let events: Vec<_> = (0..count)
-            .map(|_| {
+            .map(|i| {
                 next += 1;
-                event(&world, &mut rng, next)
+                event(&world, &mut rng, next, i == 0)
             })
             .collect();
         let prepared: Vec<_> = {
             let mut truth = world.truth.lock().expect("no holder panics");
             events.iter().map(|event| truth.prepare(event)).collect()
         };
-        let published = timeout(PATIENCE, client.publish(PublishRequest { events })).await;
+        let published = timeout(ANSWER, client.publish(PublishRequest { events })).await;
         let truth = || world.truth.lock().expect("no holder panics");
         if let Ok(Ok(answer)) = published {
             truth().acknowledge(&prepared, answer.get_ref())?;
@@ -77,20 +90,24 @@ pub(crate) async fn publish(
         } else {
             truth().leave_open(prepared);
             world.counts.unanswered.fetch_add(count as u64, Relaxed);
-            client = connect(&world);
+            client = connect(&world, manner);
         }
     }
     Ok(())
 }
 
-fn connect(world: &World) -> EventServiceClient<Channel> {
-    let address = *world.address.borrow();
+fn connect(world: &World, manner: Manner) -> EventServiceClient<Channel> {
+    let address = match manner.is_proxied {
+        true => world.proxy,
+        false => *world.address.borrow(),
+    };
     let endpoint =
         Endpoint::from_shared(format!("http://{address}")).expect("an address makes a URL");
     EventServiceClient::new(endpoint.connect_lazy())
 }
 
-fn event(world: &World, rng: &mut Rng, number: u64) -> NewEvent {
+/// An event, to one client now and then, unless it is `for_all`.
+fn event(world: &World, rng: &mut Rng, number: u64, for_all: bool) -> NewEvent {
     let mut payload = Vec::with_capacity(64);
     payload.extend(number.to_le_bytes());
     payload.extend(world.now().to_le_bytes());
@@ -99,7 +116,7 @@ fn event(world: &World, rng: &mut Rng, number: u64) -> NewEvent {
         _ => 16 + rng.usize(0..32),
     };
     payload.resize(size, number as u8);
-    let to_one = rng.u32(0..RARE) == 0;
+    let to_one = rng.u32(0..RARE) == 0 && !for_all;
     let (area, item, kind) = (
         rng.u32(0..AREAS),
         rng.u32(0..ITEMS),

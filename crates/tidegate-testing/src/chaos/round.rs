@@ -27,8 +27,8 @@ use crate::{
     truth::Truth,
 };
 
-/// Publishers of a round.
-const PUBLISHERS: u64 = 2;
+/// Publishers of a round, and whether they go through the proxy.
+const PUBLISHERS: [bool; 3] = [false, false, true];
 
 /// How long a server may take to notice that all clients have gone.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -77,15 +77,15 @@ pub(crate) async fn run(
     }
     let stop = CancellationToken::new();
     let mut publishers = JoinSet::new();
-    for number in 1..=PUBLISHERS {
-        let seed = seed.wrapping_mul(PUBLISHERS + 1).wrapping_add(number);
-        publishers.spawn(publisher::publish(
-            Arc::clone(&world),
+    for (number, is_proxied) in (1..).zip(PUBLISHERS) {
+        let manner = publisher::Manner {
             number,
-            options.batch,
-            seed,
-            stop.clone(),
-        ));
+            batch: options.batch,
+            is_proxied,
+            seed: seed.wrapping_mul(8).wrapping_add(number),
+        };
+        let publishing = publisher::publish(Arc::clone(&world), manner, stop.clone());
+        publishers.spawn(publishing);
     }
     let watching = tokio::spawn(watch_memory(Arc::clone(&world), plan.memory_bound));
 
