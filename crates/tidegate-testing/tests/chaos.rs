@@ -10,7 +10,7 @@ async fn a_short_chaos_run_has_no_violation() {
     let options = Options {
         seed: 0,
         duration: Duration::ZERO,
-        rounds: 4,
+        rounds: 5,
         round: Duration::from_secs(1),
         scale: 1,
         batch: 4,

@@ -81,14 +81,14 @@ pub struct Report {
 #[non_exhaustive]
 pub enum Failure {
     /// A guarantee was not kept.
-    #[error("{violation}\nround {round} of this run; repeat it with --seed {seed}")]
+    #[error("{violation}\nin round {round}; repeat it with: {command}")]
     Violation {
         /// Which.
         violation: Box<Violation>,
         /// The round, from 1.
         round: u64,
-        /// Its seed.
-        seed: u64,
+        /// What runs that round alone.
+        command: String,
     },
     /// A server or proxy could not be started.
     #[error("cannot start a server or proxy on a port of 127.0.0.1")]
@@ -115,12 +115,28 @@ pub async fn run(options: Options, counts: Arc<Counts>) -> Result<Report, Failur
         let violation = |violation| Failure::Violation {
             violation: Box::new(violation),
             round: report.rounds,
-            seed,
+            command: options.command(seed),
         };
         report.tally.add(&tally.map_err(violation)?);
     }
     report.took = began.elapsed();
     Ok(report)
+}
+
+impl Options {
+    /// What runs the round with this seed alone.
+    fn command(&self, seed: u64) -> String {
+        let Self {
+            round,
+            scale,
+            batch,
+            ..
+        } = self;
+        let round = round.as_secs();
+        format!(
+            "scripts/chaos --seed {seed} --duration 0s --round {round}s --scale {scale} --batch {batch}"
+        )
+    }
 }
 
 impl Default for Options {
@@ -176,6 +192,10 @@ impl fmt::Display for Report {
         row("most bytes held", counts.held.load(Relaxed))?;
         row("delivered", tally.delivered)?;
         row("slots checked", tally.slots())?;
+        row(
+            "slots a second",
+            (tally.slots() as f64 / took.as_secs_f64()) as u64,
+        )?;
         row("violations", 0)
     }
 }

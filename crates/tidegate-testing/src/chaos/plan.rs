@@ -19,6 +19,8 @@ pub(crate) enum Scenario {
     LongHistory,
     /// A history that is over in a moment: positions expire, and replays are overtaken.
     ShortHistory,
+    /// No history: whatever a client was not there for is gone, and in the end nothing may be held.
+    NoHistory,
     /// A memory budget that is exceeded.
     SmallBudget,
     /// Clients that take nothing are thrown out soon.
@@ -78,9 +80,10 @@ const CROWD: [(Manner, usize); 7] = [
 ];
 
 impl Scenario {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::LongHistory,
         Self::ShortHistory,
+        Self::NoHistory,
         Self::SmallBudget,
         Self::ShortPatience,
     ];
@@ -95,6 +98,7 @@ impl Scenario {
     fn history(self) -> usize {
         match self {
             Self::ShortHistory => 1_500,
+            Self::NoHistory => 0,
             _ => 400_000,
         }
     }

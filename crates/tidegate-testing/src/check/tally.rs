@@ -67,7 +67,9 @@ impl Tally {
 
     pub(super) fn count(&mut self, gap: &Gap) {
         let reason = gap.reason().as_str_name().trim_start_matches("GAP_REASON_");
-        *self.missed.entry(reason).or_default() += gap.count;
+        if gap.count > 0 {
+            *self.missed.entry(reason).or_default() += gap.count;
+        }
         *self.gaps.entry(reason).or_default() += 1;
     }
 }

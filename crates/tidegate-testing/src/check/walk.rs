@@ -93,6 +93,9 @@ impl<'a> Walk<'a> {
 
     pub(super) fn stream(&mut self, tally: &mut Tally) -> Result<(), Violation> {
         let stream = self.stream;
+        if self.head.epoch == 0 {
+            return Err(self.resume("`subscribed` has no position", 1, 0));
+        }
         let mut begin = 0;
         for (number, item) in stream.items.iter().enumerate() {
             self.response = number;
