@@ -7,7 +7,9 @@ use super::{Fault, Violation, walk::Walk};
 /// Gaps taken together.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Loss {
+    /// The last sequence of any of them.
     pub(super) last: u64,
+    /// What they count together.
     pub(super) count: u64,
 }
 
@@ -23,14 +25,10 @@ impl Walk<'_> {
                 gap.count,
             )));
         }
-        let is_uncounted = gap.count == 0;
-        if is_uncounted != matches!(reason, GapReason::Expired | GapReason::EpochChanged)
-            && gap.count == 0
-        {
-            return Err(self.loss("a gap is not counted", 1, 0));
-        }
-        if !is_uncounted {
+        if gap.count > 0 {
             self.index(gap.first_index, gap.count)?;
+        } else if !matches!(reason, GapReason::Expired | GapReason::EpochChanged) {
+            return Err(self.loss("a gap is not counted", 1, 0));
         }
         if gap.last_sequence < gap.first_sequence {
             return Err(self.disorder(
