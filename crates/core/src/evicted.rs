@@ -21,12 +21,22 @@ struct Run {
     last_sequence: u64,
 }
 
-/// How many events were evicted, and between which sequences.
+/// How many events were evicted, between which numbers, and between which sequences.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct EvictedWithin {
     pub(crate) count: u64,
+    pub(crate) from: u64,
+    /// The number after the last.
+    pub(crate) to: u64,
     pub(crate) first: u64,
     pub(crate) last: u64,
+}
+
+impl EvictedWithin {
+    /// Whether nothing in between was lost otherwise.
+    pub(crate) const fn is_one_run(&self) -> bool {
+        self.to - self.from == self.count
+    }
 }
 
 impl Evicted {
@@ -60,8 +70,10 @@ impl Evicted {
             .filter(|run| run.from < to && from < run.to)
         {
             if within.count == 0 {
+                within.from = run.from.max(from);
                 within.first = run.first_sequence;
             }
+            within.to = run.to.min(to);
             within.last = run.last_sequence;
             within.count += run.to.min(to) - run.from.max(from);
         }

@@ -74,7 +74,12 @@ fn drain(subscription: &mut Subscription<Bytes>, given: &mut Given) {
         while let Poll::Ready(taken) = subscription.poll_next(&mut cx, Room::events(7), &mut batch)
         {
             taken.unwrap();
+            let mut counted_through = 0;
             for gap in &batch.gaps {
+                if gap.reason != GapReason::Conflated {
+                    assert!(gap.first_sequence > counted_through, "{:?}", batch.gaps);
+                    counted_through = gap.last_sequence;
+                }
                 match gap.reason {
                     GapReason::Evicted => given.evicted += gap.count,
                     GapReason::Overflow => given.overflowed += gap.count,
@@ -111,6 +116,39 @@ fn over_the_budget_the_oldest_go_and_a_stalled_subscriber_is_told_how_many() {
     assert!(given.sequences.iter().copied().eq(contiguous));
 }
 
+/// What is evicted together may begin before what one of the subscribers has seen.
+#[test]
+fn an_evicted_gap_begins_behind_what_was_handed_out() {
+    for overflow in [Overflow::DropOldest, Overflow::Conflate] {
+        let hub = hub(BUDGET);
+        let mut stalled = subscribe(&hub, 0, &["*"], overflow, Start::Live);
+        let mut reader = subscribe(&hub, 1, &["*"], overflow, Start::Live);
+        let publish_some = |topics: std::ops::Range<usize>| {
+            topics.for_each(|topic| publish(&hub, &format!("t{topic}"), 1_000));
+        };
+        publish_some(0..20);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut batch = Batch::default();
+        let polled = reader.poll_next(&mut cx, Room::events(10), &mut batch);
+        assert!(polled.is_ready() && batch.events.len() == 10);
+        publish_some(20..500);
+        for (subscription, first) in [(&mut reader, 11), (&mut stalled, 1)] {
+            assert!(
+                subscription
+                    .poll_next(&mut cx, Room::events(10), &mut batch)
+                    .is_ready()
+            );
+            let gap = batch.gaps[0];
+            assert_eq!(
+                (gap.reason, gap.first_sequence),
+                (GapReason::Evicted, first)
+            );
+            assert_eq!(gap.last_sequence + 1 - gap.first_sequence, gap.count);
+            assert_eq!(batch.events[0].sequence(), gap.last_sequence + 1);
+        }
+    }
+}
+
 #[test]
 fn overflow_and_eviction_are_told_apart() {
     let hub = hub(BUDGET);
@@ -136,6 +174,32 @@ fn overflow_and_eviction_are_told_apart() {
     assert_eq!(given.overflowed, 15);
     assert!(given.evicted > 0);
     assert_eq!(given.evicted + given.sequences.len() as u64, 15);
+}
+
+#[test]
+fn overflow_in_between_evictions_is_one_gap() {
+    let hub = hub(BUDGET);
+    let options = SubscribeOptions {
+        limits: Limits {
+            max_events: NonZeroU64::new(10).unwrap(),
+            ..Limits::default()
+        },
+        ..SubscribeOptions::new(ClientId::new("c").unwrap(), vec![Filter::new("a").unwrap()])
+    };
+    let mut stalled = hub.subscribe(options, Instant::now()).unwrap();
+    for _ in 0..2 {
+        for _ in 0..15 {
+            publish(&hub, "a", 10);
+        }
+        publish(&hub, "other", BUDGET as usize);
+    }
+    for _ in 0..15 {
+        publish(&hub, "a", 10);
+    }
+    let mut given = Given::default();
+    drain(&mut stalled, &mut given);
+    assert_eq!((given.evicted, given.overflowed), (35, 0));
+    assert_eq!(given.sequences.len(), 10);
 }
 
 #[test]

@@ -20,7 +20,10 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tidegate::{EventService, Hub, HubConfig, ResponseBody, ServiceConfig, resettable};
+use tidegate::{
+    EventService, Hub, HubConfig, ResponseBody, ServiceConfig, proto::PublishResponse, resettable,
+};
+use tidegate_testing::Rules;
 use tokio::net::TcpListener;
 use tonic::transport::Endpoint;
 use tower::{Service as _, service_fn};
@@ -76,20 +79,29 @@ async fn a_panic_in_the_task_of_a_stream_is_not_ok_and_hurts_nobody_else() {
     });
 
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-    let mut client = EventServiceClient::new(endpoint.connect().await.unwrap());
+    let journal = Journal::new(hub.clone(), Rules::default());
+    let mut client = Client::new(endpoint.connect().await.unwrap(), journal.clone());
     let mut victim = subscribe(&mut client, filters(&["a"])).await;
+    victim.is_disturbed = true;
     let mut neighbour = subscribe(&mut client, filters(&["b"])).await;
     is_lit.store(true, Relaxed);
     let publish = |topic| {
-        hub.publish(
-            [tidegate::encode(event(topic, "x")).unwrap()],
-            std::time::Instant::now(),
-        )
+        let event = event(topic, "x");
+        let encoded = tidegate::encode(event.clone()).unwrap();
+        let published = hub.publish([encoded], std::time::Instant::now()).unwrap();
+        let answer = PublishResponse {
+            epoch: published.epoch,
+            first_sequence: published.first_sequence,
+            last_sequence: published.last_sequence,
+            count: 1,
+            ..Default::default()
+        };
+        journal.note(&[event], Some(&answer));
     };
-    publish("a").unwrap();
+    publish("a");
     let status = victim.next().await.unwrap_err();
     assert_ne!(status.code(), tonic::Code::Ok);
-    publish("b").unwrap();
+    publish("b");
     neighbour.events(1).await;
     assert_eq!(hub.stats().subscriptions, 1, "what the victim held is free");
 }

@@ -211,6 +211,7 @@ async fn a_stalled_stream_that_is_not_read_is_reset_and_its_neighbour_lives() {
     // Both on one connection.
     let mut client = server.client_with_small_windows().await;
     let mut stalled = subscribe(&mut client, filters(&["t"])).await;
+    stalled.is_disturbed = true;
     let mut neighbour = subscribe(&mut client, filters(&["u"])).await;
     publish_all(
         &mut server.client().await,
@@ -291,8 +292,7 @@ async fn a_peer_that_stops_reading_its_socket_is_gone_by_the_write_timeout() {
         .endpoint()
         .initial_stream_window_size(most)
         .initial_connection_window_size(most);
-    let mut client =
-        EventServiceClient::new(endpoint.connect_with_connector(connector).await.unwrap());
+    let mut client = server.client_over(endpoint.connect_with_connector(connector).await.unwrap());
     let request = SubscribeRequest {
         limits: limits(60_000, Overflow::DropOldest),
         ..filters(&["t"])

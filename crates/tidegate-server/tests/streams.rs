@@ -77,6 +77,7 @@ async fn no_silent_loss_a_stream_that_is_not_read_is_told_exactly_what_it_missed
     let (server, mut client) = start().await;
     let mut stalled = subscribe(&mut server.client().await, filters(&["t"])).await;
     let mut healthy = subscribe(&mut server.client().await, filters(&["t"])).await;
+    healthy.is_healthy = true;
     let total = 50_000;
     for _ in 0..total / 500 {
         publish(

@@ -101,7 +101,8 @@ async fn subscribe_many<F: Future<Output = Channel>>(
     connect: impl Fn(Endpoint) -> F,
 ) -> Vec<(Client, Checked)> {
     join_all((0..count).map(|_| async {
-        let mut client = EventServiceClient::new(connect(endpoint.clone()).await);
+        let channel = connect(endpoint.clone()).await;
+        let mut client = Client::new(channel, Journal::default());
         let stream = subscribe(&mut client, filters(&["quiet.>"])).await;
         (client, stream)
     }))

@@ -95,7 +95,7 @@ impl<P: Payload> Subscription<P> {
             let mut from = cursor.next;
             if latest.has_overtaken(from) {
                 let evicted = latest.evicted().within(from, latest.first());
-                losses.evicted.merge(evicted);
+                losses.evicted.merge(evicted, since);
                 losses.overflow.add(
                     latest.first() - from - evicted.count,
                     since,

@@ -30,9 +30,17 @@ impl Losses {
             return;
         }
         let evicted = feed.evicted().within(from, to);
-        self.evicted.merge(evicted);
-        self.overflow
-            .add(to - from - evicted.count, head, feed.sequence_before(to));
+        self.evicted.merge(evicted, head);
+        let (mut first, mut last) = (head, feed.sequence_before(to));
+        // What overflowed lies before what was evicted, or behind it, or around it.
+        if evicted.is_one_run() && evicted.count > 0 {
+            if evicted.to == to {
+                last = evicted.first - 1;
+            } else if evicted.from == from {
+                first = evicted.last + 1;
+            }
+        }
+        self.overflow.add(to - from - evicted.count, first, last);
     }
 
     /// The sequence of the last event lost to overflow or eviction; 0 if none was.
@@ -40,9 +48,11 @@ impl Losses {
         self.overflow.last.max(self.evicted.last)
     }
 
-    /// Adds the losses to `gaps`, in the order of where they begin, the conflated last: its survivors
-    /// follow. Losses of one reason are one gap.
-    pub(super) fn into_gaps(self, gaps: &mut Vec<Gap>) {
+    /// Adds the losses to `gaps`, in the order of where they begin, the conflated first: the others are
+    /// places to resume after, and what was replaced before them must have been counted by then. Losses of
+    /// one reason are one gap.
+    pub(super) fn into_gaps(mut self, gaps: &mut Vec<Gap>) {
+        self.settle_interleaved();
         let overflow = (GapReason::Overflow, self.overflow);
         let evicted = (GapReason::Evicted, self.evicted);
         let (earlier, later) = if self.overflow.first <= self.evicted.first {
@@ -50,10 +60,25 @@ impl Losses {
         } else {
             (evicted, overflow)
         };
-        for (reason, loss) in [earlier, later, (GapReason::Conflated, self.conflated)] {
+        for (reason, loss) in [(GapReason::Conflated, self.conflated), earlier, later] {
             if loss.count > 0 {
                 merge_gap(gaps, reason, loss);
             }
+        }
+    }
+}
+
+impl Losses {
+    /// Counts overflow in between evicted events as evicted. Both would stand before the same event, and a
+    /// consumer that breaks off between their gaps would resume after what the second counts.
+    fn settle_interleaved(&mut self) {
+        let Self {
+            overflow, evicted, ..
+        } = self;
+        let overlap = overflow.first <= evicted.last && evicted.first <= overflow.last;
+        if overflow.count > 0 && evicted.count > 0 && overlap {
+            evicted.add(overflow.count, overflow.first, overflow.last);
+            *overflow = Loss::default();
         }
     }
 }
@@ -63,8 +88,13 @@ impl Loss {
         Self { count, first, last }
     }
 
-    pub(super) fn merge(&mut self, EvictedWithin { count, first, last }: EvictedWithin) {
-        self.add(count, first, last);
+    /// Adds what was evicted before a cursor whose first event to come is not before `since`. Events are
+    /// evicted together whoever has seen which of them, so a run may begin before that.
+    pub(super) fn merge(&mut self, evicted: EvictedWithin, since: u64) {
+        let EvictedWithin {
+            count, first, last, ..
+        } = evicted;
+        self.add(count, first.max(since), last);
     }
 
     /// Adds `count` events between these sequences, both included.

@@ -6,10 +6,17 @@
     reason = "each test file is a crate and uses its part"
 )]
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    ops::{Deref, DerefMut},
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
 
 use tidegate::{Encoded, Hub, Stats, proto::*};
 use tidegate_server::{DrainReport, Server, ServerConfig};
+use tidegate_testing::{Client as Recorded, Ending, Rules, Stream, Truth, check};
 use tokio::{sync::oneshot, task::JoinHandle, time};
 use tonic::{
     Status, Streaming,
@@ -24,15 +31,40 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Running {
     pub address: SocketAddr,
     pub hub: Hub<Encoded>,
+    pub journal: Journal,
     stop: oneshot::Sender<()>,
     served: JoinHandle<DrainReport>,
 }
 
-pub type Client = EventServiceClient<Channel>;
+/// A client that writes down in its journal what it publishes and is sent.
+#[derive(Clone)]
+pub struct Client {
+    inner: EventServiceClient<Channel>,
+    journal: Journal,
+}
 
-/// A stream whose indexes are checked to be dense, over events and gaps.
+/// What all clients of a test published and were sent. When the last who knows of it is gone, all of it is
+/// checked.
+#[derive(Clone, Default)]
+pub struct Journal(Arc<Records>);
+
+#[derive(Default)]
+struct Records {
+    hub: Option<Hub<Encoded>>,
+    rules: Rules,
+    truth: Mutex<Truth>,
+    clients: Mutex<Vec<Recorded>>,
+}
+
+/// A stream that is recorded, and checked when the test is over; its indexes are checked as they come.
 pub struct Checked {
     stream: Streaming<SubscribeResponse>,
+    journal: Journal,
+    record: Stream,
+    /// It reads all the time, so it may miss nothing.
+    pub is_healthy: bool,
+    /// It may break off without a status.
+    pub is_disturbed: bool,
     pub subscribed: Subscribed,
     pub next_index: u64,
     pub delivered: u64,
@@ -45,6 +77,13 @@ pub struct Checked {
 impl Running {
     pub async fn start(config: ServerConfig) -> Self {
         let listen = "127.0.0.1:0".parse().unwrap();
+        let rules = Rules {
+            history_events: config
+                .memory_budget
+                .is_none()
+                .then_some(config.history.max_events as u64),
+            may_evict: config.memory_budget.is_some(),
+        };
         let server = Server::bind(ServerConfig { listen, ..config })
             .await
             .unwrap();
@@ -53,6 +92,7 @@ impl Running {
         let served = tokio::spawn(server.serve(async { _ = stopped.await }));
         Self {
             address,
+            journal: Journal::new(hub.clone(), rules),
             hub,
             stop,
             served,
@@ -64,7 +104,11 @@ impl Running {
     }
 
     pub async fn client(&self) -> Client {
-        EventServiceClient::new(self.endpoint().connect().await.unwrap())
+        self.client_over(self.endpoint().connect().await.unwrap())
+    }
+
+    pub fn client_over(&self, channel: Channel) -> Client {
+        Client::new(channel, self.journal.clone())
     }
 
     /// A client each of whose streams takes 64 KiB from the server before it is read, and the connection
@@ -74,7 +118,7 @@ impl Running {
             .endpoint()
             .initial_stream_window_size(65_535)
             .initial_connection_window_size(8 << 20);
-        EventServiceClient::new(endpoint.connect().await.unwrap())
+        self.client_over(endpoint.connect().await.unwrap())
     }
 
     pub async fn stop(self) -> DrainReport {
@@ -98,6 +142,69 @@ impl Running {
     }
 }
 
+impl Client {
+    pub fn new(channel: Channel, journal: Journal) -> Self {
+        Self {
+            inner: EventServiceClient::new(channel),
+            journal,
+        }
+    }
+}
+
+impl Deref for Client {
+    type Target = EventServiceClient<Channel>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.inner
+    }
+}
+
+impl DerefMut for Client {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.inner
+    }
+}
+
+impl Journal {
+    pub fn new(hub: Hub<Encoded>, rules: Rules) -> Self {
+        let mut records = Records::default();
+        (records.hub, records.rules) = (Some(hub), rules);
+        Self(Arc::new(records))
+    }
+
+    /// Notes what became of a batch.
+    pub fn note(&self, events: &[NewEvent], answer: Option<&PublishResponse>) {
+        let mut truth = self.0.truth.lock().unwrap();
+        let batch: Vec<_> = events.iter().map(|event| truth.prepare(event)).collect();
+        match answer {
+            Some(answer) => truth.acknowledge(&batch, answer).unwrap(),
+            None => truth.leave_open(batch),
+        }
+    }
+
+    fn head(&self) -> u64 {
+        let hub = self.0.hub.as_ref();
+        hub.map_or(0, |hub| hub.position().sequence)
+    }
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            return;
+        }
+        let truth = self.truth.get_mut().unwrap();
+        let clients = self.clients.get_mut().unwrap();
+        let streams = clients.iter().flat_map(|client| &client.streams);
+        let checked = truth
+            .resolve(streams.flat_map(Stream::deliveries))
+            .and_then(|()| check(truth, clients, self.rules));
+        if let Err(violation) = checked {
+            panic!("{violation}");
+        }
+    }
+}
+
 pub fn filters(filters: &[&str]) -> SubscribeRequest {
     SubscribeRequest {
         filters: filters.iter().map(ToString::to_string).collect(),
@@ -117,30 +224,44 @@ pub async fn publish(
     client: &mut Client,
     events: Vec<NewEvent>,
 ) -> Result<PublishResponse, Status> {
-    client
-        .publish(PublishRequest { events })
-        .await
-        .map(tonic::Response::into_inner)
+    let request = PublishRequest {
+        events: events.clone(),
+    };
+    let published = client.publish(request).await;
+    let answer = published.map(tonic::Response::into_inner);
+    client.journal.note(&events, answer.as_ref().ok());
+    answer
 }
 
 pub async fn subscribe(client: &mut Client, request: SubscribeRequest) -> Checked {
+    let record = Stream::new(request.clone());
     let stream = client.subscribe(request).await.unwrap().into_inner();
-    Checked::open(stream).await
+    Checked::open(stream, record, client.journal.clone()).await
 }
 
 impl Checked {
-    async fn open(mut stream: Streaming<SubscribeResponse>) -> Self {
+    async fn open(
+        mut stream: Streaming<SubscribeResponse>,
+        mut record: Stream,
+        journal: Journal,
+    ) -> Self {
         let first = time::timeout(PATIENCE, stream.message())
             .await
             .unwrap()
             .unwrap()
             .unwrap();
+        let response = first.response.clone().map(Into::into);
+        record.record(response.as_ref(), || journal.head());
         let Some(Response::Subscribed(subscribed)) = first.response else {
             panic!("not subscribed first: {first:?}")
         };
         let next_index = subscribed.next_index;
         Self {
             stream,
+            journal,
+            record,
+            is_healthy: false,
+            is_disturbed: false,
             subscribed,
             next_index,
             delivered: 0,
@@ -154,11 +275,14 @@ impl Checked {
     pub async fn next(&mut self) -> Result<Response, Status> {
         let message = time::timeout(PATIENCE, self.stream.message())
             .await
-            .expect("nothing came")?;
+            .expect("nothing came")
+            .inspect_err(|status| self.record.end(Ending::from(status)))?;
         let response = message
             .expect("a stream never ends as OK")
             .response
             .expect("a response is set");
+        let recorded = response.clone().into();
+        self.record.record(Some(&recorded), || self.journal.head());
         self.check(&response);
         Ok(response)
     }
@@ -214,6 +338,18 @@ impl Checked {
                 Err(status) => return (going_away, status),
             }
         }
+    }
+}
+
+impl Drop for Checked {
+    fn drop(&mut self) {
+        let recorded = Recorded {
+            name: self.subscribed.client_id.clone(),
+            is_healthy: self.is_healthy,
+            is_disturbed: self.is_disturbed,
+            streams: vec![std::mem::take(&mut self.record)],
+        };
+        self.journal.0.clients.lock().unwrap().push(recorded);
     }
 }
 

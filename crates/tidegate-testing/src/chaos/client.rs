@@ -1,0 +1,359 @@
+//! Clients of all manners.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use fastrand::Rng;
+use http::uri::PathAndQuery;
+use tidegate::{Encoded, Hub};
+use tidegate_proto::v1::{Position, SubscribeRequest};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+use tonic::{Request, Status, Streaming, client::Grpc, transport::Endpoint};
+use tonic_prost::ProstCodec;
+
+use super::{
+    plan::{ClientPlan, Manner},
+    publisher::published_at,
+    world::World,
+};
+use crate::{
+    lean::{Response, SubscribeResponse},
+    record::{Client, Ending, Stream},
+};
+
+/// How long a stream may be silent: three heartbeat intervals.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// How long a client may take to come to the end when nothing is published any more.
+const FINISH: Duration = Duration::from_secs(20);
+
+/// The pause after a failure to connect.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The windows of a client that holds up the server when it does not read.
+const SMALL_WINDOW: u32 = 65_535;
+const LARGE_WINDOW: u32 = 1 << 20;
+
+/// What a client does next.
+enum Next {
+    Resume,
+    TakeOver(Box<Incoming>),
+    Vanish,
+    Done,
+}
+
+type Incoming = Streaming<SubscribeResponse>;
+
+/// A recorded stream, or one that is read to its end elsewhere.
+enum Recorded {
+    Here(Box<Stream>),
+    Elsewhere(JoinHandle<Stream>),
+}
+
+/// A client while it runs.
+pub(crate) struct Actor {
+    plan: ClientPlan,
+    /// Its number among the healthy.
+    healthy: Option<usize>,
+    world: Arc<World>,
+    rng: Rng,
+    finish: watch::Receiver<Option<Position>>,
+    /// When the end must have come.
+    deadline: Option<Instant>,
+}
+
+impl Actor {
+    pub(crate) fn new(plan: ClientPlan, healthy: Option<usize>, world: Arc<World>) -> Self {
+        Self {
+            rng: Rng::with_seed(plan.seed),
+            finish: world.finish.subscribe(),
+            plan,
+            healthy,
+            world,
+            deadline: None,
+        }
+    }
+
+    /// Lives until everything that was published has come, and returns what was recorded: a client for each
+    /// name that it had.
+    pub(crate) async fn run(mut self) -> Vec<Client> {
+        let mut clients = Vec::new();
+        let mut streams = Vec::new();
+        let mut position = None;
+        loop {
+            let mut stream = Stream::new(self.request(clients.len(), position));
+            let next = self.stream(&mut stream).await;
+            position = stream.position();
+            let has_begun = stream.epoch().is_some();
+            match next {
+                Next::TakeOver(incoming) => {
+                    let hub = stream.epoch().and_then(|epoch| self.world.hub_of(epoch));
+                    let old = tokio::spawn(read_to_the_end(*incoming, stream, hub));
+                    streams.push(Recorded::Elsewhere(old));
+                    continue;
+                }
+                _ => streams.push(Recorded::Here(Box::new(stream))),
+            }
+            match next {
+                Next::Done => break,
+                Next::Vanish => {
+                    clients.push(
+                        self.client(clients.len(), std::mem::take(&mut streams))
+                            .await,
+                    );
+                    position = None;
+                }
+                _ if !has_begun => sleep(PAUSE).await,
+                _ => {}
+            }
+        }
+        clients.push(self.client(clients.len(), streams).await);
+        clients
+    }
+
+    async fn client(&self, life: usize, recorded: Vec<Recorded>) -> Client {
+        let mut streams = Vec::new();
+        for stream in recorded {
+            streams.push(match stream {
+                Recorded::Here(stream) => *stream,
+                Recorded::Elsewhere(reading) => reading.await.expect("reading does not panic"),
+            });
+        }
+        Client {
+            name: self.name(life),
+            is_healthy: self.plan.manner.is_healthy(),
+            is_disturbed: !self.plan.manner.is_healthy(),
+            streams,
+        }
+    }
+
+    fn name(&self, life: usize) -> String {
+        match life {
+            0 => self.plan.name.clone(),
+            _ => format!("{}-{life}", self.plan.name),
+        }
+    }
+
+    fn request(&mut self, life: usize, position: Option<Position>) -> SubscribeRequest {
+        let replay_last = match position {
+            None if !self.plan.manner.is_healthy() && self.rng.bool() => self.rng.u32(1..5_000),
+            _ => 0,
+        };
+        SubscribeRequest {
+            client_id: self.name(life),
+            filters: self.plan.filters.clone(),
+            limits: Some(self.plan.limits),
+            resume_after: position,
+            replay_last,
+            heartbeat_interval: Some(prost_types::Duration {
+                seconds: 1,
+                nanos: 0,
+            }),
+            min_interval: (self.plan.min_interval > 0).then(|| prost_types::Duration {
+                seconds: 0,
+                nanos: self.plan.min_interval as i32 * 1_000_000,
+            }),
+        }
+    }
+
+    fn is_finishing(&self) -> bool {
+        self.finish.borrow().is_some()
+    }
+
+    /// Opens a stream and reads it.
+    async fn stream(&mut self, stream: &mut Stream) -> Next {
+        let proxied = self.plan.manner.is_proxied() && !self.is_finishing();
+        let address = match proxied {
+            true => self.world.proxy,
+            false => *self.world.address.borrow(),
+        };
+        let window = match self.plan.manner {
+            Manner::Healthy => LARGE_WINDOW,
+            _ => SMALL_WINDOW,
+        };
+        let opened = timeout(SILENCE, subscribe(address, window, stream.request.clone())).await;
+        let incoming = match opened {
+            Ok(Ok(incoming)) => incoming,
+            Ok(Err(status)) => {
+                stream.end(Ending::from(&status));
+                return self.after(stream);
+            }
+            Err(_) => {
+                stream.end(Ending::Cancelled);
+                return self.after(stream);
+            }
+        };
+        self.read(incoming, stream, proxied).await
+    }
+
+    async fn read(&mut self, mut incoming: Incoming, stream: &mut Stream, proxied: bool) -> Next {
+        let mut hub = None;
+        let mut responses = 0u32;
+        let until = self.rng.u32(5..3_000);
+        loop {
+            if self.is_finishing() && (proxied || self.is_done(stream)) {
+                stream.end(Ending::Cancelled);
+                return self.after(stream);
+            }
+            let message = tokio::select! {
+                message = timeout(SILENCE, incoming.message()) => message,
+                Ok(()) = self.finish.changed() => continue,
+            };
+            let response = match message {
+                Ok(Ok(Some(message))) => message.response,
+                Ok(Ok(None)) => {
+                    stream.end(Ending::Finished);
+                    return self.after(stream);
+                }
+                Ok(Err(status)) => {
+                    stream.end(Ending::from(&status));
+                    return self.after(stream);
+                }
+                Err(_) => {
+                    stream.end(Ending::Cancelled);
+                    return self.after(stream);
+                }
+            };
+            stream.record(response.as_ref(), || head(hub.as_ref()));
+            hub = hub.or_else(|| self.world.hub_of(stream.epoch()?));
+            self.count(response.as_ref(), stream);
+            responses += 1;
+            if self.is_finishing() {
+                continue;
+            }
+            match self.plan.manner {
+                Manner::Slow => sleep(Duration::from_micros(self.rng.u64(0..20_000))).await,
+                Manner::Stalling if self.rng.u32(0..200) == 0 => {
+                    sleep(Duration::from_millis(self.rng.u64(50..2_000))).await;
+                }
+                Manner::Vanishing if responses > until => {
+                    stream.end(Ending::Cancelled);
+                    return Next::Vanish;
+                }
+                Manner::Reconnecting if responses > until => {
+                    stream.end(Ending::Cancelled);
+                    return Next::Resume;
+                }
+                Manner::TakingOver if responses > until => {
+                    return Next::TakeOver(Box::new(incoming));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// What follows the end of a stream.
+    fn after(&mut self, stream: &mut Stream) -> Next {
+        let Some(end) = *self.finish.borrow() else {
+            return Next::Resume;
+        };
+        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + FINISH);
+        let in_epoch = stream.epoch() == Some(end.epoch);
+        if self.is_done(stream) || Instant::now() > deadline && in_epoch {
+            // When it is late, the checker says what never came.
+            stream.complete(end.sequence);
+            return Next::Done;
+        }
+        match Instant::now() > deadline + FINISH {
+            true => Next::Done,
+            false => Next::Resume,
+        }
+    }
+
+    /// Whether the stream has come to the end.
+    fn is_done(&mut self, stream: &Stream) -> bool {
+        let Some(end) = *self.finish.borrow() else {
+            return false;
+        };
+        let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + FINISH);
+        let reached = stream.position().is_some_and(|position| {
+            position.epoch == end.epoch && position.sequence >= end.sequence
+        });
+        reached && stream.epoch() == Some(end.epoch) && stream.has_caught_up()
+            || Instant::now() > deadline
+    }
+
+    fn count(&self, response: Option<&Response>, stream: &Stream) {
+        let counts = &self.world.counts;
+        match response {
+            Some(Response::Batch(batch)) => {
+                counts.slots.fetch_add(batch.events.len() as u64, Relaxed);
+                if self.plan.manner.is_healthy()
+                    && let Some(at) = batch
+                        .events
+                        .first()
+                        .and_then(|event| published_at(&event.payload))
+                {
+                    counts
+                        .latency
+                        .fetch_max(self.world.now().saturating_sub(at), Relaxed);
+                }
+            }
+            Some(Response::Gap(gap)) => {
+                counts.slots.fetch_add(gap.count, Relaxed);
+            }
+            _ => {}
+        }
+        if let Some(healthy) = self.healthy {
+            self.world.advance(healthy, stream.position());
+        }
+    }
+}
+
+/// Reads a stream that was taken over to its end.
+async fn read_to_the_end(
+    mut incoming: Incoming,
+    mut stream: Stream,
+    hub: Option<Hub<Encoded>>,
+) -> Stream {
+    loop {
+        match timeout(SILENCE, incoming.message()).await {
+            Ok(Ok(Some(message))) => {
+                stream.record(message.response.as_ref(), || head(hub.as_ref()))
+            }
+            Ok(Ok(None)) => stream.end(Ending::Finished),
+            Ok(Err(status)) => stream.end(Ending::from(&status)),
+            Err(_) => stream.end(Ending::Cancelled),
+        }
+        if stream.has_ended() {
+            return stream;
+        }
+    }
+}
+
+fn head(hub: Option<&Hub<Encoded>>) -> u64 {
+    hub.map_or(0, |hub| hub.position().sequence)
+}
+
+/// Opens a connection of its own with one stream.
+async fn subscribe(
+    address: SocketAddr,
+    window: u32,
+    request: SubscribeRequest,
+) -> Result<Incoming, Status> {
+    const METHOD: &str = "/tidegate.v1.EventService/Subscribe";
+    let unavailable = |error: &dyn std::error::Error| Status::unavailable(error.to_string());
+    let endpoint =
+        Endpoint::from_shared(format!("http://{address}")).map_err(|error| unavailable(&error))?;
+    let channel = endpoint
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(window)
+        .connect()
+        .await
+        .map_err(|error| unavailable(&error))?;
+    let mut grpc = Grpc::new(channel);
+    grpc.ready().await.map_err(|error| unavailable(&error))?;
+    let codec = ProstCodec::<SubscribeRequest, SubscribeResponse>::default();
+    let path = PathAndQuery::from_static(METHOD);
+    Ok(grpc
+        .server_streaming(Request::new(request), path, codec)
+        .await?
+        .into_inner())
+}

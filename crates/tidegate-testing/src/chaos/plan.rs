@@ -1,0 +1,239 @@
+//! What happens in a round, drawn from its seed.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use tidegate::{CHUNK_BYTES, HistoryLimits, SweepRules};
+use tidegate_proto::v1::{Limits, Overflow};
+use tidegate_server::{Http2Config, ServerConfig};
+
+use crate::check::Rules;
+
+/// More than any event of a round takes.
+const LARGEST_EVENT: u64 = 64 << 10;
+
+/// How a server is set up, so that each of the rarer things happens in some round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scenario {
+    /// A history that is long enough for who comes back soon.
+    LongHistory,
+    /// A history that is over in a moment: positions expire, and replays are overtaken.
+    ShortHistory,
+    /// No history: whatever a client was not there for is gone, and in the end nothing may be held.
+    NoHistory,
+    /// A memory budget that is exceeded.
+    SmallBudget,
+    /// Clients that take nothing are thrown out soon.
+    ShortPatience,
+}
+
+/// A round.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) server: ServerConfig,
+    pub(crate) rules: Rules,
+    /// The most bytes that events may hold.
+    pub(crate) memory_bound: u64,
+    pub(crate) clients: Vec<ClientPlan>,
+}
+
+/// One client of a round.
+#[derive(Debug, Clone)]
+pub(crate) struct ClientPlan {
+    pub(crate) name: String,
+    pub(crate) manner: Manner,
+    pub(crate) filters: Vec<String>,
+    pub(crate) limits: Limits,
+    /// The least time between releases, in milliseconds; 0 for none.
+    pub(crate) min_interval: u32,
+    pub(crate) seed: u64,
+}
+
+/// How a client behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// Reads, on a connection that nobody meddles with.
+    Healthy,
+    /// Reads, and rests after each response.
+    Slow,
+    /// Stops reading for a while now and then.
+    Stalling,
+    /// Goes without a word, never to return; another comes instead.
+    Vanishing,
+    /// Ends its stream now and then, and resumes.
+    Reconnecting,
+    /// Resumes while its old stream is open, and so takes over from itself.
+    TakingOver,
+    /// Reads through the proxy, and resumes when that breaks the connection.
+    Faulted,
+}
+
+/// How many clients there are of each manner, at scale 1.
+const CROWD: [(Manner, usize); 7] = [
+    (Manner::Healthy, 8),
+    (Manner::Slow, 3),
+    (Manner::Stalling, 3),
+    (Manner::Vanishing, 2),
+    (Manner::Reconnecting, 3),
+    (Manner::TakingOver, 2),
+    (Manner::Faulted, 7),
+];
+
+impl Scenario {
+    const ALL: [Self; 5] = [
+        Self::LongHistory,
+        Self::ShortHistory,
+        Self::NoHistory,
+        Self::SmallBudget,
+        Self::ShortPatience,
+    ];
+
+    const fn budget(self) -> u64 {
+        match self {
+            Self::SmallBudget => 2 << 20,
+            _ => 256 << 20,
+        }
+    }
+
+    fn history(self) -> usize {
+        match self {
+            Self::ShortHistory => 1_500,
+            Self::NoHistory => 0,
+            _ => 400_000,
+        }
+    }
+
+    fn sweep(self) -> SweepRules {
+        match self {
+            Self::ShortPatience => SweepRules {
+                stall_timeout: Some(Duration::from_millis(500)),
+                close_stalled: true,
+                grace: Duration::from_millis(300),
+            },
+            _ => SweepRules::default(),
+        }
+    }
+}
+
+impl Plan {
+    /// The plan of the round with this seed: its scenario is the seed's remainder.
+    pub(crate) fn new(seed: u64, scale: usize) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let scenario = Scenario::ALL[(seed % Scenario::ALL.len() as u64) as usize];
+        let server = ServerConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            history: HistoryLimits {
+                max_events: scenario.history(),
+                max_bytes: 1 << 30,
+                max_age: Duration::from_secs(3_600),
+            },
+            memory_budget: Some(scenario.budget()),
+            sweep: scenario.sweep(),
+            http2: Http2Config {
+                // Half-open connections and clients that do not read are found while the round goes on.
+                keep_alive_interval: Duration::from_secs(2),
+                keep_alive_timeout: Duration::from_secs(2),
+                ..Http2Config::default()
+            },
+            drain_timeout: Duration::from_secs(2),
+            ..ServerConfig::default()
+        };
+        let may_evict = scenario == Scenario::SmallBudget;
+        let rules = Rules {
+            history_events: (!may_evict).then_some(scenario.history() as u64),
+            may_evict,
+        };
+        let clients: Vec<_> = CROWD
+            .iter()
+            .flat_map(|(manner, count)| std::iter::repeat_n(*manner, count * scale))
+            .enumerate()
+            .map(|(number, manner)| ClientPlan::new(number, manner, &mut rng))
+            .collect();
+        // What is being handed over is held beside the budget: for each stream a chunk or a large event. Of
+        // each client there may be some streams that the server does not know yet to be gone.
+        let streams = clients.len() as u64 * 4;
+        Self {
+            server,
+            rules,
+            memory_bound: scenario.budget() + streams * (LARGEST_EVENT + CHUNK_BYTES as u64),
+            clients,
+        }
+    }
+}
+
+impl ClientPlan {
+    fn new(number: usize, manner: Manner, rng: &mut Rng) -> Self {
+        let overflow = match manner {
+            Manner::Healthy => Overflow::DropOldest,
+            _ => match rng.u32(0..10) {
+                0..5 => Overflow::DropOldest,
+                5..8 => Overflow::Conflate,
+                _ => Overflow::Disconnect,
+            },
+        };
+        let limits = match manner {
+            Manner::Healthy => Limits {
+                max_events: 65_536,
+                max_bytes: 64 << 20,
+                overflow: overflow.into(),
+            },
+            _ => Limits {
+                max_events: 1 << rng.u32(4..15),
+                max_bytes: 1 << rng.u32(15..23),
+                overflow: overflow.into(),
+            },
+        };
+        Self {
+            name: format!("c{number}"),
+            manner,
+            // One gets everything, so that it is known what became of batches without an answer.
+            filters: match number {
+                0 => vec![">".into()],
+                _ => filters(rng),
+            },
+            limits,
+            min_interval: match (manner.is_healthy(), rng.u32(0..4)) {
+                (false, 0) => rng.u32(10..500),
+                _ => 0,
+            },
+            seed: rng.u64(..),
+        }
+    }
+}
+
+impl Manner {
+    pub(crate) const fn is_healthy(self) -> bool {
+        matches!(self, Self::Healthy)
+    }
+
+    pub(crate) const fn is_proxied(self) -> bool {
+        matches!(self, Self::Faulted | Self::Vanishing)
+    }
+}
+
+/// Topics: `area.item.kind`.
+pub(crate) const AREAS: u32 = 4;
+pub(crate) const ITEMS: u32 = 8;
+pub(crate) const KINDS: [&str; 2] = ["x", "y"];
+
+/// Filters of every sort: all, one level, overlapping, literal.
+fn filters(rng: &mut Rng) -> Vec<String> {
+    let area = rng.u32(0..AREAS);
+    let item = rng.u32(0..ITEMS);
+    match rng.u32(0..8) {
+        0..2 => vec![">".into()],
+        2 => vec![format!("a{area}.>")],
+        3 => vec![format!("*.i{item}.*"), format!("a{area}.*.x")],
+        4 => vec!["*.*.x".into()],
+        5 => (0..ITEMS)
+            .step_by(2)
+            .map(|item| format!("a{area}.i{item}.y"))
+            .collect(),
+        6 => vec![
+            format!("a{area}.i{item}.x"),
+            format!("a{area}.i{item}.>"),
+            "a0.>".into(),
+        ],
+        _ => vec!["a1.*.*".into(), "a2.>".into(), "*.i3.x".into()],
+    }
+}

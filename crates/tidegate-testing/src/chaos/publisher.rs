@@ -1,0 +1,144 @@
+//! Publishers.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use fastrand::Rng;
+use tidegate_proto::v1::{NewEvent, PublishRequest, event_service_client::EventServiceClient};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{
+    plan::{AREAS, ITEMS, KINDS},
+    world::World,
+};
+use crate::check::{Fault, Place, Violation};
+
+/// Between two batches.
+const PACE: Duration = Duration::from_millis(2);
+
+/// How far healthy clients may be behind before publishers wait for them.
+const WINDOW: u64 = 16_000;
+
+/// How long a healthy client may be behind.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// One event in so many is larger than a chunk, or goes to one client.
+const RARE: u32 = 1_000;
+
+/// How a publisher is to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    /// Tells its events from those of others.
+    pub(crate) number: u64,
+    /// Events in a batch, on average.
+    pub(crate) batch: usize,
+    /// Whether its connections go through the proxy, so that it does not always get its answers.
+    pub(crate) is_proxied: bool,
+    pub(crate) seed: u64,
+}
+
+/// Publishes until `stop`, as fast as `batch` events every [`PACE`] and the healthy clients allow.
+pub(crate) async fn publish(
+    world: Arc<World>,
+    manner: Manner,
+    stop: CancellationToken,
+) -> Result<(), Violation> {
+    let mut rng = Rng::with_seed(manner.seed);
+    let mut next = manner.number << 48;
+    let mut client = connect(&world, manner);
+    let mut pace = interval(PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut waited = 0;
+    while !stop.is_cancelled() {
+        pace.tick().await;
+        if world.behind() > WINDOW {
+            waited += 1;
+            if PACE * waited > PATIENCE {
+                return Err(Violation::Isolation(Fault::new(
+                    Place::Publisher,
+                    "a healthy client is behind and does not get on",
+                    0,
+                    world.behind(),
+                )));
+            }
+            continue;
+        }
+        waited = 0;
+        let count = rng.usize(1..=manner.batch * 2);
+        let events: Vec<_> = (0..count)
+            .map(|i| {
+                next += 1;
+                event(&world, &mut rng, next, i == 0)
+            })
+            .collect();
+        let prepared: Vec<_> = {
+            let mut truth = world.truth.lock().expect("no holder panics");
+            events.iter().map(|event| truth.prepare(event)).collect()
+        };
+        let published = timeout(ANSWER, client.publish(PublishRequest { events })).await;
+        let truth = || world.truth.lock().expect("no holder panics");
+        if let Ok(Ok(answer)) = published {
+            truth().acknowledge(&prepared, answer.get_ref())?;
+            world.counts.published.fetch_add(count as u64, Relaxed);
+        } else {
+            truth().leave_open(prepared);
+            world.counts.unanswered.fetch_add(count as u64, Relaxed);
+            client = connect(&world, manner);
+        }
+    }
+    Ok(())
+}
+
+fn connect(world: &World, manner: Manner) -> EventServiceClient<Channel> {
+    let address = match manner.is_proxied {
+        true => world.proxy,
+        false => *world.address.borrow(),
+    };
+    let endpoint =
+        Endpoint::from_shared(format!("http://{address}")).expect("an address makes a URL");
+    EventServiceClient::new(endpoint.connect_lazy())
+}
+
+/// An event, to one client now and then, unless it is `for_all`.
+fn event(world: &World, rng: &mut Rng, number: u64, for_all: bool) -> NewEvent {
+    let mut payload = Vec::with_capacity(64);
+    payload.extend(number.to_le_bytes());
+    payload.extend(world.now().to_le_bytes());
+    let size = match rng.u32(0..RARE) {
+        0 => rng.usize(17_000..40_000),
+        _ => 16 + rng.usize(0..32),
+    };
+    payload.resize(size, number as u8);
+    let to_one = rng.u32(0..RARE) == 0 && !for_all;
+    let (area, item, kind) = (
+        rng.u32(0..AREAS),
+        rng.u32(0..ITEMS),
+        rng.usize(0..KINDS.len()),
+    );
+    let topic = match to_one {
+        true => format!("$client.c{}", rng.usize(0..world.clients)),
+        false => format!("a{area}.i{item}.{}", KINDS[kind]),
+    };
+    let key = match rng.bool() {
+        true => format!("k{}", rng.u32(0..16)),
+        false => String::new(),
+    };
+    NewEvent {
+        topic,
+        key,
+        payload: payload.into(),
+        ..NewEvent::default()
+    }
+}
+
+/// When the event with this payload was published, by the clock of the world.
+pub(crate) fn published_at(payload: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(*payload.get(8..)?.first_chunk()?))
+}

@@ -1,0 +1,189 @@
+//! One round: from an empty server to everything checked.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use tidegate::{Encoded, Hub};
+use tidegate_server::{DrainReport, Server, ServerConfig};
+use tokio::{
+    sync::{oneshot, watch},
+    task::{JoinHandle, JoinSet},
+    time::{interval, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Counts, Options, client::Actor, plan::Plan, publisher, world::World};
+use crate::{
+    check::{Fault, Place, Rules, Tally, Violation, check, check_clean_up, check_memory},
+    proxy::Proxy,
+    record::Client,
+    truth::Truth,
+};
+
+/// Publishers of a round, and whether they go through the proxy.
+const PUBLISHERS: [bool; 3] = [false, false, true];
+
+/// How long a server may take to notice that all clients have gone.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How often the bytes that a server holds are looked at.
+const SAMPLING: Duration = Duration::from_millis(20);
+
+/// A server that runs.
+struct Running {
+    hub: Hub<Encoded>,
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<DrainReport>,
+}
+
+/// Runs the round with this seed. The inner result is that of the checks.
+pub(crate) async fn run(
+    seed: u64,
+    options: Options,
+    counts: &Arc<Counts>,
+) -> io::Result<Result<Tally, Violation>> {
+    let plan = Plan::new(seed, options.scale);
+    let server = Running::start(&plan.server).await?;
+    let proxy = Proxy::start(server.address, seed, Arc::clone(&counts.faults)).await?;
+    let healthy = plan
+        .clients
+        .iter()
+        .filter(|client| client.manner.is_healthy())
+        .count();
+    let world = Arc::new(World {
+        started: Instant::now(),
+        address: watch::channel(server.address).0,
+        proxy: proxy.address(),
+        hubs: Mutex::new(vec![server.hub.clone()]),
+        truth: Mutex::new(Truth::default()),
+        finish: watch::channel(None).0,
+        progress: (0..healthy).map(|_| AtomicU64::new(0)).collect(),
+        clients: plan.clients.len(),
+        counts: Arc::clone(counts),
+    });
+    let mut clients = JoinSet::new();
+    for (number, client) in plan.clients.iter().enumerate() {
+        // The healthy come first.
+        let healthy = client.manner.is_healthy().then_some(number);
+        clients.spawn(Actor::new(client.clone(), healthy, Arc::clone(&world)).run());
+    }
+    let stop = CancellationToken::new();
+    let mut publishers = JoinSet::new();
+    for (number, is_proxied) in (1..).zip(PUBLISHERS) {
+        let manner = publisher::Manner {
+            number,
+            batch: options.batch,
+            is_proxied,
+            seed: seed.wrapping_mul(8).wrapping_add(number),
+        };
+        let publishing = publisher::publish(Arc::clone(&world), manner, stop.clone());
+        publishers.spawn(publishing);
+    }
+    let watching = tokio::spawn(watch_memory(Arc::clone(&world), plan.memory_bound));
+
+    sleep(options.round / 2).await;
+    let next = Running::start(&plan.server).await?;
+    proxy.retarget(next.address);
+    world.begin_epoch(next.address, next.hub.clone());
+    counts.restarts.fetch_add(1, Relaxed);
+    let drained = server.stop().await;
+    sleep(options.round / 2).await;
+
+    stop.cancel();
+    let published = publishers.join_all().await;
+    proxy.stop().await;
+    world
+        .finish
+        .send_replace(Some(tidegate_proto::v1::Position {
+            epoch: next.hub.position().epoch,
+            sequence: next.hub.position().sequence,
+        }));
+    let clients: Vec<Client> = clients.join_all().await.into_iter().flatten().collect();
+    let left = next.stop_when_empty().await;
+    watching.abort();
+    let held = watching.await.unwrap_or(Ok(()));
+
+    let truth = std::mem::take(&mut *world.truth.lock().expect("no holder panics"));
+    let checks = || {
+        published.into_iter().collect::<Result<(), _>>()?;
+        drained?;
+        left?;
+        held?;
+        check_records(truth, &clients, plan.rules)
+    };
+    Ok(checks())
+}
+
+fn check_records(mut truth: Truth, clients: &[Client], rules: Rules) -> Result<Tally, Violation> {
+    let streams = clients.iter().flat_map(|client| &client.streams);
+    truth.resolve(streams.flat_map(crate::record::Stream::deliveries))?;
+    check(&truth, clients, rules)
+}
+
+async fn watch_memory(world: Arc<World>, bound: u64) -> Result<(), Violation> {
+    let mut sampling = interval(SAMPLING);
+    loop {
+        sampling.tick().await;
+        let held = world.hub().stats().retained_bytes;
+        world.counts.held.fetch_max(held, Relaxed);
+        check_memory(held, bound)?;
+    }
+}
+
+impl Running {
+    async fn start(config: &ServerConfig) -> io::Result<Self> {
+        let server = Server::bind(config.clone())
+            .await
+            .map_err(io::Error::other)?;
+        let (hub, address) = (server.hub().clone(), server.local_addr());
+        let (stop, stopped) = oneshot::channel();
+        let served = tokio::spawn(server.serve(async { _ = stopped.await }));
+        Ok(Self {
+            hub,
+            address,
+            stop,
+            served,
+        })
+    }
+
+    /// Drains, and looks at what is left.
+    async fn stop(self) -> Result<(), Violation> {
+        let _ = self.stop.send(());
+        let ended = timeout(PATIENCE, self.served).await;
+        if ended.is_err() {
+            return Err(Violation::CleanUp(Fault::new(
+                Place::Server,
+                "servers that did not end",
+                0,
+                1,
+            )));
+        }
+        nobody_left(&self.hub).await
+    }
+
+    /// Waits until the server has noticed that all clients are gone, and then drains.
+    async fn stop_when_empty(self) -> Result<(), Violation> {
+        nobody_left(&self.hub).await?;
+        self.stop().await
+    }
+}
+
+/// Waits until no subscription is left, and looks at what else is. There is no event for that outside of the
+/// server.
+async fn nobody_left(hub: &Hub<Encoded>) -> Result<(), Violation> {
+    let empty = async {
+        while hub.stats().subscriptions > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let _ = timeout(PATIENCE, empty).await;
+    check_clean_up(&hub.stats())
+}

@@ -1,0 +1,134 @@
+//! What holds for a stream that conflates, since it is live.
+//!
+//! Its gaps count ahead of the survivors, so they have no place of their own: what counts is how much is
+//! settled, and what survived.
+
+use tidegate_proto::v1::Overflow;
+
+use super::{Fault, Violation, walk::Walk};
+use crate::record::Delivered;
+
+/// The account of a conflating stream since it is live.
+#[derive(Debug, Default)]
+pub(super) struct Conflated {
+    /// Where it became live: the first sequence of it.
+    pub(super) begin: u64,
+    /// Events delivered or counted.
+    pub(super) settled: u64,
+    /// How many events match, from the begin to before `scanned`.
+    pub(super) matching: u64,
+    pub(super) scanned: u64,
+    /// Where in the stream's events it became live.
+    pub(super) first_event: usize,
+    /// What was lost, not replaced.
+    pub(super) lost: Vec<(u64, u64)>,
+}
+
+impl Walk<'_> {
+    /// Survivors of a conflating stream.
+    pub(super) fn survivors(&mut self, events: &[Delivered], last: u64) -> Result<(), Violation> {
+        for event in events {
+            let next = self.ground.successors[event.sequence as usize - 1];
+            if next > 0 && next <= last {
+                return Err(Violation::Freshness(Fault::new(
+                    self.place(),
+                    "an event came although a newer one of its topic and key had been published",
+                    event.sequence,
+                    next,
+                )));
+            }
+        }
+        if let Some(conflated) = &mut self.conflated {
+            conflated.settled += events.len() as u64;
+        }
+        self.settled_to(last, "an event was replaced and not counted")?;
+        self.next = Some(last + 1);
+        Ok(())
+    }
+
+    /// Of a conflating stream: at least what matches up to `sequence` is delivered or counted.
+    pub(super) fn settled_to(
+        &mut self,
+        sequence: u64,
+        problem: &'static str,
+    ) -> Result<(), Violation> {
+        let matching = self.matching_since_live(sequence);
+        let Some(conflated) = &mut self.conflated else {
+            return Ok(());
+        };
+        if conflated.scanned <= sequence {
+            (conflated.scanned, conflated.matching) = (sequence + 1, matching);
+        }
+        let settled = conflated.settled;
+        if settled < matching {
+            return Err(self.loss(problem, matching, settled));
+        }
+        Ok(())
+    }
+
+    pub(super) fn go_live(&mut self, first_event: usize) {
+        if self.overflow == Overflow::Conflate {
+            let begin = self.next.unwrap_or(1);
+            self.conflated = Some(Conflated {
+                begin,
+                scanned: begin,
+                first_event,
+                ..Conflated::default()
+            });
+        }
+    }
+
+    /// What a conflating stream did not deliver has a newer event of its topic and key, or was lost with a gap.
+    pub(super) fn newest_survived(&self) -> Result<(), Violation> {
+        let Some(conflated) = &self.conflated else {
+            return Ok(());
+        };
+        let mut delivered = self.stream.events[conflated.first_event..]
+            .iter()
+            .peekable();
+        let end = self.next.unwrap_or(conflated.begin);
+        for sequence in conflated.begin..end {
+            if delivered
+                .next_if(|event| event.sequence == sequence)
+                .is_some()
+                || !self.wants(sequence)
+                || self.ground.successors[sequence as usize - 1] > 0
+                || conflated
+                    .lost
+                    .iter()
+                    .any(|(first, last)| (*first..=*last).contains(&sequence))
+            {
+                continue;
+            }
+            return Err(Violation::Freshness(Fault::new(
+                self.place(),
+                "the newest event of its topic and key never came",
+                sequence,
+                end - 1,
+            )));
+        }
+        Ok(())
+    }
+
+    /// At the end of a conflating stream exactly what matches up to `sequence` is delivered or counted.
+    pub(super) fn all_settled(&self, sequence: u64) -> Result<(), Violation> {
+        let Some(conflated) = &self.conflated else {
+            return Ok(());
+        };
+        let matching = self.matching_since_live(sequence);
+        if conflated.settled != matching {
+            let problem = "not as much is settled in the end as matches";
+            return Err(self.loss(problem, matching, conflated.settled));
+        }
+        Ok(())
+    }
+
+    /// How much matches from where the stream became live up to `last`.
+    pub(super) fn matching_since_live(&self, last: u64) -> u64 {
+        match &self.conflated {
+            Some(conflated) if last + 1 < conflated.scanned => self.matching(conflated.begin, last),
+            Some(conflated) => conflated.matching + self.matching(conflated.scanned, last),
+            None => 0,
+        }
+    }
+}

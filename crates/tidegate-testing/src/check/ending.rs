@@ -1,0 +1,90 @@
+//! Honest endings.
+
+use tidegate_proto::v1::Position;
+use tonic::Code;
+
+use super::{Fault, Violation};
+use crate::record::{Client, Ending};
+
+/// The codes and reasons with which a stream may end, or not begin, by the protocol.
+const DOCUMENTED: [(Code, &str); 18] = [
+    (Code::InvalidArgument, "INVALID_FILTER"),
+    (Code::InvalidArgument, "INVALID_TOPIC"),
+    (Code::InvalidArgument, "INVALID_CLIENT_ID"),
+    (Code::InvalidArgument, "INVALID_LIMITS"),
+    (Code::InvalidArgument, "INVALID_POSITION"),
+    (Code::InvalidArgument, "INVALID_REQUEST"),
+    (Code::InvalidArgument, "TOO_MANY_FILTERS"),
+    (Code::InvalidArgument, "TOO_MANY_EVENTS"),
+    (Code::InvalidArgument, "EVENT_TOO_LARGE"),
+    (Code::InvalidArgument, "BATCH_TOO_LARGE"),
+    (Code::OutOfRange, "POSITION_AHEAD"),
+    (Code::AlreadyExists, "CLIENT_ID_TAKEN"),
+    (Code::Aborted, TAKEN_OVER),
+    (Code::ResourceExhausted, TOO_SLOW),
+    (Code::ResourceExhausted, STALLED),
+    (Code::Unavailable, SHUTTING_DOWN),
+    (Code::Unavailable, EPOCH_CHANGED),
+    (Code::Internal, "INTERNAL"),
+];
+
+const TAKEN_OVER: &str = "TAKEN_OVER";
+const TOO_SLOW: &str = "TOO_SLOW";
+const STALLED: &str = "STALLED";
+const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
+const EPOCH_CHANGED: &str = "EPOCH_CHANGED";
+
+/// The reasons for which the server ends a stream that had begun, with the position to resume after.
+const ENDED_BY_SERVER: [&str; 4] = [TAKEN_OVER, TOO_SLOW, STALLED, SHUTTING_DOWN];
+
+/// Checks how a stream ended. `going_away`: what it said before, if it had begun. Returns where the ending
+/// says to resume, if it does.
+pub(super) fn check_ending(
+    client: &Client,
+    number: usize,
+    going_away: Option<Option<Position>>,
+) -> Result<Option<Position>, Violation> {
+    let stream = &client.streams[number];
+    let dishonest = |problem: &str| {
+        let place = client.place(number, stream.items.len());
+        let problem = format!("{problem} ({:?})", stream.ending);
+        Err(Violation::HonestEnding(Fault::new(place, problem, 0, 0)))
+    };
+    let (code, reason, position) = match &stream.ending {
+        None | Some(Ending::Cancelled) => return Ok(None),
+        Some(Ending::Finished) => return dishonest("it ended as if all were well"),
+        Some(Ending::Status {
+            code,
+            reason,
+            position,
+        }) => (*code, reason.as_deref(), *position),
+    };
+    let Some(reason) = reason else {
+        let is_broken = matches!(
+            code,
+            Code::Unavailable | Code::Internal | Code::Unknown | Code::Cancelled
+        );
+        return match client.is_disturbed && is_broken {
+            true => Ok(None),
+            false => {
+                dishonest("it broke off without a reason, on a connection that nobody meddled with")
+            }
+        };
+    };
+    if !DOCUMENTED.contains(&(code, reason)) {
+        return dishonest("code and reason are not documented together");
+    }
+    if code == Code::Internal {
+        return dishonest("the server reports a fault of its own");
+    }
+    let Some(going_away) = going_away else {
+        return Ok(None);
+    };
+    if position.is_none() && ENDED_BY_SERVER.contains(&reason) {
+        return dishonest("it does not say where to resume");
+    }
+    if reason == SHUTTING_DOWN && going_away != position {
+        return dishonest("`going_away` did not come, or names another position than the status");
+    }
+    Ok(position)
+}

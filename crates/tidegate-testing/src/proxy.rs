@@ -1,0 +1,248 @@
+//! A TCP proxy that injects faults, drawn from a seed.
+//!
+//! Each connection has a schedule of its own: after so many bytes from the server, the next fault. So the
+//! schedule is repeatable; when its bytes come is up to the run.
+
+use std::{
+    future::pending,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use fastrand::Rng;
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    time::sleep,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Bytes forwarded at a time.
+const CHUNK: usize = 8 << 10;
+
+/// A proxy that runs until it is dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    target: watch::Sender<SocketAddr>,
+    ends: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// How many faults were injected.
+#[derive(Debug, Default)]
+pub struct FaultCounts {
+    /// Forwarding paused for a while.
+    pub delays: AtomicU64,
+    /// Forwarding held to a low rate for a while.
+    pub throttles: AtomicU64,
+    /// Connections reset in both directions.
+    pub cuts: AtomicU64,
+    /// Connections left open on which nothing is forwarded any more.
+    pub half_opens: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Delay(Duration),
+    Throttle { bytes: usize, bytes_per_second: u32 },
+    Cut,
+    HalfOpen,
+}
+
+/// How a connection ends for the proxy.
+enum Fate {
+    Closed,
+    Cut,
+    /// Both sockets stay open, and nothing is read from them.
+    HalfOpen,
+}
+
+impl Proxy {
+    /// Starts a proxy to `target`, on a free port.
+    ///
+    /// # Errors
+    /// When there is no port to listen on.
+    pub async fn start(
+        target: SocketAddr,
+        seed: u64,
+        counts: Arc<FaultCounts>,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let proxy = Self {
+            address: listener.local_addr()?,
+            target: watch::channel(target).0,
+            ends: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        let (target, ends, tasks) = (
+            proxy.target.subscribe(),
+            proxy.ends.clone(),
+            proxy.tasks.clone(),
+        );
+        let mut seeds = Rng::with_seed(seed);
+        let accepting = async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let schedule = Schedule::new(seeds.fork());
+                let (target, counts) = (*target.borrow(), Arc::clone(&counts));
+                tasks.spawn(
+                    ends.clone()
+                        .run_until_cancelled_owned(serve(client, target, schedule, counts)),
+                );
+            }
+        };
+        let until = proxy.ends.clone();
+        proxy
+            .tasks
+            .spawn(until.run_until_cancelled_owned(accepting));
+        Ok(proxy)
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Leads connections that come from now on to another place.
+    pub fn retarget(&self, target: SocketAddr) {
+        self.target.send_replace(target);
+    }
+
+    /// Closes every connection and takes no more.
+    pub async fn stop(&self) {
+        self.ends.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.ends.cancel();
+    }
+}
+
+/// The faults of one connection.
+struct Schedule(Rng);
+
+impl Schedule {
+    const fn new(rng: Rng) -> Self {
+        Self(rng)
+    }
+
+    /// How many bytes pass before the next fault, and that fault.
+    fn next(&mut self) -> (usize, Fault) {
+        let rng = &mut self.0;
+        // Most faults come soon: the begin of a stream is where its replay is.
+        let after = 1 << rng.u32(8..22);
+        let fault = match rng.u32(0..10) {
+            0..4 => Fault::Delay(Duration::from_millis(rng.u64(5..300))),
+            4..6 => Fault::Throttle {
+                bytes: rng.usize(16 << 10..512 << 10),
+                bytes_per_second: rng.u32(100_000..2_000_000),
+            },
+            6..9 => Fault::Cut,
+            _ => Fault::HalfOpen,
+        };
+        (after + rng.usize(0..after), fault)
+    }
+}
+
+async fn serve(
+    client: TcpStream,
+    target: SocketAddr,
+    schedule: Schedule,
+    counts: Arc<FaultCounts>,
+) {
+    let Ok(server) = TcpStream::connect(target).await else {
+        return;
+    };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (mut from_client, mut to_client) = client.into_split();
+    let (from_server, mut to_server) = server.into_split();
+    let up = async {
+        if copy(&mut from_client, &mut to_server).await.is_err() {
+            return Fate::Cut;
+        }
+        // The client has closed its side: the server learns of it, and closes the other.
+        let _ = to_server.shutdown().await;
+        pending().await
+    };
+    let fate = tokio::select! {
+        fate = down(from_server, &mut to_client, schedule, &counts) => fate.unwrap_or(Fate::Closed),
+        fate = up => fate,
+    };
+    match fate {
+        Fate::Closed => {}
+        Fate::Cut => {
+            reset(to_client.as_ref());
+            reset(to_server.as_ref());
+        }
+        Fate::HalfOpen => pending().await,
+    }
+}
+
+/// Makes closing the socket send RST.
+fn reset(socket: &TcpStream) {
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+async fn down(
+    mut from: OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
+    mut schedule: Schedule,
+    counts: &FaultCounts,
+) -> io::Result<Fate> {
+    let mut buffer = vec![0; CHUNK];
+    let (mut left, mut fault) = schedule.next();
+    let mut throttled: Option<(usize, u32)> = None;
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            to.shutdown().await?;
+            return Ok(Fate::Closed);
+        }
+        to.write_all(&buffer[..read]).await?;
+        if let Some((bytes, per_second)) = throttled {
+            sleep(Duration::from_secs(read as u64) / per_second).await;
+            throttled = bytes.checked_sub(read).map(|bytes| (bytes, per_second));
+        }
+        left = left.saturating_sub(read);
+        if left > 0 {
+            continue;
+        }
+        match fault {
+            Fault::Delay(time) => {
+                counts.delays.fetch_add(1, Relaxed);
+                sleep(time).await;
+            }
+            Fault::Throttle {
+                bytes,
+                bytes_per_second,
+            } => {
+                counts.throttles.fetch_add(1, Relaxed);
+                throttled = Some((bytes, bytes_per_second));
+            }
+            Fault::Cut => {
+                counts.cuts.fetch_add(1, Relaxed);
+                return Ok(Fate::Cut);
+            }
+            Fault::HalfOpen => {
+                counts.half_opens.fetch_add(1, Relaxed);
+                return Ok(Fate::HalfOpen);
+            }
+        }
+        (left, fault) = schedule.next();
+    }
+}

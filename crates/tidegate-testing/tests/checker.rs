@@ -1,0 +1,628 @@
+//! The checker is checked: a good run passes, and for each guarantee a drainer that breaks it is found.
+//!
+//! One real run is made. What came on its streams is then recorded anew through a broken drainer, which
+//! changes the responses in between, and the checker must name the guarantee that was broken.
+
+use std::{mem, net::SocketAddr};
+
+use tidegate::Stats;
+use tidegate_proto::v1::{
+    Gap, GapReason, Limits, NewEvent, Overflow, Position, PublishRequest, SubscribeRequest,
+    event_service_client::EventServiceClient,
+};
+use tidegate_server::{Server, ServerConfig};
+use tidegate_testing::{
+    Client, Ending, Rules, Stream, Tally, Truth, Violation, check, check_clean_up, check_memory,
+    lean::{Batch, Event, Response},
+};
+use tokio::sync::oneshot;
+use tonic::{
+    Code, Streaming,
+    transport::{Channel, Endpoint},
+};
+
+/// Events in the burst that overflows a subscription and is conflated by another.
+const BURST: u64 = 50;
+/// Of which the one that overflows may be behind.
+const LIMIT: u64 = 10;
+/// Keys of the burst.
+const KEYS: u64 = 5;
+
+/// What came on one stream.
+#[derive(Clone)]
+struct Script {
+    name: &'static str,
+    is_healthy: bool,
+    is_complete: bool,
+    request: SubscribeRequest,
+    responses: Vec<Response>,
+    ending: Ending,
+}
+
+/// A run: what was published, and the streams in the order healthy, overflowing, conflating, resuming.
+struct Run {
+    truth: Truth,
+    head: u64,
+    scripts: Vec<Script>,
+}
+
+const HEALTHY: usize = 0;
+const OVERFLOWING: usize = 1;
+const CONFLATING: usize = 2;
+const RESUMING: usize = 3;
+
+/// A drainer that is broken in one way: what is wrong, on which stream, how, and what must be found.
+type Breakage = (
+    &'static str,
+    usize,
+    fn(&mut Script, &[Event]),
+    fn(&Violation) -> bool,
+);
+
+#[tokio::test]
+async fn a_good_run_passes_and_each_broken_drainer_is_found() {
+    let run = Run::record().await;
+    let tally = run.check(&run.scripts).unwrap();
+    assert_eq!(
+        tally.delivered + tally.missed["OVERFLOW"] + tally.missed["CONFLATED"],
+        tally.slots()
+    );
+    assert_eq!((tally.streams, tally.resumed), (4, 1));
+    assert_eq!(tally.endings["SHUTTING_DOWN"], 4);
+    assert_eq!(tally.missed["OVERFLOW"], BURST - LIMIT);
+    assert_eq!(tally.missed["CONFLATED"], BURST - KEYS);
+
+    for (name, stream, breakage, is_named) in BREAKAGES {
+        let mut scripts = run.scripts.clone();
+        let events = run.events();
+        breakage(&mut scripts[*stream], &events);
+        scripts[*stream].number();
+        let found = run.check(&scripts).expect_err(name);
+        assert!(is_named(&found), "{name}: {found}");
+    }
+}
+
+const BREAKAGES: &[Breakage] = &[
+    (
+        "two events change places",
+        HEALTHY,
+        |script, _| script.batch().events.swap(0, 1),
+        is_order,
+    ),
+    (
+        "an event comes twice",
+        HEALTHY,
+        |script, _| {
+            let events = &mut script.batch().events;
+            events.insert(1, events[0].clone());
+        },
+        is_order,
+    ),
+    (
+        "an event is left out",
+        HEALTHY,
+        |script, _| _ = script.batch().events.remove(1),
+        is_silent_loss,
+    ),
+    (
+        "the last event is left out",
+        HEALTHY,
+        |script, _| _ = script.last_batch().events.pop(),
+        is_silent_loss,
+    ),
+    (
+        "a payload is changed",
+        HEALTHY,
+        |script, _| script.batch().events[1].payload = "?".into(),
+        is_silent_loss,
+    ),
+    (
+        "a gap counts one too few",
+        OVERFLOWING,
+        |script, _| script.gap().count -= 1,
+        is_silent_loss,
+    ),
+    (
+        "a gap counts one too many",
+        OVERFLOWING,
+        |script, _| script.gap().count += 1,
+        is_silent_loss,
+    ),
+    (
+        "a gap is left out",
+        OVERFLOWING,
+        |script, _| {
+            script
+                .responses
+                .retain(|response| !matches!(response, Response::Gap(_)));
+        },
+        is_silent_loss,
+    ),
+    (
+        "what was replaced is not counted",
+        CONFLATING,
+        |script, _| script.gap().count -= 1,
+        is_silent_loss,
+    ),
+    (
+        "a gap is of a reason that cannot be",
+        OVERFLOWING,
+        |script, _| {
+            script.gap().set_reason(GapReason::Evicted);
+        },
+        is_silent_loss,
+    ),
+    (
+        "a client that reads is made to miss something",
+        HEALTHY,
+        |script, _| {
+            let events = mem::take(&mut script.batch().events);
+            let gap = gap(GapReason::Overflow, &events);
+            let batch = |response: &&mut Response| matches!(response, Response::Batch(batch) if batch.events.is_empty());
+            *script.responses.iter_mut().find(batch).unwrap() = gap;
+        },
+        is_isolation,
+    ),
+    (
+        "the newest are dropped",
+        OVERFLOWING,
+        |script, events| {
+            let (kept, dropped) = events.split_at(1 + LIMIT as usize);
+            script.set_live([batch(kept), gap(GapReason::Overflow, dropped)]);
+        },
+        is_freshness,
+    ),
+    (
+        "more is dropped than must be",
+        OVERFLOWING,
+        |script, events| {
+            let (dropped, kept) = events[1..].split_at((BURST - LIMIT) as usize + 1);
+            let first = batch(&events[..1]);
+            script.set_live([first, gap(GapReason::Overflow, dropped), batch(kept)]);
+        },
+        is_freshness,
+    ),
+    (
+        "the newest of a key is called replaced",
+        CONFLATING,
+        |script, _| {
+            script.last_batch().events.remove(0);
+            script.gap().count += 1;
+        },
+        is_freshness,
+    ),
+    (
+        "a replaced event comes instead of the newest",
+        CONFLATING,
+        |script, events| {
+            script.last_batch().events[0] = events[(BURST - 2 * KEYS) as usize + 1].clone();
+        },
+        is_freshness,
+    ),
+    (
+        "a replay leaves out its first event",
+        RESUMING,
+        |script, _| _ = script.batch().events.remove(0),
+        is_resume,
+    ),
+    (
+        "a replay repeats an event",
+        RESUMING,
+        |script, events| {
+            script.batch().events.insert(0, events[9].clone());
+        },
+        is_resume,
+    ),
+    (
+        "a replay ends too soon",
+        RESUMING,
+        |script, _| {
+            let end = script
+                .responses
+                .iter()
+                .position(|response| matches!(response, Response::CaughtUp(_)));
+            script.responses[1..=end.unwrap()].rotate_right(1);
+        },
+        is_resume,
+    ),
+    (
+        "a history that has it all is said to have expired",
+        RESUMING,
+        |script, events| {
+            script.batch().events.remove(0);
+            let expired = Gap {
+                count: 0,
+                ..gap_over(GapReason::Expired, &events[10..11])
+            };
+            script.responses.insert(1, Response::Gap(expired));
+        },
+        is_resume,
+    ),
+    (
+        "another epoch is not told",
+        RESUMING,
+        |script, _| {
+            script.request.resume_after.as_mut().unwrap().epoch ^= 2;
+        },
+        is_resume,
+    ),
+    (
+        "a stream ends as OK",
+        HEALTHY,
+        |script, _| script.ending = Ending::Finished,
+        is_honest_ending,
+    ),
+    (
+        "a stream breaks off",
+        HEALTHY,
+        |script, _| {
+            script.ending = Ending::Status {
+                code: Code::Internal,
+                reason: None,
+                position: None,
+            };
+        },
+        is_honest_ending,
+    ),
+    (
+        "a code and a reason do not belong together",
+        HEALTHY,
+        |script, _| {
+            let Ending::Status { code, .. } = &mut script.ending else {
+                panic!("no status")
+            };
+            *code = Code::Ok;
+        },
+        is_honest_ending,
+    ),
+    (
+        "a drain is not announced",
+        HEALTHY,
+        |script, _| {
+            script
+                .responses
+                .retain(|response| !matches!(response, Response::GoingAway(_)));
+        },
+        is_honest_ending,
+    ),
+    (
+        "an ending points beyond what was delivered",
+        OVERFLOWING,
+        |script, _| {
+            // Only the ending can tell: the client does not say that it should have everything.
+            script.is_complete = false;
+            script.last_batch().events.pop();
+        },
+        is_honest_ending,
+    ),
+    (
+        "an ending does not say where to resume",
+        HEALTHY,
+        |script, _| {
+            let Ending::Status { position, .. } = &mut script.ending else {
+                panic!("no status")
+            };
+            *position = None;
+        },
+        is_honest_ending,
+    ),
+];
+
+#[test]
+fn what_a_server_holds_is_found() {
+    check_memory(10, 10).unwrap();
+    assert!(matches!(
+        check_memory(11, 10),
+        Err(Violation::BoundedMemory(_))
+    ));
+}
+
+#[test]
+fn what_a_server_does_not_let_go_of_is_found() {
+    check_clean_up(&Stats::default()).unwrap();
+    for left in [
+        Stats {
+            subscriptions: 1,
+            ..Stats::default()
+        },
+        Stats {
+            clients: 1,
+            ..Stats::default()
+        },
+        Stats {
+            feeds: 1,
+            ..Stats::default()
+        },
+        Stats {
+            retained_bytes: 1,
+            ..Stats::default()
+        },
+    ] {
+        assert!(
+            matches!(check_clean_up(&left), Err(Violation::CleanUp(_))),
+            "{left:?}"
+        );
+    }
+    let lost = Stats {
+        matched: 2,
+        handed_off: 1,
+        ..Stats::default()
+    };
+    assert!(matches!(
+        check_clean_up(&lost),
+        Err(Violation::SilentLoss(_))
+    ));
+}
+
+fn is_order(violation: &Violation) -> bool {
+    matches!(violation, Violation::Order(_))
+}
+
+fn is_silent_loss(violation: &Violation) -> bool {
+    matches!(violation, Violation::SilentLoss(_))
+}
+
+fn is_isolation(violation: &Violation) -> bool {
+    matches!(violation, Violation::Isolation(_))
+}
+
+fn is_freshness(violation: &Violation) -> bool {
+    matches!(violation, Violation::Freshness(_))
+}
+
+fn is_resume(violation: &Violation) -> bool {
+    matches!(violation, Violation::Resume(_))
+}
+
+fn is_honest_ending(violation: &Violation) -> bool {
+    matches!(violation, Violation::HonestEnding(_))
+}
+
+// ===== impl Script =====
+
+impl Script {
+    fn batches(&mut self) -> impl DoubleEndedIterator<Item = &mut Batch> {
+        self.responses
+            .iter_mut()
+            .filter_map(|response| match response {
+                Response::Batch(batch) => Some(batch),
+                _ => None,
+            })
+    }
+
+    /// The first batch with several events.
+    fn batch(&mut self) -> &mut Batch {
+        self.batches().find(|batch| batch.events.len() > 1).unwrap()
+    }
+
+    fn last_batch(&mut self) -> &mut Batch {
+        self.batches().next_back().unwrap()
+    }
+
+    fn gap(&mut self) -> &mut Gap {
+        let gap = |response| match response {
+            &mut Response::Gap(ref mut gap) => Some(gap),
+            _ => None,
+        };
+        self.responses.iter_mut().find_map(gap).unwrap()
+    }
+
+    /// Puts other events and gaps behind `Subscribed`.
+    fn set_live(&mut self, responses: impl IntoIterator<Item = Response>) {
+        self.responses
+            .retain(|response| !matches!(response, Response::Batch(_) | Response::Gap(_)));
+        self.responses.splice(1..1, responses);
+    }
+
+    /// Gives batches and gaps the indexes that a drainer would give them that believes in what it does.
+    fn number(&mut self) {
+        let mut next = 0;
+        for response in &mut self.responses {
+            match response {
+                Response::Subscribed(subscribed) => next = subscribed.next_index,
+                Response::Batch(batch) => {
+                    batch.first_index = next;
+                    next += batch.events.len() as u64;
+                }
+                Response::Gap(gap) => {
+                    gap.first_index = next;
+                    next += gap.count;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn record(&self, head: u64) -> Stream {
+        let mut stream = Stream::new(self.request.clone());
+        for response in &self.responses {
+            stream.record(Some(response), || head);
+        }
+        stream.end(self.ending.clone());
+        if self.is_complete {
+            stream.complete(head);
+        }
+        stream
+    }
+}
+
+fn batch(events: &[Event]) -> Response {
+    Response::Batch(Batch {
+        events: events.to_vec(),
+        first_index: 0,
+    })
+}
+
+fn gap(reason: GapReason, missing: &[Event]) -> Response {
+    Response::Gap(gap_over(reason, missing))
+}
+
+fn gap_over(reason: GapReason, missing: &[Event]) -> Gap {
+    Gap {
+        first_sequence: missing[0].sequence,
+        last_sequence: missing.last().unwrap().sequence,
+        count: missing.len() as u64,
+        reason: reason.into(),
+        first_index: 0,
+    }
+}
+
+// ===== impl Run =====
+
+impl Run {
+    fn check(&self, scripts: &[Script]) -> Result<Tally, Violation> {
+        let client = |script: &Script| Client {
+            name: script.name.into(),
+            is_healthy: script.is_healthy,
+            is_disturbed: false,
+            streams: vec![script.record(self.head)],
+        };
+        let clients: Vec<_> = scripts.iter().map(client).collect();
+        let rules = Rules {
+            history_events: Some(10_000),
+            may_evict: false,
+        };
+        check(&self.truth, &clients, rules)
+    }
+
+    /// Everything that was published.
+    fn events(&self) -> Vec<Event> {
+        let mut healthy = self.scripts[HEALTHY].clone();
+        healthy
+            .batches()
+            .flat_map(|batch| batch.events.clone())
+            .collect()
+    }
+
+    /// Publishes one event alone and then a burst, to three streams that are there and one that comes
+    /// later, and drains the server.
+    async fn record() -> Self {
+        let config = ServerConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            ..ServerConfig::default()
+        };
+        let server = Server::bind(config).await.unwrap();
+        let address = server.local_addr();
+        let (stop, stopped) = oneshot::channel();
+        let served = tokio::spawn(server.serve(async { _ = stopped.await }));
+        let mut publisher = connect(address).await;
+        let mut truth = Truth::default();
+
+        let request = |client_id: &str, max_events: u64, overflow: Overflow| SubscribeRequest {
+            client_id: client_id.into(),
+            filters: vec!["t.*".into()],
+            limits: Some(Limits {
+                max_events: max_events as u32,
+                max_bytes: 0,
+                overflow: overflow.into(),
+            }),
+            ..SubscribeRequest::default()
+        };
+        let mut open = Vec::new();
+        for (name, limit, overflow) in [
+            ("healthy", 0, Overflow::DropOldest),
+            ("overflowing", LIMIT, Overflow::DropOldest),
+            ("conflating", 0, Overflow::Conflate),
+        ] {
+            open.push(Open::start(address, name, request(name, limit, overflow)).await);
+        }
+        let event = |number: u64| NewEvent {
+            topic: "t.x".into(),
+            key: (number % KEYS).to_string(),
+            payload: number.to_string().into(),
+            ..NewEvent::default()
+        };
+        let mut epoch = 0;
+        for batch in [vec![event(BURST)], (0..BURST).map(event).collect()] {
+            let prepared: Vec<_> = batch.iter().map(|event| truth.prepare(event)).collect();
+            let answer = publisher
+                .publish(PublishRequest { events: batch })
+                .await
+                .unwrap()
+                .into_inner();
+            truth.acknowledge(&prepared, &answer).unwrap();
+            epoch = answer.epoch;
+            for open in &mut open {
+                open.read_through(answer.last_sequence).await;
+            }
+        }
+        let resuming = SubscribeRequest {
+            resume_after: Some(Position {
+                epoch,
+                sequence: 10,
+            }),
+            ..request("resuming", 0, Overflow::DropOldest)
+        };
+        let mut resuming = Open::start(address, "resuming", resuming).await;
+        resuming.read_through(BURST + 1).await;
+        open.push(resuming);
+        stop.send(()).unwrap();
+        let mut scripts = Vec::new();
+        for open in open {
+            scripts.push(open.read_to_the_end().await);
+        }
+        served.await.unwrap();
+        Self {
+            truth,
+            head: BURST + 1,
+            scripts,
+        }
+    }
+}
+
+/// A stream that is open.
+struct Open {
+    script: Script,
+    incoming: Streaming<tidegate_proto::v1::SubscribeResponse>,
+}
+
+impl Open {
+    async fn start(address: SocketAddr, name: &'static str, request: SubscribeRequest) -> Self {
+        let incoming = connect(address)
+            .await
+            .subscribe(request.clone())
+            .await
+            .unwrap()
+            .into_inner();
+        let script = Script {
+            name,
+            is_healthy: name == "healthy",
+            is_complete: true,
+            request,
+            responses: Vec::new(),
+            ending: Ending::Cancelled,
+        };
+        let mut open = Self { script, incoming };
+        assert!(open.read().await, "`subscribed` comes first");
+        open
+    }
+
+    /// Reads a response. Returns whether there was one.
+    async fn read(&mut self) -> bool {
+        match self.incoming.message().await {
+            Ok(Some(message)) => self.script.responses.push(message.response.unwrap().into()),
+            Ok(None) => self.script.ending = Ending::Finished,
+            Err(status) => self.script.ending = Ending::from(&status),
+        }
+        self.script.ending == Ending::Cancelled
+    }
+
+    async fn read_through(&mut self, sequence: u64) {
+        let mut last = 0;
+        while last < sequence && self.read().await {
+            if let Some(Response::Batch(batch)) = self.script.responses.last() {
+                last = batch.events.last().unwrap().sequence;
+            }
+        }
+    }
+
+    async fn read_to_the_end(mut self) -> Script {
+        while self.read().await {}
+        self.script
+    }
+}
+
+async fn connect(address: SocketAddr) -> EventServiceClient<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    EventServiceClient::new(endpoint.connect().await.unwrap())
+}
