@@ -118,6 +118,9 @@ pub enum CloseReason {
     /// It had something before it and took nothing for the stall timeout of [`SweepRules`].
     #[error("the subscriber took nothing of what was there for too long")]
     Stalled,
+    /// The sequences begin anew, in another hub. Resume there: what lies between will be told.
+    #[error("the sequences have begun anew")]
+    EpochChanged,
 }
 
 /// Why events were not published. Nothing of the batch was.

@@ -5,10 +5,11 @@ mod common;
 use std::{iter, time::Duration};
 
 use common::*;
-use tidegate::{HistoryLimits, proto::*};
+use tidegate::{CloseReason, HistoryLimits, Reason, proto::*};
 use tidegate_server::ServerConfig;
 use tokio::time;
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 async fn start() -> (Running, Client) {
     let server = Running::start(ServerConfig::default()).await;
@@ -453,6 +454,51 @@ async fn too_slow_under_disconnect_ends_with_resource_exhausted() {
         (status.code(), reason(&status).as_str()),
         (Code::ResourceExhausted, "TOO_SLOW")
     );
+}
+
+#[tokio::test]
+async fn honest_endings_each_cause_has_its_status_and_says_where_to_resume() {
+    for (cause, code, expected) in [
+        (CloseReason::TakenOver, Code::Aborted, Reason::TakenOver),
+        (
+            CloseReason::ShuttingDown,
+            Code::Unavailable,
+            Reason::ShuttingDown,
+        ),
+        (
+            CloseReason::TooSlow,
+            Code::ResourceExhausted,
+            Reason::TooSlow,
+        ),
+        (
+            CloseReason::Stalled,
+            Code::ResourceExhausted,
+            Reason::Stalled,
+        ),
+        (
+            CloseReason::EpochChanged,
+            Code::Unavailable,
+            Reason::EpochChanged,
+        ),
+    ] {
+        let (server, mut client) = start().await;
+        let mut stream = subscribe(&mut client, filters(&["t"])).await;
+        let answer = publish(&mut client, vec![event("t", "x")]).await.unwrap();
+        stream.events(1).await;
+        server.hub.close(cause);
+        let (going_away, status) = stream.end().await;
+        assert_eq!(going_away.is_some(), cause == CloseReason::ShuttingDown);
+        assert_eq!(status.code(), code, "{cause:?}");
+        assert_eq!(reason(&status), expected.as_str());
+        assert_eq!(expected.code(), code);
+        let info = status.get_details_error_info().unwrap();
+        let fact = |name: &str| info.metadata[name].parse::<u64>().unwrap();
+        let position = (fact("resume_after_epoch"), fact("resume_after_sequence"));
+        assert_eq!(position, (answer.epoch, answer.last_sequence));
+        // Who comes later is told the same.
+        let refused = client.subscribe(filters(&["t"])).await.unwrap_err();
+        assert_eq!(refused.code(), code);
+    }
 }
 
 #[tokio::test]

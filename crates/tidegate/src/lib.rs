@@ -53,7 +53,7 @@ pub use crate::{
     drainer::{CHUNK_BYTES, Drainer},
     reset::resettable,
     service::{EventService, PublishLimits, ResponseBody, ResponseFuture, ServiceConfig},
-    status::{DOMAIN, Reason},
+    status::{Advice, DOMAIN, Reason},
     wire::Encoded,
 };
 

@@ -2,8 +2,8 @@
 //!
 //! The code is chosen by what the client should do next. Each status carries a
 //! `google.rpc.ErrorInfo` with the domain [`DOMAIN`] and a stable reason, so that programs need not
-//! read messages; bad input carries a `BadRequest` that names the field, and the end of a stream in a
-//! shutdown a `RetryInfo`.
+//! read messages. Each reason has an [`Advice`]. Bad input carries a `BadRequest` that names the field, and the end of
+//! a stream in a shutdown a `RetryInfo`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -52,8 +52,26 @@ pub enum Reason {
     PositionAhead,
     /// The server is shutting down. Reconnect, after the delay given.
     ShuttingDown,
+    /// The sequences have begun anew. Resume; what lies between will be told.
+    EpochChanged,
     /// A fault of the server.
     Internal,
+}
+
+/// What a client should do about a [`Reason`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Advice {
+    /// Mend the request: the same one will be refused again.
+    Mend,
+    /// Do not come back by itself.
+    Stop,
+    /// Resume from the last position, after a back-off.
+    Resume,
+    /// Resume from the last position, after the delay that the server gave.
+    ResumeAfterDelay,
+    /// Forget the position, subscribe anew, and reload whatever state depends on it.
+    StartAnew,
 }
 
 impl Reason {
@@ -77,6 +95,7 @@ impl Reason {
             Self::Stalled => "STALLED",
             Self::PositionAhead => "POSITION_AHEAD",
             Self::ShuttingDown => "SHUTTING_DOWN",
+            Self::EpochChanged => "EPOCH_CHANGED",
             Self::Internal => "INTERNAL",
         }
     }
@@ -99,8 +118,29 @@ impl Reason {
             Self::TakenOver => Code::Aborted,
             Self::TooSlow | Self::Stalled => Code::ResourceExhausted,
             Self::PositionAhead => Code::OutOfRange,
-            Self::ShuttingDown => Code::Unavailable,
+            Self::ShuttingDown | Self::EpochChanged => Code::Unavailable,
             Self::Internal => Code::Internal,
+        }
+    }
+
+    /// What the client should do.
+    #[must_use]
+    pub const fn advice(self) -> Advice {
+        match self {
+            Self::InvalidFilter
+            | Self::InvalidTopic
+            | Self::InvalidClientId
+            | Self::InvalidLimits
+            | Self::InvalidPosition
+            | Self::InvalidRequest
+            | Self::TooManyFilters
+            | Self::TooManyEvents
+            | Self::EventTooLarge
+            | Self::BatchTooLarge => Advice::Mend,
+            Self::ClientIdTaken | Self::TakenOver => Advice::Stop,
+            Self::TooSlow | Self::Stalled | Self::EpochChanged | Self::Internal => Advice::Resume,
+            Self::ShuttingDown => Advice::ResumeAfterDelay,
+            Self::PositionAhead => Advice::StartAnew,
         }
     }
 
@@ -168,6 +208,7 @@ const fn end_reason(reason: CloseReason) -> Reason {
         CloseReason::ShuttingDown => Reason::ShuttingDown,
         CloseReason::TooSlow => Reason::TooSlow,
         CloseReason::Stalled => Reason::Stalled,
+        CloseReason::EpochChanged => Reason::EpochChanged,
     }
 }
 
@@ -189,18 +230,83 @@ pub(crate) fn not_subscribed(error: SubscribeError) -> Status {
         SubscribeError::PositionAhead { head } => {
             Reason::PositionAhead.with_facts(error.to_string(), [("head", head)])
         }
-        SubscribeError::Closed(_) => Reason::ShuttingDown.status(error.to_string()),
+        SubscribeError::Closed(reason) => end_reason(reason).status(error.to_string()),
         other => Reason::Internal.status(other.to_string()),
     }
 }
 
 pub(crate) fn not_published(error: PublishError) -> Status {
     match error {
-        PublishError::Closed(_) => Reason::ShuttingDown.status(error.to_string()),
+        PublishError::Closed(reason) => end_reason(reason).status(error.to_string()),
         other => Reason::Internal.status(other.to_string()),
     }
 }
 
 pub(crate) fn bad_name(reason: Reason, field: impl Into<String>, error: &NameError) -> Status {
     reason.in_field(field, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Reason; 18] = [
+        Reason::InvalidFilter,
+        Reason::InvalidTopic,
+        Reason::InvalidClientId,
+        Reason::InvalidLimits,
+        Reason::InvalidPosition,
+        Reason::InvalidRequest,
+        Reason::TooManyFilters,
+        Reason::TooManyEvents,
+        Reason::EventTooLarge,
+        Reason::BatchTooLarge,
+        Reason::ClientIdTaken,
+        Reason::TakenOver,
+        Reason::TooSlow,
+        Reason::Stalled,
+        Reason::PositionAhead,
+        Reason::ShuttingDown,
+        Reason::EpochChanged,
+        Reason::Internal,
+    ];
+
+    /// The name of a code as gRPC writes it.
+    fn name(code: Code) -> String {
+        let name = format!("{code:?}");
+        let words = name.char_indices().map(|(i, letter)| match letter {
+            'A'..='Z' if i > 0 => format!("_{letter}"),
+            letter => letter.to_ascii_uppercase().to_string(),
+        });
+        words.collect()
+    }
+
+    /// `docs/protocol.md` has each reason with its code, and advice of that kind.
+    #[test]
+    fn the_protocol_document_has_every_reason_with_its_code_and_advice() {
+        let document = include_str!("../../../docs/protocol.md");
+        for reason in ALL {
+            let cell = format!("`{}`", reason.as_str());
+            let rows: Vec<Vec<&str>> = document
+                .lines()
+                .map(|line| line.split(" | ").collect())
+                .filter(|row: &Vec<_>| row.len() == 4 && row[1].contains(&cell))
+                .collect();
+            let [row] = &rows[..] else {
+                panic!("{cell}: {rows:?}")
+            };
+            assert_eq!(row[0].trim_matches(['|', ' ', '`']), name(reason.code()));
+            let advice = match reason.advice() {
+                Advice::Mend => "stop, and correct",
+                Advice::Stop => "stop",
+                Advice::Resume => "resume with back-off",
+                Advice::ResumeAfterDelay => "resume after",
+                Advice::StartAnew => "subscribe anew",
+            };
+            assert!(
+                row[3].contains(advice),
+                "{cell}: {advice} is not in {row:?}"
+            );
+        }
+    }
 }
