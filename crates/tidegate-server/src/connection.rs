@@ -1,6 +1,14 @@
 //! One connection: HTTP/2 by hyper, with every limit set.
 
-use std::{future::Future, io, pin::pin};
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use hyper::{rt::Executor, server::conn::http2};
 use hyper_util::{
@@ -13,12 +21,11 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Http2Config;
+use crate::{coalesce::coalesce, config::Http2Config};
 
 /// Serves connections, each with the same limits.
 #[derive(Debug, Clone)]
 pub(crate) struct Connections {
-    builder: http2::Builder<StreamExecutor>,
     config: Http2Config,
     service: EventService,
     /// Told to end in good order.
@@ -27,35 +34,51 @@ pub(crate) struct Connections {
     pub(crate) cut: CancellationToken,
 }
 
-/// Spawns the tasks of HTTP/2 streams, so that each can be reset.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct StreamExecutor;
+/// Spawns the tasks of one connection's streams, so that each can be reset.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StreamExecutor {
+    streams: Arc<AtomicUsize>,
+}
+
+/// Counts a stream for as long as it is there.
+struct Counted(Arc<AtomicUsize>);
 
 impl<F> Executor<F> for StreamExecutor
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        tokio::spawn(resettable(stream));
+        let counted = Counted::new(&self.streams);
+        tokio::spawn(async move {
+            resettable(stream).await;
+            drop(counted);
+        });
+    }
+}
+
+impl StreamExecutor {
+    /// Whether there is more than one stream on the connection.
+    fn has_several(&self) -> bool {
+        self.streams.load(Relaxed) > 1
+    }
+}
+
+impl Counted {
+    fn new(streams: &Arc<AtomicUsize>) -> Self {
+        streams.fetch_add(1, Relaxed);
+        Self(Arc::clone(streams))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
 impl Connections {
     pub(crate) fn new(config: Http2Config, service: EventService) -> Self {
-        let mut builder = http2::Builder::new(StreamExecutor);
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(config.max_concurrent_streams)
-            .max_pending_accept_reset_streams(config.max_pending_accept_reset_streams)
-            .max_local_error_reset_streams(config.max_local_error_reset_streams)
-            .max_header_list_size(config.max_header_list_size)
-            .initial_stream_window_size(config.stream_window)
-            .initial_connection_window_size(config.connection_window)
-            .max_send_buf_size(config.max_send_buffer)
-            .keep_alive_interval(config.keep_alive_interval)
-            .keep_alive_timeout(config.keep_alive_timeout);
         Self {
-            builder,
             config,
             service,
             drain: CancellationToken::new(),
@@ -75,12 +98,14 @@ impl Connections {
         let service = TowerToHyperService::new(self.service);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.config.write_timeout));
-        let stream = TokioIo::new(Box::pin(stream));
-        let mut connection = pin!(self.builder.serve_connection(stream, service));
+        let (stream, mut flusher) = coalesce(Box::pin(stream));
+        let streams = StreamExecutor::default();
+        let builder = self.config.builder(streams.clone());
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let mut drained = false;
         loop {
             tokio::select! {
-                ended = &mut connection => {
+                ended = poll_fn(|cx| flusher.poll(connection.as_mut(), streams.has_several(), cx)) => {
                     if let Err(error) = ended {
                         tracing::debug!(%error, "connection ended");
                     }
@@ -108,6 +133,24 @@ impl Connections {
             }
             () = self.drain.cancelled() => false,
         }
+    }
+}
+
+impl Http2Config {
+    fn builder(&self, streams: StreamExecutor) -> http2::Builder<StreamExecutor> {
+        let mut builder = http2::Builder::new(streams);
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(self.max_concurrent_streams)
+            .max_pending_accept_reset_streams(self.max_pending_accept_reset_streams)
+            .max_local_error_reset_streams(self.max_local_error_reset_streams)
+            .max_header_list_size(self.max_header_list_size)
+            .initial_stream_window_size(self.stream_window)
+            .initial_connection_window_size(self.connection_window)
+            .max_send_buf_size(self.max_send_buffer)
+            .keep_alive_interval(self.keep_alive_interval)
+            .keep_alive_timeout(self.keep_alive_timeout);
+        builder
     }
 }
 

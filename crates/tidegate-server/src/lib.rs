@@ -21,6 +21,7 @@
 //! still there after [`ServerConfig::drain_timeout`] are cut, and counted.
 
 mod accept;
+mod coalesce;
 mod config;
 mod connection;
 mod memory;

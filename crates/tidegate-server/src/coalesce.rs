@@ -1,0 +1,300 @@
+//! One system call for all that a poll of a connection writes.
+//!
+//! h2 writes each DATA frame of 256 bytes or more with a system call of its own. What a connection has
+//! ready at one moment is often more than a frame: several chunks of a stream, or a small one for each of
+//! many streams. Here frames are gathered, up to [`GATHERED_BYTES`], and written when the poll of the
+//! connection is over. Nothing waits for a timer.
+//!
+//! An event that several streams of a connection get wakes the task of each, and the first of them wakes
+//! the connection. It writes in its next turn then, when the tasks that were woken before have had theirs.
+//!
+//! # Back-pressure
+//! When the socket takes no more, what is gathered fills up, and then writing is pending. So a connection
+//! whose peer does not read holds [`GATHERED_BYTES`] here; one that has nothing to write holds nothing.
+//!
+//! # Errors
+//! That the socket failed is told by the next read or write of the connection, which is polled for it.
+
+use std::{
+    cell::Cell,
+    future::Future,
+    io::{self, IoSlice},
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// The most that is gathered before it is written.
+pub(crate) const GATHERED_BYTES: usize = 64 << 10;
+
+thread_local! {
+    /// What the last connection gathered in: still in the processor's cache.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// A transport that gathers what is written, for the connection to own.
+#[derive(Debug)]
+pub(crate) struct Gathering<T>(Arc<Mutex<Gathered<T>>>);
+
+/// Writes what was gathered.
+#[derive(Debug)]
+pub(crate) struct Flusher<T> {
+    gathered: Arc<Mutex<Gathered<T>>>,
+    /// Whether the last poll left it to the next to write.
+    put_off: bool,
+}
+
+#[derive(Debug)]
+struct Gathered<T> {
+    transport: T,
+    bytes: Vec<u8>,
+    /// How many of the bytes the transport has taken.
+    written: usize,
+    failure: Option<io::Error>,
+}
+
+pub(crate) fn coalesce<T>(transport: T) -> (Gathering<T>, Flusher<T>) {
+    let gathered = Arc::new(Mutex::new(Gathered {
+        transport,
+        bytes: Vec::new(),
+        written: 0,
+        failure: None,
+    }));
+    let flusher = Flusher {
+        gathered: Arc::clone(&gathered),
+        put_off: false,
+    };
+    (Gathering(gathered), flusher)
+}
+
+/// Nobody waits: connection and flusher are polled by one task.
+fn lock<T>(gathered: &Mutex<Gathered<T>>) -> MutexGuard<'_, Gathered<T>> {
+    gathered.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// ===== impl Flusher =====
+
+impl<T: AsyncWrite + Unpin> Flusher<T> {
+    /// Polls the connection that has the other half, and writes what it has gathered: at once, or if more
+    /// is likely to come, in the next turn of the task.
+    pub(crate) fn poll<C: Future>(
+        &mut self,
+        connection: Pin<&mut C>,
+        more_is_likely: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<C::Output> {
+        let polled = connection.poll(cx);
+        if polled.is_pending() {
+            let mut gathered = lock(&self.gathered);
+            self.put_off = more_is_likely && !self.put_off && !gathered.bytes.is_empty();
+            if self.put_off {
+                cx.waker().wake_by_ref();
+            } else if let Poll::Ready(Err(error)) = gathered.poll_write_out(cx) {
+                gathered.failure = Some(error);
+                cx.waker().wake_by_ref();
+            }
+        }
+        polled
+    }
+}
+
+// ===== impl Gathered =====
+
+impl<T: AsyncWrite + Unpin> Gathered<T> {
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.bytes.len() {
+            let rest = &self.bytes[self.written..];
+            match ready!(Pin::new(&mut self.transport).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                taken => self.written += taken,
+            }
+        }
+        if !self.bytes.is_empty() {
+            self.written = 0;
+            self.bytes.clear();
+            SPARE.set(mem::take(&mut self.bytes));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// How many bytes there is room for: not 0.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Some(failure) = self.failure.take() {
+            return Poll::Ready(Err(failure));
+        }
+        if self.bytes.len() == GATHERED_BYTES {
+            ready!(self.poll_write_out(cx))?;
+        }
+        Poll::Ready(Ok(GATHERED_BYTES - self.bytes.len()))
+    }
+
+    fn gather(&mut self, bytes: &[u8], room: usize) -> usize {
+        let bytes = &bytes[..bytes.len().min(room)];
+        if self.bytes.capacity() == 0 {
+            self.bytes = SPARE.take();
+            self.bytes.reserve_exact(GATHERED_BYTES);
+        }
+        self.bytes.extend_from_slice(bytes);
+        bytes.len()
+    }
+}
+
+// ===== impl Gathering =====
+
+impl<T: AsyncRead + Unpin> AsyncRead for Gathering<T> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut gathered = lock(&self.0);
+        if let Some(failure) = gathered.failure.take() {
+            return Poll::Ready(Err(failure));
+        }
+        Pin::new(&mut gathered.transport).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut gathered = lock(&self.0);
+        let room = ready!(gathered.poll_room(cx))?;
+        let mut left = room;
+        for slice in slices {
+            left -= gathered.gather(slice, left);
+        }
+        Poll::Ready(Ok(room - left))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Leaves it to the [`Flusher`].
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut gathered = lock(&self.0);
+        ready!(gathered.poll_write_out(cx))?;
+        Pin::new(&mut gathered.transport).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, poll_fn},
+        pin::pin,
+        task::Waker,
+    };
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    fn context() -> Context<'static> {
+        Context::from_waker(Waker::noop())
+    }
+
+    #[tokio::test]
+    async fn what_a_poll_writes_goes_together_when_the_poll_is_over() {
+        let (mut peer, transport) = duplex(1 << 20);
+        let (mut gathering, mut flusher) = coalesce(transport);
+        let mut connection = pin!(async {
+            for _ in 0..10 {
+                gathering.write_all(&[7; 100]).await.unwrap();
+                gathering.flush().await.unwrap();
+            }
+            pending::<()>().await;
+        });
+        let mut read = [0; 2_000];
+        assert!(connection.as_mut().poll(&mut context()).is_pending());
+        assert!(pin!(peer.read(&mut read)).poll(&mut context()).is_pending());
+        assert!(flusher.poll(connection, false, &mut context()).is_pending());
+        assert_eq!(peer.read(&mut read).await.unwrap(), 1_000);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_holds_no_more_than_is_gathered_and_then_gets_all() {
+        let taken_at_once = 1_000;
+        let (mut peer, transport) = duplex(taken_at_once);
+        let (mut gathering, mut flusher) = coalesce(transport);
+        let total = 3 * GATHERED_BYTES;
+        let sent = Cell::new(0);
+        let mut connection = pin!(async {
+            while sent.get() < total {
+                let bytes = vec![7; (total - sent.get()).min(10_000)];
+                sent.set(sent.get() + gathering.write(&bytes).await.unwrap());
+            }
+            gathering.shutdown().await.unwrap();
+        });
+        for _ in 0..5 {
+            assert!(
+                flusher
+                    .poll(connection.as_mut(), false, &mut context())
+                    .is_pending()
+            );
+        }
+        assert_eq!(sent.get(), GATHERED_BYTES);
+        let mut all = Vec::new();
+        let (read, ()) = tokio::join!(
+            peer.read_to_end(&mut all),
+            poll_fn(|cx| flusher.poll(connection.as_mut(), false, cx)),
+        );
+        assert_eq!(read.unwrap(), total);
+    }
+
+    #[tokio::test]
+    async fn what_the_next_poll_writes_goes_too_if_more_is_likely() {
+        let (mut peer, transport) = duplex(1 << 20);
+        let (mut gathering, mut flusher) = coalesce(transport);
+        let mut connection = pin!(async {
+            for _ in 0..10 {
+                gathering.write_all(&[7; 100]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            pending::<()>().await;
+        });
+        let mut read = [0; 2_000];
+        for written in [0, 200, 0, 200] {
+            let polled = flusher.poll(connection.as_mut(), true, &mut context());
+            assert!(polled.is_pending());
+            match pin!(peer.read(&mut read)).poll(&mut context()) {
+                Poll::Ready(read) => assert_eq!(read.unwrap(), written),
+                Poll::Pending => assert_eq!(written, 0),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_told_by_the_next_read() {
+        let (peer, transport) = duplex(1_000);
+        let (mut gathering, mut flusher) = coalesce(transport);
+        let connection = pin!(async {
+            gathering.write_all(&[7; 100]).await.unwrap();
+            drop(peer);
+            tokio::task::yield_now().await;
+            gathering.read_u8().await.unwrap_err()
+        });
+        let mut connection = connection;
+        let error = poll_fn(|cx| flusher.poll(connection.as_mut(), false, cx)).await;
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}
