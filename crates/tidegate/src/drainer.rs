@@ -10,6 +10,7 @@
 //! client cancels by dropping the stream; the transport then drops the body, which frees everything.
 
 use std::{
+    cell::Cell,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -40,6 +41,12 @@ const ROOM: Room = Room {
     overhead: EVENT_OVERHEAD as u64,
     through: u64::MAX,
 };
+
+thread_local! {
+    /// What the last poll was filled into, empty: growing a list of events anew would be most of the
+    /// allocations of a delivery.
+    static SPARE: Cell<Batch<Encoded>> = Cell::default();
+}
 
 /// A stream of `SubscribeResponse` messages, pulled by the transport. See the service it comes from,
 /// [`EventService`](crate::EventService).
@@ -104,14 +111,25 @@ impl Drainer {
     }
 
     fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let mut batch = Batch::default();
+        let mut batch = SPARE.take();
+        let polled = self.poll_into(cx, &mut batch);
+        batch.clear();
+        SPARE.set(batch);
+        polled
+    }
+
+    fn poll_into(
+        &mut self,
+        cx: &mut Context<'_>,
+        batch: &mut Batch<Encoded>,
+    ) -> Poll<Option<Bytes>> {
         let through = match &mut self.releases {
             Some(releases) => releases.through(self.subscription.head().sequence),
             None => u64::MAX,
         };
         let room = Room { through, ..ROOM };
         let was_live = !self.subscription.is_replaying();
-        match self.subscription.poll_next(cx, room, &mut batch) {
+        match self.subscription.poll_next(cx, room, batch) {
             Poll::Ready(Ok(())) => {
                 if let Some(releases) = &mut self.releases
                     && was_live
@@ -119,7 +137,7 @@ impl Drainer {
                 {
                     releases.mark_used();
                 }
-                Poll::Ready(Some(self.write(&batch)))
+                Poll::Ready(Some(self.write(batch)))
             }
             Poll::Ready(Err(reason)) => Poll::Ready(self.end(reason)),
             Poll::Pending => self.poll_timer(cx),

@@ -1,0 +1,115 @@
+//! What a delivery costs in allocations. These numbers may fall; when one grows, that is a regression.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use allocation_counter::measure;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http_body::Body;
+use http_body_util::Full;
+use prost::Message as _;
+use tidegate::{
+    ClientIdPolicy, Encoded, EventService, Hub, HubConfig, ServiceConfig, encode,
+    proto::{NewEvent, SubscribeRequest},
+};
+use tower_service::Service as _;
+
+fn hub() -> Hub<Encoded> {
+    Hub::new(HubConfig {
+        client_ids: ClientIdPolicy::Several,
+        ..HubConfig::new(1)
+    })
+}
+
+fn event() -> NewEvent {
+    NewEvent {
+        topic: "orders.eu.created".into(),
+        payload: Bytes::from_static(&[7; 256]),
+        ..NewEvent::default()
+    }
+}
+
+fn publish(hub: &Hub<Encoded>, count: usize) {
+    let events: Vec<_> = (0..count).map(|_| encode(event()).unwrap()).collect();
+    hub.publish(events, Instant::now()).unwrap();
+}
+
+/// So many streams of the service, as hyper would hold them, that were told that they are subscribed and
+/// have nothing more.
+async fn subscribe(hub: &Hub<Encoded>, streams: usize) -> Vec<impl Body<Data = Bytes> + Unpin> {
+    let mut service = EventService::new(hub.clone(), ServiceConfig::default());
+    let request = SubscribeRequest {
+        filters: vec!["orders.>".into()],
+        ..SubscribeRequest::default()
+    };
+    let mut message = BytesMut::new();
+    message.put_u8(0);
+    message.put_u32(u32::try_from(request.encoded_len()).unwrap());
+    request.encode(&mut message).unwrap();
+    let message = message.freeze();
+    let mut bodies = Vec::new();
+    for _ in 0..streams {
+        let request = http::Request::post("/tidegate.v1.EventService/Subscribe")
+            .header("content-type", "application/grpc")
+            .body(Full::new(message.clone()))
+            .unwrap();
+        let mut body = service.call(request).await.unwrap().into_body();
+        assert!(poll(&mut body).is_some(), "subscribed");
+        assert!(poll(&mut body).is_none(), "nothing more");
+        bodies.push(body);
+    }
+    bodies
+}
+
+/// The next chunk, if there is one.
+fn poll(body: &mut (impl Body<Data = Bytes> + Unpin)) -> Option<Bytes> {
+    let mut cx = Context::from_waker(Waker::noop());
+    match Pin::new(body).poll_frame(&mut cx) {
+        Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn a_delivery_allocates_its_chunk_and_nothing_else() {
+    let hub = hub();
+    let mut streams = subscribe(&hub, 100).await;
+    for events in [1, 10, 50] {
+        // The first round makes what is kept for the next ones.
+        for is_first in [true, false] {
+            publish(&hub, events);
+            let allocations = measure(|| {
+                for stream in &mut streams {
+                    assert!(poll(stream).is_some());
+                    assert!(poll(stream).is_none());
+                }
+            });
+            // The feed may give back the memory of its ring, once for all streams.
+            let expected = 100..=101;
+            let count = allocations.count_total;
+            assert!(is_first || expected.contains(&count), "{events}: {count}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn publishing_allocates_as_much_for_a_hundred_subscribers_as_for_one() {
+    let mut counts = Vec::new();
+    for subscribers in [1, 100] {
+        let hub = hub();
+        let _streams = subscribe(&hub, subscribers).await;
+        publish(&hub, 1);
+        // Nobody is parked any more, so nobody is woken.
+        let event = encode(event()).unwrap();
+        let mut event = Some(event);
+        let published = measure(|| {
+            hub.publish(event.take(), Instant::now()).unwrap();
+        });
+        counts.push(published.count_total);
+    }
+    assert_eq!(counts[0], counts[1]);
+    assert!(counts[0] <= 4, "{counts:?}");
+}
