@@ -53,39 +53,44 @@ impl Document {
     }
 
     fn head(&self) -> String {
-        let environment = &self.environment;
-        let machine = &environment.machine;
-        let date = jiff::Timestamp::from_second(i64::try_from(environment.unix_time).unwrap_or(0));
-        let date = date.map(|date| date.strftime("%Y-%m-%d %H:%M UTC").to_string());
         let mut text = format!(
             "# Benchmarks\n\n\
              Written by `{command}`, which starts one server after another, gives each the same work from the same \
              lean clients, and reads from the kernel what the server's process took. Every number is the median \
              of {rounds} rounds, with its ratio to tidegate's; of the first, the lowest and the highest round are \
              given too. Less is better, except for deliveries. Every stream's accounts were verified: a round \
-             with an event neither delivered nor counted as missing has no numbers.\n\n\
-             | | |\n|---|---|\n\
-             | date | {date} |\n\
-             | processor | {cpu}, {cores} cores |\n\
-             | kernel | {kernel} |\n\
-             | load average before | {load} |\n\
-             | server held to cores | {server_cores} |\n\
-             | load comes from cores | {client_cores} |\n",
+             with an event neither delivered nor counted as missing has no numbers.\n\n",
             command = self.command_line,
             rounds = self.rounds,
-            date = date.unwrap_or_else(|_| "unknown".into()),
-            cpu = machine.cpu,
-            cores = machine.core_count(),
-            kernel = machine.kernel,
-            load = machine.load_average,
-            server_cores = self.server_cores,
-            client_cores = environment.client_cores,
         );
+        text.push_str(&head(&self.environment, &self.server_cores));
         for (peer, version) in &self.versions {
             let _ = writeln!(text, "| {} | {version} |", peer.name());
         }
         text
     }
+}
+
+/// A table of the conditions.
+pub(crate) fn head(environment: &Environment, server_cores: &Cores) -> String {
+    let machine = &environment.machine;
+    let date = jiff::Timestamp::from_second(i64::try_from(environment.unix_time).unwrap_or(0));
+    let date = date.map(|date| date.strftime("%Y-%m-%d %H:%M UTC").to_string());
+    format!(
+        "| | |\n|---|---|\n\
+         | date | {date} |\n\
+         | processor | {cpu}, {cores} cores |\n\
+         | kernel | {kernel} |\n\
+         | load average before | {load} |\n\
+         | server held to cores | {server_cores} |\n\
+         | load comes from cores | {client_cores} |\n",
+        date = date.unwrap_or_else(|_| "unknown".into()),
+        cpu = machine.cpu,
+        cores = machine.core_count(),
+        kernel = machine.kernel,
+        load = machine.load_average,
+        client_cores = environment.client_cores,
+    )
 }
 
 fn table(metrics: &[Metric], results: &[Results]) -> String {
@@ -179,7 +184,7 @@ fn median(values: &[f64]) -> Option<f64> {
 }
 
 /// Three digits that matter.
-fn digits(value: f64) -> String {
+pub(crate) fn digits(value: f64) -> String {
     let decimals = match value.abs() {
         value if value < 1.0 => 3,
         value if value < 10.0 => 2,

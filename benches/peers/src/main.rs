@@ -1,12 +1,14 @@
 //! What tidegate is compared with, and the comparison.
 //!
 //! `broadcast`, `mpsc` and `raw` are servers, as small as somebody would write them by hand. `compare` starts
-//! one server after another, gives each the same work, and writes down medians and ratios.
+//! one server after another, gives each the same work, and writes down medians and ratios. `grow` measures
+//! what a delivery of tidegate costs as the work grows.
 #![expect(clippy::print_stdout, reason = "this is a program for the terminal")]
 
 mod baselines;
 mod compare;
 mod document;
+mod grow;
 mod peer;
 mod plot;
 mod text;
@@ -16,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::compare::CompareArgs;
+use crate::{compare::CompareArgs, grow::GrowArgs};
 
 /// Compares tidegate with what else could be picked.
 #[derive(Debug, Parser)]
@@ -35,6 +37,8 @@ enum Command {
     Raw,
     /// Give the same work to each in turn.
     Compare(Box<CompareArgs>),
+    /// Measure what a delivery costs as the work grows.
+    Grow(Box<GrowArgs>),
 }
 
 #[tokio::main]
@@ -44,6 +48,7 @@ async fn main() -> ExitCode {
         Command::Mpsc => baselines::mpsc::serve().await,
         Command::Raw => baselines::raw::serve(),
         Command::Compare(args) => compare::run(&args).await,
+        Command::Grow(args) => grow::run(&args).await,
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,12 +1,12 @@
-//! Plots of bars, as SVG.
+//! Plots, as SVG.
 
 use std::error::Error;
 
 use plotters::{
     coord::Shift,
     prelude::{
-        BLACK, ChartBuilder, Color as _, DrawingArea, IntoDrawingArea as _, IntoFont as _,
-        RGBColor, Rectangle, SVGBackend, Text, WHITE,
+        BLACK, ChartBuilder, Circle, Color as _, DrawingArea, IntoDrawingArea as _, IntoFont as _,
+        IntoLogRange as _, LineSeries, PathElement, RGBColor, Rectangle, SVGBackend, Text, WHITE,
     },
 };
 
@@ -15,6 +15,12 @@ pub(crate) struct Panel {
     pub(crate) title: String,
     /// Name, length, and what is written at its end.
     pub(crate) bars: Vec<(String, f64, String)>,
+}
+
+/// A line through points.
+pub(crate) struct Line {
+    pub(crate) name: &'static str,
+    pub(crate) points: Vec<(f64, f64)>,
 }
 
 const WIDTH: u32 = 760;
@@ -33,6 +39,66 @@ pub(crate) fn svg(title: &str, panels: &[Panel]) -> String {
         eprintln!("bench-peers: cannot draw {title}: {error}");
     }
     svg
+}
+
+/// Lines over a quantity that grows by factors. What cannot be drawn is an empty picture.
+pub(crate) fn lines(title: &str, quantity: &str, lines: &[Line]) -> String {
+    let mut svg = String::new();
+    if let Err(error) = draw_lines(title, quantity, lines, &mut svg) {
+        eprintln!("bench-peers: cannot draw {title}: {error}");
+    }
+    svg
+}
+
+fn draw_lines(
+    title: &str,
+    quantity: &str,
+    lines: &[Line],
+    svg: &mut String,
+) -> Result<(), Box<dyn Error>> {
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let least = points().map(|(x, _)| *x).fold(f64::MAX, f64::min);
+    let most = points().map(|(x, _)| *x).fold(0.0, f64::max);
+    let highest = points().map(|(_, y)| *y).fold(0.0, f64::max);
+    if least >= most {
+        return Err("fewer than two points".into());
+    }
+    let root = SVGBackend::with_string(svg, (WIDTH, 360)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&root)
+        .caption(title, (FONT, 20))
+        .margin(12)
+        .x_label_area_size(40)
+        .y_label_area_size(60)
+        .build_cartesian_2d((least..most).log_scale(), 0.0..highest * 1.1)?;
+    chart
+        .configure_mesh()
+        .x_desc(quantity)
+        .y_desc("server CPU per delivery, us")
+        .draw()?;
+    for (line, colour) in lines.iter().zip([FIRST, OTHER]) {
+        let drawn = chart.draw_series(LineSeries::new(
+            line.points.iter().copied(),
+            colour.stroke_width(2),
+        ))?;
+        drawn
+            .label(line.name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+        chart.draw_series(
+            line.points
+                .iter()
+                .map(|point| Circle::new(*point, 3, colour.filled())),
+        )?;
+    }
+    chart
+        .configure_series_labels()
+        .border_style(BLACK.mix(0.3))
+        .background_style(WHITE)
+        .draw()?;
+    drop(chart);
+    root.present()?;
+    drop(root);
+    Ok(())
 }
 
 fn height(panel: &Panel) -> u32 {
