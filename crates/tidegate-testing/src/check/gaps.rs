@@ -4,15 +4,6 @@ use tidegate_proto::v1::{Gap, GapReason, Overflow};
 
 use super::{Fault, Violation, walk::Walk};
 
-/// Gaps taken together.
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Loss {
-    /// The last sequence of any of them.
-    pub(super) last: u64,
-    /// What they count together.
-    pub(super) count: u64,
-}
-
 impl Walk<'_> {
     /// A gap has come, when `head` was the newest sequence of the server.
     pub(super) fn gap(&mut self, gap: &Gap, head: u64, number: usize) -> Result<(), Violation> {
@@ -91,23 +82,16 @@ impl Walk<'_> {
         if self.next.is_none() {
             self.begin_at(gap.first_sequence)?;
         }
-        if self.gaps.count == 0 {
-            self.nothing_before(gap.first_sequence, "an event is missing before a gap")?;
-        }
-        self.gaps.count += gap.count;
-        self.gaps.last = self.gaps.last.max(gap.last_sequence);
-        let matching = self.matching_to(self.gaps.last);
-        if self.gaps.count > matching {
+        self.nothing_before(gap.first_sequence, "an event is missing before a gap")?;
+        let matching = self.matching_to(gap.last_sequence);
+        if gap.count != matching {
             return Err(self.loss(
-                "gaps count more events than match in their span",
+                "a gap counts another number than match in its span",
                 matching,
-                self.gaps.count,
+                gap.count,
             ));
         }
-        if self.gaps.count == matching {
-            self.next = Some(self.gaps.last + 1);
-            self.gaps = Loss::default();
-        }
+        self.next = Some(gap.last_sequence + 1);
         Ok(())
     }
 

@@ -5,8 +5,8 @@
 //! between a stream's begin and its end, and nothing is allocated for an event.
 //!
 //! # What can be known
-//! * A gap is checked against the log as soon as the gaps that stand together cover what they count: gaps of
-//!   different reasons may interleave.
+//! * A gap counts exactly what matches in its span, and the next begins behind it: whoever breaks off between two
+//!   resumes behind what the first counts.
 //! * *Conflated* streams count what was replaced ahead of the survivors. So at any moment at least what lies
 //!   before the last survivor must be settled, at most what was published; at the end exactly that.
 //! * *Freshness* is judged with the newest sequence of the server when the gap had arrived, which is at least

@@ -2,9 +2,7 @@
 
 use tidegate_proto::v1::{Overflow, Position, Subscribed};
 
-use super::{
-    Fault, Place, Rules, Tally, Violation, check_ending, conflated::Conflated, gaps::Loss,
-};
+use super::{Fault, Place, Rules, Tally, Violation, check_ending, conflated::Conflated};
 use crate::{
     record::{Client, Delivered, Item, Stream},
     truth::Log,
@@ -42,8 +40,6 @@ pub(super) struct Walk<'a> {
     pub(super) last: u64,
     /// Whether `CaughtUp` is still to come.
     pub(super) is_replaying: bool,
-    /// Gaps that stand together and do not cover yet what they count.
-    pub(super) gaps: Loss,
     /// Once a conflating stream is live.
     pub(super) conflated: Option<Conflated>,
     pub(super) going_away: Option<Position>,
@@ -81,7 +77,6 @@ impl<'a> Walk<'a> {
             next,
             last: 0,
             is_replaying: stream.is_replay(),
-            gaps: Loss::default(),
             conflated: None,
             going_away: None,
         };
@@ -99,13 +94,6 @@ impl<'a> Walk<'a> {
         let mut begin = 0;
         for (number, item) in stream.items.iter().enumerate() {
             self.response = number;
-            if self.gaps.count > 0 && !matches!(item, Item::Gap { .. }) {
-                return Err(self.loss(
-                    "gaps count fewer events than match in their span",
-                    self.matching_to(self.gaps.last),
-                    self.gaps.count,
-                ));
-            }
             match item {
                 Item::Batch { first_index, end } => {
                     self.batch(*first_index, &stream.events[begin..*end])?;
