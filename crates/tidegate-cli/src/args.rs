@@ -66,8 +66,11 @@ fn server_url(text: &str) -> Result<String, String> {
     }
 }
 
-/// A duration as people write it: `5s`, `250ms`, `1m30s`.
+/// A duration as people write it: `5s`, `250ms`, `1m30s`, and `0`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
     SignedDuration::from_str(text)
         .ok()
         .and_then(|duration| Duration::try_from(duration).ok())
@@ -106,6 +109,7 @@ mod tests {
         assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
         for bad in ["", "5", "s", "-5s", "5s ago", "1 fortnight"] {
             assert!(duration(bad).is_err(), "{bad:?}");
         }

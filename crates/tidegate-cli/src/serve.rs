@@ -40,7 +40,8 @@ pub(crate) struct ServeArgs {
     heartbeat: Duration,
 
     /// The most memory that events may hold, in history and for clients that are behind. Beyond, the oldest
-    /// go, and whoever had still to see one is told [default: a quarter of the machine's memory].
+    /// go, and whoever had still to see one is told [default: a quarter of the machine's memory, or of the
+    /// control group's limit if that is less].
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     memory_budget: Option<u64>,
 
@@ -59,11 +60,11 @@ pub(crate) struct ServeArgs {
     limits: LimitArgs,
 }
 
-/// How much is kept for replay. An event goes when any one limit is reached; 0 turns history off.
+/// How much is kept for replay.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "History")]
 struct HistoryArgs {
-    /// The most events in history.
+    /// The most events in history. An event goes when any one limit is reached; 0 turns history off.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     history_events: usize,
 

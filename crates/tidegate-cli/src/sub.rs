@@ -24,8 +24,8 @@ const BUFFER: usize = 64 * 1024;
 /// breaks, and goes on where it was. Events that this client will never see are
 /// shown as a gap, with how many there are and why.
 ///
-/// Ends on Ctrl-C, when its output is closed, after --count events, or when the
-/// server says that trying again is of no use.
+/// Ends on Ctrl-C, after --count events, when there is something to write and its
+/// output is closed, or when the server says that trying again is of no use.
 ///
 /// Examples:
 ///
