@@ -26,7 +26,9 @@ use crate::{
     groups::{FilterGroup, disjoint_groups},
     history::{History, HistoryLimits},
     limits::{Limits, Overflow},
-    registry::{ClientIdPolicy, Refusal, Registry, SweepRules, Swept},
+    registry::{
+        ClientIdPolicy, Feeds, Listed, Refusal, Registry, SubscriptionInfo, SweepRules, Swept,
+    },
     retained::Retained,
     signal::Signal,
     subscription::{Parts, Subscription},
@@ -118,6 +120,9 @@ pub enum CloseReason {
     /// It had something before it and took nothing for the stall timeout of [`SweepRules`].
     #[error("the subscriber took nothing of what was there for too long")]
     Stalled,
+    /// The application ended it: [`Hub::disconnect`], [`Hub::end`].
+    #[error("the subscription was ended by the service")]
+    Disconnected,
 }
 
 /// Why events were not published. Nothing of the batch was.
@@ -173,7 +178,7 @@ pub(crate) struct Shared<P> {
     pub(crate) history: Mutex<History<P>>,
     /// Everything up to this sequence is in history and in the feeds. Written under the publish lock.
     pub(crate) committed: AtomicU64,
-    pub(crate) registry: Registry,
+    pub(crate) registry: Registry<P>,
     pub(crate) counters: Counters,
 }
 
@@ -330,18 +335,46 @@ impl<P: Payload> Hub<P> {
             signal,
         };
 
-        let mut state = shared.publish.lock();
-        let feeds = groups
-            .into_iter()
-            .map(|group| state.feed(group, &shared.retained))
+        let (subscription, feeds) = {
+            let mut state = shared.publish.lock();
+            let feeds: Feeds<P> = groups
+                .into_iter()
+                .map(|group| state.feed(group, &shared.retained))
+                .collect();
+            let shared = Arc::clone(shared);
+            let subscription =
+                Subscription::begin(shared, parts, &feeds, options.start, state.head);
+            (subscription, feeds)
+        };
+        shared.registry.joined(id, feeds);
+        Ok(subscription)
+    }
+
+    /// Every subscription that was not dropped, in the order in which they came, as its last poll left it.
+    /// Takes each of their feeds' locks in turn, for a moment.
+    #[must_use]
+    pub fn subscriptions(&self) -> Vec<SubscriptionInfo> {
+        let mut subscriptions: Vec<_> = self
+            .shared
+            .registry
+            .list()
+            .iter()
+            .map(Listed::info)
             .collect();
-        Ok(Subscription::begin(
-            Arc::clone(shared),
-            parts,
-            feeds,
-            options.start,
-            state.head,
-        ))
+        subscriptions.sort_unstable_by_key(|subscription| subscription.id);
+        subscriptions
+    }
+
+    /// Ends every subscription of `client` with [`CloseReason::Disconnected`]. Returns how many.
+    pub fn disconnect(&self, client: &ClientId) -> usize {
+        let registry = &self.shared.registry;
+        registry.end(CloseReason::Disconnected, |_, holder| holder == client)
+    }
+
+    /// Ends the subscription `id` with [`CloseReason::Disconnected`]. Returns whether it was here.
+    pub fn end(&self, id: u64) -> bool {
+        let registry = &self.shared.registry;
+        registry.end(CloseReason::Disconnected, |other, _| other == id) > 0
     }
 
     /// Ends every subscription with `reason` and refuses all that comes after. The first reason holds.
@@ -395,6 +428,23 @@ impl<P: Payload> Hub<P> {
             history_events,
             history_bytes,
             ..shared.counters.snapshot()
+        }
+    }
+}
+
+impl<P: Payload> Listed<P> {
+    fn info(&self) -> SubscriptionInfo {
+        let tally = self.signal.tally();
+        let stands_at = tally.stands_at.load(Relaxed);
+        let ends = self.feeds.iter().map(|feed| feed.lock().end());
+        let ends = ends.fold(0, u64::wrapping_add);
+        SubscriptionInfo {
+            id: self.id,
+            client_id: self.client.clone(),
+            backlog: ends.wrapping_sub(stands_at),
+            handed_off: tally.handed_off.load(Relaxed),
+            lost: tally.lost.load(Relaxed),
+            conflated: tally.conflated.load(Relaxed),
         }
     }
 }

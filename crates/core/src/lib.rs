@@ -93,7 +93,7 @@ pub use crate::{
         SubscribeOptions,
     },
     limits::{Limits, Overflow},
-    registry::{ClientIdPolicy, SweepRules, Swept},
+    registry::{ClientIdPolicy, SubscriptionInfo, SweepRules, Swept},
     subscription::{Batch, Room, Subscription},
     topic::{ClientId, NameError, NameErrorKind, Topic},
 };

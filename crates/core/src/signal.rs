@@ -50,6 +50,22 @@ pub(crate) struct Signal {
     ends_when_stalled: bool,
     /// Called when the subscription was ended and takes no notice.
     reset: Option<Waker>,
+    tally: Tally,
+}
+
+/// What a subscription has come to, as its last poll left it. Written by the subscription, read by
+/// whoever lists subscriptions.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// The numbers at which its cursors stand, summed, less what a replay has still to give. What is behind
+    /// is the ends of its feeds, summed, less this.
+    pub(crate) stands_at: AtomicCounter,
+    /// Events that were handed out.
+    pub(crate) handed_off: AtomicCounter,
+    /// Events that were counted by gaps, those of conflation aside.
+    pub(crate) lost: AtomicCounter,
+    /// Events that were counted by gaps of conflation.
+    pub(crate) conflated: AtomicCounter,
 }
 
 /// What a sweep sees of a subscription.
@@ -93,7 +109,12 @@ impl Signal {
             left_some: AtomicBool::new(false),
             ends_when_stalled,
             reset,
+            tally: Tally::default(),
         }
+    }
+
+    pub(crate) const fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Notes what a poll came to. Called by the subscription only.

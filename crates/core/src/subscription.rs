@@ -331,12 +331,12 @@ impl<P: Payload> Subscription<P> {
     pub(crate) fn begin(
         shared: Arc<Shared<P>>,
         parts: Parts,
-        feeds: Vec<Arc<Feed<P>>>,
+        feeds: &[Arc<Feed<P>>],
         start: Start,
         head: u64,
     ) -> Self {
         let beginning = Beginning::of(&shared, start, head);
-        let mut cursors: Box<[_]> = feeds.into_iter().map(Cursor::new).collect();
+        let mut cursors: Box<[_]> = feeds.iter().cloned().map(Cursor::new).collect();
         for (i, cursor) in cursors.iter_mut().enumerate() {
             let mut feed = cursor.feed.lock();
             feed.join();
@@ -357,7 +357,7 @@ impl<P: Payload> Subscription<P> {
             }
         };
         shared.counters.subscriptions.fetch_add(1, Relaxed);
-        Self {
+        let subscription = Self {
             resume_after: if replay.is_some() { 0 } else { head },
             asked: if let Start::After(asked) = start {
                 Some(asked)
@@ -375,7 +375,9 @@ impl<P: Payload> Subscription<P> {
             began_at: head,
             closed: None,
             behind_when_ended: 0,
-        }
+        };
+        subscription.note_place();
+        subscription
     }
 }
 
@@ -499,6 +501,7 @@ impl<P: Payload> Subscription<P> {
     /// Gives indexes to what was taken, moves the position and counts.
     fn settle(&mut self, batch: &mut Batch<P>) {
         let counters = &self.shared.counters;
+        let tally = self.parts.signal.tally();
         for gap in &mut batch.gaps {
             gap.first_index = self.next_index;
             self.next_index += gap.count;
@@ -507,6 +510,10 @@ impl<P: Payload> Subscription<P> {
                 GapReason::Evicted => add(&counters.evicted, gap.count),
                 GapReason::Conflated => add(&counters.conflated, gap.count),
                 GapReason::Expired | GapReason::EpochChanged => {}
+            }
+            match gap.reason {
+                GapReason::Conflated => add(&tally.conflated, gap.count),
+                _ => add(&tally.lost, gap.count),
             }
             // The survivors of what was conflated are still to come.
             if gap.reason != GapReason::Conflated {
@@ -525,6 +532,20 @@ impl<P: Payload> Subscription<P> {
             self.resume_after = position.sequence;
         }
         add(&counters.handed_off, batch.events.len() as u64);
+        add(&tally.handed_off, batch.events.len() as u64);
+        self.note_place();
+    }
+
+    /// Tells those who list subscriptions where this one stands.
+    fn note_place(&self) {
+        let next = self.cursors.iter().map(|cursor| cursor.next);
+        let replaying = self.replay.as_ref().map_or(0, |replay| replay.remaining());
+        let stands_at = next.fold(0, u64::wrapping_add).wrapping_sub(replaying);
+        self.parts
+            .signal
+            .tally()
+            .stands_at
+            .store(stands_at, Relaxed);
     }
 
     fn absorb_arrivals(&mut self) {

@@ -7,11 +7,9 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use tidegate_core::{CloseReason, NameError, PublishError, SubscribeError, Subscription};
+use tidegate_core::{CloseReason, NameError, Payload, PublishError, SubscribeError, Subscription};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
-
-use crate::wire::Encoded;
 
 /// The domain of the reasons in `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "tidegate";
@@ -52,6 +50,8 @@ pub enum Reason {
     PositionAhead,
     /// The server is shutting down. Reconnect, after the delay given.
     ShuttingDown,
+    /// The service ended the stream of its own will. Do not reconnect.
+    Disconnected,
     /// A fault of the server.
     Internal,
 }
@@ -77,6 +77,7 @@ impl Reason {
             Self::Stalled => "STALLED",
             Self::PositionAhead => "POSITION_AHEAD",
             Self::ShuttingDown => "SHUTTING_DOWN",
+            Self::Disconnected => "DISCONNECTED",
             Self::Internal => "INTERNAL",
         }
     }
@@ -96,7 +97,7 @@ impl Reason {
             | Self::EventTooLarge
             | Self::BatchTooLarge => Code::InvalidArgument,
             Self::ClientIdTaken => Code::AlreadyExists,
-            Self::TakenOver => Code::Aborted,
+            Self::TakenOver | Self::Disconnected => Code::Aborted,
             Self::TooSlow | Self::Stalled => Code::ResourceExhausted,
             Self::PositionAhead => Code::OutOfRange,
             Self::ShuttingDown => Code::Unavailable,
@@ -137,9 +138,9 @@ impl Reason {
 
 /// The status of a stream that the hub has ended, with where to resume, its limits, and how far it was
 /// behind.
-pub(crate) fn ended(
+pub(crate) fn ended<P: Payload>(
     reason: CloseReason,
-    subscription: &Subscription<Encoded>,
+    subscription: &Subscription<P>,
     reconnect_after: Duration,
 ) -> Status {
     let position = subscription.position();
@@ -168,6 +169,7 @@ const fn end_reason(reason: CloseReason) -> Reason {
         CloseReason::ShuttingDown => Reason::ShuttingDown,
         CloseReason::TooSlow => Reason::TooSlow,
         CloseReason::Stalled => Reason::Stalled,
+        CloseReason::Disconnected => Reason::Disconnected,
     }
 }
 
