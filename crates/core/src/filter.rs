@@ -56,6 +56,12 @@ impl Filter {
         Ok(Self(pattern.into()))
     }
 
+    /// The filter `>`: everything but what is addressed to single clients.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self(">".into())
+    }
+
     /// The filter that every subscription of `id` has besides its own.
     pub(crate) fn for_client(id: &ClientId) -> Self {
         Self(Topic::for_client(id).as_str().into())

@@ -438,14 +438,7 @@ impl<P: Payload> Listed<P> {
         let stands_at = tally.stands_at.load(Relaxed);
         let ends = self.feeds.iter().map(|feed| feed.lock().end());
         let ends = ends.fold(0, u64::wrapping_add);
-        SubscriptionInfo {
-            id: self.id,
-            client_id: self.client.clone(),
-            backlog: ends.wrapping_sub(stands_at),
-            handed_off: tally.handed_off.load(Relaxed),
-            lost: tally.lost.load(Relaxed),
-            conflated: tally.conflated.load(Relaxed),
-        }
+        tally.info(self.id, &self.client, ends.wrapping_sub(stands_at))
     }
 }
 

@@ -35,7 +35,9 @@ use std::{
 
 use crate::{
     hub::CloseReason,
+    registry::SubscriptionInfo,
     sync::{AtomicU64, Mutex},
+    topic::ClientId,
 };
 
 /// Where publishers reach one subscription.
@@ -97,6 +99,19 @@ pub(crate) struct Ready {
     pub(crate) head: u64,
 }
 
+impl Tally {
+    pub(crate) fn info(&self, id: u64, client: &ClientId, backlog: u64) -> SubscriptionInfo {
+        SubscriptionInfo {
+            id,
+            client_id: client.clone(),
+            backlog,
+            handed_off: self.handed_off.load(Relaxed),
+            lost: self.lost.load(Relaxed),
+            conflated: self.conflated.load(Relaxed),
+        }
+    }
+}
+
 impl Signal {
     pub(crate) fn new(ends_when_stalled: bool, reset: Option<Waker>) -> Self {
         Self {
@@ -124,6 +139,10 @@ impl Signal {
                 .store(self.progress.load(Relaxed) + 1, Relaxed);
         }
         self.left_some.store(left_some, Relaxed);
+    }
+
+    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
+        self.state.lock().closed
     }
 
     pub(crate) fn look(&self) -> Look {

@@ -45,6 +45,7 @@ use crate::{
     groups::FilterGroup,
     hub::{CloseReason, Shared, Start},
     limits::Limits,
+    registry::SubscriptionInfo,
     replay::{Opening, Replay},
     signal::{Ready, Signal},
     topic::ClientId,
@@ -299,6 +300,19 @@ impl<P: Payload> Subscription<P> {
     #[must_use]
     pub fn head(&self) -> Position {
         self.shared.position(self.shared.committed.load(Acquire))
+    }
+
+    /// Why it has ended, as soon as that is so, whether it was polled since or not.
+    #[must_use]
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.closed.or_else(|| self.parts.signal.close_reason())
+    }
+
+    /// What [`Hub::subscriptions`](crate::Hub::subscriptions) says of it.
+    #[must_use]
+    pub fn info(&self) -> SubscriptionInfo {
+        let tally = self.parts.signal.tally();
+        tally.info(self.parts.id, &self.parts.client, self.backlog())
     }
 
     /// The limits in force.

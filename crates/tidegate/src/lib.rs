@@ -41,9 +41,11 @@ mod publish;
 mod reset;
 mod service;
 mod status;
+pub mod typed;
 mod wire;
 
 pub use tidegate_core::*;
+pub use tidegate_macros::encode_once;
 
 /// The messages of the wire contract.
 pub use tidegate_proto::v1 as proto;
