@@ -21,18 +21,19 @@ use std::{
 use crate::{
     counters::{Counters, Stats, add},
     event::{Event, NewEvent, Payload, Position},
-    feed::Feed,
+    feed::{Feed, FeedKey, FeedKind},
     filter::Filter,
-    groups::{FilterGroup, disjoint_groups},
+    groups::disjoint_groups,
     history::{History, HistoryLimits},
     limits::{Limits, Overflow},
+    predicate::{Live, Predicate},
     registry::{
         ClientIdPolicy, Feeds, Listed, Refusal, Registry, SubscriptionInfo, SweepRules, Swept,
     },
     retained::Retained,
     signal::Signal,
     subscription::{Parts, Subscription},
-    sync::{AtomicU64, Mutex},
+    sync::{AtomicU64, Mutex, MutexGuard},
     topic::ClientId,
     trie::Trie,
 };
@@ -176,6 +177,8 @@ pub(crate) struct Shared<P> {
     /// The publish lock.
     pub(crate) publish: Mutex<State<P>>,
     pub(crate) history: Mutex<History<P>>,
+    /// Written under the publish lock, read by publishers before they take it.
+    predicates: Mutex<Live<P>>,
     /// Everything up to this sequence is in history and in the feeds. Written under the publish lock.
     pub(crate) committed: AtomicU64,
     pub(crate) registry: Registry<P>,
@@ -187,7 +190,7 @@ pub(crate) struct Shared<P> {
 pub(crate) struct State<P> {
     /// The sequence of the newest event.
     pub(crate) head: u64,
-    feeds: HashMap<FilterGroup, Arc<Feed<P>>>,
+    feeds: HashMap<FeedKey, Arc<Feed<P>>>,
     /// The same feeds, by each of their filters.
     by_filter: Trie<Arc<Feed<P>>>,
     closed: Option<CloseReason>,
@@ -258,6 +261,7 @@ impl<P: Payload> Hub<P> {
                 retained: retained.clone(),
                 publish: Mutex::new(state),
                 history: Mutex::new(History::new(config.history, retained)),
+                predicates: Mutex::new(Live::default()),
                 committed: AtomicU64::new(0),
                 registry: Registry::new(config.client_ids),
                 counters: Counters::default(),
@@ -314,6 +318,23 @@ impl<P: Payload> Hub<P> {
         options: SubscribeOptions,
         now: Instant,
     ) -> Result<Subscription<P>, SubscribeError> {
+        self.subscribe_matching(options, None, now)
+    }
+
+    /// As [`subscribe`](Self::subscribe), for those matching events only whose payload passes `predicate`.
+    /// Those to this client alone come in any case.
+    ///
+    /// A subscription that conflates keeps the latest event of each key that passes: one that does not pass
+    /// replaces nothing.
+    ///
+    /// # Errors
+    /// As [`subscribe`](Self::subscribe).
+    pub fn subscribe_matching(
+        &self,
+        options: SubscribeOptions,
+        predicate: Option<&Predicate<P>>,
+        now: Instant,
+    ) -> Result<Subscription<P>, SubscribeError> {
         let shared = &self.shared;
         if let Start::After(position) = options.start {
             let head = shared.committed.load(Acquire);
@@ -321,8 +342,17 @@ impl<P: Payload> Hub<P> {
                 return Err(SubscribeError::PositionAhead { head });
             }
         }
-        let mut groups = disjoint_groups(options.filters);
-        groups.push([Filter::for_client(&options.client_id)].into());
+        let groups = disjoint_groups(options.filters).into_iter();
+        let mut kinds: Vec<_> = groups
+            .map(|filters| FeedKind {
+                filters,
+                predicate: predicate.cloned(),
+            })
+            .collect();
+        kinds.push(FeedKind {
+            filters: [Filter::for_client(&options.client_id)].into(),
+            predicate: None,
+        });
 
         let ends_when_stalled = options.limits.overflow == Overflow::Disconnect;
         let signal = Arc::new(Signal::new(ends_when_stalled, options.reset));
@@ -337,9 +367,9 @@ impl<P: Payload> Hub<P> {
 
         let (subscription, feeds) = {
             let mut state = shared.publish.lock();
-            let feeds: Feeds<P> = groups
+            let feeds: Feeds<P> = kinds
                 .into_iter()
-                .map(|group| state.feed(group, &shared.retained))
+                .map(|kind| shared.feed(&mut state, kind))
                 .collect();
             let shared = Arc::clone(shared);
             let subscription =
@@ -470,7 +500,7 @@ impl<P: Payload> Shared<P> {
     ) -> Result<Published, PublishError> {
         let mut wake = Vec::new();
         let published = {
-            let mut state = self.publish.lock();
+            let mut state = self.lock_with_verdicts(&mut events);
             state.number(&mut events, sequence)?;
             let first = state.head + 1;
             let first_sequence = events.first().map_or(first, |event| event.sequence);
@@ -490,6 +520,33 @@ impl<P: Payload> Shared<P> {
         add(&self.counters.published, published.count as u64);
         add(&self.counters.matched, published.matched);
         Ok(published)
+    }
+
+    /// Takes the publish lock, with every predicate there is having been asked about `events` before.
+    fn lock_with_verdicts(&self, events: &mut [Arc<Event<P>>]) -> MutexGuard<'_, State<P>> {
+        loop {
+            let predicates = self.predicates.lock().clone();
+            predicates.judge(events);
+            let state = self.publish.lock();
+            if self.predicates.lock().version == predicates.version {
+                return state;
+            }
+        }
+    }
+
+    /// The feed of `kind`, made if there is none.
+    fn feed(&self, state: &mut State<P>, kind: FeedKind<P>) -> Arc<Feed<P>> {
+        let key = kind.key();
+        if let Some(feed) = state.feeds.get(&key) {
+            return Arc::clone(feed);
+        }
+        if let Some(predicate) = &kind.predicate {
+            let mut predicates = self.predicates.lock();
+            *predicates = predicates.with(predicate);
+        }
+        let feed = Arc::new(Feed::new(kind, self.retained.clone()));
+        state.insert(key, &feed);
+        feed
     }
 
     fn remember(&self, events: &[Arc<Event<P>>], now: Instant) {
@@ -530,7 +587,12 @@ impl<P: Payload> Shared<P> {
         }
         let mut state = self.publish.lock();
         for feed in feeds {
-            state.forget_if_unused(feed);
+            if state.forget_if_unused(feed)
+                && let Some(predicate) = &feed.kind().predicate
+            {
+                let mut predicates = self.predicates.lock();
+                *predicates = predicates.without(predicate);
+            }
         }
     }
 }
@@ -574,7 +636,7 @@ impl<P: Payload> State<P> {
                     .matching(event.topic().as_str(), &mut |feed| feeds.push(feed));
                 previous = Some(event.topic());
             }
-            for feed in &feeds {
+            for feed in feeds.iter().filter(|feed| feed.admits(event)) {
                 matched += feed.lock().append(event, wake);
             }
         }
@@ -582,30 +644,26 @@ impl<P: Payload> State<P> {
         matched
     }
 
-    /// The feed of `group`, made if there is none.
-    fn feed(&mut self, group: FilterGroup, retained: &Retained) -> Arc<Feed<P>> {
-        if let Some(feed) = self.feeds.get(&group) {
-            return Arc::clone(feed);
+    fn insert(&mut self, key: FeedKey, feed: &Arc<Feed<P>>) {
+        for filter in feed.filters().iter() {
+            self.by_filter.insert(filter, Arc::clone(feed));
         }
-        let feed = Arc::new(Feed::new(group.clone(), retained.clone()));
-        for filter in group.iter() {
-            self.by_filter.insert(filter, Arc::clone(&feed));
-        }
-        self.feeds.insert(group, Arc::clone(&feed));
-        feed
+        self.feeds.insert(key, Arc::clone(feed));
     }
 
-    fn forget_if_unused(&mut self, feed: &Arc<Feed<P>>) {
-        let is_known = self
-            .feeds
-            .get(feed.filters())
-            .is_some_and(|known| Arc::ptr_eq(known, feed));
-        if is_known && feed.lock().is_unused() {
-            self.feeds.remove(feed.filters());
+    /// Returns whether it did.
+    fn forget_if_unused(&mut self, feed: &Arc<Feed<P>>) -> bool {
+        let key = feed.kind().key();
+        let known = self.feeds.get(&key);
+        let is_known = known.is_some_and(|known| Arc::ptr_eq(known, feed));
+        let is_forgotten = is_known && feed.lock().is_unused();
+        if is_forgotten {
+            self.feeds.remove(&key);
             for filter in feed.filters().iter() {
                 self.by_filter
                     .remove(filter, |other| Arc::ptr_eq(other, feed));
             }
         }
+        is_forgotten
     }
 }

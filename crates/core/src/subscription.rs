@@ -42,9 +42,8 @@ use crate::{
     event::{Event, Payload, Position},
     feed::{Feed, ParkKey},
     gap::{Gap, GapReason},
-    groups::FilterGroup,
     hub::{CloseReason, Shared, Start},
-    limits::Limits,
+    limits::{Limits, Overflow},
     registry::SubscriptionInfo,
     replay::{Opening, Replay},
     signal::{Ready, Signal},
@@ -89,7 +88,7 @@ pub struct Subscription<P: Payload> {
     ready: BinaryHeap<Reverse<(u64, u32)>>,
     /// Room for taking the ready list of the signal; empty between polls.
     arrivals: Vec<Ready>,
-    replay: Option<Box<Replay>>,
+    replay: Option<Box<Replay<P>>>,
     /// Said with the first poll: a gap before the first event, and the end of a replay of nothing.
     opening: Option<(Option<Gap>, Position)>,
     /// The position that was asked for, until the subscriber has been told what is missing from there.
@@ -243,6 +242,22 @@ impl<P: Payload> Subscription<P> {
         polled
     }
 
+    /// Leaves out what is ahead, up to and with `sequence`, because the subscriber knows it from elsewhere; not
+    /// what was sent to this client alone. What is left out takes its indexes, is counted as abandoned, and
+    /// is no loss: no gap tells of it. Does nothing while a replay goes on.
+    ///
+    /// Two things are left in, to be told: an event that conflation holds back, and a loss that reaches
+    /// beyond `sequence`, of which nobody can say how much of it would have been left out.
+    pub fn pass_over(&mut self, sequence: u64) {
+        if self.replay.is_some() || self.parts.limits.overflow == Overflow::Conflate {
+            return;
+        }
+        let skipped = self.leave_out_through(sequence);
+        add(&self.shared.counters.abandoned, skipped);
+        self.next_index += skipped;
+        self.note_place();
+    }
+
     /// Where a new subscription can go on after this one: everything up to here was handed out, counted
     /// by a gap, or did not match. Moves with each poll, also with one that is pending.
     #[must_use]
@@ -364,10 +379,8 @@ impl<P: Payload> Subscription<P> {
             Beginning::Live => (None, None),
             Beginning::CaughtUp(gap) => (None, Some((gap, shared.position(head)))),
             Beginning::Replay(opening) => {
-                let filters = cursors
-                    .iter()
-                    .flat_map(|cursor| FilterGroup::clone(cursor.feed.filters()).to_vec());
-                (Some(Box::new(Replay::new(opening, head, filters))), None)
+                let kinds = cursors.iter().map(|cursor| cursor.feed.kind());
+                (Some(Box::new(Replay::new(opening, head, kinds))), None)
             }
         };
         shared.counters.subscriptions.fetch_add(1, Relaxed);

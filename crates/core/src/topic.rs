@@ -153,8 +153,9 @@ impl Topic {
 }
 
 impl Topic {
-    /// Whether the topic begins with `$`.
-    pub(crate) fn is_reserved(&self) -> bool {
+    /// Whether the topic begins with `$`: it is that of one client.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
         self.0.starts_with('$')
     }
 }

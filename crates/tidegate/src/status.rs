@@ -161,6 +161,11 @@ pub(crate) fn ended<P: Payload>(
     Status::with_error_details(status.code(), status.message(), details)
 }
 
+/// The status of a stream that the hub has ended before it had anything to resume from.
+pub(crate) fn ended_at_start(reason: CloseReason) -> Status {
+    end_reason(reason).status(reason.to_string())
+}
+
 /// Every cause for which the hub ends a stream, and what the client is told. What each means for the
 /// client is with the [`Reason`].
 const fn end_reason(reason: CloseReason) -> Reason {

@@ -81,6 +81,15 @@
 //! its receiver its [`Position`](crate::Position) in fields of your message. A receiver that comes back with
 //! it goes on from there: [`resume_after`](Subscribe::resume_after).
 //!
+//! # Snapshot, then live
+//! A subscriber that needs state first, and then what changes, begins with a
+//! [`snapshot`](Subscribe::snapshot) of the application at a [`Position`](crate::Position). Live goes on from
+//! there; nothing is missed or repeated in between.
+//!
+//! # Filters
+//! By topic and pattern, [`topic`](Subscribe::topic), and by what a value is, [`matching`](Subscribe::matching):
+//! a [`Predicate`] is run once for each event, whatever the number of subscriptions that have it.
+//!
 //! # In the process
 //! A [`Subscription`] is a stream of shared values, for subscribers in the process as well:
 //!
@@ -112,8 +121,10 @@ mod hooks;
 mod hub;
 mod losses;
 mod position;
+mod predicate;
 mod publication;
 mod shared;
+mod snapshot;
 mod subscribe;
 mod subscription;
 
@@ -123,8 +134,10 @@ pub use self::{
     hooks::{Arrival, Departure, LeaveReason},
     hub::{Builder, Client, Hub},
     losses::{Losses, Undecided},
+    predicate::Predicate,
     publication::{DEFAULT_TOPIC, Publication},
     shared::Shared,
+    snapshot::Snapshot,
     subscribe::Subscribe,
     subscription::{Closed, Subscription},
 };

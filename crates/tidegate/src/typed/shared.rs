@@ -43,6 +43,12 @@ pub(crate) struct Body<T> {
 
 // ===== impl Body =====
 
+impl<T> Body<T> {
+    pub(crate) const fn value(&self) -> &T {
+        &self.value
+    }
+}
+
 impl<T: Value> Body<T> {
     /// A value that is about to be published: it is encoded here.
     pub(crate) fn encoded(value: T, position: PositionFields) -> Self {

@@ -1,13 +1,15 @@
 //! Describing a subscription, and opening it.
 
-use std::{fmt, time::Instant};
+use std::{fmt, future::Future, time::Instant};
 
 use tidegate_core::{
     ClientId, Filter, Gap, Limits, NameError, Overflow, Position, Start, SubscribeOptions,
 };
 use tonic::Status;
 
-use super::{Error, Hub, Losses, Subscription, Undecided, Value};
+use super::{
+    Error, Hub, Losses, Predicate, Snapshot, Subscription, Undecided, Value, snapshot::Load,
+};
 use crate::{convert::anonymous, reset};
 
 /// A subscription that is about to be opened.
@@ -27,6 +29,8 @@ pub struct Subscribe<T, L = Losses<T>> {
     filters: Vec<Result<Filter, NameError>>,
     limits: Limits,
     start: Start,
+    predicate: Option<Predicate<T>>,
+    snapshot: Option<Load<T>>,
     losses: L,
 }
 
@@ -38,6 +42,8 @@ impl<T: Value> Subscribe<T, Undecided> {
             client: None,
             filters: Vec::new(),
             start: Start::Live,
+            predicate: None,
+            snapshot: None,
             losses: Undecided::new(),
         }
     }
@@ -70,6 +76,8 @@ impl<T: Value> Subscribe<T, Undecided> {
             filters: self.filters,
             limits: self.limits,
             start: self.start,
+            predicate: self.predicate,
+            snapshot: self.snapshot,
             losses,
         }
     }
@@ -134,6 +142,28 @@ impl<T: Value, L> Subscribe<T, L> {
     pub fn resume_after(self, position: Option<Position>) -> Self {
         self.start(position.map_or(Start::Live, Start::After))
     }
+
+    /// Only values that pass the predicate, besides what is sent to this client alone. Gaps count only such
+    /// values, too. Default: all.
+    pub fn matching(mut self, predicate: &Predicate<T>) -> Self {
+        self.predicate = Some(predicate.clone());
+        self
+    }
+
+    /// It begins with a snapshot of the application's state, and goes on live from the snapshot's position:
+    /// nothing is missed or repeated in between. Default: none.
+    ///
+    /// The subscription is registered first. Then `load` is called with the position at which that was; what it returns must not be older than that. While it loads and is sent,
+    /// the subscription's limits hold for what comes live. A status in place of a snapshot ends the stream.
+    ///
+    /// It is for those who begin: whoever comes back with a position resumes without it.
+    pub fn snapshot<F>(mut self, load: impl FnOnce(Position) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = Result<Snapshot<T>, Status>> + Send + 'static,
+    {
+        self.snapshot = Some(Box::new(move |position| Box::pin(load(position))));
+        self
+    }
 }
 
 impl<T: Value> Subscribe<T> {
@@ -158,14 +188,17 @@ impl<T: Value> Subscribe<T> {
             reset: reset::current(),
         };
         let core = &self.hub.inner.core;
+        let predicate = self.predicate.map(|predicate| predicate.core());
         let subscription = core
-            .subscribe(options, Instant::now())
+            .subscribe_matching(options, predicate.as_ref(), Instant::now())
             .map_err(Error::Subscribe)?;
+        let snapshot = self.snapshot.filter(|_| self.start == Start::Live);
         Ok(Subscription::new(
             self.hub,
             subscription,
             filters,
             self.losses,
+            snapshot,
         ))
     }
 }

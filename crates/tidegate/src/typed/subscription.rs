@@ -9,14 +9,21 @@ use std::{
 };
 
 use futures_core::Stream;
-use tidegate_core::{Batch, ClientId, CloseReason, Filter, Position, Room};
+use tidegate_core::{Batch, ClientId, CloseReason, Filter, GapReason, Position, Room};
 use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::{
-    Arrival, Departure, Hub, LeaveReason, Losses, Shared, Value, losses::Outcome, shared::Body,
+    Arrival, Departure, Hub, LeaveReason, Losses, Shared, Value,
+    losses::Outcome,
+    shared::Body,
+    snapshot::{Load, Stage, Step},
 };
-use crate::{drainer::CHUNK_BYTES, service::spread, status};
+use crate::{
+    drainer::CHUNK_BYTES,
+    service::spread,
+    status::{self, Reason},
+};
 
 /// How much one poll takes from the hub: what is taken can no longer be dropped.
 const ROOM: Room = Room {
@@ -51,6 +58,10 @@ pub struct Subscription<T: Value> {
     /// What was taken and not yielded: gaps, then events, each with the next at its end.
     batch: Batch<Body<T>>,
     losses: Losses<T>,
+    /// Until all of the snapshot was yielded.
+    snapshot: Option<Box<Stage<T>>>,
+    /// What the snapshot told: live begins after this sequence.
+    told_through: u64,
     entry: Arc<Entry>,
     /// Set when it has ended: nothing comes after.
     ended: Option<LeaveReason>,
@@ -85,6 +96,7 @@ impl<T: Value> Subscription<T> {
         core: tidegate_core::Subscription<Body<T>>,
         filters: Vec<Filter>,
         losses: Losses<T>,
+        snapshot: Option<Load<T>>,
     ) -> Self {
         let entry = Arc::new(Entry {
             client_id: core.client_id().clone(),
@@ -97,14 +109,22 @@ impl<T: Value> Subscription<T> {
             subscription_id: core.id(),
             filters,
         });
-        Self {
+        let mut subscription = Self {
+            snapshot: None,
+            told_through: 0,
             hub,
             core,
             batch: Batch::default(),
             losses,
             entry,
             ended: None,
-        }
+        };
+        // Not before there is something that unsubscribes if this panics.
+        subscription.snapshot = snapshot.map(|load| {
+            let loading = load(subscription.core.began_at());
+            Box::new(Stage::Loading(loading))
+        });
+        subscription
     }
 
     /// Who holds it.
@@ -155,14 +175,63 @@ impl<T: Value> Subscription<T> {
     /// The next of what was taken from the hub.
     fn next_taken(&mut self) -> Option<Result<Shared<T>, Status>> {
         while let Some(gap) = self.batch.gaps.pop() {
+            if gap.reason == GapReason::Conflated && gap.last_sequence <= self.told_through {
+                continue;
+            }
             match self.losses.settle(&gap) {
                 Outcome::Message(message) => return Some(Ok(message)),
                 Outcome::Nothing => {}
                 Outcome::Failure(status) => return Some(Err(self.fail(status))),
             }
         }
-        let event = self.batch.events.pop()?;
-        Some(Ok(Shared::published(event)))
+        loop {
+            let event = self.batch.events.pop()?;
+            if event.sequence() > self.told_through || event.topic().is_reserved() {
+                return Some(Ok(Shared::published(event)));
+            }
+        }
+    }
+
+    /// Goes on with the snapshot. Ready with a value of it or with what ended it, or with `None` when all of
+    /// it was yielded.
+    fn poll_snapshot(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Shared<T>, Status>>> {
+        while let Some(stage) = &mut self.snapshot {
+            match stage.poll(cx) {
+                Poll::Pending => return self.poll_end(cx).map(|status| Some(Err(status))),
+                Poll::Ready(Step::Value(value)) => return Poll::Ready(Some(Ok(value))),
+                Poll::Ready(Step::Failed(status)) => {
+                    return Poll::Ready(Some(Err(self.fail(status))));
+                }
+                Poll::Ready(Step::Done) => self.snapshot = None,
+                Poll::Ready(Step::Loaded(position)) => {
+                    if let Err(status) = self.continue_from(position) {
+                        return Poll::Ready(Some(Err(self.fail(status))));
+                    }
+                }
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    /// Looks whether the hub has ended the subscription, and takes nothing.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        let room = Room { through: 0, ..ROOM };
+        match self.core.poll_next(cx, room, &mut self.batch) {
+            Poll::Ready(Err(reason)) => Poll::Ready(self.end(reason)),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Live begins after `position`, which the snapshot is at.
+    fn continue_from(&mut self, position: Position) -> Result<(), Status> {
+        let began_at = self.core.began_at();
+        if position.epoch != began_at.epoch || position.sequence < began_at.sequence {
+            let problem = "the snapshot is older than the subscription";
+            return Err(Reason::Internal.status(problem));
+        }
+        self.told_through = position.sequence;
+        self.core.pass_over(position.sequence);
+        Ok(())
     }
 
     fn fail(&mut self, status: Status) -> Status {
@@ -177,6 +246,10 @@ impl<T: Value> Subscription<T> {
             _ => None,
         };
         given.unwrap_or_else(|| {
+            if self.snapshot.is_some() {
+                // It has no position to resume from.
+                return status::ended_at_start(reason);
+            }
             let spread = spread(self.core.id(), self.hub.inner.reconnect_spread);
             status::ended(reason, &self.core, spread)
         })
@@ -209,6 +282,12 @@ impl<T: Value> Stream for Subscription<T> {
         loop {
             if this.ended.is_some() {
                 return Poll::Ready(None);
+            }
+            if this.snapshot.is_some() {
+                match this.poll_snapshot(cx) {
+                    Poll::Ready(None) => {}
+                    polled => return polled,
+                }
             }
             if let Some(item) = this.next_taken() {
                 return Poll::Ready(Some(item));
