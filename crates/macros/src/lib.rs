@@ -15,10 +15,14 @@ use proc_macro::{Delimiter, Group, Ident, Punct, Spacing, Span, TokenStream, Tok
 /// ```
 ///
 /// The first argument is the protobuf package, the second names one or several messages, as they are named in
-/// that package: `#[tidegate::encode_once(ServerEvent, super::common::Notice)]`.
+/// that package: `#[tidegate::encode_once(ServerEvent, super::common::Notice)]`. One that the build script
+/// takes from elsewhere, with `extern_path`, is named as it is there: `::their_crate::Notice`.
 #[proc_macro_attribute]
 pub fn encode_once(messages: TokenStream, module: TokenStream) -> TokenStream {
-    let messages = split_at_commas(messages);
+    let messages: Vec<_> = split_at_commas(messages)
+        .into_iter()
+        .map(full_path)
+        .collect();
     let mut replacer = Replacer {
         found: vec![false; messages.len()],
         messages,
@@ -44,7 +48,7 @@ struct Replacer {
 }
 
 impl Replacer {
-    /// Replaces each `super::Message` of the stream, in all its depth.
+    /// Replaces each message in the stream, in all its depth.
     fn replace(&mut self, stream: TokenStream) -> TokenStream {
         let tokens: Vec<TokenTree> = stream.into_iter().collect();
         let mut out = Vec::with_capacity(tokens.len());
@@ -70,30 +74,35 @@ impl Replacer {
 
     /// How many tokens the path of a message takes that begins here.
     fn message_at(&mut self, tokens: &[TokenTree]) -> Option<usize> {
-        // `super::`, and the message.
-        const PREFIX: usize = 3;
-        let is_path = matches!(&tokens[0], TokenTree::Ident(ident) if ident.to_string() == "super")
-            && tokens.len() > PREFIX
-            && is_colons(&tokens[1..]);
-        if !is_path {
-            return None;
-        }
-        let rest = &tokens[PREFIX..];
         let i = self.messages.iter().position(|message| {
             let len = message.len();
-            rest.len() >= len
-                && same(message, &rest[..len])
+            tokens.len() >= len
+                && same(message, &tokens[..len])
                 // Not the beginning of a longer path.
-                && !is_colons(&rest[len..])
+                && !is_colons(&tokens[len..])
         })?;
         self.found[i] = true;
-        Some(PREFIX + self.messages[i].len())
+        Some(self.messages[i].len())
     }
+}
+
+/// The path of a message as the module of a generated server has it: from the module above, unless it says
+/// from where.
+fn full_path(message: Vec<TokenTree>) -> Vec<TokenTree> {
+    let is_full = is_colons(&message)
+        || matches!(&message[0], TokenTree::Ident(first) if first.to_string() == "crate");
+    if is_full {
+        return message;
+    }
+    let mut path = vec![Ident::new("super", Span::call_site()).into()];
+    path.extend(colons());
+    path.extend(message);
+    path
 }
 
 /// Appends `::tidegate::typed::Shared<path>`.
 fn wrap(path: &[TokenTree], out: &mut Vec<TokenTree>) {
-    let span = path[0].span();
+    let span = path[path.len() - 1].span();
     for name in ["tidegate", "typed", "Shared"] {
         out.extend(colons());
         out.push(Ident::new(name, span).into());
