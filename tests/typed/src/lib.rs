@@ -2,6 +2,7 @@
 //! it and to speak with it.
 
 mod counted;
+mod program;
 
 use std::{future::Future, net::SocketAddr, num::NonZeroU64, time::Duration};
 
@@ -17,6 +18,7 @@ use tonic::{
 };
 
 pub use counted::Counted;
+pub use program::Program;
 
 /// Generated from `proto/feed.proto`.
 #[allow(
