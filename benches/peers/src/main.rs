@@ -1,6 +1,6 @@
 //! What tidegate is compared with, and the comparison.
 //!
-//! `broadcast`, `mpsc` and `raw` are servers, as small as somebody would write them by hand. `compare` starts
+//! `broadcast`, `mpsc`, `typed` and `raw` are servers, as small as somebody would write them by hand. `compare` starts
 //! one server after another, gives each the same work, and writes down medians and ratios. `grow` measures
 //! what a delivery of tidegate costs as the work grows.
 #![expect(clippy::print_stdout, reason = "this is a program for the terminal")]
@@ -33,6 +33,8 @@ enum Command {
     Broadcast,
     /// Serve: tonic, and a tokio::sync::mpsc for each stream, with try_send.
     Mpsc,
+    /// Serve: tonic, and the typed hub of the crate tidegate.
+    Typed,
     /// Serve: what a publisher writes is written to every subscriber, and nothing else.
     Raw,
     /// Give the same work to each in turn.
@@ -46,6 +48,7 @@ async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Broadcast => baselines::broadcast::serve().await,
         Command::Mpsc => baselines::mpsc::serve().await,
+        Command::Typed => baselines::typed::serve().await,
         Command::Raw => baselines::raw::serve(),
         Command::Compare(args) => compare::run(&args).await,
         Command::Grow(args) => grow::run(&args).await,

@@ -20,6 +20,7 @@ const STALLED_WINDOW: u32 = 65_535;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Peer {
     Tidegate,
+    Typed,
     Broadcast,
     Mpsc,
     Nats,
@@ -47,8 +48,9 @@ pub(crate) struct Programs {
 
 impl Peer {
     /// All of them, in the order of the tables.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Tidegate,
+        Self::Typed,
         Self::Broadcast,
         Self::Mpsc,
         Self::Nats,
@@ -59,6 +61,7 @@ impl Peer {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Tidegate => "tidegate",
+            Self::Typed => "tonic + typed hub",
             Self::Broadcast => "tonic + broadcast",
             Self::Mpsc => "tonic + mpsc",
             Self::Nats => "NATS",
@@ -76,6 +79,7 @@ impl Peer {
     pub(crate) fn launch(self, programs: &Programs, cores: &Cores) -> Result<Launch, Error> {
         let mut launch = match self {
             Self::Tidegate => Launch::new(&programs.tidegate, ["serve", "--listen", "127.0.0.1:0"]),
+            Self::Typed => Launch::new(this_program()?, ["typed"]),
             Self::Broadcast => Launch::new(this_program()?, ["broadcast"]),
             Self::Mpsc => Launch::new(this_program()?, ["mpsc"]),
             Self::Raw => Launch::new(this_program()?, ["raw"]),
@@ -117,7 +121,7 @@ impl Peer {
     pub(crate) async fn run(self, load: Load, session: &Session) -> Result<Measured, Error> {
         let (server, progress) = (session.server(), Progress::hidden());
         match self {
-            Self::Tidegate | Self::Broadcast | Self::Mpsc => {
+            Self::Tidegate | Self::Typed | Self::Broadcast | Self::Mpsc => {
                 let mut grpc = Grpc::new(server);
                 if load.stalled_connections > 0 {
                     grpc = grpc.with_window(STALLED_WINDOW);
@@ -134,7 +138,7 @@ impl Peer {
     pub(crate) async fn idle(self, idle: &Idle, session: &Session) -> Result<IdleMemory, Error> {
         let (server, progress) = (session.server(), Progress::hidden());
         match self {
-            Self::Tidegate | Self::Broadcast | Self::Mpsc => {
+            Self::Tidegate | Self::Typed | Self::Broadcast | Self::Mpsc => {
                 idle.measure(Grpc::new(server), server, &progress).await
             }
             Self::Nats => {
@@ -158,7 +162,9 @@ impl Peer {
             Self::Tidegate => says(&programs.tidegate),
             Self::Nats => says(&programs.nats),
             Self::Redis => says(&programs.redis),
-            Self::Broadcast | Self::Mpsc => ["tonic", "h2", "tokio"].map(locked).join(", "),
+            Self::Typed | Self::Broadcast | Self::Mpsc => {
+                ["tonic", "h2", "tokio"].map(locked).join(", ")
+            }
             Self::Raw => "blocking sockets of the standard library".into(),
         }
     }

@@ -46,8 +46,10 @@ pub struct Event<P> {
     payload: P,
     /// What the payload said, once: no code of an application runs under a lock.
     size: u64,
+    /// What predicates said of it, by their identities.
+    verdicts: Vec<(u64, bool)>,
     /// What this event holds, counted until it is freed.
-    _charge: Charge,
+    charge: Charge,
 }
 
 /// Identity of a sequence space and a place in it: all that is needed to resume with any filter.
@@ -96,7 +98,8 @@ impl<P: Payload> NewEvent<P> {
             key,
             payload,
             size: size as u64,
-            _charge: retained.charge(held as u64),
+            verdicts: Vec::new(),
+            charge: retained.charge(held as u64),
         })
     }
 }
@@ -142,6 +145,21 @@ impl<P> Event<P> {
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
+    }
+}
+
+impl<P> Event<P> {
+    /// What a predicate said, if it was asked.
+    pub(crate) fn verdict(&self, predicate: u64) -> Option<bool> {
+        let mut verdicts = self.verdicts.iter();
+        verdicts
+            .find(|(asked, _)| *asked == predicate)
+            .map(|(_, verdict)| *verdict)
+    }
+
+    pub(crate) fn note_verdict(&mut self, predicate: u64, verdict: bool) {
+        self.charge.add(size_of::<(u64, bool)>() as u64);
+        self.verdicts.push((predicate, verdict));
     }
 }
 

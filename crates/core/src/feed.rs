@@ -19,6 +19,7 @@ use crate::{
     groups::FilterGroup,
     latest::Latest,
     limits::{Limits, Overflow},
+    predicate::Predicate,
     retained::Retained,
     signal::{Ready, Signal},
     sync::{Mutex, MutexGuard},
@@ -29,7 +30,7 @@ const SMALL_RING: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Feed<P> {
-    filters: FilterGroup,
+    kind: FeedKind<P>,
     state: Mutex<FeedState<P>>,
 }
 
@@ -106,12 +107,32 @@ pub(crate) struct Backlog {
     pub(crate) bytes: u64,
 }
 
+/// What the events of a feed have in common, and what it is found by.
+#[derive(Debug)]
+pub(crate) struct FeedKind<P> {
+    pub(crate) filters: FilterGroup,
+    /// What they carry passes this, if it is set.
+    pub(crate) predicate: Option<Predicate<P>>,
+}
+
+/// [`FeedKind`] as a key.
+pub(crate) type FeedKey = (FilterGroup, Option<u64>);
+
+// ===== impl FeedKind =====
+
+impl<P> FeedKind<P> {
+    pub(crate) fn key(&self) -> FeedKey {
+        let predicate = self.predicate.as_ref().map(Predicate::id);
+        (FilterGroup::clone(&self.filters), predicate)
+    }
+}
+
 // ===== impl Feed =====
 
 impl<P: Payload> Feed<P> {
-    pub(crate) fn new(filters: FilterGroup, retained: Retained) -> Self {
+    pub(crate) fn new(kind: FeedKind<P>, retained: Retained) -> Self {
         Self {
-            filters,
+            kind,
             state: Mutex::new(FeedState {
                 retained,
                 ring: VecDeque::new(),
@@ -131,7 +152,17 @@ impl<P: Payload> Feed<P> {
     }
 
     pub(crate) const fn filters(&self) -> &FilterGroup {
-        &self.filters
+        &self.kind.filters
+    }
+
+    pub(crate) const fn kind(&self) -> &FeedKind<P> {
+        &self.kind
+    }
+
+    /// Whether an event that matches one of the filters belongs here.
+    pub(crate) fn admits(&self, event: &Event<P>) -> bool {
+        let predicate = self.kind.predicate.as_ref();
+        predicate.is_none_or(|predicate| predicate.admits(event))
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, FeedState<P>> {

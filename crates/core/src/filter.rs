@@ -13,6 +13,22 @@ use crate::topic::{ClientId, NameError, NameErrorKind, Topic, check_token, check
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Filter(Arc<str>);
 
+impl TryFrom<&str> for Filter {
+    type Error = NameError;
+
+    fn try_from(pattern: &str) -> Result<Self, NameError> {
+        Self::new(pattern)
+    }
+}
+
+impl TryFrom<String> for Filter {
+    type Error = NameError;
+
+    fn try_from(pattern: String) -> Result<Self, NameError> {
+        Self::new(&pattern)
+    }
+}
+
 impl Filter {
     /// Checks `pattern` and makes a filter of it.
     ///
@@ -38,6 +54,12 @@ impl Filter {
             }
         })?;
         Ok(Self(pattern.into()))
+    }
+
+    /// The filter `>`: everything but what is addressed to single clients.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self(">".into())
     }
 
     /// The filter that every subscription of `id` has besides its own.

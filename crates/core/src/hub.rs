@@ -21,16 +21,19 @@ use std::{
 use crate::{
     counters::{Counters, Stats, add},
     event::{Event, NewEvent, Payload, Position},
-    feed::Feed,
+    feed::{Feed, FeedKey, FeedKind},
     filter::Filter,
-    groups::{FilterGroup, disjoint_groups},
+    groups::disjoint_groups,
     history::{History, HistoryLimits},
     limits::{Limits, Overflow},
-    registry::{ClientIdPolicy, Refusal, Registry, SweepRules, Swept},
+    predicate::{Live, Predicate},
+    registry::{
+        ClientIdPolicy, Feeds, Listed, Refusal, Registry, SubscriptionInfo, SweepRules, Swept,
+    },
     retained::Retained,
     signal::Signal,
     subscription::{Parts, Subscription},
-    sync::{AtomicU64, Mutex},
+    sync::{AtomicU64, Mutex, MutexGuard},
     topic::ClientId,
     trie::Trie,
 };
@@ -121,6 +124,9 @@ pub enum CloseReason {
     /// The sequences begin anew, in another hub. Resume there: what lies between will be told.
     #[error("the sequences have begun anew")]
     EpochChanged,
+    /// The application ended it: [`Hub::disconnect`], [`Hub::end`].
+    #[error("the subscription was ended by the service")]
+    Disconnected,
 }
 
 /// Why events were not published. Nothing of the batch was.
@@ -174,9 +180,11 @@ pub(crate) struct Shared<P> {
     /// The publish lock.
     pub(crate) publish: Mutex<State<P>>,
     pub(crate) history: Mutex<History<P>>,
+    /// Written under the publish lock, read by publishers before they take it.
+    predicates: Mutex<Live<P>>,
     /// Everything up to this sequence is in history and in the feeds. Written under the publish lock.
     pub(crate) committed: AtomicU64,
-    pub(crate) registry: Registry,
+    pub(crate) registry: Registry<P>,
     pub(crate) counters: Counters,
 }
 
@@ -185,7 +193,7 @@ pub(crate) struct Shared<P> {
 pub(crate) struct State<P> {
     /// The sequence of the newest event.
     pub(crate) head: u64,
-    feeds: HashMap<FilterGroup, Arc<Feed<P>>>,
+    feeds: HashMap<FeedKey, Arc<Feed<P>>>,
     /// The same feeds, by each of their filters.
     by_filter: Trie<Arc<Feed<P>>>,
     closed: Option<CloseReason>,
@@ -256,6 +264,7 @@ impl<P: Payload> Hub<P> {
                 retained: retained.clone(),
                 publish: Mutex::new(state),
                 history: Mutex::new(History::new(config.history, retained)),
+                predicates: Mutex::new(Live::default()),
                 committed: AtomicU64::new(0),
                 registry: Registry::new(config.client_ids),
                 counters: Counters::default(),
@@ -312,6 +321,23 @@ impl<P: Payload> Hub<P> {
         options: SubscribeOptions,
         now: Instant,
     ) -> Result<Subscription<P>, SubscribeError> {
+        self.subscribe_matching(options, None, now)
+    }
+
+    /// As [`subscribe`](Self::subscribe), for those matching events only whose payload passes `predicate`.
+    /// Those to this client alone come in any case.
+    ///
+    /// A subscription that conflates keeps the latest event of each key that passes: one that does not pass
+    /// replaces nothing.
+    ///
+    /// # Errors
+    /// As [`subscribe`](Self::subscribe).
+    pub fn subscribe_matching(
+        &self,
+        options: SubscribeOptions,
+        predicate: Option<&Predicate<P>>,
+        now: Instant,
+    ) -> Result<Subscription<P>, SubscribeError> {
         let shared = &self.shared;
         if let Start::After(position) = options.start {
             let head = shared.committed.load(Acquire);
@@ -319,8 +345,17 @@ impl<P: Payload> Hub<P> {
                 return Err(SubscribeError::PositionAhead { head });
             }
         }
-        let mut groups = disjoint_groups(options.filters);
-        groups.push([Filter::for_client(&options.client_id)].into());
+        let groups = disjoint_groups(options.filters).into_iter();
+        let mut kinds: Vec<_> = groups
+            .map(|filters| FeedKind {
+                filters,
+                predicate: predicate.cloned(),
+            })
+            .collect();
+        kinds.push(FeedKind {
+            filters: [Filter::for_client(&options.client_id)].into(),
+            predicate: None,
+        });
 
         let ends_when_stalled = options.limits.overflow == Overflow::Disconnect;
         let signal = Arc::new(Signal::new(ends_when_stalled, options.reset));
@@ -333,18 +368,46 @@ impl<P: Payload> Hub<P> {
             signal,
         };
 
-        let mut state = shared.publish.lock();
-        let feeds = groups
-            .into_iter()
-            .map(|group| state.feed(group, &shared.retained))
+        let (subscription, feeds) = {
+            let mut state = shared.publish.lock();
+            let feeds: Feeds<P> = kinds
+                .into_iter()
+                .map(|kind| shared.feed(&mut state, kind))
+                .collect();
+            let shared = Arc::clone(shared);
+            let subscription =
+                Subscription::begin(shared, parts, &feeds, options.start, state.head);
+            (subscription, feeds)
+        };
+        shared.registry.joined(id, feeds);
+        Ok(subscription)
+    }
+
+    /// Every subscription that was not dropped, in the order in which they came, as its last poll left it.
+    /// Takes each of their feeds' locks in turn, for a moment.
+    #[must_use]
+    pub fn subscriptions(&self) -> Vec<SubscriptionInfo> {
+        let mut subscriptions: Vec<_> = self
+            .shared
+            .registry
+            .list()
+            .iter()
+            .map(Listed::info)
             .collect();
-        Ok(Subscription::begin(
-            Arc::clone(shared),
-            parts,
-            feeds,
-            options.start,
-            state.head,
-        ))
+        subscriptions.sort_unstable_by_key(|subscription| subscription.id);
+        subscriptions
+    }
+
+    /// Ends every subscription of `client` with [`CloseReason::Disconnected`]. Returns how many.
+    pub fn disconnect(&self, client: &ClientId) -> usize {
+        let registry = &self.shared.registry;
+        registry.end(CloseReason::Disconnected, |_, holder| holder == client)
+    }
+
+    /// Ends the subscription `id` with [`CloseReason::Disconnected`]. Returns whether it was here.
+    pub fn end(&self, id: u64) -> bool {
+        let registry = &self.shared.registry;
+        registry.end(CloseReason::Disconnected, |other, _| other == id) > 0
     }
 
     /// Ends every subscription with `reason` and refuses all that comes after. The first reason holds.
@@ -402,6 +465,16 @@ impl<P: Payload> Hub<P> {
     }
 }
 
+impl<P: Payload> Listed<P> {
+    fn info(&self) -> SubscriptionInfo {
+        let tally = self.signal.tally();
+        let stands_at = tally.stands_at.load(Relaxed);
+        let ends = self.feeds.iter().map(|feed| feed.lock().end());
+        let ends = ends.fold(0, u64::wrapping_add);
+        tally.info(self.id, &self.client, ends.wrapping_sub(stands_at))
+    }
+}
+
 impl From<Refusal> for SubscribeError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
@@ -430,7 +503,7 @@ impl<P: Payload> Shared<P> {
     ) -> Result<Published, PublishError> {
         let mut wake = Vec::new();
         let published = {
-            let mut state = self.publish.lock();
+            let mut state = self.lock_with_verdicts(&mut events);
             state.number(&mut events, sequence)?;
             let first = state.head + 1;
             let first_sequence = events.first().map_or(first, |event| event.sequence);
@@ -450,6 +523,33 @@ impl<P: Payload> Shared<P> {
         add(&self.counters.published, published.count as u64);
         add(&self.counters.matched, published.matched);
         Ok(published)
+    }
+
+    /// Takes the publish lock, with every predicate there is having been asked about `events` before.
+    fn lock_with_verdicts(&self, events: &mut [Arc<Event<P>>]) -> MutexGuard<'_, State<P>> {
+        loop {
+            let predicates = self.predicates.lock().clone();
+            predicates.judge(events);
+            let state = self.publish.lock();
+            if self.predicates.lock().version == predicates.version {
+                return state;
+            }
+        }
+    }
+
+    /// The feed of `kind`, made if there is none.
+    fn feed(&self, state: &mut State<P>, kind: FeedKind<P>) -> Arc<Feed<P>> {
+        let key = kind.key();
+        if let Some(feed) = state.feeds.get(&key) {
+            return Arc::clone(feed);
+        }
+        if let Some(predicate) = &kind.predicate {
+            let mut predicates = self.predicates.lock();
+            *predicates = predicates.with(predicate);
+        }
+        let feed = Arc::new(Feed::new(kind, self.retained.clone()));
+        state.insert(key, &feed);
+        feed
     }
 
     fn remember(&self, events: &[Arc<Event<P>>], now: Instant) {
@@ -490,7 +590,12 @@ impl<P: Payload> Shared<P> {
         }
         let mut state = self.publish.lock();
         for feed in feeds {
-            state.forget_if_unused(feed);
+            if state.forget_if_unused(feed)
+                && let Some(predicate) = &feed.kind().predicate
+            {
+                let mut predicates = self.predicates.lock();
+                *predicates = predicates.without(predicate);
+            }
         }
     }
 }
@@ -534,7 +639,7 @@ impl<P: Payload> State<P> {
                     .matching(event.topic().as_str(), &mut |feed| feeds.push(feed));
                 previous = Some(event.topic());
             }
-            for feed in &feeds {
+            for feed in feeds.iter().filter(|feed| feed.admits(event)) {
                 matched += feed.lock().append(event, wake);
             }
         }
@@ -542,30 +647,26 @@ impl<P: Payload> State<P> {
         matched
     }
 
-    /// The feed of `group`, made if there is none.
-    fn feed(&mut self, group: FilterGroup, retained: &Retained) -> Arc<Feed<P>> {
-        if let Some(feed) = self.feeds.get(&group) {
-            return Arc::clone(feed);
+    fn insert(&mut self, key: FeedKey, feed: &Arc<Feed<P>>) {
+        for filter in feed.filters().iter() {
+            self.by_filter.insert(filter, Arc::clone(feed));
         }
-        let feed = Arc::new(Feed::new(group.clone(), retained.clone()));
-        for filter in group.iter() {
-            self.by_filter.insert(filter, Arc::clone(&feed));
-        }
-        self.feeds.insert(group, Arc::clone(&feed));
-        feed
+        self.feeds.insert(key, Arc::clone(feed));
     }
 
-    fn forget_if_unused(&mut self, feed: &Arc<Feed<P>>) {
-        let is_known = self
-            .feeds
-            .get(feed.filters())
-            .is_some_and(|known| Arc::ptr_eq(known, feed));
-        if is_known && feed.lock().is_unused() {
-            self.feeds.remove(feed.filters());
+    /// Returns whether it did.
+    fn forget_if_unused(&mut self, feed: &Arc<Feed<P>>) -> bool {
+        let key = feed.kind().key();
+        let known = self.feeds.get(&key);
+        let is_known = known.is_some_and(|known| Arc::ptr_eq(known, feed));
+        let is_forgotten = is_known && feed.lock().is_unused();
+        if is_forgotten {
+            self.feeds.remove(&key);
             for filter in feed.filters().iter() {
                 self.by_filter
                     .remove(filter, |other| Arc::ptr_eq(other, feed));
             }
         }
+        is_forgotten
     }
 }

@@ -49,7 +49,7 @@
 //! ```
 //!
 //! # Lock order
-//! publish -> history, publish -> feed -> signal, and registry -> signal. Two feed locks are never held
+//! publish -> history, publish -> feed -> signal, publish -> predicates, and registry -> signal. Two feed locks are never held
 //! together. No waker is called or dropped under any.
 
 // The model in `tests/` runs a second time as a unit test, where the strides of a replay are small.
@@ -70,6 +70,7 @@ mod history;
 mod hub;
 mod latest;
 mod limits;
+pub mod predicate;
 mod registry;
 mod replay;
 mod retained;
@@ -93,7 +94,8 @@ pub use crate::{
         SubscribeOptions,
     },
     limits::{Limits, Overflow},
-    registry::{ClientIdPolicy, SweepRules, Swept},
+    predicate::Predicate,
+    registry::{ClientIdPolicy, SubscriptionInfo, SweepRules, Swept},
     subscription::{Batch, Room, Subscription},
     topic::{ClientId, NameError, NameErrorKind, Topic},
 };

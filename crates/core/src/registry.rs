@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{hub::CloseReason, signal::Signal, sync::Mutex, topic::ClientId};
+use crate::{feed::Feed, hub::CloseReason, signal::Signal, sync::Mutex, topic::ClientId};
 
 /// What happens when a client id that is in use subscribes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,27 +54,61 @@ pub struct Swept {
     pub reset: u64,
 }
 
-#[derive(Debug)]
-pub(crate) struct Registry {
-    policy: ClientIdPolicy,
-    state: Mutex<State>,
+/// A subscription that is here, as its last poll left it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscriptionInfo {
+    /// The identity of the subscription within its hub.
+    pub id: u64,
+    /// Who holds it.
+    pub client_id: ClientId,
+    /// How many matching events it has still to see. During a replay, what the current round still has and
+    /// what came since.
+    pub backlog: u64,
+    /// How many events it was handed.
+    pub handed_off: u64,
+    /// How many events it was told that it lost, those of conflation aside.
+    pub lost: u64,
+    /// How many events newer ones replaced, because it asked for
+    /// [`Overflow::Conflate`](crate::Overflow::Conflate).
+    pub conflated: u64,
 }
 
 #[derive(Debug)]
-struct State {
+pub(crate) struct Registry<P> {
+    policy: ClientIdPolicy,
+    state: Mutex<State<P>>,
+}
+
+/// The feeds of a subscription, to look at how far it is behind.
+pub(crate) type Feeds<P> = Arc<[Arc<Feed<P>>]>;
+
+/// What a listing takes of a subscription while it holds the lock.
+#[derive(Debug)]
+pub(crate) struct Listed<P> {
+    pub(crate) id: u64,
+    pub(crate) client: ClientId,
+    pub(crate) signal: Arc<Signal>,
+    pub(crate) feeds: Feeds<P>,
+}
+
+#[derive(Debug)]
+struct State<P> {
     /// Never used twice.
     next_id: u64,
     /// Who holds each client id. One that was taken over holds it no more.
     clients: HashMap<ClientId, Vec<u64>>,
     /// Every subscription that was not dropped, those that were ended included.
-    streams: HashMap<u64, Stream>,
+    streams: HashMap<u64, Stream<P>>,
     /// Set when no further subscription is let in.
     closed: Option<CloseReason>,
 }
 
 #[derive(Debug)]
-struct Stream {
+struct Stream<P> {
+    client: ClientId,
     signal: Arc<Signal>,
+    /// Empty until it has joined them.
+    feeds: Option<Feeds<P>>,
     /// How much it had been handed at the last sweep.
     progress: u64,
     /// When a sweep first found that it had something before it, with this progress, or had been ended.
@@ -107,7 +141,7 @@ impl Default for SweepRules {
     }
 }
 
-impl Registry {
+impl<P> Registry<P> {
     pub(crate) fn new(policy: ClientIdPolicy) -> Self {
         let state = State {
             next_id: 1,
@@ -130,10 +164,52 @@ impl Registry {
         Ok(id)
     }
 
+    /// Notes which feeds the subscription `id` has joined.
+    pub(crate) fn joined(&self, id: u64, feeds: Feeds<P>) {
+        if let Some(stream) = self.state.lock().streams.get_mut(&id) {
+            stream.feeds = Some(feeds);
+        }
+    }
+
+    /// Every subscription that has joined its feeds and was not dropped, those that were ended included.
+    pub(crate) fn list(&self) -> Vec<Listed<P>> {
+        let state = self.state.lock();
+        let listed = state.streams.iter().filter_map(|(id, stream)| {
+            Some(Listed {
+                id: *id,
+                client: stream.client.clone(),
+                signal: Arc::clone(&stream.signal),
+                feeds: stream.feeds.clone()?,
+            })
+        });
+        listed.collect()
+    }
+
+    /// Ends the subscriptions for which `wanted` says so. Returns how many.
+    pub(crate) fn end(
+        &self,
+        reason: CloseReason,
+        wanted: impl Fn(u64, &ClientId) -> bool,
+    ) -> usize {
+        let to_end: Vec<_> = {
+            let state = self.state.lock();
+            let wanted = state
+                .streams
+                .iter()
+                .filter(|(id, stream)| wanted(**id, &stream.client));
+            wanted
+                .map(|(_, stream)| Arc::clone(&stream.signal))
+                .collect()
+        };
+        to_end.iter().for_each(|signal| signal.end(reason));
+        to_end.len()
+    }
+
     /// Removes the registration `id` of `client`, if it still is there, and no other.
     pub(crate) fn remove(&self, client: &ClientId, id: u64) {
         let mut state = self.state.lock();
-        state.streams.remove(&id);
+        // Its feeds may free events, which is not done under the lock.
+        let _removed = state.streams.remove(&id);
         if let Entry::Occupied(mut holders) = state.clients.entry(client.clone()) {
             holders.get_mut().retain(|holder| *holder != id);
             if holders.get().is_empty() {
@@ -187,7 +263,7 @@ impl Registry {
     }
 }
 
-impl State {
+impl<P> State<P> {
     fn enter(
         &mut self,
         policy: ClientIdPolicy,
@@ -207,7 +283,8 @@ impl State {
         holders.reserve_exact(1);
         holders.push(id);
         self.next_id += 1;
-        self.streams.insert(id, Stream::new(Arc::clone(signal)));
+        self.streams
+            .insert(id, Stream::new(client.clone(), Arc::clone(signal)));
         let signals = superseded.iter().filter_map(|old| self.streams.get(old));
         Ok((
             id,
@@ -216,10 +293,12 @@ impl State {
     }
 }
 
-impl Stream {
-    const fn new(signal: Arc<Signal>) -> Self {
+impl<P> Stream<P> {
+    const fn new(client: ClientId, signal: Arc<Signal>) -> Self {
         Self {
+            client,
             signal,
+            feeds: None,
             progress: 0,
             stuck_since: None,
             is_reset: false,

@@ -22,9 +22,10 @@ use std::sync::Arc;
 
 use crate::{
     event::{Event, Payload},
-    filter::Filter,
+    feed::FeedKind,
     gap::GapReason,
     history::{History, WalkEnd},
+    predicate::Predicate,
     sync::Mutex,
     trie::Trie,
 };
@@ -37,9 +38,8 @@ const JOIN_STRIDE: usize = if cfg!(test) { 2 } else { 64 };
 
 /// The reading of history by one subscription.
 #[derive(Debug)]
-pub(crate) struct Replay {
-    /// What is wanted.
-    filters: Trie<()>,
+pub(crate) struct Replay<P> {
+    wanted: Wanted<P>,
     /// Everything up to here was given or counted.
     after: u64,
     /// Where this round ends.
@@ -49,6 +49,14 @@ pub(crate) struct Replay {
     /// What the look back wrote down.
     ledger: Ledger,
     stage: Stage,
+}
+
+/// What is wanted of history.
+#[derive(Debug)]
+struct Wanted<P> {
+    /// Each with whether the predicate has a say.
+    filters: Trie<bool>,
+    predicate: Option<Predicate<P>>,
 }
 
 #[derive(Debug)]
@@ -117,16 +125,28 @@ pub(crate) enum Step {
     RoundDone,
 }
 
-impl Replay {
-    pub(crate) fn new(
+impl<P: Payload> Replay<P> {
+    /// A replay of what belongs to `feeds`, whose predicates are the same, if they have one.
+    pub(crate) fn new<'a>(
         opening: Opening,
         head: u64,
-        wanted: impl IntoIterator<Item = Filter>,
-    ) -> Self {
-        let mut filters = Trie::new();
-        wanted
-            .into_iter()
-            .for_each(|filter| filters.insert(&filter, ()));
+        feeds: impl IntoIterator<Item = &'a FeedKind<P>>,
+    ) -> Self
+    where
+        P: 'a,
+    {
+        let mut wanted = Wanted {
+            filters: Trie::new(),
+            predicate: None,
+        };
+        for FeedKind { filters, predicate } in feeds {
+            for filter in filters.iter() {
+                wanted.filters.insert(filter, predicate.is_some());
+            }
+            if predicate.is_some() {
+                wanted.predicate.clone_from(predicate);
+            }
+        }
         let after = if let Opening::After(sequence) = opening {
             sequence
         } else {
@@ -134,7 +154,7 @@ impl Replay {
         };
         let stage = Stage::Opening(opening);
         Self {
-            filters,
+            wanted,
             after,
             head,
             remaining: 0,
@@ -158,7 +178,7 @@ impl Replay {
 
     /// Does one bounded step. `take` is offered matching events in order and returns false to refuse
     /// one, which then is offered again by the next step.
-    pub(crate) fn step<P: Payload>(
+    pub(crate) fn step(
         &mut self,
         history: &Mutex<History<P>>,
         take: impl FnMut(&Arc<Event<P>>) -> bool,
@@ -182,19 +202,19 @@ impl Replay {
 
     /// Reads what came after the round, up to `head`, if `take` takes all of it and it is little.
     /// Returns whether it did; else nothing of what was taken counts.
-    pub(crate) fn read_the_rest<P: Payload>(
+    pub(crate) fn read_the_rest(
         &self,
         history: &History<P>,
         head: u64,
         mut take: impl FnMut(&Arc<Event<P>>) -> bool,
     ) -> bool {
         let walk = history.forward(self.head, head, JOIN_STRIDE, |event| {
-            !matches(&self.filters, event) || take(event)
+            !self.wanted.matches(event) || take(event)
         });
         history.evicted_through() <= self.head && walk.end == WalkEnd::Done
     }
 
-    fn open<P: Payload>(&mut self, history: &Mutex<History<P>>, opening: Opening) -> Step {
+    fn open(&mut self, history: &Mutex<History<P>>, opening: Opening) -> Step {
         let enough = if let Opening::Last(events) = opening {
             events
         } else {
@@ -234,7 +254,7 @@ impl Replay {
 
     /// Looks back a stride further. Returns whether the look back is done: at the start of the round, at
     /// the oldest event of history, or at `enough` matches.
-    fn look_back<P: Payload>(&mut self, history: &Mutex<History<P>>, enough: u64) -> bool {
+    fn look_back(&mut self, history: &Mutex<History<P>>, enough: u64) -> bool {
         let mut stretch = Vec::with_capacity(STRIDE);
         let walk = history
             .lock()
@@ -246,7 +266,7 @@ impl Replay {
             if self.ledger.matches == enough {
                 break;
             }
-            self.ledger.matches += u64::from(matches(&self.filters, &event));
+            self.ledger.matches += u64::from(self.wanted.matches(&event));
             self.ledger.before = event.sequence();
         }
         self.ledger
@@ -255,7 +275,7 @@ impl Replay {
         walk.end != WalkEnd::Most || self.ledger.matches == enough
     }
 
-    fn read<P: Payload>(
+    fn read(
         &mut self,
         history: &Mutex<History<P>>,
         mut take: impl FnMut(&Arc<Event<P>>) -> bool,
@@ -274,7 +294,7 @@ impl Replay {
         let lost = loss.and_then(|loss| self.settle(loss));
         let mut is_refused = false;
         for event in stretch {
-            if matches(&self.filters, &event) {
+            if self.wanted.matches(&event) {
                 is_refused = !take(&event);
                 if is_refused {
                     break;
@@ -295,7 +315,7 @@ impl Replay {
     }
 
     /// Whether history overtook the replay, and what is needed to count what that cost.
-    fn overtaken<P: Payload>(&self, history: &History<P>) -> Option<Overtaken<P>> {
+    fn overtaken(&self, history: &History<P>) -> Option<Overtaken<P>> {
         if history.evicted_through() <= self.after {
             return None;
         }
@@ -308,7 +328,7 @@ impl Replay {
     }
 
     /// Goes on behind what is gone and says how much that was.
-    fn settle<P: Payload>(&mut self, overtaken: Overtaken<P>) -> Option<Step> {
+    fn settle(&mut self, overtaken: Overtaken<P>) -> Option<Step> {
         let Overtaken {
             gone_through: last,
             by_budget,
@@ -343,11 +363,7 @@ impl Replay {
     }
 
     /// The entries after `sequence` and before the nearest mark: a stride at most.
-    fn stretch_to_mark<P: Payload>(
-        &self,
-        history: &History<P>,
-        sequence: u64,
-    ) -> Vec<Arc<Event<P>>> {
+    fn stretch_to_mark(&self, history: &History<P>, sequence: u64) -> Vec<Arc<Event<P>>> {
         let (mark, _) = self.mark_above(sequence);
         let mut stretch = Vec::new();
         history.forward(sequence, mark - 1, usize::MAX, |event| {
@@ -359,11 +375,11 @@ impl Replay {
 
     /// How many matches there are after `sequence` and up to the head, given the entries up to the nearest
     /// mark.
-    fn matches_after<P>(&self, to_mark: &[Arc<Event<P>>], sequence: u64) -> u64 {
+    fn matches_after(&self, to_mark: &[Arc<Event<P>>], sequence: u64) -> u64 {
         let (_, from_mark) = self.mark_above(sequence);
         to_mark
             .iter()
-            .filter(|event| matches(&self.filters, event))
+            .filter(|event| self.wanted.matches(event))
             .count() as u64
             + from_mark
     }
@@ -379,8 +395,20 @@ impl Ledger {
     }
 }
 
-fn matches<P>(filters: &Trie<()>, event: &Event<P>) -> bool {
-    let mut found = false;
-    filters.matching(event.topic().as_str(), &mut |()| found = true);
-    found
+impl<P: Payload> Wanted<P> {
+    // The predicate has noted what it says of every event since the subscription began, so under the publish
+    // lock, where only such are looked at, none of its code runs.
+    fn matches(&self, event: &Event<P>) -> bool {
+        let (mut found, mut is_conditional) = (false, false);
+        self.filters
+            .matching(event.topic().as_str(), &mut |conditional| {
+                (found, is_conditional) = (true, *conditional);
+            });
+        found
+            && (!is_conditional
+                || self
+                    .predicate
+                    .as_ref()
+                    .is_none_or(|predicate| predicate.admits(event)))
+    }
 }

@@ -35,7 +35,9 @@ use std::{
 
 use crate::{
     hub::CloseReason,
+    registry::SubscriptionInfo,
     sync::{AtomicU64, Mutex},
+    topic::ClientId,
 };
 
 /// Where publishers reach one subscription.
@@ -50,6 +52,22 @@ pub(crate) struct Signal {
     ends_when_stalled: bool,
     /// Called when the subscription was ended and takes no notice.
     reset: Option<Waker>,
+    tally: Tally,
+}
+
+/// What a subscription has come to, as its last poll left it. Written by the subscription, read by
+/// whoever lists subscriptions.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// The numbers at which its cursors stand, summed, less what a replay has still to give. What is behind
+    /// is the ends of its feeds, summed, less this.
+    pub(crate) stands_at: AtomicCounter,
+    /// Events that were handed out.
+    pub(crate) handed_off: AtomicCounter,
+    /// Events that were counted by gaps, those of conflation aside.
+    pub(crate) lost: AtomicCounter,
+    /// Events that were counted by gaps of conflation.
+    pub(crate) conflated: AtomicCounter,
 }
 
 /// What a sweep sees of a subscription.
@@ -81,6 +99,19 @@ pub(crate) struct Ready {
     pub(crate) head: u64,
 }
 
+impl Tally {
+    pub(crate) fn info(&self, id: u64, client: &ClientId, backlog: u64) -> SubscriptionInfo {
+        SubscriptionInfo {
+            id,
+            client_id: client.clone(),
+            backlog,
+            handed_off: self.handed_off.load(Relaxed),
+            lost: self.lost.load(Relaxed),
+            conflated: self.conflated.load(Relaxed),
+        }
+    }
+}
+
 impl Signal {
     pub(crate) fn new(ends_when_stalled: bool, reset: Option<Waker>) -> Self {
         Self {
@@ -93,7 +124,12 @@ impl Signal {
             left_some: AtomicBool::new(false),
             ends_when_stalled,
             reset,
+            tally: Tally::default(),
         }
+    }
+
+    pub(crate) const fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Notes what a poll came to. Called by the subscription only.
@@ -103,6 +139,10 @@ impl Signal {
                 .store(self.progress.load(Relaxed) + 1, Relaxed);
         }
         self.left_some.store(left_some, Relaxed);
+    }
+
+    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
+        self.state.lock().closed
     }
 
     pub(crate) fn look(&self) -> Look {

@@ -42,9 +42,9 @@ use crate::{
     event::{Event, Payload, Position},
     feed::{Feed, ParkKey},
     gap::{Gap, GapReason},
-    groups::FilterGroup,
     hub::{CloseReason, Shared, Start},
-    limits::Limits,
+    limits::{Limits, Overflow},
+    registry::SubscriptionInfo,
     replay::{Opening, Replay},
     signal::{Ready, Signal},
     topic::ClientId,
@@ -88,7 +88,7 @@ pub struct Subscription<P: Payload> {
     ready: BinaryHeap<Reverse<(u64, u32)>>,
     /// Room for taking the ready list of the signal; empty between polls.
     arrivals: Vec<Ready>,
-    replay: Option<Box<Replay>>,
+    replay: Option<Box<Replay<P>>>,
     /// Said with the first poll: a gap before the first event, and the end of a replay of nothing.
     opening: Option<(Option<Gap>, Position)>,
     /// The position that was asked for, until the subscriber has been told what is missing from there.
@@ -242,6 +242,22 @@ impl<P: Payload> Subscription<P> {
         polled
     }
 
+    /// Leaves out what is ahead, up to and with `sequence`, because the subscriber knows it from elsewhere; not
+    /// what was sent to this client alone. What is left out takes its indexes, is counted as abandoned, and
+    /// is no loss: no gap tells of it. Does nothing while a replay goes on.
+    ///
+    /// Two things are left in, to be told: an event that conflation holds back, and a loss that reaches
+    /// beyond `sequence`, of which nobody can say how much of it would have been left out.
+    pub fn pass_over(&mut self, sequence: u64) {
+        if self.replay.is_some() || self.parts.limits.overflow == Overflow::Conflate {
+            return;
+        }
+        let skipped = self.leave_out_through(sequence);
+        add(&self.shared.counters.abandoned, skipped);
+        self.next_index += skipped;
+        self.note_place();
+    }
+
     /// Where a new subscription can go on after this one: everything up to here was handed out, counted
     /// by a gap, or did not match. Moves with each poll, also with one that is pending.
     #[must_use]
@@ -301,6 +317,19 @@ impl<P: Payload> Subscription<P> {
         self.shared.position(self.shared.committed.load(Acquire))
     }
 
+    /// Why it has ended, as soon as that is so, whether it was polled since or not.
+    #[must_use]
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.closed.or_else(|| self.parts.signal.close_reason())
+    }
+
+    /// What [`Hub::subscriptions`](crate::Hub::subscriptions) says of it.
+    #[must_use]
+    pub fn info(&self) -> SubscriptionInfo {
+        let tally = self.parts.signal.tally();
+        tally.info(self.parts.id, &self.parts.client, self.backlog())
+    }
+
     /// The limits in force.
     #[must_use]
     pub const fn limits(&self) -> &Limits {
@@ -331,12 +360,12 @@ impl<P: Payload> Subscription<P> {
     pub(crate) fn begin(
         shared: Arc<Shared<P>>,
         parts: Parts,
-        feeds: Vec<Arc<Feed<P>>>,
+        feeds: &[Arc<Feed<P>>],
         start: Start,
         head: u64,
     ) -> Self {
         let beginning = Beginning::of(&shared, start, head);
-        let mut cursors: Box<[_]> = feeds.into_iter().map(Cursor::new).collect();
+        let mut cursors: Box<[_]> = feeds.iter().cloned().map(Cursor::new).collect();
         for (i, cursor) in cursors.iter_mut().enumerate() {
             let mut feed = cursor.feed.lock();
             feed.join();
@@ -350,14 +379,12 @@ impl<P: Payload> Subscription<P> {
             Beginning::Live => (None, None),
             Beginning::CaughtUp(gap) => (None, Some((gap, shared.position(head)))),
             Beginning::Replay(opening) => {
-                let filters = cursors
-                    .iter()
-                    .flat_map(|cursor| FilterGroup::clone(cursor.feed.filters()).to_vec());
-                (Some(Box::new(Replay::new(opening, head, filters))), None)
+                let kinds = cursors.iter().map(|cursor| cursor.feed.kind());
+                (Some(Box::new(Replay::new(opening, head, kinds))), None)
             }
         };
         shared.counters.subscriptions.fetch_add(1, Relaxed);
-        Self {
+        let subscription = Self {
             resume_after: if replay.is_some() { 0 } else { head },
             asked: if let Start::After(asked) = start {
                 Some(asked)
@@ -375,7 +402,9 @@ impl<P: Payload> Subscription<P> {
             began_at: head,
             closed: None,
             behind_when_ended: 0,
-        }
+        };
+        subscription.note_place();
+        subscription
     }
 }
 
@@ -499,6 +528,7 @@ impl<P: Payload> Subscription<P> {
     /// Gives indexes to what was taken, moves the position and counts.
     fn settle(&mut self, batch: &mut Batch<P>) {
         let counters = &self.shared.counters;
+        let tally = self.parts.signal.tally();
         for gap in &mut batch.gaps {
             gap.first_index = self.next_index;
             self.next_index += gap.count;
@@ -507,6 +537,10 @@ impl<P: Payload> Subscription<P> {
                 GapReason::Evicted => add(&counters.evicted, gap.count),
                 GapReason::Conflated => add(&counters.conflated, gap.count),
                 GapReason::Expired | GapReason::EpochChanged => {}
+            }
+            match gap.reason {
+                GapReason::Conflated => add(&tally.conflated, gap.count),
+                _ => add(&tally.lost, gap.count),
             }
             // The survivors of what was conflated are still to come.
             if gap.reason != GapReason::Conflated {
@@ -525,6 +559,20 @@ impl<P: Payload> Subscription<P> {
             self.resume_after = position.sequence;
         }
         add(&counters.handed_off, batch.events.len() as u64);
+        add(&tally.handed_off, batch.events.len() as u64);
+        self.note_place();
+    }
+
+    /// Tells those who list subscriptions where this one stands.
+    fn note_place(&self) {
+        let next = self.cursors.iter().map(|cursor| cursor.next);
+        let replaying = self.replay.as_ref().map_or(0, |replay| replay.remaining());
+        let stands_at = next.fold(0, u64::wrapping_add).wrapping_sub(replaying);
+        self.parts
+            .signal
+            .tally()
+            .stands_at
+            .store(stands_at, Relaxed);
     }
 
     fn absorb_arrivals(&mut self) {

@@ -7,7 +7,7 @@
 //! Topics that begin with `$` are reserved. One form exists: `$client.<client id>`, whose events reach
 //! that client alone, whatever its filters ([`Topic::for_client`]).
 
-use std::{fmt, sync::Arc};
+use std::{convert::Infallible, fmt, sync::Arc};
 
 /// The longest topic or filter, in bytes.
 pub const MAX_TOPIC_BYTES: usize = 256;
@@ -81,7 +81,46 @@ impl NameErrorKind {
     }
 }
 
+/// Makes `TryInto<Name>` take a name that was checked before as well.
+impl From<Infallible> for NameError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
 // ===== impl Topic =====
+
+impl TryFrom<&str> for Topic {
+    type Error = NameError;
+
+    fn try_from(name: &str) -> Result<Self, NameError> {
+        Self::new(name)
+    }
+}
+
+impl TryFrom<String> for Topic {
+    type Error = NameError;
+
+    fn try_from(name: String) -> Result<Self, NameError> {
+        Self::new(&name)
+    }
+}
+
+impl TryFrom<&str> for ClientId {
+    type Error = NameError;
+
+    fn try_from(id: &str) -> Result<Self, NameError> {
+        Self::new(id)
+    }
+}
+
+impl TryFrom<String> for ClientId {
+    type Error = NameError;
+
+    fn try_from(id: String) -> Result<Self, NameError> {
+        Self::new(&id)
+    }
+}
 
 impl Topic {
     /// Checks `name` and makes a topic of it.
@@ -114,8 +153,9 @@ impl Topic {
 }
 
 impl Topic {
-    /// Whether the topic begins with `$`.
-    pub(crate) fn is_reserved(&self) -> bool {
+    /// Whether the topic begins with `$`: it is that of one client.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
         self.0.starts_with('$')
     }
 }

@@ -95,11 +95,15 @@ pub(crate) fn subscribe_request(
 
 fn client_id(id: &str) -> Result<ClientId, Status> {
     if id.is_empty() {
-        let random =
-            getrandom::u64().map_err(|e| Reason::Internal.status(format!("no randomness: {e}")))?;
-        return Ok(ClientId::new(&format!("anonymous-{random:016x}")).expect("is one token"));
+        return anonymous().map_err(|e| Reason::Internal.status(format!("no randomness: {e}")));
     }
     ClientId::new(id).map_err(|e| bad_name(Reason::InvalidClientId, "client_id", &e))
+}
+
+/// A client id that nobody else has.
+pub(crate) fn anonymous() -> Result<ClientId, getrandom::Error> {
+    let random = getrandom::u64()?;
+    Ok(ClientId::new(&format!("anonymous-{random:016x}")).expect("is one token"))
 }
 
 fn limits(limits: Option<&proto::Limits>) -> Result<Limits, Status> {

@@ -41,9 +41,11 @@ mod publish;
 mod reset;
 mod service;
 mod status;
+pub mod typed;
 mod wire;
 
 pub use tidegate_core::*;
+pub use tidegate_macros::encode_once;
 
 /// The messages of the wire contract.
 pub use tidegate_proto::v1 as proto;
@@ -61,6 +63,7 @@ pub use crate::{
 ///
 /// # Errors
 /// When the operating system has no randomness to give.
-pub fn random_epoch() -> Result<u64, getrandom::Error> {
-    Ok(getrandom::u64()? | 1)
+pub fn random_epoch() -> std::io::Result<u64> {
+    let random = getrandom::u64().map_err(|e| std::io::Error::other(e.to_string()))?;
+    Ok(random | 1)
 }

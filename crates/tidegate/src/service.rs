@@ -183,7 +183,7 @@ where
 
 /// A delay between zero and `most` that is different for neighbouring ids: they are spread as the
 /// multiples of the golden ratio are (Knuth, The Art of Computer Programming 3, section 6.4).
-fn spread(id: u64, most: Duration) -> Duration {
+pub(crate) fn spread(id: u64, most: Duration) -> Duration {
     let fraction = id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
     most.mul_f64(fraction as f64 / f64::from(u32::MAX))
 }

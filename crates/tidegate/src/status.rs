@@ -7,11 +7,9 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use tidegate_core::{CloseReason, NameError, PublishError, SubscribeError, Subscription};
+use tidegate_core::{CloseReason, NameError, Payload, PublishError, SubscribeError, Subscription};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
-
-use crate::wire::Encoded;
 
 /// The domain of the reasons in `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "tidegate";
@@ -54,6 +52,8 @@ pub enum Reason {
     ShuttingDown,
     /// The sequences have begun anew. Resume; what lies between will be told.
     EpochChanged,
+    /// The service ended the stream of its own will. Do not reconnect.
+    Disconnected,
     /// A fault of the server.
     Internal,
 }
@@ -96,6 +96,7 @@ impl Reason {
             Self::PositionAhead => "POSITION_AHEAD",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::EpochChanged => "EPOCH_CHANGED",
+            Self::Disconnected => "DISCONNECTED",
             Self::Internal => "INTERNAL",
         }
     }
@@ -115,7 +116,7 @@ impl Reason {
             | Self::EventTooLarge
             | Self::BatchTooLarge => Code::InvalidArgument,
             Self::ClientIdTaken => Code::AlreadyExists,
-            Self::TakenOver => Code::Aborted,
+            Self::TakenOver | Self::Disconnected => Code::Aborted,
             Self::TooSlow | Self::Stalled => Code::ResourceExhausted,
             Self::PositionAhead => Code::OutOfRange,
             Self::ShuttingDown | Self::EpochChanged => Code::Unavailable,
@@ -137,7 +138,7 @@ impl Reason {
             | Self::TooManyEvents
             | Self::EventTooLarge
             | Self::BatchTooLarge => Advice::Mend,
-            Self::ClientIdTaken | Self::TakenOver => Advice::Stop,
+            Self::ClientIdTaken | Self::TakenOver | Self::Disconnected => Advice::Stop,
             Self::TooSlow | Self::Stalled | Self::EpochChanged | Self::Internal => Advice::Resume,
             Self::ShuttingDown => Advice::ResumeAfterDelay,
             Self::PositionAhead => Advice::StartAnew,
@@ -177,9 +178,9 @@ impl Reason {
 
 /// The status of a stream that the hub has ended, with where to resume, its limits, and how far it was
 /// behind.
-pub(crate) fn ended(
+pub(crate) fn ended<P: Payload>(
     reason: CloseReason,
-    subscription: &Subscription<Encoded>,
+    subscription: &Subscription<P>,
     reconnect_after: Duration,
 ) -> Status {
     let position = subscription.position();
@@ -200,6 +201,11 @@ pub(crate) fn ended(
     Status::with_error_details(status.code(), status.message(), details)
 }
 
+/// The status of a stream that the hub has ended before it had anything to resume from.
+pub(crate) fn ended_at_start(reason: CloseReason) -> Status {
+    end_reason(reason).status(reason.to_string())
+}
+
 /// Every cause for which the hub ends a stream, and what the client is told. What each means for the
 /// client is with the [`Reason`].
 const fn end_reason(reason: CloseReason) -> Reason {
@@ -209,6 +215,7 @@ const fn end_reason(reason: CloseReason) -> Reason {
         CloseReason::TooSlow => Reason::TooSlow,
         CloseReason::Stalled => Reason::Stalled,
         CloseReason::EpochChanged => Reason::EpochChanged,
+        CloseReason::Disconnected => Reason::Disconnected,
     }
 }
 
@@ -250,7 +257,7 @@ pub(crate) fn bad_name(reason: Reason, field: impl Into<String>, error: &NameErr
 mod tests {
     use super::*;
 
-    const ALL: [Reason; 18] = [
+    const ALL: [Reason; 19] = [
         Reason::InvalidFilter,
         Reason::InvalidTopic,
         Reason::InvalidClientId,
@@ -268,6 +275,7 @@ mod tests {
         Reason::PositionAhead,
         Reason::ShuttingDown,
         Reason::EpochChanged,
+        Reason::Disconnected,
         Reason::Internal,
     ];
 

@@ -1,11 +1,12 @@
 //! Servers as small as somebody would write them by hand.
 //!
-//! The two on tonic speak `tidegate.v1`, with one event in each response, so that the same lean client reads
+//! The three on tonic speak `tidegate.v1`, with one event in each response, so that the same lean client reads
 //! them all.
 
 pub(crate) mod broadcast;
 pub(crate) mod mpsc;
 pub(crate) mod raw;
+pub(crate) mod typed;
 
 use std::{error::Error, net::SocketAddr};
 

@@ -169,6 +169,37 @@ impl<P: Payload> Subscription<P> {
         }
     }
 
+    /// Moves all cursors but the client's own behind `sequence`, as far as is known what they pass. Returns how
+    /// many events that is.
+    pub(super) fn leave_out_through(&mut self, sequence: u64) -> u64 {
+        let shared = Arc::clone(&self.shared);
+        // Nothing is committed or evicted meanwhile.
+        let _state = shared.publish.lock();
+        self.parts
+            .signal
+            .take_ready_while_locked(&mut self.arrivals);
+        self.absorb_arrivals();
+        let own = self.cursors.len() - 1;
+        let mut skipped = 0;
+        for Reverse((head, i)) in mem::take(&mut self.ready) {
+            let cursor = &mut self.cursors[i as usize];
+            let mut feed = cursor.feed.lock();
+            let is_lost_beyond =
+                feed.has_overtaken(cursor.next) && feed.removed_sequence() > sequence;
+            if i as usize == own || is_lost_beyond {
+                self.ready.push(Reverse((head, i)));
+                continue;
+            }
+            let to = cursor.next.max(feed.number_after(sequence));
+            skipped += to - cursor.next;
+            let moved = feed.advance(cursor.next, to, &self.parts.signal, i);
+            drop(feed);
+            cursor.next = to;
+            self.place(i, moved);
+        }
+        skipped
+    }
+
     /// Takes from the ready feeds, lowest sequence first, a run of one feed at a time.
     fn run(&mut self, watermark: u64, filling: &mut Filling<'_, P>) -> RunEnd {
         loop {

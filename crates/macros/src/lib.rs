@@ -1,0 +1,152 @@
+//! The attribute macro of the crate `tidegate`, which re-exports and documents it.
+
+use proc_macro::{Delimiter, Group, Ident, Punct, Spacing, Span, TokenStream, TokenTree};
+
+/// Makes a generated tonic server stream messages that were encoded once, for all who are sent them.
+///
+/// Given a message, it puts `tidegate::typed::Shared<Message>` in its place, in the module of a generated
+/// server and nowhere else: the message itself, the client, and every other method stay as they are. It is
+/// attached by one line in the build script:
+///
+/// ```text
+/// tonic_prost_build::configure()
+///     .server_mod_attribute("chat.v1", "#[tidegate::encode_once(ServerEvent)]")
+///     .compile_protos(&["proto/chat.proto"], &["proto"])?;
+/// ```
+///
+/// The first argument is the protobuf package, the second names one or several messages, as they are named in
+/// that package: `#[tidegate::encode_once(ServerEvent, super::common::Notice)]`. One that the build script
+/// takes from elsewhere, with `extern_path`, is named as it is there: `::their_crate::Notice`.
+#[proc_macro_attribute]
+pub fn encode_once(messages: TokenStream, module: TokenStream) -> TokenStream {
+    let messages: Vec<_> = split_at_commas(messages)
+        .into_iter()
+        .map(full_path)
+        .collect();
+    let mut replacer = Replacer {
+        found: vec![false; messages.len()],
+        messages,
+    };
+    if replacer.messages.is_empty() {
+        return error("name a message: `#[tidegate::encode_once(ServerEvent)]`");
+    }
+    let mut out = replacer.replace(module);
+    if let Some(i) = replacer.found.iter().position(|found| !found) {
+        let message: TokenStream = replacer.messages.swap_remove(i).into_iter().collect();
+        out.extend(error(&format!(
+            "no method of this service sends or takes a `{message}`"
+        )));
+    }
+    out
+}
+
+struct Replacer {
+    /// The path of each message, as tokens.
+    messages: Vec<Vec<TokenTree>>,
+    /// Whether each was seen.
+    found: Vec<bool>,
+}
+
+impl Replacer {
+    /// Replaces each message in the stream, in all its depth.
+    fn replace(&mut self, stream: TokenStream) -> TokenStream {
+        let tokens: Vec<TokenTree> = stream.into_iter().collect();
+        let mut out = Vec::with_capacity(tokens.len());
+        let mut i = 0;
+        while i < tokens.len() {
+            if let Some(len) = self.message_at(&tokens[i..]) {
+                wrap(&tokens[i..i + len], &mut out);
+                i += len;
+                continue;
+            }
+            out.push(match &tokens[i] {
+                TokenTree::Group(group) => {
+                    let mut replaced = Group::new(group.delimiter(), self.replace(group.stream()));
+                    replaced.set_span(group.span());
+                    replaced.into()
+                }
+                other => other.clone(),
+            });
+            i += 1;
+        }
+        out.into_iter().collect()
+    }
+
+    /// How many tokens the path of a message takes that begins here.
+    fn message_at(&mut self, tokens: &[TokenTree]) -> Option<usize> {
+        let i = self.messages.iter().position(|message| {
+            let len = message.len();
+            tokens.len() >= len
+                && same(message, &tokens[..len])
+                // Not the beginning of a longer path.
+                && !is_colons(&tokens[len..])
+        })?;
+        self.found[i] = true;
+        Some(self.messages[i].len())
+    }
+}
+
+/// The path of a message as the module of a generated server has it: from the module above, unless it says
+/// from where.
+fn full_path(message: Vec<TokenTree>) -> Vec<TokenTree> {
+    let is_full = is_colons(&message)
+        || matches!(&message[0], TokenTree::Ident(first) if first.to_string() == "crate");
+    if is_full {
+        return message;
+    }
+    let mut path = vec![Ident::new("super", Span::call_site()).into()];
+    path.extend(colons());
+    path.extend(message);
+    path
+}
+
+/// Appends `::tidegate::typed::Shared<path>`.
+fn wrap(path: &[TokenTree], out: &mut Vec<TokenTree>) {
+    let span = path[path.len() - 1].span();
+    for name in ["tidegate", "typed", "Shared"] {
+        out.extend(colons());
+        out.push(Ident::new(name, span).into());
+    }
+    out.push(Punct::new('<', Spacing::Alone).into());
+    out.extend(path.iter().cloned());
+    out.push(Punct::new('>', Spacing::Alone).into());
+}
+
+fn colons() -> [TokenTree; 2] {
+    [
+        Punct::new(':', Spacing::Joint).into(),
+        Punct::new(':', Spacing::Alone).into(),
+    ]
+}
+
+fn is_colons(tokens: &[TokenTree]) -> bool {
+    let is_colon = |token: &TokenTree| matches!(token, TokenTree::Punct(p) if p.as_char() == ':');
+    tokens.len() >= 2 && is_colon(&tokens[0]) && is_colon(&tokens[1])
+}
+
+fn same(a: &[TokenTree], b: &[TokenTree]) -> bool {
+    a.iter().zip(b).all(|(a, b)| a.to_string() == b.to_string())
+}
+
+fn split_at_commas(stream: TokenStream) -> Vec<Vec<TokenTree>> {
+    let tokens: Vec<TokenTree> = stream.into_iter().collect();
+    tokens
+        .split(|token| matches!(token, TokenTree::Punct(p) if p.as_char() == ','))
+        .filter(|message| !message.is_empty())
+        .map(<[_]>::to_vec)
+        .collect()
+}
+
+fn error(message: &str) -> TokenStream {
+    let text = TokenTree::Literal(proc_macro::Literal::string(message));
+    let arguments = Group::new(Delimiter::Parenthesis, text.into());
+    let mut out: Vec<TokenTree> = Vec::new();
+    out.extend(colons());
+    out.push(Ident::new("core", Span::call_site()).into());
+    out.extend(colons());
+    out.push(Ident::new("compile_error", Span::call_site()).into());
+    out.push(Punct::new('!', Spacing::Alone).into());
+    out.push(arguments.into());
+    out.push(Punct::new(';', Spacing::Alone).into());
+    out.into_iter().collect()
+}

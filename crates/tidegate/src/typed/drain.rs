@@ -1,0 +1,96 @@
+//! Ending in good order.
+
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::future::{Either, select};
+use tokio::{sync::oneshot, time::timeout};
+
+use super::{Hub, Value};
+
+/// What a server waits for to shut down: ready when the hub has closed. See [`Hub::serve_until`].
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct Shutdown(oneshot::Receiver<()>);
+
+/// The server had not ended when the grace was over, because some peers do not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the server did not end within the grace; {subscriptions} subscriptions are left")]
+#[non_exhaustive]
+pub struct Unfinished {
+    /// Subscriptions that are left.
+    pub subscriptions: usize,
+}
+
+impl<T: Value> Hub<T> {
+    /// Serves until `signal`, and then ends in good order: closes the hub, tells the server, and waits for it
+    /// until the grace is over.
+    ///
+    /// tonic's shutdown alone waits until every stream has ended, which those of a hub never do by
+    /// themselves. Here they end with `UNAVAILABLE`, a delay, and a position to resume from. A peer that does
+    /// not read cannot be told; the grace is for those.
+    ///
+    /// ```ignore
+    /// let server = Server::builder().add_service(service);
+    /// hub.serve_until(ctrl_c, Duration::from_secs(10), |shutdown| {
+    ///     server.serve_with_shutdown(address, shutdown)
+    /// })
+    /// .await??;
+    /// ```
+    ///
+    /// # Errors
+    /// [`Unfinished`] when the server had not ended when the grace was over; it was dropped then.
+    pub async fn serve_until<S: Future>(
+        &self,
+        signal: impl Future<Output = ()>,
+        grace: Duration,
+        serve: impl FnOnce(Shutdown) -> S,
+    ) -> Result<S::Output, Unfinished> {
+        let (shutdown, told) = oneshot::channel();
+        let served = pin!(serve(Shutdown(told)));
+        let served = match select(served, pin!(signal)).await {
+            Either::Left((output, _)) => return Ok(output),
+            Either::Right(((), served)) => served,
+        };
+        self.close();
+        // A server that dropped it has no use for it.
+        let _ = shutdown.send(());
+        timeout(grace, served).await.map_err(|_| Unfinished {
+            subscriptions: self.inner.entries().len(),
+        })
+    }
+
+    /// Closes the hub and waits until every subscription has gone, or until the grace is over. Returns how
+    /// many are left.
+    pub async fn drain(&self, grace: Duration) -> usize {
+        self.close();
+        // Whether all have gone shows below.
+        let _ = timeout(grace, self.all_gone()).await;
+        self.inner.entries().len()
+    }
+
+    async fn all_gone(&self) {
+        loop {
+            let mut gone = pin!(self.inner.gone.notified());
+            // Registered before the look, so that one who goes in between is noticed.
+            gone.as_mut().enable();
+            if self.inner.entries().is_empty() {
+                return;
+            }
+            gone.await;
+        }
+    }
+}
+
+impl Future for Shutdown {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        // An error means that nobody serves any more, which is a reason to end as well.
+        Pin::new(&mut self.0).poll(cx).map(|_| ())
+    }
+}

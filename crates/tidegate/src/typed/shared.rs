@@ -1,0 +1,232 @@
+//! A value and its encoding, shared by all who are to have it.
+
+use std::{
+    fmt,
+    ops::Deref,
+    sync::{Arc, OnceLock},
+};
+
+use bytes::{Buf, BufMut, Bytes};
+use prost::{
+    DecodeError,
+    encoding::{DecodeContext, WireType},
+};
+use tidegate_core::{Event, Payload, Position, Topic};
+
+use super::{Value, position::PositionFields};
+
+/// A value that all who get it share, with its encoding, which is made once.
+///
+/// It dereferences to the value. For tonic it is a message like the value itself: its encoding is the
+/// value's, and what a hub has published is encoded already, so sending it copies bytes and nothing more.
+/// Cloning it clones a reference.
+///
+/// One that a hub has published knows where: [`topic`](Self::topic), [`key`](Self::key) and
+/// [`position`](Self::position).
+pub struct Shared<T>(Repr<T>);
+
+enum Repr<T> {
+    /// As a hub keeps it.
+    Published(Arc<Event<Body<T>>>),
+    /// Not published: a message in place of a gap, or one of a snapshot.
+    Own(Arc<Body<T>>),
+}
+
+/// What an event of a typed hub carries.
+#[derive(Debug)]
+pub(crate) struct Body<T> {
+    value: T,
+    /// Set when it is published, or when it is first asked for.
+    encoding: OnceLock<Bytes>,
+    position: PositionFields,
+}
+
+// ===== impl Body =====
+
+impl<T> Body<T> {
+    pub(crate) const fn value(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T: Value> Body<T> {
+    /// A value that is about to be published: it is encoded here.
+    pub(crate) fn encoded(value: T, position: PositionFields) -> Self {
+        let encoding = OnceLock::from(Bytes::from(value.encode_to_vec()));
+        Self {
+            value,
+            encoding,
+            position,
+        }
+    }
+
+    const fn new(value: T) -> Self {
+        Self {
+            value,
+            encoding: OnceLock::new(),
+            position: PositionFields::NONE,
+        }
+    }
+
+    fn encoding(&self) -> &Bytes {
+        self.encoding
+            .get_or_init(|| Bytes::from(self.value.encode_to_vec()))
+    }
+}
+
+impl<T: Value> Payload for Body<T> {
+    fn size(&self) -> usize {
+        self.encoding().len()
+    }
+}
+
+// ===== impl Shared =====
+
+impl<T> Shared<T> {
+    pub(crate) const fn published(event: Arc<Event<Body<T>>>) -> Self {
+        Self(Repr::Published(event))
+    }
+
+    fn body(&self) -> &Body<T> {
+        match &self.0 {
+            Repr::Published(event) => event.payload(),
+            Repr::Own(body) => body,
+        }
+    }
+
+    const fn event(&self) -> Option<&Arc<Event<Body<T>>>> {
+        match &self.0 {
+            Repr::Published(event) => Some(event),
+            Repr::Own(_) => None,
+        }
+    }
+
+    /// Where it was published.
+    #[must_use]
+    pub fn topic(&self) -> Option<&Topic> {
+        self.event().map(|event| event.topic())
+    }
+
+    /// The key that it was published with.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.event().and_then(|event| event.key())
+    }
+
+    /// Its place in the order of the hub: a subscription that resumes after it begins with the next.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        self.event().map(|event| Position {
+            epoch: event.payload().position.epoch(),
+            sequence: event.sequence(),
+        })
+    }
+}
+
+impl<T: Value> Shared<T> {
+    /// The encoding, without the position that the hub may add.
+    #[must_use]
+    pub fn encoding(&self) -> &Bytes {
+        self.body().encoding()
+    }
+
+    /// The value, to be changed: if others have it too, this becomes a copy of its own.
+    fn make_mut(&mut self) -> &mut T {
+        let is_own = match &mut self.0 {
+            Repr::Published(_) => false,
+            Repr::Own(body) => Arc::get_mut(body).is_some(),
+        };
+        if !is_own {
+            *self = Self::from(T::clone(self));
+        }
+        let Repr::Own(body) = &mut self.0 else {
+            unreachable!("made so above")
+        };
+        let body = Arc::get_mut(body).expect("nobody else has it");
+        body.encoding.take();
+        &mut body.value
+    }
+}
+
+impl<T: Value> From<T> for Shared<T> {
+    fn from(value: T) -> Self {
+        Self(Repr::Own(Arc::new(Body::new(value))))
+    }
+}
+
+impl<T: Value + Default> Default for Shared<T> {
+    fn default() -> Self {
+        Self::from(T::default())
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self(match &self.0 {
+            Repr::Published(event) => Repr::Published(Arc::clone(event)),
+            Repr::Own(body) => Repr::Own(Arc::clone(body)),
+        })
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.body().value
+    }
+}
+
+impl<T> AsRef<T> for Shared<T> {
+    fn as_ref(&self) -> &T {
+        self
+    }
+}
+
+impl<T: PartialEq> PartialEq for Shared<T> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl<T: PartialEq> PartialEq<T> for Shared<T> {
+    fn eq(&self, other: &T) -> bool {
+        **self == *other
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Shared<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl<T: Value> prost::Message for Shared<T> {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        buf.put_slice(self.encoding());
+        if let Some(event) = self.event() {
+            event.payload().position.write(event.sequence(), buf);
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        let position = self
+            .event()
+            .map_or(0, |event| event.payload().position.len(event.sequence()));
+        self.encoding().len() + position
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        self.make_mut().merge_field(tag, wire_type, buf, ctx)
+    }
+
+    fn clear(&mut self) {
+        self.make_mut().clear();
+    }
+}

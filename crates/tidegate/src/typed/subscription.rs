@@ -1,0 +1,361 @@
+//! A subscription as a stream of values.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+};
+
+use futures_core::Stream;
+use tidegate_core::{Batch, ClientId, CloseReason, Filter, GapReason, Position, Room};
+use tokio::sync::oneshot;
+use tonic::Status;
+
+use super::{
+    Arrival, Departure, Hub, LeaveReason, Losses, Shared, Value,
+    losses::Outcome,
+    shared::Body,
+    snapshot::{Load, Stage, Step},
+};
+use crate::{
+    drainer::CHUNK_BYTES,
+    service::spread,
+    status::{self, Reason},
+};
+
+/// How much one poll takes from the hub: what is taken can no longer be dropped.
+const ROOM: Room = Room {
+    events: usize::MAX,
+    bytes: CHUNK_BYTES as u64,
+    // The prefix of a gRPC message.
+    overhead: 5,
+    through: u64::MAX,
+};
+
+/// The most places for events that an idle subscription keeps.
+const IDLE_CAPACITY: usize = 16;
+
+/// A subscription: a stream of shared values, for tonic as the stream of a method, and for the process
+/// itself.
+///
+/// # Pull
+/// Nothing is taken from the hub before the stream is polled, and tonic polls when HTTP/2 flow control lets
+/// it send. One poll takes at most 16 KiB.
+///
+/// # Ending
+/// It ends with a status other than OK, after which it yields nothing: when the hub ends it, or by its policy
+/// for losses. Dropping it unsubscribes, at once.
+///
+/// # Cancel safety
+/// Everything is in the stream itself: a future that waits for its next item, as `StreamExt::next` makes one,
+/// can be dropped at any moment, in a `select!` for example, and nothing is lost.
+#[must_use = "dropping it unsubscribes"]
+pub struct Subscription<T: Value> {
+    hub: Hub<T>,
+    core: tidegate_core::Subscription<Body<T>>,
+    /// What was taken and not yielded: gaps, then events, each with the next at its end.
+    batch: Batch<Body<T>>,
+    losses: Losses<T>,
+    /// Until all of the snapshot was yielded.
+    snapshot: Option<Box<Stage<T>>>,
+    /// What the snapshot told: live begins after this sequence.
+    told_through: u64,
+    entry: Arc<Entry>,
+    /// Set when it has ended: nothing comes after.
+    ended: Option<LeaveReason>,
+}
+
+/// A subscription, for those who look at it or end it from outside.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) client_id: ClientId,
+    pub(super) filters: Box<[Filter]>,
+    state: Mutex<EntryState>,
+}
+
+#[derive(Debug, Default)]
+struct EntryState {
+    /// The status to end it with, if the service does.
+    status: Option<Status>,
+    /// Who waits for it to go.
+    waiting: Vec<oneshot::Sender<Departure>>,
+}
+
+/// Ready when the subscription that it is of has gone. See [`Subscription::closed`].
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct Closed(oneshot::Receiver<Departure>);
+
+// ===== impl Subscription =====
+
+impl<T: Value> Subscription<T> {
+    pub(super) fn new(
+        hub: Hub<T>,
+        core: tidegate_core::Subscription<Body<T>>,
+        filters: Vec<Filter>,
+        losses: Losses<T>,
+        snapshot: Option<Load<T>>,
+    ) -> Self {
+        let entry = Arc::new(Entry {
+            client_id: core.client_id().clone(),
+            filters: filters.clone().into(),
+            state: Mutex::default(),
+        });
+        hub.inner.entries().insert(core.id(), Arc::clone(&entry));
+        hub.inner.hooks.joined(Arrival {
+            client_id: core.client_id().clone(),
+            subscription_id: core.id(),
+            filters,
+        });
+        let mut subscription = Self {
+            snapshot: None,
+            told_through: 0,
+            hub,
+            core,
+            batch: Batch::default(),
+            losses,
+            entry,
+            ended: None,
+        };
+        // Not before there is something that unsubscribes if this panics.
+        subscription.snapshot = snapshot.map(|load| {
+            let loading = load(subscription.core.began_at());
+            Box::new(Stage::Loading(loading))
+        });
+        subscription
+    }
+
+    /// Who holds it.
+    #[must_use]
+    pub const fn client_id(&self) -> &ClientId {
+        self.core.client_id()
+    }
+
+    /// The identity of this subscription within its hub.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.core.id()
+    }
+
+    /// The position of the hub when it was opened: what it is given live comes after.
+    #[must_use]
+    pub fn began_at(&self) -> Position {
+        self.core.began_at()
+    }
+
+    /// Where another subscription can go on after this one: everything up to here was yielded, counted by a gap
+    /// that was settled, or did not match.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        let gap = self.batch.gaps.last().map(|gap| gap.first_sequence);
+        let event = self.batch.events.last().map(|event| event.sequence());
+        let mut position = self.core.position();
+        if let Some(first) = gap.into_iter().chain(event).min() {
+            position.sequence = first.saturating_sub(1);
+        }
+        position
+    }
+
+    /// How many matching events it has still to see.
+    #[must_use]
+    pub fn backlog(&self) -> u64 {
+        self.core.backlog() + self.batch.events.len() as u64
+    }
+
+    /// A future that is ready when this subscription has gone, for whatever cause, with the reason and what
+    /// it had come to: for the handler to spawn what it has to do then.
+    pub fn closed(&self) -> Closed {
+        let (sender, receiver) = oneshot::channel();
+        self.entry.lock().waiting.push(sender);
+        Closed(receiver)
+    }
+
+    /// The next of what was taken from the hub.
+    fn next_taken(&mut self) -> Option<Result<Shared<T>, Status>> {
+        while let Some(gap) = self.batch.gaps.pop() {
+            if gap.reason == GapReason::Conflated && gap.last_sequence <= self.told_through {
+                continue;
+            }
+            match self.losses.settle(&gap) {
+                Outcome::Message(message) => return Some(Ok(message)),
+                Outcome::Nothing => {}
+                Outcome::Failure(status) => return Some(Err(self.fail(status))),
+            }
+        }
+        loop {
+            let event = self.batch.events.pop()?;
+            if event.sequence() > self.told_through || event.topic().is_reserved() {
+                return Some(Ok(Shared::published(event)));
+            }
+        }
+    }
+
+    /// Goes on with the snapshot. Ready with a value of it or with what ended it, or with `None` when all of
+    /// it was yielded.
+    fn poll_snapshot(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Shared<T>, Status>>> {
+        while let Some(stage) = &mut self.snapshot {
+            match stage.poll(cx) {
+                Poll::Pending => return self.poll_end(cx).map(|status| Some(Err(status))),
+                Poll::Ready(Step::Value(value)) => return Poll::Ready(Some(Ok(value))),
+                Poll::Ready(Step::Failed(status)) => {
+                    return Poll::Ready(Some(Err(self.fail(status))));
+                }
+                Poll::Ready(Step::Done) => self.snapshot = None,
+                Poll::Ready(Step::Loaded(position)) => {
+                    if let Err(status) = self.continue_from(position) {
+                        return Poll::Ready(Some(Err(self.fail(status))));
+                    }
+                }
+            }
+        }
+        Poll::Ready(None)
+    }
+
+    /// Looks whether the hub has ended the subscription, and takes nothing.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        let room = Room { through: 0, ..ROOM };
+        match self.core.poll_next(cx, room, &mut self.batch) {
+            Poll::Ready(Err(reason)) => Poll::Ready(self.end(reason)),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Live begins after `position`, which the snapshot is at.
+    fn continue_from(&mut self, position: Position) -> Result<(), Status> {
+        let began_at = self.core.began_at();
+        if position.epoch != began_at.epoch || position.sequence < began_at.sequence {
+            let problem = "the snapshot is older than the subscription";
+            return Err(Reason::Internal.status(problem));
+        }
+        self.told_through = position.sequence;
+        self.core.pass_over(position.sequence);
+        Ok(())
+    }
+
+    fn fail(&mut self, status: Status) -> Status {
+        self.ended = Some(LeaveReason::Failed);
+        status
+    }
+
+    fn end(&mut self, reason: CloseReason) -> Status {
+        self.ended = Some(LeaveReason::Ended(reason));
+        let given = match reason {
+            CloseReason::Disconnected => self.entry.lock().status.take(),
+            _ => None,
+        };
+        given.unwrap_or_else(|| {
+            if self.snapshot.is_some() {
+                // It has no position to resume from.
+                return status::ended_at_start(reason);
+            }
+            let spread = spread(self.core.id(), self.hub.inner.reconnect_spread);
+            status::ended(reason, &self.core, spread)
+        })
+    }
+
+    fn departure(&self) -> Departure {
+        let info = self.core.info();
+        let not_yielded = self.batch.events.len() as u64;
+        let reason = self
+            .ended
+            .or_else(|| self.core.close_reason().map(LeaveReason::Ended));
+        Departure {
+            client_id: info.client_id,
+            subscription_id: info.id,
+            reason: reason.unwrap_or(LeaveReason::Dropped),
+            delivered: info.handed_off - not_yielded,
+            lost: info.lost,
+            conflated: info.conflated,
+            backlog: info.backlog + not_yielded,
+            position: self.position(),
+        }
+    }
+}
+
+impl<T: Value> Stream for Subscription<T> {
+    type Item = Result<Shared<T>, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if this.ended.is_some() {
+                return Poll::Ready(None);
+            }
+            if this.snapshot.is_some() {
+                match this.poll_snapshot(cx) {
+                    Poll::Ready(None) => {}
+                    polled => return polled,
+                }
+            }
+            if let Some(item) = this.next_taken() {
+                return Poll::Ready(Some(item));
+            }
+            match this.core.poll_next(cx, ROOM, &mut this.batch) {
+                Poll::Ready(Ok(())) => {
+                    this.batch.gaps.reverse();
+                    this.batch.events.reverse();
+                }
+                Poll::Ready(Err(reason)) => return Poll::Ready(Some(Err(this.end(reason)))),
+                Poll::Pending => {
+                    if this.batch.events.capacity() > IDLE_CAPACITY {
+                        this.batch.events.shrink_to(IDLE_CAPACITY);
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}
+
+// Nothing in it is pinned.
+impl<T: Value> Unpin for Subscription<T> {}
+
+impl<T: Value> Drop for Subscription<T> {
+    fn drop(&mut self) {
+        let departure = self.departure();
+        let inner = &self.hub.inner;
+        inner.entries().remove(&self.core.id());
+        let waiting = std::mem::take(&mut self.entry.lock().waiting);
+        for waits in waiting {
+            // Whoever waited may have gone.
+            let _ = waits.send(departure.clone());
+        }
+        inner.hooks.left(departure, &self.entry.filters);
+        inner.gone.notify_waiters();
+    }
+}
+
+impl<T: Value> fmt::Debug for Subscription<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription")
+            .field("id", &self.core.id())
+            .field("client_id", self.core.client_id())
+            .field("losses", &self.losses)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}
+
+// ===== impl Entry, Closed =====
+
+impl Entry {
+    pub(super) fn set_status(&self, status: Status) {
+        self.lock().status.get_or_insert(status);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, EntryState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Future for Closed {
+    type Output = Departure;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Departure> {
+        Pin::new(&mut self.0)
+            .poll(cx)
+            .map(|departure| departure.expect("a subscription tells when it goes"))
+    }
+}

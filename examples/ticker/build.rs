@@ -1,0 +1,9 @@
+//! Compiles the `.proto` file with protox, so that no `protoc` has to be installed.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    tonic_prost_build::configure()
+        .server_mod_attribute("ticker.v1", "#[tidegate::encode_once(Tick)]")
+        .compile_fds(protox::compile(["ticker.proto"], ["proto"])?)?;
+    Ok(())
+}

@@ -1,0 +1,20 @@
+//! Prices: a snapshot first, then what changes; the newest of each symbol for those who are slow.
+
+mod server;
+
+pub use server::serve;
+
+/// Generated from `proto/ticker.proto`.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::missing_errors_doc,
+    clippy::use_self,
+    reason = "generated code; its comments come from the .proto file"
+)]
+pub mod proto {
+    tonic::include_proto!("ticker.v1");
+}

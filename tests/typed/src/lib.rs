@@ -1,0 +1,250 @@
+//! A service with its own messages over a typed hub, as a team would write it, and what tests need to serve
+//! it and to speak with it.
+
+mod counted;
+mod program;
+
+use std::{future::Future, net::SocketAddr, num::NonZeroU64, time::Duration};
+
+use tidegate::{
+    Limits, Position,
+    typed::{Hub, Publication, Subscription, Unfinished},
+};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Channel, Endpoint, Server},
+};
+
+pub use counted::Counted;
+pub use program::Program;
+
+/// Generated from `proto/feed.proto`.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::missing_errors_doc,
+    clippy::use_self,
+    reason = "generated code"
+)]
+pub mod proto {
+    tonic::include_proto!("feed.v1");
+}
+
+use proto::{
+    OnLoss, ServerEvent, WatchRequest,
+    feed_client::FeedClient,
+    feed_server::{Feed, FeedServer},
+};
+
+/// Long enough for a loaded machine; nothing waits for it when all goes well.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The service: two hubs, each for the message of one method.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Feeds `Watch`.
+    pub hub: Hub<ServerEvent>,
+    /// Feeds `WatchCounted`.
+    pub counted: Hub<Counted>,
+}
+
+#[tonic::async_trait]
+impl Feed for Service {
+    type WatchStream = Subscription<ServerEvent>;
+    type WatchCountedStream = Subscription<Counted>;
+
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let request = request.into_inner();
+        let mut subscription = self.hub.subscribe().topics(request.topics.clone());
+        if !request.client_id.is_empty() {
+            subscription = subscription.client_id(&*request.client_id);
+        }
+        if let Some(max_events) = NonZeroU64::new(request.max_events) {
+            let max_bytes = NonZeroU64::MAX;
+            subscription = subscription.limits(Limits {
+                max_events,
+                max_bytes,
+                ..Limits::default()
+            });
+        }
+        if request.epoch != 0 {
+            subscription = subscription.resume_after(Some(Position {
+                epoch: request.epoch,
+                sequence: request.sequence,
+            }));
+        }
+        let subscription = match request.on_loss() {
+            OnLoss::Tell => subscription.on_loss(|gap| Some(missed(gap.count))),
+            OnLoss::Fail => subscription
+                .fail_on_loss(|gap| Status::data_loss(format!("{} are missing", gap.count))),
+            OnLoss::Ignore => subscription.ignore_losses(),
+        };
+        Ok(Response::new(subscription.open()?))
+    }
+
+    async fn watch_counted(
+        &self,
+        _: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchCountedStream>, Status> {
+        let subscription = self.counted.subscribe().ignore_losses();
+        Ok(Response::new(subscription.open()?))
+    }
+}
+
+/// A service that is being served on a free port.
+#[derive(Debug)]
+pub struct Running {
+    /// Where.
+    pub address: SocketAddr,
+    /// Feeds `Watch`.
+    pub hub: Hub<ServerEvent>,
+    /// Feeds `WatchCounted`.
+    pub counted: Hub<Counted>,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<Result<(), Unfinished>>,
+}
+
+impl Running {
+    /// Serves `hub` with tonic's own server.
+    ///
+    /// # Panics
+    /// When no port is free.
+    pub async fn start(hub: Hub<ServerEvent>) -> Self {
+        Self::start_with_grace(hub, PATIENCE).await
+    }
+
+    /// Serves `hub`, and gives up when the server has not ended after `grace`.
+    ///
+    /// # Panics
+    /// When no port is free.
+    pub async fn start_with_grace(hub: Hub<ServerEvent>, grace: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let counted = Hub::new();
+        let service = FeedServer::new(Service {
+            hub: hub.clone(),
+            counted: counted.clone(),
+        });
+        let (stop, stopped) = oneshot::channel();
+        let serving = hub.clone();
+        let served = tokio::spawn(async move {
+            let stopped = async { _ = stopped.await };
+            let served = serving.serve_until(stopped, grace, |shutdown| {
+                Server::builder()
+                    .add_service(service)
+                    .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown)
+            });
+            served.await.map(Result::unwrap)
+        });
+        Self {
+            address,
+            hub,
+            counted,
+            stop,
+            served,
+        }
+    }
+
+    /// A client with a connection of its own.
+    ///
+    /// # Panics
+    /// When it cannot connect.
+    pub async fn client(&self) -> FeedClient<Channel> {
+        FeedClient::new(self.endpoint().connect().await.unwrap())
+    }
+
+    /// A client whose streams take 64 KiB before they are read.
+    ///
+    /// # Panics
+    /// When it cannot connect.
+    pub async fn client_with_small_windows(&self) -> FeedClient<Channel> {
+        let endpoint = self.endpoint().initial_stream_window_size(65_535);
+        FeedClient::new(endpoint.connect().await.unwrap())
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        Endpoint::from_shared(format!("http://{}", self.address)).unwrap()
+    }
+
+    /// Stops the server.
+    ///
+    /// # Errors
+    /// When it has not ended within the grace.
+    ///
+    /// # Panics
+    /// When it takes too long, or the server failed.
+    pub async fn stop(self) -> Result<(), Unfinished> {
+        self.stop.send(()).unwrap();
+        within_patience(self.served).await.unwrap()
+    }
+}
+
+/// What a client sees in place of what it lost.
+#[must_use]
+pub fn missed(missed: u64) -> ServerEvent {
+    ServerEvent {
+        missed,
+        ..ServerEvent::default()
+    }
+}
+
+/// An event with a text.
+pub fn text(text: impl Into<String>) -> ServerEvent {
+    ServerEvent {
+        text: text.into(),
+        ..ServerEvent::default()
+    }
+}
+
+/// An event with a text, for a topic.
+pub fn on(topic: &str, value: &str) -> Publication<ServerEvent> {
+    Publication::new(text(value)).topic(topic)
+}
+
+/// Asks for one topic.
+pub fn watch(topic: &str) -> WatchRequest {
+    WatchRequest {
+        topics: vec![topic.into()],
+        ..WatchRequest::default()
+    }
+}
+
+/// The next message of a stream.
+///
+/// # Errors
+/// The status with which the stream has ended.
+///
+/// # Panics
+/// When nothing comes, or the stream ends as OK.
+pub async fn next<M>(stream: &mut Streaming<M>) -> Result<M, Status> {
+    let message = within_patience(stream.message()).await?;
+    Ok(message.expect("a stream never ends as OK"))
+}
+
+/// The texts of the next messages of a stream.
+///
+/// # Panics
+/// When the stream ends.
+pub async fn texts(stream: &mut Streaming<ServerEvent>, count: usize) -> Vec<String> {
+    let mut texts = Vec::new();
+    for _ in 0..count {
+        texts.push(next(stream).await.unwrap().text);
+    }
+    texts
+}
+
+/// Waits for what is to happen soon.
+///
+/// # Panics
+/// When it does not.
+pub async fn within_patience<F: Future>(future: F) -> F::Output {
+    timeout(PATIENCE, future).await.expect("nothing happened")
+}
