@@ -47,7 +47,7 @@ pub enum BindError {
     },
     /// There is no randomness for an epoch.
     #[error("the operating system has no randomness to give")]
-    Randomness(#[from] getrandom::Error),
+    Randomness(#[source] io::Error),
 }
 
 /// How a server ended.
@@ -65,7 +65,7 @@ impl Server {
     /// # Errors
     /// [`BindError`].
     pub async fn bind(config: ServerConfig) -> Result<Self, BindError> {
-        let epoch = random_epoch()?;
+        let epoch = random_epoch().map_err(BindError::Randomness)?;
         let hub = Hub::new(HubConfig {
             history: config.history,
             client_ids: config.client_ids,

@@ -1,8 +1,15 @@
 //! Stream events over gRPC to every connected client, each at the pace its own connection allows.
 //!
-//! [`EventService`] is `tidegate.v1.EventService` over a [`Hub`]: a tower service for hyper or tonic. The
-//! hub and everything about it comes from [`tidegate_core`], whose guarantees hold here too; this crate
+//! There are two forms, on the same core:
+//!
+//! * [`typed`]: **your own messages**, streamed by a method of your own tonic service. Begin there.
+//! * [`EventService`]: `tidegate.v1.EventService` over a [`Hub`], as a tower service for hyper or tonic; what the
+//!   program `tidegate serve` serves, to clients in any language.
+//!
+//! The hub and everything about it comes from [`tidegate_core`], whose guarantees hold here too; this crate
 //! takes them over the wire.
+//!
+//! The oldest Rust that builds this crate is 1.88, as for tonic; a newer one is asked for in minor versions only.
 //!
 //! # What is sent when
 //! A subscription's stream is *pulled*: the transport asks for the next chunk when HTTP/2 flow control
@@ -16,6 +23,8 @@
 //! [`EventService`] says how to keep them small.
 //!
 //! # Example
+//! The events of `tidegate.v1`; for messages of your own, see [`typed`].
+//!
 //! ```
 //! use std::time::Instant;
 //! use tidegate::{EventService, Hub, HubConfig, NewEvent, ServiceConfig, Topic, random_epoch, proto};

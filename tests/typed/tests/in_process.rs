@@ -6,6 +6,7 @@ use std::{
 };
 
 use futures_core::Stream as _;
+use prost::Message as _;
 use tidegate::{
     GapReason, Limits, Overflow, Position,
     typed::{Hub, LeaveReason, Publication, Shared},
@@ -104,4 +105,31 @@ async fn names_that_break_the_rules_are_refused() {
     assert!(hub.publish(on("no spaces", "1")).is_err());
     assert!(hub.send("a.b", text("1")).is_err());
     assert_eq!(hub.position().sequence, 0);
+}
+
+#[tokio::test]
+async fn a_shared_value_is_a_message_like_the_value() {
+    let hub = Hub::builder().sequence_field(3).epoch_field(4).build();
+    let mut subscription = hub.subscribe().ignore_losses().open().unwrap();
+    hub.publish(text("1")).unwrap();
+    let published = subscription.next().await.unwrap().unwrap();
+    let position = published.position().unwrap();
+    let encoded = published.encode_to_vec();
+    assert_eq!(encoded.len(), published.encoded_len());
+    let received = ServerEvent::decode(&*encoded).unwrap();
+    let expected = ServerEvent {
+        sequence: position.sequence,
+        epoch: position.epoch,
+        ..text("1")
+    };
+    assert_eq!(received, expected);
+
+    // A client can have it, too, and what is merged into it is not seen by others.
+    let mut merged = published.clone();
+    merged.merge(&*text("2").encode_to_vec()).unwrap();
+    assert_eq!(merged.text, "2");
+    assert_eq!(ServerEvent::decode(&*merged.encode_to_vec()), Ok(text("2")));
+    assert_eq!(published.text, "1");
+    let decoded = Shared::<ServerEvent>::decode(&*encoded).unwrap();
+    assert_eq!(decoded, expected);
 }

@@ -255,3 +255,21 @@ async fn draining_waits_until_all_have_gone() {
     drop(subscription);
     assert_eq!(within_patience(draining).await.unwrap(), 0);
 }
+
+#[tokio::test]
+async fn a_hook_that_panics_takes_no_other_with_it() {
+    let (heard, mut listening) = channel(10);
+    let hub = Hub::<ServerEvent>::builder()
+        .on_join(|_| panic!("a fault of the application"))
+        .on_leave(move |client| heard.try_send(client.client_id.to_string()).unwrap())
+        .build();
+    let opening = hub.clone();
+    let opened = tokio::spawn(async move {
+        let subscribe = opening.subscribe().client_id("anna");
+        drop(subscribe.ignore_losses().open());
+    });
+    assert!(within_patience(opened).await.unwrap_err().is_panic());
+    assert!(hub.clients().is_empty());
+    assert_eq!(hub.subscribers(&Filter::everything()), 0);
+    assert_eq!(listening.try_recv().unwrap(), "anna");
+}

@@ -104,11 +104,6 @@ impl<T: Value> Subscription<T> {
             state: Mutex::default(),
         });
         hub.inner.entries().insert(core.id(), Arc::clone(&entry));
-        hub.inner.hooks.joined(Arrival {
-            client_id: core.client_id().clone(),
-            subscription_id: core.id(),
-            filters,
-        });
         let mut subscription = Self {
             snapshot: None,
             told_through: 0,
@@ -119,7 +114,12 @@ impl<T: Value> Subscription<T> {
             entry,
             ended: None,
         };
-        // Not before there is something that unsubscribes if this panics.
+        // From here on there is something that unsubscribes if code of the application panics.
+        subscription.hub.inner.hooks.joined(Arrival {
+            client_id: subscription.client_id().clone(),
+            subscription_id: subscription.id(),
+            filters,
+        });
         subscription.snapshot = snapshot.map(|load| {
             let loading = load(subscription.core.began_at());
             Box::new(Stage::Loading(loading))
