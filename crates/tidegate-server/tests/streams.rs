@@ -476,6 +476,11 @@ async fn honest_endings_each_cause_has_its_status_and_says_where_to_resume() {
             Reason::Stalled,
         ),
         (
+            CloseReason::Disconnected,
+            Code::Aborted,
+            Reason::Disconnected,
+        ),
+        (
             CloseReason::EpochChanged,
             Code::Unavailable,
             Reason::EpochChanged,

@@ -7,7 +7,7 @@ use super::{Fault, Violation};
 use crate::record::{Client, Ending};
 
 /// The codes and reasons with which a stream may end, or not begin, by the protocol.
-const DOCUMENTED: [(Code, &str); 18] = [
+const DOCUMENTED: [(Code, &str); 19] = [
     (Code::InvalidArgument, "INVALID_FILTER"),
     (Code::InvalidArgument, "INVALID_TOPIC"),
     (Code::InvalidArgument, "INVALID_CLIENT_ID"),
@@ -21,6 +21,7 @@ const DOCUMENTED: [(Code, &str); 18] = [
     (Code::OutOfRange, "POSITION_AHEAD"),
     (Code::AlreadyExists, "CLIENT_ID_TAKEN"),
     (Code::Aborted, TAKEN_OVER),
+    (Code::Aborted, DISCONNECTED),
     (Code::ResourceExhausted, TOO_SLOW),
     (Code::ResourceExhausted, STALLED),
     (Code::Unavailable, SHUTTING_DOWN),
@@ -29,13 +30,14 @@ const DOCUMENTED: [(Code, &str); 18] = [
 ];
 
 const TAKEN_OVER: &str = "TAKEN_OVER";
+const DISCONNECTED: &str = "DISCONNECTED";
 const TOO_SLOW: &str = "TOO_SLOW";
 const STALLED: &str = "STALLED";
 const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
 const EPOCH_CHANGED: &str = "EPOCH_CHANGED";
 
 /// The reasons for which the server ends a stream that had begun, with the position to resume after.
-const ENDED_BY_SERVER: [&str; 4] = [TAKEN_OVER, TOO_SLOW, STALLED, SHUTTING_DOWN];
+const ENDED_BY_SERVER: [&str; 5] = [TAKEN_OVER, DISCONNECTED, TOO_SLOW, STALLED, SHUTTING_DOWN];
 
 /// Checks how a stream ended. `going_away`: what it said before, if it had begun. Returns where the ending
 /// says to resume, if it does.
