@@ -1,8 +1,10 @@
 //! Subscribing by what events carry, and passing over what is known, against a list of what matches.
 
 use std::{
+    sync::{Mutex, mpsc},
     task::{Context, Poll, Waker},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use proptest::prelude::*;
@@ -171,4 +173,51 @@ proptest! {
             );
         }
     }
+}
+
+/// Subscribes to everything that passes.
+fn subscribe(
+    hub: &Hub<Number>,
+    client: &str,
+    predicate: &Predicate<Number>,
+) -> Subscription<Number> {
+    let id = ClientId::new(client).unwrap();
+    let options = SubscribeOptions::new(id, vec![Filter::everything()]);
+    hub.subscribe_matching(options, Some(predicate), Instant::now())
+        .unwrap()
+}
+
+/// A predicate that comes while a publisher is between running those that it found and taking its lock is run
+/// as well, and under no lock: this one takes them itself.
+#[test]
+fn a_predicate_that_comes_late_is_asked_and_under_no_lock() {
+    let hub = Hub::new(HubConfig::new(1));
+    let (is_asked, asked) = mpsc::channel();
+    let (answer, answers) = mpsc::channel();
+    let answers = Mutex::new(answers);
+    let first = Predicate::new(move |_: &Number| {
+        is_asked.send(()).unwrap();
+        answers.lock().unwrap().recv().unwrap()
+    });
+    let _waiting = subscribe(&hub, "first", &first);
+    let (is_published, published) = mpsc::channel();
+    let publisher = hub.clone();
+    let publishing = thread::spawn(move || {
+        let event = NewEvent::new(Topic::new("a").unwrap(), Number(1));
+        let matched = publisher.publish([event], Instant::now()).unwrap().matched;
+        is_published.send(matched).unwrap();
+    });
+    asked.recv().unwrap();
+    let inside = hub.clone();
+    let late = Predicate::new(move |_: &Number| inside.stats().subscriptions == 2);
+    let mut late = subscribe(&hub, "late", &late);
+    answer.send(true).unwrap();
+    let matched = published.recv_timeout(Duration::from_secs(30));
+    assert_eq!(matched, Ok(2), "it waits for itself, or was not asked");
+    publishing.join().unwrap();
+    let mut batch = Batch::default();
+    let mut cx = Context::from_waker(Waker::noop());
+    let polled = late.poll_next(&mut cx, Room::events(1), &mut batch);
+    assert_eq!(polled, Poll::Ready(Ok(())));
+    assert_eq!(batch.events[0].payload(), &Number(1));
 }
