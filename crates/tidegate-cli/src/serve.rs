@@ -4,6 +4,7 @@ use std::{
     error::Error as _,
     io::{self, Write as _},
     net::SocketAddr,
+    num::NonZeroUsize,
     time::Duration,
 };
 
@@ -53,10 +54,28 @@ pub(crate) struct ServeArgs {
     on_stall: OnStallArg,
 
     #[command(flatten)]
+    connections: ConnectionArgs,
+
+    #[command(flatten)]
     history: HistoryArgs,
 
     #[command(flatten)]
     limits: LimitArgs,
+}
+
+/// What connections are let in, and for how long.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Connections")]
+struct ConnectionArgs {
+    /// The most connections at once; beyond, they are closed as they come. The server refuses to start if
+    /// it may not open as many files [default: as many as it may open].
+    #[arg(long, value_name = "N")]
+    max_connections: Option<NonZeroUsize>,
+
+    /// The most connections at once from one address: IPv4, or the first 64 bits of IPv6. Leave it out
+    /// behind a proxy [default: no cap].
+    #[arg(long, value_name = "N")]
+    max_connections_per_address: Option<NonZeroUsize>,
 }
 
 /// How much is kept for replay. An event goes when any one limit is reached; 0 turns history off.
@@ -174,6 +193,11 @@ impl ServeArgs {
             drain_timeout: self.drain_timeout,
             client_ids: self.client_ids.into(),
             memory_budget: self.memory_budget,
+            max_connections: self.connections.max_connections.map(NonZeroUsize::get),
+            max_connections_per_address: self
+                .connections
+                .max_connections_per_address
+                .map(NonZeroUsize::get),
             ..ServerConfig::default()
         };
         config.sweep.stall_timeout = (!self.stall_timeout.is_zero()).then_some(self.stall_timeout);

@@ -25,6 +25,14 @@ pub struct ServerConfig {
     pub sweep: SweepRules,
     /// What requests are accepted.
     pub service: ServiceConfig,
+    /// The most connections at once; beyond, they are reset as they come. The server refuses to start if
+    /// the process may not open as many files. `None` is as many as it may. Default: `None`.
+    ///
+    /// In either case the process's soft limit on open files is raised to the hard one.
+    pub max_connections: Option<usize>,
+    /// The most connections at once from one address: IPv4, or the first 64 bits of IPv6. Leave it out
+    /// behind a proxy, from which all connections seem to come. Default: `None`, no cap.
+    pub max_connections_per_address: Option<usize>,
     /// What connections may do.
     pub http2: Http2Config,
     /// How long connections have to end in good order. Default: 30 s.
@@ -79,6 +87,8 @@ impl Default for ServerConfig {
             memory_budget: None,
             sweep: SweepRules::default(),
             service: ServiceConfig::default(),
+            max_connections: None,
+            max_connections_per_address: None,
             http2: Http2Config::default(),
             drain_timeout: Duration::from_secs(30),
         }

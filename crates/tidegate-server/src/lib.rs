@@ -21,15 +21,18 @@
 //! still there after [`ServerConfig::drain_timeout`] are cut, and counted.
 
 mod accept;
+mod admission;
 mod coalesce;
 mod config;
 mod connection;
+mod descriptors;
 mod memory;
 mod server;
 
 pub use tidegate::{ClientIdPolicy, Encoded, Hub, SweepRules};
 
 pub use crate::{
+    admission::{Admission, ConnectionStats},
     config::{Http2Config, ServerConfig},
     server::{BindError, DrainReport, Server},
 };

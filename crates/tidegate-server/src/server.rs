@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::pin,
     sync::{
         Arc,
@@ -12,11 +12,22 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
 use tidegate::{CloseReason, Encoded, EventService, Hub, HubConfig, SweepRules, random_epoch};
-use tokio::{net::TcpListener, time};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time,
+};
 use tokio_util::task::TaskTracker;
 
-use crate::{accept::Acceptor, config::ServerConfig, connection::Connections, memory};
+use crate::{
+    accept::Acceptor,
+    admission::{Admission, ConnectionStats},
+    config::ServerConfig,
+    connection::Connections,
+    descriptors::{TooFew, room_for_connections},
+    memory,
+};
 
 /// How often history is looked through for what is too old, and subscriptions for what is stuck, unless
 /// shorter times are asked for.
@@ -27,6 +38,9 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Server {
     acceptor: Acceptor,
     local_addr: SocketAddr,
+    admission: Admission,
+    /// What of the admission's numbers has been logged.
+    logged: ConnectionStats,
     hub: Hub<Encoded>,
     connections: Connections,
     sweep: SweepRules,
@@ -44,6 +58,17 @@ pub enum BindError {
         address: SocketAddr,
         /// What the operating system says.
         source: io::Error,
+    },
+    /// The process may not open as many files as [`ServerConfig::max_connections`] needs.
+    #[error(
+        "the process may open {allowed} files, and {needed} are needed for so many connections: raise the \
+         limit (`ulimit -Hn`, or LimitNOFILE= of systemd), or lower the cap on connections"
+    )]
+    Descriptors {
+        /// How many it may open.
+        allowed: usize,
+        /// How many it needs.
+        needed: usize,
     },
     /// There is no randomness for an epoch.
     #[error("the operating system has no randomness to give")]
@@ -65,6 +90,7 @@ impl Server {
     /// # Errors
     /// [`BindError`].
     pub async fn bind(config: ServerConfig) -> Result<Self, BindError> {
+        let max_connections = room_for_connections(config.max_connections)?;
         let epoch = random_epoch()?;
         let hub = Hub::new(HubConfig {
             history: config.history,
@@ -79,10 +105,17 @@ impl Server {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
         let service = EventService::new(hub.clone(), config.service);
-        tracing::info!(%local_addr, epoch = format_args!("{epoch:016x}"), "listening");
+        tracing::info!(
+            %local_addr,
+            epoch = format_args!("{epoch:016x}"),
+            max_connections,
+            "listening"
+        );
         Ok(Self {
             acceptor: Acceptor::new(listener),
             local_addr,
+            admission: Admission::new(max_connections, config.max_connections_per_address),
+            logged: ConnectionStats::default(),
             hub,
             connections: Connections::new(config.http2, service),
             sweep: config.sweep,
@@ -102,7 +135,13 @@ impl Server {
         &self.hub
     }
 
-    fn keep_up(&self) {
+    /// The connections in numbers, to look at while the server runs.
+    #[must_use]
+    pub const fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    fn keep_up(&mut self) {
         let now = Instant::now();
         self.hub.expire_history(now);
         let swept = self.hub.sweep(&self.sweep, now);
@@ -113,6 +152,40 @@ impl Server {
                 "ended streams that were stuck"
             );
         }
+        self.log_refusals();
+    }
+
+    /// Logs how many connections were refused since the last time: a flood must not become one of logs.
+    fn log_refusals(&mut self) {
+        let now = self.admission.stats();
+        let full = now.refused - self.logged.refused;
+        let by_address = now.refused_by_address - self.logged.refused_by_address;
+        if full + by_address > 0 {
+            let open = now.open;
+            tracing::warn!(full, by_address, open, "refused connections");
+            self.logged = now;
+        }
+    }
+
+    /// Serves a connection in a task of its own, if it is let in.
+    fn begin(&self, stream: TcpStream, peer: IpAddr, tasks: &TaskTracker, cut: &Arc<AtomicUsize>) {
+        let admitted = match self.admission.admit(peer) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                tracing::debug!(%peer, %refusal, "connection refused");
+                // Closed with a reset, which leaves nothing to wait for. If it fails, it is closed anyhow.
+                let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                return;
+            }
+        };
+        let connection = self.connections.clone().serve(stream);
+        let cut = Arc::clone(cut);
+        tasks.spawn(async move {
+            if connection.await {
+                cut.fetch_add(1, Relaxed);
+            }
+            drop(admitted);
+        });
     }
 
     /// Serves until `stop` is done, then drains. Dropping the future cuts everything at once.
@@ -124,15 +197,7 @@ impl Server {
         let mut upkeep = time::interval(upkeep_interval(&self.sweep));
         loop {
             tokio::select! {
-                stream = self.acceptor.accept() => {
-                    let connection = self.connections.clone().serve(stream);
-                    let cut = Arc::clone(&cut);
-                    tasks.spawn(async move {
-                        if connection.await {
-                            cut.fetch_add(1, Relaxed);
-                        }
-                    });
-                }
+                (stream, peer) = self.acceptor.accept() => self.begin(stream, peer, &tasks, &cut),
                 _ = upkeep.tick() => self.keep_up(),
                 () = &mut stop => break,
             }
@@ -152,6 +217,12 @@ impl Server {
             connections_drained: open - connections_cut,
             connections_cut,
         }
+    }
+}
+
+impl From<TooFew> for BindError {
+    fn from(TooFew { allowed, needed }: TooFew) -> Self {
+        Self::Descriptors { allowed, needed }
     }
 }
 
