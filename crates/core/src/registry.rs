@@ -142,6 +142,19 @@ impl Registry {
         }
     }
 
+    /// Ends the subscription with the registration `id`. Returns whether it is there.
+    pub(crate) fn end(&self, id: u64, reason: CloseReason) -> bool {
+        let signal = {
+            let state = self.state.lock();
+            let stream = state.streams.get(&id);
+            stream.map(|stream| Arc::clone(&stream.signal))
+        };
+        if let Some(signal) = &signal {
+            signal.end(reason);
+        }
+        signal.is_some()
+    }
+
     /// Lets no further subscription in and ends those that are here.
     pub(crate) fn close(&self, reason: CloseReason) {
         let here: Vec<_> = {

@@ -76,6 +76,11 @@ struct ConnectionArgs {
     /// behind a proxy [default: no cap].
     #[arg(long, value_name = "N")]
     max_connections_per_address: Option<NonZeroUsize>,
+
+    /// How old a connection may become, give or take a tenth. Then its streams are told where to resume and
+    /// it ends, so that clients behind a load balancer find servers that were added. 0 is for ever.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    max_connection_age: Duration,
 }
 
 /// How much is kept for replay. An event goes when any one limit is reached; 0 turns history off.
@@ -200,6 +205,8 @@ impl ServeArgs {
                 .map(NonZeroUsize::get),
             ..ServerConfig::default()
         };
+        let age = self.connections.max_connection_age;
+        config.max_connection_age = (!age.is_zero()).then_some(age);
         config.sweep.stall_timeout = (!self.stall_timeout.is_zero()).then_some(self.stall_timeout);
         config.sweep.close_stalled = self.on_stall == OnStallArg::Close;
         config.history.max_events = self.history.history_events;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use child::Serve;
-use rustix::process::{Resource, Rlimit, prlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use tidegate_client::{Client, NewEvent, SubscribeOptions, Subscription, Update};
 use tokio::time;
 
@@ -57,7 +57,7 @@ async fn out_of_descriptors_the_server_waits_serves_on_and_recovers_within_a_sec
     // Whatever is opened from here on is one too many.
     let none = Rlimit {
         current: Some(3),
-        maximum: server.descriptors().maximum,
+        maximum: getrlimit(Resource::Nofile).maximum,
     };
     let before = prlimit(Some(server.pid()), Resource::Nofile, none).unwrap();
     // Fewer than the listener's queue has room for: beyond, connecting blocks.
@@ -76,7 +76,7 @@ async fn out_of_descriptors_the_server_waits_serves_on_and_recovers_within_a_sec
     drop(waiting);
     prlimit(Some(server.pid()), Resource::Nofile, before).unwrap();
     let freed = Instant::now();
-    subscribed(&client).await;
+    drop(subscribed(&client).await);
     // A second at the most, and some for a machine that is loaded.
     assert!(
         freed.elapsed() < Duration::from_secs(3),

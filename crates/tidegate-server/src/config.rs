@@ -33,6 +33,12 @@ pub struct ServerConfig {
     /// The most connections at once from one address: IPv4, or the first 64 bits of IPv6. Leave it out
     /// behind a proxy, from which all connections seem to come. Default: `None`, no cap.
     pub max_connections_per_address: Option<usize>,
+    /// How old a connection may become, give or take a tenth by chance so that connections which began
+    /// together do not end together. Then its streams are told where to resume, and it ends in good order.
+    /// It is how clients find servers that were added behind a load balancer. Default: `None`, for ever.
+    pub max_connection_age: Option<Duration>,
+    /// How long a connection has to end when it has reached its age. Default: 30 s.
+    pub max_connection_age_grace: Duration,
     /// What connections may do.
     pub http2: Http2Config,
     /// How long connections have to end in good order. Default: 30 s.
@@ -89,6 +95,8 @@ impl Default for ServerConfig {
             service: ServiceConfig::default(),
             max_connections: None,
             max_connections_per_address: None,
+            max_connection_age: None,
+            max_connection_age_grace: Duration::from_secs(30),
             http2: Http2Config::default(),
             drain_timeout: Duration::from_secs(30),
         }

@@ -1,13 +1,14 @@
 //! One connection: HTTP/2 by hyper, with every limit set.
 
 use std::{
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
     io,
     pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use hyper::{rt::Executor, server::conn::http2};
@@ -16,8 +17,11 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use socket2::SockRef;
-use tidegate::{EventService, resettable};
-use tokio::{net::TcpStream, time::timeout};
+use tidegate::{CloseReason, EventService, resettable};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +32,8 @@ use crate::{coalesce::coalesce, config::Http2Config};
 pub(crate) struct Connections {
     config: Http2Config,
     service: EventService,
+    max_age: Option<Duration>,
+    max_age_grace: Duration,
     /// Told to end in good order.
     pub(crate) drain: CancellationToken,
     /// Told to end at once.
@@ -77,10 +83,17 @@ impl Drop for Counted {
 }
 
 impl Connections {
-    pub(crate) fn new(config: Http2Config, service: EventService) -> Self {
+    pub(crate) fn new(
+        config: Http2Config,
+        service: EventService,
+        max_age: Option<Duration>,
+        max_age_grace: Duration,
+    ) -> Self {
         Self {
             config,
             service,
+            max_age,
+            max_age_grace,
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
         }
@@ -95,14 +108,16 @@ impl Connections {
         if !self.speaks_in_time(&stream).await {
             return false;
         }
-        let service = TowerToHyperService::new(self.service);
+        let (service, calls) = self.service.for_connection();
+        let service = TowerToHyperService::new(service);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.config.write_timeout));
         let (stream, mut flusher) = coalesce(Box::pin(stream));
         let streams = StreamExecutor::default();
         let builder = self.config.builder(streams.clone());
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let mut drained = false;
+        let mut old_age = pin!(sleep_or_forever(self.max_age.map(jittered)));
+        let (mut drained, mut is_old) = (false, false);
         loop {
             tokio::select! {
                 ended = poll_fn(|cx| flusher.poll(connection.as_mut(), streams.has_several(), cx)) => {
@@ -112,8 +127,19 @@ impl Connections {
                     return false;
                 }
                 () = self.drain.cancelled(), if !drained => {
+                    calls.end(CloseReason::ShuttingDown);
                     connection.as_mut().graceful_shutdown();
                     drained = true;
+                }
+                () = &mut old_age => {
+                    if is_old {
+                        tracing::debug!("connection cut: it did not end within the grace for its age");
+                        return false;
+                    }
+                    calls.end(CloseReason::MaxConnectionAge);
+                    connection.as_mut().graceful_shutdown();
+                    is_old = true;
+                    old_age.set(sleep_or_forever(Some(self.max_age_grace)));
                 }
                 () = self.cut.cancelled() => return true,
             }
@@ -152,6 +178,18 @@ impl Http2Config {
             .keep_alive_timeout(self.keep_alive_timeout);
         builder
     }
+}
+
+async fn sleep_or_forever(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => sleep(duration).await,
+        None => pending().await,
+    }
+}
+
+/// `age`, give or take a tenth (gRFC A9).
+fn jittered(age: Duration) -> Duration {
+    age.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
 fn set_options(stream: &TcpStream, config: &Http2Config) -> io::Result<()> {

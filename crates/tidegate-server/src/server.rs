@@ -117,7 +117,12 @@ impl Server {
             admission: Admission::new(max_connections, config.max_connections_per_address),
             logged: ConnectionStats::default(),
             hub,
-            connections: Connections::new(config.http2, service),
+            connections: Connections::new(
+                config.http2,
+                service,
+                config.max_connection_age,
+                config.max_connection_age_grace,
+            ),
             sweep: config.sweep,
             drain_timeout: config.drain_timeout,
         })

@@ -24,6 +24,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
 use crate::{
+    calls::Enrolled,
     convert,
     proto::{CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response},
     status,
@@ -53,6 +54,8 @@ thread_local! {
 #[derive(Debug)]
 pub struct Drainer {
     subscription: Subscription<Encoded>,
+    /// Held for its drop.
+    _enrolled: Option<Enrolled>,
     /// What is left to send of an event larger than a chunk.
     rest: Bytes,
     /// Fires when a heartbeat may be due, or a release.
@@ -78,6 +81,7 @@ enum State {
 impl Drainer {
     pub(crate) fn new(
         subscription: Subscription<Encoded>,
+        enrolled: Option<Enrolled>,
         heartbeat_interval: Duration,
         min_interval: Option<Duration>,
         reconnect_after: Duration,
@@ -85,6 +89,7 @@ impl Drainer {
         let now = Instant::now();
         Self {
             subscription,
+            _enrolled: enrolled,
             rest: Bytes::new(),
             timer: Box::pin(sleep_until(now + heartbeat_interval)),
             heartbeat_interval,
@@ -212,7 +217,7 @@ impl Drainer {
             &self.subscription,
             self.reconnect_after,
         )));
-        (reason == CloseReason::ShuttingDown).then(|| {
+        status::is_going_away(reason).then(|| {
             message(Response::GoingAway(GoingAway {
                 resume_after: Some(convert::position(position)),
                 reconnect_after: self.reconnect_after.try_into().ok(),

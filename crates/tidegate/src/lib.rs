@@ -35,6 +35,7 @@
 //! # }
 //! ```
 
+mod calls;
 mod convert;
 mod drainer;
 mod publish;
@@ -49,6 +50,7 @@ pub use tidegate_core::*;
 pub use tidegate_proto::v1 as proto;
 
 pub use crate::{
+    calls::{CallBody, Calls},
     convert::{EncodeError, encode},
     drainer::{CHUNK_BYTES, Drainer},
     reset::resettable,

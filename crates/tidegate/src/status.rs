@@ -3,7 +3,7 @@
 //! The code is chosen by what the client should do next. Each status carries a
 //! `google.rpc.ErrorInfo` with the domain [`DOMAIN`] and a stable reason, so that programs need not
 //! read messages. Each reason has an [`Advice`]. Bad input carries a `BadRequest` that names the field, and the end of
-//! a stream in a shutdown a `RetryInfo`.
+//! a stream that goes away a `RetryInfo`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -52,6 +52,8 @@ pub enum Reason {
     PositionAhead,
     /// The server is shutting down. Reconnect, after the delay given.
     ShuttingDown,
+    /// The connection has reached its greatest age. Reconnect, after the delay given.
+    MaxConnectionAge,
     /// The sequences have begun anew. Resume; what lies between will be told.
     EpochChanged,
     /// A fault of the server.
@@ -95,6 +97,7 @@ impl Reason {
             Self::Stalled => "STALLED",
             Self::PositionAhead => "POSITION_AHEAD",
             Self::ShuttingDown => "SHUTTING_DOWN",
+            Self::MaxConnectionAge => "MAX_CONNECTION_AGE",
             Self::EpochChanged => "EPOCH_CHANGED",
             Self::Internal => "INTERNAL",
         }
@@ -118,7 +121,7 @@ impl Reason {
             Self::TakenOver => Code::Aborted,
             Self::TooSlow | Self::Stalled => Code::ResourceExhausted,
             Self::PositionAhead => Code::OutOfRange,
-            Self::ShuttingDown | Self::EpochChanged => Code::Unavailable,
+            Self::ShuttingDown | Self::MaxConnectionAge | Self::EpochChanged => Code::Unavailable,
             Self::Internal => Code::Internal,
         }
     }
@@ -139,7 +142,7 @@ impl Reason {
             | Self::BatchTooLarge => Advice::Mend,
             Self::ClientIdTaken | Self::TakenOver => Advice::Stop,
             Self::TooSlow | Self::Stalled | Self::EpochChanged | Self::Internal => Advice::Resume,
-            Self::ShuttingDown => Advice::ResumeAfterDelay,
+            Self::ShuttingDown | Self::MaxConnectionAge => Advice::ResumeAfterDelay,
             Self::PositionAhead => Advice::StartAnew,
         }
     }
@@ -192,12 +195,22 @@ pub(crate) fn ended(
         ("backlog", subscription.backlog()),
     ];
     let status = end_reason(reason).with_facts(reason.to_string(), facts);
-    if reason != CloseReason::ShuttingDown {
+    if !is_going_away(reason) {
         return status;
     }
     let mut details = status.get_error_details();
     details.set_retry_info(Some(reconnect_after));
     Status::with_error_details(status.code(), status.message(), details)
+}
+
+/// Whether a stream that ends for `reason` is told so by `GoingAway`, with a delay to come back after.
+pub(crate) fn is_going_away(reason: CloseReason) -> bool {
+    end_reason(reason).advice() == Advice::ResumeAfterDelay
+}
+
+/// The status of a call other than a subscription that was ended.
+pub(crate) fn call_ended(reason: CloseReason) -> Status {
+    end_reason(reason).status(reason.to_string())
 }
 
 /// Every cause for which the hub ends a stream, and what the client is told. What each means for the
@@ -206,6 +219,7 @@ const fn end_reason(reason: CloseReason) -> Reason {
     match reason {
         CloseReason::TakenOver => Reason::TakenOver,
         CloseReason::ShuttingDown => Reason::ShuttingDown,
+        CloseReason::MaxConnectionAge => Reason::MaxConnectionAge,
         CloseReason::TooSlow => Reason::TooSlow,
         CloseReason::Stalled => Reason::Stalled,
         CloseReason::EpochChanged => Reason::EpochChanged,
@@ -250,7 +264,7 @@ pub(crate) fn bad_name(reason: Reason, field: impl Into<String>, error: &NameErr
 mod tests {
     use super::*;
 
-    const ALL: [Reason; 18] = [
+    const ALL: [Reason; 19] = [
         Reason::InvalidFilter,
         Reason::InvalidTopic,
         Reason::InvalidClientId,
@@ -267,6 +281,7 @@ mod tests {
         Reason::Stalled,
         Reason::PositionAhead,
         Reason::ShuttingDown,
+        Reason::MaxConnectionAge,
         Reason::EpochChanged,
         Reason::Internal,
     ];

@@ -11,7 +11,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use rustix::process::{Pid, Resource, Rlimit, getrlimit};
+use rustix::process::Pid;
 
 pub struct Serve {
     pub child: Child,
@@ -75,11 +75,6 @@ impl Serve {
 
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
-    }
-
-    /// The limit on descriptors that it inherited.
-    pub fn descriptors(&self) -> Rlimit {
-        getrlimit(Resource::Nofile)
     }
 }
 
