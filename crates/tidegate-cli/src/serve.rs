@@ -155,8 +155,10 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
         () = second_signal() => return Err(Failure::new(Exit::Interrupted, "ended at once by a second signal")),
     };
     tracing::info!(
-        drained = report.connections_drained,
-        cut = report.connections_cut,
+        connections_drained = report.connections_drained,
+        connections_cut = report.connections_cut,
+        streams_drained = report.streams_drained,
+        streams_cut = report.streams_cut,
         "ended"
     );
     Ok(())

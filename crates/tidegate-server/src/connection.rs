@@ -17,7 +17,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use socket2::SockRef;
-use tidegate::{CloseReason, EventService, resettable};
+use tidegate::{CloseReason, resettable};
 use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
@@ -25,13 +25,13 @@ use tokio::{
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::{coalesce::coalesce, config::Http2Config};
+use crate::{coalesce::coalesce, config::Http2Config, routes::Routes};
 
 /// Serves connections, each with the same limits.
 #[derive(Debug, Clone)]
 pub(crate) struct Connections {
     config: Http2Config,
-    service: EventService,
+    routes: Routes,
     max_age: Option<Duration>,
     max_age_grace: Duration,
     /// Told to end in good order.
@@ -85,13 +85,13 @@ impl Drop for Counted {
 impl Connections {
     pub(crate) fn new(
         config: Http2Config,
-        service: EventService,
+        routes: Routes,
         max_age: Option<Duration>,
         max_age_grace: Duration,
     ) -> Self {
         Self {
             config,
-            service,
+            routes,
             max_age,
             max_age_grace,
             drain: CancellationToken::new(),
@@ -108,7 +108,7 @@ impl Connections {
         if !self.speaks_in_time(&stream).await {
             return false;
         }
-        let (service, calls) = self.service.for_connection();
+        let (service, calls) = self.routes.for_connection();
         let service = TowerToHyperService::new(service);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.config.write_timeout));

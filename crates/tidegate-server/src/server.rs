@@ -27,6 +27,7 @@ use crate::{
     connection::Connections,
     descriptors::{TooFew, room_for_connections},
     memory,
+    routes::Routes,
 };
 
 /// How often history is looked through for what is too old, and subscriptions for what is stuck, unless
@@ -42,6 +43,7 @@ pub struct Server {
     /// What of the admission's numbers has been logged.
     logged: ConnectionStats,
     hub: Hub<Encoded>,
+    routes: Routes,
     connections: Connections,
     sweep: SweepRules,
     drain_timeout: Duration,
@@ -82,6 +84,10 @@ pub struct DrainReport {
     pub connections_drained: usize,
     /// Connections that were cut at the end of the drain time-out.
     pub connections_cut: usize,
+    /// Streams that ended after the drain began, with their status or by their client.
+    pub streams_drained: u64,
+    /// Streams that took no notice of their end and were reset, or cut with their connection.
+    pub streams_cut: u64,
 }
 
 impl Server {
@@ -104,7 +110,8 @@ impl Server {
         };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
-        let service = EventService::new(hub.clone(), config.service);
+        let routes = Routes::new(EventService::new(hub.clone(), config.service));
+        routes.set_serving(true).await;
         tracing::info!(
             %local_addr,
             epoch = format_args!("{epoch:016x}"),
@@ -117,9 +124,10 @@ impl Server {
             admission: Admission::new(max_connections, config.max_connections_per_address),
             logged: ConnectionStats::default(),
             hub,
+            routes: routes.clone(),
             connections: Connections::new(
                 config.http2,
-                service,
+                routes,
                 config.max_connection_age,
                 config.max_connection_age_grace,
             ),
@@ -210,17 +218,24 @@ impl Server {
         let Self {
             acceptor,
             hub,
+            routes,
             connections,
+            sweep,
             drain_timeout,
             ..
         } = self;
+        routes.set_serving(false).await;
         drop(acceptor);
         let open = tasks.len();
-        drain(&hub, &connections, &tasks, drain_timeout).await;
+        let before = hub.stats();
+        let cut_streams = drain(&hub, &connections, &tasks, &sweep, drain_timeout).await;
         let connections_cut = cut.load(Relaxed);
+        let streams_cut = cut_streams + (hub.stats().reset - before.reset);
         DrainReport {
             connections_drained: open - connections_cut,
             connections_cut,
+            streams_drained: before.subscriptions.saturating_sub(streams_cut),
+            streams_cut,
         }
     }
 }
@@ -241,23 +256,43 @@ fn upkeep_interval(rules: &SweepRules) -> Duration {
     shortest.clamp(Duration::from_millis(10), UPKEEP_INTERVAL)
 }
 
-/// Ends every stream and then every connection, in good order as long as there is time.
+/// Ends every stream and then every connection, in good order as long as there is time. Returns how many
+/// streams were cut then.
 async fn drain(
     hub: &Hub<Encoded>,
     connections: &Connections,
     tasks: &TaskTracker,
+    rules: &SweepRules,
     timeout: Duration,
-) {
-    tracing::info!(connections = tasks.len(), ?timeout, "draining");
+) -> u64 {
+    let streams = hub.stats().subscriptions;
+    tracing::info!(connections = tasks.len(), streams, ?timeout, "draining");
     hub.close(CloseReason::ShuttingDown);
     connections.drain.cancel();
     tasks.close();
-    if time::timeout(timeout, tasks.wait()).await.is_err() {
-        tracing::warn!(
-            connections = tasks.len(),
-            "cutting connections that did not end in time"
-        );
-        connections.cut.cancel();
-        tasks.wait().await;
+    tokio::select! {
+        () = tasks.wait() => return 0,
+        () = time::sleep(timeout) => {}
+        () = sweep_for_ever(hub, rules) => {}
+    }
+    let streams = hub.stats().subscriptions;
+    let connections_left = tasks.len();
+    tracing::warn!(
+        connections = connections_left,
+        streams,
+        "cutting what did not end in time"
+    );
+    connections.cut.cancel();
+    tasks.wait().await;
+    streams
+}
+
+/// Resets streams that take no notice of their end, so that others of their connection need not wait for the
+/// time-out.
+async fn sweep_for_ever(hub: &Hub<Encoded>, rules: &SweepRules) {
+    let mut ticks = time::interval(upkeep_interval(rules));
+    loop {
+        ticks.tick().await;
+        hub.sweep(rules, Instant::now());
     }
 }

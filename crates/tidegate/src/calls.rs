@@ -62,6 +62,13 @@ pub struct CallBody {
     is_over: bool,
 }
 
+/// The body of a request that ends when the calls of its connection are ended.
+#[derive(Debug)]
+pub struct RequestBody<B> {
+    body: B,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
 // ===== impl Calls =====
 
 impl Calls {
@@ -99,6 +106,16 @@ impl Calls {
         response: http::Response<tonic::body::Body>,
     ) -> http::Response<ResponseBody> {
         response.map(|body| ResponseBody::Other(CallBody::new(body, Some(self.clone()))))
+    }
+
+    /// The body of a request of this connection, for a service that reads on although nobody waits for its
+    /// response: it ends when the calls are ended, or the connection would wait for it.
+    #[must_use]
+    pub fn request<B>(&self, body: B) -> RequestBody<B> {
+        RequestBody {
+            body,
+            ended: Box::pin(self.shared.ended.clone().cancelled_owned()),
+        }
     }
 
     pub(crate) fn enroll(&self, id: u64) -> Enrolled {
@@ -183,6 +200,31 @@ impl Body for CallBody {
 
     fn is_end_stream(&self) -> bool {
         self.is_over || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+// ===== impl RequestBody =====
+
+impl<B: Body + Unpin> Body for RequestBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        self.ended.as_mut().poll(cx).map(|()| None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

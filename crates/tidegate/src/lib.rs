@@ -49,8 +49,11 @@ pub use tidegate_core::*;
 /// The messages of the wire contract.
 pub use tidegate_proto::v1 as proto;
 
+/// Describes the messages and the service to server reflection.
+pub use tidegate_proto::FILE_DESCRIPTOR_SET;
+
 pub use crate::{
-    calls::{CallBody, Calls},
+    calls::{CallBody, Calls, RequestBody},
     convert::{EncodeError, encode},
     drainer::{CHUNK_BYTES, Drainer},
     reset::resettable,
