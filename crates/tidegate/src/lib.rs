@@ -37,6 +37,7 @@
 
 mod calls;
 mod convert;
+mod deadline;
 mod drainer;
 mod publish;
 mod reset;

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use http::{HeaderValue, header::CONTENT_TYPE};
 use http_body::{Body, Frame, SizeHint};
 use tidegate_core::Hub;
+use tokio::time::timeout_at;
 use tonic::{
     Status,
     codec::{Codec as _, Streaming},
@@ -25,7 +26,7 @@ use tower_service::Service;
 
 use crate::{
     calls::{CallBody, Calls},
-    convert,
+    convert, deadline,
     drainer::Drainer,
     proto::{SubscribeRequest, SubscribeResponse, event_service_server::EventServiceServer},
     publish::Publisher,
@@ -149,7 +150,14 @@ impl EventService {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let request = read_request(request).await?;
+        let deadline = deadline::of(request.headers())?;
+        let request = read_request(request);
+        let request = match deadline {
+            None => request.await?,
+            Some(deadline) => timeout_at(deadline, request).await.map_err(|_| {
+                Reason::DeadlineExceeded.status("the request did not come in time")
+            })??,
+        };
         let mut wanted = convert::subscribe_request(&request, &self.config)?;
         wanted.options.reset = reset::current();
         let subscription = self
@@ -165,6 +173,7 @@ impl EventService {
             wanted.heartbeat_interval,
             wanted.min_interval,
             reconnect_after,
+            deadline,
         ))
     }
 }

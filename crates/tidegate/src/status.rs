@@ -54,6 +54,8 @@ pub enum Reason {
     ShuttingDown,
     /// The connection has reached its greatest age. Reconnect, after the delay given.
     MaxConnectionAge,
+    /// The deadline that the client set has passed. Resume, if it was not meant.
+    DeadlineExceeded,
     /// The sequences have begun anew. Resume; what lies between will be told.
     EpochChanged,
     /// A fault of the server.
@@ -98,6 +100,7 @@ impl Reason {
             Self::PositionAhead => "POSITION_AHEAD",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::MaxConnectionAge => "MAX_CONNECTION_AGE",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::EpochChanged => "EPOCH_CHANGED",
             Self::Internal => "INTERNAL",
         }
@@ -122,6 +125,7 @@ impl Reason {
             Self::TooSlow | Self::Stalled => Code::ResourceExhausted,
             Self::PositionAhead => Code::OutOfRange,
             Self::ShuttingDown | Self::MaxConnectionAge | Self::EpochChanged => Code::Unavailable,
+            Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::Internal => Code::Internal,
         }
     }
@@ -141,7 +145,11 @@ impl Reason {
             | Self::EventTooLarge
             | Self::BatchTooLarge => Advice::Mend,
             Self::ClientIdTaken | Self::TakenOver => Advice::Stop,
-            Self::TooSlow | Self::Stalled | Self::EpochChanged | Self::Internal => Advice::Resume,
+            Self::TooSlow
+            | Self::Stalled
+            | Self::DeadlineExceeded
+            | Self::EpochChanged
+            | Self::Internal => Advice::Resume,
             Self::ShuttingDown | Self::MaxConnectionAge => Advice::ResumeAfterDelay,
             Self::PositionAhead => Advice::StartAnew,
         }
@@ -185,22 +193,31 @@ pub(crate) fn ended(
     subscription: &Subscription<Encoded>,
     reconnect_after: Duration,
 ) -> Status {
-    let position = subscription.position();
-    let limits = subscription.limits();
-    let facts = [
-        ("resume_after_epoch", position.epoch),
-        ("resume_after_sequence", position.sequence),
-        ("max_events", limits.max_events.get()),
-        ("max_bytes", limits.max_bytes.get()),
-        ("backlog", subscription.backlog()),
-    ];
-    let status = end_reason(reason).with_facts(reason.to_string(), facts);
+    let status = end_reason(reason).with_facts(reason.to_string(), facts_of(subscription));
     if !is_going_away(reason) {
         return status;
     }
     let mut details = status.get_error_details();
     details.set_retry_info(Some(reconnect_after));
     Status::with_error_details(status.code(), status.message(), details)
+}
+
+/// The status of a stream whose deadline has passed, with the same facts.
+pub(crate) fn deadline_exceeded(subscription: &Subscription<Encoded>) -> Status {
+    let message = "the deadline that the client set has passed";
+    Reason::DeadlineExceeded.with_facts(message, facts_of(subscription))
+}
+
+fn facts_of(subscription: &Subscription<Encoded>) -> [(&'static str, u64); 5] {
+    let position = subscription.position();
+    let limits = subscription.limits();
+    [
+        ("resume_after_epoch", position.epoch),
+        ("resume_after_sequence", position.sequence),
+        ("max_events", limits.max_events.get()),
+        ("max_bytes", limits.max_bytes.get()),
+        ("backlog", subscription.backlog()),
+    ]
 }
 
 /// Whether a stream that ends for `reason` is told so by `GoingAway`, with a delay to come back after.
@@ -264,7 +281,7 @@ pub(crate) fn bad_name(reason: Reason, field: impl Into<String>, error: &NameErr
 mod tests {
     use super::*;
 
-    const ALL: [Reason; 19] = [
+    const ALL: [Reason; 20] = [
         Reason::InvalidFilter,
         Reason::InvalidTopic,
         Reason::InvalidClientId,
@@ -282,6 +299,7 @@ mod tests {
         Reason::PositionAhead,
         Reason::ShuttingDown,
         Reason::MaxConnectionAge,
+        Reason::DeadlineExceeded,
         Reason::EpochChanged,
         Reason::Internal,
     ];

@@ -7,7 +7,7 @@ use super::{Fault, Violation};
 use crate::record::{Client, Ending};
 
 /// The codes and reasons with which a stream may end, or not begin, by the protocol.
-const DOCUMENTED: [(Code, &str); 19] = [
+const DOCUMENTED: [(Code, &str); 20] = [
     (Code::InvalidArgument, "INVALID_FILTER"),
     (Code::InvalidArgument, "INVALID_TOPIC"),
     (Code::InvalidArgument, "INVALID_CLIENT_ID"),
@@ -26,6 +26,7 @@ const DOCUMENTED: [(Code, &str); 19] = [
     (Code::Unavailable, SHUTTING_DOWN),
     (Code::Unavailable, MAX_CONNECTION_AGE),
     (Code::Unavailable, EPOCH_CHANGED),
+    (Code::DeadlineExceeded, DEADLINE_EXCEEDED),
     (Code::Internal, "INTERNAL"),
 ];
 
@@ -34,15 +35,17 @@ const TOO_SLOW: &str = "TOO_SLOW";
 const STALLED: &str = "STALLED";
 const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
 const MAX_CONNECTION_AGE: &str = "MAX_CONNECTION_AGE";
+const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
 const EPOCH_CHANGED: &str = "EPOCH_CHANGED";
 
 /// The reasons for which the server ends a stream that had begun, with the position to resume after.
-const ENDED_BY_SERVER: [&str; 5] = [
+const ENDED_BY_SERVER: [&str; 6] = [
     TAKEN_OVER,
     TOO_SLOW,
     STALLED,
     SHUTTING_DOWN,
     MAX_CONNECTION_AGE,
+    DEADLINE_EXCEEDED,
 ];
 
 /// Checks how a stream ended. `going_away`: what it said before, if it had begun. Returns where the ending
