@@ -4,6 +4,7 @@
 mod child;
 
 use std::{
+    io::Write as _,
     net::TcpStream,
     time::{Duration, Instant},
 };
@@ -12,6 +13,8 @@ use child::Serve;
 use rustix::process::{Signal, kill_process};
 use tidegate_client::{Client, SubscribeOptions, Update};
 
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once_with_a_code_of_its_own() {
     let mut server = Serve::start(&["--drain-timeout", "60s"]);
@@ -19,9 +22,9 @@ async fn a_second_signal_ends_it_at_once_with_a_code_of_its_own() {
     let mut subscription = client.subscribe(SubscribeOptions::new(["t"]).no_reconnect());
     let first = subscription.next().await.unwrap().unwrap();
     assert!(matches!(first, Update::Subscribed(_)));
-    // Half of a preface holds up the drain.
-    let mut half = TcpStream::connect(server.address()).unwrap();
-    std::io::Write::write_all(&mut half, b"PRI * ").unwrap();
+    // It takes no notice of GOAWAY, and so holds up the drain.
+    let mut deaf = TcpStream::connect(server.address()).unwrap();
+    deaf.write_all(PREFACE).unwrap();
     kill_process(server.pid(), Signal::TERM).unwrap();
     while let Some(Ok(_)) = subscription.next().await {}
     assert!(server.child.try_wait().unwrap().is_none(), "it drains");
@@ -38,8 +41,8 @@ fn hostile_peers_hold_it_up_no_longer_than_the_drain_timeout() {
     let _peers: Vec<_> = (0..100)
         .map(|i| {
             let mut peer = TcpStream::connect(server.address()).unwrap();
-            let said = [&b""[..], b"PRI * "][i % 2];
-            std::io::Write::write_all(&mut peer, said).unwrap();
+            peer.write_all([&b""[..], b"PRI * ", PREFACE][i % 3])
+                .unwrap();
             peer
         })
         .collect();

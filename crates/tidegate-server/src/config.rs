@@ -65,8 +65,8 @@ pub struct Http2Config {
     /// What one stream may have buffered for sending: beyond recall when the client turns out to be
     /// slow. Default: 64 KiB, four chunks (hyper: 400 KiB).
     pub max_send_buffer: usize,
-    /// How long a new connection may be silent. Default: 5 s (hyper: for ever).
-    pub first_bytes_timeout: Duration,
+    /// How long a new connection may take to send the connection preface. Default: 5 s (hyper: for ever).
+    pub preface_timeout: Duration,
     /// Silence after which the peer is asked for a sign of life. Default: 30 s (hyper: never).
     pub keep_alive_interval: Duration,
     /// How long it has to answer. Default: 10 s (hyper: 20 s).
@@ -113,7 +113,7 @@ impl Default for Http2Config {
             stream_window: 256 << 10,
             connection_window: 1 << 20,
             max_send_buffer: 64 << 10,
-            first_bytes_timeout: Duration::from_secs(5),
+            preface_timeout: Duration::from_secs(5),
             keep_alive_interval: Duration::from_secs(30),
             keep_alive_timeout: Duration::from_secs(10),
             tcp_user_timeout: Duration::from_secs(40),

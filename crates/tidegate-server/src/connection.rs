@@ -25,7 +25,12 @@ use tokio::{
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::{coalesce::coalesce, config::Http2Config, routes::Routes};
+use crate::{
+    coalesce::coalesce,
+    config::Http2Config,
+    preface::{Begun, begin},
+    routes::Routes,
+};
 
 /// Serves connections, each with the same limits.
 #[derive(Debug, Clone)]
@@ -105,9 +110,9 @@ impl Connections {
             tracing::debug!(%error, "connection lost before it began");
             return false;
         }
-        if !self.speaks_in_time(&stream).await {
+        let Some(stream) = self.begin(stream).await else {
             return false;
-        }
+        };
         let (service, calls) = self.routes.for_connection();
         let service = TowerToHyperService::new(service);
         let mut stream = TimeoutStream::new(stream);
@@ -148,17 +153,17 @@ impl Connections {
 }
 
 impl Connections {
-    /// Waits for the first bytes of the peer. hyper has no time-out for them, and cannot end a connection
-    /// in good order before it has them (hyper issue 4170).
-    async fn speaks_in_time(&self, stream: &TcpStream) -> bool {
-        // Not `readable`, which may say so of a socket that is not.
-        let mut first = [0];
+    /// Waits for the preface, as long as its time-out allows and no drain begins.
+    async fn begin(&self, stream: TcpStream) -> Option<Begun<TcpStream>> {
         tokio::select! {
-            peeked = timeout(self.config.first_bytes_timeout, stream.peek(&mut first)) => {
-                matches!(peeked, Ok(Ok(1..)))
-            }
-            () = self.drain.cancelled() => false,
+            begun = timeout(self.config.preface_timeout, begin(stream)) => match begun {
+                Ok(Ok(begun)) => return Some(begun),
+                Ok(Err(error)) => tracing::debug!(%error, "connection ended before it began"),
+                Err(_) => tracing::debug!("connection ended: no preface came in time"),
+            },
+            () = self.drain.cancelled() => {}
         }
+        None
     }
 }
 

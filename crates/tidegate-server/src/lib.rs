@@ -32,6 +32,7 @@ mod config;
 mod connection;
 mod descriptors;
 mod memory;
+mod preface;
 mod routes;
 mod server;
 

@@ -2,12 +2,12 @@
 
 mod common;
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use common::*;
-use tidegate_server::{BindError, Server, ServerConfig};
+use tidegate_server::{BindError, Http2Config, Server, ServerConfig};
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
     time,
 };
@@ -50,7 +50,7 @@ async fn a_connection_beyond_the_cap_is_refused_at_once_and_those_within_go_on()
     drop(stream);
     let freed = async {
         while server.admission.stats().open > 1 {
-            time::sleep(time::Duration::from_millis(1)).await;
+            time::sleep(Duration::from_millis(1)).await;
         }
     };
     time::timeout(PATIENCE, freed)
@@ -82,6 +82,32 @@ async fn a_flood_from_one_address_leaves_room_for_the_others() {
     publish(&mut client, vec![event("t", "x")]).await.unwrap();
     stream.events(1).await;
     assert_eq!(server.admission.stats().refused, 0);
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_send_its_preface_in_time_gives_its_place_back() {
+    let http2 = Http2Config {
+        preface_timeout: Duration::from_millis(200),
+        ..Http2Config::default()
+    };
+    let server = Running::start(ServerConfig {
+        http2,
+        ..ServerConfig::default()
+    })
+    .await;
+    // Silent, halfway, and one who takes it for a web server.
+    for said in [
+        &b""[..],
+        b"PRI * HTTP/2.0",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    ] {
+        let mut peer = TcpStream::connect(server.address).await.unwrap();
+        peer.write_all(said).await.unwrap();
+        // Its end may be a reset, if the server has not read all that was said.
+        let read = time::timeout(PATIENCE, peer.read_u8()).await;
+        read.expect("it is still there").unwrap_err();
+        assert_eq!(server.admission.stats().open, 0);
+    }
 }
 
 #[tokio::test]
