@@ -115,6 +115,10 @@ pub enum CloseReason {
     /// The hub is closing. Come back elsewhere, or later.
     #[error("the hub is shutting down")]
     ShuttingDown,
+    /// The connection that it came over has reached its greatest age, by [`Hub::end`]. Come back over
+    /// another.
+    #[error("the connection has reached its greatest age")]
+    MaxConnectionAge,
     /// It was behind by more than its limits, and had asked to be ended then.
     #[error("the subscriber fell behind by more than its limits")]
     TooSlow,
@@ -401,19 +405,19 @@ impl<P: Payload> Hub<P> {
     /// Ends every subscription of `client` with [`CloseReason::Disconnected`]. Returns how many.
     pub fn disconnect(&self, client: &ClientId) -> usize {
         let registry = &self.shared.registry;
-        registry.end(CloseReason::Disconnected, |_, holder| holder == client)
-    }
-
-    /// Ends the subscription `id` with [`CloseReason::Disconnected`]. Returns whether it was here.
-    pub fn end(&self, id: u64) -> bool {
-        let registry = &self.shared.registry;
-        registry.end(CloseReason::Disconnected, |other, _| other == id) > 0
+        registry.end_client(client, CloseReason::Disconnected)
     }
 
     /// Ends every subscription with `reason` and refuses all that comes after. The first reason holds.
     pub fn close(&self, reason: CloseReason) {
         self.shared.publish.lock().closed.get_or_insert(reason);
         self.shared.registry.close(reason);
+    }
+
+    /// Ends one subscription, by its [identity](Subscription::id), unless it has ended before. The first
+    /// reason holds. Returns whether it is there.
+    pub fn end(&self, id: u64, reason: CloseReason) -> bool {
+        self.shared.registry.end(id, reason)
     }
 
     /// Lets go of history that is too old at `now`. Publishing and subscribing do so too; call this

@@ -185,21 +185,13 @@ impl<P> Registry<P> {
         listed.collect()
     }
 
-    /// Ends the subscriptions for which `wanted` says so. Returns how many.
-    pub(crate) fn end(
-        &self,
-        reason: CloseReason,
-        wanted: impl Fn(u64, &ClientId) -> bool,
-    ) -> usize {
+    /// Ends the subscriptions that hold the id of `client`. Returns how many.
+    pub(crate) fn end_client(&self, client: &ClientId, reason: CloseReason) -> usize {
         let to_end: Vec<_> = {
             let state = self.state.lock();
-            let wanted = state
-                .streams
-                .iter()
-                .filter(|(id, stream)| wanted(**id, &stream.client));
-            wanted
-                .map(|(_, stream)| Arc::clone(&stream.signal))
-                .collect()
+            let holders = state.clients.get(client).into_iter().flatten();
+            let streams = holders.filter_map(|id| state.streams.get(id));
+            streams.map(|stream| Arc::clone(&stream.signal)).collect()
         };
         to_end.iter().for_each(|signal| signal.end(reason));
         to_end.len()
@@ -216,6 +208,19 @@ impl<P> Registry<P> {
                 holders.remove();
             }
         }
+    }
+
+    /// Ends the subscription with the registration `id`. Returns whether it is there.
+    pub(crate) fn end(&self, id: u64, reason: CloseReason) -> bool {
+        let signal = {
+            let state = self.state.lock();
+            let stream = state.streams.get(&id);
+            stream.map(|stream| Arc::clone(&stream.signal))
+        };
+        if let Some(signal) = &signal {
+            signal.end(reason);
+        }
+        signal.is_some()
     }
 
     /// Lets no further subscription in and ends those that are here.

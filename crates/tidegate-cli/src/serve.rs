@@ -4,6 +4,7 @@ use std::{
     error::Error as _,
     io::{self, Write as _},
     net::SocketAddr,
+    num::NonZeroUsize,
     time::Duration,
 };
 
@@ -54,10 +55,33 @@ pub(crate) struct ServeArgs {
     on_stall: OnStallArg,
 
     #[command(flatten)]
+    connections: ConnectionArgs,
+
+    #[command(flatten)]
     history: HistoryArgs,
 
     #[command(flatten)]
     limits: LimitArgs,
+}
+
+/// What connections are let in, and for how long.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Connections")]
+struct ConnectionArgs {
+    /// The most connections at once; beyond, they are closed as they come. The server refuses to start if
+    /// it may not open as many files [default: as many as it may open].
+    #[arg(long, value_name = "N")]
+    max_connections: Option<NonZeroUsize>,
+
+    /// The most connections at once from one address: IPv4, or the first 64 bits of IPv6. Leave it out
+    /// behind a proxy [default: no cap].
+    #[arg(long, value_name = "N")]
+    max_connections_per_address: Option<NonZeroUsize>,
+
+    /// How old a connection may become, give or take a tenth. Then its streams are told where to resume and
+    /// it ends, so that clients behind a load balancer find servers that were added. 0 is for ever.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    max_connection_age: Duration,
 }
 
 /// How much is kept for replay.
@@ -132,8 +156,10 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
         () = second_signal() => return Err(Failure::new(Exit::Interrupted, "ended at once by a second signal")),
     };
     tracing::info!(
-        drained = report.connections_drained,
-        cut = report.connections_cut,
+        connections_drained = report.connections_drained,
+        connections_cut = report.connections_cut,
+        streams_drained = report.streams_drained,
+        streams_cut = report.streams_cut,
         "ended"
     );
     Ok(())
@@ -175,8 +201,15 @@ impl ServeArgs {
             drain_timeout: self.drain_timeout,
             client_ids: self.client_ids.into(),
             memory_budget: self.memory_budget,
+            max_connections: self.connections.max_connections.map(NonZeroUsize::get),
+            max_connections_per_address: self
+                .connections
+                .max_connections_per_address
+                .map(NonZeroUsize::get),
             ..ServerConfig::default()
         };
+        let age = self.connections.max_connection_age;
+        config.max_connection_age = (!age.is_zero()).then_some(age);
         config.sweep.stall_timeout = (!self.stall_timeout.is_zero()).then_some(self.stall_timeout);
         config.sweep.close_stalled = self.on_stall == OnStallArg::Close;
         config.history.max_events = self.history.history_events;

@@ -1,10 +1,10 @@
 //! Accepting connections, also when the machine is short of something.
 
-use std::{io, time::Duration};
+use std::{io, net::IpAddr, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::sleep,
+    time::{Instant, sleep_until},
 };
 
 /// The first pause after a failure to accept, and the longest.
@@ -14,32 +14,37 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     listener: TcpListener,
+    /// How long the next pause will be.
     pause: Duration,
+    /// Nothing is accepted before this.
+    paused_until: Instant,
 }
 
 impl Acceptor {
-    pub(crate) const fn new(listener: TcpListener) -> Self {
+    pub(crate) fn new(listener: TcpListener) -> Self {
         Self {
             listener,
             pause: PAUSE.0,
+            paused_until: Instant::now(),
         }
     }
 
-    /// The next connection. When the process is out of descriptors or memory this pauses, longer each
-    /// time: `accept` would fail at once again and again, and burn the processor that is needed to get
-    /// out of it. Cancel safe.
-    pub(crate) async fn accept(&mut self) -> TcpStream {
+    /// The next connection, and who it is from. When the process is out of descriptors or memory this
+    /// pauses, longer each time: `accept` would fail at once again and again, and burn the processor that
+    /// is needed to get out of it. Cancel safe.
+    pub(crate) async fn accept(&mut self) -> (TcpStream, IpAddr) {
         loop {
+            sleep_until(self.paused_until).await;
             match self.listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     self.pause = PAUSE.0;
-                    return stream;
+                    return (stream, peer.ip());
                 }
                 // The peer was gone before we looked: not our trouble.
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, pause = ?self.pause, "cannot accept connections; pausing");
-                    sleep(self.pause).await;
+                    self.paused_until = Instant::now() + self.pause;
                     self.pause = (self.pause * 2).min(PAUSE.1);
                 }
             }

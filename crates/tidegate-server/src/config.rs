@@ -25,6 +25,20 @@ pub struct ServerConfig {
     pub sweep: SweepRules,
     /// What requests are accepted.
     pub service: ServiceConfig,
+    /// The most connections at once; beyond, they are reset as they come. The server refuses to start if
+    /// the process may not open as many files. `None` is as many as it may. Default: `None`.
+    ///
+    /// In either case the process's soft limit on open files is raised to the hard one.
+    pub max_connections: Option<usize>,
+    /// The most connections at once from one address: IPv4, or the first 64 bits of IPv6. Leave it out
+    /// behind a proxy, from which all connections seem to come. Default: `None`, no cap.
+    pub max_connections_per_address: Option<usize>,
+    /// How old a connection may become, give or take a tenth by chance so that connections which began
+    /// together do not end together. Then its streams are told where to resume, and it ends in good order.
+    /// It is how clients find servers that were added behind a load balancer. Default: `None`, for ever.
+    pub max_connection_age: Option<Duration>,
+    /// How long a connection has to end when it has reached its age. Default: 30 s.
+    pub max_connection_age_grace: Duration,
     /// What connections may do.
     pub http2: Http2Config,
     /// How long connections have to end in good order. Default: 30 s.
@@ -51,8 +65,8 @@ pub struct Http2Config {
     /// What one stream may have buffered for sending: beyond recall when the client turns out to be
     /// slow. Default: 64 KiB, four chunks (hyper: 400 KiB).
     pub max_send_buffer: usize,
-    /// How long a new connection may be silent. Default: 5 s (hyper: for ever).
-    pub first_bytes_timeout: Duration,
+    /// How long a new connection may take to send the connection preface. Default: 5 s (hyper: for ever).
+    pub preface_timeout: Duration,
     /// Silence after which the peer is asked for a sign of life. Default: 30 s (hyper: never).
     pub keep_alive_interval: Duration,
     /// How long it has to answer. Default: 10 s (hyper: 20 s).
@@ -79,6 +93,10 @@ impl Default for ServerConfig {
             memory_budget: None,
             sweep: SweepRules::default(),
             service: ServiceConfig::default(),
+            max_connections: None,
+            max_connections_per_address: None,
+            max_connection_age: None,
+            max_connection_age_grace: Duration::from_secs(30),
             http2: Http2Config::default(),
             drain_timeout: Duration::from_secs(30),
         }
@@ -95,7 +113,7 @@ impl Default for Http2Config {
             stream_window: 256 << 10,
             connection_window: 1 << 20,
             max_send_buffer: 64 << 10,
-            first_bytes_timeout: Duration::from_secs(5),
+            preface_timeout: Duration::from_secs(5),
             keep_alive_interval: Duration::from_secs(30),
             keep_alive_timeout: Duration::from_secs(10),
             tcp_user_timeout: Duration::from_secs(40),

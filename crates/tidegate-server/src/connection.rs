@@ -1,13 +1,14 @@
 //! One connection: HTTP/2 by hyper, with every limit set.
 
 use std::{
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
     io,
     pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use hyper::{rt::Executor, server::conn::http2};
@@ -16,18 +17,28 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use socket2::SockRef;
-use tidegate::{EventService, resettable};
-use tokio::{net::TcpStream, time::timeout};
+use tidegate::{CloseReason, resettable};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::{coalesce::coalesce, config::Http2Config};
+use crate::{
+    coalesce::coalesce,
+    config::Http2Config,
+    preface::{Begun, begin},
+    routes::Routes,
+};
 
 /// Serves connections, each with the same limits.
 #[derive(Debug, Clone)]
 pub(crate) struct Connections {
     config: Http2Config,
-    service: EventService,
+    routes: Routes,
+    max_age: Option<Duration>,
+    max_age_grace: Duration,
     /// Told to end in good order.
     pub(crate) drain: CancellationToken,
     /// Told to end at once.
@@ -77,10 +88,17 @@ impl Drop for Counted {
 }
 
 impl Connections {
-    pub(crate) fn new(config: Http2Config, service: EventService) -> Self {
+    pub(crate) fn new(
+        config: Http2Config,
+        routes: Routes,
+        max_age: Option<Duration>,
+        max_age_grace: Duration,
+    ) -> Self {
         Self {
             config,
-            service,
+            routes,
+            max_age,
+            max_age_grace,
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
         }
@@ -92,17 +110,19 @@ impl Connections {
             tracing::debug!(%error, "connection lost before it began");
             return false;
         }
-        if !self.speaks_in_time(&stream).await {
+        let Some(stream) = self.begin(stream).await else {
             return false;
-        }
-        let service = TowerToHyperService::new(self.service);
+        };
+        let (service, calls) = self.routes.for_connection();
+        let service = TowerToHyperService::new(service);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.config.write_timeout));
         let (stream, mut flusher) = coalesce(Box::pin(stream));
         let streams = StreamExecutor::default();
         let builder = self.config.builder(streams.clone());
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let mut drained = false;
+        let mut old_age = pin!(sleep_or_forever(self.max_age.map(jittered)));
+        let (mut drained, mut is_old) = (false, false);
         loop {
             tokio::select! {
                 ended = poll_fn(|cx| flusher.poll(connection.as_mut(), streams.has_several(), cx)) => {
@@ -112,8 +132,19 @@ impl Connections {
                     return false;
                 }
                 () = self.drain.cancelled(), if !drained => {
+                    calls.end(CloseReason::ShuttingDown);
                     connection.as_mut().graceful_shutdown();
                     drained = true;
+                }
+                () = &mut old_age => {
+                    if is_old {
+                        tracing::debug!("connection cut: it did not end within the grace for its age");
+                        return false;
+                    }
+                    calls.end(CloseReason::MaxConnectionAge);
+                    connection.as_mut().graceful_shutdown();
+                    is_old = true;
+                    old_age.set(sleep_or_forever(Some(self.max_age_grace)));
                 }
                 () = self.cut.cancelled() => return true,
             }
@@ -122,17 +153,17 @@ impl Connections {
 }
 
 impl Connections {
-    /// Waits for the first bytes of the peer. hyper has no time-out for them, and cannot end a connection
-    /// in good order before it has them (hyper issue 4170).
-    async fn speaks_in_time(&self, stream: &TcpStream) -> bool {
-        // Not `readable`, which may say so of a socket that is not.
-        let mut first = [0];
+    /// Waits for the preface, as long as its time-out allows and no drain begins.
+    async fn begin(&self, stream: TcpStream) -> Option<Begun<TcpStream>> {
         tokio::select! {
-            peeked = timeout(self.config.first_bytes_timeout, stream.peek(&mut first)) => {
-                matches!(peeked, Ok(Ok(1..)))
-            }
-            () = self.drain.cancelled() => false,
+            begun = timeout(self.config.preface_timeout, begin(stream)) => match begun {
+                Ok(Ok(begun)) => return Some(begun),
+                Ok(Err(error)) => tracing::debug!(%error, "connection ended before it began"),
+                Err(_) => tracing::debug!("connection ended: no preface came in time"),
+            },
+            () = self.drain.cancelled() => {}
         }
+        None
     }
 }
 
@@ -152,6 +183,18 @@ impl Http2Config {
             .keep_alive_timeout(self.keep_alive_timeout);
         builder
     }
+}
+
+async fn sleep_or_forever(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => sleep(duration).await,
+        None => pending().await,
+    }
+}
+
+/// `age`, give or take a tenth (gRFC A9).
+fn jittered(age: Duration) -> Duration {
+    age.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
 fn set_options(stream: &TcpStream, config: &Http2Config) -> io::Result<()> {

@@ -16,20 +16,30 @@
 //! ```
 //!
 //! # Closing
-//! When the future given to [`Server::serve`] is done, the server drains: it accepts no more, ends every
-//! stream with `GoingAway` and `UNAVAILABLE`, and sends each connection GOAWAY. Connections that are
-//! still there after [`ServerConfig::drain_timeout`] are cut, and counted.
+//! When the future given to [`Server::serve`] is done, the server drains: its health is NOT_SERVING, it
+//! accepts no more, ends every stream with `GoingAway`, a delay to come back after and `UNAVAILABLE`, and
+//! sends each connection GOAWAY. Streams whose peer takes no notice are reset. Connections that are still
+//! there after [`ServerConfig::drain_timeout`] are cut, and counted.
+//!
+//! # Beside the events
+//! Every server answers `grpc.health.v1.Health`, for the names `""` and `tidegate.v1.EventService`, and
+//! `grpc.reflection.v1.ServerReflection`.
 
 mod accept;
+mod admission;
 mod coalesce;
 mod config;
 mod connection;
+mod descriptors;
 mod memory;
+mod preface;
+mod routes;
 mod server;
 
 pub use tidegate::{ClientIdPolicy, Encoded, Hub, SweepRules};
 
 pub use crate::{
+    admission::{Admission, ConnectionStats},
     config::{Http2Config, ServerConfig},
     server::{BindError, DrainReport, Server},
 };

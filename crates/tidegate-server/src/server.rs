@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::pin,
     sync::{
         Arc,
@@ -12,11 +12,23 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
 use tidegate::{CloseReason, Encoded, EventService, Hub, HubConfig, SweepRules, random_epoch};
-use tokio::{net::TcpListener, time};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time,
+};
 use tokio_util::task::TaskTracker;
 
-use crate::{accept::Acceptor, config::ServerConfig, connection::Connections, memory};
+use crate::{
+    accept::Acceptor,
+    admission::{Admission, ConnectionStats},
+    config::ServerConfig,
+    connection::Connections,
+    descriptors::{TooFew, room_for_connections},
+    memory,
+    routes::Routes,
+};
 
 /// How often history is looked through for what is too old, and subscriptions for what is stuck, unless
 /// shorter times are asked for.
@@ -27,7 +39,11 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Server {
     acceptor: Acceptor,
     local_addr: SocketAddr,
+    admission: Admission,
+    /// What of the admission's numbers has been logged.
+    logged: ConnectionStats,
     hub: Hub<Encoded>,
+    routes: Routes,
     connections: Connections,
     sweep: SweepRules,
     drain_timeout: Duration,
@@ -45,6 +61,17 @@ pub enum BindError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// The process may not open as many files as [`ServerConfig::max_connections`] needs.
+    #[error(
+        "the process may open {allowed} files, and {needed} are needed for so many connections: raise the \
+         limit (`ulimit -Hn`, or LimitNOFILE= of systemd), or lower the cap on connections"
+    )]
+    Descriptors {
+        /// How many it may open.
+        allowed: usize,
+        /// How many it needs.
+        needed: usize,
+    },
     /// There is no randomness for an epoch.
     #[error("the operating system has no randomness to give")]
     Randomness(#[source] io::Error),
@@ -57,6 +84,10 @@ pub struct DrainReport {
     pub connections_drained: usize,
     /// Connections that were cut at the end of the drain time-out.
     pub connections_cut: usize,
+    /// Streams that ended after the drain began, with their status or by their client.
+    pub streams_drained: u64,
+    /// Streams that took no notice of their end and were reset, or cut with their connection.
+    pub streams_cut: u64,
 }
 
 impl Server {
@@ -65,6 +96,7 @@ impl Server {
     /// # Errors
     /// [`BindError`].
     pub async fn bind(config: ServerConfig) -> Result<Self, BindError> {
+        let max_connections = room_for_connections(config.max_connections)?;
         let epoch = random_epoch().map_err(BindError::Randomness)?;
         let hub = Hub::new(HubConfig {
             history: config.history,
@@ -78,13 +110,27 @@ impl Server {
         };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
-        let service = EventService::new(hub.clone(), config.service);
-        tracing::info!(%local_addr, epoch = format_args!("{epoch:016x}"), "listening");
+        let routes = Routes::new(EventService::new(hub.clone(), config.service));
+        routes.set_serving(true).await;
+        tracing::info!(
+            %local_addr,
+            epoch = format_args!("{epoch:016x}"),
+            max_connections,
+            "listening"
+        );
         Ok(Self {
             acceptor: Acceptor::new(listener),
             local_addr,
+            admission: Admission::new(max_connections, config.max_connections_per_address),
+            logged: ConnectionStats::default(),
             hub,
-            connections: Connections::new(config.http2, service),
+            routes: routes.clone(),
+            connections: Connections::new(
+                config.http2,
+                routes,
+                config.max_connection_age,
+                config.max_connection_age_grace,
+            ),
             sweep: config.sweep,
             drain_timeout: config.drain_timeout,
         })
@@ -102,7 +148,13 @@ impl Server {
         &self.hub
     }
 
-    fn keep_up(&self) {
+    /// The connections in numbers, to look at while the server runs.
+    #[must_use]
+    pub const fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    fn keep_up(&mut self) {
         let now = Instant::now();
         self.hub.expire_history(now);
         let swept = self.hub.sweep(&self.sweep, now);
@@ -113,6 +165,40 @@ impl Server {
                 "ended streams that were stuck"
             );
         }
+        self.log_refusals();
+    }
+
+    /// Logs how many connections were refused since the last time: a flood must not become one of logs.
+    fn log_refusals(&mut self) {
+        let now = self.admission.stats();
+        let full = now.refused - self.logged.refused;
+        let by_address = now.refused_by_address - self.logged.refused_by_address;
+        if full + by_address > 0 {
+            let open = now.open;
+            tracing::warn!(full, by_address, open, "refused connections");
+            self.logged = now;
+        }
+    }
+
+    /// Serves a connection in a task of its own, if it is let in.
+    fn begin(&self, stream: TcpStream, peer: IpAddr, tasks: &TaskTracker, cut: &Arc<AtomicUsize>) {
+        let admitted = match self.admission.admit(peer) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                tracing::debug!(%peer, %refusal, "connection refused");
+                // Closed with a reset, which leaves nothing to wait for. If it fails, it is closed anyhow.
+                let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                return;
+            }
+        };
+        let connection = self.connections.clone().serve(stream);
+        let cut = Arc::clone(cut);
+        tasks.spawn(async move {
+            if connection.await {
+                cut.fetch_add(1, Relaxed);
+            }
+            drop(admitted);
+        });
     }
 
     /// Serves until `stop` is done, then drains. Dropping the future cuts everything at once.
@@ -124,15 +210,7 @@ impl Server {
         let mut upkeep = time::interval(upkeep_interval(&self.sweep));
         loop {
             tokio::select! {
-                stream = self.acceptor.accept() => {
-                    let connection = self.connections.clone().serve(stream);
-                    let cut = Arc::clone(&cut);
-                    tasks.spawn(async move {
-                        if connection.await {
-                            cut.fetch_add(1, Relaxed);
-                        }
-                    });
-                }
+                (stream, peer) = self.acceptor.accept() => self.begin(stream, peer, &tasks, &cut),
                 _ = upkeep.tick() => self.keep_up(),
                 () = &mut stop => break,
             }
@@ -140,18 +218,31 @@ impl Server {
         let Self {
             acceptor,
             hub,
+            routes,
             connections,
+            sweep,
             drain_timeout,
             ..
         } = self;
+        routes.set_serving(false).await;
         drop(acceptor);
         let open = tasks.len();
-        drain(&hub, &connections, &tasks, drain_timeout).await;
+        let before = hub.stats();
+        let cut_streams = drain(&hub, &connections, &tasks, &sweep, drain_timeout).await;
         let connections_cut = cut.load(Relaxed);
+        let streams_cut = cut_streams + (hub.stats().reset - before.reset);
         DrainReport {
             connections_drained: open - connections_cut,
             connections_cut,
+            streams_drained: before.subscriptions.saturating_sub(streams_cut),
+            streams_cut,
         }
+    }
+}
+
+impl From<TooFew> for BindError {
+    fn from(TooFew { allowed, needed }: TooFew) -> Self {
+        Self::Descriptors { allowed, needed }
     }
 }
 
@@ -165,23 +256,43 @@ fn upkeep_interval(rules: &SweepRules) -> Duration {
     shortest.clamp(Duration::from_millis(10), UPKEEP_INTERVAL)
 }
 
-/// Ends every stream and then every connection, in good order as long as there is time.
+/// Ends every stream and then every connection, in good order as long as there is time. Returns how many
+/// streams were cut then.
 async fn drain(
     hub: &Hub<Encoded>,
     connections: &Connections,
     tasks: &TaskTracker,
+    rules: &SweepRules,
     timeout: Duration,
-) {
-    tracing::info!(connections = tasks.len(), ?timeout, "draining");
+) -> u64 {
+    let streams = hub.stats().subscriptions;
+    tracing::info!(connections = tasks.len(), streams, ?timeout, "draining");
     hub.close(CloseReason::ShuttingDown);
     connections.drain.cancel();
     tasks.close();
-    if time::timeout(timeout, tasks.wait()).await.is_err() {
-        tracing::warn!(
-            connections = tasks.len(),
-            "cutting connections that did not end in time"
-        );
-        connections.cut.cancel();
-        tasks.wait().await;
+    tokio::select! {
+        () = tasks.wait() => return 0,
+        () = time::sleep(timeout) => {}
+        () = sweep_for_ever(hub, rules) => {}
+    }
+    let streams = hub.stats().subscriptions;
+    let connections_left = tasks.len();
+    tracing::warn!(
+        connections = connections_left,
+        streams,
+        "cutting what did not end in time"
+    );
+    connections.cut.cancel();
+    tasks.wait().await;
+    streams
+}
+
+/// Resets streams that take no notice of their end, so that others of their connection need not wait for the
+/// time-out.
+async fn sweep_for_ever(hub: &Hub<Encoded>, rules: &SweepRules) {
+    let mut ticks = time::interval(upkeep_interval(rules));
+    loop {
+        ticks.tick().await;
+        hub.sweep(rules, Instant::now());
     }
 }

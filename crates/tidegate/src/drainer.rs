@@ -24,6 +24,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
 use crate::{
+    calls::Enrolled,
     convert,
     proto::{CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response},
     status,
@@ -53,6 +54,8 @@ thread_local! {
 #[derive(Debug)]
 pub struct Drainer {
     subscription: Subscription<Encoded>,
+    /// Held for its drop.
+    _enrolled: Option<Enrolled>,
     /// What is left to send of an event larger than a chunk.
     rest: Bytes,
     /// Fires when a heartbeat may be due, or a release.
@@ -62,6 +65,8 @@ pub struct Drainer {
     /// When the last chunk was handed to the transport.
     last_sent: Instant,
     reconnect_after: Duration,
+    /// When the client wants the stream to end, if it said so.
+    deadline: Option<Pin<Box<Sleep>>>,
     state: State,
 }
 
@@ -70,6 +75,8 @@ enum State {
     /// `Subscribed` has not been sent.
     Opening,
     Streaming,
+    /// The deadline has passed and the last chunk was taken.
+    Expired,
     /// All that is left to send is the status.
     Ending(Box<Status>),
     Ended,
@@ -78,19 +85,23 @@ enum State {
 impl Drainer {
     pub(crate) fn new(
         subscription: Subscription<Encoded>,
+        enrolled: Option<Enrolled>,
         heartbeat_interval: Duration,
         min_interval: Option<Duration>,
         reconnect_after: Duration,
+        deadline: Option<Instant>,
     ) -> Self {
         let now = Instant::now();
         Self {
             subscription,
+            _enrolled: enrolled,
             rest: Bytes::new(),
             timer: Box::pin(sleep_until(now + heartbeat_interval)),
             heartbeat_interval,
             releases: min_interval.map(|interval| Box::new(Releases::new(interval, now))),
             last_sent: now,
             reconnect_after,
+            deadline: deadline.map(|deadline| Box::pin(sleep_until(deadline))),
             state: State::Opening,
         }
     }
@@ -105,9 +116,31 @@ impl Drainer {
                 self.state = State::Streaming;
                 Poll::Ready(Some(message(Response::Subscribed(self.subscribed()))))
             }
-            State::Streaming => self.poll_subscription(cx),
+            State::Streaming if self.deadline.is_none() => self.poll_subscription(cx),
+            State::Streaming => self.poll_with_deadline(cx),
+            State::Expired => Poll::Ready(self.expire()),
             State::Ending(_) | State::Ended => Poll::Ready(None),
         }
+    }
+
+    /// Past the deadline, takes one last chunk: a stream that was idle learns its position so.
+    fn poll_with_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let deadline = self.deadline.as_mut();
+        if deadline.is_none_or(|deadline| deadline.as_mut().poll(cx).is_pending()) {
+            return self.poll_subscription(cx);
+        }
+        self.state = State::Expired;
+        match self.poll_subscription(cx) {
+            Poll::Ready(last) => Poll::Ready(last),
+            Poll::Pending => Poll::Ready(self.expire()),
+        }
+    }
+
+    /// Prepares the status of a stream whose deadline has passed.
+    fn expire(&mut self) -> Option<Bytes> {
+        let status = status::deadline_exceeded(&self.subscription);
+        self.state = State::Ending(Box::new(status));
+        None
     }
 
     fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
@@ -212,7 +245,7 @@ impl Drainer {
             &self.subscription,
             self.reconnect_after,
         )));
-        (reason == CloseReason::ShuttingDown).then(|| {
+        status::is_going_away(reason).then(|| {
             message(Response::GoingAway(GoingAway {
                 resume_after: Some(convert::position(position)),
                 reconnect_after: self.reconnect_after.try_into().ok(),

@@ -44,7 +44,9 @@
 //! # }
 //! ```
 
+mod calls;
 mod convert;
+mod deadline;
 mod drainer;
 mod publish;
 mod reset;
@@ -59,7 +61,11 @@ pub use tidegate_macros::encode_once;
 /// The messages of the wire contract.
 pub use tidegate_proto::v1 as proto;
 
+/// Describes the messages and the service to server reflection.
+pub use tidegate_proto::FILE_DESCRIPTOR_SET;
+
 pub use crate::{
+    calls::{CallBody, Calls, RequestBody},
     convert::{EncodeError, encode},
     drainer::{CHUNK_BYTES, Drainer},
     reset::resettable,

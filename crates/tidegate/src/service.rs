@@ -16,6 +16,7 @@ use bytes::Bytes;
 use http::{HeaderValue, header::CONTENT_TYPE};
 use http_body::{Body, Frame, SizeHint};
 use tidegate_core::Hub;
+use tokio::time::timeout_at;
 use tonic::{
     Status,
     codec::{Codec as _, Streaming},
@@ -24,7 +25,8 @@ use tonic_prost::ProstCodec;
 use tower_service::Service;
 
 use crate::{
-    convert,
+    calls::{CallBody, Calls},
+    convert, deadline,
     drainer::Drainer,
     proto::{SubscribeRequest, SubscribeResponse, event_service_server::EventServiceServer},
     publish::Publisher,
@@ -47,6 +49,8 @@ pub struct EventService {
     hub: Hub<Encoded>,
     config: Arc<ServiceConfig>,
     publisher: EventServiceServer<Publisher>,
+    /// The calls of the connection that is served, if whoever serves it wants to end them.
+    calls: Option<Calls>,
 }
 
 /// What the service accepts and how it behaves.
@@ -87,7 +91,7 @@ pub enum ResponseBody {
     /// A subscription.
     Subscription(Drainer),
     /// Any other response.
-    Other(tonic::body::Body),
+    Other(CallBody),
 }
 
 /// A response on its way.
@@ -127,7 +131,18 @@ impl EventService {
             hub,
             config: Arc::new(config),
             publisher,
+            calls: None,
         }
+    }
+
+    /// The service for one connection, and the handle that ends the calls of this connection and no
+    /// others.
+    #[must_use]
+    pub fn for_connection(&self) -> (Self, Calls) {
+        let calls = Calls::new(self.hub.clone());
+        let mut service = self.clone();
+        service.calls = Some(calls.clone());
+        (service, calls)
     }
 
     async fn subscribe<B>(&self, request: http::Request<B>) -> Result<Drainer, Status>
@@ -135,7 +150,14 @@ impl EventService {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let request = read_request(request).await?;
+        let deadline = deadline::of(request.headers())?;
+        let request = read_request(request);
+        let request = match deadline {
+            None => request.await?,
+            Some(deadline) => timeout_at(deadline, request).await.map_err(|_| {
+                Reason::DeadlineExceeded.status("the request did not come in time")
+            })??,
+        };
         let mut wanted = convert::subscribe_request(&request, &self.config)?;
         wanted.options.reset = reset::current();
         let subscription = self
@@ -143,11 +165,15 @@ impl EventService {
             .subscribe(wanted.options, Instant::now())
             .map_err(not_subscribed)?;
         let reconnect_after = spread(subscription.id(), self.config.reconnect_spread);
+        let calls = self.calls.as_ref();
+        let enrolled = calls.map(|calls| calls.enroll(subscription.id()));
         Ok(Drainer::new(
             subscription,
+            enrolled,
             wanted.heartbeat_interval,
             wanted.min_interval,
             reconnect_after,
+            deadline,
         ))
     }
 }
@@ -207,7 +233,11 @@ where
             return Box::pin(async move { Ok(answer(service.subscribe(request).await)) });
         }
         let response = self.publisher.call(request);
-        Box::pin(async move { response.await.map(answer_to_publish) })
+        let calls = self.calls.clone();
+        Box::pin(async move {
+            let response = response.await?;
+            Ok(answer_to_publish(response, calls))
+        })
     }
 }
 
@@ -227,12 +257,15 @@ fn is_grpc<B>(request: &http::Request<B>) -> bool {
 
 /// Passes on what tonic's generated service answers, but for a request that it refused to read: see
 /// [`unreadable`].
-fn answer_to_publish(response: http::Response<tonic::body::Body>) -> http::Response<ResponseBody> {
+fn answer_to_publish(
+    response: http::Response<tonic::body::Body>,
+    calls: Option<Calls>,
+) -> http::Response<ResponseBody> {
     match Status::from_header_map(response.headers()) {
         Some(status) if status.code() == tonic::Code::OutOfRange => {
             unreadable(status, Reason::BatchTooLarge).into_http()
         }
-        _ => response.map(ResponseBody::Other),
+        _ => response.map(|body| ResponseBody::Other(CallBody::new(body, calls))),
     }
 }
 
@@ -257,7 +290,7 @@ impl tonic::server::NamedService for EventService {
 
 impl Default for ResponseBody {
     fn default() -> Self {
-        Self::Other(tonic::body::Body::empty())
+        Self::Other(CallBody::new(tonic::body::Body::empty(), None))
     }
 }
 

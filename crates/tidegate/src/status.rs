@@ -3,7 +3,7 @@
 //! The code is chosen by what the client should do next. Each status carries a
 //! `google.rpc.ErrorInfo` with the domain [`DOMAIN`] and a stable reason, so that programs need not
 //! read messages. Each reason has an [`Advice`]. Bad input carries a `BadRequest` that names the field, and the end of
-//! a stream in a shutdown a `RetryInfo`.
+//! a stream that goes away a `RetryInfo`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -50,6 +50,10 @@ pub enum Reason {
     PositionAhead,
     /// The server is shutting down. Reconnect, after the delay given.
     ShuttingDown,
+    /// The connection has reached its greatest age. Reconnect, after the delay given.
+    MaxConnectionAge,
+    /// The deadline that the client set has passed. Resume, if it was not meant.
+    DeadlineExceeded,
     /// The sequences have begun anew. Resume; what lies between will be told.
     EpochChanged,
     /// The service ended the stream of its own will. Do not reconnect.
@@ -95,6 +99,8 @@ impl Reason {
             Self::Stalled => "STALLED",
             Self::PositionAhead => "POSITION_AHEAD",
             Self::ShuttingDown => "SHUTTING_DOWN",
+            Self::MaxConnectionAge => "MAX_CONNECTION_AGE",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::EpochChanged => "EPOCH_CHANGED",
             Self::Disconnected => "DISCONNECTED",
             Self::Internal => "INTERNAL",
@@ -119,7 +125,8 @@ impl Reason {
             Self::TakenOver | Self::Disconnected => Code::Aborted,
             Self::TooSlow | Self::Stalled => Code::ResourceExhausted,
             Self::PositionAhead => Code::OutOfRange,
-            Self::ShuttingDown | Self::EpochChanged => Code::Unavailable,
+            Self::ShuttingDown | Self::MaxConnectionAge | Self::EpochChanged => Code::Unavailable,
+            Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::Internal => Code::Internal,
         }
     }
@@ -139,8 +146,12 @@ impl Reason {
             | Self::EventTooLarge
             | Self::BatchTooLarge => Advice::Mend,
             Self::ClientIdTaken | Self::TakenOver | Self::Disconnected => Advice::Stop,
-            Self::TooSlow | Self::Stalled | Self::EpochChanged | Self::Internal => Advice::Resume,
-            Self::ShuttingDown => Advice::ResumeAfterDelay,
+            Self::TooSlow
+            | Self::Stalled
+            | Self::DeadlineExceeded
+            | Self::EpochChanged
+            | Self::Internal => Advice::Resume,
+            Self::ShuttingDown | Self::MaxConnectionAge => Advice::ResumeAfterDelay,
             Self::PositionAhead => Advice::StartAnew,
         }
     }
@@ -183,17 +194,8 @@ pub(crate) fn ended<P: Payload>(
     subscription: &Subscription<P>,
     reconnect_after: Duration,
 ) -> Status {
-    let position = subscription.position();
-    let limits = subscription.limits();
-    let facts = [
-        ("resume_after_epoch", position.epoch),
-        ("resume_after_sequence", position.sequence),
-        ("max_events", limits.max_events.get()),
-        ("max_bytes", limits.max_bytes.get()),
-        ("backlog", subscription.backlog()),
-    ];
-    let status = end_reason(reason).with_facts(reason.to_string(), facts);
-    if reason != CloseReason::ShuttingDown {
+    let status = end_reason(reason).with_facts(reason.to_string(), facts_of(subscription));
+    if !is_going_away(reason) {
         return status;
     }
     let mut details = status.get_error_details();
@@ -201,8 +203,31 @@ pub(crate) fn ended<P: Payload>(
     Status::with_error_details(status.code(), status.message(), details)
 }
 
-/// The status of a stream that the hub has ended before it had anything to resume from.
-pub(crate) fn ended_at_start(reason: CloseReason) -> Status {
+/// The status of a stream whose deadline has passed, with the same facts.
+pub(crate) fn deadline_exceeded<P: Payload>(subscription: &Subscription<P>) -> Status {
+    let message = "the deadline that the client set has passed";
+    Reason::DeadlineExceeded.with_facts(message, facts_of(subscription))
+}
+
+fn facts_of<P: Payload>(subscription: &Subscription<P>) -> [(&'static str, u64); 5] {
+    let position = subscription.position();
+    let limits = subscription.limits();
+    [
+        ("resume_after_epoch", position.epoch),
+        ("resume_after_sequence", position.sequence),
+        ("max_events", limits.max_events.get()),
+        ("max_bytes", limits.max_bytes.get()),
+        ("backlog", subscription.backlog()),
+    ]
+}
+
+/// Whether a stream that ends for `reason` is told so by `GoingAway`, with a delay to come back after.
+pub(crate) fn is_going_away(reason: CloseReason) -> bool {
+    end_reason(reason).advice() == Advice::ResumeAfterDelay
+}
+
+/// The status of what was ended and has no position to resume from: another call, or a stream that had not begun.
+pub(crate) fn ended_without_position(reason: CloseReason) -> Status {
     end_reason(reason).status(reason.to_string())
 }
 
@@ -212,6 +237,7 @@ const fn end_reason(reason: CloseReason) -> Reason {
     match reason {
         CloseReason::TakenOver => Reason::TakenOver,
         CloseReason::ShuttingDown => Reason::ShuttingDown,
+        CloseReason::MaxConnectionAge => Reason::MaxConnectionAge,
         CloseReason::TooSlow => Reason::TooSlow,
         CloseReason::Stalled => Reason::Stalled,
         CloseReason::EpochChanged => Reason::EpochChanged,
@@ -257,7 +283,7 @@ pub(crate) fn bad_name(reason: Reason, field: impl Into<String>, error: &NameErr
 mod tests {
     use super::*;
 
-    const ALL: [Reason; 19] = [
+    const ALL: [Reason; 21] = [
         Reason::InvalidFilter,
         Reason::InvalidTopic,
         Reason::InvalidClientId,
@@ -274,6 +300,8 @@ mod tests {
         Reason::Stalled,
         Reason::PositionAhead,
         Reason::ShuttingDown,
+        Reason::MaxConnectionAge,
+        Reason::DeadlineExceeded,
         Reason::EpochChanged,
         Reason::Disconnected,
         Reason::Internal,

@@ -15,7 +15,7 @@ use std::{
 };
 
 use tidegate::{Encoded, Hub, Stats, proto::*};
-use tidegate_server::{DrainReport, Server, ServerConfig};
+use tidegate_server::{Admission, DrainReport, Server, ServerConfig};
 use tidegate_testing::{Client as Recorded, Ending, Rules, Stream, Truth, check};
 use tokio::{sync::oneshot, task::JoinHandle, time};
 use tonic::{
@@ -31,6 +31,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Running {
     pub address: SocketAddr,
     pub hub: Hub<Encoded>,
+    pub admission: Admission,
     pub journal: Journal,
     stop: oneshot::Sender<()>,
     served: JoinHandle<DrainReport>,
@@ -88,12 +89,14 @@ impl Running {
             .await
             .unwrap();
         let (address, hub) = (server.local_addr(), server.hub().clone());
+        let admission = server.admission().clone();
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(server.serve(async { _ = stopped.await }));
         Self {
             address,
             journal: Journal::new(hub.clone(), rules),
             hub,
+            admission,
             stop,
             served,
         }

@@ -7,7 +7,7 @@ use super::{Fault, Violation};
 use crate::record::{Client, Ending};
 
 /// The codes and reasons with which a stream may end, or not begin, by the protocol.
-const DOCUMENTED: [(Code, &str); 19] = [
+const DOCUMENTED: [(Code, &str); 21] = [
     (Code::InvalidArgument, "INVALID_FILTER"),
     (Code::InvalidArgument, "INVALID_TOPIC"),
     (Code::InvalidArgument, "INVALID_CLIENT_ID"),
@@ -25,7 +25,9 @@ const DOCUMENTED: [(Code, &str); 19] = [
     (Code::ResourceExhausted, TOO_SLOW),
     (Code::ResourceExhausted, STALLED),
     (Code::Unavailable, SHUTTING_DOWN),
+    (Code::Unavailable, MAX_CONNECTION_AGE),
     (Code::Unavailable, EPOCH_CHANGED),
+    (Code::DeadlineExceeded, DEADLINE_EXCEEDED),
     (Code::Internal, "INTERNAL"),
 ];
 
@@ -34,10 +36,20 @@ const DISCONNECTED: &str = "DISCONNECTED";
 const TOO_SLOW: &str = "TOO_SLOW";
 const STALLED: &str = "STALLED";
 const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
+const MAX_CONNECTION_AGE: &str = "MAX_CONNECTION_AGE";
+const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
 const EPOCH_CHANGED: &str = "EPOCH_CHANGED";
 
 /// The reasons for which the server ends a stream that had begun, with the position to resume after.
-const ENDED_BY_SERVER: [&str; 5] = [TAKEN_OVER, DISCONNECTED, TOO_SLOW, STALLED, SHUTTING_DOWN];
+const ENDED_BY_SERVER: [&str; 7] = [
+    TAKEN_OVER,
+    DISCONNECTED,
+    TOO_SLOW,
+    STALLED,
+    SHUTTING_DOWN,
+    MAX_CONNECTION_AGE,
+    DEADLINE_EXCEEDED,
+];
 
 /// Checks how a stream ended. `going_away`: what it said before, if it had begun. Returns where the ending
 /// says to resume, if it does.
@@ -85,7 +97,7 @@ pub(super) fn check_ending(
     if position.is_none() && ENDED_BY_SERVER.contains(&reason) {
         return dishonest("it does not say where to resume");
     }
-    if reason == SHUTTING_DOWN && going_away != position {
+    if [SHUTTING_DOWN, MAX_CONNECTION_AGE].contains(&reason) && going_away != position {
         return dishonest("`going_away` did not come, or names another position than the status");
     }
     Ok(position)

@@ -311,7 +311,7 @@ impl<T: Value> Hub<T> {
         };
         // One that came meanwhile, and took over, is another.
         ids.into_iter()
-            .filter(|id| self.inner.core.end(*id))
+            .filter(|id| self.inner.core.end(*id, CloseReason::Disconnected))
             .count()
     }
 

@@ -248,7 +248,7 @@ impl<T: Value> Subscription<T> {
         given.unwrap_or_else(|| {
             if self.snapshot.is_some() {
                 // It has no position to resume from.
-                return status::ended_at_start(reason);
+                return status::ended_without_position(reason);
             }
             let spread = spread(self.core.id(), self.hub.inner.reconnect_spread);
             status::ended(reason, &self.core, spread)

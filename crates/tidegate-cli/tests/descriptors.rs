@@ -1,0 +1,114 @@
+//! `tidegate serve` when file descriptors are few: a process of its own, whose limits are lowered.
+#![cfg(target_os = "linux")]
+
+mod child;
+
+use std::{
+    fs,
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use child::Serve;
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+use tidegate_client::{Client, NewEvent, SubscribeOptions, Subscription, Update};
+use tokio::time;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A subscription that the server has let in.
+async fn subscribed(client: &Client) -> Subscription {
+    let mut subscription = client.subscribe(SubscribeOptions::new(["t"]));
+    let first = next(&mut subscription).await;
+    assert!(matches!(first, Update::Subscribed(_)), "{first:?}");
+    subscription
+}
+
+async fn next(subscription: &mut Subscription) -> Update {
+    let update = time::timeout(PATIENCE, subscription.next()).await;
+    update.expect("nothing came").expect("it ended").unwrap()
+}
+
+async fn publish_and_receive(client: &Client, subscription: &mut Subscription) {
+    let event = NewEvent {
+        topic: "t".into(),
+        ..NewEvent::default()
+    };
+    client.publish(vec![event]).await.unwrap();
+    let update = next(subscription).await;
+    assert!(matches!(update, Update::Event(_)), "{update:?}");
+}
+
+/// What the process has used of a processor, in ticks of 10 ms.
+fn ticks(server: &Serve) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", server.id())).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let times = fields.split(' ').skip(11).take(2);
+    times.map(|time| time.parse::<u64>().unwrap()).sum()
+}
+
+#[tokio::test]
+async fn out_of_descriptors_the_server_waits_serves_on_and_recovers_within_a_second() {
+    let server = Serve::start(&[]);
+    let client = Client::connect_lazy(server.url()).unwrap();
+    let mut subscription = subscribed(&client).await;
+    publish_and_receive(&client, &mut subscription).await;
+
+    // Whatever is opened from here on is one too many.
+    let none = Rlimit {
+        current: Some(3),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
+    let before = prlimit(Some(server.pid()), Resource::Nofile, none).unwrap();
+    // Fewer than the listener's queue has room for: beyond, connecting blocks.
+    let waiting: Vec<_> = (0..100)
+        .map(|_| TcpStream::connect(server.address()).unwrap())
+        .collect();
+    let (busy, began) = (ticks(&server), Instant::now());
+    while began.elapsed() < Duration::from_secs(3) {
+        publish_and_receive(&client, &mut subscription).await;
+        time::sleep(Duration::from_millis(100)).await;
+    }
+    // A loop that spins takes 300.
+    let used = ticks(&server) - busy;
+    assert!(used < 30, "{used} ticks of 10 ms in 3 s");
+
+    drop(waiting);
+    prlimit(Some(server.pid()), Resource::Nofile, before).unwrap();
+    let freed = Instant::now();
+    drop(subscribed(&client).await);
+    // A second at the most, and some for a machine that is loaded.
+    assert!(
+        freed.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        freed.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn with_64_descriptors_a_flood_is_refused_and_who_is_inside_goes_on() {
+    let server = Serve::start_with_descriptors(64, &[]);
+    let client = Client::connect_lazy(server.url()).unwrap();
+    let mut subscription = subscribed(&client).await;
+    publish_and_receive(&client, &mut subscription).await;
+    let _flood: Vec<_> = (0..500)
+        .map(|_| TcpStream::connect(server.address()))
+        .collect();
+    for _ in 0..20 {
+        publish_and_receive(&client, &mut subscription).await;
+    }
+}
+
+#[test]
+fn a_cap_for_which_there_are_too_few_descriptors_refuses_to_start() {
+    let ended = Serve::command_with_descriptors(64, &["--max-connections", "100"])
+        .output()
+        .unwrap();
+    let message = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{message}");
+    assert!(
+        message.contains("may open 64 files, and 132 are needed"),
+        "{message}"
+    );
+    assert!(ended.stdout.is_empty());
+}

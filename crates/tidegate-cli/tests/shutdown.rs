@@ -1,0 +1,54 @@
+//! How `tidegate serve` ends when it is asked to.
+#![cfg(target_os = "linux")]
+
+mod child;
+
+use std::{
+    io::Write as _,
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use child::Serve;
+use rustix::process::{Signal, kill_process};
+use tidegate_client::{Client, SubscribeOptions, Update};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once_with_a_code_of_its_own() {
+    let mut server = Serve::start(&["--drain-timeout", "60s"]);
+    let client = Client::connect_lazy(server.url()).unwrap();
+    let mut subscription = client.subscribe(SubscribeOptions::new(["t"]).no_reconnect());
+    let first = subscription.next().await.unwrap().unwrap();
+    assert!(matches!(first, Update::Subscribed(_)));
+    // It takes no notice of GOAWAY, and so holds up the drain.
+    let mut deaf = TcpStream::connect(server.address()).unwrap();
+    deaf.write_all(PREFACE).unwrap();
+    kill_process(server.pid(), Signal::TERM).unwrap();
+    while let Some(Ok(_)) = subscription.next().await {}
+    assert!(server.child.try_wait().unwrap().is_none(), "it drains");
+    let began = Instant::now();
+    kill_process(server.pid(), Signal::INT).unwrap();
+    let status = server.child.wait().unwrap();
+    assert_eq!(status.code(), Some(130));
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn hostile_peers_hold_it_up_no_longer_than_the_drain_timeout() {
+    let mut server = Serve::start(&["--drain-timeout", "1s"]);
+    let _peers: Vec<_> = (0..100)
+        .map(|i| {
+            let mut peer = TcpStream::connect(server.address()).unwrap();
+            peer.write_all([&b""[..], b"PRI * ", PREFACE][i % 3])
+                .unwrap();
+            peer
+        })
+        .collect();
+    let began = Instant::now();
+    kill_process(server.pid(), Signal::TERM).unwrap();
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}

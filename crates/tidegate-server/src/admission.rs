@@ -1,0 +1,195 @@
+//! Which connections are let in.
+//!
+//! A connection beyond a cap is reset at once: it costs no task, no buffer and, since a reset leaves no
+//! state behind, nothing in the kernel. Waiting instead would fill the queue of the listener, and whoever
+//! fills it decides who gets in.
+//!
+//! # What an address is
+//! An IPv4 address, or the first 64 bits of an IPv6 address: a single host is commonly given all that
+//! share these.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// The connections of a server in numbers. Cheap to clone; the clones see the same.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    shared: Arc<Shared>,
+}
+
+/// The numbers of an [`Admission`] at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ConnectionStats {
+    /// Connections that are open.
+    pub open: usize,
+    /// Connections that were refused because as many were open as the server has room for.
+    pub refused: u64,
+    /// Connections that were refused because their address had as many open as one may have.
+    pub refused_by_address: u64,
+}
+
+/// Counts one connection for as long as it is there.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    shared: Arc<Shared>,
+    address: IpAddr,
+}
+
+/// Why a connection was not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("as many connections are open as the server has room for")]
+    Full,
+    #[error("its address has as many connections open as one may have")]
+    AddressFull,
+}
+
+#[derive(Debug)]
+struct Shared {
+    max_connections: usize,
+    max_per_address: usize,
+    open: Mutex<Open>,
+    refused: AtomicU64,
+    refused_by_address: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    total: usize,
+    /// Empty when there is no cap for it. No entry is 0.
+    by_address: HashMap<IpAddr, usize>,
+}
+
+impl Admission {
+    pub(crate) fn new(max_connections: usize, max_per_address: Option<usize>) -> Self {
+        let shared = Shared {
+            max_connections,
+            max_per_address: max_per_address.unwrap_or(usize::MAX),
+            open: Mutex::default(),
+            refused: AtomicU64::new(0),
+            refused_by_address: AtomicU64::new(0),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The numbers now.
+    #[must_use]
+    pub fn stats(&self) -> ConnectionStats {
+        ConnectionStats {
+            open: self.shared.open().total,
+            refused: self.shared.refused.load(Relaxed),
+            refused_by_address: self.shared.refused_by_address.load(Relaxed),
+        }
+    }
+
+    pub(crate) fn admit(&self, peer: IpAddr) -> Result<Admitted, Refusal> {
+        let address = network_of(peer);
+        let admitted = self.shared.enter(address);
+        match admitted {
+            Ok(()) => {}
+            Err(Refusal::Full) => _ = self.shared.refused.fetch_add(1, Relaxed),
+            Err(Refusal::AddressFull) => {
+                _ = self.shared.refused_by_address.fetch_add(1, Relaxed);
+            }
+        }
+        admitted.map(|()| Admitted {
+            shared: Arc::clone(&self.shared),
+            address,
+        })
+    }
+}
+
+impl Shared {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn counts_addresses(&self) -> bool {
+        self.max_per_address < usize::MAX
+    }
+
+    fn enter(&self, address: IpAddr) -> Result<(), Refusal> {
+        let mut open = self.open();
+        if open.total >= self.max_connections {
+            return Err(Refusal::Full);
+        }
+        if self.counts_addresses() {
+            let of_address = open.by_address.get(&address).copied().unwrap_or(0);
+            if of_address >= self.max_per_address {
+                return Err(Refusal::AddressFull);
+            }
+            open.by_address.insert(address, of_address + 1);
+        }
+        open.total += 1;
+        Ok(())
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut open = self.shared.open();
+        open.total -= 1;
+        if let Some(of_address) = open.by_address.get_mut(&self.address) {
+            *of_address -= 1;
+            if *of_address == 0 {
+                open.by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// What is counted as one address: see [the module](self).
+fn network_of(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admit(admission: &Admission, peer: &str) -> Result<Admitted, Refusal> {
+        admission.admit(peer.parse().unwrap())
+    }
+
+    #[test]
+    fn an_address_has_its_share_and_the_others_theirs() {
+        let admission = Admission::new(4, Some(2));
+        let first = admit(&admission, "192.0.2.1").unwrap();
+        // The same, as a socket for both families sees it.
+        let second = admit(&admission, "::ffff:192.0.2.1").unwrap();
+        let refused = admit(&admission, "192.0.2.1").unwrap_err();
+        assert_eq!(refused, Refusal::AddressFull);
+        let _third = admit(&admission, "2001:db8::1").unwrap();
+        let _fourth = admit(&admission, "2001:db8::2").unwrap();
+        drop(first);
+        // One network, whatever the host makes of the rest.
+        let refused = admit(&admission, "2001:db8::ffff:1").unwrap_err();
+        assert_eq!(refused, Refusal::AddressFull);
+        let _other = admit(&admission, "2001:db8:0:1::1").unwrap();
+        let full = admit(&admission, "192.0.2.9").unwrap_err();
+        assert_eq!(full, Refusal::Full);
+        drop(second);
+        let stats = admission.stats();
+        assert_eq!((stats.open, stats.refused), (3, 1));
+        assert_eq!(stats.refused_by_address, 2);
+    }
+
+    #[test]
+    fn an_address_that_has_left_is_forgotten() {
+        let admission = Admission::new(10, Some(1));
+        drop(admit(&admission, "192.0.2.1").unwrap());
+        assert!(admission.shared.open().by_address.is_empty());
+        assert_eq!(admission.stats(), ConnectionStats::default());
+    }
+}

@@ -1,0 +1,71 @@
+//! How many files the process may open, of which each connection is one.
+
+/// What is not a connection: standard streams, the listener, the runtime's own, log and configuration files.
+const RESERVE: usize = 32;
+
+/// The descriptors that the process may have are too few.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TooFew {
+    pub(crate) allowed: usize,
+    pub(crate) needed: usize,
+}
+
+/// How many connections the process has descriptors for, after raising its limit as far as it may itself.
+/// With `wanted`, exactly that many, or an error if they are more.
+pub(crate) fn room_for_connections(wanted: Option<usize>) -> Result<usize, TooFew> {
+    room_within(raise_limit(), wanted)
+}
+
+fn room_within(allowed: usize, wanted: Option<usize>) -> Result<usize, TooFew> {
+    let Some(wanted) = wanted else {
+        return Ok(allowed.saturating_sub(RESERVE).max(1));
+    };
+    let needed = wanted.saturating_add(RESERVE);
+    if needed > allowed {
+        return Err(TooFew { allowed, needed });
+    }
+    Ok(wanted)
+}
+
+/// Raises the soft limit to the hard one and returns what it is then. Nothing in the process may use
+/// `select(2)`, which cannot handle descriptors above 1,023: the reason why the soft limit is low.
+#[cfg(unix)]
+fn raise_limit() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let allowed = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => raised.current,
+        // As on macOS, where the hard limit is not what the kernel grants.
+        Err(_) => limit.current,
+    };
+    allowed.map_or(usize::MAX, |files| {
+        usize::try_from(files).unwrap_or(usize::MAX)
+    })
+}
+
+#[cfg(not(unix))]
+fn raise_limit() -> usize {
+    usize::MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cap_needs_its_descriptors_and_some_more() {
+        assert_eq!(room_within(1_024, None), Ok(992));
+        assert_eq!(room_within(1_024, Some(992)), Ok(992));
+        let (allowed, needed) = (1_024, 1_025);
+        let too_few = TooFew { allowed, needed };
+        assert_eq!(room_within(1_024, Some(993)), Err(too_few));
+        assert!(room_within(1_024, Some(usize::MAX)).is_err());
+        assert_eq!(room_within(16, None), Ok(1));
+        assert_eq!(room_within(usize::MAX, Some(5)), Ok(5));
+    }
+}

@@ -1,0 +1,108 @@
+//! The connection preface (RFC 9113, section 3.4), read before hyper has the connection.
+//!
+//! hyper waits for it without a time-out, and cannot end a connection in good order before it is there
+//! (hyper issue 4170). Waiting for the first byte only would not do: a peer that sends half of it would
+//! hold its place for ever, since keep-alive begins behind it.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A transport from which the preface has been read, to be read again.
+#[derive(Debug)]
+pub(crate) struct Begun<T> {
+    transport: T,
+    /// What of the preface is still to be given.
+    preface: &'static [u8],
+}
+
+/// Reads the preface.
+///
+/// # Errors
+/// When the transport ends or fails before, or says something else.
+pub(crate) async fn begin<T: AsyncRead + Unpin>(mut transport: T) -> io::Result<Begun<T>> {
+    let mut said = [0; PREFACE.len()];
+    transport.read_exact(&mut said).await?;
+    if said != *PREFACE {
+        let problem = "the peer does not speak HTTP/2 without TLS";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+    }
+    Ok(Begun {
+        transport,
+        preface: PREFACE,
+    })
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Begun<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.preface.is_empty() {
+            return Pin::new(&mut self.transport).poll_read(cx, buf);
+        }
+        let (now, later) = self
+            .preface
+            .split_at(self.preface.len().min(buf.remaining()));
+        buf.put_slice(now);
+        self.preface = later;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Begun<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.transport).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_that_was_said_is_read_again_in_pieces_of_any_size() {
+        let (mut peer, transport) = tokio::io::duplex(1_000);
+        peer.write_all(PREFACE).await.unwrap();
+        peer.write_all(b"and more").await.unwrap();
+        drop(peer);
+        let mut begun = begin(transport).await.unwrap();
+        let mut piece = [0; 10];
+        begun.read_exact(&mut piece).await.unwrap();
+        assert_eq!(piece, PREFACE[..10]);
+        let mut rest = Vec::new();
+        begun.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, [&PREFACE[10..], b"and more"].concat());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_preface_is_refused() {
+        let (mut peer, transport) = tokio::io::duplex(1_000);
+        peer.write_all(b"GET / HTTP/1.1\r\nHost: tidegate\r\n\r\n")
+            .await
+            .unwrap();
+        let refused = begin(transport).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+    }
+}

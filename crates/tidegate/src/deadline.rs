@@ -1,0 +1,94 @@
+//! The deadline of a call, which the client sends as `grpc-timeout`.
+//!
+//! It covers a subscription to its end, as gRPC means it. What tonic and tower make of it covers the call
+//! up to its first response only.
+
+use std::time::Duration;
+
+use http::HeaderMap;
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::status::Reason;
+
+/// No stream lives longer, and no timer need be set for it.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3_600);
+
+/// When the call with these headers is to end, if its client says so.
+pub(crate) fn of(headers: &HeaderMap) -> Result<Option<Instant>, Status> {
+    let Some(value) = headers.get("grpc-timeout") else {
+        return Ok(None);
+    };
+    let timeout = value.to_str().ok().and_then(timeout).ok_or_else(|| {
+        Reason::InvalidRequest.in_field(
+            "grpc-timeout",
+            "write it as at most 8 digits and one of H, M, S, m, u, n, such as 90S",
+        )
+    })?;
+    Ok((timeout < FOR_EVER).then(|| Instant::now() + timeout))
+}
+
+/// A value of `grpc-timeout`: at most eight digits and a unit.
+fn timeout(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number || number.len() > 8 {
+        return None;
+    }
+    let number: u64 = number.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3_600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_digits_and_a_unit() {
+        for (text, expected) in [
+            ("1S", Duration::from_secs(1)),
+            ("0n", Duration::ZERO),
+            ("250m", Duration::from_millis(250)),
+            ("2M", Duration::from_secs(120)),
+            ("7u", Duration::from_micros(7)),
+            ("99999999H", Duration::from_secs(99_999_999 * 3_600)),
+        ] {
+            assert_eq!(timeout(text), Some(expected), "{text}");
+        }
+        for bad in [
+            "",
+            "S",
+            "1",
+            "1s",
+            "123456789S",
+            "-1S",
+            "+1S",
+            "1 S",
+            "1.5S",
+            "1\u{b5}",
+        ] {
+            assert_eq!(timeout(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_all_streams_needs_no_timer() {
+        let mut headers = HeaderMap::new();
+        assert!(of(&headers).unwrap().is_none());
+        headers.insert("grpc-timeout", "99999999H".parse().unwrap());
+        assert!(of(&headers).unwrap().is_none());
+        headers.insert("grpc-timeout", "1H".parse().unwrap());
+        assert!(of(&headers).unwrap().is_some());
+        headers.insert("grpc-timeout", "soon".parse().unwrap());
+        let refused = of(&headers).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    }
+}
