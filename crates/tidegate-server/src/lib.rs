@@ -18,8 +18,9 @@
 //! # Closing
 //! When the future given to [`Server::serve`] is done, the server drains: its health is NOT_SERVING, it
 //! accepts no more, ends every stream with `GoingAway`, a delay to come back after and `UNAVAILABLE`, and
-//! sends each connection GOAWAY. Streams whose peer takes no notice are reset. Connections that are still
-//! there after [`ServerConfig::drain_timeout`] are cut, and counted.
+//! sends each connection GOAWAY. Streams whose peer takes no notice for half of
+//! [`ServerConfig::drain_timeout`] are reset. Connections that are still
+//! there at its end are cut, and counted.
 //!
 //! # Beside the events
 //! Every server answers `grpc.health.v1.Health`, for the names `""` and `tidegate.v1.EventService`, and

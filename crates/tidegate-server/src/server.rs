@@ -267,13 +267,18 @@ async fn drain(
 ) -> u64 {
     let streams = hub.stats().subscriptions;
     tracing::info!(connections = tasks.len(), streams, ?timeout, "draining");
+    // A client that is slow still gets its status, if it reads within half of the time.
+    let rules = SweepRules {
+        grace: rules.grace.max(timeout / 2),
+        ..*rules
+    };
     hub.close(CloseReason::ShuttingDown);
     connections.drain.cancel();
     tasks.close();
     tokio::select! {
         () = tasks.wait() => return 0,
         () = time::sleep(timeout) => {}
-        () = sweep_for_ever(hub, rules) => {}
+        () = sweep_for_ever(hub, &rules) => {}
     }
     let streams = hub.stats().subscriptions;
     let connections_left = tasks.len();

@@ -179,6 +179,7 @@ async fn in_a_drain_a_stream_that_is_not_read_is_reset_and_its_connection_ends_i
     };
     let server = Running::start(ServerConfig {
         sweep,
+        drain_timeout: Duration::from_secs(4),
         ..ServerConfig::default()
     })
     .await;
