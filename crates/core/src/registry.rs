@@ -199,15 +199,9 @@ impl<P> Registry<P> {
 
     /// Removes the registration `id` of `client`, if it still is there, and no other.
     pub(crate) fn remove(&self, client: &ClientId, id: u64) {
-        let mut state = self.state.lock();
+        let removed = self.state.lock().remove(client, id);
         // Its feeds may free events, which is not done under the lock.
-        let _removed = state.streams.remove(&id);
-        if let Entry::Occupied(mut holders) = state.clients.entry(client.clone()) {
-            holders.get_mut().retain(|holder| *holder != id);
-            if holders.get().is_empty() {
-                holders.remove();
-            }
-        }
+        drop(removed);
     }
 
     /// Ends the subscription with the registration `id`. Returns whether it is there.
@@ -269,6 +263,16 @@ impl<P> Registry<P> {
 }
 
 impl<P> State<P> {
+    fn remove(&mut self, client: &ClientId, id: u64) -> Option<Stream<P>> {
+        if let Entry::Occupied(mut holders) = self.clients.entry(client.clone()) {
+            holders.get_mut().retain(|holder| *holder != id);
+            if holders.get().is_empty() {
+                holders.remove();
+            }
+        }
+        self.streams.remove(&id)
+    }
+
     fn enter(
         &mut self,
         policy: ClientIdPolicy,

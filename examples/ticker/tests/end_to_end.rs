@@ -71,3 +71,10 @@ async fn a_slow_watcher_ends_up_with_the_newest_price_of_each_symbol() {
         "{received}: nothing was left out"
     );
 }
+
+#[test]
+fn the_readme_shows_the_server_whole() {
+    let server = include_str!("../src/server.rs");
+    let (_, code) = server.split_once("\n\n").unwrap();
+    assert!(include_str!("../../../README.md").contains(code));
+}

@@ -34,12 +34,25 @@ impl<T: Value> Hub<T> {
     /// themselves. Here they end with `UNAVAILABLE`, a delay, and a position to resume from. A peer that does
     /// not read cannot be told; the grace is for those.
     ///
-    /// ```ignore
+    /// ```
+    /// use std::time::Duration;
+    /// use tidegate::typed::Hub;
+    /// use tonic::transport::Server;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = Hub::<String>::new();
+    /// # let events = tidegate::Hub::new(tidegate::HubConfig::new(1));
+    /// # let service = tidegate::EventService::new(events, tidegate::ServiceConfig::default());
+    /// # let address = "127.0.0.1:0".parse()?;
+    /// # let interrupted = async {};
     /// let server = Server::builder().add_service(service);
-    /// hub.serve_until(ctrl_c, Duration::from_secs(10), |shutdown| {
+    /// hub.serve_until(interrupted, Duration::from_secs(10), |shutdown| {
     ///     server.serve_with_shutdown(address, shutdown)
     /// })
     /// .await??;
+    /// # Ok(())
+    /// # }
     /// ```
     ///
     /// # Errors
