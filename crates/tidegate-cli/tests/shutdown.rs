@@ -4,7 +4,7 @@
 mod child;
 
 use std::{
-    io::Write as _,
+    io::{Read as _, Write as _},
     net::TcpStream,
     time::{Duration, Instant},
 };
@@ -25,6 +25,8 @@ async fn a_second_signal_ends_it_at_once_with_a_code_of_its_own() {
     // It takes no notice of GOAWAY, and so holds up the drain.
     let mut deaf = TcpStream::connect(server.address()).unwrap();
     deaf.write_all(PREFACE).unwrap();
+    // The server's own preface: the connection is served.
+    deaf.read_exact(&mut [0; 9]).unwrap();
     kill_process(server.pid(), Signal::TERM).unwrap();
     while let Some(Ok(_)) = subscription.next().await {}
     assert!(server.child.try_wait().unwrap().is_none(), "it drains");
