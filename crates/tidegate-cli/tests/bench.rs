@@ -187,7 +187,12 @@ fn clients_subscribe_and_leave() {
         let report = report(&[&["connect", "--clients", "4"][..], reconnect, &SHORT].concat());
         let subscriptions = count(&report, "/subscriptions");
         assert!(subscriptions > 0);
-        assert!(count(&report, "/latency/samples") >= subscriptions);
+        // At the edges of the window a subscription may count without its answer, or the reverse.
+        let samples = count(&report, "/latency/samples");
+        assert!(
+            samples.abs_diff(subscriptions) <= 8,
+            "{samples} of {subscriptions}"
+        );
         assert!(number(&report, "/server_per_subscription/total_us") > 0.0);
     }
 }
