@@ -43,6 +43,7 @@ class Server:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self.is_asked_to_end = False
         readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
         line = self.process.stdout.readline().rstrip("\n") if readable else ""
         if not line.startswith(self.ANNOUNCEMENT + "127.0.0.1:"):
@@ -52,11 +53,13 @@ class Server:
         self.url = f"http://{self.address}"
 
     def signal(self, number: signal.Signals) -> None:
+        self.is_asked_to_end = True
         self.process.send_signal(number)
 
     def stop(self) -> None:
         """Asks the server to end, and checks that it does so in good order. May be called again."""
-        if self.process.poll() is None:
+        # A second signal would end it at once, with a code of its own.
+        if self.process.poll() is None and not self.is_asked_to_end:
             self.signal(signal.SIGTERM)
         try:
             code = self.process.wait(PATIENCE)

@@ -328,8 +328,13 @@ async fn read_to_the_end(
     }
 }
 
+/// The newest sequence, that of a publisher who is publishing included: what he has put into the feeds already
+/// may have dropped something, before the hub states its position.
 fn head(hub: Option<&Hub<Encoded>>) -> u64 {
-    hub.map_or(0, |hub| hub.position().sequence)
+    let Some(hub) = hub else { return 0 };
+    // Waits for him.
+    let _ = hub.stats();
+    hub.position().sequence
 }
 
 /// Opens a connection of its own with one stream.
