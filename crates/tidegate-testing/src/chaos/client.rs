@@ -41,6 +41,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 const SMALL_WINDOW: u32 = 65_535;
 const LARGE_WINDOW: u32 = 1 << 20;
 
+/// The connection's window, in stream windows, as `tidegate-client` has it: with a smaller one, h2 takes a
+/// pause over many small events for an attack, and closes the connection of the one who reads.
+const CONNECTION_WINDOW_FACTOR: u32 = 32;
+
 /// What a client does next.
 enum Next {
     Resume,
@@ -178,19 +182,14 @@ impl Actor {
             Manner::Healthy => LARGE_WINDOW,
             _ => SMALL_WINDOW,
         };
-        let opened = timeout(SILENCE, subscribe(address, window, stream.request.clone())).await;
-        let incoming = match opened {
-            Ok(Ok(incoming)) => incoming,
-            Ok(Err(status)) => {
-                stream.end(Ending::from(&status));
-                return self.after(stream);
+        let opening = subscribe(address, window, stream.request.clone());
+        match in_time(async { opening.await.map(Some) }).await {
+            Ok(incoming) => self.read(incoming, stream, proxied).await,
+            Err(ending) => {
+                stream.end(ending);
+                self.after(stream)
             }
-            Err(_) => {
-                stream.end(Ending::Cancelled);
-                return self.after(stream);
-            }
-        };
-        self.read(incoming, stream, proxied).await
+        }
     }
 
     async fn read(&mut self, mut incoming: Incoming, stream: &mut Stream, proxied: bool) -> Next {
@@ -203,21 +202,13 @@ impl Actor {
                 return self.after(stream);
             }
             let message = tokio::select! {
-                message = timeout(SILENCE, incoming.message()) => message,
+                message = in_time(incoming.message()) => message,
                 Ok(()) = self.finish.changed() => continue,
             };
             let response = match message {
-                Ok(Ok(Some(message))) => message.response,
-                Ok(Ok(None)) => {
-                    stream.end(Ending::Finished);
-                    return self.after(stream);
-                }
-                Ok(Err(status)) => {
-                    stream.end(Ending::from(&status));
-                    return self.after(stream);
-                }
-                Err(_) => {
-                    stream.end(Ending::Cancelled);
+                Ok(message) => message.response,
+                Err(ending) => {
+                    stream.end(ending);
                     return self.after(stream);
                 }
             };
@@ -314,17 +305,23 @@ async fn read_to_the_end(
     hub: Option<Hub<Encoded>>,
 ) -> Stream {
     loop {
-        match timeout(SILENCE, incoming.message()).await {
-            Ok(Ok(Some(message))) => {
-                stream.record(message.response.as_ref(), || head(hub.as_ref()))
-            }
-            Ok(Ok(None)) => stream.end(Ending::Finished),
-            Ok(Err(status)) => stream.end(Ending::from(&status)),
-            Err(_) => stream.end(Ending::Cancelled),
+        match in_time(incoming.message()).await {
+            Ok(message) => stream.record(message.response.as_ref(), || head(hub.as_ref())),
+            Err(ending) => stream.end(ending),
         }
         if stream.has_ended() {
             return stream;
         }
+    }
+}
+
+/// What comes of a stream before it is silent for too long, or how the stream has ended.
+async fn in_time<T>(coming: impl Future<Output = Result<Option<T>, Status>>) -> Result<T, Ending> {
+    match timeout(SILENCE, coming).await {
+        Ok(Ok(Some(come))) => Ok(come),
+        Ok(Ok(None)) => Err(Ending::Finished),
+        Ok(Err(status)) => Err(Ending::from(&status)),
+        Err(_) => Err(Ending::Cancelled),
     }
 }
 
@@ -349,7 +346,7 @@ async fn subscribe(
         Endpoint::from_shared(format!("http://{address}")).map_err(|error| unavailable(&error))?;
     let channel = endpoint
         .initial_stream_window_size(window)
-        .initial_connection_window_size(window)
+        .initial_connection_window_size(window * CONNECTION_WINDOW_FACTOR)
         .connect()
         .await
         .map_err(|error| unavailable(&error))?;
