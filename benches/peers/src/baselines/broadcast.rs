@@ -10,18 +10,19 @@ use std::{
 
 use tidegate_proto::v1::{
     Event, PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse,
-    event_service_server::EventService,
+    event_service_server::{EventService, EventServiceServer},
 };
 use tokio::sync::broadcast;
 use tokio_stream::{Stream, StreamExt as _, wrappers::BroadcastStream};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, service::Routes};
 
 use super::{CAPACITY, Failure};
 
 pub(crate) async fn serve() -> Result<(), Failure> {
     let (events, _) = broadcast::channel(CAPACITY);
     let sequence = Arc::default();
-    super::serve(Service(Arc::new(Shared { events, sequence }))).await
+    let service = Service(Arc::new(Shared { events, sequence }));
+    super::serve(Routes::new(EventServiceServer::new(service))).await
 }
 
 struct Service(Arc<Shared>);

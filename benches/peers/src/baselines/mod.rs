@@ -12,13 +12,13 @@ use std::{error::Error, net::SocketAddr};
 
 use tidegate_proto::v1::{
     Batch, Event, Gap, GapReason, NewEvent, PublishRequest, PublishResponse, SubscribeResponse,
-    Subscribed,
-    event_service_server::{EventService, EventServiceServer},
-    subscribe_response::Response,
+    Subscribed, subscribe_response::Response,
 };
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tonic::{
+    service::Routes,
+    transport::{Server, server::TcpIncoming},
+};
 
 /// Events that a slow subscriber may be behind.
 const CAPACITY: usize = 1_024;
@@ -27,13 +27,14 @@ const CAPACITY: usize = 1_024;
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
 /// Serves until killed.
-async fn serve(service: impl EventService) -> Result<(), Failure> {
+async fn serve(service: Routes) -> Result<(), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     announce(listener.local_addr()?);
+    // `Server::tcp_nodelay` does not reach connections that are handed to it.
+    let connections = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
-        .tcp_nodelay(true)
-        .add_service(EventServiceServer::new(service))
-        .serve_with_incoming(TcpListenerStream::new(listener))
+        .add_routes(service)
+        .serve_with_incoming(connections)
         .await?;
     Ok(())
 }

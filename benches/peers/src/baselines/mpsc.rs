@@ -7,16 +7,19 @@ use std::{
 
 use tidegate_proto::v1::{
     Event, PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse,
-    event_service_server::EventService,
+    event_service_server::{EventService, EventServiceServer},
 };
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, service::Routes};
 
 use super::{CAPACITY, Failure};
 
 pub(crate) async fn serve() -> Result<(), Failure> {
-    super::serve(Service(Arc::default())).await
+    super::serve(Routes::new(EventServiceServer::new(
+        Service(Arc::default()),
+    )))
+    .await
 }
 
 struct Service(Arc<Mutex<State>>);

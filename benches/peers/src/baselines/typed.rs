@@ -10,9 +10,8 @@ use tidegate_proto::v1::{
     PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse, Subscribed,
     subscribe_response::Response as Kind,
 };
-use tokio::net::TcpListener;
-use tokio_stream::{Stream, StreamExt as _, wrappers::TcpListenerStream};
-use tonic::{Request, Response, Status, Streaming, transport::Server};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming, service::Routes};
 
 use super::Failure;
 
@@ -33,14 +32,7 @@ mod proto {
 use proto::event_service_server::{EventService, EventServiceServer};
 
 pub(crate) async fn serve() -> Result<(), Failure> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    super::announce(listener.local_addr()?);
-    Server::builder()
-        .tcp_nodelay(true)
-        .add_service(EventServiceServer::new(Service::default()))
-        .serve_with_incoming(TcpListenerStream::new(listener))
-        .await?;
-    Ok(())
+    super::serve(Routes::new(EventServiceServer::new(Service::default()))).await
 }
 
 #[derive(Default)]
