@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use tidegate_bench::{Choice, Cores, Environment, Error, Setup};
+use tidegate_bench::{Environment, Error};
 
 use crate::{
     baselines::Failure,
     document::Document,
-    peer::{Peer, Programs},
+    peer::{Launching, Peer},
     work::{Amount, Sample, Work},
 };
 
@@ -30,16 +30,8 @@ pub(crate) struct CompareArgs {
     #[command(flatten)]
     amount: Amount,
 
-    /// The cores that servers are held to.
-    #[arg(long, value_name = "CORES", default_value = "0")]
-    server_cores: Cores,
-
-    /// The cores that the load comes from.
-    #[arg(long, value_name = "CORES", default_value = "1")]
-    client_cores: Cores,
-
     #[command(flatten)]
-    programs: Programs,
+    launching: Launching,
 
     /// The document to write.
     #[arg(long, value_name = "PATH", default_value = "docs/benchmarks.md")]
@@ -76,7 +68,7 @@ pub(crate) async fn run(args: &CompareArgs) -> Result<(), Failure> {
     let environment = environment.ok_or("no server could be started")?;
     let versions = peers
         .iter()
-        .map(|&peer| (peer, peer.version(&args.programs)))
+        .map(|&peer| (peer, peer.version(&args.launching.programs)))
         .collect();
     let document = Document {
         environment,
@@ -84,7 +76,6 @@ pub(crate) async fn run(args: &CompareArgs) -> Result<(), Failure> {
         amount: args.amount.clone(),
         rounds: args.rounds,
         command_line: args.command_line.clone(),
-        server_cores: args.server_cores.clone(),
         sections,
     };
     document.write(&args.output)?;
@@ -149,12 +140,7 @@ async fn one(
     args: &CompareArgs,
     environment: &mut Option<Environment>,
 ) -> Result<Sample, Error> {
-    let setup = Setup {
-        server: Choice::Child(peer.launch(&args.programs, &args.server_cores)?),
-        client_cores: Some(args.client_cores.clone()),
-        threads: None,
-    };
-    let session = setup.begin().await?;
+    let session = args.launching.begin(peer).await?;
     environment.get_or_insert_with(|| session.environment().clone());
     let sample = work.sample(peer, &args.amount, &session).await;
     session.end().await;

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, fs, path::Path};
 
-use tidegate_bench::{Cores, Environment, Error};
+use tidegate_bench::{Environment, Error, digits};
 
 use crate::{
     compare::Results,
@@ -18,7 +18,6 @@ pub(crate) struct Document {
     pub(crate) amount: Amount,
     pub(crate) rounds: u32,
     pub(crate) command_line: String,
-    pub(crate) server_cores: Cores,
     pub(crate) sections: Vec<(Work, Vec<Results>)>,
 }
 
@@ -63,7 +62,7 @@ impl Document {
             command = self.command_line,
             rounds = self.rounds,
         );
-        text.push_str(&head(&self.environment, &self.server_cores));
+        text.push_str(&head(&self.environment));
         for (peer, version) in &self.versions {
             let _ = writeln!(text, "| {} | {version} |", peer.name());
         }
@@ -72,7 +71,7 @@ impl Document {
 }
 
 /// A table of the conditions.
-pub(crate) fn head(environment: &Environment, server_cores: &Cores) -> String {
+pub(crate) fn head(environment: &Environment) -> String {
     let machine = &environment.machine;
     let date = jiff::Timestamp::from_second(i64::try_from(environment.unix_time).unwrap_or(0));
     let date = date.map(|date| date.strftime("%Y-%m-%d %H:%M UTC").to_string());
@@ -89,6 +88,10 @@ pub(crate) fn head(environment: &Environment, server_cores: &Cores) -> String {
         cores = machine.core_count(),
         kernel = machine.kernel,
         load = machine.load_average,
+        server_cores = environment
+            .server_cores
+            .as_ref()
+            .map_or_else(String::new, ToString::to_string),
         client_cores = environment.client_cores,
     )
 }
@@ -181,17 +184,6 @@ fn median(values: &[f64]) -> Option<f64> {
         odd if odd % 2 == 1 => Some(values[middle]),
         _ => Some(f64::midpoint(values[middle - 1], values[middle])),
     }
-}
-
-/// Three digits that matter.
-pub(crate) fn digits(value: f64) -> String {
-    let decimals = match value.abs() {
-        value if value < 1.0 => 3,
-        value if value < 10.0 => 2,
-        value if value < 100.0 => 1,
-        _ => 0,
-    };
-    format!("{value:.decimals$}")
 }
 
 #[cfg(test)]

@@ -3,14 +3,12 @@
 use std::{fmt::Write as _, fs, path::PathBuf, time::Duration};
 
 use clap::Args;
-use tidegate_bench::{
-    Choice, Cores, Environment, Error, Fanout, FanoutReport, Grpc, Progress, Setup, Shape,
-};
+use tidegate_bench::{Environment, Error, Fanout, FanoutReport, Grpc, Progress, Shape, digits};
 
 use crate::{
     baselines::Failure,
-    document::{digits, head},
-    peer::{Peer, Programs},
+    document::head,
+    peer::{Launching, Peer},
     plot::{self, Line},
 };
 
@@ -25,16 +23,8 @@ pub(crate) struct GrowArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     warm_up: f64,
 
-    /// The cores that the server is held to.
-    #[arg(long, value_name = "CORES", default_value = "0")]
-    server_cores: Cores,
-
-    /// The cores that the load comes from.
-    #[arg(long, value_name = "CORES", default_value = "1")]
-    client_cores: Cores,
-
     #[command(flatten)]
-    programs: Programs,
+    launching: Launching,
 
     /// The document to write.
     #[arg(long, value_name = "PATH", default_value = "docs/growth.md")]
@@ -204,12 +194,7 @@ impl GrowArgs {
             duration: Duration::from_secs_f64(self.seconds),
             ..fanout.clone()
         };
-        let setup = Setup {
-            server: Choice::Child(Peer::Tidegate.launch(&self.programs, &self.server_cores)?),
-            client_cores: Some(self.client_cores.clone()),
-            threads: None,
-        };
-        let session = setup.begin().await?;
+        let session = self.launching.begin(Peer::Tidegate).await?;
         environment.get_or_insert_with(|| session.environment().clone());
         let report = fanout.run(&session, &Progress::hidden()).await;
         session.end().await;
@@ -232,7 +217,7 @@ impl GrowArgs {
              had subscribed, divided by their number. One run each of {} s. Every stream's accounts were verified.\n\n",
             self.command_line, self.seconds
         );
-        text.push_str(&head(environment, &self.server_cores));
+        text.push_str(&head(environment));
         for (series, points) in sections {
             // Writing to a string does not fail.
             let _ = writeln!(text, "\n## {}\n\n{}\n", series.title, series.description);

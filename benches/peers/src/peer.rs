@@ -8,7 +8,7 @@ use std::{
 
 use clap::ValueEnum;
 use tidegate_bench::{
-    Cores, Error, Grpc, Idle, IdleMemory, Launch, Load, Measured, Progress, Session,
+    Choice, Cores, Error, Grpc, Idle, IdleMemory, Launch, Load, Measured, Progress, Session, Setup,
 };
 
 use crate::text::{Text, nats::Nats, raw::Raw, redis::Redis};
@@ -44,6 +44,35 @@ pub(crate) struct Programs {
     redis: PathBuf,
 }
 
+/// How servers are started, and from where the load comes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Launching {
+    /// The cores that servers are held to.
+    #[arg(long, value_name = "CORES", default_value = "0")]
+    server_cores: Cores,
+
+    /// The cores that the load comes from.
+    #[arg(long, value_name = "CORES", default_value = "1")]
+    client_cores: Cores,
+
+    #[command(flatten)]
+    pub(crate) programs: Programs,
+}
+
+// ===== impl Launching =====
+
+impl Launching {
+    /// Starts `peer`, ready to be measured.
+    pub(crate) async fn begin(&self, peer: Peer) -> Result<Session, Error> {
+        let setup = Setup {
+            server: Choice::Child(peer.launch(&self.programs, &self.server_cores)?),
+            client_cores: Some(self.client_cores.clone()),
+            threads: None,
+        };
+        setup.begin().await
+    }
+}
+
 // ===== impl Peer =====
 
 impl Peer {
@@ -76,7 +105,7 @@ impl Peer {
     }
 
     /// How it is started.
-    pub(crate) fn launch(self, programs: &Programs, cores: &Cores) -> Result<Launch, Error> {
+    fn launch(self, programs: &Programs, cores: &Cores) -> Result<Launch, Error> {
         let mut launch = match self {
             Self::Tidegate => Launch::new(&programs.tidegate, ["serve", "--listen", "127.0.0.1:0"]),
             Self::Typed => Launch::new(this_program()?, ["typed"]),

@@ -202,11 +202,10 @@ async fn run_clients(
     clients: usize,
     reconnect: bool,
 ) -> Result<Latencies, Error> {
-    let running: FuturesUnordered<_> = (0..clients)
+    let mut running: FuturesUnordered<_> = (0..clients)
         .map(|number| run_client(grpc, counts, number, reconnect))
         .collect();
     let mut all = Latencies::new();
-    let mut running = running;
     while let Some(latencies) = running.next().await {
         all.add(&latencies?);
     }

@@ -66,3 +66,4 @@ pub use run::{Load, Measured, Totals};
 pub use server::{Launch, Server};
 pub use session::{Choice, ClientShare, Environment, Session, Setup};
 pub use stream::Stream;
+pub use table::digits;

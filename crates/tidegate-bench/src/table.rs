@@ -124,7 +124,9 @@ pub(crate) fn count(value: f64) -> String {
     indicatif::HumanCount(value.round().max(0.0) as u64).to_string()
 }
 
-fn digits(value: f64) -> String {
+/// Three digits that matter.
+#[must_use]
+pub fn digits(value: f64) -> String {
     let decimals = match value.abs() {
         value if value < 1.0 => 3,
         value if value < 10.0 => 2,
