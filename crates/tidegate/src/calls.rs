@@ -170,12 +170,8 @@ impl CallBody {
         }
         let reason = calls.state().reason;
         let status = status::ended_without_position(reason.unwrap_or(CloseReason::ShuttingDown));
-        let mut trailers = HeaderMap::with_capacity(3);
-        status
-            .add_header(&mut trailers)
-            .expect("a status of ours is made of valid header values");
         self.is_over = true;
-        Poll::Ready(trailers)
+        Poll::Ready(status::trailers(&status))
     }
 }
 

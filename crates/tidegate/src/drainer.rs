@@ -269,11 +269,7 @@ impl Drainer {
         let State::Ending(status) = std::mem::replace(&mut self.state, State::Ended) else {
             return None;
         };
-        let mut trailers = HeaderMap::with_capacity(3);
-        status
-            .add_header(&mut trailers)
-            .expect("a status of ours is made of valid header values");
-        Some(trailers)
+        Some(status::trailers(&status))
     }
 }
 

@@ -2,11 +2,12 @@
 //!
 //! The code is chosen by what the client should do next. Each status carries a
 //! `google.rpc.ErrorInfo` with the domain [`DOMAIN`] and a stable reason, so that programs need not
-//! read messages. Each reason has an [`Advice`]. Bad input carries a `BadRequest` that names the field, and the end of
-//! a stream that goes away a `RetryInfo`.
+//! read messages. Each reason has an [`Advice`]. Bad input carries a `BadRequest` that names the field, and
+//! the end of a stream that goes away a `RetryInfo`.
 
 use std::{collections::HashMap, time::Duration};
 
+use http::HeaderMap;
 use tidegate_core::{CloseReason, NameError, Payload, PublishError, SubscribeError, Subscription};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -79,81 +80,53 @@ pub enum Advice {
 }
 
 impl Reason {
+    /// The name on the wire, the code that tells a client what to do next, and what that is.
+    const fn row(self) -> (&'static str, Code, Advice) {
+        match self {
+            Self::InvalidFilter => ("INVALID_FILTER", Code::InvalidArgument, Advice::Mend),
+            Self::InvalidTopic => ("INVALID_TOPIC", Code::InvalidArgument, Advice::Mend),
+            Self::InvalidClientId => ("INVALID_CLIENT_ID", Code::InvalidArgument, Advice::Mend),
+            Self::InvalidLimits => ("INVALID_LIMITS", Code::InvalidArgument, Advice::Mend),
+            Self::InvalidPosition => ("INVALID_POSITION", Code::InvalidArgument, Advice::Mend),
+            Self::InvalidRequest => ("INVALID_REQUEST", Code::InvalidArgument, Advice::Mend),
+            Self::TooManyFilters => ("TOO_MANY_FILTERS", Code::InvalidArgument, Advice::Mend),
+            Self::TooManyEvents => ("TOO_MANY_EVENTS", Code::InvalidArgument, Advice::Mend),
+            Self::EventTooLarge => ("EVENT_TOO_LARGE", Code::InvalidArgument, Advice::Mend),
+            Self::BatchTooLarge => ("BATCH_TOO_LARGE", Code::InvalidArgument, Advice::Mend),
+            Self::ClientIdTaken => ("CLIENT_ID_TAKEN", Code::AlreadyExists, Advice::Stop),
+            Self::TakenOver => ("TAKEN_OVER", Code::Aborted, Advice::Stop),
+            Self::TooSlow => ("TOO_SLOW", Code::ResourceExhausted, Advice::Resume),
+            Self::Stalled => ("STALLED", Code::ResourceExhausted, Advice::Resume),
+            Self::PositionAhead => ("POSITION_AHEAD", Code::OutOfRange, Advice::StartAnew),
+            Self::ShuttingDown => ("SHUTTING_DOWN", Code::Unavailable, Advice::ResumeAfterDelay),
+            Self::MaxConnectionAge => (
+                "MAX_CONNECTION_AGE",
+                Code::Unavailable,
+                Advice::ResumeAfterDelay,
+            ),
+            Self::DeadlineExceeded => ("DEADLINE_EXCEEDED", Code::DeadlineExceeded, Advice::Resume),
+            Self::EpochChanged => ("EPOCH_CHANGED", Code::Unavailable, Advice::Resume),
+            Self::Disconnected => ("DISCONNECTED", Code::Aborted, Advice::Stop),
+            Self::Internal => ("INTERNAL", Code::Internal, Advice::Resume),
+        }
+    }
+
     /// The name on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidFilter => "INVALID_FILTER",
-            Self::InvalidTopic => "INVALID_TOPIC",
-            Self::InvalidClientId => "INVALID_CLIENT_ID",
-            Self::InvalidLimits => "INVALID_LIMITS",
-            Self::InvalidPosition => "INVALID_POSITION",
-            Self::InvalidRequest => "INVALID_REQUEST",
-            Self::TooManyFilters => "TOO_MANY_FILTERS",
-            Self::TooManyEvents => "TOO_MANY_EVENTS",
-            Self::EventTooLarge => "EVENT_TOO_LARGE",
-            Self::BatchTooLarge => "BATCH_TOO_LARGE",
-            Self::ClientIdTaken => "CLIENT_ID_TAKEN",
-            Self::TakenOver => "TAKEN_OVER",
-            Self::TooSlow => "TOO_SLOW",
-            Self::Stalled => "STALLED",
-            Self::PositionAhead => "POSITION_AHEAD",
-            Self::ShuttingDown => "SHUTTING_DOWN",
-            Self::MaxConnectionAge => "MAX_CONNECTION_AGE",
-            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
-            Self::EpochChanged => "EPOCH_CHANGED",
-            Self::Disconnected => "DISCONNECTED",
-            Self::Internal => "INTERNAL",
-        }
+        self.row().0
     }
 
     /// The code that tells a client what to do next.
     #[must_use]
     pub const fn code(self) -> Code {
-        match self {
-            Self::InvalidFilter
-            | Self::InvalidTopic
-            | Self::InvalidClientId
-            | Self::InvalidLimits
-            | Self::InvalidPosition
-            | Self::InvalidRequest
-            | Self::TooManyFilters
-            | Self::TooManyEvents
-            | Self::EventTooLarge
-            | Self::BatchTooLarge => Code::InvalidArgument,
-            Self::ClientIdTaken => Code::AlreadyExists,
-            Self::TakenOver | Self::Disconnected => Code::Aborted,
-            Self::TooSlow | Self::Stalled => Code::ResourceExhausted,
-            Self::PositionAhead => Code::OutOfRange,
-            Self::ShuttingDown | Self::MaxConnectionAge | Self::EpochChanged => Code::Unavailable,
-            Self::DeadlineExceeded => Code::DeadlineExceeded,
-            Self::Internal => Code::Internal,
-        }
+        self.row().1
     }
 
     /// What the client should do.
     #[must_use]
     pub const fn advice(self) -> Advice {
-        match self {
-            Self::InvalidFilter
-            | Self::InvalidTopic
-            | Self::InvalidClientId
-            | Self::InvalidLimits
-            | Self::InvalidPosition
-            | Self::InvalidRequest
-            | Self::TooManyFilters
-            | Self::TooManyEvents
-            | Self::EventTooLarge
-            | Self::BatchTooLarge => Advice::Mend,
-            Self::ClientIdTaken | Self::TakenOver | Self::Disconnected => Advice::Stop,
-            Self::TooSlow
-            | Self::Stalled
-            | Self::DeadlineExceeded
-            | Self::EpochChanged
-            | Self::Internal => Advice::Resume,
-            Self::ShuttingDown | Self::MaxConnectionAge => Advice::ResumeAfterDelay,
-            Self::PositionAhead => Advice::StartAnew,
-        }
+        self.row().2
     }
 
     fn details(self, metadata: HashMap<String, String>) -> ErrorDetails {
@@ -229,6 +202,15 @@ pub(crate) fn is_going_away(reason: CloseReason) -> bool {
 /// The status of what was ended and has no position to resume from: another call, or a stream that had not begun.
 pub(crate) fn ended_without_position(reason: CloseReason) -> Status {
     end_reason(reason).status(reason.to_string())
+}
+
+/// A status as the trailers that end a response.
+pub(crate) fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(3);
+    status
+        .add_header(&mut trailers)
+        .expect("a status of ours is made of valid header values");
+    trailers
 }
 
 /// Every cause for which the hub ends a stream, and what the client is told. What each means for the
