@@ -146,9 +146,7 @@ impl<P> Event<P> {
     pub const fn size(&self) -> u64 {
         self.size
     }
-}
 
-impl<P> Event<P> {
     /// What a predicate said, if it was asked.
     pub(crate) fn verdict(&self, predicate: u64) -> Option<bool> {
         let mut verdicts = self.verdicts.iter();

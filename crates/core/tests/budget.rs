@@ -149,9 +149,8 @@ fn an_evicted_gap_begins_behind_what_was_handed_out() {
     }
 }
 
-#[test]
-fn overflow_and_eviction_are_told_apart() {
-    let hub = hub(BUDGET);
+/// A subscription to `a` that may be behind by ten events.
+fn subscribe_within_ten(hub: &Hub<Bytes>) -> Subscription<Bytes> {
     let options = SubscribeOptions {
         limits: Limits {
             max_events: NonZeroU64::new(10).unwrap(),
@@ -159,7 +158,13 @@ fn overflow_and_eviction_are_told_apart() {
         },
         ..SubscribeOptions::new(ClientId::new("c").unwrap(), vec![Filter::new("a").unwrap()])
     };
-    let mut stalled = hub.subscribe(options, Instant::now()).unwrap();
+    hub.subscribe(options, Instant::now()).unwrap()
+}
+
+#[test]
+fn overflow_and_eviction_are_told_apart() {
+    let hub = hub(BUDGET);
+    let mut stalled = subscribe_within_ten(&hub);
     for _ in 0..25 {
         publish(&hub, "a", 10);
     }
@@ -179,14 +184,7 @@ fn overflow_and_eviction_are_told_apart() {
 #[test]
 fn overflow_in_between_evictions_is_one_gap() {
     let hub = hub(BUDGET);
-    let options = SubscribeOptions {
-        limits: Limits {
-            max_events: NonZeroU64::new(10).unwrap(),
-            ..Limits::default()
-        },
-        ..SubscribeOptions::new(ClientId::new("c").unwrap(), vec![Filter::new("a").unwrap()])
-    };
-    let mut stalled = hub.subscribe(options, Instant::now()).unwrap();
+    let mut stalled = subscribe_within_ten(&hub);
     for _ in 0..2 {
         for _ in 0..15 {
             publish(&hub, "a", 10);

@@ -150,9 +150,7 @@ impl Connections {
             }
         }
     }
-}
 
-impl Connections {
     /// Waits for the preface, as long as its time-out allows and no drain begins.
     async fn begin(&self, stream: TcpStream) -> Option<Begun<TcpStream>> {
         tokio::select! {

@@ -50,14 +50,8 @@ async fn a_connection_beyond_the_cap_is_refused_at_once_and_those_within_go_on()
 
     // A place that becomes free is given to the next.
     drop(stream);
-    let freed = async {
-        while server.admission.stats().open > 1 {
-            time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    time::timeout(PATIENCE, freed)
-        .await
-        .expect("the place is not free");
+    let stats = || server.admission.stats();
+    until("the place is free", stats, |stats| stats.open <= 1).await;
     subscribe(&mut server.client().await, filters(&["t"])).await;
 }
 

@@ -66,9 +66,7 @@ impl Losses {
             }
         }
     }
-}
 
-impl Losses {
     /// Counts overflow in between evicted events as evicted. Both would stand before the same event, and a
     /// consumer that breaks off between their gaps would resume after what the second counts.
     fn settle_interleaved(&mut self) {

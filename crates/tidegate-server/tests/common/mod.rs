@@ -7,6 +7,7 @@
 )]
 
 use std::{
+    fmt,
     net::SocketAddr,
     ops::{Deref, DerefMut},
     sync::{Arc, Mutex},
@@ -132,16 +133,21 @@ impl Running {
             .unwrap()
     }
 
-    /// Waits until the hub's numbers are as wanted. There is no event for that outside of the server.
+    /// Waits until the hub's numbers are as wanted.
     pub async fn until(&self, what: &str, wanted: impl Fn(&Stats) -> bool) {
-        let reached = async {
-            while !wanted(&self.hub.stats()) {
-                time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        if time::timeout(PATIENCE, reached).await.is_err() {
-            panic!("{what}: {:?}", self.hub.stats());
+        until(what, || self.hub.stats(), wanted).await;
+    }
+}
+
+/// Waits until the numbers of a server are as wanted. There is no event for that outside of the server.
+pub async fn until<S: fmt::Debug>(what: &str, stats: impl Fn() -> S, wanted: impl Fn(&S) -> bool) {
+    let reached = async {
+        while !wanted(&stats()) {
+            time::sleep(Duration::from_millis(1)).await;
         }
+    };
+    if time::timeout(PATIENCE, reached).await.is_err() {
+        panic!("{what}: {:?}", stats());
     }
 }
 

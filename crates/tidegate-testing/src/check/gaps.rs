@@ -83,16 +83,17 @@ impl Walk<'_> {
             self.begin_at(gap.first_sequence)?;
         }
         self.nothing_before(gap.first_sequence, "an event is missing before a gap")?;
-        let matching = self.matching_to(gap.last_sequence);
-        if gap.count != matching {
-            return Err(self.loss(
-                "a gap counts another number than match in its span",
-                matching,
-                gap.count,
-            ));
-        }
+        self.counts(gap, self.matching_to(gap.last_sequence))?;
         self.next = Some(gap.last_sequence + 1);
         Ok(())
+    }
+
+    fn counts(&self, gap: &Gap, matching: u64) -> Result<(), Violation> {
+        if gap.count == matching {
+            return Ok(());
+        }
+        let problem = "a gap counts another number than match in its span";
+        Err(self.loss(problem, matching, gap.count))
     }
 
     fn opening_gap(&mut self, gap: &Gap, head: u64, number: usize) -> Result<(), Violation> {
@@ -120,13 +121,8 @@ impl Walk<'_> {
             ));
         }
         self.left_history(gap, head)?;
-        if gap.count > 0 && gap.count != self.matching(gap.first_sequence, gap.last_sequence) {
-            let matching = self.matching(gap.first_sequence, gap.last_sequence);
-            return Err(self.loss(
-                "a gap counts another number than match in its span",
-                matching,
-                gap.count,
-            ));
+        if gap.count > 0 {
+            self.counts(gap, self.matching(gap.first_sequence, gap.last_sequence))?;
         }
         self.next = Some(gap.last_sequence + 1);
         Ok(())

@@ -153,8 +153,9 @@ impl<T: Value, L> Subscribe<T, L> {
     /// It begins with a snapshot of the application's state, and goes on live from the snapshot's position:
     /// nothing is missed or repeated in between. Default: none.
     ///
-    /// The subscription is registered first. Then `load` is called with the position at which that was; what it returns must not be older than that. While it loads and is sent,
-    /// the subscription's limits hold for what comes live. A status in place of a snapshot ends the stream.
+    /// The subscription is registered first. Then `load` is called with the position at which that was; what
+    /// it returns must not be older than that. While it loads and is sent, the subscription's limits hold for
+    /// what comes live. A status in place of a snapshot ends the stream.
     ///
     /// It is for those who begin: whoever comes back with a position resumes without it.
     pub fn snapshot<F>(mut self, load: impl FnOnce(Position) -> F + Send + 'static) -> Self
