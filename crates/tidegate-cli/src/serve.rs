@@ -5,16 +5,19 @@ use std::{
     io::{self, Write as _},
     net::SocketAddr,
     num::NonZeroUsize,
+    pin::pin,
     time::Duration,
 };
 
 use clap::{Args, ValueEnum};
 use tidegate_server::{BindError, Server, ServerConfig};
+use tokio::sync::oneshot;
 
 use crate::{
     args::{bytes, duration},
     exit::{Exit, Failure},
-    memory, signals,
+    memory,
+    signals::Signals,
 };
 
 /// Run the server
@@ -149,11 +152,23 @@ enum OnStallArg {
 
 pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let server = Server::bind(args.config()).await?;
+    // Before anyone knows the address, so that no signal is missed.
+    let mut signals = Signals::listen()?;
     announce(server.local_addr())?;
     tokio::spawn(memory::give_back(server.hub().clone()));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let mut serving = pin!(server.serve(async { _ = stopped.await }));
     let report = tokio::select! {
-        report = server.serve(stop_signal()) => report,
-        () = second_signal() => return Err(Failure::new(Exit::Interrupted, "ended at once by a second signal")),
+        report = &mut serving => report,
+        () = signals.next() => {
+            drop(stop);
+            tokio::select! {
+                report = &mut serving => report,
+                () = signals.next() => {
+                    return Err(Failure::new(Exit::Interrupted, "ended at once by a second signal"));
+                }
+            }
+        }
     };
     tracing::info!(
         connections_drained = report.connections_drained,
@@ -170,18 +185,6 @@ fn announce(address: SocketAddr) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "listening on {address}")?;
     stdout.flush()
-}
-
-async fn stop_signal() {
-    if let Err(error) = signals::interrupted().await {
-        tracing::error!(%error, "signals cannot be received; the server goes on until it is killed");
-        std::future::pending().await
-    }
-}
-
-async fn second_signal() {
-    stop_signal().await;
-    stop_signal().await;
 }
 
 /// A heartbeat as clients may ask for it too.
