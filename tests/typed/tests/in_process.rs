@@ -2,7 +2,11 @@
 
 use std::{
     pin::pin,
-    task::{Context, Poll, Waker},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Wake, Waker},
 };
 
 use futures_core::Stream as _;
@@ -56,6 +60,41 @@ async fn waiting_for_the_next_value_can_be_cancelled() {
             "and another"
         );
     }
+}
+
+#[test]
+fn it_is_pending_once_for_each_frame_that_is_worth_sending_and_asks_to_be_polled_again() {
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+    let hub = Hub::<ServerEvent>::new();
+    let mut subscription = pin!(hub.subscribe().ignore_losses().open().unwrap());
+    hub.publish_all(vec![text("x".repeat(250)); 200]).unwrap();
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut cx = Context::from_waker(&waker);
+    let mut chunks = Vec::new();
+    let mut chunk = 0;
+    loop {
+        match subscription.as_mut().poll_next(&mut cx) {
+            Poll::Ready(item) => chunk += 5 + item.unwrap().unwrap().encoded_len(),
+            Poll::Pending => {
+                chunks.push(chunk);
+                if woken.0.load(Relaxed) < chunks.len() {
+                    break;
+                }
+                chunk = 0;
+            }
+        }
+    }
+    let last = chunks.pop().unwrap();
+    assert!(chunks.iter().all(|chunk| (16_000..=16_384).contains(chunk)));
+    assert_eq!(chunks.len(), 3);
+    assert!(last < 8_192, "not worth it, so nobody is woken for nothing");
 }
 
 #[tokio::test]

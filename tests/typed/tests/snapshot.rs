@@ -230,11 +230,17 @@ async fn what_does_not_pass_a_predicate_is_neither_backlog_nor_loss() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_subscription_with_a_new_predicate_misses_nothing_from_when_it_began() {
+    const TOTAL: u64 = 20_000;
+    // The publisher may run to its end while this task does not run at all.
+    let limits = Limits {
+        max_events: TOTAL.try_into().unwrap(),
+        ..Limits::default()
+    };
     let hub = Hub::<ServerEvent>::new();
     let publishing = tokio::task::spawn_blocking({
         let hub = hub.clone();
         move || {
-            for number in 1..=20_000u64 {
+            for number in 1..=TOTAL {
                 hub.publish(Publication::new(text(number.to_string())))
                     .unwrap();
             }
@@ -244,11 +250,12 @@ async fn a_subscription_with_a_new_predicate_misses_nothing_from_when_it_began()
         let everything = Predicate::new(|_: &ServerEvent| true);
         let subscribe = hub.subscribe().matching(&everything);
         let mut subscription = subscribe
+            .limits(limits)
             .fail_on_loss(|gap| Status::data_loss(format!("{gap:?}")))
             .open()
             .unwrap();
         let first = subscription.began_at().sequence + 1;
-        if first > 20_000 {
+        if first > TOTAL {
             break;
         }
         let event = within_patience(subscription.next()).await.unwrap().unwrap();

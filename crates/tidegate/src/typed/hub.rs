@@ -36,7 +36,7 @@ pub(super) struct Inner<T> {
     pub(super) gone: Notify,
     pub(super) limits: Limits,
     pub(super) reconnect_spread: Duration,
-    position: PositionFields,
+    pub(super) position: PositionFields,
 }
 
 /// A client that is here.

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -25,14 +26,11 @@ use crate::{
     status::{self, Reason},
 };
 
-/// How much one poll takes from the hub: what is taken can no longer be dropped.
-const ROOM: Room = Room {
-    events: usize::MAX,
-    bytes: CHUNK_BYTES as u64,
-    // The prefix of a gRPC message.
-    overhead: 5,
-    through: u64::MAX,
-};
+/// The flag of compression and the length before each gRPC message.
+const PREFIX_BYTES: usize = 5;
+
+/// From how many bytes on a chunk is worth a system call of its own.
+const WORTHWHILE_BYTES: u64 = CHUNK_BYTES as u64 / 2;
 
 /// The most places for events that an idle subscription keeps.
 const IDLE_CAPACITY: usize = 16;
@@ -42,7 +40,8 @@ const IDLE_CAPACITY: usize = 16;
 ///
 /// # Pull
 /// Nothing is taken from the hub before the stream is polled, and tonic polls when HTTP/2 flow control lets
-/// it send. One poll takes at most 16 KiB.
+/// it send. One poll takes at most 16 KiB. When that much was yielded the stream is pending once, and wakes
+/// whoever polls it: tonic then sends one frame, and a task that reads it gives way to others.
 ///
 /// # Ending
 /// It ends with a status other than OK, after which it yields nothing: when the hub ends it, or by its policy
@@ -57,6 +56,10 @@ pub struct Subscription<T: Value> {
     core: tidegate_core::Subscription<Body<T>>,
     /// What was taken and not yielded: gaps, then events, each with the next at its end.
     batch: Batch<Body<T>>,
+    /// How much one poll takes from the hub: what is taken can no longer be dropped.
+    room: Room,
+    /// Whether what was taken is a chunk: the stream is pending once before more is taken.
+    chunk_is_full: bool,
     losses: Losses<T>,
     /// Until all of the snapshot was yielded.
     snapshot: Option<Box<Stage<T>>>,
@@ -104,12 +107,20 @@ impl<T: Value> Subscription<T> {
             state: Mutex::default(),
         });
         hub.inner.entries().insert(core.id(), Arc::clone(&entry));
+        let position_bytes = hub.inner.position.len(u64::MAX);
         let mut subscription = Self {
             snapshot: None,
             told_through: 0,
             hub,
             core,
             batch: Batch::default(),
+            room: Room {
+                events: usize::MAX,
+                bytes: CHUNK_BYTES as u64,
+                overhead: (PREFIX_BYTES + position_bytes) as u64,
+                through: u64::MAX,
+            },
+            chunk_is_full: false,
             losses,
             entry,
             ended: None,
@@ -215,7 +226,10 @@ impl<T: Value> Subscription<T> {
 
     /// Looks whether the hub has ended the subscription, and takes nothing.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
-        let room = Room { through: 0, ..ROOM };
+        let room = Room {
+            through: 0,
+            ..self.room
+        };
         match self.core.poll_next(cx, room, &mut self.batch) {
             Poll::Ready(Err(reason)) => Poll::Ready(self.end(reason)),
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
@@ -292,8 +306,16 @@ impl<T: Value> Stream for Subscription<T> {
             if let Some(item) = this.next_taken() {
                 return Poll::Ready(Some(item));
             }
-            match this.core.poll_next(cx, ROOM, &mut this.batch) {
+            if mem::take(&mut this.chunk_is_full) {
+                // tonic makes a chunk of what it has when a stream is pending, or else of 32 KiB and the event
+                // that goes beyond. h2 would send that in three frames, each with a system call of its own.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            match this.core.poll_next(cx, this.room, &mut this.batch) {
                 Poll::Ready(Ok(())) => {
+                    let sizes = this.batch.events.iter().map(|event| event.size());
+                    this.chunk_is_full = sizes.sum::<u64>() >= WORTHWHILE_BYTES;
                     this.batch.gaps.reverse();
                     this.batch.events.reverse();
                 }
@@ -317,7 +339,7 @@ impl<T: Value> Drop for Subscription<T> {
         let departure = self.departure();
         let inner = &self.hub.inner;
         inner.entries().remove(&self.core.id());
-        let waiting = std::mem::take(&mut self.entry.lock().waiting);
+        let waiting = mem::take(&mut self.entry.lock().waiting);
         for waits in waiting {
             // Whoever waited may have gone.
             let _ = waits.send(departure.clone());
