@@ -3,11 +3,12 @@
 use std::{
     future::{Future, pending, poll_fn},
     io,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -16,8 +17,9 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use pin_project_lite::pin_project;
 use socket2::SockRef;
-use tidegate::{CloseReason, resettable};
+use tidegate::{Calls, CloseReason, resettable};
 use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
@@ -26,14 +28,14 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    coalesce::coalesce,
+    coalesce::{Flusher, Gathering, coalesce},
     config::Http2Config,
     preface::{Begun, begin},
-    routes::Routes,
+    routes::{ConnectionRoutes, Routes},
 };
 
 /// Serves connections, each with the same limits.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Connections {
     config: Http2Config,
     routes: Routes,
@@ -45,6 +47,21 @@ pub(crate) struct Connections {
     pub(crate) cut: CancellationToken,
 }
 
+/// What is beneath HTTP/2.
+type Transport = Pin<Box<TimeoutStream<Begun<TcpStream>>>>;
+
+/// A connection whose preface has come.
+struct Served {
+    connection: http2::Connection<
+        TokioIo<Gathering<Transport>>,
+        TowerToHyperService<ConnectionRoutes>,
+        StreamExecutor,
+    >,
+    flusher: Flusher<Transport>,
+    streams: StreamExecutor,
+    calls: Calls,
+}
+
 /// Spawns the tasks of one connection's streams, so that each can be reset.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StreamExecutor {
@@ -54,15 +71,31 @@ pub(crate) struct StreamExecutor {
 /// Counts a stream for as long as it is there.
 struct Counted(Arc<AtomicUsize>);
 
+pin_project! {
+    // An `async` block would hold the stream's future twice over.
+    struct CountedStream<F> {
+        #[pin]
+        stream: F,
+        _counted: Counted,
+    }
+}
+
+impl<F: Future> Future for CountedStream<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().stream.poll(cx)
+    }
+}
+
 impl<F> Executor<F> for StreamExecutor
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        let counted = Counted::new(&self.streams);
-        tokio::spawn(async move {
-            resettable(stream).await;
-            drop(counted);
+        tokio::spawn(CountedStream {
+            stream: resettable(stream),
+            _counted: Counted::new(&self.streams),
         });
     }
 }
@@ -105,22 +138,21 @@ impl Connections {
     }
 
     /// Serves one connection until it ends, and in any case until it is cut. Returns whether it was.
-    pub(crate) async fn serve(self, stream: TcpStream) -> bool {
+    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream) -> bool {
         if let Err(error) = set_options(&stream, &self.config) {
             tracing::debug!(%error, "connection lost before it began");
             return false;
         }
-        let Some(stream) = self.begin(stream).await else {
+        let Some(begun) = self.begin(stream).await else {
             return false;
         };
-        let (service, calls) = self.routes.for_connection();
-        let service = TowerToHyperService::new(service);
-        let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(self.config.write_timeout));
-        let (stream, mut flusher) = coalesce(Box::pin(stream));
-        let streams = StreamExecutor::default();
-        let builder = self.config.builder(streams.clone());
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let Served {
+            connection,
+            mut flusher,
+            streams,
+            calls,
+        } = self.served(begun);
+        let mut connection = pin!(connection);
         let mut old_age = pin!(sleep_or_forever(self.max_age.map(jittered)));
         let (mut drained, mut is_old) = (false, false);
         loop {
@@ -148,6 +180,23 @@ impl Connections {
                 }
                 () = self.cut.cancelled() => return true,
             }
+        }
+    }
+
+    // Apart from `serve`, whose future would keep what is only needed here for as long as the connection lasts.
+    fn served(&self, begun: Begun<TcpStream>) -> Served {
+        let (service, calls) = self.routes.for_connection();
+        let mut stream = TimeoutStream::new(begun);
+        stream.set_write_timeout(Some(self.config.write_timeout));
+        let (stream, flusher) = coalesce(Box::pin(stream));
+        let streams = StreamExecutor::default();
+        let builder = self.config.builder(streams.clone());
+        Served {
+            connection: builder
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)),
+            flusher,
+            streams,
+            calls,
         }
     }
 

@@ -44,7 +44,7 @@ pub struct Server {
     logged: ConnectionStats,
     hub: Hub<Encoded>,
     routes: Routes,
-    connections: Connections,
+    connections: Arc<Connections>,
     sweep: SweepRules,
     drain_timeout: Duration,
 }
@@ -125,12 +125,12 @@ impl Server {
             logged: ConnectionStats::default(),
             hub,
             routes: routes.clone(),
-            connections: Connections::new(
+            connections: Arc::new(Connections::new(
                 config.http2,
                 routes,
                 config.max_connection_age,
                 config.max_connection_age_grace,
-            ),
+            )),
             sweep: config.sweep,
             drain_timeout: config.drain_timeout,
         })
@@ -191,10 +191,11 @@ impl Server {
                 return;
             }
         };
-        let connection = self.connections.clone().serve(stream);
+        let connections = Arc::clone(&self.connections);
         let cut = Arc::clone(cut);
         tasks.spawn(async move {
-            if connection.await {
+            // Made in here: a future that is made outside and awaited within is held twice over.
+            if connections.serve(stream).await {
                 cut.fetch_add(1, Relaxed);
             }
             drop(admitted);

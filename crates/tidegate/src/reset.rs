@@ -8,16 +8,17 @@
 //! handle to it there and leaves it with the hub, for [`Hub::sweep`](crate::Hub::sweep) to use.
 
 use std::{
-    future::{Future, poll_fn},
-    pin::pin,
+    future::Future,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Poll, Wake, Waker},
+    task::{Context, Poll, Wake, Waker},
 };
 
 use futures_util::task::AtomicWaker;
+use pin_project_lite::pin_project;
 
 tokio::task_local! {
     static CURRENT: Arc<Reset>;
@@ -37,24 +38,36 @@ impl Wake for Reset {
     }
 }
 
+pin_project! {
+    /// A stream's future, done when the stream is or when it is reset.
+    struct UntilReset<F> {
+        reset: Arc<Reset>,
+        #[pin]
+        stream: F,
+    }
+}
+
+impl<F: Future> Future for UntilReset<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        // Registered first: a reset that comes now is seen by the look that follows or by the wake.
+        this.reset.task.register(cx.waker());
+        if this.reset.is_asked.load(Ordering::Acquire) {
+            tracing::debug!("stream reset: its peer did not take notice of its end");
+            return Poll::Ready(());
+        }
+        this.stream.poll(cx).map(|_| ())
+    }
+}
+
 /// Serves one HTTP/2 stream, until it is done or is reset. Spawn the futures that hyper gives to its
 /// executor through this.
-pub async fn resettable<F: Future>(stream: F) {
+// Not an `async fn`, which would hold the stream's future three times over, in every idle stream.
+pub fn resettable<F: Future>(stream: F) -> impl Future<Output = ()> {
     let reset = Arc::new(Reset::default());
-    let until_reset = async {
-        let mut stream = pin!(stream);
-        poll_fn(|cx| {
-            // Registered first: a reset that comes now is seen by the look that follows or by the wake.
-            reset.task.register(cx.waker());
-            if reset.is_asked.load(Ordering::Acquire) {
-                tracing::debug!("stream reset: its peer did not take notice of its end");
-                return Poll::Ready(());
-            }
-            stream.as_mut().poll(cx).map(|_| ())
-        })
-        .await;
-    };
-    CURRENT.scope(Arc::clone(&reset), until_reset).await;
+    CURRENT.scope(Arc::clone(&reset), UntilReset { reset, stream })
 }
 
 /// The handle that resets the stream which is being served here, if it was spawned as [`resettable`].
@@ -62,4 +75,28 @@ pub(crate) fn current() -> Option<Waker> {
     CURRENT
         .try_with(|reset| Waker::from(Arc::clone(reset)))
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[test]
+    fn it_holds_the_future_of_a_stream_once() {
+        let stream = async {
+            let held = [0_u8; 1_000];
+            pending::<()>().await;
+            held
+        };
+        let alone = size_of_val(&stream);
+        assert!(alone >= 1_000);
+        assert!(size_of_val(&resettable(stream)) < alone + 100);
+    }
+
+    #[tokio::test]
+    async fn it_is_done_when_the_stream_is() {
+        resettable(ready(7)).await;
+    }
 }
