@@ -3,7 +3,7 @@
 //! # Pull
 //! Nothing happens until the transport polls, and it polls when it wants a chunk. One poll takes what
 //! is ready, up to [`CHUNK_BYTES`], as one message in one chunk; an event larger than that goes in
-//! several chunks that share its memory.
+//! several chunks that share its memory. Streams of one filter that are equally far share their chunks.
 //!
 //! # Ending
 //! The body ends with trailers that carry a status other than OK, always: it never ends by itself. The
@@ -25,6 +25,7 @@ use tonic::Status;
 
 use crate::{
     calls::Enrolled,
+    chunks::{self, Source},
     convert,
     proto::{CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response},
     status,
@@ -54,6 +55,8 @@ thread_local! {
 #[derive(Debug)]
 pub struct Drainer {
     subscription: Subscription<Encoded>,
+    /// Where its sequences are from.
+    source: Source,
     /// Held for its drop.
     _enrolled: Option<Enrolled>,
     /// What is left to send of an event larger than a chunk.
@@ -85,6 +88,7 @@ enum State {
 impl Drainer {
     pub(crate) fn new(
         subscription: Subscription<Encoded>,
+        service: u64,
         enrolled: Option<Enrolled>,
         heartbeat_interval: Duration,
         min_interval: Option<Duration>,
@@ -92,8 +96,13 @@ impl Drainer {
         deadline: Option<Instant>,
     ) -> Self {
         let now = Instant::now();
+        let source = Source {
+            service,
+            epoch: subscription.began_at().epoch,
+        };
         Self {
             subscription,
+            source,
             _enrolled: enrolled,
             rest: Bytes::new(),
             timer: Box::pin(sleep_until(now + heartbeat_interval)),
@@ -179,6 +188,14 @@ impl Drainer {
 
     /// One chunk of all that a poll has taken: the gaps, then the events, then the end of the replay.
     fn write(&mut self, batch: &Batch<Encoded>) -> Bytes {
+        if batch.gaps.is_empty() && batch.caught_up.is_none() {
+            let rest = &mut self.rest;
+            return chunks::shared(self.source, batch, || {
+                let mut out = Vec::new();
+                *rest = write_batch(batch, CHUNK_BYTES, &mut out).unwrap_or_default();
+                Bytes::from(out)
+            });
+        }
         let mut out = Vec::new();
         for gap in &batch.gaps {
             write_response(Response::Gap(convert::gap(gap)), &mut out);

@@ -45,6 +45,7 @@
 //! ```
 
 mod calls;
+mod chunks;
 mod convert;
 mod deadline;
 mod drainer;

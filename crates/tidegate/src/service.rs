@@ -7,7 +7,10 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -46,6 +49,8 @@ const MAX_SUBSCRIBE_REQUEST_BYTES: usize = 512 << 10;
 /// beyond recall: the default of 400 KiB makes a slow client see events that are 400 KiB old.
 #[derive(Debug, Clone)]
 pub struct EventService {
+    /// Which of the process's services this is, or is a clone of.
+    id: u64,
     hub: Hub<Encoded>,
     config: Arc<ServiceConfig>,
     publisher: EventServiceServer<Publisher>,
@@ -127,7 +132,9 @@ impl EventService {
         let decode = config.publish.max_batch_bytes.saturating_mul(2);
         let publisher = Publisher::new(hub.clone(), config.publish.clone());
         let publisher = EventServiceServer::new(publisher).max_decoding_message_size(decode);
+        static SERVICES: AtomicU64 = AtomicU64::new(0);
         Self {
+            id: SERVICES.fetch_add(1, Relaxed),
             hub,
             config: Arc::new(config),
             publisher,
@@ -169,6 +176,7 @@ impl EventService {
         let enrolled = calls.map(|calls| calls.enroll(subscription.id()));
         Ok(Drainer::new(
             subscription,
+            self.id,
             enrolled,
             wanted.heartbeat_interval,
             wanted.min_interval,

@@ -1,0 +1,225 @@
+//! Chunks that several subscribers get.
+//!
+//! Subscribers of one filter that are equally far get the same events with the same index: the same bytes.
+//! Each thread keeps the last few chunks that it made, and gives them out again instead of making them anew.
+//! Whether a chunk is the same is not guessed: all the sequences in it are compared.
+//!
+//! What is kept here is at most [`KEPT`] chunks for each thread, and no event: chunks are copies.
+
+use std::cell::RefCell;
+
+use bytes::Bytes;
+use tidegate_core::Batch;
+
+use crate::wire::Encoded;
+
+/// How many chunks a thread keeps: a burst of events is a few, and they have to stay in the processor's cache.
+const KEPT: usize = 8;
+
+/// From how many events on it is cheaper to look for a chunk than to make one.
+const WORTH_SHARING: usize = 8;
+
+thread_local! {
+    static CHUNKS: RefCell<Chunks> = const { RefCell::new(Chunks::NONE) };
+}
+
+/// Where sequences are from: the same sequence of the same source is the same event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Source {
+    /// The service, among all of the process.
+    pub(crate) service: u64,
+    pub(crate) epoch: u64,
+}
+
+struct Chunks {
+    kept: Vec<Chunk>,
+    /// Which is the oldest, once there are as many as are kept.
+    oldest: usize,
+}
+
+struct Chunk {
+    source: Source,
+    first_index: u64,
+    sequences: Vec<u64>,
+    bytes: Bytes,
+}
+
+/// The chunk of `batch`, which has no gaps and does not end a replay: one that is kept, or what `make` makes.
+pub(crate) fn shared(
+    source: Source,
+    batch: &Batch<Encoded>,
+    make: impl FnOnce() -> Bytes,
+) -> Bytes {
+    if batch.events.len() < WORTH_SHARING {
+        return make();
+    }
+    CHUNKS.with_borrow_mut(|chunks| {
+        if let Some(bytes) = chunks.find(source, batch) {
+            return bytes;
+        }
+        let bytes = make();
+        chunks.keep(source, batch, bytes.clone());
+        bytes
+    })
+}
+
+impl Chunks {
+    const NONE: Self = Self {
+        kept: Vec::new(),
+        oldest: 0,
+    };
+
+    fn find(&self, source: Source, batch: &Batch<Encoded>) -> Option<Bytes> {
+        let mut kept = self.kept.iter();
+        kept.find(|chunk| chunk.is_of(source, batch))
+            .map(|chunk| chunk.bytes.clone())
+    }
+
+    fn keep(&mut self, source: Source, batch: &Batch<Encoded>, bytes: Bytes) {
+        if self.kept.len() < KEPT {
+            self.kept.push(Chunk {
+                source,
+                first_index: batch.first_index,
+                sequences: sequences(batch).collect(),
+                bytes,
+            });
+            return;
+        }
+        let chunk = &mut self.kept[self.oldest];
+        self.oldest = (self.oldest + 1) % KEPT;
+        chunk.source = source;
+        chunk.first_index = batch.first_index;
+        chunk.sequences.clear();
+        chunk.sequences.extend(sequences(batch));
+        chunk.bytes = bytes;
+    }
+}
+
+impl Chunk {
+    fn is_of(&self, source: Source, batch: &Batch<Encoded>) -> bool {
+        self.first_index == batch.first_index
+            && self.sequences.len() == batch.events.len()
+            && self.source == source
+            && sequences(batch).eq(self.sequences.iter().copied())
+    }
+}
+
+fn sequences(batch: &Batch<Encoded>) -> impl Iterator<Item = u64> {
+    batch.events.iter().map(|event| event.sequence())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        task::{Context, Waker},
+        time::Instant,
+    };
+
+    use tidegate_core::{ClientId, Filter, Hub, HubConfig, Room, SubscribeOptions, Subscription};
+
+    use super::*;
+    use crate::{convert::encode, proto::NewEvent};
+
+    const SOURCE: Source = Source {
+        service: 1,
+        epoch: 1,
+    };
+
+    fn hub() -> Hub<Encoded> {
+        Hub::new(HubConfig::new(1))
+    }
+
+    fn subscribe(hub: &Hub<Encoded>, client: &str, filter: &str) -> Subscription<Encoded> {
+        let filters = vec![Filter::new(filter).unwrap()];
+        let options = SubscribeOptions::new(ClientId::new(client).unwrap(), filters);
+        hub.subscribe(options, Instant::now()).unwrap()
+    }
+
+    fn publish(hub: &Hub<Encoded>, topics: &[&str]) {
+        let events = topics.iter().map(|topic| NewEvent {
+            topic: (*topic).into(),
+            ..NewEvent::default()
+        });
+        let events: Vec<_> = events.map(|event| encode(event).unwrap()).collect();
+        hub.publish(events, Instant::now()).unwrap();
+    }
+
+    fn drain(subscription: &mut Subscription<Encoded>) -> Batch<Encoded> {
+        let mut batch = Batch::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let polled = subscription.poll_next(&mut cx, Room::events(100), &mut batch);
+        assert!(polled.is_ready());
+        batch
+    }
+
+    /// Whether the chunk had to be made.
+    fn is_made(source: Source, batch: &Batch<Encoded>) -> bool {
+        let mut is_made = false;
+        shared(source, batch, || {
+            is_made = true;
+            Bytes::from_static(b"chunk")
+        });
+        is_made
+    }
+
+    #[test]
+    fn the_same_events_with_the_same_index_are_the_same_chunk() {
+        let hub = hub();
+        let (mut one, mut other) = (subscribe(&hub, "1", "a"), subscribe(&hub, "2", "a"));
+        publish(&hub, &["a"; 20]);
+        assert!(is_made(SOURCE, &drain(&mut one)));
+        assert!(!is_made(SOURCE, &drain(&mut other)));
+    }
+
+    #[test]
+    fn one_event_that_differs_in_the_middle_is_seen() {
+        let hub = hub();
+        let (mut one, mut other) = (subscribe(&hub, "1", "*.x"), subscribe(&hub, "2", "a.*"));
+        let mut topics = ["a.x"; 22];
+        (topics[10], topics[11]) = ("b.x", "a.y");
+        publish(&hub, &topics);
+        let (one, other) = (drain(&mut one), drain(&mut other));
+        assert_eq!(one.events.len(), other.events.len());
+        assert!(is_made(SOURCE, &one));
+        assert!(is_made(SOURCE, &other));
+    }
+
+    #[test]
+    fn another_index_service_or_epoch_is_another_chunk() {
+        let hub = hub();
+        let mut one = subscribe(&hub, "1", "a");
+        publish(&hub, &["a"; 20]);
+        let mut batch = drain(&mut one);
+        assert!(is_made(SOURCE, &batch));
+        for source in [
+            Source {
+                service: 2,
+                ..SOURCE
+            },
+            Source { epoch: 2, ..SOURCE },
+        ] {
+            assert!(is_made(source, &batch));
+        }
+        batch.first_index += 1;
+        assert!(is_made(SOURCE, &batch));
+        batch.first_index -= 1;
+        assert!(!is_made(SOURCE, &batch));
+    }
+
+    #[test]
+    fn only_the_last_few_are_kept() {
+        let hub = hub();
+        let mut subscription = subscribe(&hub, "1", "a");
+        let batches: Vec<_> = (0..=KEPT)
+            .map(|_| {
+                publish(&hub, &["a"; 20]);
+                let batch = drain(&mut subscription);
+                assert!(is_made(SOURCE, &batch));
+                batch
+            })
+            .collect();
+        assert!(!is_made(SOURCE, &batches[KEPT]));
+        assert!(!is_made(SOURCE, &batches[1]));
+        assert!(is_made(SOURCE, &batches[0]));
+    }
+}
