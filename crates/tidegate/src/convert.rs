@@ -78,6 +78,7 @@ pub(crate) fn subscribe_request(
     }
     let options = SubscribeOptions {
         client_id: client_id(&request.client_id)?,
+        principal: None,
         filters,
         limits: limits(request.limits.as_ref())?,
         start: start(request.resume_after, request.replay_last)?,
