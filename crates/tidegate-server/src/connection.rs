@@ -30,6 +30,7 @@ use crate::{
     config::Http2Config,
     preface::{Begun, begin},
     routes::Routes,
+    tls::{Certificates, Tls, Transport},
 };
 
 /// Serves connections, each with the same limits.
@@ -37,6 +38,8 @@ use crate::{
 pub(crate) struct Connections {
     config: Http2Config,
     routes: Routes,
+    /// `None` for connections without TLS.
+    tls: Option<Arc<Tls>>,
     max_age: Option<Duration>,
     max_age_grace: Duration,
     /// Told to end in good order.
@@ -91,12 +94,14 @@ impl Connections {
     pub(crate) fn new(
         config: Http2Config,
         routes: Routes,
+        tls: Option<Arc<Tls>>,
         max_age: Option<Duration>,
         max_age_grace: Duration,
     ) -> Self {
         Self {
             config,
             routes,
+            tls,
             max_age,
             max_age_grace,
             drain: CancellationToken::new(),
@@ -110,10 +115,10 @@ impl Connections {
             tracing::debug!(%error, "connection lost before it began");
             return false;
         }
-        let Some(stream) = self.begin(stream).await else {
+        let Some((stream, certificates)) = self.begin(stream).await else {
             return false;
         };
-        let (service, calls) = self.routes.for_connection();
+        let (service, calls) = self.routes.for_connection(certificates);
         let service = TowerToHyperService::new(service);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.config.write_timeout));
@@ -151,13 +156,22 @@ impl Connections {
         }
     }
 
-    /// Waits for the preface, as long as its time-out allows and no drain begins.
-    async fn begin(&self, stream: TcpStream) -> Option<Begun<TcpStream>> {
+    /// Waits for the TLS handshake, if there is to be one, and the preface, as long as their time-out allows
+    /// and no drain begins.
+    async fn begin(&self, stream: TcpStream) -> Option<(Begun<Transport>, Option<Certificates>)> {
+        let begun = async {
+            let transport = match &self.tls {
+                Some(tls) => tls.accept(stream).await?,
+                None => Transport::Plain(stream),
+            };
+            let certificates = transport.certificates();
+            io::Result::Ok((begin(transport).await?, certificates))
+        };
         tokio::select! {
-            begun = timeout(self.config.preface_timeout, begin(stream)) => match begun {
+            begun = timeout(self.config.preface_timeout, begun) => match begun {
                 Ok(Ok(begun)) => return Some(begun),
                 Ok(Err(error)) => tracing::debug!(%error, "connection ended before it began"),
-                Err(_) => tracing::debug!("connection ended: no preface came in time"),
+                Err(_) => tracing::debug!("connection ended: no handshake or preface came in time"),
             },
             () = self.drain.cancelled() => {}
         }

@@ -64,8 +64,9 @@ pub(crate) struct Guard(AbortHandle);
 
 impl Access {
     /// The access of the caller that `authority` knows.
-    pub fn new(authority: impl Authority) -> Self {
-        Self(Arc::new(authority))
+    #[must_use]
+    pub fn new(authority: Arc<dyn Authority>) -> Self {
+        Self(authority)
     }
 
     /// Who the caller is.
