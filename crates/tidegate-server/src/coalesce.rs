@@ -273,6 +273,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_transport_that_keeps_what_it_took_is_made_to_pass_it_on() {
+        let (mut peer, transport) = duplex(1 << 20);
+        let (mut gathering, mut flusher) = coalesce(tokio::io::BufWriter::new(transport));
+        let connection = pin!(async {
+            gathering.write_all(&[7; 100]).await.unwrap();
+            pending::<()>().await;
+        });
+        assert!(flusher.poll(connection, false, &mut context()).is_pending());
+        let mut read = [0; 200];
+        assert_eq!(peer.read(&mut read).await.unwrap(), 100);
+    }
+
+    #[tokio::test]
     async fn what_the_next_poll_writes_goes_too_if_more_is_likely() {
         let (mut peer, transport) = duplex(1 << 20);
         let (mut gathering, mut flusher) = coalesce(transport);

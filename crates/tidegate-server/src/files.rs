@@ -45,10 +45,10 @@ pub(crate) struct Files {
 pub(crate) type Contents = Result<Vec<Vec<u8>>, SecurityError>;
 
 impl SecurityError {
-    pub(crate) fn invalid(path: impl AsRef<Path>, problem: impl ToString) -> Self {
+    pub(crate) fn invalid(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
         Self::Invalid {
             path: path.as_ref().into(),
-            problem: problem.to_string(),
+            problem: problem.into(),
         }
     }
 }

@@ -26,9 +26,8 @@ use crate::{
 const HEALTH_NAMES: [&str; 2] = ["", EventService::NAME];
 
 /// The calls that need no credentials: load balancers have none, and learn nothing but whether to send calls.
-const OPEN: [&str; 3] = [
+const OPEN: [&str; 2] = [
     "/grpc.health.v1.Health/Check",
-    "/grpc.health.v1.Health/List",
     "/grpc.health.v1.Health/Watch",
 ];
 

@@ -150,7 +150,7 @@ impl TlsConfig {
         };
         builder
             .build()
-            .map_err(|error| SecurityError::invalid(path, error))
+            .map_err(|error| SecurityError::invalid(path, error.to_string()))
     }
 }
 
@@ -223,7 +223,7 @@ pub(crate) fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, SecurityEr
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path, pem)? {
         let added = roots.add(certificate);
-        added.map_err(|error| SecurityError::invalid(path, error))?;
+        added.map_err(|error| SecurityError::invalid(path, error.to_string()))?;
     }
     Ok(roots)
 }

@@ -91,7 +91,9 @@ impl Token {
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_whitespace();
         let (principal, hash) = (words.next()?, words.next()?.strip_prefix(SCHEME)?);
-        let is_whole = words.next().is_none() && hash.len() == 64 && hash.is_ascii();
+        let is_whole = words.next().is_none()
+            && hash.len() == 64
+            && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
         is_whole.then_some(())?;
         let mut bytes = Digest::default();
         for (i, byte) in bytes.iter_mut().enumerate() {
