@@ -134,6 +134,11 @@ impl Client {
         async move { Ok(service.subscribe(request).await?.into_inner()) }
     }
 
+    /// Whether what the server no longer accepts may have been renewed.
+    pub(crate) fn renews_token(&self) -> bool {
+        self.credentials.are_renewed()
+    }
+
     fn service(&self, channel: Channel) -> Service {
         EventServiceClient::with_interceptor(channel, self.credentials.clone())
             .max_decoding_message_size(self.max_message_bytes)
@@ -187,8 +192,8 @@ impl ClientBuilder {
         self
     }
 
-    /// A file with the bearer token to send. It is read for each call, so that a token can be renewed.
-    /// Default: none.
+    /// A file with the bearer token to send. It is read for each call, so that a token can be renewed: a
+    /// subscription whose token expires resumes with what the file has then. Default: none.
     #[must_use]
     pub fn token_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.token_file = Some(path.into());

@@ -35,6 +35,11 @@ impl Credentials {
         read(path).map_err(Error::InvalidCredentials)?;
         Ok(Self(Some(Token::File(path.into()))))
     }
+
+    /// Whether another token may be sent next.
+    pub(crate) fn are_renewed(&self) -> bool {
+        matches!(self.0, Some(Token::File(_)))
+    }
 }
 
 impl Interceptor for Credentials {

@@ -13,24 +13,14 @@
 //! remembered, so that a client that makes many calls has its token checked once.
 
 use std::{
-    future::Future,
     path::PathBuf,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use http::{HeaderMap, header::AUTHORIZATION};
-use rustls::{
-    pki_types::{CertificateDer, UnixTime},
-    server::danger::ClientCertVerifier,
-};
-use subtle::ConstantTimeEq as _;
-use tidegate::{Access, Authority, ClientId, CloseReason, Filter, Reason, Topic};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use rustls::server::danger::ClientCertVerifier;
+use tidegate::Reason;
+use tokio::{sync::watch, time::Instant};
 use tonic::Status;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
@@ -38,16 +28,12 @@ use crate::{
     authorisation::{Rights, Rule, Rules},
     files::{Files, SecurityError},
     jwks::Fetcher,
-    jwt::{JwtConfig, JwtKeys, Keys, Refused, Verified},
+    jwt::{JwksUrl, JwtConfig, JwtKeys, Keys, Refused, Verified},
+    policy::{Credential, Policy},
+    session::{Admitted, Session},
     tls::{Certificates, Tls},
-    tokens::{Digest, Tokens, digest},
+    tokens::{Digest, Tokens},
 };
-
-/// The longest that is slept towards the end of credentials: the clock may be set meanwhile.
-const CLOCK_CHECK: Duration = Duration::from_secs(5);
-
-/// Longer tokens are not even hashed. Headers are bounded as a whole as well.
-const MAX_TOKEN_BYTES: usize = 8 << 10;
 
 /// Who may call, and what they may do. Authentication is on as soon as there is a way to tell who calls: tokens,
 /// JSON Web Tokens, or [certificates](crate::TlsConfig::client_ca). Then everything is denied that no rule
@@ -70,19 +56,6 @@ pub struct AuthConfig {
     pub insecure: bool,
 }
 
-/// All that answers depend on.
-#[derive(Debug, Clone)]
-struct Policy {
-    tokens: Arc<Tokens>,
-    rules: Arc<Rules>,
-    /// Keys from files.
-    keys: Arc<Keys>,
-    /// Keys from addresses, in the order of the configuration.
-    fetched: Vec<Arc<Keys>>,
-    /// Who vouches for clients' certificates.
-    verifier: Option<Arc<dyn ClientCertVerifier>>,
-}
-
 /// Finds out who calls.
 #[derive(Debug)]
 pub(crate) struct Identity {
@@ -100,51 +73,6 @@ struct Fetched {
     fetcher: Fetcher,
     /// When it was last looked at. Held while it is, so that all who need it wait for one answer.
     last: tokio::sync::Mutex<Option<Instant>>,
-}
-
-/// The client at the other end of a connection.
-#[derive(Debug)]
-pub(crate) struct Caller {
-    identity: Arc<Identity>,
-    /// What its certificate gives it.
-    by_certificate: Option<Admitted>,
-    /// The last token that was accepted, and what it gives.
-    last: Mutex<Option<(Digest, Admitted)>>,
-}
-
-/// A principal whose credentials were accepted.
-#[derive(Debug, Clone)]
-pub(crate) struct Admitted {
-    session: Arc<Session>,
-    pub(crate) access: Access,
-}
-
-#[derive(Debug)]
-struct Session {
-    identity: Arc<Identity>,
-    principal: Arc<str>,
-    credential: Credential,
-    /// When the credential ends by itself.
-    expires: Option<SystemTime>,
-    /// What the credential itself grants.
-    claimed: Option<Rights>,
-    standing: Mutex<Arc<Standing>>,
-}
-
-/// What a session is under one policy.
-#[derive(Debug)]
-struct Standing {
-    policy: Arc<Policy>,
-    is_accepted: bool,
-    rights: Rights,
-}
-
-#[derive(Debug)]
-enum Credential {
-    Token(Digest),
-    /// The key that signed it.
-    Jwt(Digest),
-    Certificate(Certificates),
 }
 
 // ===== impl AuthConfig =====
@@ -223,8 +151,13 @@ impl Identity {
         Ok(Some(Arc::new(identity)))
     }
 
-    fn policy(&self) -> Arc<Policy> {
+    pub(crate) fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.policy.borrow())
+    }
+
+    /// A watch over the policy, which has seen the present one.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Policy>> {
+        self.policy.subscribe()
     }
 
     fn amend(&self, change: impl FnOnce(&mut Policy)) {
@@ -315,7 +248,11 @@ impl Identity {
     }
 
     /// Whom the token with this hash names.
-    async fn admit_token(self: &Arc<Self>, token: &str, hash: Digest) -> Result<Admitted, Status> {
+    pub(crate) async fn admit_token(
+        self: &Arc<Self>,
+        token: &str,
+        hash: Digest,
+    ) -> Result<Admitted, Status> {
         let policy = self.policy();
         if let Some(principal) = policy.tokens.principal(&hash) {
             return Ok(self.admit(Arc::clone(principal), Credential::Token(hash), None, None));
@@ -344,7 +281,10 @@ impl Identity {
     }
 
     /// Whom a certificate that was found good names. `None` if it names nobody.
-    fn admit_certificate(self: &Arc<Self>, certificates: Certificates) -> Option<Admitted> {
+    pub(crate) fn admit_certificate(
+        self: &Arc<Self>,
+        certificates: Certificates,
+    ) -> Option<Admitted> {
         let (_, certificate) = X509Certificate::from_der(certificates.first()?).ok()?;
         let principal = named_by(&certificate)?;
         let end = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
@@ -359,55 +299,18 @@ impl Identity {
         expires: Option<SystemTime>,
         claimed: Option<Rights>,
     ) -> Admitted {
-        let policy = self.policy();
-        let standing = Standing::new(policy, &principal, &credential, claimed.as_ref());
-        let session = Arc::new(Session {
-            identity: Arc::clone(self),
+        Admitted::new(Session::new(
+            Arc::clone(self),
             principal,
             credential,
             expires,
             claimed,
-            standing: Mutex::new(Arc::new(standing)),
-        });
-        Admitted {
-            access: Access::new(Arc::<Session>::clone(&session)),
-            session,
-        }
-    }
-}
-
-impl Policy {
-    fn all_keys(&self) -> Keys {
-        let mut keys = Keys::clone(&self.keys);
-        self.fetched.iter().for_each(|fetched| keys.extend(fetched));
-        keys
-    }
-
-    fn accepts(&self, credential: &Credential, principal: &str) -> bool {
-        match credential {
-            Credential::Token(hash) => {
-                let owner = self.tokens.principal(hash);
-                owner.is_some_and(|owner| **owner == *principal)
-            }
-            Credential::Jwt(key) => {
-                let mut sets = self.fetched.iter().chain([&self.keys]);
-                sets.any(|keys| keys.has(key))
-            }
-            Credential::Certificate(certificates) => self.vouches_for(certificates),
-        }
-    }
-
-    fn vouches_for(&self, certificates: &[CertificateDer<'_>]) -> bool {
-        let (Some(verifier), [own, others @ ..]) = (&self.verifier, certificates) else {
-            return false;
-        };
-        let verified = verifier.verify_client_cert(own, others, UnixTime::now());
-        verified.is_ok()
+        ))
     }
 }
 
 impl Fetched {
-    fn new(config: crate::jwt::JwksUrl) -> Result<Self, SecurityError> {
+    fn new(config: JwksUrl) -> Result<Self, SecurityError> {
         Ok(Self {
             fetcher: Fetcher::new(config)?,
             last: tokio::sync::Mutex::default(),
@@ -416,7 +319,7 @@ impl Fetched {
 }
 
 /// What every bad credential is told: what is wrong with it is of use to attackers only.
-fn invalid() -> Status {
+pub(crate) fn invalid() -> Status {
     Reason::CredentialsInvalid.status("the credentials are not accepted")
 }
 
@@ -440,186 +343,4 @@ fn named_by(certificate: &X509Certificate<'_>) -> Option<Arc<str>> {
     };
     let name = names.next().or_else(common_name)?;
     (!name.is_empty()).then(|| name.into())
-}
-
-// ===== impl Caller =====
-
-impl Caller {
-    /// The client of a connection, on which it showed `certificates`, which were found good.
-    pub(crate) fn new(identity: Arc<Identity>, certificates: Option<Certificates>) -> Self {
-        let by_certificate = certificates.and_then(|shown| identity.admit_certificate(shown));
-        Self {
-            identity,
-            by_certificate,
-            last: Mutex::default(),
-        }
-    }
-
-    /// On whose behalf a call with these headers is made.
-    ///
-    /// # Errors
-    /// The status to answer with when there are no credentials, or they are not accepted. A bad token is not
-    /// made up for by a good certificate.
-    pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Admitted, Status> {
-        let mut given = headers.get_all(AUTHORIZATION).iter();
-        let Some(header) = given.next() else {
-            return self.by_certificate();
-        };
-        let token = header.to_str().ok().and_then(bearer);
-        let token = token.filter(|token| token.len() <= MAX_TOKEN_BYTES);
-        let (Some(token), None) = (token, given.next()) else {
-            return Err(invalid());
-        };
-        let hash = digest(token.as_bytes());
-        if let Some(admitted) = self.remembered(&hash) {
-            return Ok(admitted);
-        }
-        let admitted = self.identity.admit_token(token, hash).await?;
-        *self.last() = Some((hash, admitted.clone()));
-        Ok(admitted)
-    }
-
-    fn by_certificate(&self) -> Result<Admitted, Status> {
-        let admitted = self.by_certificate.clone().ok_or_else(|| {
-            Reason::CredentialsMissing.status(
-                "the call has no credentials; send a token as `authorization: Bearer TOKEN`",
-            )
-        })?;
-        match admitted.access.ended() {
-            None => Ok(admitted),
-            Some(CloseReason::CredentialsExpired) => Err(Reason::CredentialsExpired
-                .status("the certificate of this connection has expired; connect with a new one")),
-            Some(_) => Err(invalid()),
-        }
-    }
-
-    /// What the last token gave, if it is the same and still accepted.
-    fn remembered(&self, hash: &Digest) -> Option<Admitted> {
-        let last = self.last();
-        let (last_hash, admitted) = last.as_ref()?;
-        let is_same = bool::from(last_hash.ct_eq(hash));
-        let admitted = is_same.then(|| admitted.clone())?;
-        admitted.access.ended().is_none().then_some(admitted)
-    }
-
-    fn last(&self) -> MutexGuard<'_, Option<(Digest, Admitted)>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The token of `Bearer TOKEN` (RFC 6750, section 2.1).
-fn bearer(header: &str) -> Option<&str> {
-    let (scheme, token) = header.split_once(' ')?;
-    let is_bearer = scheme.eq_ignore_ascii_case("bearer");
-    let token = token.trim_start_matches(' ');
-    (is_bearer && !token.is_empty()).then_some(token)
-}
-
-impl Admitted {
-    /// Whether the principal may do what is neither publishing nor subscribing.
-    pub(crate) fn may_administer(&self) -> bool {
-        self.session.standing().rights.may_administer()
-    }
-}
-
-// ===== impl Session =====
-
-impl Session {
-    fn standing(&self) -> Arc<Standing> {
-        let policy = self.identity.policy();
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        if !Arc::ptr_eq(&standing.policy, &policy) {
-            let claimed = self.claimed.as_ref();
-            *standing = Arc::new(Standing::new(
-                policy,
-                &self.principal,
-                &self.credential,
-                claimed,
-            ));
-        }
-        Arc::clone(&standing)
-    }
-}
-
-impl Standing {
-    fn new(
-        policy: Arc<Policy>,
-        principal: &str,
-        credential: &Credential,
-        claimed: Option<&Rights>,
-    ) -> Self {
-        let mut rights = policy.rules.rights_of(principal);
-        if let Some(claimed) = claimed {
-            rights.extend(claimed);
-        }
-        Self {
-            is_accepted: policy.accepts(credential, principal),
-            rights,
-            policy,
-        }
-    }
-}
-
-impl Authority for Session {
-    fn principal(&self) -> &Arc<str> {
-        &self.principal
-    }
-
-    fn may_publish(&self, topic: &Topic) -> bool {
-        self.standing().rights.may_publish(topic)
-    }
-
-    fn may_subscribe(&self, filter: &Filter) -> bool {
-        self.standing().rights.may_subscribe(filter)
-    }
-
-    fn may_be_client(&self, id: &ClientId) -> bool {
-        self.standing().rights.may_be_client(&self.principal, id)
-    }
-
-    fn ended(&self) -> Option<CloseReason> {
-        if self.expires.is_some_and(|end| end <= SystemTime::now()) {
-            return Some(CloseReason::CredentialsExpired);
-        }
-        (!self.standing().is_accepted).then_some(CloseReason::CredentialsRevoked)
-    }
-
-    fn changed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let mut policy = self.identity.policy.subscribe();
-        let expires = self.expires;
-        Box::pin(async move {
-            tokio::select! {
-                // The session holds the sender, so there is no other end to it than a change.
-                _ = policy.changed() => {}
-                () = until(expires) => {}
-            }
-        })
-    }
-}
-
-/// Waits for a time by the wall clock.
-async fn until(time: Option<SystemTime>) {
-    let Some(time) = time else {
-        return std::future::pending().await;
-    };
-    while let Ok(left) = time.duration_since(SystemTime::now())
-        && !left.is_zero()
-    {
-        sleep(left.min(CLOCK_CHECK)).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_is_what_follows_bearer() {
-        for header in ["Bearer abc", "bearer abc", "BEARER  abc"] {
-            assert_eq!(bearer(header), Some("abc"), "{header}");
-        }
-        for bad in ["", "abc", "Bearer", "Bearer ", "Basic abc", "Bearerabc"] {
-            assert_eq!(bearer(bad), None, "{bad}");
-        }
-    }
 }

@@ -35,6 +35,7 @@
 mod accept;
 mod admission;
 mod authorisation;
+mod caller;
 mod coalesce;
 mod config;
 mod connection;
@@ -44,10 +45,12 @@ mod identity;
 mod jwks;
 mod jwt;
 mod memory;
+mod policy;
 mod preface;
 mod reload;
 mod routes;
 mod server;
+mod session;
 mod tls;
 mod tokens;
 

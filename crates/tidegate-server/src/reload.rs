@@ -23,7 +23,7 @@ pub(crate) struct AbortOnDrop(AbortHandle);
 impl Reloader {
     /// Reads all files again now, as the server itself does within 2 s of their change, and fetches key sets.
     /// When it is done, all of it is in force: new connections get the new certificate, and streams that
-    /// would not be let in any more were told to end.
+    /// would not be let in any more end.
     ///
     /// # Errors
     /// For each file that cannot be used. What it was before stays, and so do the others' news.

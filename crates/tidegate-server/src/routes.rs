@@ -17,10 +17,7 @@ use tonic_health::{
 use tonic_reflection::server::Builder;
 use tower::{Service, util::BoxCloneSyncService};
 
-use crate::{
-    identity::{Caller, Identity},
-    tls::Certificates,
-};
+use crate::{caller::Caller, identity::Identity, tls::Certificates};
 
 /// The names that health is asked for: the server as a whole, and its one service.
 const HEALTH_NAMES: [&str; 2] = ["", EventService::NAME];

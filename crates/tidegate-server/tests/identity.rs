@@ -474,6 +474,26 @@ async fn a_client_id_is_for_its_namesake_and_who_was_allowed_it_and_taken_over_b
     bob.subscribe("alice", &["orders.a"]).await.unwrap();
 }
 
+#[tokio::test]
+async fn an_id_that_the_server_made_is_for_whom_it_was_made() {
+    let folder = Folder::new();
+    let server = start(auth(&folder, None)).await;
+    let alice = bearer(&server, "alice-token").await;
+    let bob = bearer(&server, "bob-token").await;
+    let first = alice.subscribe("", &["orders.a"]).await.unwrap();
+    let id = server.hub.subscriptions()[0].client_id.to_string();
+    let status = bob.subscribe(&id, &["orders.a"]).await.unwrap_err();
+    assert_eq!(reason(&status), "CLIENT_ID_TAKEN");
+    // As a client does that comes back.
+    let _second = alice.subscribe(&id, &["orders.a"]).await.unwrap();
+    let (_, status) = end(first).await;
+    assert_eq!(reason(&status), "TAKEN_OVER");
+    for not_made in ["anonymous-1", "anonymous-0123456789abcdeg", "anonymous"] {
+        let status = alice.subscribe(not_made, &["orders.a"]).await.unwrap_err();
+        assert_eq!(reason(&status), "NOT_ALLOWED", "{not_made}");
+    }
+}
+
 // ===== endings =====
 
 #[tokio::test]

@@ -32,7 +32,7 @@ pub trait Authority: fmt::Debug + Send + Sync + 'static {
     fn may_subscribe(&self, filter: &Filter) -> bool;
 
     /// Whether it may be the client `id`, and so see what is sent to that client alone. Asked for an id
-    /// that the caller chose.
+    /// that the caller chose, not for one that the server made.
     fn may_be_client(&self, id: &ClientId) -> bool;
 
     /// Why its credentials are no longer accepted: [`CloseReason::CredentialsExpired`] or
@@ -51,7 +51,7 @@ pub struct Access(Arc<dyn Authority>);
 /// What a subscription was let in for.
 #[derive(Debug, Clone)]
 pub(crate) struct Interest {
-    /// The id that the client chose, if it did.
+    /// The id that the client chose, if it did, and was not given one when it came first.
     pub(crate) client_id: Option<ClientId>,
     pub(crate) filters: Vec<Filter>,
 }

@@ -166,7 +166,7 @@ impl EventService {
         wanted.options.reset = reset::current();
         let admitted = match access {
             None => None,
-            Some(access) => Some(admit(access, &request, &mut wanted.options)?),
+            Some(access) => Some(admit(access, &mut wanted.options)?),
         };
         let subscription = self
             .hub
@@ -193,13 +193,11 @@ impl EventService {
 }
 
 /// Lets a subscription in that `access` allows, and writes down on whose behalf it is.
-fn admit(
-    access: Access,
-    request: &SubscribeRequest,
-    options: &mut SubscribeOptions,
-) -> Result<(Access, Interest), Status> {
+fn admit(access: Access, options: &mut SubscribeOptions) -> Result<(Access, Interest), Status> {
     let interest = Interest {
-        client_id: (!request.client_id.is_empty()).then(|| options.client_id.clone()),
+        client_id: Some(&options.client_id)
+            .filter(|id| !convert::is_anonymous(id))
+            .cloned(),
         filters: options.filters.clone(),
     };
     access.check_subscribe(&interest)?;
