@@ -7,7 +7,9 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::topic::{ClientId, NameError, NameErrorKind, Topic, check_token, check_tokens};
+use crate::topic::{
+    CLIENT_PREFIX, ClientId, NameError, NameErrorKind, Topic, check_token, check_tokens,
+};
 
 /// A topic, or a pattern of topics: `orders.*.created`, `orders.>`. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +58,16 @@ impl Filter {
         Ok(Self(pattern.into()))
     }
 
+    /// A pattern of a rule, which may be `$client.<client id>` or `$client.*` as well. No subscription may
+    /// have it as a filter.
+    pub(crate) fn for_rule(pattern: &str) -> Result<Self, NameError> {
+        match pattern.strip_prefix(CLIENT_PREFIX) {
+            Some("*") => Ok(Self(pattern.into())),
+            Some(_) => Topic::new(pattern).map(|topic| Self::from(&topic)),
+            None => Self::new(pattern),
+        }
+    }
+
     /// The filter `>`: everything but what is addressed to single clients.
     #[must_use]
     pub fn everything() -> Self {
@@ -97,12 +109,101 @@ impl Filter {
         }
     }
 
+    /// Whether some topic is matched by both.
+    ///
+    /// The limits on the length of a topic are left out of account: two filters that only topics longer
+    /// than allowed have in common overlap.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (mut ours, mut theirs) = (self.tokens(), other.tokens());
+        if self.reserved_against(other) || other.reserved_against(self) {
+            return false;
+        }
+        loop {
+            match (ours.next(), theirs.next()) {
+                (None, None) | (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+                (Some("*"), Some(_)) | (Some(_), Some("*")) => {}
+                (Some(ours), Some(theirs)) if ours == theirs => {}
+                _ => return false,
+            }
+        }
+    }
+
+    /// Whether every topic that this filter matches is matched by at least one of `others`. It may take
+    /// several of them: `a.*` and `a.*.>` together cover `a.>`.
+    ///
+    /// The limits on the length of a topic are left out of account: a filter of which only topics longer
+    /// than allowed are left over is not covered. But for that the answer is exact.
+    #[must_use]
+    pub fn is_covered_by<'a>(&self, others: impl IntoIterator<Item = &'a Self>) -> bool {
+        // There are more tokens than any filters name. So a wildcard stands, among others, for one that no
+        // filter names, which only wildcards match; and where those cover, the rest is covered as well.
+        let others = others.into_iter();
+        let mut alive: Vec<_> = others
+            .filter(|other| !self.reserved_against(other))
+            .map(Self::tokens)
+            .collect();
+        for token in self.tokens() {
+            match advance(&mut alive, token) {
+                Advanced::Covered => return true,
+                Advanced::Some if token != ">" => {}
+                Advanced::Some => return covers_every_length(alive),
+                Advanced::None => return false,
+            }
+        }
+        alive.iter_mut().any(|other| other.next().is_none())
+    }
+
+    /// Whether it begins with `$` and `other` with a wildcard, which never match the same.
+    fn reserved_against(&self, other: &Self) -> bool {
+        self.0.starts_with('$') && other.begins_with_wildcard()
+    }
+
     pub(crate) fn tokens(&self) -> std::str::Split<'_, char> {
         self.0.split('.')
     }
 
     fn begins_with_wildcard(&self) -> bool {
         matches!(self.tokens().next(), Some("*" | ">"))
+    }
+}
+
+/// What is left of some filters behind one more token.
+enum Advanced {
+    /// One of them matches all that begins so.
+    Covered,
+    Some,
+    None,
+}
+
+/// Takes one token off each of the filters and leaves those that match `token`, or, if that is a wildcard, a
+/// token that none of them names.
+fn advance(filters: &mut Vec<std::str::Split<'_, char>>, token: &str) -> Advanced {
+    let mut is_covered = false;
+    filters.retain_mut(|filter| {
+        let next = filter.next();
+        is_covered |= next == Some(">");
+        // A wildcard is the same as itself here.
+        next.is_some_and(|next| next == "*" || next == token)
+    });
+    match filters.is_empty() {
+        _ if is_covered => Advanced::Covered,
+        true => Advanced::None,
+        false => Advanced::Some,
+    }
+}
+
+/// Whether a topic is matched that ends here, and each that goes on with tokens that no filter names.
+fn covers_every_length(mut filters: Vec<std::str::Split<'_, char>>) -> bool {
+    loop {
+        if !filters.iter().any(|filter| filter.clone().next().is_none()) {
+            return false;
+        }
+        match advance(&mut filters, ">") {
+            Advanced::Covered => return true,
+            Advanced::Some => {}
+            Advanced::None => return false,
+        }
     }
 }
 

@@ -28,7 +28,8 @@ use crate::{
     limits::{Limits, Overflow},
     predicate::{Live, Predicate},
     registry::{
-        ClientIdPolicy, Feeds, Listed, Refusal, Registry, SubscriptionInfo, SweepRules, Swept,
+        ClientIdPolicy, Feeds, Holder, Listed, Refusal, Registry, SubscriptionInfo, SweepRules,
+        Swept,
     },
     retained::Retained,
     signal::Signal,
@@ -66,6 +67,9 @@ pub struct HubConfig {
 pub struct SubscribeOptions {
     /// Who it is.
     pub client_id: ClientId,
+    /// On whose behalf, where clients prove who they are. A client id that is in use by one principal is
+    /// taken for all others, whatever the [`ClientIdPolicy`].
+    pub principal: Option<Arc<str>>,
     /// What it wants: the union of these, each event once. Its own `$client.<id>` comes with it.
     pub filters: Vec<Filter>,
     /// How far it may fall behind.
@@ -131,6 +135,15 @@ pub enum CloseReason {
     /// The application ended it: [`Hub::disconnect`], [`Hub::end`].
     #[error("the subscription was ended by the service")]
     Disconnected,
+    /// The credentials that it began with have expired, by [`Hub::end`]. Come back with new ones.
+    #[error("the credentials have expired")]
+    CredentialsExpired,
+    /// The credentials that it began with are no longer accepted, by [`Hub::end`]. Come back with others.
+    #[error("the credentials are no longer accepted")]
+    CredentialsRevoked,
+    /// What it asked for is no longer allowed, by [`Hub::end`].
+    #[error("what was asked for is no longer allowed")]
+    NoLongerAllowed,
 }
 
 /// Why events were not published. Nothing of the batch was.
@@ -154,7 +167,8 @@ pub enum PublishError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubscribeError {
-    /// The client id is in use, and [`ClientIdPolicy::Reject`] holds.
+    /// The client id is in use, and [`ClientIdPolicy::Reject`] holds, or it is another principal that uses
+    /// it.
     #[error("the client id is in use")]
     ClientIdTaken,
     /// The position to resume from is of this epoch and after its newest event.
@@ -231,6 +245,7 @@ impl SubscribeOptions {
     pub fn new(client_id: ClientId, filters: Vec<Filter>) -> Self {
         Self {
             client_id,
+            principal: None,
             filters,
             limits: Limits::default(),
             start: Start::default(),
@@ -363,11 +378,15 @@ impl<P: Payload> Hub<P> {
 
         let ends_when_stalled = options.limits.overflow == Overflow::Disconnect;
         let signal = Arc::new(Signal::new(ends_when_stalled, options.reset));
-        let id = shared.registry.enter(&options.client_id, &signal)?;
+        let holder = Holder {
+            client: options.client_id,
+            principal: options.principal,
+        };
+        let id = shared.registry.enter(&holder, &signal)?;
         shared.history.lock().expire(now);
         let parts = Parts {
             id,
-            client: options.client_id,
+            holder,
             limits: options.limits.clamped(shared.most),
             signal,
         };
@@ -475,7 +494,7 @@ impl<P: Payload> Listed<P> {
         let stands_at = tally.stands_at.load(Relaxed);
         let ends = self.feeds.iter().map(|feed| feed.lock().end());
         let ends = ends.fold(0, u64::wrapping_add);
-        tally.info(self.id, &self.client, ends.wrapping_sub(stands_at))
+        tally.info(self.id, &self.holder, ends.wrapping_sub(stands_at))
     }
 }
 

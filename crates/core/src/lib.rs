@@ -78,6 +78,7 @@ mod signal;
 pub mod subscription;
 mod sync;
 pub mod topic;
+mod topic_set;
 mod trie;
 
 #[cfg(all(test, tidegate_loom))]
@@ -98,4 +99,5 @@ pub use crate::{
     registry::{ClientIdPolicy, SubscriptionInfo, SweepRules, Swept},
     subscription::{Batch, Room, Subscription},
     topic::{ClientId, NameError, NameErrorKind, Topic},
+    topic_set::TopicSet,
 };

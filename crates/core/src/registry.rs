@@ -61,6 +61,8 @@ pub struct SubscriptionInfo {
     pub id: u64,
     /// Who holds it.
     pub client_id: ClientId,
+    /// On whose behalf, where clients prove who they are.
+    pub principal: Option<Arc<str>>,
     /// How many matching events it has still to see. During a replay, what the current round still has and
     /// what came since.
     pub backlog: u64,
@@ -79,6 +81,13 @@ pub(crate) struct Registry<P> {
     state: Mutex<State<P>>,
 }
 
+/// Who holds a subscription.
+#[derive(Debug, Clone)]
+pub(crate) struct Holder {
+    pub(crate) client: ClientId,
+    pub(crate) principal: Option<Arc<str>>,
+}
+
 /// The feeds of a subscription, to look at how far it is behind.
 pub(crate) type Feeds<P> = Arc<[Arc<Feed<P>>]>;
 
@@ -86,7 +95,7 @@ pub(crate) type Feeds<P> = Arc<[Arc<Feed<P>>]>;
 #[derive(Debug)]
 pub(crate) struct Listed<P> {
     pub(crate) id: u64,
-    pub(crate) client: ClientId,
+    pub(crate) holder: Holder,
     pub(crate) signal: Arc<Signal>,
     pub(crate) feeds: Feeds<P>,
 }
@@ -105,7 +114,7 @@ struct State<P> {
 
 #[derive(Debug)]
 struct Stream<P> {
-    client: ClientId,
+    holder: Holder,
     signal: Arc<Signal>,
     /// Empty until it has joined them.
     feeds: Option<Feeds<P>>,
@@ -155,9 +164,10 @@ impl<P> Registry<P> {
         }
     }
 
-    /// Enters a subscription of `client` and returns its identity.
-    pub(crate) fn enter(&self, client: &ClientId, signal: &Arc<Signal>) -> Result<u64, Refusal> {
-        let (id, superseded) = self.state.lock().enter(self.policy, client, signal)?;
+    /// Enters a subscription of `holder` and returns its identity.
+    pub(crate) fn enter(&self, holder: &Holder, signal: &Arc<Signal>) -> Result<u64, Refusal> {
+        let stream = Stream::new(holder.clone(), Arc::clone(signal));
+        let (id, superseded) = self.state.lock().enter(self.policy, stream)?;
         for signal in superseded {
             signal.end(CloseReason::TakenOver);
         }
@@ -177,7 +187,7 @@ impl<P> Registry<P> {
         let listed = state.streams.iter().filter_map(|(id, stream)| {
             Some(Listed {
                 id: *id,
-                client: stream.client.clone(),
+                holder: stream.holder.clone(),
                 signal: Arc::clone(&stream.signal),
                 feeds: stream.feeds.clone()?,
             })
@@ -276,14 +286,18 @@ impl<P> State<P> {
     fn enter(
         &mut self,
         policy: ClientIdPolicy,
-        client: &ClientId,
-        signal: &Arc<Signal>,
+        stream: Stream<P>,
     ) -> Result<(u64, Vec<Arc<Signal>>), Refusal> {
         if let Some(reason) = self.closed {
             return Err(Refusal::Closed(reason));
         }
         let id = self.next_id;
+        let Holder { client, principal } = &stream.holder;
         let holders = self.clients.entry(client.clone()).or_default();
+        let is_of_another = |id| self.streams[id].holder.principal != *principal;
+        if holders.iter().any(is_of_another) {
+            return Err(Refusal::Taken);
+        }
         let superseded = match policy {
             ClientIdPolicy::Takeover => std::mem::take(holders),
             ClientIdPolicy::Reject if !holders.is_empty() => return Err(Refusal::Taken),
@@ -292,8 +306,7 @@ impl<P> State<P> {
         holders.reserve_exact(1);
         holders.push(id);
         self.next_id += 1;
-        self.streams
-            .insert(id, Stream::new(client.clone(), Arc::clone(signal)));
+        self.streams.insert(id, stream);
         let signals = superseded.iter().filter_map(|old| self.streams.get(old));
         Ok((
             id,
@@ -303,9 +316,9 @@ impl<P> State<P> {
 }
 
 impl<P> Stream<P> {
-    const fn new(client: ClientId, signal: Arc<Signal>) -> Self {
+    const fn new(holder: Holder, signal: Arc<Signal>) -> Self {
         Self {
-            client,
+            holder,
             signal,
             feeds: None,
             progress: 0,

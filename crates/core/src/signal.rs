@@ -35,9 +35,8 @@ use std::{
 
 use crate::{
     hub::CloseReason,
-    registry::SubscriptionInfo,
+    registry::{Holder, SubscriptionInfo},
     sync::{AtomicU64, Mutex},
-    topic::ClientId,
 };
 
 /// Where publishers reach one subscription.
@@ -100,10 +99,11 @@ pub(crate) struct Ready {
 }
 
 impl Tally {
-    pub(crate) fn info(&self, id: u64, client: &ClientId, backlog: u64) -> SubscriptionInfo {
+    pub(crate) fn info(&self, id: u64, holder: &Holder, backlog: u64) -> SubscriptionInfo {
         SubscriptionInfo {
             id,
-            client_id: client.clone(),
+            client_id: holder.client.clone(),
+            principal: holder.principal.clone(),
             backlog,
             handed_off: self.handed_off.load(Relaxed),
             lost: self.lost.load(Relaxed),

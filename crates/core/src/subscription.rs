@@ -44,7 +44,7 @@ use crate::{
     gap::{Gap, GapReason},
     hub::{CloseReason, Shared, Start},
     limits::{Limits, Overflow},
-    registry::SubscriptionInfo,
+    registry::{Holder, SubscriptionInfo},
     replay::{Opening, Replay},
     signal::{Ready, Signal},
     topic::ClientId,
@@ -107,7 +107,7 @@ pub struct Subscription<P: Payload> {
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) id: u64,
-    pub(crate) client: ClientId,
+    pub(crate) holder: Holder,
     pub(crate) limits: Limits,
     pub(crate) signal: Arc<Signal>,
 }
@@ -287,7 +287,7 @@ impl<P: Payload> Subscription<P> {
     /// Who holds it.
     #[must_use]
     pub const fn client_id(&self) -> &ClientId {
-        &self.parts.client
+        &self.parts.holder.client
     }
 
     /// Whether something live is there that was not taken, for want of room or because of
@@ -327,7 +327,7 @@ impl<P: Payload> Subscription<P> {
     #[must_use]
     pub fn info(&self) -> SubscriptionInfo {
         let tally = self.parts.signal.tally();
-        tally.info(self.parts.id, &self.parts.client, self.backlog())
+        tally.info(self.parts.id, &self.parts.holder, self.backlog())
     }
 
     /// The limits in force.
@@ -468,7 +468,7 @@ impl<P: Payload> Drop for Subscription<P> {
         let Shared {
             registry, counters, ..
         } = &*self.shared;
-        registry.remove(&self.parts.client, self.parts.id);
+        registry.remove(&self.parts.holder.client, self.parts.id);
         self.shared.forget_unused(&unused);
         add(&counters.abandoned, abandoned);
         counters.subscriptions.fetch_sub(1, Relaxed);

@@ -10,6 +10,10 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
 
+    /// The token to show cannot be sent.
+    #[error("the token cannot be sent: it must be printable ASCII")]
+    Token,
+
     /// The server could not be started.
     #[error("cannot start the server {program}: {reason}")]
     Start {

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use http::HeaderValue;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -40,6 +41,8 @@ pub struct Server {
     address: SocketAddr,
     /// As in `Host`.
     authority: String,
+    /// What each call shows of who makes it.
+    authorization: Option<HeaderValue>,
     /// Its process, if known.
     pid: Option<u32>,
     /// Killed when this is dropped. Its output is kept open, or it would fail to write.
@@ -93,6 +96,7 @@ impl Launch {
         Ok(Server {
             address,
             authority: address.to_string(),
+            authorization: None,
             pid: child.id(),
             child: Some((child, output)),
         })
@@ -171,9 +175,28 @@ impl Server {
         Ok(Self {
             address,
             authority,
+            authorization: None,
             pid,
             child: None,
         })
+    }
+
+    /// With a bearer token that each call shows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Token`] if the token cannot be sent.
+    pub fn with_token(mut self, token: &str) -> Result<Self, Error> {
+        let value = HeaderValue::try_from(format!("Bearer {token}"));
+        let mut value = value.map_err(|_| Error::Token)?;
+        value.set_sensitive(true);
+        self.authorization = Some(value);
+        Ok(self)
+    }
+
+    /// What each call shows of who makes it.
+    pub(crate) const fn authorization(&self) -> Option<&HeaderValue> {
+        self.authorization.as_ref()
     }
 
     /// Where it listens.

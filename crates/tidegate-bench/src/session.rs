@@ -30,6 +30,8 @@ pub enum Choice {
         url: String,
         /// Its process on this machine. Without it nothing is known of processor time and memory.
         pid: Option<u32>,
+        /// The bearer token that each call shows.
+        token: Option<String>,
     },
 }
 
@@ -82,7 +84,13 @@ impl Setup {
         let machine = Machine::this();
         let server = match &self.server {
             Choice::Child(launch) => launch.start().await?,
-            Choice::Running { url, pid } => Server::running(url, *pid).await?,
+            Choice::Running { url, pid, token } => {
+                let server = Server::running(url, *pid).await?;
+                match token {
+                    Some(token) => server.with_token(token)?,
+                    None => server,
+                }
+            }
         };
         if let Some(cores) = &self.client_cores {
             cores.hold_this_process()?;

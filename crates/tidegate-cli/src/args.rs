@@ -5,10 +5,17 @@ use std::{str::FromStr, time::Duration};
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
+use tidegate_client::Client;
 
 use crate::{
-    completions::CompletionsArgs, exit, logging::LogArgs, publish::PubArgs, serve::ServeArgs,
+    completions::CompletionsArgs,
+    exit::{self, Failure},
+    logging::LogArgs,
+    publish::PubArgs,
+    security::CredentialArgs,
+    serve::ServeArgs,
     sub::SubArgs,
+    token::TokenArgs,
 };
 
 /// Stream events over gRPC to every connected client, each at its own pace.
@@ -35,11 +42,12 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     Sub(SubArgs),
     Pub(PubArgs),
     #[cfg(target_os = "linux")]
     Bench(crate::bench::BenchArgs),
+    Token(TokenArgs),
     Completions(CompletionsArgs),
 }
 
@@ -55,6 +63,16 @@ pub(crate) struct ServerArgs {
         value_parser = server_url
     )]
     pub(crate) server: String,
+
+    #[command(flatten)]
+    pub(crate) credentials: CredentialArgs,
+}
+
+impl ServerArgs {
+    /// A client for the server.
+    pub(crate) fn client(&self) -> Result<Client, Failure> {
+        self.credentials.client(&self.server)
+    }
 }
 
 /// Takes `host:port` for `http://host:port`.

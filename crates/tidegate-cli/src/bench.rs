@@ -54,6 +54,10 @@ struct SetupArgs {
     #[arg(long, global = true, value_name = "URL")]
     server: Option<String>,
 
+    /// The bearer token to send. Others on this machine can see a command line; prefer the environment.
+    #[arg(long, global = true, env = "TIDEGATE_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+
     /// Its process on this machine, to read processor time and memory of.
     #[arg(long, global = true, value_name = "PID", requires = "server")]
     server_pid: Option<u32>,
@@ -298,6 +302,7 @@ impl SetupArgs {
             Some(url) => Choice::Running {
                 url: url.clone(),
                 pid: self.server_pid,
+                token: self.token.clone(),
             },
             None => Choice::Child(Launch {
                 cores: self.server_cores.clone(),

@@ -88,7 +88,9 @@ impl From<&Error> for Exit {
         match error {
             Error::InvalidEndpoint { .. } => Self::Usage,
             Error::Unavailable(_) => Self::Unavailable,
-            Error::Unauthenticated(_) | Error::PermissionDenied(_) => Self::Credentials,
+            Error::InvalidCredentials(_)
+            | Error::Unauthenticated(_)
+            | Error::PermissionDenied(_) => Self::Credentials,
             Error::InvalidArgument(_) => Self::Refused,
             Error::ClientIdInUse(_) | Error::Superseded(_) => Self::ClientId,
             Error::ResourceExhausted(_) => Self::Exhausted,

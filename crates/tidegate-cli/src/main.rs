@@ -1,4 +1,4 @@
-//! The `tidegate` command: `serve`, `sub`, `pub`, `bench` and `completions`.
+//! The `tidegate` command: `serve`, `sub`, `pub`, `bench`, `token` and `completions`.
 //!
 //! Each command is a module with its arguments and a `run`; [`exit`] turns what comes back into an exit code.
 
@@ -12,9 +12,11 @@ mod logging;
 mod memory;
 mod output;
 mod publish;
+mod security;
 mod serve;
 mod signals;
 mod sub;
+mod token;
 
 use std::process::ExitCode;
 
@@ -46,11 +48,12 @@ fn start(cli: Cli) -> Result<(), Failure> {
 
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Serve(args) => serve::run(args).await,
+        Command::Serve(args) => serve::run(*args).await,
         Command::Sub(args) => sub::run(args).await,
         Command::Pub(args) => publish::run(args).await,
         #[cfg(target_os = "linux")]
         Command::Bench(args) => bench::run(args).await,
+        Command::Token(args) => token::run(&args),
         Command::Completions(args) => completions::run(&args),
     }
 }

@@ -64,7 +64,7 @@ pub(crate) struct PubArgs {
 }
 
 pub(crate) async fn run(args: PubArgs) -> Result<(), Failure> {
-    let client = Client::connect_lazy(args.server.server)?;
+    let client = args.server.client()?;
     let mut event = NewEvent {
         topic: args.topic,
         key: args.key,

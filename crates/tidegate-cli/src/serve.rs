@@ -17,6 +17,7 @@ use crate::{
     args::{bytes, duration},
     exit::{Exit, Failure},
     memory,
+    security::SecurityArgs,
     signals::Signals,
 };
 
@@ -59,6 +60,9 @@ pub(crate) struct ServeArgs {
 
     #[command(flatten)]
     connections: ConnectionArgs,
+
+    #[command(flatten)]
+    security: SecurityArgs,
 
     #[command(flatten)]
     history: HistoryArgs,
@@ -211,6 +215,8 @@ impl ServeArgs {
                 .map(NonZeroUsize::get),
             ..ServerConfig::default()
         };
+        config.tls = self.security.tls();
+        config.auth = self.security.auth();
         let age = self.connections.max_connection_age;
         config.max_connection_age = (!age.is_zero()).then_some(age);
         config.sweep.stall_timeout = (!self.stall_timeout.is_zero()).then_some(self.stall_timeout);

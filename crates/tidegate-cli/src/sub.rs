@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use clap::{Args, ValueEnum};
 use futures_util::FutureExt as _;
-use tidegate_client::{Client, Error, Overflow, Position, SubscribeOptions, Subscription, Update};
+use tidegate_client::{Error, Overflow, Position, SubscribeOptions, Subscription, Update};
 use tokio::io::{AsyncWriteExt as _, Stdout};
 
 use crate::{
@@ -131,7 +131,7 @@ enum OverflowArg {
 }
 
 pub(crate) async fn run(args: SubArgs) -> Result<(), Failure> {
-    let client = Client::connect_lazy(args.server.server.clone())?;
+    let client = args.server.client()?;
     let subscription = client.subscribe(args.options());
     let printer = Printer {
         renderer: Renderer::for_stdout(args.output),

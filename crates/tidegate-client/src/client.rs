@@ -1,17 +1,20 @@
 //! Addresses, connections and their settings.
 
-use std::{future::Future, time::Duration};
+use std::{fmt, future::Future, path::PathBuf, time::Duration};
 
 use tidegate_proto::v1::{
-    self, NewEvent, PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse,
+    NewEvent, PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse,
     event_service_client::EventServiceClient,
 };
 use tonic::{
     Status, Streaming,
-    transport::{Channel, Endpoint},
+    service::interceptor::InterceptedService,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-use crate::{Error, Publisher, PublisherOptions, SubscribeOptions, Subscription};
+use crate::{
+    Error, Publisher, PublisherOptions, SubscribeOptions, Subscription, credentials::Credentials,
+};
 
 /// The connection's window, in stream windows.
 ///
@@ -30,12 +33,16 @@ pub struct Client {
     endpoint: Endpoint,
     /// Carries unary calls. Connects when first used, and again when it has broken.
     channel: Channel,
+    credentials: Credentials,
     /// Larger messages from the server are refused.
     max_message_bytes: usize,
 }
 
+/// Calls the service, with credentials.
+pub(crate) type Service = EventServiceClient<InterceptedService<Channel, Credentials>>;
+
 /// Settings of a [`Client`], each with a default that suits most.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ClientBuilder {
     endpoint: String,
     stream_window: u32,
@@ -43,6 +50,10 @@ pub struct ClientBuilder {
     keep_alive_interval: Duration,
     keep_alive_timeout: Duration,
     max_message_bytes: usize,
+    token: Option<String>,
+    token_file: Option<PathBuf>,
+    tls_ca: Option<Vec<u8>>,
+    tls_identity: Option<Identity>,
 }
 
 // ===== impl Client =====
@@ -53,7 +64,7 @@ impl Client {
     /// Nothing is sent: the first use connects.
     ///
     /// # Errors
-    /// [`Error::InvalidEndpoint`] if `endpoint` is not an `http` URL.
+    /// [`Error::InvalidEndpoint`] if `endpoint` is not an `http` or `https` URL.
     ///
     /// # Panics
     /// Outside a Tokio runtime.
@@ -70,6 +81,10 @@ impl Client {
             keep_alive_interval: Duration::from_secs(20),
             keep_alive_timeout: Duration::from_secs(10),
             max_message_bytes: 64 * 1024 * 1024,
+            token: None,
+            token_file: None,
+            tls_ca: None,
+            tls_identity: None,
         }
     }
 
@@ -119,8 +134,13 @@ impl Client {
         async move { Ok(service.subscribe(request).await?.into_inner()) }
     }
 
-    fn service(&self, channel: Channel) -> EventServiceClient<Channel> {
-        v1::event_service_client::EventServiceClient::new(channel)
+    /// Whether what the server no longer accepts may have been renewed.
+    pub(crate) fn renews_token(&self) -> bool {
+        self.credentials.are_renewed()
+    }
+
+    fn service(&self, channel: Channel) -> Service {
+        EventServiceClient::with_interceptor(channel, self.credentials.clone())
             .max_decoding_message_size(self.max_message_bytes)
     }
 }
@@ -164,10 +184,42 @@ impl ClientBuilder {
         self
     }
 
+    /// A bearer token to send with each call. Whoever is between can read and use it where there is no TLS.
+    /// Default: none.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// A file with the bearer token to send. It is read for each call, so that a token can be renewed: a
+    /// subscription whose token expires resumes with what the file has then. Default: none.
+    #[must_use]
+    pub fn token_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.token_file = Some(path.into());
+        self
+    }
+
+    /// Certificates in PEM of those who may vouch for the server, for an `https` endpoint. Default: those whom
+    /// the system trusts.
+    #[must_use]
+    pub fn tls_ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.tls_ca = Some(pem.into());
+        self
+    }
+
+    /// The client's own certificate chain and its key, in PEM, for an `https` endpoint. Default: none.
+    #[must_use]
+    pub fn tls_identity(mut self, certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
+        self.tls_identity = Some(Identity::from_pem(certificate, key));
+        self
+    }
+
     /// The client. Nothing is sent: the first use connects.
     ///
     /// # Errors
-    /// [`Error::InvalidEndpoint`] if the endpoint is not an `http` URL.
+    /// [`Error::InvalidEndpoint`] if the endpoint is not an `http` or `https` URL, and
+    /// [`Error::InvalidCredentials`] if the token or the certificates cannot be used.
     ///
     /// # Panics
     /// Outside a Tokio runtime.
@@ -177,8 +229,9 @@ impl ClientBuilder {
         let connection_window = stream_window
             .saturating_mul(CONNECTION_WINDOW_FACTOR)
             .min(MAX_WINDOW);
+        let credentials = self.credentials()?;
         let endpoint = self
-            .parse()?
+            .secured()?
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(self.keep_alive_interval)
@@ -189,8 +242,48 @@ impl ClientBuilder {
         Ok(Client {
             channel: endpoint.connect_lazy(),
             endpoint,
+            credentials,
             max_message_bytes: self.max_message_bytes,
         })
+    }
+
+    fn credentials(&self) -> Result<Credentials, Error> {
+        match (&self.token, &self.token_file) {
+            (None, None) => Ok(Credentials::default()),
+            (Some(token), None) => Credentials::token(token),
+            (None, Some(path)) => Credentials::token_file(path),
+            (Some(_), Some(_)) => {
+                let problem = "there is a token and a file with one; give one of them";
+                Err(Error::InvalidCredentials(problem.into()))
+            }
+        }
+    }
+
+    /// The endpoint, with TLS if it is to have it.
+    fn secured(&self) -> Result<Endpoint, Error> {
+        let endpoint = self.parse()?;
+        let has_certificates = self.tls_ca.is_some() || self.tls_identity.is_some();
+        if endpoint.uri().scheme_str() == Some("http") {
+            return match has_certificates {
+                true => Err(Error::InvalidCredentials(
+                    "certificates are for https endpoints, and this one is http".into(),
+                )),
+                false => Ok(endpoint),
+            };
+        }
+        let mut tls = match &self.tls_ca {
+            Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        if let Some(identity) = &self.tls_identity {
+            tls = tls.identity(identity.clone());
+        }
+        let invalid = |error: tonic::transport::Error| {
+            let cause = std::error::Error::source(&error);
+            let problem = cause.map_or_else(|| error.to_string(), ToString::to_string);
+            Error::InvalidCredentials(format!("the certificates cannot be used: {problem}"))
+        };
+        endpoint.tls_config(tls).map_err(invalid)
     }
 
     fn parse(&self) -> Result<Endpoint, Error> {
@@ -201,13 +294,23 @@ impl ClientBuilder {
         let endpoint =
             Endpoint::from_shared(self.endpoint.clone()).map_err(|_| invalid("it is not a URL"))?;
         match endpoint.uri().scheme_str() {
-            Some("http") if endpoint.uri().host().is_some_and(|host| !host.is_empty()) => {
-                Ok(endpoint)
-            }
-            Some("http") => Err(invalid("it names no host")),
-            Some("https") => Err(invalid("this client has no TLS")),
-            _ => Err(invalid("it must begin with http://")),
+            Some("http" | "https") => match endpoint.uri().host() {
+                Some(host) if !host.is_empty() => Ok(endpoint),
+                _ => Err(invalid("it names no host")),
+            },
+            _ => Err(invalid("it must begin with https:// or http://")),
         }
+    }
+}
+
+/// Neither token nor key shows.
+impl fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientBuilder")
+            .field("endpoint", &self.endpoint)
+            .field("has_token", &self.token.is_some())
+            .field("token_file", &self.token_file)
+            .finish_non_exhaustive()
     }
 }
 
@@ -217,14 +320,19 @@ mod tests {
 
     #[tokio::test]
     async fn endpoints_are_checked_before_use() {
-        for good in ["http://127.0.0.1:50051", "http://[::1]:1", "http://host"] {
+        for good in [
+            "http://127.0.0.1:50051",
+            "http://[::1]:1",
+            "http://host",
+            "https://host",
+        ] {
             assert!(Client::connect_lazy(good).is_ok(), "{good}");
         }
         for bad in [
             "",
             "host",
             "127.0.0.1:50051",
-            "https://host",
+            "https://",
             "ftp://host",
             "http://a b",
         ] {
@@ -234,5 +342,22 @@ mod tests {
                 "{bad}: {error}"
             );
         }
+    }
+    #[tokio::test]
+    async fn credentials_are_checked_before_use() {
+        let builder = || Client::builder("https://host");
+        for (bad, problem) in [
+            (builder().token("t").token_file("t"), "give one of them"),
+            (builder().token("two words"), "printable ASCII"),
+            (builder().token_file("/nowhere"), "/nowhere"),
+            (builder().tls_ca("no certificate"), "certificates"),
+            (builder().tls_identity("none", "none"), "certificates"),
+            (Client::builder("http://host").tls_ca(""), "https"),
+        ] {
+            let error = bad.connect_lazy().unwrap_err();
+            assert!(error.to_string().contains(problem), "{problem}: {error}");
+        }
+        let shown = format!("{:?}", builder().token("secret"));
+        assert!(!shown.contains("secret"), "{shown}");
     }
 }

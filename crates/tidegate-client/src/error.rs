@@ -25,6 +25,10 @@ pub enum Error {
         reason: String,
     },
 
+    /// The token or the certificates to show cannot be used.
+    #[error("{0}")]
+    InvalidCredentials(String),
+
     /// `UNAVAILABLE`, or the transport failed. Trying again later may help. For a publish, whether it was
     /// applied is unknown.
     #[error("the server cannot be reached or went away, try again later: {}", .0.message())]
@@ -151,7 +155,7 @@ impl Error {
     /// The server's status, if there is one. Its rich details are read with the crate `tonic-types`.
     pub fn status(&self) -> Option<&Status> {
         match self {
-            Self::InvalidEndpoint { .. } | Self::Violation(_) => None,
+            Self::InvalidEndpoint { .. } | Self::InvalidCredentials(_) | Self::Violation(_) => None,
             Self::Unavailable(status)
             | Self::Unauthenticated(status)
             | Self::PermissionDenied(status)

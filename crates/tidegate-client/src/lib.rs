@@ -40,6 +40,13 @@
 //! ([`Backoff`]) on top of the time the server asked for. Every other status is an answer that asking again
 //! would not change: it is an [`Error`] and ends the subscription.
 //!
+//! # Credentials
+//! A token goes with every call, and one from a file is read for each: [`ClientBuilder::token`],
+//! [`ClientBuilder::token_file`]. An `https` address is spoken to by TLS, with whom the system trusts or with
+//! [`ClientBuilder::tls_ca`]; [`ClientBuilder::tls_identity`] is the client's own certificate. When a server no
+//! longer accepts what a subscription began with, it resumes with what the file of the token has then. If that is
+//! refused, or there is no such file, it ends with [`Error::Unauthenticated`].
+//!
 //! # Closing
 //! Dropping a [`Subscription`] or a [`Publisher`] closes its stream; nothing goes on in the background.
 //!
@@ -49,6 +56,7 @@
 
 mod backoff;
 mod client;
+mod credentials;
 mod error;
 mod options;
 mod position;

@@ -8,16 +8,14 @@ use std::sync::{
 use futures_core::Stream;
 use futures_util::stream;
 use prost::Message as _;
-use tidegate_proto::v1::{
-    PublishRequest, PublishResponse, event_service_client::EventServiceClient,
-};
+use tidegate_proto::v1::{PublishRequest, PublishResponse};
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinHandle,
 };
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
-use crate::{Error, NewEvent, Violation};
+use crate::{Error, NewEvent, Violation, client::Service};
 
 /// How a [`Publisher`] batches. Keep a batch below the server's limits, by default 1,000 events and 4 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +123,7 @@ struct AbortOnDrop(JoinHandle<Result<(), Error>>);
 // ===== impl Publisher =====
 
 impl Publisher {
-    pub(crate) fn new(service: EventServiceClient<Channel>, options: PublisherOptions) -> Self {
+    pub(crate) fn new(service: Service, options: PublisherOptions) -> Self {
         let (events, queue) = mpsc::channel(options.max_batch_events.max(1));
         let (in_flight, unanswered) = mpsc::channel(options.max_in_flight.max(1));
         let shared = Arc::new(Shared {
@@ -224,7 +222,7 @@ impl Progress {
 
 /// Runs the stream to its end, and then lets nobody wait any more.
 async fn run(
-    service: EventServiceClient<Channel>,
+    service: Service,
     batcher: Batcher,
     unanswered: mpsc::Receiver<InFlight>,
     shared: Arc<Shared>,
@@ -235,7 +233,7 @@ async fn run(
 }
 
 async fn exchange(
-    mut service: EventServiceClient<Channel>,
+    mut service: Service,
     batcher: Batcher,
     mut unanswered: mpsc::Receiver<InFlight>,
     shared: &Shared,

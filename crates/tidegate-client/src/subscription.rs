@@ -268,6 +268,8 @@ impl Subscription {
             .filter(|_| !began && status.code() == Code::OutOfRange);
         let again = match ahead {
             Some(position) => self.abandon(position),
+            // A token that was renewed meanwhile is tried, once: if it is refused, the stream never begins.
+            None if began && status.code() == Code::Unauthenticated => self.client.renews_token(),
             None => is_transient(&status),
         };
         let Some(attempts) = self.attempts.as_mut().filter(|_| again) else {

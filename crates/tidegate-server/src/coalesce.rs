@@ -53,6 +53,8 @@ struct Gathered<T> {
     bytes: Vec<u8>,
     /// How many of the bytes the transport has taken.
     written: usize,
+    /// Whether the transport may hold bytes that it took and has not passed on, as TLS does.
+    is_unflushed: bool,
     failure: Option<io::Error>,
 }
 
@@ -61,6 +63,7 @@ pub(crate) fn coalesce<T>(transport: T) -> (Gathering<T>, Flusher<T>) {
         transport,
         bytes: Vec::new(),
         written: 0,
+        is_unflushed: false,
         failure: None,
     }));
     let flusher = Flusher {
@@ -104,18 +107,26 @@ impl<T: AsyncWrite + Unpin> Flusher<T> {
 // ===== impl Gathered =====
 
 impl<T: AsyncWrite + Unpin> Gathered<T> {
+    /// Writes all that is gathered, and has the transport pass it on.
     fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.bytes.len() {
             let rest = &self.bytes[self.written..];
             match ready!(Pin::new(&mut self.transport).poll_write(cx, rest))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                taken => self.written += taken,
+                taken => {
+                    self.written += taken;
+                    self.is_unflushed = true;
+                }
             }
         }
         if !self.bytes.is_empty() {
             self.written = 0;
             self.bytes.clear();
             SPARE.set(mem::take(&mut self.bytes));
+        }
+        if self.is_unflushed {
+            ready!(Pin::new(&mut self.transport).poll_flush(cx))?;
+            self.is_unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
@@ -259,6 +270,19 @@ mod tests {
             poll_fn(|cx| flusher.poll(connection.as_mut(), false, cx)),
         );
         assert_eq!(read.unwrap(), total);
+    }
+
+    #[tokio::test]
+    async fn a_transport_that_keeps_what_it_took_is_made_to_pass_it_on() {
+        let (mut peer, transport) = duplex(1 << 20);
+        let (mut gathering, mut flusher) = coalesce(tokio::io::BufWriter::new(transport));
+        let connection = pin!(async {
+            gathering.write_all(&[7; 100]).await.unwrap();
+            pending::<()>().await;
+        });
+        assert!(flusher.poll(connection, false, &mut context()).is_pending());
+        let mut read = [0; 200];
+        assert_eq!(peer.read(&mut read).await.unwrap(), 100);
     }
 
     #[tokio::test]

@@ -7,6 +7,8 @@ use std::{
 
 use tidegate::{ClientIdPolicy, HistoryLimits, ServiceConfig, SweepRules};
 
+use crate::{identity::AuthConfig, tls::TlsConfig};
+
 /// How a server behaves.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -39,6 +41,10 @@ pub struct ServerConfig {
     pub max_connection_age: Option<Duration>,
     /// How long a connection has to end when it has reached its age. Default: 30 s.
     pub max_connection_age_grace: Duration,
+    /// The certificate to show, and whether to ask clients for theirs. Default: `None`, no TLS.
+    pub tls: Option<TlsConfig>,
+    /// Who may call, and what they may do. Default: nobody is asked, and everything is allowed.
+    pub auth: AuthConfig,
     /// What connections may do.
     pub http2: Http2Config,
     /// How long connections have to end in good order. Default: 30 s.
@@ -65,7 +71,8 @@ pub struct Http2Config {
     /// What one stream may have buffered for sending: beyond recall when the client turns out to be
     /// slow. Default: 64 KiB, four chunks (hyper: 400 KiB).
     pub max_send_buffer: usize,
-    /// How long a new connection may take to send the connection preface. Default: 5 s (hyper: for ever).
+    /// How long a new connection may take to shake hands, where there is TLS, and to send the connection
+    /// preface. Default: 5 s (hyper: for ever).
     pub preface_timeout: Duration,
     /// Silence after which the peer is asked for a sign of life. Default: 30 s (hyper: never).
     pub keep_alive_interval: Duration,
@@ -97,6 +104,8 @@ impl Default for ServerConfig {
             max_connections_per_address: None,
             max_connection_age: None,
             max_connection_age_grace: Duration::from_secs(30),
+            tls: None,
+            auth: AuthConfig::default(),
             http2: Http2Config::default(),
             drain_timeout: Duration::from_secs(30),
         }

@@ -32,6 +32,7 @@ use crate::{
     config::Http2Config,
     preface::{Begun, begin},
     routes::{ConnectionRoutes, Routes},
+    tls::{Certificates, Tls, Transport},
 };
 
 /// Serves connections, each with the same limits.
@@ -39,6 +40,8 @@ use crate::{
 pub(crate) struct Connections {
     config: Http2Config,
     routes: Routes,
+    /// `None` for connections without TLS.
+    tls: Option<Arc<Tls>>,
     max_age: Option<Duration>,
     max_age_grace: Duration,
     /// Told to end in good order.
@@ -48,16 +51,16 @@ pub(crate) struct Connections {
 }
 
 /// What is beneath HTTP/2.
-type Transport = Pin<Box<TimeoutStream<Begun<TcpStream>>>>;
+type TimedTransport = Pin<Box<TimeoutStream<Begun<Transport>>>>;
 
 /// A connection whose preface has come.
 struct Served {
     connection: http2::Connection<
-        TokioIo<Gathering<Transport>>,
+        TokioIo<Gathering<TimedTransport>>,
         TowerToHyperService<ConnectionRoutes>,
         StreamExecutor,
     >,
-    flusher: Flusher<Transport>,
+    flusher: Flusher<TimedTransport>,
     streams: StreamExecutor,
     calls: Calls,
 }
@@ -124,12 +127,14 @@ impl Connections {
     pub(crate) fn new(
         config: Http2Config,
         routes: Routes,
+        tls: Option<Arc<Tls>>,
         max_age: Option<Duration>,
         max_age_grace: Duration,
     ) -> Self {
         Self {
             config,
             routes,
+            tls,
             max_age,
             max_age_grace,
             drain: CancellationToken::new(),
@@ -184,8 +189,8 @@ impl Connections {
     }
 
     // Apart from `serve`, whose future would keep what is only needed here for as long as the connection lasts.
-    fn served(&self, begun: Begun<TcpStream>) -> Served {
-        let (service, calls) = self.routes.for_connection();
+    fn served(&self, (begun, certificates): (Begun<Transport>, Option<Certificates>)) -> Served {
+        let (service, calls) = self.routes.for_connection(certificates);
         let mut stream = TimeoutStream::new(begun);
         stream.set_write_timeout(Some(self.config.write_timeout));
         let (stream, flusher) = coalesce(Box::pin(stream));
@@ -200,13 +205,22 @@ impl Connections {
         }
     }
 
-    /// Waits for the preface, as long as its time-out allows and no drain begins.
-    async fn begin(&self, stream: TcpStream) -> Option<Begun<TcpStream>> {
+    /// Waits for the TLS handshake, if there is to be one, and the preface, as long as their time-out allows
+    /// and no drain begins.
+    async fn begin(&self, stream: TcpStream) -> Option<(Begun<Transport>, Option<Certificates>)> {
+        let begun = async {
+            let transport = match &self.tls {
+                Some(tls) => tls.accept(stream).await?,
+                None => Transport::Plain(stream),
+            };
+            let certificates = transport.certificates();
+            io::Result::Ok((begin(transport).await?, certificates))
+        };
         tokio::select! {
-            begun = timeout(self.config.preface_timeout, begin(stream)) => match begun {
+            begun = timeout(self.config.preface_timeout, begun) => match begun {
                 Ok(Ok(begun)) => return Some(begun),
                 Ok(Err(error)) => tracing::debug!(%error, "connection ended before it began"),
-                Err(_) => tracing::debug!("connection ended: no preface came in time"),
+                Err(_) => tracing::debug!("connection ended: no handshake or preface came in time"),
             },
             () = self.drain.cancelled() => {}
         }

@@ -25,22 +25,46 @@
 //! # Beside the events
 //! Every server answers `grpc.health.v1.Health`, for the names `""` and `tidegate.v1.EventService`, and
 //! `grpc.reflection.v1.ServerReflection`.
+//!
+//! # Identity
+//! With [`ServerConfig::auth`], or certificates of clients in [`ServerConfig::tls`], every call must prove whose
+//! it is, but those to `grpc.health.v1.Health`, and everything is denied that no [`Rule`] allows. Reflection is
+//! for all whose credentials are accepted. Certificates, tokens, keys and rules are read again when their files
+//! change: [`Reloader`].
 
 mod accept;
 mod admission;
+mod authorisation;
+mod caller;
 mod coalesce;
 mod config;
 mod connection;
 mod descriptors;
+mod files;
+mod identity;
+mod jwks;
+mod jwt;
 mod memory;
+mod policy;
 mod preface;
+mod reload;
 mod routes;
 mod server;
+mod session;
+mod tls;
+mod tokens;
 
-pub use tidegate::{ClientIdPolicy, Encoded, Hub, SweepRules};
+pub use tidegate::{ClientIdPolicy, Encoded, Hub, SweepRules, TopicSet};
 
 pub use crate::{
     admission::{Admission, ConnectionStats},
+    authorisation::{Grant, Rule},
     config::{Http2Config, ServerConfig},
+    files::SecurityError,
+    identity::AuthConfig,
+    jwt::{JwksUrl, JwtConfig, JwtKeys},
+    reload::Reloader,
     server::{BindError, DrainReport, Server},
+    tls::{ClientAuth, TlsConfig},
+    tokens::token_line,
 };

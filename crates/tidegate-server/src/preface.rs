@@ -30,7 +30,7 @@ pub(crate) async fn begin<T: AsyncRead + Unpin>(mut transport: T) -> io::Result<
     let mut said = [0; PREFACE.len()];
     transport.read_exact(&mut said).await?;
     if said != *PREFACE {
-        let problem = "the peer does not speak HTTP/2 without TLS";
+        let problem = "the peer does not begin as HTTP/2 does; TLS may be on at one end only";
         return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
     }
     Ok(Begun {

@@ -5,9 +5,10 @@ use std::{convert::Infallible, sync::Arc, task::Poll};
 
 use hyper::body::Incoming;
 use tidegate::{
-    Calls, EventService, FILE_DESCRIPTOR_SET, RequestBody, ResponseBody, ResponseFuture,
+    Access, Calls, EventService, FILE_DESCRIPTOR_SET, Reason, RequestBody, ResponseBody,
+    ResponseFuture,
 };
-use tonic::server::NamedService as _;
+use tonic::{Status, server::NamedService as _};
 use tonic_health::{
     ServingStatus,
     pb::health_server::HealthServer,
@@ -16,8 +17,25 @@ use tonic_health::{
 use tonic_reflection::server::Builder;
 use tower::{Service, util::BoxCloneSyncService};
 
+use crate::{caller::Caller, identity::Identity, tls::Certificates};
+
 /// The names that health is asked for: the server as a whole, and its one service.
 const HEALTH_NAMES: [&str; 2] = ["", EventService::NAME];
+
+/// The calls that need no credentials: load balancers have none, and learn nothing but whether to send calls.
+const OPEN: [&str; 2] = [
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+];
+
+/// The calls for everyone whose credentials are accepted. What a caller may subscribe and publish to is
+/// checked in the service. Any call that stands nowhere here is for administrators.
+const FOR_PRINCIPALS: [&str; 4] = [
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/tidegate.v1.EventService/Publish",
+    "/tidegate.v1.EventService/PublishStream",
+    "/tidegate.v1.EventService/Subscribe",
+];
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/";
@@ -34,6 +52,8 @@ type Reflection = BoxCloneSyncService<
 pub(crate) struct Routes {
     events: EventService,
     beside: Arc<Beside>,
+    /// `None` if nobody is asked for credentials.
+    identity: Option<Arc<Identity>>,
 }
 
 /// The services of one connection.
@@ -42,6 +62,8 @@ pub(crate) struct ConnectionRoutes {
     events: EventService,
     beside: Arc<Beside>,
     calls: Calls,
+    /// Who is at the other end. `None` if nobody is asked.
+    caller: Option<Arc<Caller>>,
 }
 
 #[derive(Debug)]
@@ -52,7 +74,7 @@ struct Beside {
 }
 
 impl Routes {
-    pub(crate) fn new(events: EventService) -> Self {
+    pub(crate) fn new(events: EventService, identity: Option<Arc<Identity>>) -> Self {
         let reporter = HealthReporter::new();
         let reflection = Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -67,6 +89,7 @@ impl Routes {
         Self {
             events,
             beside: Arc::new(beside),
+            identity,
         }
     }
 
@@ -81,12 +104,19 @@ impl Routes {
         }
     }
 
-    pub(crate) fn for_connection(&self) -> (ConnectionRoutes, Calls) {
+    /// The services of a connection whose client showed `certificates`.
+    pub(crate) fn for_connection(
+        &self,
+        certificates: Option<Certificates>,
+    ) -> (ConnectionRoutes, Calls) {
         let (events, calls) = self.events.for_connection();
+        let identity = self.identity.clone();
+        let caller = identity.map(|identity| Arc::new(Caller::new(identity, certificates)));
         let routes = ConnectionRoutes {
             events,
             beside: Arc::clone(&self.beside),
             calls: calls.clone(),
+            caller,
         };
         (routes, calls)
     }
@@ -101,7 +131,44 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<Incoming>) -> ResponseFuture {
+    fn call(&mut self, mut request: http::Request<Incoming>) -> ResponseFuture {
+        let caller = self.caller.clone();
+        let Some(caller) = caller.filter(|_| !OPEN.contains(&request.uri().path())) else {
+            return self.route(request, None);
+        };
+        let mut routes = self.clone();
+        Box::pin(async move {
+            match admit(&caller, &request).await {
+                Ok(access) => {
+                    request.extensions_mut().insert(access.clone());
+                    routes.route(request, Some(access)).await
+                }
+                Err(status) => Ok(status.into_http()),
+            }
+        })
+    }
+}
+
+/// Whether the caller may make this call, as far as that depends on the method alone.
+async fn admit(caller: &Caller, request: &http::Request<Incoming>) -> Result<Access, Status> {
+    let admitted = caller.identify(request.headers()).await?;
+    let path = request.uri().path();
+    if FOR_PRINCIPALS.contains(&path) || admitted.may_administer() {
+        return Ok(admitted.access);
+    }
+    let principal = admitted.access.principal();
+    Err(Reason::NotAllowed.status(format!(
+        "`{principal}` may not call `{path}`; ask for a rule with `admin = true`"
+    )))
+}
+
+impl ConnectionRoutes {
+    /// Hands the request to its service.
+    fn route(
+        &mut self,
+        request: http::Request<Incoming>,
+        access: Option<Access>,
+    ) -> ResponseFuture {
         let path = request.uri().path();
         if !path.starts_with("/grpc.") {
             return self.events.call(request);
@@ -109,14 +176,25 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
         let calls = self.calls.clone();
         if path.starts_with(HEALTH) {
             let response = self.beside.health.clone().call(request);
-            return Box::pin(async move { Ok(calls.respond(response.await?)) });
+            return Box::pin(async move { Ok(respond(&calls, access, response.await?)) });
         }
         if path.starts_with(REFLECTION) {
             let request = request.map(|body| calls.request(body));
             let response = self.beside.reflection.clone().call(request);
-            return Box::pin(async move { Ok(calls.respond(response.await?)) });
+            return Box::pin(async move { Ok(respond(&calls, access, response.await?)) });
         }
         // Answered as any method that is not there.
         self.events.call(request)
+    }
+}
+
+fn respond(
+    calls: &Calls,
+    access: Option<Access>,
+    response: http::Response<tonic::body::Body>,
+) -> http::Response<ResponseBody> {
+    match access {
+        Some(access) => calls.respond_to(&access, response),
+        None => calls.respond(response),
     }
 }

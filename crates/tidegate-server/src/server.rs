@@ -26,8 +26,12 @@ use crate::{
     config::ServerConfig,
     connection::Connections,
     descriptors::{TooFew, room_for_connections},
+    files::SecurityError,
+    identity::Identity,
     memory,
+    reload::Reloader,
     routes::Routes,
+    tls::Tls,
 };
 
 /// How often history is looked through for what is too old, and subscriptions for what is stuck, unless
@@ -47,6 +51,7 @@ pub struct Server {
     connections: Arc<Connections>,
     sweep: SweepRules,
     drain_timeout: Duration,
+    reloader: Reloader,
 }
 
 /// Why a server could not be made.
@@ -72,6 +77,17 @@ pub enum BindError {
         /// How many it needs.
         needed: usize,
     },
+    /// Credentials would go over the network for everyone to read.
+    #[error(
+        "credentials would be sent to {address} without TLS, and whoever is between could use them: give a          certificate and its key, listen on a loopback address, or say `insecure`"
+    )]
+    PlaintextCredentials {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Certificates, credentials or rules cannot be used.
+    #[error(transparent)]
+    Security(#[from] SecurityError),
     /// There is no randomness for an epoch.
     #[error("the operating system has no randomness to give")]
     Randomness(#[source] io::Error),
@@ -96,6 +112,7 @@ impl Server {
     /// # Errors
     /// [`BindError`].
     pub async fn bind(config: ServerConfig) -> Result<Self, BindError> {
+        let reloader = security(&config)?;
         let max_connections = room_for_connections(config.max_connections)?;
         let epoch = random_epoch().map_err(BindError::Randomness)?;
         let hub = Hub::new(HubConfig {
@@ -110,7 +127,10 @@ impl Server {
         };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
-        let routes = Routes::new(EventService::new(hub.clone(), config.service));
+        let routes = Routes::new(
+            EventService::new(hub.clone(), config.service),
+            reloader.identity.clone(),
+        );
         routes.set_serving(true).await;
         tracing::info!(
             %local_addr,
@@ -128,11 +148,13 @@ impl Server {
             connections: Arc::new(Connections::new(
                 config.http2,
                 routes,
+                reloader.tls.clone(),
                 config.max_connection_age,
                 config.max_connection_age_grace,
             )),
             sweep: config.sweep,
             drain_timeout: config.drain_timeout,
+            reloader,
         })
     }
 
@@ -152,6 +174,12 @@ impl Server {
     #[must_use]
     pub const fn admission(&self) -> &Admission {
         &self.admission
+    }
+
+    /// Reads certificates, credentials and rules again, also while the server runs.
+    #[must_use]
+    pub const fn reloader(&self) -> &Reloader {
+        &self.reloader
     }
 
     fn keep_up(&mut self) {
@@ -206,6 +234,7 @@ impl Server {
     pub async fn serve(mut self, stop: impl Future<Output = ()>) -> DrainReport {
         let tasks = TaskTracker::new();
         let cut = Arc::new(AtomicUsize::new(0));
+        let _fresh = self.reloader.keep_fresh();
         let _cut_when_dropped = self.connections.cut.clone().drop_guard();
         let mut stop = pin!(stop);
         let mut upkeep = time::interval(upkeep_interval(&self.sweep));
@@ -245,6 +274,19 @@ impl From<TooFew> for BindError {
     fn from(TooFew { allowed, needed }: TooFew) -> Self {
         Self::Descriptors { allowed, needed }
     }
+}
+
+/// Reads certificates, credentials and rules.
+fn security(config: &ServerConfig) -> Result<Reloader, BindError> {
+    let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
+    let auth = &config.auth;
+    let is_open = tls.is_none() && !config.listen.ip().is_loopback();
+    if auth.takes_tokens() && is_open && !auth.insecure {
+        let address = config.listen;
+        return Err(BindError::PlaintextCredentials { address });
+    }
+    let identity = Identity::new(auth.clone(), tls.as_deref())?;
+    Ok(Reloader { tls, identity })
 }
 
 /// Short enough to see a stall soon after it is one.

@@ -6,6 +6,8 @@
 
 use std::{
     collections::HashSet,
+    fmt,
+    future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -18,7 +20,7 @@ use tidegate_core::{CloseReason, Hub};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 
-use crate::{service::ResponseBody, status, wire::Encoded};
+use crate::{access::Access, service::ResponseBody, status, wire::Encoded};
 
 /// The calls of one connection: see
 /// [`EventService::for_connection`](crate::EventService::for_connection). Cheap to clone; the clones
@@ -51,16 +53,20 @@ struct State {
     subscriptions: HashSet<u64>,
 }
 
-/// The body of a call that is no subscription. It ends when the service ends it, or when the calls of its
-/// connection are ended and it has nothing ready.
+/// The body of a call that is no subscription. It ends when the service ends it, or when it has nothing ready
+/// and the calls of its connection are ended, or the credentials of its caller are no longer accepted.
 #[derive(Debug)]
 pub struct CallBody {
     body: tonic::body::Body,
     calls: Option<Calls>,
     /// Made when the body first has to wait: most never do.
     ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    credentials_end: Option<CredentialsEnd>,
     is_over: bool,
 }
+
+/// Done when credentials are no longer accepted.
+struct CredentialsEnd(Pin<Box<dyn Future<Output = CloseReason> + Send>>);
 
 /// The body of a request that ends when the calls of its connection are ended.
 #[derive(Debug)]
@@ -105,7 +111,19 @@ impl Calls {
         &self,
         response: http::Response<tonic::body::Body>,
     ) -> http::Response<ResponseBody> {
-        response.map(|body| ResponseBody::Other(CallBody::new(body, Some(self.clone()))))
+        response.map(|body| ResponseBody::Other(CallBody::new(body, Some(self.clone()), None)))
+    }
+
+    /// As [`respond`](Self::respond), to a caller with this access: the response ends when its credentials
+    /// are no longer accepted.
+    #[must_use]
+    pub fn respond_to(
+        &self,
+        access: &Access,
+        response: http::Response<tonic::body::Body>,
+    ) -> http::Response<ResponseBody> {
+        let calls = Some(self.clone());
+        response.map(|body| ResponseBody::Other(CallBody::new(body, calls, Some(access))))
     }
 
     /// The body of a request of this connection, for a service that reads on although nobody waits for its
@@ -148,17 +166,35 @@ impl Drop for Enrolled {
 // ===== impl CallBody =====
 
 impl CallBody {
-    pub(crate) fn new(body: tonic::body::Body, calls: Option<Calls>) -> Self {
+    pub(crate) fn new(
+        body: tonic::body::Body,
+        calls: Option<Calls>,
+        access: Option<&Access>,
+    ) -> Self {
         Self {
             body,
             calls,
             ended: None,
+            credentials_end: access.map(|access| CredentialsEnd(access.until_ended())),
             is_over: false,
         }
     }
 
-    /// The trailers that end it, if the calls of its connection are ended.
+    /// The trailers that end it, if something else than its service does.
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<HeaderMap> {
+        let mut polled = self.poll_calls_ended(cx);
+        if polled.is_pending()
+            && let Some(CredentialsEnd(end)) = &mut self.credentials_end
+        {
+            polled = end.as_mut().poll(cx);
+        }
+        polled.map(|reason| {
+            self.is_over = true;
+            status::trailers(&status::ended_without_position(reason))
+        })
+    }
+
+    fn poll_calls_ended(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         let Some(calls) = &self.calls else {
             return Poll::Pending;
         };
@@ -169,9 +205,13 @@ impl CallBody {
             return Poll::Pending;
         }
         let reason = calls.state().reason;
-        let status = status::ended_without_position(reason.unwrap_or(CloseReason::ShuttingDown));
-        self.is_over = true;
-        Poll::Ready(status::trailers(&status))
+        Poll::Ready(reason.unwrap_or(CloseReason::ShuttingDown))
+    }
+}
+
+impl fmt::Debug for CredentialsEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CredentialsEnd")
     }
 }
 

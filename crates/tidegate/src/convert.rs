@@ -78,6 +78,7 @@ pub(crate) fn subscribe_request(
     }
     let options = SubscribeOptions {
         client_id: client_id(&request.client_id)?,
+        principal: None,
         filters,
         limits: limits(request.limits.as_ref())?,
         start: start(request.resume_after, request.replay_last)?,
@@ -100,10 +101,21 @@ fn client_id(id: &str) -> Result<ClientId, Status> {
     ClientId::new(id).map_err(|e| bad_name(Reason::InvalidClientId, "client_id", &e))
 }
 
+/// What begins the client ids that are made here.
+const ANONYMOUS: &str = "anonymous-";
+
 /// A client id that nobody else has.
 pub(crate) fn anonymous() -> Result<ClientId, getrandom::Error> {
     let random = getrandom::u64()?;
-    Ok(ClientId::new(&format!("anonymous-{random:016x}")).expect("is one token"))
+    Ok(ClientId::new(&format!("{ANONYMOUS}{random:016x}")).expect("is one token"))
+}
+
+/// Whether the id is one that is made here. Nobody can guess one, so who names it was given it.
+pub(crate) fn is_anonymous(id: &ClientId) -> bool {
+    let random = id.as_str().strip_prefix(ANONYMOUS);
+    random.is_some_and(|random| {
+        random.len() == 16 && random.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
 }
 
 fn limits(limits: Option<&proto::Limits>) -> Result<Limits, Status> {

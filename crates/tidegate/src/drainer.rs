@@ -24,6 +24,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
 use crate::{
+    access::Guard,
     calls::Enrolled,
     chunks::{self, Source},
     convert,
@@ -57,8 +58,8 @@ pub struct Drainer {
     subscription: Subscription<Encoded>,
     /// Where its sequences are from.
     source: Source,
-    /// Held for its drop.
-    _enrolled: Option<Enrolled>,
+    /// Held for their drop.
+    _held: Held,
     /// What is left to send of an event larger than a chunk.
     rest: Bytes,
     /// Fires when a heartbeat may be due, or a release.
@@ -71,6 +72,15 @@ pub struct Drainer {
     /// When the client wants the stream to end, if it said so.
     deadline: Option<Pin<Box<Sleep>>>,
     state: State,
+}
+
+/// What a subscription has elsewhere for as long as it is there.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// Its place among the calls of its connection.
+    pub(crate) _enrolled: Option<Enrolled>,
+    /// Who watches over it, where callers prove who they are.
+    pub(crate) _guard: Option<Guard>,
 }
 
 #[derive(Debug)]
@@ -89,7 +99,7 @@ impl Drainer {
     pub(crate) fn new(
         subscription: Subscription<Encoded>,
         service: u64,
-        enrolled: Option<Enrolled>,
+        held: Held,
         heartbeat_interval: Duration,
         min_interval: Option<Duration>,
         reconnect_after: Duration,
@@ -103,7 +113,7 @@ impl Drainer {
         Self {
             subscription,
             source,
-            _enrolled: enrolled,
+            _held: held,
             rest: Bytes::new(),
             timer: Box::pin(sleep_until(now + heartbeat_interval)),
             heartbeat_interval,

@@ -44,6 +44,7 @@
 //! # }
 //! ```
 
+mod access;
 mod calls;
 mod chunks;
 mod convert;
@@ -66,6 +67,7 @@ pub use tidegate_proto::v1 as proto;
 pub use tidegate_proto::FILE_DESCRIPTOR_SET;
 
 pub use crate::{
+    access::{Access, Authority},
     calls::{CallBody, Calls, RequestBody},
     convert::{EncodeError, encode},
     drainer::{CHUNK_BYTES, Drainer},

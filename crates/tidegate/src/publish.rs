@@ -7,6 +7,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    access::Access,
     convert,
     proto::{
         PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse, event_service_server,
@@ -32,8 +33,15 @@ impl Publisher {
     }
 
     /// Publishes one batch: all of it or, with an error, nothing.
-    fn publish(&self, request: PublishRequest) -> Result<PublishResponse, Status> {
+    fn publish(
+        &self,
+        request: PublishRequest,
+        access: Option<&Access>,
+    ) -> Result<PublishResponse, Status> {
         let events = convert::publish_request(request, &self.limits)?;
+        if let Some(access) = access {
+            access.check_publish(events.iter().map(|event| &event.topic))?;
+        }
         let published = self
             .hub
             .publish(events, Instant::now())
@@ -57,7 +65,8 @@ impl event_service_server::EventService for Publisher {
         &self,
         request: Request<PublishRequest>,
     ) -> Result<Response<PublishResponse>, Status> {
-        Self::publish(self, request.into_inner()).map(Response::new)
+        let (_, extensions, request) = request.into_parts();
+        Self::publish(self, request, extensions.get()).map(Response::new)
     }
 
     /// One response a request, in order. The next request is read when the transport asks for the next
@@ -67,9 +76,10 @@ impl event_service_server::EventService for Publisher {
         requests: Request<Streaming<PublishRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let publisher = self.clone();
+        let access = requests.extensions().get::<Access>().cloned();
         let responses = requests.into_inner().map(move |request| {
             let request = request.map_err(|status| unreadable(status, Reason::BatchTooLarge))?;
-            Self::publish(&publisher, request)
+            Self::publish(&publisher, request, access.as_ref())
         });
         Ok(Response::new(Box::pin(responses)))
     }

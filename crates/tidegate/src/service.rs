@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, header::CONTENT_TYPE};
 use http_body::{Body, Frame, SizeHint};
-use tidegate_core::Hub;
+use tidegate_core::{Hub, SubscribeOptions};
 use tokio::time::timeout_at;
 use tonic::{
     Status,
@@ -28,9 +28,10 @@ use tonic_prost::ProstCodec;
 use tower_service::Service;
 
 use crate::{
+    access::{Access, Guard, Interest},
     calls::{CallBody, Calls},
     convert, deadline,
-    drainer::Drainer,
+    drainer::{Drainer, Held},
     proto::{SubscribeRequest, SubscribeResponse, event_service_server::EventServiceServer},
     publish::Publisher,
     reset,
@@ -44,6 +45,8 @@ const SUBSCRIBE: &str = "/tidegate.v1.EventService/Subscribe";
 const MAX_SUBSCRIBE_REQUEST_BYTES: usize = 512 << 10;
 
 /// `tidegate.v1.EventService` over a [`Hub`]. Cheap to clone; the clones share the hub.
+///
+/// It asks nobody for credentials: see [`Access`].
 ///
 /// Serve it with hyper's HTTP/2 connections, whose `max_send_buf_size` is what one stream can buffer
 /// beyond recall: the default of 400 KiB makes a slow client see events that are 400 KiB old.
@@ -158,6 +161,7 @@ impl EventService {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let deadline = deadline::of(request.headers())?;
+        let access = request.extensions().get::<Access>().cloned();
         let request = read_request(request);
         let request = match deadline {
             None => request.await?,
@@ -167,6 +171,10 @@ impl EventService {
         };
         let mut wanted = convert::subscribe_request(&request, &self.config)?;
         wanted.options.reset = reset::current();
+        let admitted = match access {
+            None => None,
+            Some(access) => Some(admit(access, &mut wanted.options)?),
+        };
         let subscription = self
             .hub
             .subscribe(wanted.options, Instant::now())
@@ -174,16 +182,35 @@ impl EventService {
         let reconnect_after = spread(subscription.id(), self.config.reconnect_spread);
         let calls = self.calls.as_ref();
         let enrolled = calls.map(|calls| calls.enroll(subscription.id()));
+        let guard = admitted.map(|(access, interest)| {
+            Guard::new(&access, interest, self.hub.clone(), subscription.id())
+        });
         Ok(Drainer::new(
             subscription,
             self.id,
-            enrolled,
+            Held {
+                _enrolled: enrolled,
+                _guard: guard,
+            },
             wanted.heartbeat_interval,
             wanted.min_interval,
             reconnect_after,
             deadline,
         ))
     }
+}
+
+/// Lets a subscription in that `access` allows, and writes down on whose behalf it is.
+fn admit(access: Access, options: &mut SubscribeOptions) -> Result<(Access, Interest), Status> {
+    let interest = Interest {
+        client_id: Some(&options.client_id)
+            .filter(|id| !convert::is_anonymous(id))
+            .cloned(),
+        filters: options.filters.clone(),
+    };
+    access.check_subscribe(&interest)?;
+    options.principal = Some(Arc::clone(access.principal()));
+    Ok((access, interest))
 }
 
 /// Reads the one message of a `Subscribe` call.
@@ -240,11 +267,12 @@ where
             let service = self.clone();
             return Box::pin(async move { Ok(answer(service.subscribe(request).await)) });
         }
+        let access = request.extensions().get::<Access>().cloned();
         let response = self.publisher.call(request);
         let calls = self.calls.clone();
         Box::pin(async move {
             let response = response.await?;
-            Ok(answer_to_publish(response, calls))
+            Ok(answer_to_publish(response, calls, access.as_ref()))
         })
     }
 }
@@ -268,12 +296,13 @@ fn is_grpc<B>(request: &http::Request<B>) -> bool {
 fn answer_to_publish(
     response: http::Response<tonic::body::Body>,
     calls: Option<Calls>,
+    access: Option<&Access>,
 ) -> http::Response<ResponseBody> {
     match Status::from_header_map(response.headers()) {
         Some(status) if status.code() == tonic::Code::OutOfRange => {
             unreadable(status, Reason::BatchTooLarge).into_http()
         }
-        _ => response.map(|body| ResponseBody::Other(CallBody::new(body, calls))),
+        _ => response.map(|body| ResponseBody::Other(CallBody::new(body, calls, access))),
     }
 }
 
@@ -298,7 +327,7 @@ impl tonic::server::NamedService for EventService {
 
 impl Default for ResponseBody {
     fn default() -> Self {
-        Self::Other(CallBody::new(tonic::body::Body::empty(), None))
+        Self::Other(CallBody::new(tonic::body::Body::empty(), None, None))
     }
 }
 

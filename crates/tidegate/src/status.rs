@@ -59,6 +59,16 @@ pub enum Reason {
     EpochChanged,
     /// The service ended the stream of its own will. Do not reconnect.
     Disconnected,
+    /// The call carries no credentials, and the server asks for them.
+    CredentialsMissing,
+    /// The credentials are not accepted. Get others.
+    CredentialsInvalid,
+    /// The credentials have expired. Renew them, and resume.
+    CredentialsExpired,
+    /// The credentials, which were accepted when the stream began, no longer are. Get others, and resume.
+    CredentialsRevoked,
+    /// The caller may not do this. Ask for a rule that allows it.
+    NotAllowed,
     /// A fault of the server.
     Internal,
 }
@@ -75,6 +85,8 @@ pub enum Advice {
     Resume,
     /// Resume from the last position, after the delay that the server gave.
     ResumeAfterDelay,
+    /// Get new credentials, and resume from the last position with them. Stop if those are refused too.
+    Authenticate,
     /// Forget the position, subscribe anew, and reload whatever state depends on it.
     StartAnew,
 }
@@ -107,6 +119,27 @@ impl Reason {
             Self::DeadlineExceeded => ("DEADLINE_EXCEEDED", Code::DeadlineExceeded, Advice::Resume),
             Self::EpochChanged => ("EPOCH_CHANGED", Code::Unavailable, Advice::Resume),
             Self::Disconnected => ("DISCONNECTED", Code::Aborted, Advice::Stop),
+            Self::CredentialsMissing => (
+                "CREDENTIALS_MISSING",
+                Code::Unauthenticated,
+                Advice::Authenticate,
+            ),
+            Self::CredentialsInvalid => (
+                "CREDENTIALS_INVALID",
+                Code::Unauthenticated,
+                Advice::Authenticate,
+            ),
+            Self::CredentialsExpired => (
+                "CREDENTIALS_EXPIRED",
+                Code::Unauthenticated,
+                Advice::Authenticate,
+            ),
+            Self::CredentialsRevoked => (
+                "CREDENTIALS_REVOKED",
+                Code::Unauthenticated,
+                Advice::Authenticate,
+            ),
+            Self::NotAllowed => ("NOT_ALLOWED", Code::PermissionDenied, Advice::Stop),
             Self::Internal => ("INTERNAL", Code::Internal, Advice::Resume),
         }
     }
@@ -134,7 +167,8 @@ impl Reason {
     }
 
     /// The status, with nothing but the reason and a message for people.
-    pub(crate) fn status(self, message: impl Into<String>) -> Status {
+    #[must_use]
+    pub fn status(self, message: impl Into<String>) -> Status {
         Status::with_error_details(self.code(), message, self.details(HashMap::new()))
     }
 
@@ -196,7 +230,8 @@ fn facts_of<P: Payload>(subscription: &Subscription<P>) -> [(&'static str, u64);
 
 /// Whether a stream that ends for `reason` is told so by `GoingAway`, with a delay to come back after.
 pub(crate) fn is_going_away(reason: CloseReason) -> bool {
-    end_reason(reason).advice() == Advice::ResumeAfterDelay
+    let advice = end_reason(reason).advice();
+    matches!(advice, Advice::ResumeAfterDelay | Advice::Authenticate)
 }
 
 /// The status of what was ended and has no position to resume from: another call, or a stream that had not begun.
@@ -224,6 +259,9 @@ const fn end_reason(reason: CloseReason) -> Reason {
         CloseReason::Stalled => Reason::Stalled,
         CloseReason::EpochChanged => Reason::EpochChanged,
         CloseReason::Disconnected => Reason::Disconnected,
+        CloseReason::CredentialsExpired => Reason::CredentialsExpired,
+        CloseReason::CredentialsRevoked => Reason::CredentialsRevoked,
+        CloseReason::NoLongerAllowed => Reason::NotAllowed,
     }
 }
 
@@ -265,7 +303,7 @@ pub(crate) fn bad_name(reason: Reason, field: impl Into<String>, error: &NameErr
 mod tests {
     use super::*;
 
-    const ALL: [Reason; 21] = [
+    const ALL: [Reason; 26] = [
         Reason::InvalidFilter,
         Reason::InvalidTopic,
         Reason::InvalidClientId,
@@ -286,6 +324,11 @@ mod tests {
         Reason::DeadlineExceeded,
         Reason::EpochChanged,
         Reason::Disconnected,
+        Reason::CredentialsMissing,
+        Reason::CredentialsInvalid,
+        Reason::CredentialsExpired,
+        Reason::CredentialsRevoked,
+        Reason::NotAllowed,
         Reason::Internal,
     ];
 
@@ -319,6 +362,7 @@ mod tests {
                 Advice::Stop => "stop",
                 Advice::Resume => "resume with back-off",
                 Advice::ResumeAfterDelay => "resume after",
+                Advice::Authenticate => "renew",
                 Advice::StartAnew => "subscribe anew",
             };
             assert!(

@@ -11,7 +11,10 @@ use std::{fmt, net::SocketAddr, rc::Rc};
 
 use bytes::Bytes;
 use h2::{RecvStream, client::SendRequest};
-use http::{HeaderMap, Method, Request, Response, header::CONTENT_TYPE};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response,
+    header::{AUTHORIZATION, CONTENT_TYPE},
+};
 use percent_encoding::percent_decode_str;
 use tokio::{net::TcpStream, task::JoinHandle};
 
@@ -29,6 +32,8 @@ const IN_FLIGHT: usize = 8;
 pub struct Grpc {
     address: SocketAddr,
     authority: String,
+    /// What each call shows of who makes it.
+    authorization: Option<HeaderValue>,
     /// Bytes that the server may send on a stream before they are read.
     window: u32,
     /// Requests that a publisher has unanswered at most.
@@ -43,6 +48,7 @@ pub(crate) struct Task(JoinHandle<()>);
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     authority: String,
+    authorization: Option<HeaderValue>,
     send: SendRequest<Bytes>,
 }
 
@@ -59,6 +65,7 @@ impl Grpc {
         Self {
             address: server.address(),
             authority: server.authority().to_owned(),
+            authorization: server.authorization().cloned(),
             window: Self::WINDOW,
             in_flight: IN_FLIGHT,
         }
@@ -152,8 +159,11 @@ impl Client {
             .uri(uri)
             .header(CONTENT_TYPE, "application/grpc")
             .header("te", "trailers")
-            .body(())
-            .map_err(|error| Error::broken(method, error))?;
+            .body(());
+        let mut request = request.map_err(|error| Error::broken(method, error))?;
+        if let Some(value) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, value.clone());
+        }
         let mut ready = self.send.clone().ready().await.map_err(broken)?;
         ready.send_request(request, false).map_err(broken)
     }
@@ -225,6 +235,7 @@ impl Driver {
         });
         let client = Client {
             authority: grpc.authority.clone(),
+            authorization: grpc.authorization.clone(),
             send,
         };
         Ok((client, Self { _task: task, halt }))

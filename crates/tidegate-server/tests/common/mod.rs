@@ -16,7 +16,7 @@ use std::{
 };
 
 use tidegate::{Encoded, Hub, Stats, proto::*};
-use tidegate_server::{Admission, DrainReport, Server, ServerConfig};
+use tidegate_server::{Admission, DrainReport, Reloader, Server, ServerConfig};
 use tidegate_testing::{Client as Recorded, Ending, Rules, Stream, Truth, check};
 use tokio::{sync::oneshot, task::JoinHandle, time};
 use tonic::{
@@ -33,6 +33,7 @@ pub struct Running {
     pub address: SocketAddr,
     pub hub: Hub<Encoded>,
     pub admission: Admission,
+    pub reloader: Reloader,
     pub journal: Journal,
     stop: oneshot::Sender<()>,
     served: JoinHandle<DrainReport>,
@@ -91,6 +92,7 @@ impl Running {
             .unwrap();
         let (address, hub) = (server.local_addr(), server.hub().clone());
         let admission = server.admission().clone();
+        let reloader = server.reloader().clone();
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(server.serve(async { _ = stopped.await }));
         Self {
@@ -98,6 +100,7 @@ impl Running {
             journal: Journal::new(hub.clone(), rules),
             hub,
             admission,
+            reloader,
             stop,
             served,
         }

@@ -183,6 +183,7 @@ impl<T: Value> Subscribe<T> {
         filters.dedup();
         let options = SubscribeOptions {
             client_id: client_id(self.client)?,
+            principal: None,
             filters: filters.clone(),
             limits: self.limits,
             start: self.start,

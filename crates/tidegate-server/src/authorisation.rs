@@ -1,0 +1,259 @@
+//! What principals may do: rules.
+//!
+//! # Deny by default
+//! What no rule allows is denied, and what one denies no other allows. A subscription needs each of its filters
+//! to lie wholly within what is allowed, by the union of all patterns, and to have no topic in common with what
+//! is denied.
+//!
+//! # Clients
+//! What is sent to the client `c` alone has the topic `$client.c`. Publishing there needs a right like any
+//! other, and no pattern has it in it but `$client.c` and `$client.*`. Being the client `c` needs the
+//! right to subscribe to it, but for the id that is the principal's own name, which may only be denied.
+
+use serde::Deserialize;
+use tidegate::{ClientId, Filter, Topic, TopicSet};
+
+/// The principal that stands for all.
+const EVERYONE: &str = "*";
+
+/// What some principals may do.
+///
+/// Every default is nothing: a rule allows what it says.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Rule {
+    /// Whom it is about, by name. `*` is everyone whose credentials are accepted. Default: nobody.
+    pub principals: Vec<String>,
+    /// The topics that they may publish to. Default: none.
+    pub publish: Grant,
+    /// The topics that they may see. Default: none.
+    pub subscribe: Grant,
+    /// Whether they may do whatever is neither publishing nor subscribing. Default: false.
+    pub admin: bool,
+}
+
+/// What is allowed and what is denied. What is in both is denied.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Grant {
+    /// Default: nothing.
+    #[serde(deserialize_with = "patterns")]
+    pub allow: TopicSet,
+    /// Default: nothing.
+    #[serde(deserialize_with = "patterns")]
+    pub deny: TopicSet,
+}
+
+/// What one caller may do, all rules about it taken together.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Rights {
+    publish: Grant,
+    subscribe: Grant,
+    admin: bool,
+}
+
+/// All rules.
+#[derive(Debug, Default)]
+pub(crate) struct Rules(Vec<Rule>);
+
+/// A file of rules.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleFile {
+    #[serde(default)]
+    rule: Vec<Rule>,
+}
+
+// ===== impl Rules =====
+
+impl Rules {
+    /// Reads the text of a rule file, in TOML, and puts the rules behind those that are there anyway.
+    ///
+    /// # Errors
+    /// What is wrong, with the line.
+    pub(crate) fn parse(text: &[u8], mut rules: Vec<Rule>) -> Result<Self, String> {
+        let text = std::str::from_utf8(text).map_err(|_| "it is not text in UTF-8")?;
+        let file: RuleFile = toml::from_str(text).map_err(|error| error.to_string())?;
+        rules.extend(file.rule);
+        Ok(Self(rules))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What `principal` may do.
+    pub(crate) fn rights_of(&self, principal: &str) -> Rights {
+        let mut rights = Rights::default();
+        for rule in self.0.iter().filter(|rule| rule.is_about(principal)) {
+            rights.publish.extend(&rule.publish);
+            rights.subscribe.extend(&rule.subscribe);
+            rights.admin |= rule.admin;
+        }
+        rights
+    }
+}
+
+impl From<Vec<Rule>> for Rules {
+    fn from(rules: Vec<Rule>) -> Self {
+        Self(rules)
+    }
+}
+
+impl Rule {
+    fn is_about(&self, principal: &str) -> bool {
+        let mut principals = self.principals.iter();
+        principals.any(|named| named == principal || named == EVERYONE)
+    }
+}
+
+// ===== impl Rights =====
+
+impl Rights {
+    /// Adds what somebody else grants.
+    pub(crate) fn extend(&mut self, other: &Self) {
+        self.publish.extend(&other.publish);
+        self.subscribe.extend(&other.subscribe);
+        self.admin |= other.admin;
+    }
+
+    pub(crate) fn may_publish(&self, topic: &Topic) -> bool {
+        self.publish.allow.contains(topic) && !self.publish.deny.contains(topic)
+    }
+
+    pub(crate) fn may_subscribe(&self, filter: &Filter) -> bool {
+        self.subscribe.allow.covers(filter) && !self.subscribe.deny.overlaps(filter)
+    }
+
+    /// Whether `principal` may be the client `id`.
+    pub(crate) fn may_be_client(&self, principal: &str, id: &ClientId) -> bool {
+        let is_allowed = id.as_str() == principal || self.subscribe.allow.contains_client(id);
+        is_allowed && !self.subscribe.deny.contains_client(id)
+    }
+
+    pub(crate) fn may_administer(&self) -> bool {
+        self.admin
+    }
+}
+
+impl Grant {
+    /// A grant of what `allow` has in it and `deny` has not.
+    #[must_use]
+    pub fn new(allow: TopicSet, deny: TopicSet) -> Self {
+        Self { allow, deny }
+    }
+
+    fn extend(&mut self, other: &Self) {
+        self.allow.extend(&other.allow);
+        self.deny.extend(&other.deny);
+    }
+}
+
+fn patterns<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<TopicSet, D::Error> {
+    let patterns = Vec::<String>::deserialize(deserializer)?;
+    let mut topics = TopicSet::default();
+    for pattern in &patterns {
+        let one = TopicSet::new([pattern]).map_err(|error| {
+            serde::de::Error::custom(format_args!("pattern `{pattern}`: {error}"))
+        })?;
+        topics.extend(&one);
+    }
+    Ok(topics)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: &str = r#"
+        [[rule]]
+        principals = ["alice", "bob"]
+        publish = { allow = ["orders.>", "$client.bob"], deny = ["orders.secret.>"] }
+        subscribe = { allow = ["orders.*", "orders.*.>"], deny = ["orders.*.internal"] }
+
+        [[rule]]
+        principals = ["alice"]
+        publish = { deny = ["orders.eu"] }
+        admin = true
+
+        [[rule]]
+        principals = ["*"]
+        subscribe = { allow = ["news.>", "$client.shared"] }
+    "#;
+
+    fn rights_of(principal: &str) -> Rights {
+        let rules = Rules::parse(RULES.as_bytes(), Vec::new()).unwrap();
+        rules.rights_of(principal)
+    }
+
+    fn publishes(principal: &str, topic: &str) -> bool {
+        rights_of(principal).may_publish(&Topic::new(topic).unwrap())
+    }
+
+    fn subscribes(principal: &str, filter: &str) -> bool {
+        rights_of(principal).may_subscribe(&Filter::new(filter).unwrap())
+    }
+
+    #[test]
+    fn deny_wins_and_what_no_rule_allows_is_denied() {
+        assert!(publishes("alice", "orders.us"));
+        assert!(publishes("bob", "orders.eu"));
+        assert!(!publishes("alice", "orders.eu"));
+        assert!(!publishes("bob", "orders.secret.x"));
+        assert!(!publishes("bob", "ordersx"));
+        assert!(publishes("bob", "$client.bob"));
+        assert!(!publishes("bob", "$client.alice"));
+        assert!(!publishes("carol", "news.a"));
+        assert!(rights_of("alice").may_administer());
+        assert!(!rights_of("bob").may_administer());
+    }
+
+    #[test]
+    fn a_filter_needs_all_of_it_allowed_and_none_of_it_denied() {
+        assert!(subscribes("bob", "orders.*"));
+        assert!(subscribes("bob", "orders.eu.created"));
+        // Allowed by two patterns together, and denied in part.
+        assert!(!subscribes("bob", "orders.>"));
+        assert!(!subscribes("bob", "orders.eu.*"));
+        assert!(!subscribes("bob", ">"));
+        assert!(subscribes("carol", "news.>"));
+        assert!(!subscribes("carol", "orders.eu"));
+    }
+
+    #[test]
+    fn a_client_id_is_free_for_its_namesake_and_by_rule() {
+        let may_be = |principal: &str, id: &str| {
+            rights_of(principal).may_be_client(principal, &ClientId::new(id).unwrap())
+        };
+        assert!(may_be("carol", "carol"));
+        assert!(may_be("carol", "shared"));
+        assert!(!may_be("carol", "alice"));
+        let rules = "rule = [{ principals = ['*'], subscribe = { deny = ['$client.*'] } }]";
+        let rules = Rules::parse(rules.as_bytes(), Vec::new()).unwrap();
+        assert!(
+            !rules
+                .rights_of("carol")
+                .may_be_client("carol", &ClientId::new("carol").unwrap())
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_told_with_its_line() {
+        for (text, problem) in [
+            ("\n[[rule]]\nprincipal = ['a']", "line 3"),
+            ("[[rule]]\npublish = { allow = ['a.>.b'] }", "line 2"),
+            (
+                "[[rule]]\npublish = { allow = ['a.>.b'] }",
+                "pattern `a.>.b`: `>` before the last token at byte 2",
+            ),
+            ("rules = 1", "unknown field `rules`"),
+            ("[[rule]]\nadmin = 'yes'", "line 2"),
+        ] {
+            let error = Rules::parse(text.as_bytes(), Vec::new()).unwrap_err();
+            assert!(error.contains(problem), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The client at the other end of a connection, and who it says it is.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use http::{HeaderMap, header::AUTHORIZATION};
+use subtle::ConstantTimeEq as _;
+use tidegate::{CloseReason, Reason};
+use tonic::Status;
+
+use crate::{
+    identity::{Identity, invalid},
+    session::Admitted,
+    tls::Certificates,
+    tokens::{Digest, digest},
+};
+
+/// Longer tokens are not even hashed. Headers are bounded as a whole as well.
+const MAX_TOKEN_BYTES: usize = 8 << 10;
+
+/// The client at the other end of a connection.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    identity: Arc<Identity>,
+    /// What its certificate gives it.
+    by_certificate: Option<Admitted>,
+    /// The last token that was accepted, and what it gives.
+    last: Mutex<Option<(Digest, Admitted)>>,
+}
+
+impl Caller {
+    /// The client of a connection, on which it showed `certificates`, which were found good.
+    pub(crate) fn new(identity: Arc<Identity>, certificates: Option<Certificates>) -> Self {
+        let by_certificate = certificates.and_then(|shown| identity.admit_certificate(shown));
+        Self {
+            identity,
+            by_certificate,
+            last: Mutex::default(),
+        }
+    }
+
+    /// On whose behalf a call with these headers is made.
+    ///
+    /// # Errors
+    /// The status to answer with when there are no credentials, or they are not accepted. A bad token is not
+    /// made up for by a good certificate.
+    pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Admitted, Status> {
+        let mut given = headers.get_all(AUTHORIZATION).iter();
+        let Some(header) = given.next() else {
+            return self.by_certificate();
+        };
+        let token = header.to_str().ok().and_then(bearer);
+        let token = token.filter(|token| token.len() <= MAX_TOKEN_BYTES);
+        let (Some(token), None) = (token, given.next()) else {
+            return Err(invalid());
+        };
+        let hash = digest(token.as_bytes());
+        if let Some(admitted) = self.remembered(&hash) {
+            return Ok(admitted);
+        }
+        let admitted = self.identity.admit_token(token, hash).await?;
+        *self.last() = Some((hash, admitted.clone()));
+        Ok(admitted)
+    }
+
+    fn by_certificate(&self) -> Result<Admitted, Status> {
+        let admitted = self.by_certificate.clone().ok_or_else(|| {
+            Reason::CredentialsMissing.status(
+                "the call has no credentials; send a token as `authorization: Bearer TOKEN`",
+            )
+        })?;
+        match admitted.access.ended() {
+            None => Ok(admitted),
+            Some(CloseReason::CredentialsExpired) => Err(Reason::CredentialsExpired
+                .status("the certificate of this connection has expired; connect with a new one")),
+            Some(_) => Err(invalid()),
+        }
+    }
+
+    /// What the last token gave, if it is the same and still accepted.
+    fn remembered(&self, hash: &Digest) -> Option<Admitted> {
+        let last = self.last();
+        let (last_hash, admitted) = last.as_ref()?;
+        let is_same = bool::from(last_hash.ct_eq(hash));
+        let admitted = is_same.then(|| admitted.clone())?;
+        admitted.access.ended().is_none().then_some(admitted)
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<(Digest, Admitted)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The token of `Bearer TOKEN` (RFC 6750, section 2.1).
+fn bearer(header: &str) -> Option<&str> {
+    let (scheme, token) = header.split_once(' ')?;
+    let is_bearer = scheme.eq_ignore_ascii_case("bearer");
+    let token = token.trim_start_matches(' ');
+    (is_bearer && !token.is_empty()).then_some(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_what_follows_bearer() {
+        for header in ["Bearer abc", "bearer abc", "BEARER  abc"] {
+            assert_eq!(bearer(header), Some("abc"), "{header}");
+        }
+        for bad in ["", "abc", "Bearer", "Bearer ", "Basic abc", "Bearerabc"] {
+            assert_eq!(bearer(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Who calls, and what becomes of that while the server runs.
+//!
+//! A call is made by a *principal*: the one that its bearer token names, or else the one that the certificate of
+//! its connection names. What the principal may do is in the [rules](crate::Rule) and, for a JSON Web Token,
+//! in the token as well.
+//!
+//! # Changes
+//! All that answers depend on is one [`Policy`], which is replaced as a whole. Every call that goes on watches
+//! it, and ends when it would not be let in any more.
+//!
+//! # Cost
+//! Nothing is done for a server without authentication. With it, the last token of each connection is
+//! remembered, so that a client that makes many calls has its token checked once.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rustls::server::danger::ClientCertVerifier;
+use tidegate::Reason;
+use tokio::{sync::watch, time::Instant};
+use tonic::Status;
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
+
+use crate::{
+    authorisation::{Rights, Rule, Rules},
+    files::{Files, SecurityError},
+    jwks::Fetcher,
+    jwt::{JwksUrl, JwtConfig, JwtKeys, Keys, Refused, Verified},
+    policy::{Credential, Policy},
+    session::{Admitted, Session},
+    tls::{Certificates, Tls},
+    tokens::{Digest, Tokens},
+};
+
+/// Who may call, and what they may do. Authentication is on as soon as there is a way to tell who calls: tokens,
+/// JSON Web Tokens, or [certificates](crate::TlsConfig::client_ca). Then everything is denied that no rule
+/// allows.
+///
+/// The files are looked at every 2 s, and read again when they have changed. One that cannot be used leaves what
+/// was there before, and is logged as an error.
+#[derive(Debug, Clone, Default)]
+pub struct AuthConfig {
+    /// A file of bearer tokens by their hashes. Default: `None`.
+    pub tokens: Option<PathBuf>,
+    /// What JSON Web Tokens are accepted. Default: `None`.
+    pub jwt: Option<JwtConfig>,
+    /// What principals may do. Default: nothing.
+    pub rules: Vec<Rule>,
+    /// A file of more rules: an array of tables `rule`, in TOML, with the fields of [`Rule`]. Default: `None`.
+    pub rules_file: Option<PathBuf>,
+    /// Whether to take credentials without TLS from beyond this machine. Whoever is between can read and use
+    /// them. Default: false.
+    pub insecure: bool,
+}
+
+/// Finds out who calls.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    config: AuthConfig,
+    tokens: Files,
+    rules: Files,
+    keys: Files,
+    fetchers: Vec<Fetched>,
+    policy: watch::Sender<Arc<Policy>>,
+}
+
+/// A key set that is fetched.
+#[derive(Debug)]
+struct Fetched {
+    fetcher: Fetcher,
+    /// When it was last looked at. Held while it is, so that all who need it wait for one answer.
+    last: tokio::sync::Mutex<Option<Instant>>,
+}
+
+// ===== impl AuthConfig =====
+
+impl AuthConfig {
+    /// Whether callers must prove who they are, certificates aside.
+    pub(crate) fn takes_tokens(&self) -> bool {
+        self.tokens.is_some() || self.jwt.is_some()
+    }
+
+    fn has_rules(&self) -> bool {
+        self.rules_file.is_some() || !self.rules.is_empty()
+    }
+
+    fn key_sources(&self) -> &[JwtKeys] {
+        self.jwt.as_ref().map_or(&[], |jwt| &jwt.keys)
+    }
+}
+
+// ===== impl Identity =====
+
+impl Identity {
+    /// Reads all files. `None` without authentication.
+    ///
+    /// # Errors
+    /// When a file or the configuration cannot be used. A key set that cannot be fetched is no error: it is
+    /// looked at again.
+    pub(crate) fn new(
+        config: AuthConfig,
+        tls: Option<&Tls>,
+    ) -> Result<Option<Arc<Self>>, SecurityError> {
+        let takes_certificates = tls.is_some_and(Tls::asks_for_certificates);
+        if !(config.takes_tokens() || takes_certificates) {
+            return match config.has_rules() {
+                true => Err(SecurityError::Configuration(
+                    "there are rules, but no way to tell who calls: give a file of tokens, keys for JSON \
+                     Web Tokens, or a CA for client certificates",
+                )),
+                false => Ok(None),
+            };
+        }
+        if config.jwt.as_ref().is_some_and(|jwt| jwt.keys.is_empty()) {
+            return Err(SecurityError::Configuration(
+                "JSON Web Tokens need a key to check them with: a PEM file, a secret, or a JWKS",
+            ));
+        }
+        let paths = config.key_sources().iter().filter_map(JwtKeys::path);
+        let keys = Files::new(paths.map(PathBuf::from));
+        let fetchers = config
+            .key_sources()
+            .iter()
+            .filter_map(|source| match source {
+                JwtKeys::JwksUrl(set) => Some(Fetched::new(set.clone())),
+                _ => None,
+            });
+        let fetchers = fetchers.collect::<Result<Vec<_>, _>>()?;
+        let policy = Policy {
+            tokens: Arc::default(),
+            rules: Arc::default(),
+            keys: Arc::default(),
+            fetched: vec![Arc::default(); fetchers.len()],
+            verifier: tls.and_then(Tls::verifier),
+        };
+        let identity = Self {
+            tokens: Files::new(config.tokens.clone()),
+            rules: Files::new(config.rules_file.clone()),
+            keys,
+            fetchers,
+            policy: watch::Sender::new(Arc::new(policy)),
+            config,
+        };
+        identity.reload(true).into_iter().try_for_each(Err)?;
+        if identity.policy().rules.is_empty() && identity.config.jwt.is_none() {
+            tracing::warn!("there is no rule: nobody may do anything");
+        }
+        Ok(Some(Arc::new(identity)))
+    }
+
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.borrow())
+    }
+
+    /// A watch over the policy, which has seen the present one.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Policy>> {
+        self.policy.subscribe()
+    }
+
+    fn amend(&self, change: impl FnOnce(&mut Policy)) {
+        self.policy.send_modify(|policy| {
+            let mut new = Policy::clone(policy);
+            change(&mut new);
+            *policy = Arc::new(new);
+        });
+    }
+
+    /// Reads again what has changed, or in any case with `anyway`. Each file that cannot be used leaves what
+    /// was there, and is no reason to leave the others.
+    pub(crate) fn reload(&self, anyway: bool) -> Vec<SecurityError> {
+        let parts = [
+            self.reload_tokens(anyway),
+            self.reload_rules(anyway),
+            self.reload_keys(anyway),
+        ];
+        parts.into_iter().filter_map(Result::err).collect()
+    }
+
+    fn reload_tokens(&self, anyway: bool) -> Result<(), SecurityError> {
+        let (Some(path), Some(contents)) = (&self.config.tokens, self.tokens.read(anyway)) else {
+            return Ok(());
+        };
+        let tokens = Tokens::parse(&contents?.concat());
+        let tokens = tokens.map_err(|problem| SecurityError::invalid(path, problem))?;
+        self.amend(|policy| policy.tokens = Arc::new(tokens));
+        Ok(())
+    }
+
+    fn reload_rules(&self, anyway: bool) -> Result<(), SecurityError> {
+        let rules = self.config.rules.clone();
+        let Some(contents) = self.rules.read(anyway) else {
+            return Ok(());
+        };
+        let rules = match &self.config.rules_file {
+            None => Rules::from(rules),
+            Some(path) => Rules::parse(&contents?.concat(), rules)
+                .map_err(|problem| SecurityError::invalid(path, problem))?,
+        };
+        self.amend(|policy| policy.rules = Arc::new(rules));
+        Ok(())
+    }
+
+    fn reload_keys(&self, anyway: bool) -> Result<(), SecurityError> {
+        let Some(contents) = self.keys.read(anyway) else {
+            return Ok(());
+        };
+        let sources = self.config.key_sources().iter();
+        let files = sources.filter(|source| source.path().is_some());
+        let mut keys = Keys::default();
+        for (source, content) in files.zip(contents?) {
+            keys.extend(&source.parse(&content)?);
+        }
+        self.amend(|policy| policy.keys = Arc::new(keys));
+        Ok(())
+    }
+
+    /// Takes over who vouches for clients now.
+    pub(crate) fn set_verifier(&self, verifier: Option<Arc<dyn ClientCertVerifier>>) {
+        self.amend(|policy| policy.verifier = verifier);
+    }
+
+    /// Fetches the key sets whose last look is older than `age` says. Returns whether any was looked at.
+    pub(crate) async fn fetch(&self, age: impl Fn(&Fetcher) -> Duration) -> bool {
+        let mut has_looked = false;
+        for (i, fetched) in self.fetchers.iter().enumerate() {
+            let mut last = fetched.last.lock().await;
+            let age = age(&fetched.fetcher);
+            if last.is_some_and(|last| last.elapsed() < age) {
+                continue;
+            }
+            *last = Some(Instant::now());
+            has_looked = true;
+            match fetched.fetcher.fetch().await {
+                Ok(keys) => self.take_over(i, keys),
+                Err(error) => tracing::error!(%error, "cannot fetch keys; those from before stay"),
+            }
+        }
+        has_looked
+    }
+
+    fn take_over(&self, i: usize, keys: Keys) {
+        if self.policy().fetched[i].fingerprints() != keys.fingerprints() {
+            self.amend(|policy| policy.fetched[i] = Arc::new(keys));
+        }
+    }
+
+    /// Whom the token with this hash names.
+    pub(crate) async fn admit_token(
+        self: &Arc<Self>,
+        token: &str,
+        hash: Digest,
+    ) -> Result<Admitted, Status> {
+        let policy = self.policy();
+        if let Some(principal) = policy.tokens.principal(&hash) {
+            return Ok(self.admit(Arc::clone(principal), Credential::Token(hash), None, None));
+        }
+        let Some(jwt) = &self.config.jwt else {
+            return Err(invalid());
+        };
+        let mut verified = jwt.verify(&policy.all_keys(), token);
+        if matches!(verified, Err(Refused::UnknownKey)) && !self.fetchers.is_empty() {
+            // Somebody else may have had them fetched meanwhile.
+            self.fetch(|set| set.config().unknown_key_interval).await;
+            verified = jwt.verify(&self.policy().all_keys(), token);
+        }
+        match verified {
+            Ok(Verified {
+                principal,
+                expires,
+                rights,
+                key,
+            }) => Ok(self.admit(principal, Credential::Jwt(key), Some(expires), rights)),
+            Err(Refused::Expired) => {
+                Err(Reason::CredentialsExpired.status("the token has expired; get a new one"))
+            }
+            Err(Refused::UnknownKey | Refused::Invalid) => Err(invalid()),
+        }
+    }
+
+    /// Whom a certificate that was found good names. `None` if it names nobody.
+    pub(crate) fn admit_certificate(
+        self: &Arc<Self>,
+        certificates: Certificates,
+    ) -> Option<Admitted> {
+        let (_, certificate) = X509Certificate::from_der(certificates.first()?).ok()?;
+        let principal = named_by(&certificate)?;
+        let end = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+        let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(end));
+        Some(self.admit(principal, Credential::Certificate(certificates), end, None))
+    }
+
+    fn admit(
+        self: &Arc<Self>,
+        principal: Arc<str>,
+        credential: Credential,
+        expires: Option<SystemTime>,
+        claimed: Option<Rights>,
+    ) -> Admitted {
+        Admitted::new(Session::new(
+            Arc::clone(self),
+            principal,
+            credential,
+            expires,
+            claimed,
+        ))
+    }
+}
+
+impl Fetched {
+    fn new(config: JwksUrl) -> Result<Self, SecurityError> {
+        Ok(Self {
+            fetcher: Fetcher::new(config)?,
+            last: tokio::sync::Mutex::default(),
+        })
+    }
+}
+
+/// What every bad credential is told: what is wrong with it is of use to attackers only.
+pub(crate) fn invalid() -> Status {
+    Reason::CredentialsInvalid.status("the credentials are not accepted")
+}
+
+/// The principal that a certificate names: its first URI or DNS name, else its common name.
+fn named_by(certificate: &X509Certificate<'_>) -> Option<Arc<str>> {
+    let names = certificate.subject_alternative_name().ok().flatten();
+    let names = names
+        .into_iter()
+        .flat_map(|names| &names.value.general_names);
+    let mut names = names.filter_map(|name| match name {
+        GeneralName::URI(name) | GeneralName::DNSName(name) => Some(*name),
+        _ => None,
+    });
+    let common_name = || {
+        certificate
+            .subject()
+            .iter_common_name()
+            .next()?
+            .as_str()
+            .ok()
+    };
+    let name = names.next().or_else(common_name)?;
+    (!name.is_empty()).then(|| name.into())
+}

@@ -1,0 +1,109 @@
+//! Keeping certificates, credentials and rules as their files are.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{task::AbortHandle, time};
+
+use crate::{files::SecurityError, identity::Identity, tls::Tls};
+
+/// How often files are looked at. What was withdrawn must have ended after 5 s.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Reads certificates, tokens, keys and rules again. Cheap to clone; the clones are of the same server.
+#[derive(Debug, Clone)]
+pub struct Reloader {
+    pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) identity: Option<Arc<Identity>>,
+}
+
+/// Ends a task when it is dropped.
+#[derive(Debug)]
+pub(crate) struct AbortOnDrop(AbortHandle);
+
+impl Reloader {
+    /// Reads all files again now, as the server itself does within 2 s of their change, and fetches key sets.
+    /// When it is done, all of it is in force: new connections get the new certificate, and streams that
+    /// would not be let in any more end.
+    ///
+    /// # Errors
+    /// For each file that cannot be used. What it was before stays, and so do the others' news.
+    pub async fn reload(&self) -> Result<(), Vec<SecurityError>> {
+        let errors = self.clone().reload_files(true).await;
+        if let Some(identity) = &self.identity {
+            identity.fetch(|_| Duration::ZERO).await;
+        }
+        match errors.is_empty() {
+            true => Ok(()),
+            false => Err(errors),
+        }
+    }
+
+    /// Does so for ever, whenever something has changed, until what is returned is dropped.
+    pub(crate) fn keep_fresh(&self) -> Option<AbortOnDrop> {
+        (self.tls.is_some() || self.identity.is_some()).then(|| {
+            let task = tokio::spawn(self.clone().refresh());
+            AbortOnDrop(task.abort_handle())
+        })
+    }
+
+    async fn refresh(self) {
+        let files = async {
+            let mut ticks = time::interval(INTERVAL);
+            loop {
+                ticks.tick().await;
+                for error in self.clone().reload_files(false).await {
+                    tracing::error!(error = %told(&error), "cannot reload; what was there before stays");
+                }
+            }
+        };
+        let keys = async {
+            let mut ticks = time::interval(INTERVAL);
+            while let Some(identity) = &self.identity {
+                ticks.tick().await;
+                identity.fetch(|set| set.config().refresh_interval).await;
+            }
+        };
+        tokio::join!(files, keys);
+    }
+
+    async fn reload_files(self, anyway: bool) -> Vec<SecurityError> {
+        let reloaded = tokio::task::spawn_blocking(move || self.reload_now(anyway));
+        // Only a runtime that ends does not run it.
+        reloaded.await.unwrap_or_default()
+    }
+
+    fn reload_now(&self, anyway: bool) -> Vec<SecurityError> {
+        let mut errors = Vec::new();
+        if let Some(tls) = &self.tls {
+            match tls.reload(anyway) {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::info!("read the certificate again");
+                    if let Some(identity) = &self.identity {
+                        identity.set_verifier(tls.verifier());
+                    }
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        if let Some(identity) = &self.identity {
+            errors.extend(identity.reload(anyway));
+        }
+        errors
+    }
+}
+
+/// An error with its cause.
+fn told(error: &SecurityError) -> String {
+    use std::error::Error as _;
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,172 @@
+//! A principal whose credentials were accepted, for as long as it calls.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tidegate::{Access, Authority, ClientId, CloseReason, Filter, Topic};
+use tokio::time::sleep;
+
+use crate::{
+    authorisation::Rights,
+    identity::Identity,
+    policy::{Credential, Policy},
+};
+
+/// The longest that is slept towards the end of credentials: the clock may be set meanwhile.
+const CLOCK_CHECK: Duration = Duration::from_secs(5);
+
+/// A principal whose credentials were accepted.
+#[derive(Debug, Clone)]
+pub(crate) struct Admitted {
+    session: Arc<Session>,
+    pub(crate) access: Access,
+}
+
+/// One principal with one credential.
+#[derive(Debug)]
+pub(crate) struct Session {
+    identity: Arc<Identity>,
+    principal: Arc<str>,
+    credential: Credential,
+    /// When the credential ends by itself.
+    expires: Option<SystemTime>,
+    /// What the credential itself grants.
+    claimed: Option<Rights>,
+    /// What it is under the last policy that was looked at.
+    standing: Mutex<Arc<Standing>>,
+}
+
+/// What a session is under one policy.
+#[derive(Debug)]
+struct Standing {
+    policy: Arc<Policy>,
+    is_accepted: bool,
+    rights: Rights,
+}
+
+// ===== impl Admitted =====
+
+impl Admitted {
+    pub(crate) fn new(session: Session) -> Self {
+        let session = Arc::new(session);
+        Self {
+            access: Access::new(Arc::<Session>::clone(&session)),
+            session,
+        }
+    }
+
+    /// Whether the principal may do what is neither publishing nor subscribing.
+    pub(crate) fn may_administer(&self) -> bool {
+        self.session.standing().rights.may_administer()
+    }
+}
+
+// ===== impl Session =====
+
+impl Session {
+    pub(crate) fn new(
+        identity: Arc<Identity>,
+        principal: Arc<str>,
+        credential: Credential,
+        expires: Option<SystemTime>,
+        claimed: Option<Rights>,
+    ) -> Self {
+        let policy = identity.policy();
+        let standing = Standing::new(policy, &principal, &credential, claimed.as_ref());
+        Self {
+            identity,
+            principal,
+            credential,
+            expires,
+            claimed,
+            standing: Mutex::new(Arc::new(standing)),
+        }
+    }
+
+    fn standing(&self) -> Arc<Standing> {
+        let policy = self.identity.policy();
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&standing.policy, &policy) {
+            let claimed = self.claimed.as_ref();
+            *standing = Arc::new(Standing::new(
+                policy,
+                &self.principal,
+                &self.credential,
+                claimed,
+            ));
+        }
+        Arc::clone(&standing)
+    }
+}
+
+impl Standing {
+    fn new(
+        policy: Arc<Policy>,
+        principal: &str,
+        credential: &Credential,
+        claimed: Option<&Rights>,
+    ) -> Self {
+        let mut rights = policy.rules.rights_of(principal);
+        if let Some(claimed) = claimed {
+            rights.extend(claimed);
+        }
+        Self {
+            is_accepted: policy.accepts(credential, principal),
+            rights,
+            policy,
+        }
+    }
+}
+
+impl Authority for Session {
+    fn principal(&self) -> &Arc<str> {
+        &self.principal
+    }
+
+    fn may_publish(&self, topic: &Topic) -> bool {
+        self.standing().rights.may_publish(topic)
+    }
+
+    fn may_subscribe(&self, filter: &Filter) -> bool {
+        self.standing().rights.may_subscribe(filter)
+    }
+
+    fn may_be_client(&self, id: &ClientId) -> bool {
+        self.standing().rights.may_be_client(&self.principal, id)
+    }
+
+    fn ended(&self) -> Option<CloseReason> {
+        if self.expires.is_some_and(|end| end <= SystemTime::now()) {
+            return Some(CloseReason::CredentialsExpired);
+        }
+        (!self.standing().is_accepted).then_some(CloseReason::CredentialsRevoked)
+    }
+
+    fn changed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let mut policy = self.identity.watch();
+        let expires = self.expires;
+        Box::pin(async move {
+            tokio::select! {
+                // The session holds the sender, so there is no other end to it than a change.
+                _ = policy.changed() => {}
+                () = until(expires) => {}
+            }
+        })
+    }
+}
+
+/// Waits for a time by the wall clock.
+async fn until(time: Option<SystemTime>) {
+    let Some(time) = time else {
+        return std::future::pending().await;
+    };
+    while let Ok(left) = time.duration_since(SystemTime::now())
+        && !left.is_zero()
+    {
+        sleep(left.min(CLOCK_CHECK)).await;
+    }
+}

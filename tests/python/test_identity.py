@@ -1,0 +1,122 @@
+"""TLS and tokens, as grpcio and the command line see them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from support import CHANNEL_OPTIONS, PATIENCE, Client, Server, assert_status, new_event, payloads, refused
+from tidegate.v1.event_service_pb2_grpc import EventServiceStub
+
+TOKEN = "a-token-that-is-long-and-random"
+
+RULES = """
+[[rule]]
+principals = ["ann"]
+publish = { allow = ["orders.>"] }
+subscribe = { allow = ["orders.*", "orders.*.>"] }
+"""
+
+
+class SecureClient(Client):
+    """Generated stubs on one connection with TLS, with a token or without."""
+
+    def __init__(self, address: str, certificate: bytes, token: str | None = None) -> None:
+        port = address.rsplit(":", 1)[1]
+        credentials = grpc.ssl_channel_credentials(certificate)
+        if token is not None:
+            credentials = grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
+        self.channel = grpc.secure_channel(f"localhost:{port}", credentials, options=CHANNEL_OPTIONS)
+        self.stub = EventServiceStub(self.channel)
+
+
+@pytest.fixture
+def folder(binary: str, tmp_path: Path) -> Path:
+    """A certificate for localhost, Ann's token, and what she may do."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate, and is not there")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    command += " -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:localhost"
+    command += " -keyout server.key -out server.pem"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE)
+    write_tokens(binary, tmp_path / "tokens", ("ann", TOKEN), ("bob", "another"))
+    (tmp_path / "rules.toml").write_text(RULES)
+    return tmp_path
+
+
+@pytest.fixture
+def secure(binary: str, folder: Path) -> Iterator[Server]:
+    files = {"tls-certificate": "server.pem", "tls-key": "server.key", "tokens": "tokens", "rules": "rules.toml"}
+    arguments = [f"--{flag}={folder / name}" for flag, name in files.items()]
+    with Server(binary, *arguments) as server:
+        yield server
+
+
+def write_tokens(binary: str, path: Path, *tokens: tuple[str, str]) -> None:
+    lines = []
+    for principal, token in tokens:
+        made = subprocess.run(
+            [binary, "token", principal], input=token + "\n", capture_output=True, text=True, check=True, timeout=PATIENCE
+        )
+        assert token not in made.stdout
+        lines.append(made.stdout)
+    path.write_text("".join(lines))
+
+
+def test_grpcio_speaks_tls_with_a_token(secure, folder):
+    certificate = (folder / "server.pem").read_bytes()
+    ann = SecureClient(secure.address, certificate, TOKEN)
+    stream = ann.subscribe("orders.>", client_id="ann")
+    ann.publish(*(new_event("orders.eu", b"%d" % number) for number in range(100)))
+    assert payloads(stream.take(100)) == [b"%d" % number for number in range(100)]
+
+    denied = grpc.StatusCode.PERMISSION_DENIED
+    with refused("NOT_ALLOWED", "events[0].topic", denied):
+        ann.publish(new_event("news.x"))
+    with refused("NOT_ALLOWED", "filters[0]", denied):
+        ann.subscribe(">")
+    unauthenticated = grpc.StatusCode.UNAUTHENTICATED
+    with refused("CREDENTIALS_MISSING", code=unauthenticated):
+        SecureClient(secure.address, certificate).publish(new_event("orders.eu"))
+    with refused("CREDENTIALS_INVALID", code=unauthenticated):
+        SecureClient(secure.address, certificate, "wrong").subscribe("orders.eu")
+    ann.close()
+
+
+def test_a_stream_whose_token_is_withdrawn_is_told_where_to_resume(secure, folder, binary):
+    ann = SecureClient(secure.address, (folder / "server.pem").read_bytes(), TOKEN)
+    stream = ann.subscribe("orders.>")
+    ann.publish(new_event("orders.eu", b"last"))
+    assert payloads(stream.take(1)) == [b"last"]
+    write_tokens(binary, folder / "tokens", ("bob", "another"))
+    assert_status(stream.ending(), grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_REVOKED")
+    assert stream.ledger.going_away.resume_after.sequence == stream.ledger.events[-1].sequence
+    ann.close()
+
+
+def test_the_command_line_shows_a_token_and_trusts_whom_it_is_told(secure, folder, binary):
+    url = f"https://localhost:{secure.address.rsplit(':', 1)[1]}"
+    (folder / "ann.token").write_text(TOKEN + "\n")
+
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        command = [binary, *map(str, arguments), "--server", url, "--tls-ca", str(folder / "server.pem")]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+
+    published = run("pub", "orders.eu", "hello", "--token-file", folder / "ann.token")
+    assert published.stdout == "1 event accepted\n", published.stderr
+    seen = run("sub", "orders.>", "--replay", 1, "--count", 1, "--token", TOKEN)
+    assert "hello" in seen.stdout, seen.stderr
+    credentials = 4
+    assert run("pub", "orders.eu", "x").returncode == credentials
+    assert run("pub", "news.x", "x", "--token", TOKEN).returncode == credentials
+
+
+def test_a_server_takes_no_tokens_without_tls_from_elsewhere(binary, folder):
+    command = [binary, "serve", "--listen", "0.0.0.0:0", "--tokens", str(folder / "tokens")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 1
+    assert "without TLS" in ended.stderr
