@@ -132,6 +132,10 @@ struct HistoryArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits on requests")]
 struct LimitArgs {
+    /// How long a call may take to send its request.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = deadline)]
+    request_timeout: Duration,
+
     /// The most filters in one subscription.
     #[arg(long, value_name = "N", default_value_t = 1_024)]
     max_filters: usize,
@@ -258,6 +262,7 @@ impl ServeArgs {
         config.history.max_bytes = self.history.history_bytes;
         config.history.max_age = self.history.history_age;
         config.service.heartbeat_interval = self.heartbeat;
+        config.service.request_timeout = self.limits.request_timeout;
         config.service.max_filters = self.limits.max_filters;
         config.service.publish.max_events = self.limits.max_publish_events;
         config.service.publish.max_batch_bytes =

@@ -48,6 +48,7 @@ mod calls;
 mod convert;
 mod deadline;
 mod drainer;
+mod measure;
 mod publish;
 mod reset;
 mod service;
