@@ -227,6 +227,7 @@ LENIENT = {
     "exceeds concurrent stream limit",
     # h2 is more lenient than the standard, and nothing of it reaches a handler.
     "client sends push promise frame",
+    "sends headers frame with pseudo header in trailer",
     "sends connect without authority",
     "sends headers frame with leading space in field value",
     "sends headers frame with mismatched host authority",
