@@ -196,6 +196,7 @@ class Peer:
         if source is not None:
             self.socket.bind((source, 0))
         self.socket.connect((host, int(port)))
+        self.connected_at = time.monotonic()
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.acknowledges = True
         self.calls: dict[int, Call] = {}
@@ -255,7 +256,7 @@ class Peer:
             assert readable or writable, "the server neither reads nor writes"
             assert time.monotonic() < deadline, "the server reads too slowly"
             if readable:
-                self._receive()
+                self.receive()
             if writable and not self.has_ended:
                 try:
                     view = view[self.socket.send(view[: 1 << 18]) :]
@@ -290,7 +291,7 @@ class Peer:
             left = deadline - time.monotonic()
             readable, _, _ = select.select([self.socket], [], [], max(left, 0))
             assert readable, f"waited {patience} s for {what}; so far: {self.frames[-5:]}, {list(self.calls.items())[-2:]}"
-            self._receive()
+            self.receive()
 
     def wait(self, stream: int) -> Call:
         """Reads until the call is over."""
@@ -316,7 +317,8 @@ class Peer:
     def _pongs(self) -> int:
         return sum(frame.kind == PING and frame.flags == ACK for frame in self.frames)
 
-    def _receive(self) -> None:
+    def receive(self) -> None:
+        """Takes in what has come; waits if nothing has."""
         try:
             received = self.socket.recv(1 << 18)
         except (ConnectionError, TimeoutError):
@@ -336,7 +338,7 @@ class Peer:
         """What the server said before it ended the connection, if a reset left any of it."""
         while not self.has_ended:
             self.acknowledges = False
-            self._receive()
+            self.receive()
 
     def _cut(self) -> Iterator[Frame]:
         at = 0

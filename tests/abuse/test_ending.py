@@ -22,9 +22,9 @@ def ask_to_end(siege) -> float:
     return time.monotonic()
 
 
-def test_a_thousand_idle_streams_are_told_where_to_resume_and_health_turns(besiege):
+def test_hundreds_of_idle_streams_are_told_where_to_resume_and_health_turns(besiege):
     with besiege("--drain-timeout", "20s", ends_itself=True) as siege:
-        peers = [siege.greeted((INITIAL_WINDOW_SIZE, 1 << 20)) for _ in range(10)]
+        peers = [siege.greeted((INITIAL_WINDOW_SIZE, 1 << 20)) for _ in range(5)]
         streams = [(peer, peer.call(SUBSCRIBE, message(subscribe_request()))) for peer in peers for _ in range(100)]
         siege.await_subscriptions(len(streams))
         health = siege.greeted()
@@ -43,7 +43,7 @@ def test_a_thousand_idle_streams_are_told_where_to_resume_and_health_turns(besie
             peer.close()
         health.close()
         siege.server.stop()
-        siege.note("drained", f"1,000 streams in {time.monotonic() - began:.2f} s")
+        siege.note("drained", f"{len(streams)} streams in {time.monotonic() - began:.2f} s")
 
 
 def test_peers_that_take_no_notice_hold_up_the_end_no_longer_than_the_drain_timeout(besiege):
