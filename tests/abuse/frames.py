@@ -290,7 +290,9 @@ class Peer:
                 raise Gone(what)
             left = deadline - time.monotonic()
             readable, _, _ = select.select([self.socket], [], [], max(left, 0))
-            assert readable, f"waited {patience} s for {what}; so far: {self.frames[-5:]}, {list(self.calls.items())[-2:]}"
+            assert readable, (
+                f"waited {patience} s for {what}; so far: {self.frames[-5:]}, {list(self.calls.items())[-2:]}"
+            )
             self.receive()
 
     def wait(self, stream: int) -> Call:

@@ -294,10 +294,12 @@ class Siege:
         assert self.subscriptions() == 0, "subscriptions are left"
         try:
             self.eventually(
-                lambda: (now := self.held()).sockets <= sockets
-                and now.descriptors <= descriptors
-                and now.threads <= self.before.threads
-                and now.resident_kib <= self.before.resident_kib + self.memory_slack_kib,
+                lambda: (
+                    (now := self.held()).sockets <= sockets
+                    and now.descriptors <= descriptors
+                    and now.threads <= self.before.threads
+                    and now.resident_kib <= self.before.resident_kib + self.memory_slack_kib
+                ),
                 "what was held to be given back",
             )
         except AssertionError as failure:

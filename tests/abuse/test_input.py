@@ -196,7 +196,13 @@ def test_metadata_that_is_malformed_reaches_no_handler_and_no_log(besiege):
                 pass
         # What is not base64 is a value that nobody asked for.
         peer = siege.greeted()
-        peer.call(SUBSCRIBE, message(subscribe_request()), ("x-bad-bin", "%%%"), ("authorization", "a"), ("authorization", "b"))
+        peer.call(
+            SUBSCRIBE,
+            message(subscribe_request()),
+            ("x-bad-bin", "%%%"),
+            ("authorization", "a"),
+            ("authorization", "b"),
+        )
         siege.await_subscriptions(1)
         assert marker not in siege.logged()
 
@@ -209,7 +215,10 @@ def test_a_deadline_ends_the_stream_and_a_malformed_one_is_refused(besiege):
         for bad in ("1", "123456789S", "0x", "-1S", "S", "1s"):
             call = peer.wait(peer.call(SUBSCRIBE, message(subscribe_request()), ("grpc-timeout", bad)))
             assert call.status == INVALID_ARGUMENT, bad
-        assert peer.wait(peer.call(SUBSCRIBE, message(subscribe_request()), ("grpc-timeout", "0n"))).status == DEADLINE_EXCEEDED
+        assert (
+            peer.wait(peer.call(SUBSCRIBE, message(subscribe_request()), ("grpc-timeout", "0n"))).status
+            == DEADLINE_EXCEEDED
+        )
         peer.call(SUBSCRIBE, message(subscribe_request()), ("grpc-timeout", "99999999H"))
         assert peer.wait(stream).status == DEADLINE_EXCEEDED
         took = time.monotonic() - began

@@ -9,7 +9,6 @@ import time
 
 import hpack
 from frames import (
-    ACK,
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -23,9 +22,7 @@ from frames import (
     PRIORITY,
     PUBLISH_STREAM,
     REFUSED_STREAM,
-    SETTINGS,
     SUBSCRIBE,
-    WITH_PRIORITY,
     Call,
     Gone,
     Peer,
@@ -41,7 +38,7 @@ from frames import (
     settings,
     window_update,
 )
-from siege import Siege, audit, publish_request, subscribe_request
+from siege import audit, publish_request, subscribe_request
 from support import new_event, pb
 
 # With a debug build on a machine that runs other tests meanwhile.
@@ -112,11 +109,17 @@ def test_headers_without_measure_end_the_connection_or_the_call(besiege):
     # One large entry in the table, and then a byte for each time it is named.
     bomb = SUBSCRIBE_HEADERS + b"\x40\x01x\x7f\xa1\x1e" + b"v" * 4_000 + b"\xbe" * 10_000
     floods = {
-        "CONTINUATION without content": lambda: frame(HEADERS, 0, 1, SUBSCRIBE_HEADERS) + frame(CONTINUATION, 0, 1) * 5_000,
+        "CONTINUATION without content": lambda: (
+            frame(HEADERS, 0, 1, SUBSCRIBE_HEADERS) + frame(CONTINUATION, 0, 1) * 5_000
+        ),
         "CONTINUATION of one byte": lambda: frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1, b"\0") * 5_000,
         "beyond the limit": lambda: header_block(1, block(request_headers(SUBSCRIBE, ("x-long", "v" * 17_000)))),
-        "beyond four times the limit": lambda: header_block(1, block(request_headers(SUBSCRIBE, ("x-long", "v" * 70_000)))),
-        "24,577 names": lambda: header_block(1, block(request_headers(SUBSCRIBE, *((f"a{n}", "") for n in range(24_577))))),
+        "beyond four times the limit": lambda: header_block(
+            1, block(request_headers(SUBSCRIBE, ("x-long", "v" * 70_000)))
+        ),
+        "24,577 names": lambda: header_block(
+            1, block(request_headers(SUBSCRIBE, *((f"a{n}", "") for n in range(24_577))))
+        ),
         "Huffman": lambda: header_block(1, huffman),
         "a table named often": lambda: header_block(1, bomb),
         "headers without names": lambda: header_block(1, SUBSCRIBE_HEADERS + literal(b"", b"") * 5_000),
@@ -263,7 +266,10 @@ def test_a_stream_without_a_window_is_parked_and_learns_what_it_missed(besiege):
         peer.send(window_update(0, 1 << 24) + window_update(stream, 1 << 24))
         siege.client.publish(new_event("attack.load", b"last"))
         published += 1
-        peer.until(lambda: peer.calls[stream].data.endswith(b"last") or b"last" in peer.calls[stream].data[-200:], "the last event")
+        peer.until(
+            lambda: peer.calls[stream].data.endswith(b"last") or b"last" in peer.calls[stream].data[-200:],
+            "the last event",
+        )
         ledger = audit(request, peer.calls[stream])
         siege.note("gap", f"{ledger.missed} of {published} events")
         assert len(ledger.events) + ledger.missed == published
@@ -303,7 +309,9 @@ def test_floods_of_control_frames_cost_processor_time_and_nothing_else(besiege):
             peer.send(content * count)
             is_alive = peer.answers()
             used, took = siege.cpu_seconds() - busy, time.monotonic() - began
-            siege.note(f"{count} {name}", f"{used:.2f} s of a processor in {took:.2f} s" + ("" if is_alive else ", cut"))
+            siege.note(
+                f"{count} {name}", f"{used:.2f} s of a processor in {took:.2f} s" + ("" if is_alive else ", cut")
+            )
             peer.close()
         assert siege.growth_kib < 16 << 10
 
@@ -324,7 +332,10 @@ def test_padding_is_given_back_to_the_window(besiege):
         body = message(publish_request(new_event("attack.padded", bytes(20_000))))
         # 5 MiB, of which the server takes 256 KiB on a stream before it gives more.
         for start in range(0, len(body), 500):
-            padded = [frame(DATA, PADDED, stream, b"\xff" + body[at : at + 1] + bytes(255)) for at in range(start, min(start + 500, len(body)))]
+            padded = [
+                frame(DATA, PADDED, stream, b"\xff" + body[at : at + 1] + bytes(255))
+                for at in range(start, min(start + 500, len(body)))
+            ]
             peer.send(b"".join(padded))
             assert peer.answers()
             owed = sum(update.number() for update in peer.frames if update.kind == 8 and update.stream == stream)

@@ -6,7 +6,6 @@ import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -35,7 +34,6 @@ from frames import (
     RST_STREAM,
     SETTINGS,
     STREAM_CLOSED,
-    SUBSCRIBE,
     WINDOW_UPDATE,
     WITH_PRIORITY,
     Call,
@@ -43,9 +41,7 @@ from frames import (
     Peer,
     block,
     frame,
-    frame_of_length,
     literal,
-    message,
     ping,
     request_headers,
     reset,
@@ -69,7 +65,7 @@ class Rule:
     """The codes are those that the standard names; PROTOCOL_ERROR, which is less specific, will do for any."""
 
     section: str
-    breach: Callable[[Peer], bytes]
+    breach: bytes
     outcome: str
     codes: tuple[int, ...] = (PROTOCOL_ERROR,)
 
@@ -86,98 +82,138 @@ def with_block(content: bytes) -> bytes:
 ORDINARY = block(request_headers(PUBLISH_STREAM))
 
 
-def call_with(*more: tuple[str, str], **replaced: str | None) -> Callable[[Peer], bytes]:
-    return lambda _: headers(1, WHOLE, *more, **replaced)
-
-
-def said(content: bytes) -> Callable[[Peer], bytes]:
-    return lambda _: content
-
-
 RULES = {
     # 4. Frames
-    "a frame longer than the limit": Rule("4.2", said(frame(DATA, 0, 1, bytes(16_385))), CONNECTION, (FRAME_SIZE_ERROR,)),
-    "an unknown kind of frame": Rule("4.1", said(frame(0x99, 0xFF, 0, b"what")), IGNORED),
-    "unknown flags": Rule("4.1", said(ping(flags=0xFE)), IGNORED),
-    "a reserved bit": Rule("4.1", said(frame(PING, 0, 1 << 31, bytes(8))), IGNORED),
-    "a header block that is no HPACK": Rule("4.3", said(with_block(b"\xff\xff\xff\xff\xff\xff")), CONNECTION, (COMPRESSION_ERROR,)),
-    "a header block cut short": Rule("4.3", said(with_block(ORDINARY[:-2])), CONNECTION, (COMPRESSION_ERROR, PROTOCOL_ERROR)),
-    "PRIORITY within a header block": Rule("4.3", said(headers(1, END_STREAM) + frame(PRIORITY, 0, 1, bytes(4) + b"\1")), CONNECTION),
-    "HEADERS within a header block": Rule("4.3", said(headers(1, END_STREAM) + headers(3)), CONNECTION),
-    "an unknown frame within a header block": Rule("4.3", said(headers(1, END_STREAM) + frame(0x99, 0, 1)), CONNECTION),
+    "a frame longer than the limit": Rule("4.2", frame(DATA, 0, 1, bytes(16_385)), CONNECTION, (FRAME_SIZE_ERROR,)),
+    "an unknown kind of frame": Rule("4.1", frame(0x99, 0xFF, 0, b"what"), IGNORED),
+    "unknown flags": Rule("4.1", ping(flags=0xFE), IGNORED),
+    "a reserved bit": Rule("4.1", frame(PING, 0, 1 << 31, bytes(8)), IGNORED),
+    "a header block that is no HPACK": Rule(
+        "4.3", with_block(b"\xff\xff\xff\xff\xff\xff"), CONNECTION, (COMPRESSION_ERROR,)
+    ),
+    "a header block cut short": Rule("4.3", with_block(ORDINARY[:-2]), CONNECTION, (COMPRESSION_ERROR, PROTOCOL_ERROR)),
+    "PRIORITY within a header block": Rule(
+        "4.3", headers(1, END_STREAM) + frame(PRIORITY, 0, 1, bytes(4) + b"\1"), CONNECTION
+    ),
+    "HEADERS within a header block": Rule("4.3", headers(1, END_STREAM) + headers(3), CONNECTION),
+    "an unknown frame within a header block": Rule("4.3", headers(1, END_STREAM) + frame(0x99, 0, 1), CONNECTION),
     # 5.1 States of a stream
-    "DATA on an idle stream": Rule("5.1", said(frame(DATA, 0, 1, b"x")), CONNECTION),
-    "RST_STREAM on an idle stream": Rule("5.1", said(reset(1)), CONNECTION),
-    "WINDOW_UPDATE on an idle stream": Rule("5.1", said(window_update(1, 1)), CONNECTION),
-    "CONTINUATION on an idle stream": Rule("5.1", said(frame(CONTINUATION, END_HEADERS, 1, ORDINARY)), CONNECTION),
-    "DATA after the end": Rule("5.1", said(headers(1) + frame(DATA, 0, 1, b"x")), REFUSED, (STREAM_CLOSED,)),
-    "HEADERS after the end": Rule("5.1", said(headers(1) + headers(1)), REFUSED, (STREAM_CLOSED, PROTOCOL_ERROR)),
-    "CONTINUATION after the end": Rule("5.1", said(headers(1) + frame(CONTINUATION, END_HEADERS, 1, ORDINARY)), CONNECTION, (STREAM_CLOSED, PROTOCOL_ERROR)),
-    "PRIORITY on any stream": Rule("5.1", said(frame(PRIORITY, 0, 99, bytes(4) + b"\1")), IGNORED),
+    "DATA on an idle stream": Rule("5.1", frame(DATA, 0, 1, b"x"), CONNECTION),
+    "RST_STREAM on an idle stream": Rule("5.1", reset(1), CONNECTION),
+    "WINDOW_UPDATE on an idle stream": Rule("5.1", window_update(1, 1), CONNECTION),
+    "CONTINUATION on an idle stream": Rule("5.1", frame(CONTINUATION, END_HEADERS, 1, ORDINARY), CONNECTION),
+    "DATA after the end": Rule("5.1", headers(1) + frame(DATA, 0, 1, b"x"), REFUSED, (STREAM_CLOSED,)),
+    "HEADERS after the end": Rule("5.1", headers(1) + headers(1), REFUSED, (STREAM_CLOSED, PROTOCOL_ERROR)),
+    "CONTINUATION after the end": Rule(
+        "5.1", headers(1) + frame(CONTINUATION, END_HEADERS, 1, ORDINARY), CONNECTION, (STREAM_CLOSED, PROTOCOL_ERROR)
+    ),
+    "PRIORITY on any stream": Rule("5.1", frame(PRIORITY, 0, 99, bytes(4) + b"\1"), IGNORED),
     # 5.1.1 Names of streams
-    "a stream of the server": Rule("5.1.1", said(headers(2)), CONNECTION),
-    "a stream below the newest": Rule("5.1.1", said(headers(5, OPEN) + headers(3)), CONNECTION, (PROTOCOL_ERROR, STREAM_CLOSED)),
-    "HEADERS on stream 0": Rule("6.2", said(headers(0)), CONNECTION),
+    "a stream of the server": Rule("5.1.1", headers(2), CONNECTION),
+    "a stream below the newest": Rule(
+        "5.1.1", headers(5, OPEN) + headers(3), CONNECTION, (PROTOCOL_ERROR, STREAM_CLOSED)
+    ),
+    "HEADERS on stream 0": Rule("6.2", headers(0), CONNECTION),
     # 5.3 Priority
-    "HEADERS that depend on themselves": Rule("5.3.1", said(frame(HEADERS, WHOLE | WITH_PRIORITY, 1, struct.pack(">IB", 1, 1) + ORDINARY)), REFUSED),
+    "HEADERS that depend on themselves": Rule(
+        "5.3.1", frame(HEADERS, WHOLE | WITH_PRIORITY, 1, struct.pack(">IB", 1, 1) + ORDINARY), REFUSED
+    ),
     # 6.1 DATA
-    "DATA on stream 0": Rule("6.1", said(frame(DATA, 0, 0, b"x")), CONNECTION),
-    "DATA that is all padding": Rule("6.1", said(headers(1, OPEN) + frame(DATA, PADDED, 1, b"\x05abcde"[:5])), CONNECTION),
-    "padding longer than the frame": Rule("6.1", said(headers(1, OPEN) + frame(DATA, PADDED, 1, b"\xffabc")), CONNECTION),
-    "HEADERS with padding longer than the frame": Rule("6.2", said(frame(HEADERS, WHOLE | PADDED, 1, b"\xff" + ORDINARY[:20])), CONNECTION),
+    "DATA on stream 0": Rule("6.1", frame(DATA, 0, 0, b"x"), CONNECTION),
+    "DATA that is all padding": Rule("6.1", headers(1, OPEN) + frame(DATA, PADDED, 1, b"\x05abcde"[:5]), CONNECTION),
+    "padding longer than the frame": Rule("6.1", headers(1, OPEN) + frame(DATA, PADDED, 1, b"\xffabc"), CONNECTION),
+    "HEADERS with padding longer than the frame": Rule(
+        "6.2", frame(HEADERS, WHOLE | PADDED, 1, b"\xff" + ORDINARY[:20]), CONNECTION
+    ),
     # 6.3 to 6.5
-    "PRIORITY on stream 0": Rule("6.3", said(frame(PRIORITY, 0, 0, bytes(5))), CONNECTION),
-    "PRIORITY of four bytes": Rule("6.3", said(headers(1, OPEN) + frame(PRIORITY, 0, 1, bytes(4))), REFUSED, (FRAME_SIZE_ERROR,)),
-    "RST_STREAM on stream 0": Rule("6.4", said(reset(0)), CONNECTION),
-    "RST_STREAM of three bytes": Rule("6.4", said(headers(1, OPEN) + frame(RST_STREAM, 0, 1, bytes(3))), CONNECTION, (FRAME_SIZE_ERROR,)),
-    "SETTINGS on a stream": Rule("6.5", said(frame(SETTINGS, 0, 1)), CONNECTION),
-    "SETTINGS of five bytes": Rule("6.5", said(frame(SETTINGS, 0, 0, bytes(5))), CONNECTION, (FRAME_SIZE_ERROR,)),
-    "an acknowledgement with content": Rule("6.5", said(frame(SETTINGS, ACK, 0, bytes(6))), CONNECTION, (FRAME_SIZE_ERROR,)),
-    "ENABLE_PUSH of 2": Rule("6.5.2", said(settings((ENABLE_PUSH, 2))), CONNECTION),
-    "a window larger than any": Rule("6.5.2", said(settings((INITIAL_WINDOW_SIZE, LARGEST_WINDOW + 1))), CONNECTION, (FLOW_CONTROL_ERROR,)),
-    "MAX_FRAME_SIZE of 16,383": Rule("6.5.2", said(settings((MAX_FRAME_SIZE, 16_383))), CONNECTION),
-    "MAX_FRAME_SIZE of 16,777,216": Rule("6.5.2", said(settings((MAX_FRAME_SIZE, 1 << 24))), CONNECTION),
-    "a setting nobody knows": Rule("6.5.2", said(settings((0x99, 1))), IGNORED),
+    "PRIORITY on stream 0": Rule("6.3", frame(PRIORITY, 0, 0, bytes(5)), CONNECTION),
+    "PRIORITY of four bytes": Rule(
+        "6.3", headers(1, OPEN) + frame(PRIORITY, 0, 1, bytes(4)), REFUSED, (FRAME_SIZE_ERROR,)
+    ),
+    "RST_STREAM on stream 0": Rule("6.4", reset(0), CONNECTION),
+    "RST_STREAM of three bytes": Rule(
+        "6.4", headers(1, OPEN) + frame(RST_STREAM, 0, 1, bytes(3)), CONNECTION, (FRAME_SIZE_ERROR,)
+    ),
+    "SETTINGS on a stream": Rule("6.5", frame(SETTINGS, 0, 1), CONNECTION),
+    "SETTINGS of five bytes": Rule("6.5", frame(SETTINGS, 0, 0, bytes(5)), CONNECTION, (FRAME_SIZE_ERROR,)),
+    "an acknowledgement with content": Rule("6.5", frame(SETTINGS, ACK, 0, bytes(6)), CONNECTION, (FRAME_SIZE_ERROR,)),
+    "ENABLE_PUSH of 2": Rule("6.5.2", settings((ENABLE_PUSH, 2)), CONNECTION),
+    "a window larger than any": Rule(
+        "6.5.2", settings((INITIAL_WINDOW_SIZE, LARGEST_WINDOW + 1)), CONNECTION, (FLOW_CONTROL_ERROR,)
+    ),
+    "MAX_FRAME_SIZE of 16,383": Rule("6.5.2", settings((MAX_FRAME_SIZE, 16_383)), CONNECTION),
+    "MAX_FRAME_SIZE of 16,777,216": Rule("6.5.2", settings((MAX_FRAME_SIZE, 1 << 24)), CONNECTION),
+    "a setting nobody knows": Rule("6.5.2", settings((0x99, 1)), IGNORED),
     # 6.6 and 6.7
-    "PUSH_PROMISE of a client": Rule("6.6", said(headers(1, OPEN) + frame(PUSH_PROMISE, END_HEADERS, 1, struct.pack(">I", 2) + ORDINARY)), CONNECTION),
-    "PING on a stream": Rule("6.7", said(frame(PING, 0, 1, bytes(8))), CONNECTION),
-    "PING of six bytes": Rule("6.7", said(frame(PING, 0, 0, bytes(6))), CONNECTION, (FRAME_SIZE_ERROR,)),
-    "an answer to no PING": Rule("6.7", said(ping(b"nobody's", ACK)), IGNORED),
+    "PUSH_PROMISE of a client": Rule(
+        "6.6", headers(1, OPEN) + frame(PUSH_PROMISE, END_HEADERS, 1, struct.pack(">I", 2) + ORDINARY), CONNECTION
+    ),
+    "PING on a stream": Rule("6.7", frame(PING, 0, 1, bytes(8)), CONNECTION),
+    "PING of six bytes": Rule("6.7", frame(PING, 0, 0, bytes(6)), CONNECTION, (FRAME_SIZE_ERROR,)),
+    "an answer to no PING": Rule("6.7", ping(b"nobody's", ACK), IGNORED),
     # 6.8
-    "GOAWAY on a stream": Rule("6.8", said(frame(GOAWAY, 0, 1, bytes(8))), CONNECTION),
+    "GOAWAY on a stream": Rule("6.8", frame(GOAWAY, 0, 1, bytes(8)), CONNECTION),
     # 6.9 Flow control
-    "WINDOW_UPDATE of 0 on the connection": Rule("6.9", said(window_update(0, 0)), CONNECTION),
-    "WINDOW_UPDATE of 0 on a stream": Rule("6.9", said(headers(1, OPEN) + window_update(1, 0)), REFUSED),
-    "WINDOW_UPDATE of three bytes": Rule("6.9", said(frame(WINDOW_UPDATE, 0, 0, bytes(3))), CONNECTION, (FRAME_SIZE_ERROR,)),
-    "a window of the connection beyond the largest": Rule("6.9.1", said(window_update(0, LARGEST_WINDOW) * 2), CONNECTION, (FLOW_CONTROL_ERROR,)),
-    "a window of a stream beyond the largest": Rule("6.9.1", said(headers(1, OPEN) + window_update(1, LARGEST_WINDOW) * 2), REFUSED, (FLOW_CONTROL_ERROR,)),
-    "settings that take a window beyond the largest": Rule("6.9.2", said(headers(1, OPEN) + window_update(1, LARGEST_WINDOW - 65_535) + settings((INITIAL_WINDOW_SIZE, 65_536))), CONNECTION, (FLOW_CONTROL_ERROR,)),
-    "more DATA than the window": Rule("6.9.1", said(headers(1, OPEN) + frame(DATA, 0, 1, struct.pack(">BI", 0, 8_000_000)) + frame(DATA, 0, 1, bytes(16_384)) * 200), REFUSED, (FLOW_CONTROL_ERROR,)),
+    "WINDOW_UPDATE of 0 on the connection": Rule("6.9", window_update(0, 0), CONNECTION),
+    "WINDOW_UPDATE of 0 on a stream": Rule("6.9", headers(1, OPEN) + window_update(1, 0), REFUSED),
+    "WINDOW_UPDATE of three bytes": Rule("6.9", frame(WINDOW_UPDATE, 0, 0, bytes(3)), CONNECTION, (FRAME_SIZE_ERROR,)),
+    "a window of the connection beyond the largest": Rule(
+        "6.9.1", window_update(0, LARGEST_WINDOW) * 2, CONNECTION, (FLOW_CONTROL_ERROR,)
+    ),
+    "a window of a stream beyond the largest": Rule(
+        "6.9.1", headers(1, OPEN) + window_update(1, LARGEST_WINDOW) * 2, REFUSED, (FLOW_CONTROL_ERROR,)
+    ),
+    "settings that take a window beyond the largest": Rule(
+        "6.9.2",
+        headers(1, OPEN) + window_update(1, LARGEST_WINDOW - 65_535) + settings((INITIAL_WINDOW_SIZE, 65_536)),
+        CONNECTION,
+        (FLOW_CONTROL_ERROR,),
+    ),
+    "more DATA than the window": Rule(
+        "6.9.1",
+        headers(1, OPEN) + frame(DATA, 0, 1, struct.pack(">BI", 0, 8_000_000)) + frame(DATA, 0, 1, bytes(16_384)) * 200,
+        REFUSED,
+        (FLOW_CONTROL_ERROR,),
+    ),
     # 6.10
-    "CONTINUATION on stream 0": Rule("6.10", said(headers(1, END_STREAM) + frame(CONTINUATION, END_HEADERS, 0, b"")), CONNECTION),
-    "CONTINUATION after the block": Rule("6.10", said(headers(1, OPEN) + frame(CONTINUATION, END_HEADERS, 1, ORDINARY)), CONNECTION),
-    "CONTINUATION on another stream": Rule("6.10", said(headers(1, END_STREAM) + frame(CONTINUATION, END_HEADERS, 3, b"")), CONNECTION),
+    "CONTINUATION on stream 0": Rule(
+        "6.10", headers(1, END_STREAM) + frame(CONTINUATION, END_HEADERS, 0, b""), CONNECTION
+    ),
+    "CONTINUATION after the block": Rule(
+        "6.10", headers(1, OPEN) + frame(CONTINUATION, END_HEADERS, 1, ORDINARY), CONNECTION
+    ),
+    "CONTINUATION on another stream": Rule(
+        "6.10", headers(1, END_STREAM) + frame(CONTINUATION, END_HEADERS, 3, b""), CONNECTION
+    ),
     # 8. Requests
-    "a name in upper case": Rule("8.2.1", call_with(("X-Upper", "v")), REFUSED),
-    "a connection header": Rule("8.2.2", call_with(("connection", "keep-alive")), REFUSED),
-    "te other than trailers": Rule("8.2.2", call_with(("te", "gzip")), REFUSED),
-    "an unknown pseudo-header": Rule("8.3", call_with(**{"other": "v"}), REFUSED),
-    "a pseudo-header of a response": Rule("8.3", call_with(**{"status": "200"}), REFUSED),
-    "a pseudo-header after a header": Rule("8.3", said(with_block(block([("te", "trailers")]) + ORDINARY)), REFUSED),
-    "no method": Rule("8.3.1", call_with(method=None), REFUSED),
-    "no scheme": Rule("8.3.1", call_with(scheme=None), REFUSED),
-    "no path": Rule("8.3.1", call_with(path=None), REFUSED),
-    "an empty path": Rule("8.3.1", call_with(path=""), REFUSED),
-    "two methods": Rule("8.3.1", said(with_block(literal(b":method", b"POST") + ORDINARY)), REFUSED),
-    "two paths": Rule("8.3.1", said(with_block(literal(b":path", b"/") + ORDINARY)), REFUSED),
-    "a content-length that is not that of the body": Rule("8.1.1", said(headers(1, OPEN, ("content-length", "1")) + frame(DATA, END_STREAM, 1, b"xx")), REFUSED),
-    "trailers that do not end the stream": Rule("8.1", said(headers(1, OPEN) + frame(HEADERS, OPEN, 1, literal(b"x-last", b"v"))), REFUSED),
+    "a name in upper case": Rule("8.2.1", headers(1, WHOLE, ("X-Upper", "v")), REFUSED),
+    "a connection header": Rule("8.2.2", headers(1, WHOLE, ("connection", "keep-alive")), REFUSED),
+    "te other than trailers": Rule("8.2.2", headers(1, WHOLE, ("te", "gzip")), REFUSED),
+    "an unknown pseudo-header": Rule("8.3", headers(1, WHOLE, **{"other": "v"}), REFUSED),
+    "a pseudo-header of a response": Rule("8.3", headers(1, WHOLE, **{"status": "200"}), REFUSED),
+    "a pseudo-header after a header": Rule("8.3", with_block(block([("te", "trailers")]) + ORDINARY), REFUSED),
+    "no method": Rule("8.3.1", headers(1, WHOLE, method=None), REFUSED),
+    "no scheme": Rule("8.3.1", headers(1, WHOLE, scheme=None), REFUSED),
+    "no path": Rule("8.3.1", headers(1, WHOLE, path=None), REFUSED),
+    "an empty path": Rule("8.3.1", headers(1, WHOLE, path=""), REFUSED),
+    "two methods": Rule("8.3.1", with_block(literal(b":method", b"POST") + ORDINARY), REFUSED),
+    "two paths": Rule("8.3.1", with_block(literal(b":path", b"/") + ORDINARY), REFUSED),
+    "a content-length that is not that of the body": Rule(
+        "8.1.1", headers(1, OPEN, ("content-length", "1")) + frame(DATA, END_STREAM, 1, b"xx"), REFUSED
+    ),
+    "trailers that do not end the stream": Rule(
+        "8.1", headers(1, OPEN) + frame(HEADERS, OPEN, 1, literal(b"x-last", b"v")), REFUSED
+    ),
     # RFC 7541
-    "an index of 0": Rule("7541 6.1", said(with_block(b"\x80")), CONNECTION, (COMPRESSION_ERROR,)),
-    "an index beyond the tables": Rule("7541 2.3.3", said(with_block(b"\xff\x80\x01")), CONNECTION, (COMPRESSION_ERROR,)),
-    "a table larger than allowed": Rule("7541 6.3", said(with_block(b"\x3f\xe1\xff\x03" + ORDINARY)), CONNECTION, (COMPRESSION_ERROR,)),
-    "a number without an end": Rule("7541 5.1", said(with_block(b"\x3f" + b"\xff" * 12)), CONNECTION, (COMPRESSION_ERROR,)),
-    "Huffman padding of a byte": Rule("7541 5.2", said(with_block(ORDINARY + b"\0\x01x\x82\xff\xff")), CONNECTION, (COMPRESSION_ERROR,)),
+    "an index of 0": Rule("7541 6.1", with_block(b"\x80"), CONNECTION, (COMPRESSION_ERROR,)),
+    "an index beyond the tables": Rule("7541 2.3.3", with_block(b"\xff\x80\x01"), CONNECTION, (COMPRESSION_ERROR,)),
+    "a table larger than allowed": Rule(
+        "7541 6.3", with_block(b"\x3f\xe1\xff\x03" + ORDINARY), CONNECTION, (COMPRESSION_ERROR,)
+    ),
+    "a number without an end": Rule("7541 5.1", with_block(b"\x3f" + b"\xff" * 12), CONNECTION, (COMPRESSION_ERROR,)),
+    "Huffman padding of a byte": Rule(
+        "7541 5.2", with_block(ORDINARY + b"\0\x01x\x82\xff\xff"), CONNECTION, (COMPRESSION_ERROR,)
+    ),
 }
 
 
@@ -186,7 +222,7 @@ def test_a_broken_rule_ends_what_the_standard_says(besiege):
         failures = []
         for name, rule in RULES.items():
             peer = siege.greeted()
-            peer.send(rule.breach(peer))
+            peer.send(rule.breach)
             ended = describe(peer, rule)
             if ended is not None:
                 failures.append(f"{name} ({rule.section}): {ended}")
@@ -219,8 +255,8 @@ def describe(peer: Peer, rule: Rule) -> str | None:
     return None if code is None or code in (*rule.codes, PROTOCOL_ERROR) else f"GOAWAY {code}"
 
 
-# How a case of `httpwg` may fail. Its first two reasons hold for any: the connection ends with PROTOCOL_ERROR, which is less
-# specific than the code that is asked for; or the call, which is no gRPC, was answered and closed before the breach came.
+# How a case of `httpwg` may fail. Two reasons hold for any of them: the connection ends with PROTOCOL_ERROR, which is
+# less specific than the code that is asked for; or the call, which is no gRPC, was answered and closed before the breach.
 ANSWERED = ("but got ProtocolError", "but got NoError")
 LENIENT = {
     # Its calls end at once, so they are never that many.

@@ -8,6 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "security.md"
 
+# A test in Rust, with what may stand between its attribute and its name.
+RUST_TEST = r"#\[(?:tokio::)?test[^\]]*\]\s*(?:#\[[^\]]*\]\s*)*(?:async )?fn (\w+)"
+
 # A case is a letter and two digits.
 CASES = [f"A{number:02}" for number in range(1, 17)] + [f"B{number:02}" for number in range(1, 19)]
 CASES += [f"E{number:02}" for number in range(1, 5)] + [f"G{number:02}" for number in range(1, 6)] + ["G10"]
@@ -21,8 +24,7 @@ def known_tests() -> dict[str, list[Path]]:
             if path.suffix == ".py":
                 names = re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
             elif path.suffix == ".rs":
-                # A test, and what may stand between its attribute and its name.
-                names = re.findall(r"#\[(?:tokio::)?test[^\]]*\]\s*(?:#\[[^\]]*\]\s*)*(?:async )?fn (\w+)", path.read_text())
+                names = re.findall(RUST_TEST, path.read_text())
             else:
                 continue
             for name in names:
