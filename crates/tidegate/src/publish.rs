@@ -34,6 +34,9 @@ use crate::{
 pub(crate) const PUBLISH: &str = "/tidegate.v1.EventService/Publish";
 pub(crate) const PUBLISH_STREAM: &str = "/tidegate.v1.EventService/PublishStream";
 
+/// The most bytes of a length, in protobuf: of one that is below 4 GiB, as gRPC's messages are.
+const MAX_LENGTH_BYTES: usize = 5;
+
 type Answer<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send>>;
 
 /// What the generated service calls. Cheap to clone.
@@ -82,8 +85,9 @@ impl Publisher {
     }
 
     fn grpc(&self) -> Grpc<MeasuringCodec<PublishResponse, PublishRequest>> {
-        // A batch of the most bytes must get through to be measured; field names and lengths come on top.
-        let decode = self.limits.max_batch_bytes.saturating_mul(2);
+        // A batch of the most bytes, with the number of the field and the length of each event.
+        let around = self.limits.max_events.saturating_mul(1 + MAX_LENGTH_BYTES);
+        let decode = self.limits.max_batch_bytes.saturating_add(around);
         let codec = MeasuringCodec::new(Arc::clone(&self.limits));
         Grpc::new(codec).apply_max_message_size_config(Some(decode), None)
     }
