@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 
-from frames import GOAWAY, INITIAL_WINDOW_SIZE, LARGEST_WINDOW, PING, PREFACE, SUBSCRIBE, message
+from frames import GOAWAY, INITIAL_WINDOW_SIZE, LARGEST_WINDOW, PING, PREFACE, SUBSCRIBE, message, window_update
 from siege import audit, subscribe_request
 
 UNAVAILABLE = 14
@@ -25,6 +25,9 @@ def ask_to_end(siege) -> float:
 def test_hundreds_of_idle_streams_are_told_where_to_resume_and_health_turns(besiege):
     with besiege("--drain-timeout", "20s", ends_itself=True) as siege:
         peers = [siege.greeted((INITIAL_WINDOW_SIZE, 1 << 20)) for _ in range(5)]
+        for peer in peers:
+            # For the events by which subscriptions are counted, too.
+            peer.send(window_update(0, 1 << 24))
         streams = [(peer, peer.call(SUBSCRIBE, message(subscribe_request()))) for peer in peers for _ in range(100)]
         siege.await_subscriptions(len(streams))
         health = siege.greeted()

@@ -85,8 +85,8 @@ def with_block(content: bytes) -> bytes:
 
 ORDINARY = block(request_headers(PUBLISH_STREAM))
 
-# A stream that the server does not read any more, since it can send no answer; its window is not given back. Of the next
-# message there is only the beginning.
+# A stream that the server does not read any more, since it can send no answer; its window is not given back. Of the
+# next message there is only the beginning.
 UNREAD = (
     settings((INITIAL_WINDOW_SIZE, 0))
     + headers(1, OPEN)
@@ -265,7 +265,7 @@ def describe(peer: Peer, rule: Rule) -> str | None:
 
 
 # How a case of `httpwg` may fail. Two reasons hold for any of them: the connection ends with PROTOCOL_ERROR, which is
-# less specific than the code that is asked for; or the call, which is no gRPC, was answered and closed before the breach.
+# less specific than the code that is asked for; or the call, which is no gRPC, was answered and closed before that.
 ANSWERED = ("but got ProtocolError", "but got NoError")
 LENIENT = {
     # Its calls end at once, so they are never that many.
@@ -283,7 +283,7 @@ LENIENT = {
 @pytest.mark.skipif(shutil.which("httpwg") is None, reason="httpwg is missing: cargo install --locked httpwg-cli")
 def test_the_cases_of_httpwg_pass_but_for_those_that_are_listed(besiege):
     with besiege() as siege:
-        command = ["httpwg", "--address", siege.address, "--frame-timeout", "1000", "--connect-timeout", "1000"]
+        command = ["httpwg", "--address", siege.address, "--frame-timeout", "5000", "--connect-timeout", "5000"]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE)
         said = re.sub("\x1b\\[[0-9;]*m", "", ran.stdout + ran.stderr)
         passed = re.search(r"Passed (\d+)/(\d+) tests", said)
