@@ -195,8 +195,9 @@ class Peer:
         self.socket.settimeout(PATIENCE)
         if source is not None:
             self.socket.bind((source, 0))
-        self.socket.connect((host, int(port)))
+        # Before, so that no deadline of the server can begin earlier.
         self.connected_at = time.monotonic()
+        self.socket.connect((host, int(port)))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.acknowledges = True
         self.calls: dict[int, Call] = {}
