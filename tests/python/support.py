@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 from collections.abc import Iterator
+from typing import IO
 
 import grpc
 import pytest
@@ -36,11 +37,12 @@ class Server:
 
     ANNOUNCEMENT = "listening on "
 
-    def __init__(self, binary: str, *arguments: str, listen: str = "127.0.0.1:0") -> None:
+    def __init__(self, binary: str, *arguments: str, listen: str = "127.0.0.1:0", log: IO[bytes] | None = None) -> None:
         self.process = subprocess.Popen(
             [binary, "serve", "--listen", listen, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=log,
             text=True,
         )
         self.is_asked_to_end = False

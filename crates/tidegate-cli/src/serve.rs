@@ -4,7 +4,7 @@ use std::{
     error::Error as _,
     io::{self, Write as _},
     net::SocketAddr,
-    num::NonZeroUsize,
+    num::{NonZeroU32, NonZeroUsize},
     pin::pin,
     time::Duration,
 };
@@ -89,6 +89,30 @@ struct ConnectionArgs {
     /// it ends, so that clients behind a load balancer find servers that were added. 0 is for ever.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
     max_connection_age: Duration,
+
+    /// How long a connection has to end when it has reached its age.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    max_connection_age_grace: Duration,
+
+    /// The most calls open at once on one connection.
+    #[arg(long, value_name = "N", default_value = "256")]
+    max_streams: NonZeroU32,
+
+    /// How long a new connection may take until it speaks HTTP/2.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = deadline)]
+    preface_timeout: Duration,
+
+    /// Silence after which a peer is asked for a sign of life.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = deadline)]
+    keep_alive_interval: Duration,
+
+    /// How long it has to answer.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = deadline)]
+    keep_alive_timeout: Duration,
+
+    /// How long a peer may take nothing of what it is sent before its connection is cut.
+    #[arg(long, value_name = "DURATION", default_value = "40s", value_parser = deadline)]
+    write_timeout: Duration,
 }
 
 /// How much is kept for replay.
@@ -112,6 +136,10 @@ struct HistoryArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits on requests")]
 struct LimitArgs {
+    /// How long a call may take to send its request.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = deadline)]
+    request_timeout: Duration,
+
     /// The most filters in one subscription.
     #[arg(long, value_name = "N", default_value_t = 1_024)]
     max_filters: usize,
@@ -201,6 +229,14 @@ fn heartbeat(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "must be from 1s to 1h".into())
 }
 
+/// A time that cannot be none.
+fn deadline(text: &str) -> Result<Duration, String> {
+    let time = duration(text)?;
+    (!time.is_zero())
+        .then_some(time)
+        .ok_or_else(|| "must be more than 0".into())
+}
+
 impl ServeArgs {
     fn config(&self) -> ServerConfig {
         let mut config = ServerConfig {
@@ -219,12 +255,20 @@ impl ServeArgs {
         config.auth = self.security.auth();
         let age = self.connections.max_connection_age;
         config.max_connection_age = (!age.is_zero()).then_some(age);
+        config.max_connection_age_grace = self.connections.max_connection_age_grace;
+        config.http2.max_concurrent_streams = self.connections.max_streams.get();
+        config.http2.preface_timeout = self.connections.preface_timeout;
+        config.http2.keep_alive_interval = self.connections.keep_alive_interval;
+        config.http2.keep_alive_timeout = self.connections.keep_alive_timeout;
+        config.http2.write_timeout = self.connections.write_timeout;
+        config.http2.tcp_user_timeout = self.connections.write_timeout;
         config.sweep.stall_timeout = (!self.stall_timeout.is_zero()).then_some(self.stall_timeout);
         config.sweep.close_stalled = self.on_stall == OnStallArg::Close;
         config.history.max_events = self.history.history_events;
         config.history.max_bytes = self.history.history_bytes;
         config.history.max_age = self.history.history_age;
         config.service.heartbeat_interval = self.heartbeat;
+        config.service.request_timeout = self.limits.request_timeout;
         config.service.max_filters = self.limits.max_filters;
         config.service.publish.max_events = self.limits.max_publish_events;
         config.service.publish.max_batch_bytes =

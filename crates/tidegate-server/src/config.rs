@@ -66,7 +66,10 @@ pub struct Http2Config {
     pub max_header_list_size: u32,
     /// What a peer may send on one stream before it is read. Default: 256 KiB (hyper: 1 MiB).
     pub stream_window: u32,
-    /// What a peer may send on one connection before it is read. Default: 1 MiB.
+    /// What a peer may send on one connection before it is read. Half of it is also h2's budget for frames
+    /// below 256 bytes that are not read yet, beyond which it takes a peer for an attacker and ends the
+    /// connection. Default: 4 MiB (hyper: 1 MiB), with which a stream may fill its window with frames of 30
+    /// bytes, as publishers of small events do.
     pub connection_window: u32,
     /// What one stream may have buffered for sending: beyond recall when the client turns out to be
     /// slow. Default: 64 KiB, four chunks (hyper: 400 KiB).
@@ -120,7 +123,7 @@ impl Default for Http2Config {
             max_local_error_reset_streams: 1_024,
             max_header_list_size: 16 << 10,
             stream_window: 256 << 10,
-            connection_window: 1 << 20,
+            connection_window: 4 << 20,
             max_send_buffer: 64 << 10,
             preface_timeout: Duration::from_secs(5),
             keep_alive_interval: Duration::from_secs(30),

@@ -50,6 +50,7 @@ mod chunks;
 mod convert;
 mod deadline;
 mod drainer;
+mod measure;
 mod publish;
 mod reset;
 mod service;

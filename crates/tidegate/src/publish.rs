@@ -1,21 +1,44 @@
-//! `Publish` and `PublishStream`: tonic's generated service over the hub.
+//! `Publish` and `PublishStream`: the methods of tonic's generated service over the hub, served with requests
+//! that are [measured](crate::measure) before they are decoded.
 
-use std::{pin::Pin, sync::Arc, time::Instant};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use bytes::Bytes;
+use http_body::Body;
 use tidegate_core::Hub;
+use tokio::time::timeout;
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{
+    Request, Response, Status, Streaming,
+    server::{Grpc, StreamingService, UnaryService},
+};
 
 use crate::{
     access::Access,
     convert,
+    measure::MeasuringCodec,
     proto::{
-        PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse, event_service_server,
+        PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse,
+        event_service_server::{self, EventService as _},
     },
     service::PublishLimits,
     status::{Reason, not_published, unreadable},
     wire::Encoded,
 };
+
+/// The paths of the two methods.
+pub(crate) const PUBLISH: &str = "/tidegate.v1.EventService/Publish";
+pub(crate) const PUBLISH_STREAM: &str = "/tidegate.v1.EventService/PublishStream";
+
+/// The most bytes of a length, in protobuf: of one that is below 4 GiB, as gRPC's messages are.
+const MAX_LENGTH_BYTES: usize = 5;
+
+type Answer<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send>>;
 
 /// What the generated service calls. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -30,6 +53,44 @@ impl Publisher {
             hub,
             limits: Arc::new(limits),
         }
+    }
+
+    /// Serves one call of `Publish`, whose request must come within `request_timeout`.
+    pub(crate) async fn serve<B>(
+        self,
+        request: http::Request<B>,
+        request_timeout: Duration,
+    ) -> http::Response<tonic::body::Body>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let mut grpc = self.grpc();
+        match timeout(request_timeout, grpc.unary(Once(self), request)).await {
+            Ok(response) => response,
+            Err(_) => late().into_http(),
+        }
+    }
+
+    /// Serves one call of `PublishStream`.
+    pub(crate) async fn serve_stream<B>(
+        self,
+        request: http::Request<B>,
+    ) -> http::Response<tonic::body::Body>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let mut grpc = self.grpc();
+        grpc.streaming(Many(self), request).await
+    }
+
+    fn grpc(&self) -> Grpc<MeasuringCodec<PublishResponse, PublishRequest>> {
+        // A batch of the most bytes, with the number of the field and the length of each event.
+        let around = self.limits.max_events.saturating_mul(1 + MAX_LENGTH_BYTES);
+        let decode = self.limits.max_batch_bytes.saturating_add(around);
+        let codec = MeasuringCodec::new(Arc::clone(&self.limits));
+        Grpc::new(codec).apply_max_message_size_config(Some(decode), None)
     }
 
     /// Publishes one batch: all of it or, with an error, nothing.
@@ -53,6 +114,40 @@ impl Publisher {
             matched: published.matched,
             last_sequence: published.last_sequence,
         })
+    }
+}
+
+/// The status for a request that did not come in time.
+pub(crate) fn late() -> Status {
+    Reason::DeadlineExceeded.status("the request did not come in time")
+}
+
+/// `Publish`, as tonic calls it.
+struct Once(Publisher);
+
+/// `PublishStream`, as tonic calls it.
+struct Many(Publisher);
+
+impl UnaryService<PublishRequest> for Once {
+    type Response = PublishResponse;
+    type Future = Answer<PublishResponse>;
+
+    fn call(&mut self, request: Request<PublishRequest>) -> Self::Future {
+        let publisher = self.0.clone();
+        Box::pin(
+            async move { event_service_server::EventService::publish(&publisher, request).await },
+        )
+    }
+}
+
+impl StreamingService<PublishRequest> for Many {
+    type Response = PublishResponse;
+    type ResponseStream = <Publisher as event_service_server::EventService>::PublishStreamStream;
+    type Future = Answer<Self::ResponseStream>;
+
+    fn call(&mut self, requests: Request<Streaming<PublishRequest>>) -> Self::Future {
+        let publisher = self.0.clone();
+        Box::pin(async move { publisher.publish_stream(requests).await })
     }
 }
 

@@ -1,7 +1,8 @@
 //! `tidegate.v1.EventService` as a tower service.
 //!
-//! `Subscribe` is answered with a [`Drainer`], outside of tonic, whose routes box a body twice; the
-//! other methods go to tonic's generated service.
+//! `Subscribe` is answered with a [`Drainer`], outside of tonic, whose routes box a body twice. The other
+//! methods are served by tonic, but not through its generated service, which decodes a request before
+//! anyone can ask how much it holds.
 
 use std::{
     convert::Infallible,
@@ -19,12 +20,11 @@ use bytes::Bytes;
 use http::{HeaderValue, header::CONTENT_TYPE};
 use http_body::{Body, Frame, SizeHint};
 use tidegate_core::{Hub, SubscribeOptions};
-use tokio::time::timeout_at;
+use tokio::time::{self, timeout_at};
 use tonic::{
     Status,
     codec::{Codec as _, Streaming},
 };
-use tonic_prost::ProstCodec;
 use tower_service::Service;
 
 use crate::{
@@ -32,8 +32,9 @@ use crate::{
     calls::{CallBody, Calls},
     convert, deadline,
     drainer::{Drainer, Held},
+    measure::MeasuringCodec,
     proto::{SubscribeRequest, SubscribeResponse, event_service_server::EventServiceServer},
-    publish::Publisher,
+    publish::{PUBLISH, PUBLISH_STREAM, Publisher, late},
     reset,
     status::{Reason, not_subscribed, unreadable},
     wire::Encoded,
@@ -56,7 +57,9 @@ pub struct EventService {
     id: u64,
     hub: Hub<Encoded>,
     config: Arc<ServiceConfig>,
-    publisher: EventServiceServer<Publisher>,
+    publisher: Publisher,
+    /// Answers calls to methods that are not there.
+    generated: EventServiceServer<Publisher>,
     /// The calls of the connection that is served, if whoever serves it wants to end them.
     calls: Option<Calls>,
 }
@@ -73,6 +76,9 @@ pub struct ServiceConfig {
     /// When the server shuts down, clients are told to come back after a delay between zero and this, so
     /// that they do not all come at once. Default: 5 s.
     pub reconnect_spread: Duration,
+    /// How long a call of `Subscribe` or `Publish` may take to send its request. Until then it holds a place
+    /// among the streams of its connection, and what it has sent. Default: 10 s.
+    pub request_timeout: Duration,
     /// What one publish may hold.
     pub publish: PublishLimits,
 }
@@ -112,6 +118,7 @@ impl Default for ServiceConfig {
             max_filters: 1_024,
             heartbeat_interval: Duration::from_secs(15),
             reconnect_spread: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(10),
             publish: PublishLimits::default(),
         }
     }
@@ -131,15 +138,13 @@ impl EventService {
     /// Makes the service for `hub`.
     #[must_use]
     pub fn new(hub: Hub<Encoded>, config: ServiceConfig) -> Self {
-        // A batch of the most bytes must get through to be measured; field names and lengths come on top.
-        let decode = config.publish.max_batch_bytes.saturating_mul(2);
         let publisher = Publisher::new(hub.clone(), config.publish.clone());
-        let publisher = EventServiceServer::new(publisher).max_decoding_message_size(decode);
         static SERVICES: AtomicU64 = AtomicU64::new(0);
         Self {
             id: SERVICES.fetch_add(1, Relaxed),
             hub,
             config: Arc::new(config),
+            generated: EventServiceServer::new(publisher.clone()),
             publisher,
             calls: None,
         }
@@ -162,13 +167,10 @@ impl EventService {
     {
         let deadline = deadline::of(request.headers())?;
         let access = request.extensions().get::<Access>().cloned();
-        let request = read_request(request);
-        let request = match deadline {
-            None => request.await?,
-            Some(deadline) => timeout_at(deadline, request).await.map_err(|_| {
-                Reason::DeadlineExceeded.status("the request did not come in time")
-            })??,
-        };
+        let in_time = time::Instant::now() + self.config.request_timeout;
+        let in_time = deadline.map_or(in_time, |deadline| deadline.min(in_time));
+        let request = read_request(request, Arc::clone(&self.config));
+        let request = timeout_at(in_time, request).await.map_err(|_| late())??;
         let mut wanted = convert::subscribe_request(&request, &self.config)?;
         wanted.options.reset = reset::current();
         let admitted = match access {
@@ -214,7 +216,10 @@ fn admit(access: Access, options: &mut SubscribeOptions) -> Result<(Access, Inte
 }
 
 /// Reads the one message of a `Subscribe` call.
-async fn read_request<B>(request: http::Request<B>) -> Result<SubscribeRequest, Status>
+async fn read_request<B>(
+    request: http::Request<B>,
+    config: Arc<ServiceConfig>,
+) -> Result<SubscribeRequest, Status>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -228,7 +233,7 @@ where
             "a compressed request is not served; send it with identity",
         ));
     }
-    let decoder = ProstCodec::<SubscribeResponse, SubscribeRequest>::default().decoder();
+    let decoder = MeasuringCodec::<SubscribeResponse, SubscribeRequest>::new(config).decoder();
     let mut messages = Streaming::new_request(
         decoder,
         request.into_body(),
@@ -268,12 +273,23 @@ where
             return Box::pin(async move { Ok(answer(service.subscribe(request).await)) });
         }
         let access = request.extensions().get::<Access>().cloned();
-        let response = self.publisher.call(request);
         let calls = self.calls.clone();
-        Box::pin(async move {
-            let response = response.await?;
-            Ok(answer_to_publish(response, calls, access.as_ref()))
-        })
+        let publisher = self.publisher.clone();
+        match request.uri().path() {
+            PUBLISH if is_grpc(&request) => {
+                let response = publisher.serve(request, self.config.request_timeout);
+                Box::pin(async move { Ok(answer_to_publish(response.await, calls, access.as_ref())) })
+            }
+            PUBLISH_STREAM if is_grpc(&request) => {
+                let response = publisher.serve_stream(request);
+                Box::pin(async move { Ok(answer_to_publish(response.await, calls, access.as_ref())) })
+            }
+            SUBSCRIBE | PUBLISH | PUBLISH_STREAM => Box::pin(async { Ok(not_grpc()) }),
+            _ => {
+                let response = self.generated.call(request);
+                Box::pin(async move { Ok(answer_to_publish(response.await?, calls, access.as_ref())) })
+            }
+        }
     }
 }
 
@@ -289,6 +305,13 @@ fn is_grpc<B>(request: &http::Request<B>) -> bool {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
     };
     request.method() == http::Method::POST && content_type.is_some_and(is_ours)
+}
+
+/// As gRPC asks for, so that a proxy or a browser makes no stream of it.
+fn not_grpc() -> http::Response<ResponseBody> {
+    let mut response = http::Response::new(ResponseBody::default());
+    *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
 }
 
 /// Passes on what tonic's generated service answers, but for a request that it refused to read: see

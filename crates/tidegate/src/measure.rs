@@ -1,0 +1,211 @@
+//! Requests, measured before they are decoded.
+//!
+//! A message of two-byte parts takes a hundred times its size when it is decoded: 8 MiB of empty events are
+//! 4,194,304 structs. So the limits that a request must keep are checked on its bytes first, where counting
+//! costs nothing but a walk over them, and only what keeps them is decoded. What passes is checked once
+//! more by `convert`, on the values, which is where the rules are.
+
+use std::{fmt, marker::PhantomData, sync::Arc};
+
+use bytes::Buf as _;
+use prost::{
+    Message,
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
+};
+use tonic::{
+    Status,
+    codec::{Codec, DecodeBuf, Decoder},
+};
+use tonic_prost::ProstEncoder;
+
+use crate::{
+    proto::{PublishRequest, SubscribeRequest},
+    service::{PublishLimits, ServiceConfig},
+    status::Reason,
+};
+
+/// The field of the events in a `PublishRequest`, and of the filters in a `SubscribeRequest`.
+const EVENTS: u32 = 1;
+const FILTERS: u32 = 2;
+
+/// A request whose bytes can be told to break its limits.
+pub(crate) trait Measured: Message + Default + 'static {
+    /// What it must keep.
+    type Limits: fmt::Debug + Send + Sync + 'static;
+
+    /// # Errors
+    /// The status for bytes that break the limits. Bytes that are no message pass: decoding finds out.
+    fn measure(bytes: &[u8], limits: &Self::Limits) -> Result<(), Status>;
+}
+
+impl Measured for PublishRequest {
+    type Limits = PublishLimits;
+
+    fn measure(bytes: &[u8], limits: &PublishLimits) -> Result<(), Status> {
+        let (mut count, mut total) = (0, 0);
+        for size in Parts::of(bytes, EVENTS) {
+            if count == limits.max_events {
+                let problem = format!("more than {} events in one batch", limits.max_events);
+                return Err(Reason::TooManyEvents.in_field("events", problem));
+            }
+            if size > limits.max_event_bytes {
+                let most = limits.max_event_bytes;
+                let problem = format!("{size} bytes; at most {most} are taken");
+                return Err(Reason::EventTooLarge.in_field(format!("events[{count}]"), problem));
+            }
+            total += size;
+            if total > limits.max_batch_bytes {
+                let most = limits.max_batch_bytes;
+                let problem = format!("more than {most} bytes, which is the most for a batch");
+                return Err(Reason::BatchTooLarge.in_field("events", problem));
+            }
+            count += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Measured for SubscribeRequest {
+    type Limits = ServiceConfig;
+
+    fn measure(bytes: &[u8], config: &ServiceConfig) -> Result<(), Status> {
+        let most = config.max_filters;
+        if Parts::of(bytes, FILTERS).nth(most).is_some() {
+            let problem = format!("more than {most} filters");
+            return Err(Reason::TooManyFilters.in_field("filters", problem));
+        }
+        Ok(())
+    }
+}
+
+/// The sizes of those fields of a message that have one number and a length. It ends where the bytes are no
+/// message.
+struct Parts<'a> {
+    rest: &'a [u8],
+    number: u32,
+}
+
+impl<'a> Parts<'a> {
+    const fn of(message: &'a [u8], number: u32) -> Self {
+        Self {
+            rest: message,
+            number,
+        }
+    }
+}
+
+impl Iterator for Parts<'_> {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        while !self.rest.is_empty() {
+            let (number, wire_type) = decode_key(&mut self.rest).ok()?;
+            if number == self.number && wire_type == WireType::LengthDelimited {
+                let size = usize::try_from(decode_varint(&mut self.rest).ok()?).ok()?;
+                self.rest = self.rest.get(size..)?;
+                return Some(size);
+            }
+            skip_field(wire_type, number, &mut self.rest, DecodeContext::default()).ok()?;
+        }
+        None
+    }
+}
+
+/// Encodes answers as prost does, and decodes requests that keep their limits.
+#[derive(Debug)]
+pub(crate) struct MeasuringCodec<T, U: Measured> {
+    limits: Arc<U::Limits>,
+    answers: PhantomData<fn() -> T>,
+}
+
+/// The half of a [`MeasuringCodec`] that decodes.
+#[derive(Debug)]
+pub(crate) struct MeasuringDecoder<U: Measured>(Arc<U::Limits>);
+
+impl<T, U: Measured> MeasuringCodec<T, U> {
+    pub(crate) const fn new(limits: Arc<U::Limits>) -> Self {
+        Self {
+            limits,
+            answers: PhantomData,
+        }
+    }
+}
+
+impl<T: Message + 'static, U: Measured> Codec for MeasuringCodec<T, U> {
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = MeasuringDecoder<U>;
+
+    fn encoder(&mut self) -> ProstEncoder<T> {
+        ProstEncoder::default()
+    }
+
+    fn decoder(&mut self) -> MeasuringDecoder<U> {
+        MeasuringDecoder(Arc::clone(&self.limits))
+    }
+}
+
+impl<U: Measured> Decoder for MeasuringDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        // One message, in one piece.
+        debug_assert_eq!(bytes.chunk().len(), bytes.remaining());
+        U::measure(bytes.chunk(), &self.0)?;
+        let decoded = U::decode(bytes);
+        decoded
+            .map(Some)
+            .map_err(|error| Reason::InvalidRequest.status(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::proto::NewEvent;
+
+    #[test]
+    fn parts_are_found_among_other_fields_and_up_to_what_is_no_message() {
+        let event = |size: u8| [&[0x0A, size][..], &vec![0; usize::from(size)]].concat();
+        // A varint, fixed numbers of both sizes, a group, and bytes, of other fields.
+        let others = b"\x10\x05\x19\0\0\0\0\0\0\0\0\x25\0\0\0\0\x2b\x0a\x01x\x2c\x32\x01y";
+        let message = [&event(3)[..], others, &event(0), b"\x0a\x7fcut"].concat();
+        let sizes: Vec<_> = Parts::of(&message, 1).collect();
+        assert_eq!(sizes, [3, 0]);
+    }
+
+    #[test]
+    fn a_batch_of_the_most_passes_and_one_more_does_not() {
+        let limits = PublishLimits {
+            max_events: 3,
+            max_event_bytes: 100,
+            max_batch_bytes: 200,
+        };
+        let measure = |sizes: &[usize]| {
+            // A topic takes two bytes more than it has.
+            let events = sizes.iter().map(|size| NewEvent {
+                topic: "t".repeat(size - 2),
+                ..NewEvent::default()
+            });
+            let events = events.collect();
+            PublishRequest::measure(&PublishRequest { events }.encode_to_vec(), &limits)
+                .map_err(|status| status.message().to_owned())
+        };
+        assert_eq!(measure(&[100, 50, 50]), Ok(()));
+        assert!(measure(&[10; 4]).unwrap_err().contains("more than 3"));
+        assert!(measure(&[101]).unwrap_err().contains("101 bytes"));
+        assert!(measure(&[100, 100, 10]).unwrap_err().contains("200 bytes"));
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_of_any_kind_are_measured_without_a_panic(bytes: Vec<u8>) {
+            let parts = Parts::of(&bytes, 1);
+            prop_assert!(parts.sum::<usize>() <= bytes.len());
+        }
+    }
+}

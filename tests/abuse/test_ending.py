@@ -1,0 +1,89 @@
+"""How the server, and a connection, end among peers of every kind. Cases G01 to G05 of docs/security.md."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from frames import GOAWAY, INITIAL_WINDOW_SIZE, LARGEST_WINDOW, PING, PREFACE, SUBSCRIBE, message, window_update
+from siege import audit, subscribe_request
+
+UNAVAILABLE = 14
+HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
+# grpc.health.v1.HealthCheckResponse of SERVING, and of NOT_SERVING.
+SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
+
+# For a debug build on a machine that runs other tests meanwhile.
+SLACK_SECONDS = 4
+
+
+def ask_to_end(siege) -> float:
+    siege.server.signal(signal.SIGTERM)
+    return time.monotonic()
+
+
+def test_hundreds_of_idle_streams_are_told_where_to_resume_and_health_turns(besiege):
+    with besiege("--drain-timeout", "20s", ends_itself=True) as siege:
+        peers = [siege.greeted((INITIAL_WINDOW_SIZE, 1 << 20)) for _ in range(5)]
+        for peer in peers:
+            # For the events by which subscriptions are counted, too.
+            peer.send(window_update(0, 1 << 24))
+        streams = [(peer, peer.call(SUBSCRIBE, message(subscribe_request()))) for peer in peers for _ in range(100)]
+        siege.await_subscriptions(len(streams))
+        health = siege.greeted()
+        watch = health.call(HEALTH_WATCH, message(b""))
+        health.until(lambda: health.calls[watch].messages() == [SERVING], "SERVING")
+
+        began = ask_to_end(siege)
+        health.until(lambda: len(health.calls[watch].messages()) == 2, "a change of health")
+        assert health.calls[watch].messages()[-1] == NOT_SERVING
+        for peer, stream in streams:
+            call = peer.wait(stream)
+            assert call.status == UNAVAILABLE
+            assert audit(subscribe_request(), call).going_away.resume_after.epoch != 0
+        for peer in peers:
+            assert peer.goaway is not None or peer.outcome() is not None
+            peer.close()
+        health.close()
+        siege.server.stop()
+        siege.note("drained", f"{len(streams)} streams in {time.monotonic() - began:.2f} s")
+
+
+def test_peers_that_take_no_notice_hold_up_the_end_no_longer_than_the_drain_timeout(besiege):
+    patience = 2
+    with besiege("--drain-timeout", f"{patience}s", ends_itself=True) as siege:
+        # No window, no reading, no preface, half of it, and nothing after it.
+        stalled = siege.greeted((INITIAL_WINDOW_SIZE, 0))
+        for _ in range(10):
+            stalled.call(SUBSCRIBE, message(subscribe_request()))
+        siege.await_subscriptions(10)
+        for number in range(99):
+            siege.peer([b"", PREFACE[:10], PREFACE][number % 3])
+
+        began = ask_to_end(siege)
+        siege.server.stop()
+        took = time.monotonic() - began
+        siege.note("ended", f"{took:.2f} s after it was asked to")
+        assert took <= patience + SLACK_SECONDS
+        assert "streams=10" in siege.logged()
+
+
+def test_at_its_age_a_connection_says_goodbye_twice_and_its_streams_lose_nothing(besiege):
+    with besiege("--max-connection-age", "1s", neighbour_resumes=True) as siege:
+        request = subscribe_request()
+        peer = siege.greeted((INITIAL_WINDOW_SIZE, 1 << 20))
+        stream = peer.call(SUBSCRIBE, message(request))
+        call = peer.wait(stream)
+        assert call.status == UNAVAILABLE
+        assert audit(request, call).going_away.resume_after.sequence > 0
+        peer.outcome()
+        farewell = [frame for frame in peer.frames if frame.kind == GOAWAY or (frame.kind == PING and not frame.flags)]
+        kinds = [frame.kind for frame in farewell[-3:]]
+        assert kinds == [GOAWAY, PING, GOAWAY], kinds
+        first, last = farewell[-3], farewell[-1]
+        # Calls that were on their way are taken before the last word.
+        assert (first.last_stream, first.error) == (LARGEST_WINDOW, 0)
+        assert (last.last_stream, last.error) == (stream, 0)
+        siege.neighbour.await_events(600)
+        siege.note("resumed", f"{len(siege.neighbour.earlier)} times")
+        assert siege.neighbour.earlier

@@ -1,0 +1,34 @@
+"""When there is no room. Cases E02 and E04 of docs/security.md; the others of E are Rust tests, which it names."""
+
+from __future__ import annotations
+
+from frames import SUBSCRIBE, message
+from siege import subscribe_request
+
+
+def test_a_flood_of_connections_from_one_address_leaves_the_others_alone(besiege):
+    with besiege("--max-connections-per-address", "20") as siege:
+        held = [siege.greeted(source="127.0.0.2") for _ in range(20)]
+        refused = 0
+        for _ in range(500):
+            try:
+                peer = siege.peer(source="127.0.0.2")
+                peer.outcome()
+            except ConnectionError:
+                pass
+            refused += 1
+        siege.note("refused", str(refused))
+        assert all(peer.answers() for peer in held)
+        # From an address of its own.
+        assert siege.greeted(source="127.0.0.3").answers()
+
+
+def test_the_calls_of_a_full_connection_are_refused_and_those_of_others_served(besiege):
+    with besiege("--max-streams", "10") as siege:
+        greedy = siege.greeted()
+        for _ in range(100):
+            greedy.call(SUBSCRIBE, message(subscribe_request()))
+        siege.await_subscriptions(10)
+        other = siege.greeted()
+        other.call(SUBSCRIBE, message(subscribe_request()))
+        siege.await_subscriptions(11)

@@ -1,0 +1,74 @@
+//! The bytes of a connection, from the first behind the preface, into hyper and the service.
+
+use std::{future::Future, time::Duration};
+
+use hyper::{rt::Executor, server::conn::http2};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tidegate::{EventService, Hub, HubConfig, ServiceConfig, resettable};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, duplex, split},
+    runtime::Builder,
+    time::timeout,
+};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// As the server sets it, but for the time-outs, which need not be waited for: time is not real here.
+const STREAMS: u32 = 16;
+const PATIENCE: Duration = Duration::from_secs(3_600);
+
+#[derive(Clone)]
+struct Streams;
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        tokio::spawn(resettable(stream));
+    }
+}
+
+/// A preface, and then the bytes; then the peer is gone.
+///
+/// # Panics
+/// When the connection does not end, or leaves a subscription behind.
+pub fn connection(bytes: &[u8]) {
+    let hub = Hub::new(HubConfig::new(1));
+    let service = EventService::new(hub.clone(), ServiceConfig::default());
+    let runtime = Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let (peer, transport) = duplex(1 << 20);
+        let mut builder = http2::Builder::new(Streams);
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS)
+            .max_local_error_reset_streams(1_024)
+            .keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(10));
+        let served =
+            builder.serve_connection(TokioIo::new(transport), TowerToHyperService::new(service));
+        let served = tokio::spawn(served);
+        let (mut reader, mut writer) = split(peer);
+        let reading = tokio::spawn(async move {
+            let mut said = Vec::new();
+            _ = reader.read_to_end(&mut said).await;
+        });
+        // The connection may have ended in the middle.
+        if writer.write_all(PREFACE).await.is_ok() && writer.write_all(bytes).await.is_ok() {
+            _ = writer.shutdown().await;
+        }
+        // Its end is an error as often as not.
+        _ = timeout(PATIENCE, served)
+            .await
+            .expect("it goes on without a peer");
+        reading.await.expect("reading does not panic");
+    });
+    // The tasks of its streams end with the runtime at the latest.
+    drop(runtime);
+    assert_eq!(hub.stats().subscriptions, 0);
+}

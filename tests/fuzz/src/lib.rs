@@ -1,0 +1,28 @@
+//! What the fuzzers do with their bytes: one function a target, which panics when something is wrong.
+//!
+//! They are a crate of their own so that two can call them: libFuzzer, from `fuzz/`, which needs a nightly
+//! compiler, and `tests/corpus.rs`, which needs nothing.
+
+mod connection;
+mod names;
+mod requests;
+mod resume;
+
+pub use crate::{
+    connection::connection,
+    names::names,
+    requests::{publish, subscribe},
+    resume::resume,
+};
+
+/// A target: its name, which is that of its corpus, and what it does.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    ("names", names),
+    ("publish", publish),
+    ("subscribe", subscribe),
+    ("resume", resume),
+    ("connection", connection),
+];
