@@ -26,8 +26,9 @@ use tonic::Status;
 use crate::{
     calls::Enrolled,
     convert,
+    gate::Held,
     proto::{CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response},
-    status,
+    status::{self, Reason},
     wire::{BATCH_OVERHEAD, EVENT_OVERHEAD, Encoded, write_batch, write_response},
 };
 
@@ -56,6 +57,8 @@ pub struct Drainer {
     subscription: Subscription<Encoded>,
     /// Held for its drop.
     _enrolled: Option<Enrolled>,
+    /// Told how it ended.
+    place: Held,
     /// What is left to send of an event larger than a chunk.
     rest: Bytes,
     /// Fires when a heartbeat may be due, or a release.
@@ -86,6 +89,7 @@ impl Drainer {
     pub(crate) fn new(
         subscription: Subscription<Encoded>,
         enrolled: Option<Enrolled>,
+        place: Held,
         heartbeat_interval: Duration,
         min_interval: Option<Duration>,
         reconnect_after: Duration,
@@ -95,6 +99,7 @@ impl Drainer {
         Self {
             subscription,
             _enrolled: enrolled,
+            place,
             rest: Bytes::new(),
             timer: Box::pin(sleep_until(now + heartbeat_interval)),
             heartbeat_interval,
@@ -264,12 +269,28 @@ impl Drainer {
         }
     }
 
+    /// Why the stream has ended; `None` if its client left.
+    fn ending(&self) -> Option<Reason> {
+        if let Some(reason) = self.subscription.close_reason() {
+            return Some(status::end_reason(reason));
+        }
+        // What ends without having been closed has reached its deadline.
+        let is_streaming = matches!(self.state, State::Opening | State::Streaming);
+        (!is_streaming).then_some(Reason::DeadlineExceeded)
+    }
+
     /// The trailers, once.
     fn take_trailers(&mut self) -> Option<HeaderMap> {
         let State::Ending(status) = std::mem::replace(&mut self.state, State::Ended) else {
             return None;
         };
         Some(status::trailers(&status))
+    }
+}
+
+impl Drop for Drainer {
+    fn drop(&mut self) {
+        self.place.ended(self.ending());
     }
 }
 

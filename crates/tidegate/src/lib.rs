@@ -48,6 +48,7 @@ mod calls;
 mod convert;
 mod deadline;
 mod drainer;
+mod gate;
 mod publish;
 mod reset;
 mod service;
@@ -68,6 +69,7 @@ pub use crate::{
     calls::{CallBody, Calls, RequestBody},
     convert::{EncodeError, encode},
     drainer::{CHUNK_BYTES, Drainer},
+    gate::{Caller, Gate, OverQuota, Place},
     reset::resettable,
     service::{EventService, PublishLimits, ResponseBody, ResponseFuture, ServiceConfig},
     status::{Advice, DOMAIN, Reason},

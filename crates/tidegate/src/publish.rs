@@ -2,12 +2,13 @@
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
-use tidegate_core::Hub;
+use tidegate_core::{Hub, NewEvent, Payload as _};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     convert,
+    gate::{Caller, Gate, caller},
     proto::{
         PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse, event_service_server,
     },
@@ -21,19 +22,26 @@ use crate::{
 pub(crate) struct Publisher {
     hub: Hub<Encoded>,
     limits: Arc<PublishLimits>,
+    gate: Option<Arc<dyn Gate>>,
 }
 
 impl Publisher {
-    pub(crate) fn new(hub: Hub<Encoded>, limits: PublishLimits) -> Self {
+    pub(crate) fn new(
+        hub: Hub<Encoded>,
+        limits: PublishLimits,
+        gate: Option<Arc<dyn Gate>>,
+    ) -> Self {
         Self {
             hub,
             limits: Arc::new(limits),
+            gate,
         }
     }
 
     /// Publishes one batch: all of it or, with an error, nothing.
-    fn publish(&self, request: PublishRequest) -> Result<PublishResponse, Status> {
+    fn publish(&self, request: PublishRequest, caller: &Caller) -> Result<PublishResponse, Status> {
         let events = convert::publish_request(request, &self.limits)?;
+        self.pass_gate(&events, caller)?;
         let published = self
             .hub
             .publish(events, Instant::now())
@@ -48,6 +56,24 @@ impl Publisher {
     }
 }
 
+impl Publisher {
+    /// Who calls, if anyone wants to know.
+    fn caller(&self, extensions: &http::Extensions) -> Caller {
+        match &self.gate {
+            Some(_) => caller(extensions),
+            None => Caller::default(),
+        }
+    }
+
+    fn pass_gate(&self, events: &[NewEvent<Encoded>], caller: &Caller) -> Result<(), Status> {
+        let Some(gate) = self.gate.as_ref().filter(|gate| gate.measures_publishing()) else {
+            return Ok(());
+        };
+        let bytes = events.iter().map(|event| event.payload.size() as u64).sum();
+        Ok(gate.publish(caller, events.len(), bytes)?)
+    }
+}
+
 #[tonic::async_trait]
 impl event_service_server::EventService for Publisher {
     type SubscribeStream = tokio_stream::Empty<Result<SubscribeResponse, Status>>;
@@ -57,7 +83,8 @@ impl event_service_server::EventService for Publisher {
         &self,
         request: Request<PublishRequest>,
     ) -> Result<Response<PublishResponse>, Status> {
-        Self::publish(self, request.into_inner()).map(Response::new)
+        let caller = self.caller(request.extensions());
+        Self::publish(self, request.into_inner(), &caller).map(Response::new)
     }
 
     /// One response a request, in order. The next request is read when the transport asks for the next
@@ -67,9 +94,10 @@ impl event_service_server::EventService for Publisher {
         requests: Request<Streaming<PublishRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let publisher = self.clone();
+        let caller = self.caller(requests.extensions());
         let responses = requests.into_inner().map(move |request| {
             let request = request.map_err(|status| unreadable(status, Reason::BatchTooLarge))?;
-            Self::publish(&publisher, request)
+            Self::publish(&publisher, request, &caller)
         });
         Ok(Response::new(Box::pin(responses)))
     }

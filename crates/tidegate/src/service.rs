@@ -28,6 +28,7 @@ use crate::{
     calls::{CallBody, Calls},
     convert, deadline,
     drainer::Drainer,
+    gate::{Gate, Held, caller},
     proto::{SubscribeRequest, SubscribeResponse, event_service_server::EventServiceServer},
     publish::Publisher,
     reset,
@@ -67,6 +68,8 @@ pub struct ServiceConfig {
     pub reconnect_spread: Duration,
     /// What one publish may hold.
     pub publish: PublishLimits,
+    /// Who lets calls through. Default: none, which lets all through.
+    pub gate: Option<Arc<dyn Gate>>,
 }
 
 /// What one publish may hold. Sizes are of encoded events, with topic, key and attributes.
@@ -105,6 +108,7 @@ impl Default for ServiceConfig {
             heartbeat_interval: Duration::from_secs(15),
             reconnect_spread: Duration::from_secs(5),
             publish: PublishLimits::default(),
+            gate: None,
         }
     }
 }
@@ -125,7 +129,7 @@ impl EventService {
     pub fn new(hub: Hub<Encoded>, config: ServiceConfig) -> Self {
         // A batch of the most bytes must get through to be measured; field names and lengths come on top.
         let decode = config.publish.max_batch_bytes.saturating_mul(2);
-        let publisher = Publisher::new(hub.clone(), config.publish.clone());
+        let publisher = Publisher::new(hub.clone(), config.publish.clone(), config.gate.clone());
         let publisher = EventServiceServer::new(publisher).max_decoding_message_size(decode);
         Self {
             hub,
@@ -151,6 +155,10 @@ impl EventService {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let deadline = deadline::of(request.headers())?;
+        let caller = self.config.gate.as_ref().map(|gate| {
+            let caller = caller(request.extensions());
+            (gate, caller)
+        });
         let request = read_request(request);
         let request = match deadline {
             None => request.await?,
@@ -160,16 +168,20 @@ impl EventService {
         };
         let mut wanted = convert::subscribe_request(&request, &self.config)?;
         wanted.options.reset = reset::current();
+        let place = caller.map(|(gate, caller)| gate.subscribe(&caller, &request.filters));
+        let mut place = Held::new(place.transpose()?);
         let subscription = self
             .hub
             .subscribe(wanted.options, Instant::now())
             .map_err(not_subscribed)?;
+        place.begun(subscription.id(), subscription.limits());
         let reconnect_after = spread(subscription.id(), self.config.reconnect_spread);
         let calls = self.calls.as_ref();
         let enrolled = calls.map(|calls| calls.enroll(subscription.id()));
         Ok(Drainer::new(
             subscription,
             enrolled,
+            place,
             wanted.heartbeat_interval,
             wanted.min_interval,
             reconnect_after,
