@@ -3,6 +3,7 @@
 use std::{
     future::{Future, pending, poll_fn},
     io,
+    net::SocketAddr,
     pin::pin,
     sync::{
         Arc,
@@ -105,7 +106,7 @@ impl Connections {
     }
 
     /// Serves one connection until it ends, and in any case until it is cut. Returns whether it was.
-    pub(crate) async fn serve(self, stream: TcpStream) -> bool {
+    pub(crate) async fn serve(self, stream: TcpStream, peer: SocketAddr) -> bool {
         if let Err(error) = set_options(&stream, &self.config) {
             tracing::debug!(%error, "connection lost before it began");
             return false;
@@ -113,7 +114,7 @@ impl Connections {
         let Some(stream) = self.begin(stream).await else {
             return false;
         };
-        let (service, calls) = self.routes.for_connection();
+        let (service, calls) = self.routes.for_connection(peer);
         let service = TowerToHyperService::new(service);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.config.write_timeout));

@@ -24,16 +24,25 @@
 //!
 //! # Beside the events
 //! Every server answers `grpc.health.v1.Health`, for the names `""` and `tidegate.v1.EventService`, and
-//! `grpc.reflection.v1.ServerReflection`.
+//! `grpc.reflection.v1.ServerReflection`. Where [`ServerConfig::admin`] says so it answers
+//! `tidegate.v1.AdminService`, which has the [`Controls`], and where [`ServerConfig::http`] says so, `/metrics`,
+//! `/healthz` and `/readyz` over HTTP.
 
 mod accept;
+mod admin;
 mod admission;
+mod books;
 mod coalesce;
 mod config;
 mod connection;
+mod controls;
 mod descriptors;
+mod http;
+mod lags;
 mod memory;
+mod metrics;
 mod preface;
+mod quotas;
 mod routes;
 mod server;
 
@@ -42,5 +51,7 @@ pub use tidegate::{ClientIdPolicy, Encoded, Hub, SweepRules};
 pub use crate::{
     admission::{Admission, ConnectionStats},
     config::{Http2Config, ServerConfig},
+    controls::{Controls, ServerStats, SubscriptionState},
+    quotas::{Quota, QuotaConfig, QuotaCount},
     server::{BindError, DrainReport, Server},
 };

@@ -1,11 +1,12 @@
-//! The services of one connection: events, and beside them health (`grpc.health.v1`) and reflection
+//! The services of one connection: events, and beside them the admin service, if it is served, health (`grpc.health.v1`) and reflection
 //! (`grpc.reflection.v1`), for load balancers and for tools.
 
-use std::{convert::Infallible, sync::Arc, task::Poll};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, task::Poll};
 
 use hyper::body::Incoming;
 use tidegate::{
-    Calls, EventService, FILE_DESCRIPTOR_SET, RequestBody, ResponseBody, ResponseFuture,
+    Caller, Calls, EventService, FILE_DESCRIPTOR_SET, RequestBody, ResponseBody, ResponseFuture,
+    proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN_NAME},
 };
 use tonic::server::NamedService as _;
 use tonic_health::{
@@ -16,8 +17,9 @@ use tonic_health::{
 use tonic_reflection::server::Builder;
 use tower::{Service, util::BoxCloneSyncService};
 
-/// The names that health is asked for: the server as a whole, and its one service.
-const HEALTH_NAMES: [&str; 2] = ["", EventService::NAME];
+use crate::admin::Admin;
+
+const ADMIN: &str = "/tidegate.v1.AdminService/";
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/";
@@ -42,24 +44,42 @@ pub(crate) struct ConnectionRoutes {
     events: EventService,
     beside: Arc<Beside>,
     calls: Calls,
+    caller: Caller,
 }
 
 #[derive(Debug)]
 struct Beside {
+    admin: Option<AdminServiceServer<Admin>>,
+    /// The names that health is asked for: the server as a whole, and its services.
+    names: Vec<&'static str>,
     reporter: HealthReporter,
     health: HealthServer<HealthService>,
     reflection: Reflection,
 }
 
 impl Routes {
-    pub(crate) fn new(events: EventService) -> Self {
+    /// `admin` is served if it is there.
+    pub(crate) fn new(events: EventService, admin: Option<Admin>) -> Self {
         let reporter = HealthReporter::new();
+        let mut names = vec![EventService::NAME];
+        names.extend(admin.is_some().then_some(ADMIN_NAME));
         let reflection = Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        let beside = [
+            tonic_health::pb::health_server::SERVICE_NAME,
+            "grpc.reflection.v1.ServerReflection",
+        ];
+        let reflection = names
+            .iter()
+            .chain(&beside)
+            .fold(reflection, |builder, name| builder.with_service_name(*name))
             .build_v1()
             .expect("descriptors that the build made can be read");
+        names.push("");
         let beside = Beside {
+            admin: admin.map(AdminServiceServer::new),
+            names,
             health: HealthServer::new(HealthService::from_health_reporter(reporter.clone())),
             reporter,
             reflection: BoxCloneSyncService::new(reflection),
@@ -76,17 +96,21 @@ impl Routes {
             true => ServingStatus::Serving,
             false => ServingStatus::NotServing,
         };
-        for name in HEALTH_NAMES {
+        for name in &self.beside.names {
             self.beside.reporter.set_service_status(name, status).await;
         }
     }
 
-    pub(crate) fn for_connection(&self) -> (ConnectionRoutes, Calls) {
+    pub(crate) fn for_connection(&self, peer: SocketAddr) -> (ConnectionRoutes, Calls) {
         let (events, calls) = self.events.for_connection();
         let routes = ConnectionRoutes {
             events,
             beside: Arc::clone(&self.beside),
             calls: calls.clone(),
+            caller: Caller {
+                address: Some(peer),
+                principal: None,
+            },
         };
         (routes, calls)
     }
@@ -101,9 +125,17 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<Incoming>) -> ResponseFuture {
+    fn call(&mut self, mut request: http::Request<Incoming>) -> ResponseFuture {
         let path = request.uri().path();
+        if let Some(admin) = &self.beside.admin
+            && path.starts_with(ADMIN)
+        {
+            let calls = self.calls.clone();
+            let response = admin.clone().call(request);
+            return Box::pin(async move { Ok(calls.respond(response.await?)) });
+        }
         if !path.starts_with("/grpc.") {
+            request.extensions_mut().insert(self.caller.clone());
             return self.events.call(request);
         }
         let calls = self.calls.clone();
