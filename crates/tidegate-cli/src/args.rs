@@ -7,7 +7,13 @@ use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
 
 use crate::{
-    completions::CompletionsArgs, exit, logging::LogArgs, publish::PubArgs, serve::ServeArgs,
+    admin::{ClientsArgs, KickArgs, StatsArgs},
+    check_config::CheckConfigArgs,
+    completions::CompletionsArgs,
+    exit,
+    logging::LogArgs,
+    publish::PubArgs,
+    serve::ServeArgs,
     sub::SubArgs,
 };
 
@@ -36,8 +42,12 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Serve(ServeArgs),
+    CheckConfig(CheckConfigArgs),
     Sub(SubArgs),
     Pub(PubArgs),
+    Clients(ClientsArgs),
+    Kick(KickArgs),
+    Stats(StatsArgs),
     #[cfg(target_os = "linux")]
     Bench(crate::bench::BenchArgs),
     Completions(CompletionsArgs),
@@ -149,7 +159,7 @@ mod tests {
             ["tidegate", "--log", "debug", "sub", "a"],
             ["tidegate", "sub", "a", "--log", "debug"],
         ] {
-            assert_eq!(Cli::parse_from(line).log.log, "debug");
+            assert_eq!(Cli::parse_from(line).log.log.as_deref(), Some("debug"));
         }
     }
 }

@@ -11,7 +11,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{Error, Publisher, PublisherOptions, SubscribeOptions, Subscription};
+use crate::{Admin, Error, Publisher, PublisherOptions, SubscribeOptions, Subscription};
 
 /// The connection's window, in stream windows.
 ///
@@ -107,6 +107,13 @@ impl Client {
     /// Outside a Tokio runtime.
     pub fn publisher(&self, options: PublisherOptions) -> Publisher {
         Publisher::new(self.service(self.endpoint.connect_lazy()), options)
+    }
+
+    /// Speaks to the admin service of the server, over the connection for publishing.
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        let service = v1::admin_service_client::AdminServiceClient::new(self.channel.clone());
+        Admin::new(service.max_decoding_message_size(self.max_message_bytes))
     }
 
     /// Opens a `Subscribe` stream on a new connection. Each attempt resolves the name again, and none is

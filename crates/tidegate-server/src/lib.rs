@@ -45,6 +45,7 @@ mod preface;
 mod quotas;
 mod routes;
 mod server;
+pub mod settings;
 
 pub use tidegate::{ClientIdPolicy, Encoded, Hub, SweepRules};
 
