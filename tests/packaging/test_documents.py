@@ -60,8 +60,5 @@ def test_every_attack_of_the_suite_is_told():
 
 def test_every_document_that_is_linked_is_there():
     for document in (DOCUMENT, ROOT / "SECURITY.md", ROOT / "docs" / "deployment.md"):
-        # Its owner writes the one on identity.
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
-            if target.endswith("identity.md"):
-                continue
             assert (document.parent / target).exists(), f"{document.name} links {target}"

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::gap::{Gap, GapReason};
+
 /// The counters of a hub. They order nothing: each is right by itself, at the end of each call.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -17,6 +19,27 @@ pub(crate) struct Counters {
     pub(crate) stalled: AtomicU64,
     pub(crate) ended_stalled: AtomicU64,
     pub(crate) reset: AtomicU64,
+    pub(crate) overflow_gaps: AtomicU64,
+    pub(crate) conflated_gaps: AtomicU64,
+    pub(crate) evicted_gaps: AtomicU64,
+    pub(crate) expired_gaps: AtomicU64,
+    pub(crate) epoch_gaps: AtomicU64,
+}
+
+/// How many gaps subscribers were given, by their reason. A gap may count many events, or none that are
+/// known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GapStats {
+    /// Those of [`GapReason::Overflow`].
+    pub overflow: u64,
+    /// Those of [`GapReason::Conflated`].
+    pub conflated: u64,
+    /// Those of [`GapReason::Evicted`].
+    pub evicted: u64,
+    /// Those of [`GapReason::Expired`].
+    pub expired: u64,
+    /// Those of [`GapReason::EpochChanged`].
+    pub epoch_changed: u64,
 }
 
 /// The state of a hub in numbers, at one moment.
@@ -33,11 +56,11 @@ pub struct Stats {
     pub replayed: u64,
     /// Events given to subscribers.
     pub handed_off: u64,
-    /// Events counted by gaps of [`GapReason::Overflow`](crate::GapReason::Overflow).
+    /// Events counted by gaps of [`GapReason::Overflow`].
     pub overflowed: u64,
-    /// Events counted by gaps of [`GapReason::Conflated`](crate::GapReason::Conflated).
+    /// Events counted by gaps of [`GapReason::Conflated`].
     pub conflated: u64,
-    /// Events counted by gaps of [`GapReason::Evicted`](crate::GapReason::Evicted).
+    /// Events counted by gaps of [`GapReason::Evicted`].
     pub evicted: u64,
     /// Events that a subscription had still to see when it ended.
     pub abandoned: u64,
@@ -49,6 +72,8 @@ pub struct Stats {
     pub ended_stalled: u64,
     /// Subscriptions that took no notice of their end, so that their transport was told to give up.
     pub reset: u64,
+    /// Gaps given to subscribers.
+    pub gaps: GapStats,
     /// Client ids in use now.
     pub clients: usize,
     /// Feeds now: the distinct filters in use, `$client.<id>` included.
@@ -77,7 +102,33 @@ impl Counters {
             stalled: self.stalled.load(Relaxed),
             ended_stalled: self.ended_stalled.load(Relaxed),
             reset: self.reset.load(Relaxed),
+            gaps: self.gaps(),
             ..Stats::default()
+        }
+    }
+
+    fn gaps(&self) -> GapStats {
+        GapStats {
+            overflow: self.overflow_gaps.load(Relaxed),
+            conflated: self.conflated_gaps.load(Relaxed),
+            evicted: self.evicted_gaps.load(Relaxed),
+            expired: self.expired_gaps.load(Relaxed),
+            epoch_changed: self.epoch_gaps.load(Relaxed),
+        }
+    }
+
+    /// Counts a gap, and the events that it counts.
+    pub(crate) fn count_gap(&self, gap: &Gap) {
+        let (gaps, events) = match gap.reason {
+            GapReason::Overflow => (&self.overflow_gaps, Some(&self.overflowed)),
+            GapReason::Conflated => (&self.conflated_gaps, Some(&self.conflated)),
+            GapReason::Evicted => (&self.evicted_gaps, Some(&self.evicted)),
+            GapReason::Expired => (&self.expired_gaps, None),
+            GapReason::EpochChanged => (&self.epoch_gaps, None),
+        };
+        add(gaps, 1);
+        if let Some(events) = events {
+            add(events, gap.count);
         }
     }
 }

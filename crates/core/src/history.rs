@@ -107,10 +107,21 @@ impl<P: Payload> History<P> {
             event: Arc::clone(event),
             at: now,
         });
+        self.keep_within_limits();
+        self.expire(now);
+    }
+
+    /// Keeps as much as `limits` allow from here on, and lets go of the rest.
+    pub(crate) fn set_limits(&mut self, limits: HistoryLimits, now: Instant) {
+        self.limits = limits;
+        self.keep_within_limits();
+        self.expire(now);
+    }
+
+    fn keep_within_limits(&mut self) {
         while self.entries.len() > self.limits.max_events || self.bytes > self.limits.max_bytes {
             self.evict_oldest();
         }
-        self.expire(now);
     }
 
     /// Lets go of what is older than the limit.

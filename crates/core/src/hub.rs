@@ -445,6 +445,12 @@ impl<P: Payload> Hub<P> {
         self.shared.history.lock().expire(now);
     }
 
+    /// Keeps as much history as `limits` allow from here on. What they do not allow goes at once; what has gone
+    /// does not come back.
+    pub fn set_history_limits(&self, limits: HistoryLimits, now: Instant) {
+        self.shared.history.lock().set_limits(limits, now);
+    }
+
     /// Looks at all subscriptions for consumers that do not take what is there, and does what the rules
     /// say. Call it every second or so, or a few times within the shortest of the rules' times: what a
     /// sweep cannot see, it cannot count. It takes no lock that publishing takes, but for a moment that of one

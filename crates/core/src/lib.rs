@@ -85,7 +85,7 @@ mod trie;
 mod loom_tests;
 
 pub use crate::{
-    counters::Stats,
+    counters::{GapStats, Stats},
     event::{Event, NewEvent, Payload, Position},
     filter::Filter,
     gap::{Gap, GapReason},

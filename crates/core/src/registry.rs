@@ -7,7 +7,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -73,6 +73,8 @@ pub struct SubscriptionInfo {
     /// How many events newer ones replaced, because it asked for
     /// [`Overflow::Conflate`](crate::Overflow::Conflate).
     pub conflated: u64,
+    /// Whether the last sweep found it stalled and left it as it is.
+    pub is_stalled: bool,
 }
 
 #[derive(Debug)]
@@ -251,6 +253,8 @@ impl<P> Registry<P> {
         for stream in self.state.lock().streams.values_mut() {
             let verdict = stream.judge(rules, now);
             let signal = || Arc::clone(&stream.signal);
+            let is_stalled = matches!(verdict, Verdict::Stalled);
+            stream.signal.tally().is_stalled.store(is_stalled, Relaxed);
             match verdict {
                 Verdict::Leave => {}
                 Verdict::Stalled => swept.stalled += 1,

@@ -67,6 +67,8 @@ pub(crate) struct Tally {
     pub(crate) lost: AtomicCounter,
     /// Events that were counted by gaps of conflation.
     pub(crate) conflated: AtomicCounter,
+    /// Whether the last sweep found it stalled and left it as it is. Written by sweeps.
+    pub(crate) is_stalled: AtomicBool,
 }
 
 /// What a sweep sees of a subscription.
@@ -108,6 +110,7 @@ impl Tally {
             handed_off: self.handed_off.load(Relaxed),
             lost: self.lost.load(Relaxed),
             conflated: self.conflated.load(Relaxed),
+            is_stalled: self.is_stalled.load(Relaxed),
         }
     }
 }

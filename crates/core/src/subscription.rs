@@ -532,12 +532,7 @@ impl<P: Payload> Subscription<P> {
         for gap in &mut batch.gaps {
             gap.first_index = self.next_index;
             self.next_index += gap.count;
-            match gap.reason {
-                GapReason::Overflow => add(&counters.overflowed, gap.count),
-                GapReason::Evicted => add(&counters.evicted, gap.count),
-                GapReason::Conflated => add(&counters.conflated, gap.count),
-                GapReason::Expired | GapReason::EpochChanged => {}
-            }
+            counters.count_gap(gap);
             match gap.reason {
                 GapReason::Conflated => add(&tally.conflated, gap.count),
                 _ => add(&tally.lost, gap.count),

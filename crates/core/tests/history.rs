@@ -262,3 +262,27 @@ fn a_replay_that_history_overtakes_is_told_how_much() {
     assert_eq!(given + count + rest.sequences.len() as u64, 100);
     assert_eq!(count, 50 - given);
 }
+
+#[test]
+fn history_is_shortened_while_it_is_there_and_what_went_is_told() {
+    let hub = keeping(10);
+    let now = Instant::now();
+    publish(&hub, "t", 10, now);
+    let limits = HistoryLimits {
+        max_events: 4,
+        ..HistoryLimits::default()
+    };
+    hub.set_history_limits(limits, now);
+    assert_eq!(hub.stats().history_events, 4);
+    let given = resumed(&hub, &["t"], after(0));
+    assert_eq!(given.gaps, [(GapReason::Expired, 1, 6, 0)]);
+    assert_eq!(given.sequences, [7, 8, 9, 10]);
+    assert_eq!(hub.stats().gaps.expired, 1);
+
+    hub.set_history_limits(HistoryLimits::OFF, now);
+    publish(&hub, "t", 1, now);
+    assert_eq!(hub.stats().history_events, 0);
+    hub.set_history_limits(limits, now);
+    publish(&hub, "t", 1, now);
+    assert_eq!(hub.stats().history_events, 1);
+}

@@ -3,7 +3,7 @@
 //! The `.proto` files under `proto/tidegate/v1/` are the contract; everything in [`v1`] is made from
 //! them by the build. Field numbers never change: clients exist that use them.
 
-/// Package `tidegate.v1`: the messages, and the client and server of `EventService`.
+/// Package `tidegate.v1`: the messages, and the clients and servers of `EventService` and `AdminService`.
 #[allow(
     missing_docs,
     unreachable_pub,

@@ -8,6 +8,8 @@ use jiff::SignedDuration;
 use tidegate_client::Client;
 
 use crate::{
+    admin::{ClientsArgs, KickArgs, StatsArgs},
+    check_config::CheckConfigArgs,
     completions::CompletionsArgs,
     exit::{self, Failure},
     logging::LogArgs,
@@ -42,9 +44,13 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Serve(Box<ServeArgs>),
+    Serve(ServeArgs),
+    CheckConfig(CheckConfigArgs),
     Sub(SubArgs),
     Pub(PubArgs),
+    Clients(ClientsArgs),
+    Kick(KickArgs),
+    Stats(StatsArgs),
     #[cfg(target_os = "linux")]
     Bench(crate::bench::BenchArgs),
     Token(TokenArgs),
@@ -167,7 +173,7 @@ mod tests {
             ["tidegate", "--log", "debug", "sub", "a"],
             ["tidegate", "sub", "a", "--log", "debug"],
         ] {
-            assert_eq!(Cli::parse_from(line).log.log, "debug");
+            assert_eq!(Cli::parse_from(line).log.log.as_deref(), Some("debug"));
         }
     }
 }

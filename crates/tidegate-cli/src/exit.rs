@@ -13,7 +13,7 @@ pub(crate) const HELP: &str = "\
 Exit codes:
     0  success; also when `sub` is interrupted or its output is closed
     1  any other failure
-    2  the command line is wrong
+    2  the command line or the configuration is wrong
     3  the server cannot be reached or went away
     4  credentials are missing, wrong, or do not allow it
     5  the server refused the request as invalid

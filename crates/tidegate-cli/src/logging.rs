@@ -1,9 +1,9 @@
 //! Logs, on standard error.
 
-use std::{env, io};
+use std::{env, fmt, io, sync::Arc};
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload};
 
 use crate::exit::{Exit, Failure};
 
@@ -11,9 +11,9 @@ use crate::exit::{Exit, Failure};
 #[command(next_help_heading = "Logging")]
 pub(crate) struct LogArgs {
     /// What to log: error, warn, info, debug or trace, also by module, as in `warn,tidegate=debug`. The
-    /// environment variable RUST_LOG wins if it is set.
-    #[arg(long, global = true, value_name = "FILTER", default_value = "warn")]
-    pub(crate) log: String,
+    /// environment variable RUST_LOG wins if it is set [default: warn].
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
 
     /// How to log, on standard error.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
@@ -28,25 +28,61 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// What is logged where nothing is said.
+const DEFAULT: &str = "warn";
+
+/// Changes what is logged from here on.
+#[derive(Clone)]
+pub(crate) struct Logs(Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+
 /// Sends logs to standard error from here on.
-pub(crate) fn init(args: &LogArgs) -> Result<(), Failure> {
-    let from_env = env::var(EnvFilter::DEFAULT_ENV).ok();
-    let directives = from_env
-        .filter(|directives| !directives.is_empty())
-        .unwrap_or_else(|| args.log.clone());
-    let filter = EnvFilter::try_new(&directives).map_err(|error| {
-        Failure::new(Exit::Usage, format!("log filter {directives:?}: {error}"))
-    })?;
+pub(crate) fn init(args: &LogArgs) -> Result<Logs, Failure> {
+    let directives = args.log.as_deref().unwrap_or(DEFAULT);
+    let directives = from_environment().unwrap_or_else(|| directives.into());
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(&directives)?)
         .with_writer(io::stderr);
-    match args.log_format {
+    Ok(match args.log_format {
         LogFormat::Text => {
             let choice = anstream::AutoStream::choice(&io::stderr());
             let colour = choice != anstream::ColorChoice::Never;
-            subscriber.with_ansi(colour).init();
+            let subscriber = subscriber.with_ansi(colour).with_filter_reloading();
+            let handle = subscriber.reload_handle();
+            subscriber.init();
+            Logs(Arc::new(move |filter| handle.reload(filter)))
         }
-        LogFormat::Json => subscriber.json().init(),
+        LogFormat::Json => {
+            let subscriber = subscriber.json().with_filter_reloading();
+            let handle = subscriber.reload_handle();
+            subscriber.init();
+            Logs(Arc::new(move |filter| handle.reload(filter)))
+        }
+    })
+}
+
+/// What `RUST_LOG` says, which wins over all else.
+fn from_environment() -> Option<String> {
+    let directives = env::var(EnvFilter::DEFAULT_ENV).ok();
+    directives.filter(|directives| !directives.is_empty())
+}
+
+fn filter(directives: &str) -> Result<EnvFilter, Failure> {
+    EnvFilter::try_new(directives)
+        .map_err(|error| Failure::new(Exit::Usage, format!("log filter {directives:?}: {error}")))
+}
+
+impl Logs {
+    /// Logs what `directives` say, unless `RUST_LOG` is set.
+    pub(crate) fn set(&self, directives: &str) -> Result<(), Failure> {
+        if from_environment().is_some() {
+            return Ok(());
+        }
+        (self.0)(filter(directives)?).map_err(|error| Failure::new(Exit::Other, error))
     }
-    Ok(())
+}
+
+impl fmt::Debug for Logs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Logs").finish_non_exhaustive()
+    }
 }

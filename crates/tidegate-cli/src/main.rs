@@ -1,10 +1,13 @@
-//! The `tidegate` command: `serve`, `sub`, `pub`, `bench`, `token` and `completions`.
+//! The `tidegate` command: `serve`, `check-config`, `sub`, `pub`, `clients`, `kick`, `stats`, `bench`, `token` and
+//! `completions`.
 //!
 //! Each command is a module with its arguments and a `run`; [`exit`] turns what comes back into an exit code.
 
+mod admin;
 mod args;
 #[cfg(target_os = "linux")]
 mod bench;
+mod check_config;
 mod completions;
 mod exit;
 mod lines;
@@ -12,8 +15,11 @@ mod logging;
 mod memory;
 mod output;
 mod publish;
+#[cfg(unix)]
+mod reload;
 mod security;
 mod serve;
+mod settings;
 mod signals;
 mod sub;
 mod token;
@@ -25,6 +31,7 @@ use clap::Parser as _;
 use crate::{
     args::{Cli, Command},
     exit::Failure,
+    logging::Logs,
 };
 
 fn main() -> ExitCode {
@@ -36,21 +43,26 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<(), Failure> {
-    logging::init(&cli.log)?;
+    let logs = logging::init(&cli.log)?;
     memory::init();
     let runtime = tokio::runtime::Runtime::new()?;
-    let outcome = runtime.block_on(run(cli.command));
+    let outcome = runtime.block_on(run(cli.command, cli.log.log, logs));
     // A read of standard input or a write to a pipe that nobody empties may be stuck; it must not hold up
     // the end.
     runtime.shutdown_background();
     outcome
 }
 
-async fn run(command: Command) -> Result<(), Failure> {
+/// `log` is what was given on the command line.
+async fn run(command: Command, log: Option<String>, logs: Logs) -> Result<(), Failure> {
     match command {
-        Command::Serve(args) => serve::run(*args).await,
+        Command::Serve(args) => serve::run(args, log, logs).await,
+        Command::CheckConfig(args) => check_config::run(&args),
         Command::Sub(args) => sub::run(args).await,
         Command::Pub(args) => publish::run(args).await,
+        Command::Clients(args) => admin::clients(args).await,
+        Command::Kick(args) => admin::kick(args).await,
+        Command::Stats(args) => admin::stats(args).await,
         #[cfg(target_os = "linux")]
         Command::Bench(args) => bench::run(args).await,
         Command::Token(args) => token::run(&args),

@@ -4,7 +4,7 @@ use std::{fmt, future::Future, path::PathBuf, time::Duration};
 
 use tidegate_proto::v1::{
     NewEvent, PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse,
-    event_service_client::EventServiceClient,
+    admin_service_client::AdminServiceClient, event_service_client::EventServiceClient,
 };
 use tonic::{
     Status, Streaming,
@@ -13,7 +13,8 @@ use tonic::{
 };
 
 use crate::{
-    Error, Publisher, PublisherOptions, SubscribeOptions, Subscription, credentials::Credentials,
+    Admin, Error, Publisher, PublisherOptions, SubscribeOptions, Subscription,
+    credentials::Credentials,
 };
 
 /// The connection's window, in stream windows.
@@ -122,6 +123,14 @@ impl Client {
     /// Outside a Tokio runtime.
     pub fn publisher(&self, options: PublisherOptions) -> Publisher {
         Publisher::new(self.service(self.endpoint.connect_lazy()), options)
+    }
+
+    /// Speaks to the admin service of the server, over the connection for publishing.
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        let channel = self.channel.clone();
+        let service = AdminServiceClient::with_interceptor(channel, self.credentials.clone());
+        Admin::new(service.max_decoding_message_size(self.max_message_bytes))
     }
 
     /// Opens a `Subscribe` stream on a new connection. Each attempt resolves the name again, and none is

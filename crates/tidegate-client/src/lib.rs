@@ -54,6 +54,7 @@
 //! Each subscription and each publisher has a connection of its own, so that one that is not read cannot hold
 //! up another. See [`ClientBuilder::stream_window`] for what a subscription buffers.
 
+mod admin;
 mod backoff;
 mod client;
 mod credentials;
@@ -64,6 +65,7 @@ mod publisher;
 mod subscription;
 mod tracker;
 
+pub use admin::{Admin, ListOptions};
 pub use backoff::Backoff;
 pub use client::{Client, ClientBuilder};
 pub use error::{Error, Violation};
@@ -74,7 +76,8 @@ pub use subscription::{Subscription, Update};
 
 /// The protocol's own messages, as this crate takes and returns them.
 pub use tidegate_proto::v1::{
-    Event, Gap, GapReason, GoingAway, Limits, NewEvent, Overflow, PublishResponse, Subscribed,
+    Event, Gap, GapReason, GetServerResponse, GoingAway, Limits, NewEvent, Overflow,
+    PublishResponse, Statistics, Subscribed, SubscriptionOrder, SubscriptionState,
 };
 /// A gRPC status, as it appears in [`Error`] and [`Update`].
 pub use tonic::{Code, Status};

@@ -1,6 +1,6 @@
 //! Accepting connections, also when the machine is short of something.
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -32,13 +32,13 @@ impl Acceptor {
     /// The next connection, and who it is from. When the process is out of descriptors or memory this
     /// pauses, longer each time: `accept` would fail at once again and again, and burn the processor that
     /// is needed to get out of it. Cancel safe.
-    pub(crate) async fn accept(&mut self) -> (TcpStream, IpAddr) {
+    pub(crate) async fn accept(&mut self) -> (TcpStream, SocketAddr) {
         loop {
             sleep_until(self.paused_until).await;
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     self.pause = PAUSE.0;
-                    return (stream, peer.ip());
+                    return (stream, peer);
                 }
                 // The peer was gone before we looked: not our trouble.
                 Err(error) if is_of_one_connection(&error) => {}

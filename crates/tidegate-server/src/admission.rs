@@ -13,7 +13,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -32,6 +32,8 @@ pub struct ConnectionStats {
     pub refused: u64,
     /// Connections that were refused because their address had as many open as one may have.
     pub refused_by_address: u64,
+    /// Connections beyond the cap for their address that were let in, because quotas are only observed.
+    pub observed_by_address: u64,
 }
 
 /// Counts one connection for as long as it is there.
@@ -57,6 +59,9 @@ struct Shared {
     open: Mutex<Open>,
     refused: AtomicU64,
     refused_by_address: AtomicU64,
+    observed_by_address: AtomicU64,
+    /// Whether the cap for an address is only observed.
+    observe_only: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +79,8 @@ impl Admission {
             open: Mutex::default(),
             refused: AtomicU64::new(0),
             refused_by_address: AtomicU64::new(0),
+            observed_by_address: AtomicU64::new(0),
+            observe_only: AtomicBool::new(false),
         };
         Self {
             shared: Arc::new(shared),
@@ -87,7 +94,13 @@ impl Admission {
             open: self.shared.open().total,
             refused: self.shared.refused.load(Relaxed),
             refused_by_address: self.shared.refused_by_address.load(Relaxed),
+            observed_by_address: self.shared.observed_by_address.load(Relaxed),
         }
+    }
+
+    /// Sets whether connections beyond the cap for their address are counted, but let in.
+    pub(crate) fn observe_only(&self, observe_only: bool) {
+        self.shared.observe_only.store(observe_only, Relaxed);
     }
 
     pub(crate) fn admit(&self, peer: IpAddr) -> Result<Admitted, Refusal> {
@@ -124,7 +137,10 @@ impl Shared {
         if self.counts_addresses() {
             let of_address = open.by_address.get(&address).copied().unwrap_or(0);
             if of_address >= self.max_per_address {
-                return Err(Refusal::AddressFull);
+                if !self.observe_only.load(Relaxed) {
+                    return Err(Refusal::AddressFull);
+                }
+                self.observed_by_address.fetch_add(1, Relaxed);
             }
             open.by_address.insert(address, of_address + 1);
         }
@@ -147,7 +163,7 @@ impl Drop for Admitted {
 }
 
 /// What is counted as one address: see [the module](self).
-fn network_of(peer: IpAddr) -> IpAddr {
+pub(crate) fn network_of(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
         address => address,

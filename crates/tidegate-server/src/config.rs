@@ -7,7 +7,7 @@ use std::{
 
 use tidegate::{ClientIdPolicy, HistoryLimits, ServiceConfig, SweepRules};
 
-use crate::{identity::AuthConfig, tls::TlsConfig};
+use crate::{identity::AuthConfig, quotas::QuotaConfig, tls::TlsConfig};
 
 /// How a server behaves.
 #[derive(Debug, Clone)]
@@ -25,7 +25,15 @@ pub struct ServerConfig {
     /// to be disconnected are, the others are left parked; what was ended and takes no notice is reset after
     /// 5 s.
     pub sweep: SweepRules,
-    /// What requests are accepted.
+    /// Where to listen for HTTP, and answer `/metrics`, `/healthz` and `/readyz` to anyone. Port 0 takes a free
+    /// one. Default: `None`, nowhere, because it asks nobody who they are.
+    pub http: Option<SocketAddr>,
+    /// Whether `tidegate.v1.AdminService` is served. Callers that must prove who they are need a rule with `admin`
+    /// for it. `None` is only if they must, or `listen` is a loopback address. Default: `None`.
+    pub admin: Option<bool>,
+    /// How much one address, or one principal, may use. Default: as much as they like.
+    pub quotas: QuotaConfig,
+    /// What requests are accepted. The server sets its gate.
     pub service: ServiceConfig,
     /// The most connections at once; beyond, they are reset as they come. The server refuses to start if
     /// the process may not open as many files. `None` is as many as it may. Default: `None`.
@@ -102,6 +110,9 @@ impl Default for ServerConfig {
             client_ids: ClientIdPolicy::default(),
             memory_budget: None,
             sweep: SweepRules::default(),
+            http: None,
+            admin: None,
+            quotas: QuotaConfig::default(),
             service: ServiceConfig::default(),
             max_connections: None,
             max_connections_per_address: None,
@@ -112,6 +123,22 @@ impl Default for ServerConfig {
             http2: Http2Config::default(),
             drain_timeout: Duration::from_secs(30),
         }
+    }
+}
+
+impl ServerConfig {
+    /// Whether the admin service is served.
+    #[must_use]
+    pub fn serves_admin(&self) -> bool {
+        let is_guarded = self.asks_for_credentials() || self.listen.ip().is_loopback();
+        self.admin.unwrap_or(is_guarded)
+    }
+
+    /// Whether callers must prove who they are.
+    #[must_use]
+    pub fn asks_for_credentials(&self) -> bool {
+        let tls = self.tls.as_ref();
+        self.auth.takes_tokens() || tls.is_some_and(|tls| tls.client_ca.is_some())
     }
 }
 

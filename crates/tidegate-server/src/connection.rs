@@ -3,6 +3,7 @@
 use std::{
     future::{Future, pending, poll_fn},
     io,
+    net::SocketAddr,
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -143,7 +144,7 @@ impl Connections {
     }
 
     /// Serves one connection until it ends, and in any case until it is cut. Returns whether it was.
-    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream) -> bool {
+    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) -> bool {
         if let Err(error) = set_options(&stream, &self.config) {
             tracing::debug!(%error, "connection lost before it began");
             return false;
@@ -156,7 +157,7 @@ impl Connections {
             mut flusher,
             streams,
             calls,
-        } = self.served(begun);
+        } = self.served(begun, peer);
         let mut connection = pin!(connection);
         let mut old_age = pin!(sleep_or_forever(self.max_age.map(jittered)));
         let (mut drained, mut is_old) = (false, false);
@@ -189,8 +190,12 @@ impl Connections {
     }
 
     // Apart from `serve`, whose future would keep what is only needed here for as long as the connection lasts.
-    fn served(&self, (begun, certificates): (Begun<Transport>, Option<Certificates>)) -> Served {
-        let (service, calls) = self.routes.for_connection(certificates);
+    fn served(
+        &self,
+        (begun, certificates): (Begun<Transport>, Option<Certificates>),
+        peer: SocketAddr,
+    ) -> Served {
+        let (service, calls) = self.routes.for_connection(peer, certificates);
         let mut stream = TimeoutStream::new(begun);
         stream.set_write_timeout(Some(self.config.write_timeout));
         let (stream, flusher) = coalesce(Box::pin(stream));

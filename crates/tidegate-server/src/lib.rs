@@ -24,7 +24,9 @@
 //!
 //! # Beside the events
 //! Every server answers `grpc.health.v1.Health`, for the names `""` and `tidegate.v1.EventService`, and
-//! `grpc.reflection.v1.ServerReflection`.
+//! `grpc.reflection.v1.ServerReflection`. Where [`ServerConfig::admin`] says so it answers
+//! `tidegate.v1.AdminService`, which has the [`Controls`], and where [`ServerConfig::http`] says so, `/metrics`,
+//! `/healthz` and `/readyz` over HTTP.
 //!
 //! # Identity
 //! With [`ServerConfig::auth`], or certificates of clients in [`ServerConfig::tls`], every call must prove whose
@@ -33,24 +35,32 @@
 //! change: [`Reloader`].
 
 mod accept;
+mod admin;
 mod admission;
 mod authorisation;
+mod books;
 mod caller;
 mod coalesce;
 mod config;
 mod connection;
+mod controls;
 mod descriptors;
 mod files;
+mod http;
 mod identity;
 mod jwks;
 mod jwt;
+mod lags;
 mod memory;
+mod metrics;
 mod policy;
 mod preface;
+mod quotas;
 mod reload;
 mod routes;
 mod server;
 mod session;
+pub mod settings;
 mod tls;
 mod tokens;
 
@@ -60,9 +70,11 @@ pub use crate::{
     admission::{Admission, ConnectionStats},
     authorisation::{Grant, Rule},
     config::{Http2Config, ServerConfig},
+    controls::{Controls, ServerStats, SubscriptionState},
     files::SecurityError,
     identity::AuthConfig,
     jwt::{JwksUrl, JwtConfig, JwtKeys},
+    quotas::{Quota, QuotaConfig, QuotaCount},
     reload::Reloader,
     server::{BindError, DrainReport, Server},
     tls::{ClientAuth, TlsConfig},

@@ -38,9 +38,15 @@ impl Reloader {
         }
     }
 
+    /// Whether there is anything to read.
+    #[must_use]
+    pub const fn has_files(&self) -> bool {
+        self.tls.is_some() || self.identity.is_some()
+    }
+
     /// Does so for ever, whenever something has changed, until what is returned is dropped.
     pub(crate) fn keep_fresh(&self) -> Option<AbortOnDrop> {
-        (self.tls.is_some() || self.identity.is_some()).then(|| {
+        self.has_files().then(|| {
             let task = tokio::spawn(self.clone().refresh());
             AbortOnDrop(task.abort_handle())
         })

@@ -1,13 +1,15 @@
-//! The services of one connection: events, and beside them health (`grpc.health.v1`) and reflection
-//! (`grpc.reflection.v1`), for load balancers and for tools.
+//! The services of one connection: events, and beside them the admin service, if it is served, health
+//! (`grpc.health.v1`) and reflection (`grpc.reflection.v1`), for load balancers and for tools.
 
-use std::{convert::Infallible, sync::Arc, task::Poll};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
 use hyper::body::Incoming;
 use tidegate::{
     Access, Calls, EventService, FILE_DESCRIPTOR_SET, Reason, RequestBody, ResponseBody,
     ResponseFuture,
+    proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN_NAME},
 };
+use tokio::time::timeout;
 use tonic::{Status, server::NamedService as _};
 use tonic_health::{
     ServingStatus,
@@ -17,10 +19,12 @@ use tonic_health::{
 use tonic_reflection::server::Builder;
 use tower::{Service, util::BoxCloneSyncService};
 
-use crate::{caller::Caller, identity::Identity, tls::Certificates};
+use crate::{
+    admin::Admin, caller::Caller, config::ServerConfig, controls::Controls, identity::Identity,
+    tls::Certificates,
+};
 
-/// The names that health is asked for: the server as a whole, and its one service.
-const HEALTH_NAMES: [&str; 2] = ["", EventService::NAME];
+const ADMIN: &str = "/tidegate.v1.AdminService/";
 
 /// The calls that need no credentials: load balancers have none, and learn nothing but whether to send calls.
 const OPEN: [&str; 2] = [
@@ -62,26 +66,57 @@ pub(crate) struct ConnectionRoutes {
     events: EventService,
     beside: Arc<Beside>,
     calls: Calls,
+    /// Where the connection comes from.
+    peer: SocketAddr,
     /// Who is at the other end. `None` if nobody is asked.
     caller: Option<Arc<Caller>>,
 }
 
 #[derive(Debug)]
 struct Beside {
+    /// `None` if it is not served.
+    admin: Option<AdminServiceServer<Admin>>,
+    /// How long a call of it may take to send its request.
+    request_timeout: Duration,
+    /// Told of credentials that are not accepted.
+    controls: Controls,
+    /// The names that health is asked for: the server as a whole, and its services.
+    names: Vec<&'static str>,
     reporter: HealthReporter,
     health: HealthServer<HealthService>,
     reflection: Reflection,
 }
 
 impl Routes {
-    pub(crate) fn new(events: EventService, identity: Option<Arc<Identity>>) -> Self {
+    pub(crate) fn new(
+        events: EventService,
+        identity: Option<Arc<Identity>>,
+        controls: Controls,
+        config: &ServerConfig,
+    ) -> Self {
         let reporter = HealthReporter::new();
+        let admin = config.serves_admin().then(|| Admin(controls.clone()));
+        let mut names = vec![EventService::NAME];
+        names.extend(admin.is_some().then_some(ADMIN_NAME));
         let reflection = Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        let beside = [
+            tonic_health::pb::health_server::SERVICE_NAME,
+            "grpc.reflection.v1.ServerReflection",
+        ];
+        let reflection = names
+            .iter()
+            .chain(&beside)
+            .fold(reflection, |builder, name| builder.with_service_name(*name))
             .build_v1()
             .expect("descriptors that the build made can be read");
+        names.push("");
         let beside = Beside {
+            admin: admin.map(AdminServiceServer::new),
+            request_timeout: config.service.request_timeout,
+            controls,
+            names,
             health: HealthServer::new(HealthService::from_health_reporter(reporter.clone())),
             reporter,
             reflection: BoxCloneSyncService::new(reflection),
@@ -99,14 +134,15 @@ impl Routes {
             true => ServingStatus::Serving,
             false => ServingStatus::NotServing,
         };
-        for name in HEALTH_NAMES {
+        for name in &self.beside.names {
             self.beside.reporter.set_service_status(name, status).await;
         }
     }
 
-    /// The services of a connection whose client showed `certificates`.
+    /// The services of a connection from `peer`, whose client showed `certificates`.
     pub(crate) fn for_connection(
         &self,
+        peer: SocketAddr,
         certificates: Option<Certificates>,
     ) -> (ConnectionRoutes, Calls) {
         let (events, calls) = self.events.for_connection();
@@ -116,6 +152,7 @@ impl Routes {
             events,
             beside: Arc::clone(&self.beside),
             calls: calls.clone(),
+            peer,
             caller,
         };
         (routes, calls)
@@ -138,7 +175,7 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
         };
         let mut routes = self.clone();
         Box::pin(async move {
-            match admit(&caller, &request).await {
+            match routes.admit(&caller, &request).await {
                 Ok(access) => {
                     request.extensions_mut().insert(access.clone());
                     routes.route(request, Some(access)).await
@@ -149,28 +186,52 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
     }
 }
 
-/// Whether the caller may make this call, as far as that depends on the method alone.
-async fn admit(caller: &Caller, request: &http::Request<Incoming>) -> Result<Access, Status> {
-    let admitted = caller.identify(request.headers()).await?;
-    let path = request.uri().path();
-    if FOR_PRINCIPALS.contains(&path) || admitted.may_administer() {
-        return Ok(admitted.access);
-    }
-    let principal = admitted.access.principal();
-    Err(Reason::NotAllowed.status(format!(
-        "`{principal}` may not call `{path}`; ask for a rule with `admin = true`"
-    )))
-}
-
 impl ConnectionRoutes {
+    /// Whether the caller may make this call, as far as that depends on the method alone.
+    async fn admit(
+        &self,
+        caller: &Caller,
+        request: &http::Request<Incoming>,
+    ) -> Result<Access, Status> {
+        let admitted = caller
+            .identify(request.headers())
+            .await
+            .inspect_err(|_| self.beside.controls.note_auth_failure())?;
+        let path = request.uri().path();
+        if FOR_PRINCIPALS.contains(&path) || admitted.may_administer() {
+            return Ok(admitted.access);
+        }
+        let principal = admitted.access.principal();
+        Err(Reason::NotAllowed.status(format!(
+            "`{principal}` may not call `{path}`; ask for a rule with `admin = true`"
+        )))
+    }
+
     /// Hands the request to its service.
     fn route(
         &mut self,
-        request: http::Request<Incoming>,
+        mut request: http::Request<Incoming>,
         access: Option<Access>,
     ) -> ResponseFuture {
         let path = request.uri().path();
+        if let Some(admin) = &self.beside.admin
+            && path.starts_with(ADMIN)
+        {
+            let calls = self.calls.clone();
+            let response = timeout(self.beside.request_timeout, admin.clone().call(request));
+            return Box::pin(async move {
+                let response = match response.await {
+                    Ok(response) => response?,
+                    Err(_) => late().into_http(),
+                };
+                Ok(respond(&calls, access, response))
+            });
+        }
         if !path.starts_with("/grpc.") {
+            request.extensions_mut().insert(tidegate::Caller {
+                address: Some(self.peer),
+                principal: None,
+            });
             return self.events.call(request);
         }
         let calls = self.calls.clone();
@@ -186,6 +247,10 @@ impl ConnectionRoutes {
         // Answered as any method that is not there.
         self.events.call(request)
     }
+}
+
+fn late() -> Status {
+    Reason::DeadlineExceeded.status("the request did not come in time")
 }
 
 fn respond(

@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::pin,
     sync::{
         Arc,
@@ -18,17 +18,21 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::{
     accept::Acceptor,
     admission::{Admission, ConnectionStats},
+    books::{Books, Doorkeeper},
     config::ServerConfig,
     connection::Connections,
+    controls::{Controls, Live},
     descriptors::{TooFew, room_for_connections},
     files::SecurityError,
+    http::HttpListener,
     identity::Identity,
     memory,
+    quotas::Quotas,
     reload::Reloader,
     routes::Routes,
     tls::Tls,
@@ -49,8 +53,8 @@ pub struct Server {
     hub: Hub<Encoded>,
     routes: Routes,
     connections: Arc<Connections>,
-    sweep: SweepRules,
-    drain_timeout: Duration,
+    controls: Controls,
+    http: Option<HttpListener>,
     reloader: Reloader,
 }
 
@@ -79,7 +83,7 @@ pub enum BindError {
     },
     /// Credentials would go over the network for everyone to read.
     #[error(
-        "credentials would be sent to {address} without TLS, and whoever is between could use them: give a          certificate and its key, listen on a loopback address, or say `insecure`"
+        "credentials would be sent to {address} without TLS, and whoever is between could use them: give a certificate and its key, listen on a loopback address, or say `insecure`"
     )]
     PlaintextCredentials {
         /// The address.
@@ -114,22 +118,42 @@ impl Server {
     pub async fn bind(config: ServerConfig) -> Result<Self, BindError> {
         let reloader = security(&config)?;
         let max_connections = room_for_connections(config.max_connections)?;
+        let memory_budget = config.memory_budget.unwrap_or_else(memory::default_budget);
         let epoch = random_epoch().map_err(BindError::Randomness)?;
         let hub = Hub::new(HubConfig {
             history: config.history,
             client_ids: config.client_ids,
-            memory_budget: config.memory_budget.unwrap_or_else(memory::default_budget),
+            memory_budget,
             ..HubConfig::new(epoch)
         });
-        let listen = |source| BindError::Listen {
-            address: config.listen,
-            source,
-        };
+        let cannot_listen = |address| move |source| BindError::Listen { address, source };
+        let listen = cannot_listen(config.listen);
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
+        let http = match config.http {
+            Some(address) => {
+                let bound = HttpListener::bind(address).await;
+                Some(bound.map_err(cannot_listen(address))?)
+            }
+            None => None,
+        };
+        let admission = Admission::new(max_connections, config.max_connections_per_address);
+        admission.observe_only(config.quotas.observe_only);
+        let books = Arc::new(Books::new(Quotas::new(config.quotas)));
+        let mut service = config.service.clone();
+        service.gate = Some(Arc::new(Doorkeeper(Arc::clone(&books))));
+        let controls = Controls::new(
+            hub.clone(),
+            admission.clone(),
+            books,
+            memory_budget,
+            &config,
+        );
         let routes = Routes::new(
-            EventService::new(hub.clone(), config.service),
+            EventService::new(hub.clone(), service),
             reloader.identity.clone(),
+            controls.clone(),
+            &config,
         );
         routes.set_serving(true).await;
         tracing::info!(
@@ -141,7 +165,7 @@ impl Server {
         Ok(Self {
             acceptor: Acceptor::new(listener),
             local_addr,
-            admission: Admission::new(max_connections, config.max_connections_per_address),
+            admission,
             logged: ConnectionStats::default(),
             hub,
             routes: routes.clone(),
@@ -152,8 +176,8 @@ impl Server {
                 config.max_connection_age,
                 config.max_connection_age_grace,
             )),
-            sweep: config.sweep,
-            drain_timeout: config.drain_timeout,
+            controls,
+            http,
             reloader,
         })
     }
@@ -168,6 +192,18 @@ impl Server {
     #[must_use]
     pub const fn hub(&self) -> &Hub<Encoded> {
         &self.hub
+    }
+
+    /// The address of the HTTP listener, with its port, if there is one.
+    #[must_use]
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(|http| http.local_addr)
+    }
+
+    /// Looks at the server and steers it, while it runs.
+    #[must_use]
+    pub const fn controls(&self) -> &Controls {
+        &self.controls
     }
 
     /// The connections in numbers, to look at while the server runs.
@@ -185,7 +221,7 @@ impl Server {
     fn keep_up(&mut self) {
         let now = Instant::now();
         self.hub.expire_history(now);
-        let swept = self.hub.sweep(&self.sweep, now);
+        let swept = self.hub.sweep(&self.controls.live().sweep, now);
         if swept.closed + swept.reset > 0 {
             tracing::info!(
                 closed = swept.closed,
@@ -193,6 +229,7 @@ impl Server {
                 "ended streams that were stuck"
             );
         }
+        self.controls.keep_up(now);
         self.log_refusals();
     }
 
@@ -209,8 +246,14 @@ impl Server {
     }
 
     /// Serves a connection in a task of its own, if it is let in.
-    fn begin(&self, stream: TcpStream, peer: IpAddr, tasks: &TaskTracker, cut: &Arc<AtomicUsize>) {
-        let admitted = match self.admission.admit(peer) {
+    fn begin(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        tasks: &TaskTracker,
+        cut: &Arc<AtomicUsize>,
+    ) {
+        let admitted = match self.admission.admit(peer.ip()) {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 tracing::debug!(%peer, %refusal, "connection refused");
@@ -223,26 +266,33 @@ impl Server {
         let cut = Arc::clone(cut);
         tasks.spawn(async move {
             // Made in here: a future that is made outside and awaited within is held twice over.
-            if connections.serve(stream).await {
+            if connections.serve(stream, peer).await {
                 cut.fetch_add(1, Relaxed);
             }
             drop(admitted);
         });
     }
 
-    /// Serves until `stop` is done, then drains. Dropping the future cuts everything at once.
+    /// Serves until `stop` is done or [`Controls::drain`] is called, then drains. Dropping the future cuts everything
+    /// at once.
     pub async fn serve(mut self, stop: impl Future<Output = ()>) -> DrainReport {
         let tasks = TaskTracker::new();
         let cut = Arc::new(AtomicUsize::new(0));
         let _fresh = self.reloader.keep_fresh();
         let _cut_when_dropped = self.connections.cut.clone().drop_guard();
+        let controls = self.controls.clone();
+        let _http_until_the_end = self.http.take().map(|http| {
+            let serving = tokio::spawn(http.serve(controls.clone()));
+            AbortOnDropHandle::new(serving)
+        });
         let mut stop = pin!(stop);
-        let mut upkeep = time::interval(upkeep_interval(&self.sweep));
+        let mut upkeep = time::interval(upkeep_interval(&controls.live().sweep));
         loop {
             tokio::select! {
                 (stream, peer) = self.acceptor.accept() => self.begin(stream, peer, &tasks, &cut),
                 _ = upkeep.tick() => self.keep_up(),
                 () = &mut stop => break,
+                () = controls.draining() => break,
             }
         }
         let Self {
@@ -250,10 +300,13 @@ impl Server {
             hub,
             routes,
             connections,
-            sweep,
-            drain_timeout,
             ..
         } = self;
+        controls.drain();
+        let Live {
+            sweep,
+            drain_timeout,
+        } = controls.live();
         routes.set_serving(false).await;
         drop(acceptor);
         let open = tasks.len();

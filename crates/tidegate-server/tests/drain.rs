@@ -77,6 +77,8 @@ async fn reflection_describes_the_service_and_holds_up_no_drain() {
     let expected = [
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
+        // Served on a loopback address.
+        "tidegate.v1.AdminService",
         SERVICE,
     ];
     assert_eq!(names, expected);

@@ -20,9 +20,10 @@ use pki::{Bearer, Folder, end};
 use prost::Message as _;
 use rcgen::{KeyPair, PKCS_ED25519, PKCS_RSA_SHA256, PublicKeyData as _, RsaKeySize};
 use serde_json::{Value, json};
-use tidegate::proto::*;
+use tidegate::proto::{admin_service_client::AdminServiceClient, *};
 use tidegate_server::{
-    AuthConfig, BindError, JwksUrl, JwtConfig, JwtKeys, Server, ServerConfig, token_line,
+    AuthConfig, BindError, JwksUrl, JwtConfig, JwtKeys, Quota, QuotaConfig, Server, ServerConfig,
+    token_line,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -223,6 +224,16 @@ fn expected(method: &str) -> (Vec<u8>, Access, Code) {
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo" => {
             (vec![7 << 3 | 2, 0], Access::ForPrincipals, Code::Ok)
         }
+        "/tidegate.v1.AdminService/GetServer" | "/tidegate.v1.AdminService/ListSubscriptions" => {
+            (Vec::new(), Access::ByRule, Code::Ok)
+        }
+        "/tidegate.v1.AdminService/DisconnectClient" => {
+            let client_id = "nobody".into();
+            let request = DisconnectClientRequest { client_id };
+            (request.encode_to_vec(), Access::ByRule, Code::Ok)
+        }
+        // Let in and not understood: the server is still needed.
+        "/tidegate.v1.AdminService/Drain" => (vec![0xff], Access::ByRule, Code::Internal),
         "/tidegate.v1.NoService/NoMethod" | "/elsewhere/NoMethod" => {
             (Vec::new(), Access::ByRule, Code::Unimplemented)
         }
@@ -357,7 +368,7 @@ async fn every_method_with_every_kind_of_credentials() {
     ];
 
     let mut called = methods();
-    assert!(called.len() >= 6, "{called:?}");
+    assert!(called.len() >= 10, "{called:?}");
     called.extend(["/tidegate.v1.NoService/NoMethod", "/elsewhere/NoMethod"].map(Into::into));
     for method in called {
         let (message, access, code) = expected(&method);
@@ -492,6 +503,98 @@ async fn an_id_that_the_server_made_is_for_whom_it_was_made() {
         let status = alice.subscribe(not_made, &["orders.a"]).await.unwrap_err();
         assert_eq!(reason(&status), "NOT_ALLOWED", "{not_made}");
     }
+}
+
+// ===== operations =====
+
+#[tokio::test]
+async fn quotas_are_of_the_principal_and_operators_see_whose_a_stream_is() {
+    let folder = Folder::new();
+    let server = Running::start(ServerConfig {
+        auth: auth(&folder, None),
+        quotas: QuotaConfig {
+            principal: Quota {
+                subscriptions: Some(1),
+                publish_events: Some(1),
+                ..Quota::default()
+            },
+            ..QuotaConfig::default()
+        },
+        ..ServerConfig::default()
+    })
+    .await;
+    let alice = bearer(&server, "alice-token").await;
+    let bob = bearer(&server, "bob-token").await;
+    // What is not allowed uses nothing.
+    let status = alice.subscribe("", &["news"]).await.unwrap_err();
+    assert_eq!(reason(&status), "NOT_ALLOWED");
+    let status = alice.publish("orders.secret").await.unwrap_err();
+    assert_eq!(reason(&status), "NOT_ALLOWED");
+
+    let _first = alice.subscribe("", &["orders.a"]).await.unwrap();
+    // Whatever the connection.
+    let elsewhere = bearer(&server, "alice-token").await;
+    let status = elsewhere.subscribe("", &["orders.a"]).await.unwrap_err();
+    assert_eq!(reason(&status), "QUOTA_EXCEEDED");
+    let _second = bob.subscribe("", &["orders.a"]).await.unwrap();
+    alice.publish("orders.a").await.unwrap();
+    let status = elsewhere.publish("orders.a").await.unwrap_err();
+    assert_eq!(reason(&status), "QUOTA_EXCEEDED");
+    bob.publish("orders.a").await.unwrap();
+
+    let mut admin = AdminServiceClient::new(server.endpoint().connect().await.unwrap());
+    let request = alice.request(ListSubscriptionsRequest::default());
+    let listed = admin.list_subscriptions(request).await.unwrap();
+    let principals: Vec<_> = listed
+        .get_ref()
+        .subscriptions
+        .iter()
+        .map(|state| &*state.principal)
+        .collect();
+    assert_eq!(principals, ["alice", "bob"]);
+
+    assert_eq!(server.controls.stats().auth_failures, 0);
+    let nobody = bearer(&server, "nobody-token").await;
+    nobody.publish("orders.a").await.unwrap_err();
+    assert_eq!(server.controls.stats().auth_failures, 1);
+}
+
+#[tokio::test]
+async fn how_streams_ended_whose_rights_were_withdrawn_is_counted() {
+    let folder = Folder::new();
+    let server = start(auth(&folder, None)).await;
+    let alice = bearer(&server, "alice-token").await;
+    let stream = alice.subscribe("", &["orders.a"]).await.unwrap();
+    folder.write("tokens", tokens(&["bob"]));
+    server.reloader.reload().await.unwrap();
+    end(stream).await;
+    server
+        .until("the stream is gone", |stats| stats.subscriptions == 0)
+        .await;
+    let ended = server.controls.stats().streams_ended;
+    assert!(ended.contains(&("CREDENTIALS_REVOKED", 1)), "{ended:?}");
+}
+
+#[test]
+fn the_admin_service_is_served_where_callers_prove_who_they_are() {
+    let open = ServerConfig {
+        listen: "0.0.0.0:0".parse().unwrap(),
+        ..ServerConfig::default()
+    };
+    assert!(!open.serves_admin());
+    let guarded = ServerConfig {
+        auth: AuthConfig {
+            tokens: Some("tokens".into()),
+            ..AuthConfig::default()
+        },
+        ..open
+    };
+    assert!(guarded.serves_admin());
+    let off = ServerConfig {
+        admin: Some(false),
+        ..guarded
+    };
+    assert!(!off.serves_admin());
 }
 
 // ===== endings =====

@@ -28,8 +28,9 @@ use crate::{
     calls::Enrolled,
     chunks::{self, Source},
     convert,
+    gate::Permit,
     proto::{CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response},
-    status,
+    status::{self, Reason},
     wire::{BATCH_OVERHEAD, EVENT_OVERHEAD, Encoded, write_batch, write_response},
 };
 
@@ -58,8 +59,7 @@ pub struct Drainer {
     subscription: Subscription<Encoded>,
     /// Where its sequences are from.
     source: Source,
-    /// Held for their drop.
-    _held: Held,
+    held: Held,
     /// What is left to send of an event larger than a chunk.
     rest: Bytes,
     /// Fires when a heartbeat may be due, or a release.
@@ -77,6 +77,8 @@ pub struct Drainer {
 /// What a subscription has elsewhere for as long as it is there.
 #[derive(Debug)]
 pub(crate) struct Held {
+    /// Told how it ended.
+    pub(crate) permit: Permit,
     /// Its place among the calls of its connection.
     pub(crate) _enrolled: Option<Enrolled>,
     /// Who watches over it, where callers prove who they are.
@@ -113,7 +115,7 @@ impl Drainer {
         Self {
             subscription,
             source,
-            _held: held,
+            held,
             rest: Bytes::new(),
             timer: Box::pin(sleep_until(now + heartbeat_interval)),
             heartbeat_interval,
@@ -291,12 +293,29 @@ impl Drainer {
         }
     }
 
+    /// Why the stream has ended; `None` if its client left.
+    fn ending(&self) -> Option<Reason> {
+        if let Some(reason) = self.subscription.close_reason() {
+            return Some(status::end_reason(reason));
+        }
+        // What ends without having been closed has reached its deadline.
+        let is_streaming = matches!(self.state, State::Opening | State::Streaming);
+        (!is_streaming).then_some(Reason::DeadlineExceeded)
+    }
+
     /// The trailers, once.
     fn take_trailers(&mut self) -> Option<HeaderMap> {
         let State::Ending(status) = std::mem::replace(&mut self.state, State::Ended) else {
             return None;
         };
         Some(status::trailers(&status))
+    }
+}
+
+impl Drop for Drainer {
+    fn drop(&mut self) {
+        let reason = self.ending();
+        self.held.permit.ended(reason);
     }
 }
 

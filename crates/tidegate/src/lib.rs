@@ -50,6 +50,7 @@ mod chunks;
 mod convert;
 mod deadline;
 mod drainer;
+mod gate;
 mod measure;
 mod publish;
 mod reset;
@@ -72,6 +73,7 @@ pub use crate::{
     calls::{CallBody, Calls, RequestBody},
     convert::{EncodeError, encode},
     drainer::{CHUNK_BYTES, Drainer},
+    gate::{Caller, Gate, OverQuota, Place},
     reset::resettable,
     service::{EventService, PublishLimits, ResponseBody, ResponseFuture, ServiceConfig},
     status::{Advice, DOMAIN, Reason},

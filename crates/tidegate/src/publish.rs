@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::Body;
-use tidegate_core::Hub;
+use tidegate_core::{Hub, NewEvent, Payload as _};
 use tokio::time::timeout;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{
@@ -21,6 +21,7 @@ use tonic::{
 use crate::{
     access::Access,
     convert,
+    gate::{Caller, Gate, caller},
     measure::MeasuringCodec,
     proto::{
         PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse,
@@ -45,13 +46,27 @@ type Answer<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send
 pub(crate) struct Publisher {
     hub: Hub<Encoded>,
     limits: Arc<PublishLimits>,
+    gate: Option<Arc<dyn Gate>>,
+}
+
+/// On whose behalf a call is made.
+struct Who {
+    /// What it may do; `None` is everything.
+    access: Option<Access>,
+    /// Whom its quotas are counted for. Nobody, without a gate.
+    caller: Caller,
 }
 
 impl Publisher {
-    pub(crate) fn new(hub: Hub<Encoded>, limits: PublishLimits) -> Self {
+    pub(crate) fn new(
+        hub: Hub<Encoded>,
+        limits: PublishLimits,
+        gate: Option<Arc<dyn Gate>>,
+    ) -> Self {
         Self {
             hub,
             limits: Arc::new(limits),
+            gate,
         }
     }
 
@@ -94,15 +109,12 @@ impl Publisher {
     }
 
     /// Publishes one batch: all of it or, with an error, nothing.
-    fn publish(
-        &self,
-        request: PublishRequest,
-        access: Option<&Access>,
-    ) -> Result<PublishResponse, Status> {
+    fn publish(&self, request: PublishRequest, who: &Who) -> Result<PublishResponse, Status> {
         let events = convert::publish_request(request, &self.limits)?;
-        if let Some(access) = access {
+        if let Some(access) = &who.access {
             access.check_publish(events.iter().map(|event| &event.topic))?;
         }
+        self.pass_gate(&events, &who.caller)?;
         let published = self
             .hub
             .publish(events, Instant::now())
@@ -114,6 +126,22 @@ impl Publisher {
             matched: published.matched,
             last_sequence: published.last_sequence,
         })
+    }
+
+    fn who(&self, extensions: &http::Extensions) -> Who {
+        let caller = self.gate.as_ref().map(|_| caller(extensions));
+        Who {
+            access: extensions.get().cloned(),
+            caller: caller.unwrap_or_default(),
+        }
+    }
+
+    fn pass_gate(&self, events: &[NewEvent<Encoded>], caller: &Caller) -> Result<(), Status> {
+        let Some(gate) = self.gate.as_ref().filter(|gate| gate.measures_publishing()) else {
+            return Ok(());
+        };
+        let bytes = events.iter().map(|event| event.payload.size() as u64).sum();
+        Ok(gate.publish(caller, events.len(), bytes)?)
     }
 }
 
@@ -160,8 +188,8 @@ impl event_service_server::EventService for Publisher {
         &self,
         request: Request<PublishRequest>,
     ) -> Result<Response<PublishResponse>, Status> {
-        let (_, extensions, request) = request.into_parts();
-        Self::publish(self, request, extensions.get()).map(Response::new)
+        let who = self.who(request.extensions());
+        Self::publish(self, request.into_inner(), &who).map(Response::new)
     }
 
     /// One response a request, in order. The next request is read when the transport asks for the next
@@ -171,10 +199,10 @@ impl event_service_server::EventService for Publisher {
         requests: Request<Streaming<PublishRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let publisher = self.clone();
-        let access = requests.extensions().get::<Access>().cloned();
+        let who = self.who(requests.extensions());
         let responses = requests.into_inner().map(move |request| {
             let request = request.map_err(|status| unreadable(status, Reason::BatchTooLarge))?;
-            Self::publish(&publisher, request, access.as_ref())
+            Self::publish(&publisher, request, &who)
         });
         Ok(Response::new(Box::pin(responses)))
     }

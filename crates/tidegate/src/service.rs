@@ -32,6 +32,7 @@ use crate::{
     calls::{CallBody, Calls},
     convert, deadline,
     drainer::{Drainer, Held},
+    gate::{Gate, Permit, caller},
     measure::MeasuringCodec,
     proto::{SubscribeRequest, SubscribeResponse, event_service_server::EventServiceServer},
     publish::{PUBLISH, PUBLISH_STREAM, Publisher, late},
@@ -81,6 +82,8 @@ pub struct ServiceConfig {
     pub request_timeout: Duration,
     /// What one publish may hold.
     pub publish: PublishLimits,
+    /// Who lets calls through. Default: none, which lets all through.
+    pub gate: Option<Arc<dyn Gate>>,
 }
 
 /// What one publish may hold. Sizes are of encoded events, with topic, key and attributes.
@@ -120,6 +123,7 @@ impl Default for ServiceConfig {
             reconnect_spread: Duration::from_secs(5),
             request_timeout: Duration::from_secs(10),
             publish: PublishLimits::default(),
+            gate: None,
         }
     }
 }
@@ -138,7 +142,7 @@ impl EventService {
     /// Makes the service for `hub`.
     #[must_use]
     pub fn new(hub: Hub<Encoded>, config: ServiceConfig) -> Self {
-        let publisher = Publisher::new(hub.clone(), config.publish.clone());
+        let publisher = Publisher::new(hub.clone(), config.publish.clone(), config.gate.clone());
         static SERVICES: AtomicU64 = AtomicU64::new(0);
         Self {
             id: SERVICES.fetch_add(1, Relaxed),
@@ -167,6 +171,8 @@ impl EventService {
     {
         let deadline = deadline::of(request.headers())?;
         let access = request.extensions().get::<Access>().cloned();
+        let gate = self.config.gate.as_ref();
+        let gate = gate.map(|gate| (gate, caller(request.extensions())));
         let in_time = time::Instant::now() + self.config.request_timeout;
         let in_time = deadline.map_or(in_time, |deadline| deadline.min(in_time));
         let request = read_request(request, Arc::clone(&self.config));
@@ -177,10 +183,14 @@ impl EventService {
             None => None,
             Some(access) => Some(admit(access, &mut wanted.options)?),
         };
+        // Behind the rights: what is not allowed is not counted.
+        let place = gate.map(|(gate, caller)| gate.subscribe(&caller, &request.filters));
+        let mut permit = Permit::new(place.transpose()?);
         let subscription = self
             .hub
             .subscribe(wanted.options, Instant::now())
             .map_err(not_subscribed)?;
+        permit.begun(subscription.id(), subscription.limits());
         let reconnect_after = spread(subscription.id(), self.config.reconnect_spread);
         let calls = self.calls.as_ref();
         let enrolled = calls.map(|calls| calls.enroll(subscription.id()));
@@ -191,6 +201,7 @@ impl EventService {
             subscription,
             self.id,
             Held {
+                permit,
                 _enrolled: enrolled,
                 _guard: guard,
             },
@@ -278,16 +289,22 @@ where
         match request.uri().path() {
             PUBLISH if is_grpc(&request) => {
                 let response = publisher.serve(request, self.config.request_timeout);
-                Box::pin(async move { Ok(answer_to_publish(response.await, calls, access.as_ref())) })
+                Box::pin(
+                    async move { Ok(answer_to_publish(response.await, calls, access.as_ref())) },
+                )
             }
             PUBLISH_STREAM if is_grpc(&request) => {
                 let response = publisher.serve_stream(request);
-                Box::pin(async move { Ok(answer_to_publish(response.await, calls, access.as_ref())) })
+                Box::pin(
+                    async move { Ok(answer_to_publish(response.await, calls, access.as_ref())) },
+                )
             }
             SUBSCRIBE | PUBLISH | PUBLISH_STREAM => Box::pin(async { Ok(not_grpc()) }),
             _ => {
                 let response = self.generated.call(request);
-                Box::pin(async move { Ok(answer_to_publish(response.await?, calls, access.as_ref())) })
+                Box::pin(
+                    async move { Ok(answer_to_publish(response.await?, calls, access.as_ref())) },
+                )
             }
         }
     }

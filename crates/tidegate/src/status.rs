@@ -12,6 +12,8 @@ use tidegate_core::{CloseReason, NameError, Payload, PublishError, SubscribeErro
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::gate::OverQuota;
+
 /// The domain of the reasons in `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "tidegate";
 
@@ -47,6 +49,9 @@ pub enum Reason {
     TooSlow,
     /// The client took nothing of what was there for too long. Resume, on a connection that is read.
     Stalled,
+    /// The client, or all of its address or principal, would use more than a quota allows. Come back after the
+    /// delay given.
+    QuotaExceeded,
     /// `resume_after` is ahead of the newest event. Do not retry with this position.
     PositionAhead,
     /// The server is shutting down. Reconnect, after the delay given.
@@ -109,6 +114,11 @@ impl Reason {
             Self::TakenOver => ("TAKEN_OVER", Code::Aborted, Advice::Stop),
             Self::TooSlow => ("TOO_SLOW", Code::ResourceExhausted, Advice::Resume),
             Self::Stalled => ("STALLED", Code::ResourceExhausted, Advice::Resume),
+            Self::QuotaExceeded => (
+                "QUOTA_EXCEEDED",
+                Code::ResourceExhausted,
+                Advice::ResumeAfterDelay,
+            ),
             Self::PositionAhead => ("POSITION_AHEAD", Code::OutOfRange, Advice::StartAnew),
             Self::ShuttingDown => ("SHUTTING_DOWN", Code::Unavailable, Advice::ResumeAfterDelay),
             Self::MaxConnectionAge => (
@@ -172,8 +182,9 @@ impl Reason {
         Status::with_error_details(self.code(), message, self.details(HashMap::new()))
     }
 
-    /// The status for bad input, which names the field.
-    pub(crate) fn in_field(self, field: impl Into<String>, problem: impl Into<String>) -> Status {
+    /// The status for bad input, which names the field, for services that are served beside the events.
+    #[must_use]
+    pub fn in_field(self, field: impl Into<String>, problem: impl Into<String>) -> Status {
         let (field, problem) = (field.into(), problem.into());
         let message = format!("{field}: {problem}");
         let mut details = self.details(HashMap::new());
@@ -250,7 +261,7 @@ pub(crate) fn trailers(status: &Status) -> HeaderMap {
 
 /// Every cause for which the hub ends a stream, and what the client is told. What each means for the
 /// client is with the [`Reason`].
-const fn end_reason(reason: CloseReason) -> Reason {
+pub(crate) const fn end_reason(reason: CloseReason) -> Reason {
     match reason {
         CloseReason::TakenOver => Reason::TakenOver,
         CloseReason::ShuttingDown => Reason::ShuttingDown,
@@ -263,6 +274,19 @@ const fn end_reason(reason: CloseReason) -> Reason {
         CloseReason::CredentialsRevoked => Reason::CredentialsRevoked,
         CloseReason::NoLongerAllowed => Reason::NotAllowed,
     }
+}
+
+/// The status of a call that would exceed a quota.
+pub(crate) fn over_quota(over: OverQuota) -> Status {
+    let reason = Reason::QuotaExceeded;
+    let facts = HashMap::from([("quota".to_owned(), over.quota.to_owned())]);
+    let mut details = reason.details(facts);
+    details.set_retry_info(Some(over.retry_after));
+    let message = format!(
+        "over the quota on {}; try again after {:?}",
+        over.quota, over.retry_after
+    );
+    Status::with_error_details(reason.code(), message, details)
 }
 
 /// The status for a message that tonic could not read. It has a code for one that is too large which
@@ -303,7 +327,7 @@ pub(crate) fn bad_name(reason: Reason, field: impl Into<String>, error: &NameErr
 mod tests {
     use super::*;
 
-    const ALL: [Reason; 26] = [
+    const ALL: [Reason; 27] = [
         Reason::InvalidFilter,
         Reason::InvalidTopic,
         Reason::InvalidClientId,
@@ -318,6 +342,7 @@ mod tests {
         Reason::TakenOver,
         Reason::TooSlow,
         Reason::Stalled,
+        Reason::QuotaExceeded,
         Reason::PositionAhead,
         Reason::ShuttingDown,
         Reason::MaxConnectionAge,

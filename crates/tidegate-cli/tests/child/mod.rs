@@ -44,7 +44,7 @@ impl Serve {
         [&["serve", "--listen", "127.0.0.1:0"], arguments].concat()
     }
 
-    fn spawn(mut command: Command) -> Self {
+    pub fn spawn(mut command: Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -16,7 +16,7 @@ use std::{
 };
 
 use tidegate::{Encoded, Hub, Stats, proto::*};
-use tidegate_server::{Admission, DrainReport, Reloader, Server, ServerConfig};
+use tidegate_server::{Admission, Controls, DrainReport, Reloader, Server, ServerConfig};
 use tidegate_testing::{Client as Recorded, Ending, Rules, Stream, Truth, check};
 use tokio::{sync::oneshot, task::JoinHandle, time};
 use tonic::{
@@ -33,6 +33,8 @@ pub struct Running {
     pub address: SocketAddr,
     pub hub: Hub<Encoded>,
     pub admission: Admission,
+    pub controls: Controls,
+    pub http: Option<SocketAddr>,
     pub reloader: Reloader,
     pub journal: Journal,
     stop: oneshot::Sender<()>,
@@ -92,6 +94,7 @@ impl Running {
             .unwrap();
         let (address, hub) = (server.local_addr(), server.hub().clone());
         let admission = server.admission().clone();
+        let (controls, http) = (server.controls().clone(), server.http_addr());
         let reloader = server.reloader().clone();
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(server.serve(async { _ = stopped.await }));
@@ -100,6 +103,8 @@ impl Running {
             journal: Journal::new(hub.clone(), rules),
             hub,
             admission,
+            controls,
+            http,
             reloader,
             stop,
             served,
@@ -130,7 +135,16 @@ impl Running {
 
     pub async fn stop(self) -> DrainReport {
         self.stop.send(()).unwrap();
-        time::timeout(PATIENCE, self.served)
+        Self::ended(self.served).await
+    }
+
+    /// Waits for a server that was told to drain otherwise.
+    pub async fn drained(self) -> DrainReport {
+        Self::ended(self.served).await
+    }
+
+    async fn ended(served: JoinHandle<DrainReport>) -> DrainReport {
+        time::timeout(PATIENCE, served)
             .await
             .expect("the server did not end")
             .unwrap()

@@ -1,0 +1,410 @@
+//! `tidegate clients`, `kick` and `stats`: a running server, looked at and steered.
+
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use tidegate_client::{
+    GetServerResponse, ListOptions, Overflow, Position, Statistics, SubscriptionOrder,
+    SubscriptionState,
+};
+
+use crate::{
+    args::ServerArgs,
+    exit::{Exit, Failure},
+};
+
+/// List who is subscribed, the worst first
+///
+/// Shows each stream with whose it is, what it is behind, for how long, and what it has lost. The server must serve its
+/// admin service: it does on a loopback address, where callers must prove who they are, or with --admin. Where they
+/// must, it takes a rule with `admin = true`.
+#[derive(Debug, Args)]
+pub(crate) struct ClientsArgs {
+    /// What the worst is.
+    #[arg(long, value_name = "ORDER", default_value = "backlog")]
+    sort: Sort,
+
+    /// Show at most so many; 0 shows all.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: usize,
+
+    /// Show only the streams of this client.
+    #[arg(long, value_name = "ID")]
+    client_id: Option<String>,
+
+    #[command(flatten)]
+    output: OutputArgs,
+
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// Disconnect a client
+///
+/// Ends its streams with a status that tells it not to come back by itself. Exits with 1 if it has none.
+#[derive(Debug, Args)]
+pub(crate) struct KickArgs {
+    /// The client.
+    client_id: String,
+
+    #[command(flatten)]
+    output: OutputArgs,
+
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// Show what a server is and its numbers
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    #[command(flatten)]
+    output: OutputArgs,
+
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+#[derive(Debug, Args)]
+struct OutputArgs {
+    /// How to print.
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs: one JSON object per line.
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Sort {
+    /// The oldest first.
+    Since,
+    /// The one that is the most events behind first.
+    Backlog,
+    /// The one that has been behind the longest first.
+    Lag,
+    /// The one that has lost the most first.
+    Losses,
+}
+
+pub(crate) async fn clients(args: ClientsArgs) -> Result<(), Failure> {
+    let mut admin = args.server.client()?.admin();
+    let options = ListOptions {
+        order: args.sort.into(),
+        client_id: args.client_id,
+        most: (args.limit > 0).then_some(args.limit),
+    };
+    let subscriptions = admin.subscriptions(&options).await?;
+    let rows: Vec<_> = subscriptions.iter().map(Row::of).collect();
+    match args.output.output {
+        Output::Json => rows.iter().try_for_each(print_json),
+        Output::Table => print_table(&HEAD, rows.iter().map(Row::cells)),
+    }
+}
+
+pub(crate) async fn kick(args: KickArgs) -> Result<(), Failure> {
+    let mut admin = args.server.client()?.admin();
+    let disconnected = admin.disconnect(&*args.client_id).await?;
+    match args.output.output {
+        Output::Json => print_json(&Kicked { disconnected })?,
+        Output::Table if disconnected == 1 => writeln!(io::stdout(), "1 stream ended")?,
+        Output::Table => writeln!(io::stdout(), "{disconnected} streams ended")?,
+    }
+    match disconnected {
+        0 => Err(Failure::new(
+            Exit::Other,
+            format!(
+                "{} has no stream here; `tidegate clients` lists who has",
+                args.client_id
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) async fn stats(args: StatsArgs) -> Result<(), Failure> {
+    let mut admin = args.server.client()?.admin();
+    let told = admin.server().await?;
+    let stats = Stats::of(&told);
+    match args.output.output {
+        Output::Json => print_json(&stats),
+        Output::Table => print_table(&["NUMBER", "VALUE"], stats.cells()?),
+    }
+}
+
+impl From<Sort> for SubscriptionOrder {
+    fn from(sort: Sort) -> Self {
+        match sort {
+            Sort::Since => Self::Since,
+            Sort::Backlog => Self::Backlog,
+            Sort::Lag => Self::Lag,
+            Sort::Losses => Self::Losses,
+        }
+    }
+}
+
+// ===== JSON: names are part of the interface, they may grow and not change =====
+
+/// A subscription.
+#[derive(Debug, Serialize)]
+struct Row<'a> {
+    client_id: &'a str,
+    subscription_id: &'a str,
+    principal: &'a str,
+    address: &'a str,
+    filters: &'a [String],
+    overflow: &'static str,
+    max_events: u32,
+    max_bytes: u64,
+    since: Option<String>,
+    next_index: u64,
+    backlog: u64,
+    lag_seconds: f64,
+    delivered_events: u64,
+    lost_events: u64,
+    conflated_events: u64,
+    stalled: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Kicked {
+    disconnected: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Stats {
+    version: String,
+    ready: bool,
+    started: Option<String>,
+    position: Option<String>,
+    published_events: u64,
+    matched_deliveries: u64,
+    replayed_events: u64,
+    delivered_events: u64,
+    lost_overflow: u64,
+    lost_conflated: u64,
+    lost_evicted: u64,
+    abandoned_events: u64,
+    subscriptions: u64,
+    stalled_subscriptions: u64,
+    clients: u64,
+    feeds: u64,
+    history_events: u64,
+    history_bytes: u64,
+    retained_bytes: u64,
+    memory_budget_bytes: u64,
+    connections: u64,
+    refused_connections: u64,
+    quota_refusals: u64,
+    quota_observed: u64,
+}
+
+impl<'a> Row<'a> {
+    fn of(state: &'a SubscriptionState) -> Self {
+        let limits = state.limits.unwrap_or_default();
+        Self {
+            client_id: &state.client_id,
+            subscription_id: &state.subscription_id,
+            principal: &state.principal,
+            address: &state.address,
+            filters: &state.filters,
+            overflow: overflow(limits.overflow()),
+            max_events: limits.max_events,
+            max_bytes: limits.max_bytes,
+            since: time(state.since),
+            next_index: state.next_index,
+            backlog: state.backlog,
+            lag_seconds: state.lag.map_or(Duration::ZERO, lag).as_secs_f64(),
+            delivered_events: state.delivered_events,
+            lost_events: state.lost_events,
+            conflated_events: state.conflated_events,
+            stalled: state.stalled,
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let lag = Duration::from_secs_f64(self.lag_seconds);
+        let lag = SignedDuration::from_secs(lag.as_secs().try_into().unwrap_or(i64::MAX));
+        vec![
+            self.client_id.into(),
+            self.address.into(),
+            self.principal.into(),
+            self.backlog.to_string(),
+            format!("{lag:#}").replace(' ', ""),
+            self.lost_events.to_string(),
+            self.conflated_events.to_string(),
+            self.next_index.to_string(),
+            self.overflow.into(),
+            if self.stalled { "stalled" } else { "" }.into(),
+            self.since.clone().unwrap_or_default(),
+            self.filters.join(" "),
+        ]
+    }
+}
+
+const HEAD: [&str; 12] = [
+    "CLIENT",
+    "ADDRESS",
+    "PRINCIPAL",
+    "BACKLOG",
+    "LAG",
+    "LOST",
+    "CONFLATED",
+    "INDEX",
+    "OVERFLOW",
+    "STATE",
+    "SINCE",
+    "FILTERS",
+];
+
+impl Stats {
+    fn of(told: &GetServerResponse) -> Self {
+        let Statistics {
+            published_events,
+            matched_deliveries,
+            replayed_events,
+            delivered_events,
+            lost_overflow,
+            lost_conflated,
+            lost_evicted,
+            abandoned_events,
+            subscriptions,
+            stalled_subscriptions,
+            clients,
+            feeds,
+            history_events,
+            history_bytes,
+            retained_bytes,
+            memory_budget_bytes,
+            connections,
+            refused_connections,
+            quota_refusals,
+            quota_observed,
+        } = told.statistics.unwrap_or_default();
+        Self {
+            version: told.version.clone(),
+            ready: told.ready,
+            started: time(told.started),
+            position: told
+                .position
+                .map(|position| Position::from(position).to_string()),
+            published_events,
+            matched_deliveries,
+            replayed_events,
+            delivered_events,
+            lost_overflow,
+            lost_conflated,
+            lost_evicted,
+            abandoned_events,
+            subscriptions,
+            stalled_subscriptions,
+            clients,
+            feeds,
+            history_events,
+            history_bytes,
+            retained_bytes,
+            memory_budget_bytes,
+            connections,
+            refused_connections,
+            quota_refusals,
+            quota_observed,
+        }
+    }
+
+    /// Each number under its name of the JSON form.
+    fn cells(&self) -> Result<impl Iterator<Item = Vec<String>>, Failure> {
+        let object = serde_json::to_value(self).map_err(io::Error::from)?;
+        let members = object.as_object().cloned().unwrap_or_default();
+        Ok(members.into_iter().map(|(name, value)| {
+            let text = value
+                .as_str()
+                .map_or_else(|| value.to_string(), ToOwned::to_owned);
+            vec![name, text]
+        }))
+    }
+}
+
+const fn overflow(overflow: Overflow) -> &'static str {
+    match overflow {
+        Overflow::Unspecified | Overflow::DropOldest => "drop-oldest",
+        Overflow::Conflate => "conflate",
+        Overflow::Disconnect => "disconnect",
+    }
+}
+
+fn time(time: Option<prost_types::Timestamp>) -> Option<String> {
+    let time = time?;
+    let time = Timestamp::new(time.seconds, time.nanos).ok()?;
+    Some(format!("{time:.0}"))
+}
+
+fn lag(lag: prost_types::Duration) -> Duration {
+    lag.try_into().unwrap_or_default()
+}
+
+// ===== printing =====
+
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let line = serde_json::to_string(value).map_err(io::Error::from)?;
+    writeln!(io::stdout(), "{line}")?;
+    Ok(())
+}
+
+/// Prints columns as wide as their widest cell. Control characters, which a client chooses in its filters, are not
+/// left to the terminal.
+fn print_table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Result<(), Failure> {
+    let head = head.iter().map(ToString::to_string).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows.map(cleaned)).collect();
+    let widths = widths(&rows);
+    let mut out = io::stdout().lock();
+    for row in &rows {
+        writeln!(out, "{}", line(row, &widths))?;
+    }
+    Ok(())
+}
+
+fn cleaned(row: Vec<String>) -> Vec<String> {
+    let clean = |cell: String| cell.replace(char::is_control, "\u{fffd}");
+    row.into_iter().map(clean).collect()
+}
+
+fn widths(rows: &[Vec<String>]) -> Vec<usize> {
+    let columns = 0..rows[0].len();
+    let widest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    columns.map(|column| widest(column).unwrap_or(0)).collect()
+}
+
+fn line(row: &[String], widths: &[usize]) -> String {
+    let cells = row.iter().zip(widths);
+    let padded: Vec<_> = cells
+        .map(|(cell, width)| format!("{cell:width$}"))
+        .collect();
+    padded.join("  ").trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [["A", "LONG"], ["abc", "x"]].map(|row| row.map(ToOwned::to_owned).to_vec());
+        let widths = widths(&rows);
+        let lines: Vec<_> = rows.iter().map(|row| line(row, &widths)).collect();
+        assert_eq!(lines, ["A    LONG", "abc  x"]);
+    }
+
+    #[test]
+    fn a_client_cannot_write_to_the_terminal() {
+        assert_eq!(cleaned(vec!["a\u{1b}[2J".into()]), ["a\u{fffd}[2J"]);
+    }
+}

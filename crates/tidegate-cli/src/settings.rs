@@ -1,0 +1,160 @@
+//! The settings of the server as flags, and reading them from all sources.
+
+use std::{env, fs, io, path::PathBuf};
+
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use tidegate_server::settings::{
+    Configuration, Problem, SEPARATOR, SETTINGS, Setting, Sources, Written, read,
+};
+
+use crate::exit::{Exit, Failure};
+
+/// The flags of all settings, and the file. Flags are made from the table that the file is read by, so that neither
+/// can have what the other has not.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SettingArgs {
+    file: Option<PathBuf>,
+    /// What was given: keys and texts.
+    given: Vec<(&'static str, String)>,
+}
+
+/// The flag of the file.
+const FILE: &str = "config";
+
+/// The variable of the file.
+const FILE_VARIABLE: &str = "TIDEGATE_CONFIG";
+
+/// The key of a setting that is a flag of every command.
+const LOG: &str = "log";
+
+impl SettingArgs {
+    /// The settings of a file and the environment, without flags.
+    pub(crate) fn of_file(file: Option<PathBuf>) -> Self {
+        Self {
+            file: file.or_else(file_of_environment),
+            given: Vec::new(),
+        }
+    }
+
+    /// The same with the log filter of the command line, if one was given.
+    pub(crate) fn with_log(mut self, log: Option<String>) -> Self {
+        self.given.extend(log.map(|log| (LOG, log)));
+        self
+    }
+
+    /// Whether there is a file, which may change.
+    #[cfg(unix)]
+    pub(crate) const fn has_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Reads all sources as they are now.
+    pub(crate) fn read(&self) -> Result<(Configuration, Written), Failure> {
+        let text = self.file.as_ref().map(fs::read_to_string);
+        let text = text.transpose().map_err(|error| self.unreadable(&error))?;
+        read(Sources {
+            file: self.file.as_ref().zip(text.as_deref()),
+            environment: &|name| env::var(name).ok(),
+            flags: &self.given,
+        })
+        .map_err(|problems| Failure::new(Exit::Usage, told(&problems)))
+    }
+
+    fn unreadable(&self, error: &io::Error) -> Failure {
+        let path = self.file.as_deref().unwrap_or_else(|| "".as_ref());
+        Failure::new(Exit::Usage, format!("{}: {error}", path.display()))
+    }
+}
+
+/// All problems, each on its line.
+fn told(problems: &[Problem]) -> String {
+    let count = match problems.len() {
+        1 => "1 error".into(),
+        count => format!("{count} errors"),
+    };
+    let lines = problems.iter().map(|problem| format!("\n{problem}"));
+    format!(
+        "the configuration has {count}:{}",
+        lines.collect::<String>()
+    )
+}
+
+fn file_of_environment() -> Option<PathBuf> {
+    env::var_os(FILE_VARIABLE)
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+}
+
+/// The settings that are flags of this command alone.
+fn flags() -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.iter().filter(|setting| setting.key != LOG)
+}
+
+impl Args for SettingArgs {
+    fn augment_args(command: Command) -> Command {
+        let file = Arg::new(FILE)
+            .long(FILE)
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help(format!(
+                "The configuration file, in TOML. docs/tidegate.example.toml has everything that can stand in it \
+                 [env: {FILE_VARIABLE}]"
+            ));
+        flags().fold(command.arg(file), |command, setting| {
+            command.arg(flag(setting))
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for SettingArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut settings = Self::default();
+        settings.update_from_arg_matches(matches)?;
+        Ok(settings)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let file = matches.get_one::<PathBuf>(FILE);
+        self.file = file.cloned().or_else(file_of_environment);
+        let given = flags().filter_map(|setting| {
+            let texts = matches.get_many::<String>(setting.key)?;
+            let texts: Vec<_> = texts.map(String::as_str).collect();
+            Some((setting.key, texts.join(SEPARATOR)))
+        });
+        self.given = given.collect();
+        Ok(())
+    }
+}
+
+fn flag(setting: &'static Setting) -> Arg {
+    let arg = Arg::new(setting.key)
+        .long(setting.flag)
+        .value_name(setting.value_name)
+        .help(format!(
+            "{} [default: {}]",
+            setting.about.trim_end_matches('.'),
+            setting.default()
+        ))
+        .value_parser(|text: &str| setting.check(text).map(|()| text.to_owned()));
+    let arg = match setting.value_name {
+        "BOOL" => arg
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true"),
+        _ if setting.takes_several() => arg.action(ArgAction::Append),
+        _ => arg,
+    };
+    match setting.section() {
+        "" => arg,
+        "connections" => arg.help_heading("Connections"),
+        "history" => arg.help_heading("History"),
+        "tls" | "auth" | "auth.jwt" => arg.help_heading("TLS and credentials"),
+        "limits" => arg.help_heading("Limits on requests"),
+        "http2" => arg.help_heading("HTTP/2").hide_short_help(true),
+        _ => arg.help_heading("Quotas").hide_short_help(true),
+    }
+}

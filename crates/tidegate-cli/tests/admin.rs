@@ -1,0 +1,138 @@
+//! `tidegate clients`, `kick` and `stats` against a server of their own.
+#![cfg(target_os = "linux")]
+
+mod child;
+
+use std::process::{Command, Output};
+
+use child::Serve;
+use serde_json::Value;
+use tidegate_client::{Client, Error, NewEvent, SubscribeOptions, Subscription, Update};
+
+fn run(server: &Serve, arguments: &[&str]) -> Output {
+    let url = server.url();
+    Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(arguments)
+        .args(["--server", &url])
+        .output()
+        .unwrap()
+}
+
+fn said(output: &Output) -> &str {
+    assert!(output.status.success(), "{output:?}");
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn json_lines(output: &Output) -> Vec<Value> {
+    let lines = said(output).lines();
+    lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+async fn subscribed(client: &Client, id: &str) -> Subscription {
+    let options = SubscribeOptions::new(["t", "u.*"]).client_id(id);
+    let mut subscription = client.subscribe(options);
+    let first = subscription.next().await.unwrap().unwrap();
+    assert!(matches!(first, Update::Subscribed(_)));
+    subscription
+}
+
+async fn publish(client: &Client, payload: &'static [u8], count: usize) {
+    let event = NewEvent {
+        topic: "t".into(),
+        payload: payload.into(),
+        ..NewEvent::default()
+    };
+    client.publish(vec![event; count]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_lists_the_worst_first_for_people_and_for_programs() {
+    let server = Serve::start(&[]);
+    let client = Client::connect_lazy(server.url()).unwrap();
+    let mut reader = subscribed(&client, "reader").await;
+    let small = Client::builder(server.url()).stream_window(65_535);
+    let _behind = subscribed(&small.connect_lazy().unwrap(), "behind").await;
+    static PAYLOAD: [u8; 10_000] = [b'x'; 10_000];
+    for _ in 0..10 {
+        publish(&client, &PAYLOAD, 100).await;
+        for _ in 0..100 {
+            let update = reader.next().await.unwrap().unwrap();
+            assert!(matches!(update, Update::Event(_)), "{update:?}");
+        }
+    }
+    let listed = json_lines(&run(&server, &["clients", "--output", "json"]));
+    let ids: Vec<_> = listed
+        .iter()
+        .map(|row| row["client_id"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids, ["behind", "reader"]);
+    assert!(listed[0]["backlog"].as_u64().unwrap() > 0);
+    assert_eq!(listed[1]["delivered_events"], 1_000);
+    assert_eq!(listed[1]["filters"], serde_json::json!(["t", "u.*"]));
+    assert_eq!(listed[1]["overflow"], "drop-oldest");
+
+    let by_age = json_lines(&run(
+        &server,
+        &[
+            "clients", "--sort", "since", "--output", "json", "--limit", "1",
+        ],
+    ));
+    assert_eq!(by_age.len(), 1);
+    assert_eq!(by_age[0]["client_id"], "reader");
+
+    let output = run(&server, &["clients", "--client-id", "reader"]);
+    let lines: Vec<_> = said(&output).lines().collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].starts_with("CLIENT  ADDRESS") && lines[0].ends_with("FILTERS"));
+    assert!(lines[1].starts_with("reader  127.0.0.1:") && lines[1].ends_with("t u.*"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kick_ends_a_client_for_good_and_says_if_there_was_none() {
+    let server = Serve::start(&[]);
+    let client = Client::connect_lazy(server.url()).unwrap();
+    let mut kicked = subscribed(&client, "kicked").await;
+    assert_eq!(said(&run(&server, &["kick", "kicked"])), "1 stream ended\n");
+    let error = kicked.next().await.unwrap().unwrap_err();
+    // It does not reconnect.
+    assert!(matches!(error, Error::Superseded(_)), "{error}");
+    drop(kicked);
+    let none = run(&server, &["kick", "nobody", "--output", "json"]);
+    assert_eq!(none.status.code(), Some(1));
+    assert_eq!(none.stdout, b"{\"disconnected\":0}\n");
+    let message = String::from_utf8(none.stderr).unwrap();
+    assert!(message.contains("nobody has no stream here"), "{message}");
+    let invalid = run(&server, &["kick", "a.b"]);
+    assert_eq!(invalid.status.code(), Some(5), "{invalid:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stats_tells_the_numbers_for_people_and_for_programs() {
+    let server = Serve::start(&[]);
+    let client = Client::connect_lazy(server.url()).unwrap();
+    let _subscription = subscribed(&client, "one").await;
+    publish(&client, b"x", 3).await;
+    let told = json_lines(&run(&server, &["stats", "--output", "json"]));
+    assert_eq!(told[0]["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(told[0]["published_events"], 3);
+    assert_eq!(told[0]["subscriptions"], 1);
+    assert_eq!(told[0]["ready"], true);
+    let output = run(&server, &["stats"]);
+    let rows: Vec<Vec<_>> = said(&output)
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(rows[0], ["NUMBER", "VALUE"]);
+    assert!(rows.contains(&vec!["published_events", "3"]), "{rows:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_service_is_off_the_commands_say_so() {
+    let server = Serve::start(&["--admin=false"]);
+    let refused = run(&server, &["stats"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(message.contains("Unimplemented"), "{message}");
+}

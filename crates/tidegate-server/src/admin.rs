@@ -1,0 +1,217 @@
+//! `tidegate.v1.AdminService`: the [`Controls`] over gRPC.
+
+use tidegate::{
+    ClientId, Limits, Overflow, Reason,
+    proto::{
+        self, DisconnectClientRequest, DisconnectClientResponse, DrainRequest, DrainResponse,
+        GetServerRequest, GetServerResponse, ListSubscriptionsRequest, ListSubscriptionsResponse,
+        Statistics, SubscriptionOrder, admin_service_server,
+    },
+};
+use tonic::{Request, Response, Status};
+
+use crate::controls::{Controls, ServerStats, SubscriptionState};
+
+/// How many subscriptions a page has if nothing else is asked for, and at most.
+const PAGE: (u32, u32) = (100, 1_000);
+
+/// What the generated service calls.
+#[derive(Debug, Clone)]
+pub(crate) struct Admin(pub(crate) Controls);
+
+/// A place in a sorted list. Derived order is by the value, and among equals by age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    /// The greater comes first.
+    value: std::cmp::Reverse<u64>,
+    id: u64,
+}
+
+#[tonic::async_trait]
+impl admin_service_server::AdminService for Admin {
+    async fn get_server(
+        &self,
+        _: Request<GetServerRequest>,
+    ) -> Result<Response<GetServerResponse>, Status> {
+        let position = self.0.hub().position();
+        let stats = self.0.stats();
+        Ok(Response::new(GetServerResponse {
+            version: env!("CARGO_PKG_VERSION").into(),
+            position: Some(proto::Position {
+                epoch: position.epoch,
+                sequence: position.sequence,
+            }),
+            started: Some(self.0.started().into()),
+            ready: stats.is_ready,
+            statistics: Some(statistics(&stats)),
+        }))
+    }
+
+    async fn list_subscriptions(
+        &self,
+        request: Request<ListSubscriptionsRequest>,
+    ) -> Result<Response<ListSubscriptionsResponse>, Status> {
+        let request = request.into_inner();
+        let order = SubscriptionOrder::try_from(request.order_by)
+            .map_err(|unknown| Reason::InvalidRequest.in_field("order_by", unknown.to_string()))?;
+        let after = Place::of_token(&request.page_token)?;
+        let mut states = self.0.subscriptions();
+        if !request.client_id.is_empty() {
+            states.retain(|state| state.info.client_id.as_str() == request.client_id);
+        }
+        Ok(Response::new(page(
+            states,
+            order,
+            after,
+            page_size(&request),
+        )))
+    }
+
+    async fn disconnect_client(
+        &self,
+        request: Request<DisconnectClientRequest>,
+    ) -> Result<Response<DisconnectClientResponse>, Status> {
+        let client = ClientId::new(&request.get_ref().client_id)
+            .map_err(|error| Reason::InvalidClientId.in_field("client_id", error.to_string()))?;
+        let disconnected = self.0.disconnect(&client);
+        tracing::info!(%client, disconnected, "disconnected by an operator");
+        Ok(Response::new(DisconnectClientResponse {
+            disconnected: u32::try_from(disconnected).unwrap_or(u32::MAX),
+        }))
+    }
+
+    async fn drain(&self, _: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
+        let began = self.0.drain();
+        Ok(Response::new(DrainResponse { began }))
+    }
+}
+
+fn page_size(request: &ListSubscriptionsRequest) -> usize {
+    let size = match request.page_size {
+        0 => PAGE.0,
+        size => size.min(PAGE.1),
+    };
+    size as usize
+}
+
+fn page(
+    states: Vec<SubscriptionState>,
+    order: SubscriptionOrder,
+    after: Option<Place>,
+    size: usize,
+) -> ListSubscriptionsResponse {
+    let total = states.len() as u64;
+    let mut placed: Vec<_> = states
+        .into_iter()
+        .map(|state| (Place::of(&state, order), state))
+        .filter(|(place, _)| after.is_none_or(|after| *place > after))
+        .collect();
+    placed.sort_unstable_by_key(|(place, _)| *place);
+    let is_last = placed.len() <= size;
+    placed.truncate(size);
+    let last = placed.last().filter(|_| !is_last);
+    ListSubscriptionsResponse {
+        next_page_token: last.map(|(place, _)| place.token()).unwrap_or_default(),
+        subscriptions: placed.into_iter().map(|(_, state)| told(state)).collect(),
+        total,
+    }
+}
+
+impl Place {
+    fn of(state: &SubscriptionState, order: SubscriptionOrder) -> Self {
+        let value = match order {
+            SubscriptionOrder::Unspecified | SubscriptionOrder::Since => 0,
+            SubscriptionOrder::Backlog => state.info.backlog,
+            SubscriptionOrder::Lag => u64::try_from(state.lag.as_millis()).unwrap_or(u64::MAX),
+            SubscriptionOrder::Losses => state.info.lost,
+        };
+        Self {
+            value: std::cmp::Reverse(value),
+            id: state.info.id,
+        }
+    }
+
+    fn token(self) -> String {
+        format!("{}:{}", self.value.0, self.id)
+    }
+
+    fn of_token(token: &str) -> Result<Option<Self>, Status> {
+        if token.is_empty() {
+            return Ok(None);
+        }
+        let place = token.split_once(':').and_then(|(value, id)| {
+            Some(Self {
+                value: std::cmp::Reverse(value.parse().ok()?),
+                id: id.parse().ok()?,
+            })
+        });
+        place.map(Some).ok_or_else(|| {
+            Reason::InvalidRequest.in_field(
+                "page_token",
+                "use next_page_token of the page before, unchanged",
+            )
+        })
+    }
+}
+
+fn told(state: SubscriptionState) -> proto::SubscriptionState {
+    let info = state.info;
+    proto::SubscriptionState {
+        subscription_id: info.id.to_string(),
+        client_id: info.client_id.to_string(),
+        principal: info.principal.as_deref().unwrap_or_default().into(),
+        address: state
+            .address
+            .map(|address| address.to_string())
+            .unwrap_or_default(),
+        filters: state.filters.iter().map(ToString::to_string).collect(),
+        limits: Some(limits(&state.limits)),
+        since: Some(state.since.into()),
+        next_index: state.next_index,
+        backlog: info.backlog,
+        lag: state.lag.try_into().ok(),
+        delivered_events: info.handed_off,
+        lost_events: info.lost,
+        conflated_events: info.conflated,
+        stalled: info.is_stalled,
+    }
+}
+
+fn limits(limits: &Limits) -> proto::Limits {
+    let overflow = match limits.overflow {
+        Overflow::DropOldest => proto::Overflow::DropOldest,
+        Overflow::Conflate => proto::Overflow::Conflate,
+        Overflow::Disconnect => proto::Overflow::Disconnect,
+    };
+    proto::Limits {
+        max_events: u32::try_from(limits.max_events.get()).unwrap_or(u32::MAX),
+        max_bytes: limits.max_bytes.get(),
+        overflow: overflow.into(),
+    }
+}
+
+fn statistics(stats: &ServerStats) -> Statistics {
+    let hub = &stats.hub;
+    Statistics {
+        published_events: hub.published,
+        matched_deliveries: hub.matched,
+        replayed_events: hub.replayed,
+        delivered_events: hub.handed_off,
+        lost_overflow: hub.overflowed,
+        lost_conflated: hub.conflated,
+        lost_evicted: hub.evicted,
+        abandoned_events: hub.abandoned,
+        subscriptions: hub.subscriptions,
+        stalled_subscriptions: hub.stalled,
+        clients: hub.clients as u64,
+        feeds: hub.feeds as u64,
+        history_events: hub.history_events as u64,
+        history_bytes: hub.history_bytes,
+        retained_bytes: hub.retained_bytes,
+        memory_budget_bytes: stats.memory_budget,
+        connections: stats.connections.open as u64,
+        refused_connections: stats.connections.refused + stats.connections.refused_by_address,
+        quota_refusals: stats.quotas.iter().map(|count| count.refused).sum(),
+        quota_observed: stats.quotas.iter().map(|count| count.observed).sum(),
+    }
+}

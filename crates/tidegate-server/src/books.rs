@@ -1,0 +1,156 @@
+//! The books of a server: who is subscribed, from where, since when and to what; how streams ended; and the
+//! quotas, which are kept here because whoever is let in is written down in the same moment.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Instant, SystemTime},
+};
+
+use tidegate::{Caller, Gate, Limits, OverQuota, Place, Reason};
+
+use crate::quotas::{Quotas, Used};
+
+/// How a stream ended whose client left, or whose connection broke.
+pub(crate) const CLIENT_LEFT: &str = "CLIENT_LEFT";
+
+/// What a stream that has begun can end with. Others may come to be written down too.
+const ENDINGS: [&str; 12] = [
+    CLIENT_LEFT,
+    Reason::CredentialsExpired.as_str(),
+    Reason::CredentialsRevoked.as_str(),
+    Reason::DeadlineExceeded.as_str(),
+    Reason::Disconnected.as_str(),
+    Reason::EpochChanged.as_str(),
+    Reason::MaxConnectionAge.as_str(),
+    Reason::NotAllowed.as_str(),
+    Reason::ShuttingDown.as_str(),
+    Reason::Stalled.as_str(),
+    Reason::TakenOver.as_str(),
+    Reason::TooSlow.as_str(),
+];
+
+#[derive(Debug)]
+pub(crate) struct Books {
+    pub(crate) quotas: Quotas,
+    pages: Mutex<Pages>,
+}
+
+#[derive(Debug)]
+struct Pages {
+    /// By the identity of the subscription.
+    subscribers: HashMap<u64, Subscriber>,
+    begun: u64,
+    endings: BTreeMap<&'static str, u64>,
+}
+
+/// What is written down of a subscription.
+#[derive(Debug, Clone)]
+pub(crate) struct Subscriber {
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) filters: Arc<[Arc<str>]>,
+    pub(crate) limits: Limits,
+    pub(crate) since: SystemTime,
+}
+
+/// The gate of the event service.
+#[derive(Debug, Clone)]
+pub(crate) struct Doorkeeper(pub(crate) Arc<Books>);
+
+#[derive(Debug)]
+struct Taken {
+    books: Arc<Books>,
+    caller: Caller,
+    filters: Arc<[Arc<str>]>,
+    used: Used,
+    /// The identity of the subscription, when it has begun and not ended.
+    id: Option<u64>,
+}
+
+impl Books {
+    pub(crate) fn new(quotas: Quotas) -> Self {
+        let pages = Pages {
+            subscribers: HashMap::new(),
+            begun: 0,
+            endings: ENDINGS.map(|ending| (ending, 0)).into(),
+        };
+        Self {
+            quotas,
+            pages: Mutex::new(pages),
+        }
+    }
+
+    pub(crate) fn subscriber(&self, id: u64) -> Option<Subscriber> {
+        self.pages().subscribers.get(&id).cloned()
+    }
+
+    /// How many streams have begun.
+    pub(crate) fn begun(&self) -> u64 {
+        self.pages().begun
+    }
+
+    /// How many streams ended for each reason.
+    pub(crate) fn endings(&self) -> Vec<(&'static str, u64)> {
+        let pages = self.pages();
+        pages.endings.iter().map(|(name, n)| (*name, *n)).collect()
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Gate for Doorkeeper {
+    fn subscribe(&self, caller: &Caller, filters: &[String]) -> Result<Box<dyn Place>, OverQuota> {
+        let filters: Arc<[Arc<str>]> = filters
+            .iter()
+            .map(|filter| filter.as_str().into())
+            .collect();
+        let used = self.0.quotas.subscribe(caller, Arc::clone(&filters))?;
+        Ok(Box::new(Taken {
+            books: Arc::clone(&self.0),
+            caller: caller.clone(),
+            filters,
+            used,
+            id: None,
+        }))
+    }
+
+    fn measures_publishing(&self) -> bool {
+        self.0.quotas.measures_publishing()
+    }
+
+    fn publish(&self, caller: &Caller, events: usize, bytes: u64) -> Result<(), OverQuota> {
+        self.0.quotas.publish(caller, events, bytes, Instant::now())
+    }
+}
+
+impl Place for Taken {
+    fn begun(&mut self, id: u64, limits: &Limits) {
+        let subscriber = Subscriber {
+            address: self.caller.address,
+            filters: Arc::clone(&self.filters),
+            limits: *limits,
+            since: SystemTime::now(),
+        };
+        let mut pages = self.books.pages();
+        pages.begun += 1;
+        pages.subscribers.insert(id, subscriber);
+        self.id = Some(id);
+    }
+
+    fn ended(&mut self, reason: Option<Reason>) {
+        let ending = reason.map_or(CLIENT_LEFT, Reason::as_str);
+        *self.books.pages().endings.entry(ending).or_default() += 1;
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.books.pages().subscribers.remove(&id);
+        }
+        self.books.quotas.give_back(&self.used);
+    }
+}

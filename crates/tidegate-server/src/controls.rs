@@ -1,0 +1,267 @@
+//! Looking at a server while it runs, and steering it.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use tidegate::{ClientId, Encoded, Hub, Limits, Stats, SubscriptionInfo, SweepRules};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admission::{Admission, ConnectionStats},
+    books::{Books, Subscriber},
+    config::ServerConfig,
+    lags::{Lags, index},
+    metrics::Histograms,
+    quotas::QuotaCount,
+};
+
+/// Looks at a running server, and steers it. Cheap to clone; the clones are of the same server.
+#[derive(Debug, Clone)]
+pub struct Controls {
+    shared: Arc<Shared>,
+}
+
+/// A server in numbers, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerStats {
+    /// The hub.
+    pub hub: Stats,
+    /// The connections.
+    pub connections: ConnectionStats,
+    /// How often quotas were exceeded.
+    pub quotas: Vec<QuotaCount>,
+    /// Streams that have begun.
+    pub streams_begun: u64,
+    /// Streams that have ended, by the name of the reason. `CLIENT_LEFT` is for those that the server did not end.
+    pub streams_ended: Vec<(&'static str, u64)>,
+    /// Calls without credentials that are accepted, where callers must have some.
+    pub auth_failures: u64,
+    /// The most bytes that events may hold.
+    pub memory_budget: u64,
+    /// Whether no drain has begun.
+    pub is_ready: bool,
+    /// For how long the server has been there.
+    pub uptime: Duration,
+}
+
+/// A subscription of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SubscriptionState {
+    /// What the hub says of it.
+    pub info: SubscriptionInfo,
+    /// Where its connection comes from.
+    pub address: Option<SocketAddr>,
+    /// What it asked for.
+    pub filters: Arc<[Arc<str>]>,
+    /// Its limits in force.
+    pub limits: Limits,
+    /// When it began.
+    pub since: SystemTime,
+    /// The index of its next event.
+    pub next_index: u64,
+    /// How long what is there takes to be delivered, as exact as the server looks at it: about a second.
+    pub lag: Duration,
+}
+
+/// What may be changed while the server runs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Live {
+    pub(crate) sweep: SweepRules,
+    pub(crate) drain_timeout: Duration,
+}
+
+#[derive(Debug)]
+struct Shared {
+    hub: Hub<Encoded>,
+    admission: Admission,
+    books: Arc<Books>,
+    live: Mutex<Live>,
+    lags: Mutex<Lags>,
+    histograms: Histograms,
+    auth_failures: AtomicU64,
+    /// Cancelled when a drain begins.
+    drain: CancellationToken,
+    memory_budget: u64,
+    started: (Instant, SystemTime),
+    /// Whether anyone may ask for lags.
+    is_watched: bool,
+}
+
+impl Controls {
+    pub(crate) fn new(
+        hub: Hub<Encoded>,
+        admission: Admission,
+        books: Arc<Books>,
+        memory_budget: u64,
+        config: &ServerConfig,
+    ) -> Self {
+        let shared = Shared {
+            hub,
+            admission,
+            books,
+            live: Mutex::new(Live::of(config)),
+            lags: Mutex::default(),
+            histograms: Histograms::default(),
+            auth_failures: AtomicU64::new(0),
+            drain: CancellationToken::new(),
+            memory_budget,
+            started: (Instant::now(), SystemTime::now()),
+            is_watched: config.http.is_some() || config.serves_admin(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The numbers now.
+    #[must_use]
+    pub fn stats(&self) -> ServerStats {
+        let Shared {
+            hub,
+            admission,
+            books,
+            ..
+        } = &*self.shared;
+        ServerStats {
+            hub: hub.stats(),
+            connections: admission.stats(),
+            quotas: books.quotas.counts().into(),
+            streams_begun: books.begun(),
+            streams_ended: books.endings(),
+            auth_failures: self.shared.auth_failures.load(Relaxed),
+            memory_budget: self.shared.memory_budget,
+            is_ready: self.is_ready(),
+            uptime: self.shared.started.0.elapsed(),
+        }
+    }
+
+    /// Every subscription, in the order in which they began.
+    #[must_use]
+    pub fn subscriptions(&self) -> Vec<SubscriptionState> {
+        let now = Instant::now();
+        let infos = self.shared.hub.subscriptions();
+        let mut lags = self.lags();
+        lags.look(&infos, now);
+        let states = infos.into_iter().filter_map(|info| {
+            let subscriber = self.shared.books.subscriber(info.id)?;
+            let lag = lags.of(info.id, now);
+            Some(SubscriptionState::new(info, subscriber, lag))
+        });
+        states.collect()
+    }
+
+    /// Ends every stream of a client with [`Reason::Disconnected`](tidegate::Reason). Returns how many.
+    #[must_use = "none may have been there"]
+    pub fn disconnect(&self, client: &ClientId) -> usize {
+        self.shared.hub.disconnect(client)
+    }
+
+    /// Begins the drain of the server, as the end of the future given to [`Server::serve`](crate::Server::serve)
+    /// does. Returns whether it was not under way.
+    pub fn drain(&self) -> bool {
+        let began = self.is_ready();
+        self.shared.drain.cancel();
+        began
+    }
+
+    /// Whether no drain has begun.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.shared.drain.is_cancelled()
+    }
+
+    /// Counts a call without credentials that are accepted.
+    pub(crate) fn note_auth_failure(&self) {
+        self.shared.auth_failures.fetch_add(1, Relaxed);
+    }
+
+    /// Takes over from `config` what can change while a server runs: the history limits, the sweep rules, the drain
+    /// time-out, and all quotas but the caps on connections.
+    pub fn apply(&self, config: &ServerConfig) {
+        let shared = &self.shared;
+        *self.live_mut() = Live::of(config);
+        shared
+            .hub
+            .set_history_limits(config.history, Instant::now());
+        shared.books.quotas.set(config.quotas);
+        shared.admission.observe_only(config.quotas.observe_only);
+    }
+
+    /// When the server was made.
+    pub(crate) fn started(&self) -> SystemTime {
+        self.shared.started.1
+    }
+
+    pub(crate) fn hub(&self) -> &Hub<Encoded> {
+        &self.shared.hub
+    }
+
+    pub(crate) fn histograms(&self) -> &Histograms {
+        &self.shared.histograms
+    }
+
+    pub(crate) fn live(&self) -> Live {
+        *self.live_mut()
+    }
+
+    /// Returns when a drain has begun by [`drain`](Self::drain).
+    pub(crate) async fn draining(&self) {
+        self.shared.drain.cancelled().await;
+    }
+
+    /// Looks at how far everyone is behind, and tidies up.
+    pub(crate) fn keep_up(&self, now: Instant) {
+        self.shared.books.quotas.keep_up(now);
+        if !self.shared.is_watched {
+            return;
+        }
+        let infos = self.shared.hub.subscriptions();
+        let mut lags = self.lags();
+        lags.look(&infos, now);
+        for info in &infos {
+            let lag = lags.of(info.id, now);
+            self.shared.histograms.observe(info.backlog, lag);
+        }
+    }
+
+    fn live_mut(&self) -> MutexGuard<'_, Live> {
+        let live = self.shared.live.lock();
+        live.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lags(&self) -> MutexGuard<'_, Lags> {
+        let lags = self.shared.lags.lock();
+        lags.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Live {
+    const fn of(config: &ServerConfig) -> Self {
+        Self {
+            sweep: config.sweep,
+            drain_timeout: config.drain_timeout,
+        }
+    }
+}
+
+impl SubscriptionState {
+    fn new(info: SubscriptionInfo, subscriber: Subscriber, lag: Duration) -> Self {
+        Self {
+            next_index: index(&info),
+            info,
+            address: subscriber.address,
+            filters: subscriber.filters,
+            limits: subscriber.limits,
+            since: subscriber.since,
+            lag,
+        }
+    }
+}

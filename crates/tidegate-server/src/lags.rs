@@ -1,0 +1,108 @@
+//! How long subscriptions have been behind, found by looking at them from time to time.
+//!
+//! # How it is measured
+//! A subscription that is behind gets a mark at the newest event that is there for it. When it has come to the
+//! mark, the time that took is its lag, and it gets another; until then its lag is at least the age of the mark.
+//! So nothing is written down for each event, and the lag is as exact as the looks are frequent.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use tidegate::SubscriptionInfo;
+
+/// The lags of those that are behind.
+#[derive(Debug, Default)]
+pub(crate) struct Lags {
+    marks: HashMap<u64, Mark>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    set: Instant,
+    /// The index after the newest event that was there.
+    index: u64,
+    /// How long it took to come to the mark before.
+    took: Duration,
+}
+
+impl Lags {
+    /// Looks at all subscriptions. Those that are not among them, or are not behind, are forgotten.
+    pub(crate) fn look(&mut self, subscriptions: &[SubscriptionInfo], now: Instant) {
+        let before = std::mem::take(&mut self.marks);
+        let behind = subscriptions.iter().filter(|info| info.backlog > 0);
+        self.marks = behind
+            .map(|info| (info.id, Mark::next(before.get(&info.id), info, now)))
+            .collect();
+    }
+
+    pub(crate) fn of(&self, id: u64, now: Instant) -> Duration {
+        let mark = self.marks.get(&id);
+        mark.map_or(Duration::ZERO, |mark| mark.age(now).max(mark.took))
+    }
+}
+
+impl Mark {
+    fn next(before: Option<&Self>, info: &SubscriptionInfo, now: Instant) -> Self {
+        let index = index(info);
+        match before {
+            Some(mark) if index < mark.index => *mark,
+            mark => Self {
+                set: now,
+                index: index + info.backlog,
+                took: mark.map_or(Duration::ZERO, |mark| mark.age(now)),
+            },
+        }
+    }
+
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.set)
+    }
+}
+
+/// The index of the next event of a subscription.
+pub(crate) const fn index(info: &SubscriptionInfo) -> u64 {
+    info.handed_off + info.lost + info.conflated
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate::ClientId;
+
+    use super::*;
+
+    fn at(handed_off: u64, backlog: u64) -> [SubscriptionInfo; 1] {
+        [SubscriptionInfo {
+            id: 1,
+            client_id: ClientId::new("c").unwrap(),
+            principal: None,
+            backlog,
+            handed_off,
+            lost: 0,
+            conflated: 0,
+            is_stalled: false,
+        }]
+    }
+
+    #[test]
+    fn a_lag_is_how_long_what_is_there_takes_to_be_handed_over() {
+        let (mut lags, began) = (Lags::default(), Instant::now());
+        let second = |n| began + Duration::from_secs(n);
+        let seconds = Duration::from_secs;
+        lags.look(&at(0, 10), second(0));
+        assert_eq!(lags.of(1, second(0)), seconds(0));
+        // It goes on, and so do the events.
+        lags.look(&at(5, 20), second(1));
+        lags.look(&at(9, 30), second(2));
+        assert_eq!(lags.of(1, second(2)), seconds(2));
+        lags.look(&at(10, 30), second(3));
+        assert_eq!(lags.of(1, second(3)), seconds(3));
+        lags.look(&at(20, 20), second(4));
+        assert_eq!(lags.of(1, second(4)), seconds(3), "what the last mark took");
+        assert_eq!(lags.of(1, second(8)), seconds(5), "longer already");
+        lags.look(&at(40, 0), second(9));
+        assert_eq!(lags.of(1, second(9)), seconds(0));
+        assert!(lags.marks.is_empty());
+    }
+}

@@ -1,0 +1,317 @@
+//! The numbers of a server by name, for Prometheus.
+//!
+//! Every number is read when it is asked for; only the histograms are kept. No label names a client, a filter or an
+//! address: what there is of each is listed by the admin service. `docs/metrics.md` explains each name.
+
+use std::{fmt, time::Duration};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text::encode},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use crate::controls::{Controls, ServerStats};
+
+/// What the names begin with.
+const PREFIX: &str = "tidegate";
+
+/// The upper bounds of the backlog histogram, in events.
+const BACKLOG_BOUNDS: [f64; 9] = [0.0, 1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 8_192.0, 65_536.0];
+
+/// The upper bounds of the lag histogram, in seconds. Lags are found about once a second.
+const LAG_BOUNDS: [f64; 8] = [0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// How far subscriptions are behind, looked at about once a second.
+#[derive(Debug)]
+pub(crate) struct Histograms {
+    backlog: Histogram,
+    lag: Histogram,
+}
+
+/// A metric and its values, each with its label.
+struct Family {
+    /// Without the prefix, and without the `_total` of a counter.
+    name: &'static str,
+    help: &'static str,
+    values: Values,
+}
+
+enum Values {
+    Counter(u64),
+    Gauge(u64),
+    /// By the values of the label that comes first.
+    Counters(&'static str, Vec<(&'static str, u64)>),
+    Info(Vec<(&'static str, String)>),
+}
+
+#[derive(Debug)]
+struct Reader(Controls);
+
+impl Default for Histograms {
+    fn default() -> Self {
+        Self {
+            backlog: Histogram::new(BACKLOG_BOUNDS),
+            lag: Histogram::new(LAG_BOUNDS),
+        }
+    }
+}
+
+impl Histograms {
+    pub(crate) fn observe(&self, backlog: u64, lag: Duration) {
+        self.backlog.observe(backlog as f64);
+        self.lag.observe(lag.as_secs_f64());
+    }
+}
+
+/// All metrics in the OpenMetrics text format, which Prometheus reads.
+pub(crate) fn text(controls: &Controls) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix(PREFIX);
+    let Histograms { backlog, lag } = controls.histograms();
+    registry.register(
+        "subscription_backlog_events",
+        "How many events subscriptions were behind, each looked at about once a second",
+        backlog.clone(),
+    );
+    registry.register(
+        "subscription_lag_seconds",
+        "How long subscriptions had been behind, each looked at about once a second",
+        lag.clone(),
+    );
+    registry.register_collector(Box::new(Reader(controls.clone())));
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+impl Collector for Reader {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        families(&self.0.stats())
+            .iter()
+            .try_for_each(|family| family.encode(&mut encoder))
+    }
+}
+
+impl Family {
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let kind = match self.values {
+            Values::Counter(_) | Values::Counters(..) => MetricType::Counter,
+            Values::Gauge(_) | Values::Info(_) => MetricType::Gauge,
+        };
+        let mut encoder = encoder.encode_descriptor(self.name, self.help, None, kind)?;
+        match &self.values {
+            Values::Counter(value) => ConstCounter::new(*value).encode(encoder),
+            Values::Gauge(value) => gauge(*value, encoder),
+            Values::Counters(label, values) => values.iter().try_for_each(|(name, value)| {
+                let labels = [(*label, *name)];
+                ConstCounter::new(*value).encode(encoder.encode_family(&labels)?)
+            }),
+            Values::Info(labels) => gauge(1, encoder.encode_family(labels)?),
+        }
+    }
+}
+
+fn gauge(value: u64, encoder: MetricEncoder<'_>) -> fmt::Result {
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(encoder)
+}
+
+const fn counter(name: &'static str, help: &'static str, value: u64) -> Family {
+    let values = Values::Counter(value);
+    Family { name, help, values }
+}
+
+const fn now(name: &'static str, help: &'static str, value: u64) -> Family {
+    let values = Values::Gauge(value);
+    Family { name, help, values }
+}
+
+fn by(
+    label: &'static str,
+    name: &'static str,
+    help: &'static str,
+    values: impl Into<Vec<(&'static str, u64)>>,
+) -> Family {
+    let values = Values::Counters(label, values.into());
+    Family { name, help, values }
+}
+
+/// Every metric but the histograms.
+fn families(stats: &ServerStats) -> Vec<Family> {
+    let mut families = server_families(stats);
+    families.extend(event_families(stats));
+    families.extend(subscription_families(stats));
+    families.extend(quota_families(stats));
+    families
+}
+
+fn server_families(stats: &ServerStats) -> Vec<Family> {
+    let connections = &stats.connections;
+    let refused = [
+        ("full", connections.refused),
+        ("address", connections.refused_by_address),
+    ];
+    let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+    vec![
+        Family {
+            name: "build_info",
+            help: "Always 1; the version of the server is in the label",
+            values: Values::Info(version),
+        },
+        now(
+            "uptime_seconds",
+            "How long the server has been there",
+            stats.uptime.as_secs(),
+        ),
+        now(
+            "ready",
+            "1 until a drain begins, then 0",
+            stats.is_ready.into(),
+        ),
+        now(
+            "connections",
+            "Connections that are open",
+            connections.open as u64,
+        ),
+        by(
+            "reason",
+            "connections_refused",
+            "Connections that were closed as they came, because the server was full or their address had its share",
+            refused,
+        ),
+        counter(
+            "auth_failures",
+            "Calls without credentials that are accepted",
+            stats.auth_failures,
+        ),
+    ]
+}
+
+fn event_families(stats: &ServerStats) -> Vec<Family> {
+    let hub = &stats.hub;
+    let lost = [
+        ("overflow", hub.overflowed),
+        ("conflated", hub.conflated),
+        ("evicted", hub.evicted),
+    ];
+    let gaps = [
+        ("overflow", hub.gaps.overflow),
+        ("conflated", hub.gaps.conflated),
+        ("evicted", hub.gaps.evicted),
+        ("expired", hub.gaps.expired),
+        ("epoch_changed", hub.gaps.epoch_changed),
+    ];
+    vec![
+        counter("events_published", "Events published", hub.published),
+        counter(
+            "deliveries_matched",
+            "Deliveries that published events made",
+            hub.matched,
+        ),
+        counter(
+            "deliveries_replayed",
+            "Deliveries from history that subscriptions asked for",
+            hub.replayed,
+        ),
+        counter(
+            "deliveries",
+            "Events handed to the transports of subscriptions",
+            hub.handed_off,
+        ),
+        counter(
+            "deliveries_abandoned",
+            "Deliveries still to be made when their subscription ended",
+            hub.abandoned,
+        ),
+        by(
+            "reason",
+            "events_lost",
+            "Events that subscriptions were told that they lost",
+            lost,
+        ),
+        by("reason", "gaps", "Gaps sent to subscriptions", gaps),
+        now(
+            "history_events",
+            "Events kept for replay",
+            hub.history_events as u64,
+        ),
+        now(
+            "history_bytes",
+            "Bytes of the events kept for replay",
+            hub.history_bytes,
+        ),
+        now(
+            "retained_bytes",
+            "Bytes that events hold, in history and for those who are behind",
+            hub.retained_bytes,
+        ),
+        now(
+            "memory_budget_bytes",
+            "The most bytes that events may hold",
+            stats.memory_budget,
+        ),
+    ]
+}
+
+fn subscription_families(stats: &ServerStats) -> Vec<Family> {
+    let hub = &stats.hub;
+    vec![
+        now(
+            "subscriptions",
+            "Subscriptions that are open",
+            hub.subscriptions,
+        ),
+        now(
+            "subscriptions_stalled",
+            "Subscriptions that take nothing of what is there",
+            hub.stalled,
+        ),
+        now("clients", "Client ids in use", hub.clients as u64),
+        now(
+            "feeds",
+            "Distinct filters in use, the own topic of each client included",
+            hub.feeds as u64,
+        ),
+        counter(
+            "streams_begun",
+            "Streams of subscriptions that have begun",
+            stats.streams_begun,
+        ),
+        by(
+            "reason",
+            "streams_ended",
+            "Streams of subscriptions that have ended",
+            stats.streams_ended.as_slice(),
+        ),
+        counter(
+            "streams_reset",
+            "Streams that took no notice of their end and were reset",
+            hub.reset,
+        ),
+    ]
+}
+
+fn quota_families(stats: &ServerStats) -> Vec<Family> {
+    let quotas = stats.quotas.iter();
+    let refused: Vec<_> = quotas
+        .clone()
+        .map(|count| (count.quota, count.refused))
+        .collect();
+    let observed = quotas.map(|count| (count.quota, count.observed));
+    let connections = ("connections", stats.connections.observed_by_address);
+    let observed: Vec<_> = observed.chain([connections]).collect();
+    vec![
+        by(
+            "quota",
+            "quota_refusals",
+            "Calls that were refused because of a quota",
+            refused,
+        ),
+        by(
+            "quota",
+            "quota_observed",
+            "Calls and connections over a quota that were let pass, because quotas are only observed",
+            observed,
+        ),
+    ]
+}

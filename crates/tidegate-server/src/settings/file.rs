@@ -1,0 +1,158 @@
+//! The configuration file: TOML, with the line of everything.
+
+use std::{ops::Range, path::PathBuf};
+
+use strsim::levenshtein;
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{Origin, Problem, SEPARATOR, SETTINGS, Setting};
+
+/// A name that differs in more letters than this is not meant.
+const MOST_LETTERS: usize = 3;
+
+/// What is set in a file, and on which lines. What is wrong with it is added to `problems`.
+pub(super) fn values(
+    path: &PathBuf,
+    text: &str,
+    problems: &mut Vec<Problem>,
+) -> Vec<(&'static Setting, String, usize)> {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let mut reader = Reader {
+        path,
+        text,
+        found: Vec::new(),
+        problems,
+    };
+    for error in errors {
+        let at = error.span().unwrap_or_default();
+        reader.tell(&at, error.message().into());
+    }
+    reader.table("", table.get_ref());
+    reader.found
+}
+
+struct Reader<'a> {
+    path: &'a PathBuf,
+    text: &'a str,
+    found: Vec<(&'static Setting, String, usize)>,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Reader<'_> {
+    /// Reads a section, whose keys begin with `prefix`.
+    fn table(&mut self, prefix: &str, table: &DeTable<'_>) {
+        for (name, value) in table {
+            let key = format!("{prefix}{}", name.get_ref());
+            self.entry(&key, &name.span(), value);
+        }
+    }
+
+    fn entry(&mut self, key: &str, at: &Range<usize>, value: &Spanned<DeValue<'_>>) {
+        let is_section = SETTINGS
+            .iter()
+            .any(|setting| is_within(setting.section(), key));
+        match (Setting::of(key), value.get_ref()) {
+            (Some(setting), value) => self.value(setting, at, value),
+            (None, DeValue::Table(table)) if is_section => self.table(&format!("{key}."), table),
+            (None, _) if is_section => {
+                self.tell(at, format!("`{key}` is a section: write [{key}]"));
+            }
+            (None, DeValue::Table(_)) => {
+                let sections = SETTINGS.iter().map(Setting::section);
+                self.tell(
+                    at,
+                    format!("there is no section `{key}`{}", nearest(key, sections)),
+                );
+            }
+            (None, _) => {
+                let keys = SETTINGS.iter().map(|setting| setting.key);
+                self.tell(at, format!("there is no `{key}`{}", nearest(key, keys)));
+            }
+        }
+    }
+
+    fn value(&mut self, setting: &'static Setting, at: &Range<usize>, value: &DeValue<'_>) {
+        let text = match value {
+            DeValue::Array(values) if setting.takes_several() => text_of_several(values),
+            _ => text_of(value),
+        };
+        match text {
+            Some(text) => self.found.push((setting, text, self.line(at))),
+            None if setting.takes_several() => self.tell(
+                at,
+                format!(
+                    "{}: must be texts in quotes, without commas, as in [\"a\", \"b\"]",
+                    setting.key
+                ),
+            ),
+            None => self.tell(
+                at,
+                format!(
+                    "{}: must be a text in quotes, a whole number, true or false",
+                    setting.key
+                ),
+            ),
+        }
+    }
+
+    fn tell(&mut self, at: &Range<usize>, message: String) {
+        let origin = Origin::File(self.path.clone(), self.line(at));
+        self.problems.push(Problem { origin, message });
+    }
+
+    /// The line of a place in the text, from 1.
+    fn line(&self, at: &Range<usize>) -> usize {
+        let before = &self.text.as_bytes()[..at.start.min(self.text.len())];
+        before.iter().filter(|byte| **byte == b'\n').count() + 1
+    }
+}
+
+/// Whether `section` is the section `key`, or lies in it.
+fn is_within(section: &str, key: &str) -> bool {
+    let rest = section.strip_prefix(key);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// A value as the other sources would write it.
+fn text_of(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Boolean(truth) => Some(truth.to_string()),
+        DeValue::Integer(number) => {
+            let digits = number.as_str().replace('_', "");
+            let number = i128::from_str_radix(&digits, number.radix()).ok()?;
+            Some(number.to_string())
+        }
+        _ => None,
+    }
+}
+
+/// Several texts as one.
+fn text_of_several(values: &[Spanned<DeValue<'_>>]) -> Option<String> {
+    let texts = values.iter().map(|value| {
+        let text = value.get_ref().as_str()?;
+        (!text.is_empty() && !text.contains(SEPARATOR)).then_some(text)
+    });
+    Some(texts.collect::<Option<Vec<_>>>()?.join(SEPARATOR))
+}
+
+/// The end of a message that names what was meant, if anything comes near.
+fn nearest(key: &str, names: impl Iterator<Item = &'static str>) -> String {
+    let nearest = names
+        .filter(|name| !name.is_empty())
+        .map(|name| (distance(key, name), name))
+        .min();
+    match nearest {
+        Some((distance, name)) if distance <= MOST_LETTERS => format!("; did you mean `{name}`?"),
+        _ => String::new(),
+    }
+}
+
+/// In how many letters two keys differ. A name in the wrong section is as near as a slip of one letter.
+fn distance(key: &str, name: &str) -> usize {
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    levenshtein(key, name).min(levenshtein(&last(key), &last(name)) + 1)
+}

@@ -1,0 +1,434 @@
+//! The forms of values: how they are written, and what they mean.
+
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use bytesize::ByteSize;
+use jiff::SignedDuration;
+use tidegate::ClientIdPolicy;
+use tracing_subscriber::EnvFilter;
+
+use super::SEPARATOR;
+use crate::tls::ClientAuth;
+
+/// A way to write a `T`. What is written is read as the same.
+pub(super) trait Form<T> {
+    /// # Errors
+    /// How to write it instead.
+    fn read(text: &str) -> Result<T, String>;
+
+    fn write(value: &T) -> String;
+}
+
+/// `127.0.0.1:50051`.
+pub(super) struct Address;
+
+/// `true` or `false`.
+pub(super) struct Truth;
+
+/// A whole number.
+pub(super) struct Count;
+
+/// A whole number, at least 1.
+pub(super) struct Some1;
+
+/// `5s`, `250ms`, `1m30s`; 0 too.
+pub(super) struct Time;
+
+/// The same, longer than 0.
+pub(super) struct LongerThan0;
+
+/// The same, as long as clients may ask for a heartbeat.
+pub(super) struct Heartbeat;
+
+/// `64KiB`, `65536`.
+pub(super) struct Size;
+
+/// A size, at least 1 byte.
+pub(super) struct SomeSize;
+
+/// A size that HTTP/2 has for a window: from what it begins with to 2 GiB less one.
+pub(super) struct Window;
+
+/// A size of at most 4 GiB less one that is not 0.
+pub(super) struct Size32;
+
+/// `none`, or as `F`.
+pub(super) struct OrNone<F>(F);
+
+/// `auto`, or as `F`.
+pub(super) struct OrAuto<F>(F);
+
+/// `none` or 0, or a time.
+pub(super) struct TimeOrNone;
+
+/// `takeover`, `reject`, `several`.
+pub(super) struct ClientIds;
+
+/// `park`, or `close`, which is true.
+pub(super) struct OnStall;
+
+/// A filter of logs.
+pub(super) struct Log;
+
+/// A text that is not empty and has no control characters.
+pub(super) struct Text;
+
+/// The path of a file.
+pub(super) struct File;
+
+/// `none`, or some as `F`, with commas between them.
+pub(super) struct Several<F>(F);
+
+/// `required` or `optional`.
+pub(super) struct WhenAsked;
+
+impl Form<SocketAddr> for Address {
+    fn read(text: &str) -> Result<SocketAddr, String> {
+        let address = text.parse();
+        address
+            .map_err(|_| "write it as ADDRESS:PORT, such as 127.0.0.1:50051 or [::]:50051".into())
+    }
+
+    fn write(value: &SocketAddr) -> String {
+        value.to_string()
+    }
+}
+
+impl Form<bool> for Truth {
+    fn read(text: &str) -> Result<bool, String> {
+        text.parse().map_err(|_| "must be true or false".into())
+    }
+
+    fn write(value: &bool) -> String {
+        value.to_string()
+    }
+}
+
+impl<T: FromStr + ToString> Form<T> for Count {
+    fn read(text: &str) -> Result<T, String> {
+        text.parse()
+            .map_err(|_| "must be a whole number that is not too large".into())
+    }
+
+    fn write(value: &T) -> String {
+        value.to_string()
+    }
+}
+
+impl<T: FromStr + ToString + PartialEq + Default> Form<T> for Some1 {
+    fn read(text: &str) -> Result<T, String> {
+        let value = Count::read(text)?;
+        match value == T::default() {
+            true => Err("must be at least 1".into()),
+            false => Ok(value),
+        }
+    }
+
+    fn write(value: &T) -> String {
+        value.to_string()
+    }
+}
+
+impl Form<Duration> for Time {
+    fn read(text: &str) -> Result<Duration, String> {
+        if text == "0" {
+            return Ok(Duration::ZERO);
+        }
+        SignedDuration::from_str(text)
+            .ok()
+            .and_then(|duration| Duration::try_from(duration).ok())
+            .ok_or_else(|| "write it with a unit, such as 5s, 250ms or 1m30s".into())
+    }
+
+    fn write(value: &Duration) -> String {
+        let duration = SignedDuration::try_from(*value).unwrap_or(SignedDuration::MAX);
+        format!("{duration:#}").replace(' ', "")
+    }
+}
+
+impl Form<Duration> for LongerThan0 {
+    fn read(text: &str) -> Result<Duration, String> {
+        let duration = Time::read(text)?;
+        match duration.is_zero() {
+            true => Err("must be longer than 0".into()),
+            false => Ok(duration),
+        }
+    }
+
+    fn write(value: &Duration) -> String {
+        Time::write(value)
+    }
+}
+
+impl Form<Duration> for Heartbeat {
+    fn read(text: &str) -> Result<Duration, String> {
+        let interval = Time::read(text)?;
+        let allowed = Duration::from_secs(1)..=Duration::from_secs(3_600);
+        match allowed.contains(&interval) {
+            true => Ok(interval),
+            false => Err("must be from 1s to 1h".into()),
+        }
+    }
+
+    fn write(value: &Duration) -> String {
+        Time::write(value)
+    }
+}
+
+impl Form<Option<Duration>> for TimeOrNone {
+    fn read(text: &str) -> Result<Option<Duration>, String> {
+        if text == "none" {
+            return Ok(None);
+        }
+        let duration = Time::read(text).map_err(|message| format!("{message}, or none"))?;
+        Ok(Some(duration).filter(|duration| !duration.is_zero()))
+    }
+
+    fn write(value: &Option<Duration>) -> String {
+        value.as_ref().map_or_else(|| "none".into(), Time::write)
+    }
+}
+
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for Size {
+    fn read(text: &str) -> Result<T, String> {
+        let size = ByteSize::from_str(text).map_err(|_| {
+            "write it as a number of bytes, or with a unit, such as 64KiB or 2GiB".to_owned()
+        })?;
+        T::try_from(size.as_u64()).map_err(|_| "is too large".into())
+    }
+
+    fn write(value: &T) -> String {
+        let bytes = (*value).try_into().unwrap_or(u64::MAX);
+        let unit = [(30, "GiB"), (20, "MiB"), (10, "KiB")]
+            .into_iter()
+            .find(|(shift, _)| bytes > 0 && bytes % (1 << shift) == 0);
+        match unit {
+            Some((shift, unit)) => format!("{}{unit}", bytes >> shift),
+            None => bytes.to_string(),
+        }
+    }
+}
+
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for SomeSize {
+    fn read(text: &str) -> Result<T, String> {
+        bounded(text, 1..=u64::MAX, "must be at least 1 byte")
+    }
+
+    fn write(value: &T) -> String {
+        Size::write(value)
+    }
+}
+
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for Window {
+    fn read(text: &str) -> Result<T, String> {
+        bounded(
+            text,
+            65_535..=0x7fff_ffff,
+            "must be from 65535 bytes to 2147483647, as HTTP/2 has it",
+        )
+    }
+
+    fn write(value: &T) -> String {
+        Size::write(value)
+    }
+}
+
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for Size32 {
+    fn read(text: &str) -> Result<T, String> {
+        bounded(
+            text,
+            1..=u64::from(u32::MAX),
+            "must be from 1 byte to less than 4GiB",
+        )
+    }
+
+    fn write(value: &T) -> String {
+        Size::write(value)
+    }
+}
+
+fn bounded<T: TryFrom<u64> + TryInto<u64> + Copy>(
+    text: &str,
+    range: std::ops::RangeInclusive<u64>,
+    message: &str,
+) -> Result<T, String> {
+    let size = Size::read(text)?;
+    let is_within = range.contains(&size);
+    let size = is_within.then(|| T::try_from(size).ok()).flatten();
+    size.ok_or_else(|| message.into())
+}
+
+impl<T, F: Form<T>> Form<Option<T>> for OrNone<F> {
+    fn read(text: &str) -> Result<Option<T>, String> {
+        optional::<T, F>(text, "none")
+    }
+
+    fn write(value: &Option<T>) -> String {
+        value.as_ref().map_or_else(|| "none".into(), F::write)
+    }
+}
+
+impl<T, F: Form<T>> Form<Option<T>> for OrAuto<F> {
+    fn read(text: &str) -> Result<Option<T>, String> {
+        optional::<T, F>(text, "auto")
+    }
+
+    fn write(value: &Option<T>) -> String {
+        value.as_ref().map_or_else(|| "auto".into(), F::write)
+    }
+}
+
+fn optional<T, F: Form<T>>(text: &str, word: &str) -> Result<Option<T>, String> {
+    if text == word {
+        return Ok(None);
+    }
+    let value = F::read(text).map_err(|message| format!("{message}, or {word}"))?;
+    Ok(Some(value))
+}
+
+impl Form<ClientIdPolicy> for ClientIds {
+    fn read(text: &str) -> Result<ClientIdPolicy, String> {
+        match text {
+            "takeover" => Ok(ClientIdPolicy::Takeover),
+            "reject" => Ok(ClientIdPolicy::Reject),
+            "several" => Ok(ClientIdPolicy::Several),
+            _ => Err("must be takeover, reject or several".into()),
+        }
+    }
+
+    fn write(value: &ClientIdPolicy) -> String {
+        let word = match value {
+            ClientIdPolicy::Takeover => "takeover",
+            ClientIdPolicy::Reject => "reject",
+            ClientIdPolicy::Several => "several",
+        };
+        word.into()
+    }
+}
+
+impl Form<bool> for OnStall {
+    fn read(text: &str) -> Result<bool, String> {
+        match text {
+            "park" => Ok(false),
+            "close" => Ok(true),
+            _ => Err("must be park or close".into()),
+        }
+    }
+
+    fn write(value: &bool) -> String {
+        if *value { "close" } else { "park" }.into()
+    }
+}
+
+impl Form<String> for Log {
+    fn read(text: &str) -> Result<String, String> {
+        match EnvFilter::try_new(text) {
+            Ok(_) if !text.contains(char::is_control) => Ok(text.into()),
+            Ok(_) => Err("has a control character".into()),
+            Err(error) => Err(format!(
+                "{error}: write it as info, or as warn,tidegate=debug"
+            )),
+        }
+    }
+
+    fn write(value: &String) -> String {
+        value.clone()
+    }
+}
+
+impl Form<String> for Text {
+    fn read(text: &str) -> Result<String, String> {
+        match text {
+            "" => Err("must not be empty".into()),
+            text if text.contains(char::is_control) => Err("has a control character".into()),
+            text => Ok(text.into()),
+        }
+    }
+
+    fn write(value: &String) -> String {
+        value.clone()
+    }
+}
+
+impl Form<PathBuf> for File {
+    fn read(text: &str) -> Result<PathBuf, String> {
+        Text::read(text).map(PathBuf::from)
+    }
+
+    fn write(value: &PathBuf) -> String {
+        value.display().to_string()
+    }
+}
+
+impl<T, F: Form<T>> Form<Vec<T>> for Several<F> {
+    fn read(text: &str) -> Result<Vec<T>, String> {
+        match text {
+            "" | "none" => Ok(Vec::new()),
+            _ => text.split(SEPARATOR).map(F::read).collect(),
+        }
+    }
+
+    fn write(value: &Vec<T>) -> String {
+        if value.is_empty() {
+            return "none".into();
+        }
+        let texts: Vec<_> = value.iter().map(F::write).collect();
+        texts.join(SEPARATOR)
+    }
+}
+
+impl Form<ClientAuth> for WhenAsked {
+    fn read(text: &str) -> Result<ClientAuth, String> {
+        match text {
+            "required" => Ok(ClientAuth::Required),
+            "optional" => Ok(ClientAuth::Optional),
+            _ => Err("must be required or optional".into()),
+        }
+    }
+
+    fn write(value: &ClientAuth) -> String {
+        let word = match value {
+            ClientAuth::Required => "required",
+            ClientAuth::Optional => "optional",
+        };
+        word.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_as_people_do() {
+        let written = |milliseconds| Time::write(&Duration::from_millis(milliseconds));
+        assert_eq!(written(5_000), "5s");
+        assert_eq!(written(250), "250ms");
+        assert_eq!(written(90_000), "1m30s");
+        assert_eq!(written(0), "0s");
+        for milliseconds in [0, 1, 999, 1_001, 61_001, 3_600_000, 86_400_000] {
+            let duration = Duration::from_millis(milliseconds);
+            assert_eq!(Time::read(&Time::write(&duration)), Ok(duration));
+        }
+    }
+
+    #[test]
+    fn sizes_are_written_in_the_largest_unit_that_is_exact() {
+        assert_eq!(Size::write(&(64_u64 << 20)), "64MiB");
+        assert_eq!(Size::write(&1_025_u64), "1025");
+        assert_eq!(Size::write(&0_u64), "0");
+        assert_eq!(<Size as Form<u64>>::read("1.5GiB"), Ok(3 << 29));
+        assert!(<Window as Form<u32>>::read("2GiB").is_err());
+    }
+
+    #[test]
+    fn what_is_not_bounded_has_a_word() {
+        assert_eq!(
+            <OrNone<Some1> as Form<Option<usize>>>::read("none"),
+            Ok(None)
+        );
+        let refused = <OrNone<Some1> as Form<Option<usize>>>::read("0").unwrap_err();
+        assert_eq!(refused, "must be at least 1, or none");
+        assert_eq!(TimeOrNone::read("0"), Ok(None));
+    }
+}

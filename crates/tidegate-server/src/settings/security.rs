@@ -1,0 +1,131 @@
+//! TLS, credentials and rules as they are set, each by itself.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{
+    identity::AuthConfig,
+    jwt::{JwksUrl, JwtConfig, JwtKeys},
+    tls::{ClientAuth, TlsConfig},
+};
+
+/// What TLS and credentials are made of.
+#[derive(Debug, Clone)]
+pub(super) struct Security {
+    pub(super) tls: Tls,
+    pub(super) tokens: Option<PathBuf>,
+    pub(super) rules: Option<PathBuf>,
+    pub(super) insecure: bool,
+    pub(super) jwt: Jwt,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tls {
+    pub(super) certificate: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+    pub(super) client_ca: Option<PathBuf>,
+    pub(super) client_auth: ClientAuth,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Jwt {
+    pub(super) issuer: Option<String>,
+    pub(super) audience: Option<String>,
+    pub(super) public_keys: Vec<PathBuf>,
+    pub(super) secrets: Vec<PathBuf>,
+    /// Key sets: paths and addresses.
+    pub(super) keys: Vec<String>,
+    pub(super) keys_ca: Option<PathBuf>,
+    pub(super) refresh: Duration,
+    pub(super) leeway: Duration,
+}
+
+/// What makes no sense alone, by its key, and what it needs.
+pub(super) const NEEDS: &[(&str, &str)] = &[
+    ("tls.certificate", "tls.key"),
+    ("tls.key", "tls.certificate"),
+    ("tls.client_ca", "tls.certificate"),
+    ("tls.client_auth", "tls.client_ca"),
+    ("auth.jwt.issuer", "auth.jwt.audience"),
+    ("auth.jwt.audience", "auth.jwt.issuer"),
+    ("auth.jwt.public_keys", "auth.jwt.issuer"),
+    ("auth.jwt.secrets", "auth.jwt.issuer"),
+    ("auth.jwt.keys", "auth.jwt.issuer"),
+    ("auth.jwt.keys_ca", "auth.jwt.keys"),
+];
+
+impl Default for Security {
+    fn default() -> Self {
+        let AuthConfig {
+            tokens,
+            rules_file,
+            insecure,
+            ..
+        } = AuthConfig::default();
+        Self {
+            tls: Tls::default(),
+            tokens,
+            rules: rules_file,
+            insecure,
+            jwt: Jwt::default(),
+        }
+    }
+}
+
+impl Default for Jwt {
+    fn default() -> Self {
+        Self {
+            issuer: None,
+            audience: None,
+            public_keys: Vec::new(),
+            secrets: Vec::new(),
+            keys: Vec::new(),
+            keys_ca: None,
+            refresh: JwksUrl::new("").refresh_interval,
+            leeway: JwtConfig::new("", "").leeway,
+        }
+    }
+}
+
+impl Security {
+    /// How to speak TLS; `None` is not at all.
+    pub(super) fn tls(&self) -> Option<TlsConfig> {
+        let certificate = self.tls.certificate.as_ref()?;
+        let mut tls = TlsConfig::new(certificate, self.tls.key.as_ref()?);
+        tls.client_ca.clone_from(&self.tls.client_ca);
+        tls.client_auth = self.tls.client_auth;
+        Some(tls)
+    }
+
+    /// Who may call.
+    pub(super) fn auth(&self) -> AuthConfig {
+        AuthConfig {
+            tokens: self.tokens.clone(),
+            jwt: self.jwt.config(),
+            rules_file: self.rules.clone(),
+            insecure: self.insecure,
+            ..AuthConfig::default()
+        }
+    }
+}
+
+impl Jwt {
+    fn config(&self) -> Option<JwtConfig> {
+        let mut jwt = JwtConfig::new(self.issuer.as_ref()?, self.audience.as_ref()?);
+        jwt.leeway = self.leeway;
+        let public = self.public_keys.iter().cloned().map(JwtKeys::Pem);
+        let secrets = self.secrets.iter().cloned().map(JwtKeys::Secret);
+        let sets = self.keys.iter().map(|set| self.key_set(set));
+        jwt.keys = public.chain(secrets).chain(sets).collect();
+        Some(jwt)
+    }
+
+    fn key_set(&self, place: &str) -> JwtKeys {
+        if !place.contains("://") {
+            return JwtKeys::JwksFile(place.into());
+        }
+        let mut set = JwksUrl::new(place);
+        set.refresh_interval = self.refresh;
+        set.ca.clone_from(&self.keys_ca);
+        JwtKeys::JwksUrl(set)
+    }
+}

@@ -1,0 +1,406 @@
+//! The HTTP listener: metrics that move when their cause happens, health, and readiness.
+
+mod common;
+
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration};
+
+use common::*;
+use tidegate::{SweepRules, proto::*};
+use tidegate_server::{Quota, QuotaConfig, ServerConfig};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tonic::Code;
+
+/// The status and the body that a GET is answered with.
+async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    say(address, "GET", path).await
+}
+
+async fn say(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
+}
+
+/// Every value of a scrape, by its name with labels.
+async fn scrape(server: &Running) -> BTreeMap<String, f64> {
+    let (status, text) = get(server.http.unwrap(), "/metrics").await;
+    assert_eq!(status, 200);
+    assert!(text.ends_with("# EOF\n"));
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let values = lines.map(|line| {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        (name.to_owned(), value.parse().unwrap())
+    });
+    values.collect()
+}
+
+/// Waits until a metric has the value.
+async fn until_metric(server: &Running, name: &str, value: f64) {
+    let reached = async {
+        loop {
+            let found = scrape(server).await[name];
+            if found == value {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if tokio::time::timeout(PATIENCE, reached).await.is_err() {
+        panic!("{name} is {}, not {value}", scrape(server).await[name]);
+    }
+}
+
+fn watched() -> ServerConfig {
+    ServerConfig {
+        http: Some("127.0.0.1:0".parse().unwrap()),
+        ..ServerConfig::default()
+    }
+}
+
+fn limited(client_id: &str, max_events: u32, overflow: Overflow) -> SubscribeRequest {
+    SubscribeRequest {
+        client_id: client_id.into(),
+        limits: Some(Limits {
+            max_events,
+            max_bytes: 1 << 30,
+            overflow: overflow.into(),
+        }),
+        ..filters(&["t"])
+    }
+}
+
+#[tokio::test]
+async fn the_listener_is_off_unless_it_is_asked_for() {
+    assert_eq!(Running::start(ServerConfig::default()).await.http, None);
+}
+
+#[tokio::test]
+async fn metrics_of_events_and_subscriptions_move_with_them() {
+    let server = Running::start(watched()).await;
+    let before = scrape(&server).await;
+    assert_eq!(before["tidegate_events_published_total"], 0.0);
+    assert_eq!(before["tidegate_ready"], 1.0);
+
+    let mut client = server.client().await;
+    let mut stream = subscribe(&mut client, filters(&["t"])).await;
+    publish(&mut client, vec![event("t", "1"), event("other", "2")])
+        .await
+        .unwrap();
+    stream.events(1).await;
+    let now = scrape(&server).await;
+    for (name, value) in [
+        ("tidegate_events_published_total", 2.0),
+        ("tidegate_deliveries_matched_total", 1.0),
+        ("tidegate_deliveries_total", 1.0),
+        ("tidegate_connections", 1.0),
+        ("tidegate_subscriptions", 1.0),
+        ("tidegate_clients", 1.0),
+        // The filter, and the client's own topic.
+        ("tidegate_feeds", 2.0),
+        ("tidegate_streams_begun_total", 1.0),
+        ("tidegate_history_events", 2.0),
+    ] {
+        assert_eq!(now[name], value, "{name}");
+    }
+    for name in [
+        "tidegate_history_bytes",
+        "tidegate_retained_bytes",
+        "tidegate_memory_budget_bytes",
+    ] {
+        assert!(now[name] > 0.0, "{name}");
+    }
+
+    let replayed = SubscribeRequest {
+        replay_last: 1,
+        ..filters(&["t"])
+    };
+    let mut replaying = subscribe(&mut client, replayed).await;
+    replaying.next().await.unwrap();
+    let now = scrape(&server).await;
+    assert_eq!(now["tidegate_deliveries_replayed_total"], 1.0);
+
+    drop((stream, replaying));
+    let left = "tidegate_streams_ended_total{reason=\"CLIENT_LEFT\"}";
+    until_metric(&server, left, 2.0).await;
+    assert_eq!(scrape(&server).await["tidegate_subscriptions"], 0.0);
+}
+
+#[tokio::test]
+async fn losses_and_gaps_are_told_by_their_reason_and_who_is_behind_by_how_much() {
+    let config = ServerConfig {
+        sweep: SweepRules {
+            stall_timeout: Some(Duration::from_millis(100)),
+            ..SweepRules::default()
+        },
+        ..watched()
+    };
+    let server = Running::start(config).await;
+    let mut publisher = server.client().await;
+    let mut slow = server.client_with_small_windows().await;
+    let mut stream = subscribe(&mut slow, limited("slow", 10, Overflow::DropOldest)).await;
+    let mut newest = server.client_with_small_windows().await;
+    let mut conflating = subscribe(&mut newest, limited("newest", 10, Overflow::Conflate)).await;
+    for _ in 0..10 {
+        let events = (0..100).map(|_| event("t", vec![b'x'; 10_000])).collect();
+        publish(&mut publisher, events).await.unwrap();
+    }
+    until_metric(&server, "tidegate_subscriptions_stalled", 2.0).await;
+    let behind = scrape(&server).await;
+    let samples = behind["tidegate_subscription_backlog_events_count"];
+    assert!(samples > 0.0);
+    assert!(behind["tidegate_subscription_backlog_events_sum"] > 0.0);
+    assert!(behind["tidegate_subscription_lag_seconds_sum"] > 0.0);
+    assert!(behind["tidegate_subscription_backlog_events_bucket{le=\"1.0\"}"] < samples);
+
+    while stream.counted == 0 {
+        stream.next().await.unwrap();
+    }
+    while conflating.counted == 0 {
+        conflating.next().await.unwrap();
+    }
+    let now = scrape(&server).await;
+    assert!(now["tidegate_events_lost_total{reason=\"overflow\"}"] >= stream.counted as f64);
+    assert!(now["tidegate_events_lost_total{reason=\"conflated\"}"] >= conflating.counted as f64);
+    assert!(now["tidegate_gaps_total{reason=\"overflow\"}"] >= 1.0);
+    assert!(now["tidegate_gaps_total{reason=\"conflated\"}"] >= 1.0);
+    assert_eq!(now["tidegate_gaps_total{reason=\"evicted\"}"], 0.0);
+
+    let elsewhere = SubscribeRequest {
+        resume_after: Some(Position {
+            epoch: 1,
+            sequence: 5,
+        }),
+        ..filters(&["t"])
+    };
+    let mut resuming = subscribe(&mut publisher, elsewhere).await;
+    while !matches!(resuming.next().await.unwrap(), Response::Gap(_)) {}
+    let other_epoch = "tidegate_gaps_total{reason=\"epoch_changed\"}";
+    assert_eq!(scrape(&server).await[other_epoch], 1.0);
+}
+
+#[tokio::test]
+async fn what_was_evicted_is_told_by_its_reason() {
+    let config = ServerConfig {
+        memory_budget: Some(1 << 20),
+        ..watched()
+    };
+    let server = Running::start(config).await;
+    let mut publisher = server.client().await;
+    let mut slow = server.client_with_small_windows().await;
+    let mut stream = subscribe(&mut slow, limited("slow", 60_000, Overflow::DropOldest)).await;
+    for _ in 0..30 {
+        let events = (0..100).map(|_| event("t", vec![b'x'; 10_000])).collect();
+        publish(&mut publisher, events).await.unwrap();
+    }
+    while stream.counted == 0 {
+        stream.next().await.unwrap();
+    }
+    let now = scrape(&server).await;
+    assert!(now["tidegate_events_lost_total{reason=\"evicted\"}"] >= stream.counted as f64);
+    assert!(now["tidegate_gaps_total{reason=\"evicted\"}"] >= 1.0);
+}
+
+#[tokio::test]
+async fn streams_are_counted_by_how_they_ended() {
+    let server = Running::start(ServerConfig {
+        sweep: SweepRules {
+            stall_timeout: Some(Duration::from_millis(50)),
+            close_stalled: true,
+            grace: Duration::from_millis(50),
+        },
+        ..watched()
+    })
+    .await;
+    let mut client = server.client().await;
+    let named = |id: &str| SubscribeRequest {
+        client_id: id.into(),
+        ..filters(&["t"])
+    };
+    let mut old = subscribe(&mut client, named("a")).await;
+    let new = subscribe(&mut client, named("a")).await;
+    assert_eq!(old.next().await.unwrap_err().code(), Code::Aborted);
+    drop((old, new));
+    let ended = |reason: &str| format!("tidegate_streams_ended_total{{reason=\"{reason}\"}}");
+    until_metric(&server, &ended("TAKEN_OVER"), 1.0).await;
+
+    // It does not read, is ended, takes no notice, and is reset.
+    let mut slow = server.client_with_small_windows().await;
+    let _stuck = subscribe(&mut slow, limited("stuck", 10, Overflow::DropOldest)).await;
+    for _ in 0..5 {
+        let events = (0..100).map(|_| event("t", vec![b'x'; 10_000])).collect();
+        publish(&mut client, events).await.unwrap();
+    }
+    until_metric(&server, "tidegate_streams_reset_total", 1.0).await;
+    until_metric(&server, &ended("STALLED"), 1.0).await;
+    let abandoned = scrape(&server).await["tidegate_deliveries_abandoned_total"];
+    assert!(abandoned > 0.0);
+}
+
+#[tokio::test]
+async fn refusals_are_counted_by_their_reason() {
+    let server = Running::start(ServerConfig {
+        max_connections_per_address: Some(1),
+        quotas: QuotaConfig {
+            address: Quota {
+                subscriptions: Some(1),
+                ..Quota::default()
+            },
+            ..QuotaConfig::default()
+        },
+        ..watched()
+    })
+    .await;
+    let mut client = server.client().await;
+    let _one = subscribe(&mut client, filters(&["t"])).await;
+    client.subscribe(filters(&["t"])).await.unwrap_err();
+    let mut second = TcpStream::connect(server.address).await.unwrap();
+    second.read_u8().await.unwrap_err();
+    let now = scrape(&server).await;
+    assert_eq!(
+        now["tidegate_quota_refusals_total{quota=\"subscriptions\"}"],
+        1.0
+    );
+    assert_eq!(
+        now["tidegate_connections_refused_total{reason=\"address\"}"],
+        1.0
+    );
+    assert_eq!(
+        now["tidegate_connections_refused_total{reason=\"full\"}"],
+        0.0
+    );
+    assert_eq!(now["tidegate_auth_failures_total"], 0.0);
+}
+
+#[tokio::test]
+async fn no_label_names_a_client_a_filter_or_an_address() {
+    let server = Running::start(watched()).await;
+    let mut client = server.client().await;
+    let request = SubscribeRequest {
+        client_id: "canary-client".into(),
+        ..filters(&["canary.filter"])
+    };
+    let _stream = subscribe(&mut client, request).await;
+    let (_, text) = get(server.http.unwrap(), "/metrics").await;
+    assert!(
+        !text.contains("canary") && !text.contains("127.0.0.1"),
+        "{text}"
+    );
+    let before = text.lines().count();
+    for i in 0..100 {
+        let request = SubscribeRequest {
+            client_id: format!("client-{i}"),
+            ..filters(&[&format!("filter.{i}")])
+        };
+        drop(subscribe(&mut client, request).await);
+    }
+    let (_, text) = get(server.http.unwrap(), "/metrics").await;
+    assert_eq!(text.lines().count(), before, "series grow with clients");
+}
+
+#[tokio::test]
+async fn readiness_turns_with_the_drain_and_health_does_not() {
+    let server = Running::start(ServerConfig {
+        drain_timeout: PATIENCE,
+        ..watched()
+    })
+    .await;
+    let http = server.http.unwrap();
+    assert_eq!(get(http, "/healthz").await.0, 200);
+    assert_eq!(get(http, "/readyz").await, (200, "ready\n".into()));
+    // It takes no notice of GOAWAY, and so holds up the drain.
+    let mut deaf = TcpStream::connect(server.address).await.unwrap();
+    deaf.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await
+        .unwrap();
+    deaf.read_exact(&mut [0; 9]).await.unwrap();
+    assert!(server.controls.drain());
+    assert!(!server.controls.drain(), "it is under way");
+    assert_eq!(get(http, "/readyz").await, (503, "draining\n".into()));
+    assert_eq!(get(http, "/healthz").await.0, 200);
+    assert_eq!(scrape(&server).await["tidegate_ready"], 0.0);
+    drop(deaf);
+    server.drained().await;
+    TcpStream::connect(http).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn other_paths_and_methods_are_refused() {
+    let server = Running::start(watched()).await;
+    let http = server.http.unwrap();
+    let (status, said) = get(http, "/").await;
+    assert!(status == 404 && said.contains("/metrics"));
+    assert_eq!(say(http, "POST", "/readyz").await.0, 405);
+}
+
+fn document(path: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    fs::read_to_string(root.join(path)).unwrap()
+}
+
+/// Every word of a text that begins like the name of a metric.
+fn named_in(text: &str) -> Vec<&str> {
+    text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
+        .filter(|word| word.starts_with("tidegate_"))
+        .collect()
+}
+
+/// The names of all metrics as they are scraped, those of a histogram by its three.
+async fn names() -> Vec<String> {
+    let server = Running::start(watched()).await;
+    let mut names: Vec<_> = scrape(&server)
+        .await
+        .into_keys()
+        .map(|name| name.split('{').next().unwrap().to_owned())
+        .collect();
+    names.dedup();
+    names
+}
+
+#[tokio::test]
+async fn the_document_has_every_metric_and_no_other() {
+    let text = document("docs/metrics.md");
+    let names = names().await;
+    for name in &names {
+        let is_part = |suffix| name.strip_suffix(suffix).unwrap_or(name);
+        let histogram = is_part("_bucket")
+            .min(is_part("_sum"))
+            .min(is_part("_count"));
+        let row = [format!("| `{name}` |"), format!("| `{histogram}` |")];
+        assert!(row.iter().any(|row| text.contains(row)), "{name}");
+    }
+    for named in named_in(&text) {
+        let is_name = |name: &String| name == named || *name == format!("{named}_count");
+        assert!(names.iter().any(is_name), "there is no {named}");
+    }
+}
+
+#[tokio::test]
+async fn the_dashboard_asks_for_metrics_that_are_there() {
+    let text = document("packaging/grafana/tidegate.json");
+    let dashboard: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let names = names().await;
+    for panel in panels.iter().filter(|panel| panel["type"] != "row") {
+        let targets = panel["targets"].as_array().unwrap();
+        for target in targets {
+            let query = target["expr"].as_str().unwrap();
+            let asked = named_in(query);
+            assert!(!asked.is_empty(), "{query} asks for nothing");
+            for named in asked {
+                assert!(
+                    names.iter().any(|name| name == named),
+                    "there is no {named}"
+                );
+            }
+        }
+    }
+    assert!(panels.len() > 10);
+}
