@@ -281,6 +281,14 @@ impl ClientBuilder {
             };
         }
         let mut tls = match &self.tls_ca {
+            // Of none at all tonic makes a client that trusts nobody.
+            Some(pem) if !has_certificate(pem) => {
+                return Err(Error::InvalidCredentials(
+                    "the certificates cannot be used: there is none in PEM among those that may vouch \
+                     for the server"
+                        .into(),
+                ));
+            }
             Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
             None => ClientTlsConfig::new().with_native_roots(),
         };
@@ -310,6 +318,12 @@ impl ClientBuilder {
             _ => Err(invalid("it must begin with https:// or http://")),
         }
     }
+}
+
+/// Whether there is a certificate in PEM in it (RFC 7468, section 5).
+fn has_certificate(pem: &[u8]) -> bool {
+    const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+    pem.windows(BEGIN.len()).any(|bytes| bytes == BEGIN)
 }
 
 /// Neither token nor key shows.
@@ -363,7 +377,7 @@ mod tests {
             (builder().tls_identity("none", "none"), "certificates"),
             (Client::builder("http://host").tls_ca(""), "https"),
         ] {
-            let error = bad.connect_lazy().unwrap_err();
+            let error = bad.connect_lazy().expect_err(problem);
             assert!(error.to_string().contains(problem), "{problem}: {error}");
         }
         let shown = format!("{:?}", builder().token("secret"));
