@@ -292,10 +292,10 @@ pub(crate) fn over_quota(over: OverQuota) -> Status {
 /// The status for a message that tonic could not read. It has a code for one that is too large which
 /// means something else here.
 pub(crate) fn unreadable(status: Status, too_large: Reason) -> Status {
-    if status.code() == Code::OutOfRange {
-        too_large.status(status.message())
-    } else {
-        status
+    match (status.code(), too_large) {
+        (Code::OutOfRange, Reason::BatchTooLarge) => too_large.in_field("events", status.message()),
+        (Code::OutOfRange, _) => too_large.status(status.message()),
+        _ => status,
     }
 }
 
