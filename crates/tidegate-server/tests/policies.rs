@@ -112,29 +112,20 @@ async fn min_interval_spaces_releases_and_everything_ready_goes_at_each() {
         }
     });
     let began = Instant::now();
-    let mut arrivals = Vec::new();
+    let mut releases = 0;
     while dashboard.next_index < 30_000 {
         if let Response::Batch(batch) = dashboard.next().await.unwrap() {
-            arrivals.push(began.elapsed());
+            releases += 1;
             assert!(batch.events.len() <= 100);
         }
     }
     publishing.await.unwrap();
     assert_eq!(dashboard.delivered + dashboard.counted, 30_000);
-    // A release may take several batches; what counts is the time between them.
-    let releases: Vec<_> = arrivals
-        .chunk_by(|a, b| *b - *a < interval / 2)
-        .map(|release| release[0])
-        .collect();
+    // Each release is one batch: the newest of 100 keys fit into a chunk. However slow the machine is, there are
+    // no more of them than the time allows.
     let most = began.elapsed().as_millis() / interval.as_millis() + 2;
-    assert!(
-        releases.len() as u128 <= most && releases.len() > 3,
-        "{releases:?}"
-    );
-    assert!(
-        dashboard.delivered < 3_000,
-        "the dashboard got far less than was published"
-    );
+    assert!(releases > 3 && releases <= most, "{releases} of {most}");
+    assert!(u128::from(dashboard.delivered) <= most * 100);
 }
 
 #[tokio::test]
