@@ -224,7 +224,7 @@ impl ConnectionRoutes {
                     Ok(response) => response?,
                     Err(_) => late().into_http(),
                 };
-                Ok(respond(&calls, access, response))
+                Ok(calls.respond(access.as_ref(), response))
             });
         }
         if !path.starts_with("/grpc.") {
@@ -237,12 +237,12 @@ impl ConnectionRoutes {
         let calls = self.calls.clone();
         if path.starts_with(HEALTH) {
             let response = self.beside.health.clone().call(request);
-            return Box::pin(async move { Ok(respond(&calls, access, response.await?)) });
+            return Box::pin(async move { Ok(calls.respond(access.as_ref(), response.await?)) });
         }
         if path.starts_with(REFLECTION) {
             let request = request.map(|body| calls.request(body));
             let response = self.beside.reflection.clone().call(request);
-            return Box::pin(async move { Ok(respond(&calls, access, response.await?)) });
+            return Box::pin(async move { Ok(calls.respond(access.as_ref(), response.await?)) });
         }
         // Answered as any method that is not there.
         self.events.call(request)
@@ -251,15 +251,4 @@ impl ConnectionRoutes {
 
 fn late() -> Status {
     Reason::DeadlineExceeded.status("the request did not come in time")
-}
-
-fn respond(
-    calls: &Calls,
-    access: Option<Access>,
-    response: http::Response<tonic::body::Body>,
-) -> http::Response<ResponseBody> {
-    match access {
-        Some(access) => calls.respond_to(&access, response),
-        None => calls.respond(response),
-    }
 }

@@ -105,25 +105,16 @@ impl Calls {
         self.shared.ended.cancel();
     }
 
-    /// A response to a call of this connection, for services that are served beside the events.
+    /// A response to a call of this connection, for services that are served beside the events. To a caller with an
+    /// access, it ends when the credentials are no longer accepted.
     #[must_use]
     pub fn respond(
         &self,
-        response: http::Response<tonic::body::Body>,
-    ) -> http::Response<ResponseBody> {
-        response.map(|body| ResponseBody::Other(CallBody::new(body, Some(self.clone()), None)))
-    }
-
-    /// As [`respond`](Self::respond), to a caller with this access: the response ends when its credentials
-    /// are no longer accepted.
-    #[must_use]
-    pub fn respond_to(
-        &self,
-        access: &Access,
+        access: Option<&Access>,
         response: http::Response<tonic::body::Body>,
     ) -> http::Response<ResponseBody> {
         let calls = Some(self.clone());
-        response.map(|body| ResponseBody::Other(CallBody::new(body, calls, Some(access))))
+        response.map(|body| ResponseBody::Other(CallBody::new(body, calls, access)))
     }
 
     /// The body of a request of this connection, for a service that reads on although nobody waits for its

@@ -1,8 +1,8 @@
-//! `Publish` and `PublishStream`: the methods of tonic's generated service over the hub, served with requests
-//! that are [measured](crate::measure) before they are decoded.
+//! `Publish` and `PublishStream` over the hub, served by tonic with requests that are
+//! [measured](crate::measure) before they are decoded.
 
 use std::{
-    future::Future,
+    future::{Ready, ready},
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -23,10 +23,7 @@ use crate::{
     convert,
     gate::{Caller, Gate, caller},
     measure::MeasuringCodec,
-    proto::{
-        PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse,
-        event_service_server::{self, EventService as _},
-    },
+    proto::{PublishRequest, PublishResponse},
     service::PublishLimits,
     status::{Reason, not_published, unreadable},
     wire::Encoded,
@@ -39,9 +36,7 @@ pub(crate) const PUBLISH_STREAM: &str = "/tidegate.v1.EventService/PublishStream
 /// The most bytes of a length, in protobuf: of one that is below 4 GiB, as gRPC's messages are.
 const MAX_LENGTH_BYTES: usize = 5;
 
-type Answer<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send>>;
-
-/// What the generated service calls. Cheap to clone.
+/// What tonic calls for both methods. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Publisher {
     hub: Hub<Encoded>,
@@ -81,7 +76,7 @@ impl Publisher {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
         let mut grpc = self.grpc();
-        match timeout(request_timeout, grpc.unary(Once(self), request)).await {
+        match timeout(request_timeout, grpc.unary(self, request)).await {
             Ok(response) => response,
             Err(_) => late().into_http(),
         }
@@ -97,7 +92,7 @@ impl Publisher {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
         let mut grpc = self.grpc();
-        grpc.streaming(Many(self), request).await
+        grpc.streaming(self, request).await
     }
 
     fn grpc(&self) -> Grpc<MeasuringCodec<PublishResponse, PublishRequest>> {
@@ -150,69 +145,30 @@ pub(crate) fn late() -> Status {
     Reason::DeadlineExceeded.status("the request did not come in time")
 }
 
-/// `Publish`, as tonic calls it.
-struct Once(Publisher);
-
-/// `PublishStream`, as tonic calls it.
-struct Many(Publisher);
-
-impl UnaryService<PublishRequest> for Once {
+impl UnaryService<PublishRequest> for Publisher {
     type Response = PublishResponse;
-    type Future = Answer<PublishResponse>;
+    type Future = Ready<Result<Response<PublishResponse>, Status>>;
 
     fn call(&mut self, request: Request<PublishRequest>) -> Self::Future {
-        let publisher = self.0.clone();
-        Box::pin(
-            async move { event_service_server::EventService::publish(&publisher, request).await },
-        )
+        let who = self.who(request.extensions());
+        ready(self.publish(request.into_inner(), &who).map(Response::new))
     }
 }
 
-impl StreamingService<PublishRequest> for Many {
+/// One response a request, in order. The next request is read when the transport asks for the next response, so a
+/// client that does not read its responses is not read either.
+impl StreamingService<PublishRequest> for Publisher {
     type Response = PublishResponse;
-    type ResponseStream = <Publisher as event_service_server::EventService>::PublishStreamStream;
-    type Future = Answer<Self::ResponseStream>;
+    type ResponseStream = Pin<Box<dyn Stream<Item = Result<PublishResponse, Status>> + Send>>;
+    type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, requests: Request<Streaming<PublishRequest>>) -> Self::Future {
-        let publisher = self.0.clone();
-        Box::pin(async move { publisher.publish_stream(requests).await })
-    }
-}
-
-#[tonic::async_trait]
-impl event_service_server::EventService for Publisher {
-    type SubscribeStream = tokio_stream::Empty<Result<SubscribeResponse, Status>>;
-    type PublishStreamStream = Pin<Box<dyn Stream<Item = Result<PublishResponse, Status>> + Send>>;
-
-    async fn publish(
-        &self,
-        request: Request<PublishRequest>,
-    ) -> Result<Response<PublishResponse>, Status> {
-        let who = self.who(request.extensions());
-        Self::publish(self, request.into_inner(), &who).map(Response::new)
-    }
-
-    /// One response a request, in order. The next request is read when the transport asks for the next
-    /// response, so a client that does not read its responses is not read either.
-    async fn publish_stream(
-        &self,
-        requests: Request<Streaming<PublishRequest>>,
-    ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let publisher = self.clone();
         let who = self.who(requests.extensions());
         let responses = requests.into_inner().map(move |request| {
             let request = request.map_err(|status| unreadable(status, Reason::BatchTooLarge))?;
-            Self::publish(&publisher, request, &who)
+            publisher.publish(request, &who)
         });
-        Ok(Response::new(Box::pin(responses)))
-    }
-
-    /// Subscriptions have a body of their own and do not come here: [`EventService`](crate::EventService)
-    /// takes them before.
-    async fn subscribe(
-        &self,
-        _: Request<SubscribeRequest>,
-    ) -> Result<Response<Self::SubscribeStream>, Status> {
-        Err(Reason::Internal.status("this path is served in front of the generated service"))
+        ready(Ok(Response::new(Box::pin(responses))))
     }
 }

@@ -34,7 +34,7 @@ use crate::{
     drainer::{Drainer, Held},
     gate::{Gate, Permit, caller},
     measure::MeasuringCodec,
-    proto::{SubscribeRequest, SubscribeResponse, event_service_server::EventServiceServer},
+    proto::{SubscribeRequest, SubscribeResponse},
     publish::{PUBLISH, PUBLISH_STREAM, Publisher, late},
     reset,
     status::{Reason, not_subscribed, unreadable},
@@ -59,8 +59,6 @@ pub struct EventService {
     hub: Hub<Encoded>,
     config: Arc<ServiceConfig>,
     publisher: Publisher,
-    /// Answers calls to methods that are not there.
-    generated: EventServiceServer<Publisher>,
     /// The calls of the connection that is served, if whoever serves it wants to end them.
     calls: Option<Calls>,
 }
@@ -98,7 +96,7 @@ pub struct PublishLimits {
     pub max_event_bytes: usize,
 }
 
-/// The body of a response: a subscription, or what tonic's generated service answers.
+/// The body of a response: a subscription, or what tonic answers.
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
@@ -142,13 +140,12 @@ impl EventService {
     /// Makes the service for `hub`.
     #[must_use]
     pub fn new(hub: Hub<Encoded>, config: ServiceConfig) -> Self {
-        let publisher = Publisher::new(hub.clone(), config.publish.clone(), config.gate.clone());
         static SERVICES: AtomicU64 = AtomicU64::new(0);
+        let publisher = Publisher::new(hub.clone(), config.publish.clone(), config.gate.clone());
         Self {
             id: SERVICES.fetch_add(1, Relaxed),
             hub,
             config: Arc::new(config),
-            generated: EventServiceServer::new(publisher.clone()),
             publisher,
             calls: None,
         }
@@ -279,33 +276,27 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> ResponseFuture {
-        if request.uri().path() == SUBSCRIBE && is_grpc(&request) {
+        let path = request.uri().path();
+        if !matches!(path, SUBSCRIBE | PUBLISH | PUBLISH_STREAM) {
+            return Box::pin(async { Ok(Status::unimplemented("").into_http()) });
+        }
+        if !is_grpc(&request) {
+            return Box::pin(async { Ok(not_grpc()) });
+        }
+        if path == SUBSCRIBE {
             let service = self.clone();
             return Box::pin(async move { Ok(answer(service.subscribe(request).await)) });
         }
         let access = request.extensions().get::<Access>().cloned();
         let calls = self.calls.clone();
+        let answer = move |response| answer_to_publish(response, calls, access.as_ref());
         let publisher = self.publisher.clone();
-        match request.uri().path() {
-            PUBLISH if is_grpc(&request) => {
-                let response = publisher.serve(request, self.config.request_timeout);
-                Box::pin(
-                    async move { Ok(answer_to_publish(response.await, calls, access.as_ref())) },
-                )
-            }
-            PUBLISH_STREAM if is_grpc(&request) => {
-                let response = publisher.serve_stream(request);
-                Box::pin(
-                    async move { Ok(answer_to_publish(response.await, calls, access.as_ref())) },
-                )
-            }
-            SUBSCRIBE | PUBLISH | PUBLISH_STREAM => Box::pin(async { Ok(not_grpc()) }),
-            _ => {
-                let response = self.generated.call(request);
-                Box::pin(
-                    async move { Ok(answer_to_publish(response.await?, calls, access.as_ref())) },
-                )
-            }
+        if path == PUBLISH {
+            let response = publisher.serve(request, self.config.request_timeout);
+            Box::pin(async move { Ok(answer(response.await)) })
+        } else {
+            let response = publisher.serve_stream(request);
+            Box::pin(async move { Ok(answer(response.await)) })
         }
     }
 }
@@ -331,8 +322,7 @@ fn not_grpc() -> http::Response<ResponseBody> {
     response
 }
 
-/// Passes on what tonic's generated service answers, but for a request that it refused to read: see
-/// [`unreadable`].
+/// Passes on what tonic answers, but for a request that it refused to read: see [`unreadable`].
 fn answer_to_publish(
     response: http::Response<tonic::body::Body>,
     calls: Option<Calls>,
