@@ -1,6 +1,6 @@
 //! Reading the configuration again on SIGHUP, and the files that it names.
 
-use std::{error::Error as _, io};
+use std::io;
 
 use tidegate_server::{
     Controls, Server,
@@ -77,9 +77,8 @@ impl Reloader {
         match self.files.reload().await {
             Ok(()) => tracing::info!("certificates, credentials and rules read again"),
             Err(errors) => errors.iter().for_each(|error| {
-                let cause = error.source().map(|source| format!(": {source}"));
-                let cause = cause.unwrap_or_default();
-                tracing::error!("{error}{cause}; what was there before stays");
+                let error = error.with_cause();
+                tracing::error!("{error}; what was there before stays");
             }),
         }
     }

@@ -1,6 +1,7 @@
 //! Files that may change while the server runs.
 
 use std::{
+    error::Error as _,
     fs, io,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -45,6 +46,15 @@ pub(crate) struct Files {
 pub(crate) type Contents = Result<Vec<Vec<u8>>, SecurityError>;
 
 impl SecurityError {
+    /// The error and what caused it, in one line for a log.
+    #[must_use]
+    pub fn with_cause(&self) -> String {
+        match self.source() {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
+
     pub(crate) fn invalid(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
         Self::Invalid {
             path: path.as_ref().into(),
@@ -80,7 +90,7 @@ impl Files {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, SecurityError> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, SecurityError> {
     fs::read(path).map_err(|source| SecurityError::Read {
         path: path.into(),
         source,

@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::{
-    files::SecurityError,
+    files::{self, SecurityError},
     jwt::{JwksUrl, JwtKeys, Keys},
     tls,
 };
@@ -128,7 +128,7 @@ impl Fetcher {
 
 fn trusting(ca: Option<&PathBuf>) -> Result<Arc<ClientConfig>, SecurityError> {
     let roots = match ca {
-        Some(path) => tls::roots(path, &tls::read(path)?)?,
+        Some(path) => tls::roots(path, &files::read(path)?)?,
         None => tls::system_roots(),
     };
     let config = ClientConfig::builder_with_provider(tls::provider())

@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{task::AbortHandle, time};
+use tokio::time;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{files::SecurityError, identity::Identity, tls::Tls};
 
@@ -15,10 +16,6 @@ pub struct Reloader {
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) identity: Option<Arc<Identity>>,
 }
-
-/// Ends a task when it is dropped.
-#[derive(Debug)]
-pub(crate) struct AbortOnDrop(AbortHandle);
 
 impl Reloader {
     /// Reads all files again now, as the server itself does within 2 s of their change, and fetches key sets.
@@ -45,11 +42,9 @@ impl Reloader {
     }
 
     /// Does so for ever, whenever something has changed, until what is returned is dropped.
-    pub(crate) fn keep_fresh(&self) -> Option<AbortOnDrop> {
-        self.has_files().then(|| {
-            let task = tokio::spawn(self.clone().refresh());
-            AbortOnDrop(task.abort_handle())
-        })
+    pub(crate) fn keep_fresh(&self) -> Option<AbortOnDropHandle<()>> {
+        self.has_files()
+            .then(|| AbortOnDropHandle::new(tokio::spawn(self.clone().refresh())))
     }
 
     async fn refresh(self) {
@@ -58,7 +53,7 @@ impl Reloader {
             loop {
                 ticks.tick().await;
                 for error in self.clone().reload_files(false).await {
-                    tracing::error!(error = %told(&error), "cannot reload; what was there before stays");
+                    tracing::error!(error = %error.with_cause(), "cannot reload; what was there before stays");
                 }
             }
         };
@@ -96,20 +91,5 @@ impl Reloader {
             errors.extend(identity.reload(anyway));
         }
         errors
-    }
-}
-
-/// An error with its cause.
-fn told(error: &SecurityError) -> String {
-    use std::error::Error as _;
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
-}
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }

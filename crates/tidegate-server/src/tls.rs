@@ -13,7 +13,7 @@
 //! socket together. Gathering below would leave a record, with its own tag and header, for each small frame.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -226,13 +226,6 @@ pub(crate) fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, SecurityEr
         added.map_err(|error| SecurityError::invalid(path, error.to_string()))?;
     }
     Ok(roots)
-}
-
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>, SecurityError> {
-    fs::read(path).map_err(|source| SecurityError::Read {
-        path: path.into(),
-        source,
-    })
 }
 
 fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, SecurityError> {

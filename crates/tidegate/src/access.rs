@@ -12,7 +12,7 @@
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use tidegate_core::{ClientId, CloseReason, Filter, Hub, Topic};
-use tokio::task::AbortHandle;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
 use crate::{
@@ -58,7 +58,10 @@ pub(crate) struct Interest {
 
 /// Ends a subscription when it would not be let in any more. Dropped with it.
 #[derive(Debug)]
-pub(crate) struct Guard(AbortHandle);
+pub(crate) struct Guard {
+    /// Held for its drop.
+    _watch: AbortOnDropHandle<()>,
+}
 
 // ===== impl Access =====
 
@@ -166,12 +169,8 @@ impl Guard {
             let reason = until(authority, |authority| interest.end_under(authority)).await;
             hub.end(id, reason);
         };
-        Self(tokio::spawn(watch).abort_handle())
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.0.abort();
+        Self {
+            _watch: AbortOnDropHandle::new(tokio::spawn(watch)),
+        }
     }
 }
