@@ -1,10 +1,6 @@
 //! The command line, and the forms of values that several commands share.
 
-use std::{str::FromStr, time::Duration};
-
-use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
-use jiff::SignedDuration;
 use tidegate_client::Client;
 
 use crate::{
@@ -90,25 +86,6 @@ fn server_url(text: &str) -> Result<String, String> {
     }
 }
 
-/// A duration as people write it: `5s`, `250ms`, `1m30s`, and `0`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    SignedDuration::from_str(text)
-        .ok()
-        .and_then(|duration| Duration::try_from(duration).ok())
-        .ok_or_else(|| "write it with a unit, such as 5s, 250ms or 1m30s".into())
-}
-
-/// A number of bytes as people write it: `65536`, `64KiB`, `1.5GiB`, `10MB`.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let size = ByteSize::from_str(text);
-    let size =
-        size.map_err(|_| "write it as a number of bytes, or with a unit, such as 64KiB or 2GiB")?;
-    Ok(size.as_u64())
-}
-
 /// An attribute, `NAME=VALUE`. The value may be empty and may contain `=`.
 pub(crate) fn attribute(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -126,28 +103,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn durations_have_units() {
-        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("0"), Ok(Duration::ZERO));
-        for bad in ["", "5", "s", "-5s", "5s ago", "1 fortnight"] {
-            assert!(duration(bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn bytes_may_have_units() {
-        assert_eq!(bytes("65536"), Ok(65_536));
-        assert_eq!(bytes("64KiB"), Ok(64 << 10));
-        assert_eq!(bytes("1.5GiB"), Ok(3 << 29));
-        assert_eq!(bytes("10MB"), Ok(10_000_000));
-        for bad in ["", "-1", "MiB", "5 apples"] {
-            assert!(bytes(bad).is_err(), "{bad:?}");
-        }
     }
 
     #[test]

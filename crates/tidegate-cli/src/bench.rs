@@ -8,11 +8,9 @@ use tidegate_bench::{
     Choice, Churn, Cores, Error, Fanout, Grpc, Idle, Ingest, Launch, Progress, Session, Setup,
     Shape,
 };
+use tidegate_server::settings::duration;
 
-use crate::{
-    args::duration,
-    exit::{Exit, Failure},
-};
+use crate::exit::{Exit, Failure};
 
 /// Measure a server: deliveries, processor time, latency, memory
 ///

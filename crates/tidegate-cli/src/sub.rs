@@ -5,10 +5,11 @@ use std::{io, time::Duration};
 use clap::{Args, ValueEnum};
 use futures_util::FutureExt as _;
 use tidegate_client::{Error, Overflow, Position, SubscribeOptions, Subscription, Update};
+use tidegate_server::settings::{bytes, duration};
 use tokio::io::{AsyncWriteExt as _, Stdout};
 
 use crate::{
-    args::{ServerArgs, bytes, duration},
+    args::ServerArgs,
     exit::Failure,
     output::{Format, Renderer},
     signals,

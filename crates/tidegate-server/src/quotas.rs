@@ -277,16 +277,9 @@ fn users(caller: &Caller) -> Vec<User> {
 // ===== impl State =====
 
 impl State {
-    const fn quota(&self, user: &User) -> &Quota {
-        match user {
-            User::Address(_) => &self.config.address,
-            User::Principal(_) => &self.config.principal,
-        }
-    }
-
     /// Of what `user` would have too much with one more subscription of `filters`.
     fn over_places(&self, user: &User, filters: &[Arc<str>]) -> Option<Kind> {
-        let quota = self.quota(user);
+        let quota = self.config.of(user);
         let nothing = Usage::default();
         let usage = self.users.get(user).unwrap_or(&nothing);
         if exceeds(usage.subscriptions + 1, quota.subscriptions) {
@@ -305,7 +298,7 @@ impl State {
 
     /// Of what `user` has published too much, and how long it has to wait.
     fn over_rates(&self, user: &User, now: Instant) -> Option<(Kind, Duration)> {
-        let quota = self.quota(user);
+        let quota = self.config.of(user);
         let usage = self.users.get(user)?;
         let events = usage.events.wait(quota.publish_events, now);
         let bytes = usage.bytes.wait(quota.publish_bytes, now);
@@ -317,7 +310,7 @@ impl State {
     }
 
     fn take(&mut self, user: &User, events: f64, bytes: f64, now: Instant) {
-        let quota = *self.quota(user);
+        let quota = *self.config.of(user);
         if !quota.has_rates() {
             return;
         }
@@ -327,14 +320,9 @@ impl State {
     }
 
     fn forget_idle(&mut self, now: Instant) {
-        let QuotaConfig {
-            address, principal, ..
-        } = self.config;
+        let config = self.config;
         self.users.retain(|user, usage| {
-            let quota = match user {
-                User::Address(_) => &address,
-                User::Principal(_) => &principal,
-            };
+            let quota = config.of(user);
             usage.subscriptions > 0
                 || !usage.events.is_full(quota.publish_events, now)
                 || !usage.bytes.is_full(quota.publish_bytes, now)
@@ -417,6 +405,13 @@ impl Kind {
 }
 
 impl QuotaConfig {
+    const fn of(&self, user: &User) -> &Quota {
+        match user {
+            User::Address(_) => &self.address,
+            User::Principal(_) => &self.principal,
+        }
+    }
+
     const fn has_rates(&self) -> bool {
         self.address.has_rates() || self.principal.has_rates()
     }

@@ -82,6 +82,31 @@ pub(super) struct Several<F>(F);
 /// `required` or `optional`.
 pub(super) struct WhenAsked;
 
+/// A duration as people write it: `5s`, `250ms`, `1m30s`, and `0`.
+///
+/// # Errors
+/// How to write it instead.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    SignedDuration::from_str(text)
+        .ok()
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .ok_or_else(|| "write it with a unit, such as 5s, 250ms or 1m30s".into())
+}
+
+/// A number of bytes as people write it: `65536`, `64KiB`, `1.5GiB`, `10MB`.
+///
+/// # Errors
+/// How to write it instead.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let size = ByteSize::from_str(text);
+    let size =
+        size.map_err(|_| "write it as a number of bytes, or with a unit, such as 64KiB or 2GiB")?;
+    Ok(size.as_u64())
+}
+
 impl Form<SocketAddr> for Address {
     fn read(text: &str) -> Result<SocketAddr, String> {
         let address = text.parse();
@@ -131,13 +156,7 @@ impl<T: FromStr + ToString + PartialEq + Default> Form<T> for Some1 {
 
 impl Form<Duration> for Time {
     fn read(text: &str) -> Result<Duration, String> {
-        if text == "0" {
-            return Ok(Duration::ZERO);
-        }
-        SignedDuration::from_str(text)
-            .ok()
-            .and_then(|duration| Duration::try_from(duration).ok())
-            .ok_or_else(|| "write it with a unit, such as 5s, 250ms or 1m30s".into())
+        duration(text)
     }
 
     fn write(value: &Duration) -> String {
@@ -191,10 +210,7 @@ impl Form<Option<Duration>> for TimeOrNone {
 
 impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for Size {
     fn read(text: &str) -> Result<T, String> {
-        let size = ByteSize::from_str(text).map_err(|_| {
-            "write it as a number of bytes, or with a unit, such as 64KiB or 2GiB".to_owned()
-        })?;
-        T::try_from(size.as_u64()).map_err(|_| "is too large".into())
+        T::try_from(bytes(text)?).map_err(|_| "is too large".into())
     }
 
     fn write(value: &T) -> String {
@@ -398,6 +414,28 @@ impl Form<ClientAuth> for WhenAsked {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        for bad in ["", "5", "s", "-5s", "5s ago", "1 fortnight"] {
+            assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_may_have_units() {
+        assert_eq!(bytes("65536"), Ok(65_536));
+        assert_eq!(bytes("64KiB"), Ok(64 << 10));
+        assert_eq!(bytes("1.5GiB"), Ok(3 << 29));
+        assert_eq!(bytes("10MB"), Ok(10_000_000));
+        for bad in ["", "-1", "MiB", "5 apples"] {
+            assert!(bytes(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn durations_are_written_as_people_do() {

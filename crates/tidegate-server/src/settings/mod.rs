@@ -19,7 +19,10 @@ mod table;
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use self::security::{NEEDS, Security};
-pub use self::table::SETTINGS;
+pub use self::{
+    forms::{bytes, duration},
+    table::SETTINGS,
+};
 use crate::config::ServerConfig;
 
 /// A thing that can be set.
