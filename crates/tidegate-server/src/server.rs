@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// How often history is looked through for what is too old, and subscriptions for what is stuck, unless
-/// shorter times are asked for.
+/// shorter times are asked for; and how often it is looked at how far everyone is behind.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A server that is bound to its address and not yet serving.
@@ -229,7 +229,6 @@ impl Server {
                 "ended streams that were stuck"
             );
         }
-        self.controls.keep_up(now);
         self.log_refusals();
     }
 
@@ -287,10 +286,12 @@ impl Server {
         });
         let mut stop = pin!(stop);
         let mut upkeep = time::interval(upkeep_interval(&controls.live().sweep));
+        let mut looks = time::interval(UPKEEP_INTERVAL);
         loop {
             tokio::select! {
                 (stream, peer) = self.acceptor.accept() => self.begin(stream, peer, &tasks, &cut),
                 _ = upkeep.tick() => self.keep_up(),
+                _ = looks.tick() => controls.keep_up(Instant::now()),
                 () = &mut stop => break,
                 () = controls.draining() => break,
             }

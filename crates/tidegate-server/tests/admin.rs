@@ -187,18 +187,12 @@ async fn the_worst_come_first_by_backlog_lag_and_losses() {
         };
         list(admin, request).await.subscriptions
     };
-    let reached = async {
-        while worst(&mut admin, SubscriptionOrder::Lag).await[0]
-            .lag
-            .unwrap_or_default()
-            == Default::default()
-        {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+    let lags = async || {
+        let worst = worst(&mut admin, SubscriptionOrder::Lag).await;
+        worst[0].lag.unwrap_or_default() != Default::default()
     };
-    tokio::time::timeout(PATIENCE, reached)
-        .await
-        .expect("it never lags");
+    let pause = Duration::from_millis(10);
+    assert!(comes_true(pause, lags).await, "it never lags");
 
     let mut late = server.client_with_small_windows().await;
     let _less = subscribe(&mut late, limited("less", 1_000)).await;

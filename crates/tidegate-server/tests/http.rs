@@ -44,16 +44,8 @@ async fn scrape(server: &Running) -> BTreeMap<String, f64> {
 
 /// Waits until a metric has the value.
 async fn until_metric(server: &Running, name: &str, value: f64) {
-    let reached = async {
-        loop {
-            let found = scrape(server).await[name];
-            if found == value {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    if tokio::time::timeout(PATIENCE, reached).await.is_err() {
+    let pause = Duration::from_millis(10);
+    if !comes_true(pause, async || scrape(server).await[name] == value).await {
         panic!("{name} is {}, not {value}", scrape(server).await[name]);
     }
 }
@@ -153,6 +145,8 @@ async fn losses_and_gaps_are_told_by_their_reason_and_who_is_behind_by_how_much(
         publish(&mut publisher, events).await.unwrap();
     }
     until_metric(&server, "tidegate_subscriptions_stalled", 2.0).await;
+    let has_looked = async || scrape(&server).await["tidegate_subscription_lag_seconds_sum"] > 0.0;
+    assert!(comes_true(Duration::from_millis(10), has_looked).await);
     let behind = scrape(&server).await;
     let samples = behind["tidegate_subscription_backlog_events_count"];
     assert!(samples > 0.0);

@@ -41,14 +41,30 @@ fn config(folder: &Folder, pair: &Pair) -> ServerConfig {
     }
 }
 
-/// The configuration of a server that asks for certificates that `clients` signed.
-fn mutual(folder: &Folder, pair: &Pair, clients: &Authority, auth: ClientAuth) -> ServerConfig {
-    let mut config = config(folder, pair);
-    let tls = config.tls.as_mut().unwrap();
-    tls.client_ca = Some(folder.write("clients.pem", &clients.pem));
-    tls.client_auth = auth;
-    config.auth.rules_file = Some(folder.write("rules.toml", RULES));
-    config
+/// A server that asks for certificates that `clients` signed.
+struct Mutual {
+    folder: Folder,
+    authority: Authority,
+    clients: Authority,
+    server: Running,
+}
+
+impl Mutual {
+    async fn start(auth: ClientAuth) -> Self {
+        let (folder, authority) = (Folder::new(), Authority::new("test"));
+        let clients = Authority::new("clients");
+        let mut config = config(&folder, &authority.server());
+        let tls = config.tls.as_mut().unwrap();
+        tls.client_ca = Some(folder.write("clients.pem", &clients.pem));
+        tls.client_auth = auth;
+        config.auth.rules_file = Some(folder.write("rules.toml", RULES));
+        Self {
+            server: Running::start(config).await,
+            folder,
+            authority,
+            clients,
+        }
+    }
 }
 
 /// Shakes hands with these protocols on offer.
@@ -236,13 +252,12 @@ async fn files_that_change_are_read_without_being_asked() {
 
 #[tokio::test]
 async fn a_certificate_names_its_principal() {
-    let (folder, authority, clients) = (
-        Folder::new(),
-        Authority::new("test"),
-        Authority::new("clients"),
-    );
-    let config = mutual(&folder, &authority.server(), &clients, ClientAuth::Required);
-    let server = Running::start(config).await;
+    let Mutual {
+        folder: _folder,
+        authority,
+        clients,
+        server,
+    } = Mutual::start(ClientAuth::Required).await;
     let uri = SanType::URI("spiffe://example.org/billing".try_into().unwrap());
     let dns = SanType::DnsName("billing.example.org".try_into().unwrap());
     let ip = SanType::IpAddress("192.0.2.1".parse().unwrap());
@@ -267,13 +282,12 @@ async fn a_certificate_names_its_principal() {
 
 #[tokio::test]
 async fn without_a_good_certificate_nobody_comes_in_where_one_is_required() {
-    let (folder, authority, clients) = (
-        Folder::new(),
-        Authority::new("test"),
-        Authority::new("clients"),
-    );
-    let config = mutual(&folder, &authority.server(), &clients, ClientAuth::Required);
-    let server = Running::start(config).await;
+    let Mutual {
+        folder: _folder,
+        authority,
+        clients,
+        server,
+    } = Mutual::start(ClientAuth::Required).await;
     for pair in [
         None,
         Some(Authority::new("clients").client("billing", vec![])),
@@ -289,13 +303,12 @@ async fn without_a_good_certificate_nobody_comes_in_where_one_is_required() {
 
 #[tokio::test]
 async fn where_a_certificate_is_optional_a_call_without_any_credentials_is_refused() {
-    let (folder, authority, clients) = (
-        Folder::new(),
-        Authority::new("test"),
-        Authority::new("clients"),
-    );
-    let config = mutual(&folder, &authority.server(), &clients, ClientAuth::Optional);
-    let server = Running::start(config).await;
+    let Mutual {
+        folder: _folder,
+        authority,
+        clients,
+        server,
+    } = Mutual::start(ClientAuth::Optional).await;
     let endpoint = tls_endpoint(server.address, &authority, None);
     let nobody = Bearer::new(endpoint.connect().await.unwrap(), None);
     let status = nobody.publish("t").await.unwrap_err();
@@ -317,13 +330,12 @@ async fn where_a_certificate_is_optional_a_call_without_any_credentials_is_refus
 
 #[tokio::test]
 async fn a_stream_ends_when_nobody_vouches_for_its_certificate_any_more() {
-    let (folder, authority, clients) = (
-        Folder::new(),
-        Authority::new("test"),
-        Authority::new("clients"),
-    );
-    let config = mutual(&folder, &authority.server(), &clients, ClientAuth::Required);
-    let server = Running::start(config).await;
+    let Mutual {
+        folder,
+        authority,
+        clients,
+        server,
+    } = Mutual::start(ClientAuth::Required).await;
     let pair = clients.client("billing", vec![]);
     let endpoint = tls_endpoint(server.address, &authority, Some(&pair));
     let client = Bearer::new(endpoint.connect().await.unwrap(), None);

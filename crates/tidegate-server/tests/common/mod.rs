@@ -158,14 +158,21 @@ impl Running {
 
 /// Waits until the numbers of a server are as wanted. There is no event for that outside of the server.
 pub async fn until<S: fmt::Debug>(what: &str, stats: impl Fn() -> S, wanted: impl Fn(&S) -> bool) {
-    let reached = async {
-        while !wanted(&stats()) {
-            time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    if time::timeout(PATIENCE, reached).await.is_err() {
+    let pause = Duration::from_millis(1);
+    if !comes_true(pause, async || wanted(&stats())).await {
         panic!("{what}: {:?}", stats());
     }
+}
+
+/// Asks until the answer is yes, with a pause between. Returns whether that came in time. For what has no event outside
+/// of the server.
+pub async fn comes_true(pause: Duration, mut ask: impl AsyncFnMut() -> bool) -> bool {
+    let asked = async {
+        while !ask().await {
+            time::sleep(pause).await;
+        }
+    };
+    time::timeout(PATIENCE, asked).await.is_ok()
 }
 
 impl Client {
