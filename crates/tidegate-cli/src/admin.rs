@@ -186,27 +186,46 @@ struct Stats {
     ready: bool,
     started: Option<String>,
     position: Option<String>,
-    published_events: u64,
-    matched_deliveries: u64,
-    replayed_events: u64,
-    delivered_events: u64,
-    lost_overflow: u64,
-    lost_conflated: u64,
-    lost_evicted: u64,
-    abandoned_events: u64,
-    subscriptions: u64,
-    stalled_subscriptions: u64,
-    clients: u64,
-    feeds: u64,
-    history_events: u64,
-    history_bytes: u64,
-    retained_bytes: u64,
-    memory_budget_bytes: u64,
-    connections: u64,
-    refused_connections: u64,
-    quota_refusals: u64,
-    quota_observed: u64,
+    #[serde(flatten)]
+    numbers: Numbers,
 }
+
+/// The numbers of [`Statistics`], all of them.
+macro_rules! numbers {
+    ($($name:ident),+) => {
+        #[derive(Debug, Serialize)]
+        struct Numbers { $($name: u64),+ }
+
+        impl From<Statistics> for Numbers {
+            fn from(Statistics { $($name),+ }: Statistics) -> Self {
+                Self { $($name),+ }
+            }
+        }
+    };
+}
+
+numbers!(
+    published_events,
+    matched_deliveries,
+    replayed_events,
+    delivered_events,
+    lost_overflow,
+    lost_conflated,
+    lost_evicted,
+    abandoned_events,
+    subscriptions,
+    stalled_subscriptions,
+    clients,
+    feeds,
+    history_events,
+    history_bytes,
+    retained_bytes,
+    memory_budget_bytes,
+    connections,
+    refused_connections,
+    quota_refusals,
+    quota_observed
+);
 
 impl<'a> Row<'a> {
     fn of(state: &'a SubscriptionState) -> Self {
@@ -268,55 +287,13 @@ const HEAD: [&str; 12] = [
 
 impl Stats {
     fn of(told: &GetServerResponse) -> Self {
-        let Statistics {
-            published_events,
-            matched_deliveries,
-            replayed_events,
-            delivered_events,
-            lost_overflow,
-            lost_conflated,
-            lost_evicted,
-            abandoned_events,
-            subscriptions,
-            stalled_subscriptions,
-            clients,
-            feeds,
-            history_events,
-            history_bytes,
-            retained_bytes,
-            memory_budget_bytes,
-            connections,
-            refused_connections,
-            quota_refusals,
-            quota_observed,
-        } = told.statistics.unwrap_or_default();
+        let position = told.position;
         Self {
             version: told.version.clone(),
             ready: told.ready,
             started: time(told.started),
-            position: told
-                .position
-                .map(|position| Position::from(position).to_string()),
-            published_events,
-            matched_deliveries,
-            replayed_events,
-            delivered_events,
-            lost_overflow,
-            lost_conflated,
-            lost_evicted,
-            abandoned_events,
-            subscriptions,
-            stalled_subscriptions,
-            clients,
-            feeds,
-            history_events,
-            history_bytes,
-            retained_bytes,
-            memory_budget_bytes,
-            connections,
-            refused_connections,
-            quota_refusals,
-            quota_observed,
+            position: position.map(|position| Position::from(position).to_string()),
+            numbers: told.statistics.unwrap_or_default().into(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! `tidegate.v1.AdminService`: the [`Controls`] over gRPC.
 
 use tidegate::{
-    ClientId, Limits, Overflow, Reason,
+    ClientId, Reason, limits_in_force,
     proto::{
         self, DisconnectClientRequest, DisconnectClientResponse, DrainRequest, DrainResponse,
         GetServerRequest, GetServerResponse, ListSubscriptionsRequest, ListSubscriptionsResponse,
@@ -165,7 +165,7 @@ fn told(state: SubscriptionState) -> proto::SubscriptionState {
             .map(|address| address.to_string())
             .unwrap_or_default(),
         filters: state.filters.iter().map(ToString::to_string).collect(),
-        limits: Some(limits(&state.limits)),
+        limits: Some(limits_in_force(&state.limits)),
         since: Some(state.since.into()),
         next_index: state.next_index,
         backlog: info.backlog,
@@ -174,19 +174,6 @@ fn told(state: SubscriptionState) -> proto::SubscriptionState {
         lost_events: info.lost,
         conflated_events: info.conflated,
         stalled: info.is_stalled,
-    }
-}
-
-fn limits(limits: &Limits) -> proto::Limits {
-    let overflow = match limits.overflow {
-        Overflow::DropOldest => proto::Overflow::DropOldest,
-        Overflow::Conflate => proto::Overflow::Conflate,
-        Overflow::Disconnect => proto::Overflow::Disconnect,
-    };
-    proto::Limits {
-        max_events: u32::try_from(limits.max_events.get()).unwrap_or(u32::MAX),
-        max_bytes: limits.max_bytes.get(),
-        overflow: overflow.into(),
     }
 }
 

@@ -299,7 +299,9 @@ pub(crate) fn gap(gap: &Gap) -> proto::Gap {
     }
 }
 
-pub(crate) fn limits_in_force(limits: &Limits) -> proto::Limits {
+/// Limits as the wire contract has them.
+#[must_use]
+pub fn limits_in_force(limits: &Limits) -> proto::Limits {
     let overflow = match limits.overflow {
         Overflow::DropOldest => proto::Overflow::DropOldest,
         Overflow::Conflate => proto::Overflow::Conflate,
