@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -31,14 +30,6 @@ def run(*command: str | Path) -> str:
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout + ran.stderr
-
-
-@pytest.fixture(scope="session")
-def binary() -> str:
-    path = os.environ.get("TIDEGATE_BIN")
-    if not path:
-        pytest.exit("TIDEGATE_BIN must be the path of the tidegate program; scripts/test sets it", returncode=4)
-    return path
 
 
 def manifests() -> dict[str, dict]:

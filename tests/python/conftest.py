@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from support import Client, Server
+from support import Client, Server, binary
 
-
-@pytest.fixture(scope="session")
-def binary() -> str:
-    """The program under test."""
-    path = os.environ.get("TIDEGATE_BIN")
-    if not path:
-        pytest.exit("TIDEGATE_BIN must be the path of the tidegate program; scripts/test sets it", returncode=4)
-    return path
+__all__ = ["binary"]
 
 
 @pytest.fixture

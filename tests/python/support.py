@@ -6,6 +6,7 @@ Nothing here knows more than the contract does: stubs made from the .proto file,
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import signal
 import subprocess
@@ -30,6 +31,15 @@ CHANNEL_OPTIONS = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.enable_http_proxy", 0),
 ]
+
+
+@pytest.fixture(scope="session")
+def binary() -> str:
+    """The program under test."""
+    path = os.environ.get("TIDEGATE_BIN")
+    if not path:
+        pytest.exit("TIDEGATE_BIN must be the path of the tidegate program; scripts/test sets it", returncode=4)
+    return path
 
 
 class Server:

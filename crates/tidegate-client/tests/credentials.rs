@@ -5,7 +5,7 @@ mod support;
 use std::{fs, path::Path};
 
 use support::*;
-use tidegate_client::{Client, ClientBuilder, Code, Error, Status, Update};
+use tidegate_client::{Client, ClientBuilder, Code, Error, Status, Subscription, Update};
 
 fn builder(server: &FakeServer) -> ClientBuilder {
     Client::builder(format!("http://{}", server.address))
@@ -15,12 +15,8 @@ fn expired() -> Status {
     Status::unauthenticated("the credentials have expired")
 }
 
-#[tokio::test]
-async fn it_resumes_with_what_the_file_has_then_and_ends_if_that_is_refused() {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("renewed-token");
-    fs::write(&path, "first\n").unwrap();
-    let mut server = FakeServer::start().await;
-    let client = builder(&server).token_file(&path).connect_lazy().unwrap();
+/// A subscription that has begun, at position 5, and whose credentials then expired.
+async fn subscribe_until_expired(server: &mut FakeServer, client: &Client) -> Subscription {
     let mut subscription = client.subscribe(options());
     let (stream, update) = tokio::join!(
         async { server.subscribe_call().await.begin(5).await },
@@ -31,6 +27,16 @@ async fn it_resumes_with_what_the_file_has_then_and_ends_if_that_is_refused() {
         "{update:?}"
     );
     stream.send(Err(expired())).await.unwrap();
+    subscription
+}
+
+#[tokio::test]
+async fn it_resumes_with_what_the_file_has_then_and_ends_if_that_is_refused() {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("renewed-token");
+    fs::write(&path, "first\n").unwrap();
+    let mut server = FakeServer::start().await;
+    let client = builder(&server).token_file(&path).connect_lazy().unwrap();
+    let mut subscription = subscribe_until_expired(&mut server, &client).await;
     let update = subscription.next().await.unwrap().unwrap();
     let Update::Reconnecting { status, .. } = update else {
         panic!("{update:?}");
@@ -58,16 +64,7 @@ async fn it_resumes_with_what_the_file_has_then_and_ends_if_that_is_refused() {
 async fn it_ends_where_there_is_nothing_to_renew_the_token_from() {
     let mut server = FakeServer::start().await;
     let client = builder(&server).token("fixed").connect_lazy().unwrap();
-    let mut subscription = client.subscribe(options());
-    let (stream, update) = tokio::join!(
-        async { server.subscribe_call().await.begin(5).await },
-        subscription.next()
-    );
-    assert!(
-        matches!(update, Some(Ok(Update::Subscribed(_)))),
-        "{update:?}"
-    );
-    stream.send(Err(expired())).await.unwrap();
+    let mut subscription = subscribe_until_expired(&mut server, &client).await;
     let error = subscription.next().await;
     assert!(
         matches!(error, Some(Err(Error::Unauthenticated(_)))),

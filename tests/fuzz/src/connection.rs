@@ -10,9 +10,10 @@ use hyper_util::{
 use tidegate::{EventService, Hub, HubConfig, ServiceConfig, resettable};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, duplex, split},
-    runtime::Builder,
     time::timeout,
 };
+
+use crate::runtime;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -36,11 +37,7 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Streams {
 pub fn connection(bytes: &[u8]) {
     let hub = Hub::new(HubConfig::new(1));
     let service = EventService::new(hub.clone(), ServiceConfig::default());
-    let runtime = Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .expect("a runtime");
+    let runtime = runtime();
     runtime.block_on(async {
         let (peer, transport) = duplex(1 << 20);
         let mut builder = http2::Builder::new(Streams);

@@ -8,7 +8,8 @@ use hyper::body::Body as _;
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use tidegate::{Encoded, EventService, Hub, HubConfig, ServiceConfig};
-use tokio::runtime::Builder;
+
+use crate::runtime;
 
 /// The body of a call of `Publish`, and of one of `PublishStream`.
 ///
@@ -51,12 +52,7 @@ fn call(hub: &Hub<Encoded>, path: &str, message: &[u8]) -> Option<String> {
     let service =
         TowerToHyperService::new(EventService::new(hub.clone(), ServiceConfig::default()));
     // Subscriptions have timers.
-    let runtime = Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async {
+    runtime().block_on(async {
         let Ok(response) = service.call(request).await;
         let status = |headers: &http::HeaderMap| {
             let status = headers.get("grpc-status")?;
