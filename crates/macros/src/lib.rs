@@ -1,5 +1,7 @@
 //! The attribute macro of the crate `tidegate`, which re-exports and documents it.
 
+use std::mem;
+
 use proc_macro::{Delimiter, Group, Ident, Punct, Spacing, Span, TokenStream, TokenTree};
 
 /// Makes a generated tonic server stream messages that were encoded once, for all who are sent them.
@@ -17,6 +19,25 @@ use proc_macro::{Delimiter, Group, Ident, Punct, Spacing, Span, TokenStream, Tok
 /// The first argument is the protobuf package, the second names one or several messages, as they are named in
 /// that package: `#[tidegate::encode_once(ServerEvent, super::common::Notice)]`. One that the build script
 /// takes from elsewhere, with `extern_path`, is named as it is there: `::their_crate::Notice`.
+///
+/// The methods that answer with such a message are served by `tidegate::typed::Grpc` in place of tonic's handler. It
+/// sends a subscription that a method returned in chunks that its subscribers share, and leaves everything else
+/// to tonic.
+///
+/// # Errors
+/// It does not compile where no message is named:
+///
+/// ```compile_fail
+/// #[tidegate_macros::encode_once()]
+/// mod chat_server {}
+/// ```
+///
+/// nor where no method has the message:
+///
+/// ```compile_fail
+/// #[tidegate_macros::encode_once(ServerEvent)]
+/// mod chat_server {}
+/// ```
 #[proc_macro_attribute]
 pub fn encode_once(messages: TokenStream, module: TokenStream) -> TokenStream {
     let messages: Vec<_> = split_at_commas(messages)
@@ -26,6 +47,7 @@ pub fn encode_once(messages: TokenStream, module: TokenStream) -> TokenStream {
     let mut replacer = Replacer {
         found: vec![false; messages.len()],
         messages,
+        is_answer: false,
     };
     if replacer.messages.is_empty() {
         return error("name a message: `#[tidegate::encode_once(ServerEvent)]`");
@@ -45,6 +67,8 @@ struct Replacer {
     messages: Vec<Vec<TokenTree>>,
     /// Whether each was seen.
     found: Vec<bool>,
+    /// Whether the method that is looked at answers with one.
+    is_answer: bool,
 }
 
 impl Replacer {
@@ -55,21 +79,32 @@ impl Replacer {
         let mut i = 0;
         while i < tokens.len() {
             if let Some(len) = self.message_at(&tokens[i..]) {
+                self.is_answer |= i >= 2 && is_response_type(&tokens[i - 2..i]);
                 wrap(&tokens[i..i + len], &mut out);
                 i += len;
                 continue;
             }
             out.push(match &tokens[i] {
-                TokenTree::Group(group) => {
-                    let mut replaced = Group::new(group.delimiter(), self.replace(group.stream()));
-                    replaced.set_span(group.span());
-                    replaced.into()
+                TokenTree::Group(group) if i >= 2 && is_arrow(&tokens[i - 2..i]) => {
+                    with_stream(group, self.replace_in_arm(group.stream()))
                 }
+                TokenTree::Group(group) => with_stream(group, self.replace(group.stream())),
                 other => other.clone(),
             });
             i += 1;
         }
         out.into_iter().collect()
+    }
+
+    /// As [`replace`](Self::replace), in the arm that serves a method, which is not tonic's alone if the method
+    /// answers with a message.
+    fn replace_in_arm(&mut self, arm: TokenStream) -> TokenStream {
+        let is_answer = mem::take(&mut self.is_answer);
+        let arm = self.replace(arm);
+        match mem::replace(&mut self.is_answer, is_answer) {
+            true => replace_handler(arm),
+            false => arm,
+        }
     }
 
     /// How many tokens the path of a message takes that begins here.
@@ -100,16 +135,59 @@ fn full_path(message: Vec<TokenTree>) -> Vec<TokenTree> {
     path
 }
 
+/// Puts `::tidegate::typed::Grpc` in place of each `tonic::server::Grpc`.
+fn replace_handler(stream: TokenStream) -> TokenStream {
+    let handler: TokenStream = "tonic::server::Grpc".parse().expect("a path");
+    let handler: Vec<TokenTree> = handler.into_iter().collect();
+    let tokens: Vec<TokenTree> = stream.into_iter().collect();
+    let mut out = Vec::with_capacity(tokens.len());
+    let mut i = 0;
+    while i < tokens.len() {
+        if tokens.len() - i >= handler.len() && same(&handler, &tokens[i..]) {
+            push_typed("Grpc", tokens[i].span(), &mut out);
+            i += handler.len();
+            continue;
+        }
+        out.push(match &tokens[i] {
+            TokenTree::Group(group) => with_stream(group, replace_handler(group.stream())),
+            other => other.clone(),
+        });
+        i += 1;
+    }
+    out.into_iter().collect()
+}
+
 /// Appends `::tidegate::typed::Shared<path>`.
 fn wrap(path: &[TokenTree], out: &mut Vec<TokenTree>) {
-    let span = path[path.len() - 1].span();
-    for name in ["tidegate", "typed", "Shared"] {
-        out.extend(colons());
-        out.push(Ident::new(name, span).into());
-    }
+    push_typed("Shared", path[path.len() - 1].span(), out);
     out.push(Punct::new('<', Spacing::Alone).into());
     out.extend(path.iter().cloned());
     out.push(Punct::new('>', Spacing::Alone).into());
+}
+
+/// Appends `::tidegate::typed::name`.
+fn push_typed(name: &str, span: Span, out: &mut Vec<TokenTree>) {
+    for name in ["tidegate", "typed", name] {
+        out.extend(colons());
+        out.push(Ident::new(name, span).into());
+    }
+}
+
+/// The group, with other tokens in it.
+fn with_stream(group: &Group, stream: TokenStream) -> TokenTree {
+    let mut replaced = Group::new(group.delimiter(), stream);
+    replaced.set_span(group.span());
+    replaced.into()
+}
+
+/// `=>`
+fn is_arrow(tokens: &[TokenTree]) -> bool {
+    matches!(tokens, [TokenTree::Punct(a), TokenTree::Punct(b)] if a.as_char() == '=' && b.as_char() == '>')
+}
+
+/// `Response =`, as in `type Response = super::ServerEvent;`
+fn is_response_type(tokens: &[TokenTree]) -> bool {
+    matches!(tokens, [TokenTree::Ident(name), TokenTree::Punct(p)] if name.to_string() == "Response" && p.as_char() == '=')
 }
 
 fn colons() -> [TokenTree; 2] {

@@ -6,12 +6,16 @@
 //!
 //! What is kept here is at most [`KEPT`] chunks for each thread, and no event: chunks are copies.
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use bytes::Bytes;
-use tidegate_core::Batch;
-
-use crate::wire::Encoded;
+use tidegate_core::{Event, Payload};
 
 /// How many chunks a thread keeps: a burst of events is a few, and they have to stay in the processor's cache.
 const KEPT: usize = 8;
@@ -23,13 +27,10 @@ thread_local! {
     static CHUNKS: RefCell<Chunks> = const { RefCell::new(Chunks::NONE) };
 }
 
-/// Where sequences are from: the same sequence of the same source is the same event.
+/// Where chunks are from, among all of the process: the same sequences with the same index of the same source
+/// are the same bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Source {
-    /// The service, among all of the process.
-    pub(crate) service: u64,
-    pub(crate) epoch: u64,
-}
+pub(crate) struct Source(u64);
 
 struct Chunks {
     kept: Vec<Chunk>,
@@ -44,23 +45,33 @@ struct Chunk {
     bytes: Bytes,
 }
 
-/// The chunk of `batch`, which has no gaps and does not end a replay: one that is kept, or what `make` makes.
-pub(crate) fn shared(
+/// The chunk of `events` that begin with an index: one that is kept, or what `make` makes. Chunks that do not
+/// tell an index are made with 0.
+pub(crate) fn shared<P: Payload>(
     source: Source,
-    batch: &Batch<Encoded>,
+    first_index: u64,
+    events: &[Arc<Event<P>>],
     make: impl FnOnce() -> Bytes,
 ) -> Bytes {
-    if batch.events.len() < WORTH_SHARING {
+    if events.len() < WORTH_SHARING {
         return make();
     }
     CHUNKS.with_borrow_mut(|chunks| {
-        if let Some(bytes) = chunks.find(source, batch) {
+        if let Some(bytes) = chunks.find(source, first_index, events) {
             return bytes;
         }
         let bytes = make();
-        chunks.keep(source, batch, bytes.clone());
+        chunks.keep(source, first_index, events, bytes.clone());
         bytes
     })
+}
+
+impl Source {
+    /// One that nothing else has.
+    pub(crate) fn unique() -> Self {
+        static SOURCES: AtomicU64 = AtomicU64::new(0);
+        Self(SOURCES.fetch_add(1, Relaxed))
+    }
 }
 
 impl Chunks {
@@ -69,18 +80,29 @@ impl Chunks {
         oldest: 0,
     };
 
-    fn find(&self, source: Source, batch: &Batch<Encoded>) -> Option<Bytes> {
+    fn find<P: Payload>(
+        &self,
+        source: Source,
+        first_index: u64,
+        events: &[Arc<Event<P>>],
+    ) -> Option<Bytes> {
         let mut kept = self.kept.iter();
-        kept.find(|chunk| chunk.is_of(source, batch))
+        kept.find(|chunk| chunk.is_of(source, first_index, events))
             .map(|chunk| chunk.bytes.clone())
     }
 
-    fn keep(&mut self, source: Source, batch: &Batch<Encoded>, bytes: Bytes) {
+    fn keep<P: Payload>(
+        &mut self,
+        source: Source,
+        first_index: u64,
+        events: &[Arc<Event<P>>],
+        bytes: Bytes,
+    ) {
         if self.kept.len() < KEPT {
             self.kept.push(Chunk {
                 source,
-                first_index: batch.first_index,
-                sequences: sequences(batch).collect(),
+                first_index,
+                sequences: sequences(events).collect(),
                 bytes,
             });
             return;
@@ -88,24 +110,29 @@ impl Chunks {
         let chunk = &mut self.kept[self.oldest];
         self.oldest = (self.oldest + 1) % KEPT;
         chunk.source = source;
-        chunk.first_index = batch.first_index;
+        chunk.first_index = first_index;
         chunk.sequences.clear();
-        chunk.sequences.extend(sequences(batch));
+        chunk.sequences.extend(sequences(events));
         chunk.bytes = bytes;
     }
 }
 
 impl Chunk {
-    fn is_of(&self, source: Source, batch: &Batch<Encoded>) -> bool {
-        self.first_index == batch.first_index
-            && self.sequences.len() == batch.events.len()
+    fn is_of<P: Payload>(
+        &self,
+        source: Source,
+        first_index: u64,
+        events: &[Arc<Event<P>>],
+    ) -> bool {
+        self.first_index == first_index
+            && self.sequences.len() == events.len()
             && self.source == source
-            && sequences(batch).eq(self.sequences.iter().copied())
+            && sequences(events).eq(self.sequences.iter().copied())
     }
 }
 
-fn sequences(batch: &Batch<Encoded>) -> impl Iterator<Item = u64> {
-    batch.events.iter().map(|event| event.sequence())
+fn sequences<P: Payload>(events: &[Arc<Event<P>>]) -> impl Iterator<Item = u64> {
+    events.iter().map(|event| event.sequence())
 }
 
 #[cfg(test)]
@@ -115,15 +142,14 @@ mod tests {
         time::Instant,
     };
 
-    use tidegate_core::{ClientId, Filter, Hub, HubConfig, Room, SubscribeOptions, Subscription};
+    use tidegate_core::{
+        Batch, ClientId, Filter, Hub, HubConfig, Room, SubscribeOptions, Subscription,
+    };
 
     use super::*;
-    use crate::{convert::encode, proto::NewEvent};
+    use crate::{convert::encode, proto::NewEvent, wire::Encoded};
 
-    const SOURCE: Source = Source {
-        service: 1,
-        epoch: 1,
-    };
+    const SOURCE: Source = Source(u64::MAX);
 
     fn hub() -> Hub<Encoded> {
         Hub::new(HubConfig::new(1))
@@ -155,7 +181,7 @@ mod tests {
     /// Whether the chunk had to be made.
     fn is_made(source: Source, batch: &Batch<Encoded>) -> bool {
         let mut is_made = false;
-        shared(source, batch, || {
+        shared(source, batch.first_index, &batch.events, || {
             is_made = true;
             Bytes::from_static(b"chunk")
         });
@@ -185,21 +211,14 @@ mod tests {
     }
 
     #[test]
-    fn another_index_service_or_epoch_is_another_chunk() {
+    fn another_index_or_source_is_another_chunk() {
         let hub = hub();
         let mut one = subscribe(&hub, "1", "a");
         publish(&hub, &["a"; 20]);
         let mut batch = drain(&mut one);
         assert!(is_made(SOURCE, &batch));
-        for source in [
-            Source {
-                service: 2,
-                ..SOURCE
-            },
-            Source { epoch: 2, ..SOURCE },
-        ] {
-            assert!(is_made(source, &batch));
-        }
+        assert!(is_made(Source::unique(), &batch));
+        assert!(is_made(Source::unique(), &batch));
         batch.first_index += 1;
         assert!(is_made(SOURCE, &batch));
         batch.first_index -= 1;

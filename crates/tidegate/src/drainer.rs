@@ -57,7 +57,7 @@ thread_local! {
 #[derive(Debug)]
 pub struct Drainer {
     subscription: Subscription<Encoded>,
-    /// Where its sequences are from.
+    /// Where its chunks are from.
     source: Source,
     held: Held,
     /// What is left to send of an event larger than a chunk.
@@ -100,7 +100,7 @@ enum State {
 impl Drainer {
     pub(crate) fn new(
         subscription: Subscription<Encoded>,
-        service: u64,
+        source: Source,
         held: Held,
         heartbeat_interval: Duration,
         min_interval: Option<Duration>,
@@ -108,10 +108,6 @@ impl Drainer {
         deadline: Option<Instant>,
     ) -> Self {
         let now = Instant::now();
-        let source = Source {
-            service,
-            epoch: subscription.began_at().epoch,
-        };
         Self {
             subscription,
             source,
@@ -202,7 +198,7 @@ impl Drainer {
     fn write(&mut self, batch: &Batch<Encoded>) -> Bytes {
         if batch.gaps.is_empty() && batch.caught_up.is_none() {
             let rest = &mut self.rest;
-            return chunks::shared(self.source, batch, || {
+            return chunks::shared(self.source, batch.first_index, &batch.events, || {
                 let mut out = Vec::new();
                 *rest = write_batch(batch, CHUNK_BYTES, &mut out).unwrap_or_default();
                 Bytes::from(out)

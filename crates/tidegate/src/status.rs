@@ -255,7 +255,7 @@ pub(crate) fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(3);
     status
         .add_header(&mut trailers)
-        .expect("a status of ours is made of valid header values");
+        .expect("a status is made of valid header values");
     trailers
 }
 

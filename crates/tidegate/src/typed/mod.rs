@@ -70,6 +70,10 @@
 //! message whose encoding is there already. [`encode_once`](crate::encode_once) puts that type into the
 //! generated server in place of the message; the message and the generated client stay as they are.
 //!
+//! A [`Subscription`] that a method returns itself, and not mapped or in a box, is sent in chunks that are shared
+//! by all who are equally far. Any other stream works as well, and costs what tonic's encoding costs; so does one
+//! for which the generated server was told to compress, or to limit the size of what it encodes.
+//!
 //! # Losses
 //! A subscription that falls behind by more than its [`Limits`](crate::Limits) loses its oldest events, and
 //! knows how many. How the receiver is told is up to you, and has to be said:
@@ -107,16 +111,18 @@
 //! ```
 //!
 //! # What can no longer be dropped
-//! For each stream, beyond its limits: 16 KiB that were taken from the hub, what tonic encodes into one chunk
-//! (32 KiB, and what the last event is beyond), and the transport's send buffer. An event larger than that
-//! counts whole.
+//! For each stream, beyond its limits: one chunk of 16 KiB, and the transport's send buffer. An event larger than
+//! that counts whole. Where tonic encodes, it is 16 KiB that were taken from the hub, and what tonic encodes into
+//! one chunk: 32 KiB, and what the last event is beyond.
 //!
 //! # Ending
 //! A stream that the hub ends says why with its status: see [`Reason`](crate::Reason). For a server that has to
 //! end, see [`Hub::serve_until`].
 
+mod chunk;
 mod drain;
 mod error;
+mod grpc;
 mod hooks;
 mod hub;
 mod losses;
@@ -141,6 +147,9 @@ pub use self::{
     subscribe::Subscribe,
     subscription::{Closed, Subscription},
 };
+
+#[doc(hidden)]
+pub use self::grpc::Grpc;
 
 /// What a [`Hub`] can be for: any protobuf message. It is implemented for all of them.
 pub trait Value: prost::Message + Clone + 'static {}

@@ -68,7 +68,11 @@ impl<T: Value> Body<T> {
         }
     }
 
-    fn encoding(&self) -> &Bytes {
+    pub(crate) const fn position(&self) -> &PositionFields {
+        &self.position
+    }
+
+    pub(crate) fn encoding(&self) -> &Bytes {
         self.encoding
             .get_or_init(|| Bytes::from(self.value.encode_to_vec()))
     }

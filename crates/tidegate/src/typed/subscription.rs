@@ -6,9 +6,10 @@ use std::{
     mem,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use futures_core::Stream;
 use tidegate_core::{Batch, ClientId, CloseReason, Filter, GapReason, Position, Room};
 use tokio::sync::oneshot;
@@ -16,18 +17,17 @@ use tonic::Status;
 
 use super::{
     Arrival, Departure, Hub, LeaveReason, Losses, Shared, Value,
+    chunk::{PREFIX_BYTES, Rest, write_messages},
     losses::Outcome,
     shared::Body,
     snapshot::{Load, Stage, Step},
 };
 use crate::{
+    chunks,
     drainer::CHUNK_BYTES,
     service::spread,
     status::{self, Reason},
 };
-
-/// The flag of compression and the length before each gRPC message.
-const PREFIX_BYTES: usize = 5;
 
 /// From how many bytes on a chunk is worth a system call of its own.
 const WORTHWHILE_BYTES: u64 = CHUNK_BYTES as u64 / 2;
@@ -41,7 +41,7 @@ const IDLE_CAPACITY: usize = 16;
 /// # Pull
 /// Nothing is taken from the hub before the stream is polled, and tonic polls when HTTP/2 flow control lets
 /// it send. One poll takes at most 16 KiB. When that much was yielded the stream is pending once, and wakes
-/// whoever polls it: tonic then sends one frame, and a task that reads it gives way to others.
+/// whoever polls it: a task that reads it gives way to others, and tonic, where it encodes, sends one frame.
 ///
 /// # Ending
 /// It ends with a status other than OK, after which it yields nothing: when the hub ends it, or by its policy
@@ -203,6 +203,52 @@ impl<T: Value> Subscription<T> {
         }
     }
 
+    /// Takes from the hub what makes a chunk.
+    fn poll_hub(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        let polled = self.core.poll_next(cx, self.room, &mut self.batch);
+        if polled.is_pending() && self.batch.events.capacity() > IDLE_CAPACITY {
+            self.batch.events.shrink_to(IDLE_CAPACITY);
+        }
+        polled.map_err(|reason| self.end(reason))
+    }
+
+    /// Leaves to [`next_taken`](Self::next_taken) what was taken from the hub.
+    fn yield_taken(&mut self) {
+        self.batch.gaps.reverse();
+        self.batch.events.reverse();
+    }
+
+    /// The next chunk, as long as there is nothing but events: they as gRPC messages, and of a single one that is
+    /// larger than a chunk, the rest of it. `None` when items have to be polled, one by one.
+    pub(super) fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<(Bytes, Rest), Status>>> {
+        let has_items = !self.batch.gaps.is_empty() || !self.batch.events.is_empty();
+        if has_items || self.snapshot.is_some() || self.ended.is_some() {
+            return Poll::Ready(None);
+        }
+        if let Err(status) = ready!(self.poll_hub(cx)) {
+            return Poll::Ready(Some(Err(status)));
+        }
+        let first = self.batch.events.first();
+        let is_told = first.is_none_or(|event| event.sequence() <= self.told_through);
+        if !self.batch.gaps.is_empty() || is_told {
+            self.yield_taken();
+            return Poll::Ready(None);
+        }
+        let events = &self.batch.events;
+        let mut rest = Rest::default();
+        // A message tells no index.
+        let chunk = chunks::shared(self.hub.inner.source, 0, events, || {
+            let (chunk, left) = write_messages(events);
+            rest = left;
+            chunk
+        });
+        self.batch.clear();
+        Poll::Ready(Some(Ok((chunk, rest))))
+    }
+
     /// Goes on with the snapshot. Ready with a value of it or with what ended it, or with `None` when all of
     /// it was yielded.
     fn poll_snapshot(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Shared<T>, Status>>> {
@@ -312,21 +358,12 @@ impl<T: Value> Stream for Subscription<T> {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            match this.core.poll_next(cx, this.room, &mut this.batch) {
-                Poll::Ready(Ok(())) => {
-                    let sizes = this.batch.events.iter().map(|event| event.size());
-                    this.chunk_is_full = sizes.sum::<u64>() >= WORTHWHILE_BYTES;
-                    this.batch.gaps.reverse();
-                    this.batch.events.reverse();
-                }
-                Poll::Ready(Err(reason)) => return Poll::Ready(Some(Err(this.end(reason)))),
-                Poll::Pending => {
-                    if this.batch.events.capacity() > IDLE_CAPACITY {
-                        this.batch.events.shrink_to(IDLE_CAPACITY);
-                    }
-                    return Poll::Pending;
-                }
+            if let Err(status) = ready!(this.poll_hub(cx)) {
+                return Poll::Ready(Some(Err(status)));
             }
+            let sizes = this.batch.events.iter().map(|event| event.size());
+            this.chunk_is_full = sizes.sum::<u64>() >= WORTHWHILE_BYTES;
+            this.yield_taken();
         }
     }
 }

@@ -1,0 +1,89 @@
+//! Values as gRPC messages, in chunks for the transport.
+
+use std::{mem, sync::Arc};
+
+use bytes::{BufMut, Bytes};
+use prost::Message as _;
+use tidegate_core::Event;
+
+use super::{Shared, Value, shared::Body};
+use crate::drainer::CHUNK_BYTES;
+
+/// The flag of compression and the length before each gRPC message.
+pub(super) const PREFIX_BYTES: usize = 5;
+
+/// What is left to send of a message that is larger than a chunk.
+#[derive(Debug, Default)]
+pub(super) struct Rest {
+    /// A slice of the shared encoding.
+    encoding: Bytes,
+    /// The position, which goes behind the encoding.
+    position: Bytes,
+}
+
+impl Rest {
+    /// The next piece of it.
+    pub(super) fn next(&mut self) -> Option<Bytes> {
+        if self.encoding.is_empty() {
+            return Some(mem::take(&mut self.position)).filter(|position| !position.is_empty());
+        }
+        let len = self.encoding.len().min(CHUNK_BYTES);
+        Some(self.encoding.split_to(len))
+    }
+}
+
+/// A message for each event, of which several fit into a chunk. Of a single one that does not, only the
+/// beginning is written.
+pub(super) fn write_messages<T: Value>(events: &[Arc<Event<Body<T>>>]) -> (Bytes, Rest) {
+    if let [event] = events
+        && event.payload().encoding().len() > CHUNK_BYTES - PREFIX_BYTES
+    {
+        return write_beginning(event);
+    }
+    let messages = events
+        .iter()
+        .map(|event| PREFIX_BYTES + message_len(event))
+        .sum();
+    let mut out = Vec::with_capacity(messages);
+    for event in events {
+        write_prefix(message_len(event), &mut out);
+        out.put_slice(event.payload().encoding());
+        event.payload().position().write(event.sequence(), &mut out);
+    }
+    (out.into(), Rest::default())
+}
+
+/// Appends one message.
+pub(super) fn write_message<T: Value>(message: &Shared<T>, out: &mut Vec<u8>) {
+    let len = message.encoded_len();
+    out.reserve(PREFIX_BYTES + len);
+    write_prefix(len, out);
+    message.encode_raw(out);
+}
+
+/// The first chunk of a large event: what full chunks of the shared encoding leave over.
+fn write_beginning<T: Value>(event: &Event<Body<T>>) -> (Bytes, Rest) {
+    let body = event.payload();
+    let encoding = body.encoding();
+    let copied = (encoding.len() % CHUNK_BYTES).min(CHUNK_BYTES - PREFIX_BYTES);
+    let mut out = Vec::with_capacity(PREFIX_BYTES + copied);
+    write_prefix(message_len(event), &mut out);
+    out.put_slice(&encoding[..copied]);
+    let mut position = Vec::new();
+    body.position().write(event.sequence(), &mut position);
+    let rest = Rest {
+        encoding: encoding.slice(copied..),
+        position: position.into(),
+    };
+    (out.into(), rest)
+}
+
+fn message_len<T: Value>(event: &Event<Body<T>>) -> usize {
+    let body = event.payload();
+    body.encoding().len() + body.position().len(event.sequence())
+}
+
+fn write_prefix(len: usize, out: &mut Vec<u8>) {
+    out.put_u8(0);
+    out.put_u32(u32::try_from(len).expect("a message is far smaller than 4 GiB"));
+}

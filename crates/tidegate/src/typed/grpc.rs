@@ -1,0 +1,589 @@
+//! What serves a method that streams shared values, in place of tonic's handler: the attribute
+//! [`encode_once`](crate::encode_once) puts it there.
+//!
+//! tonic reads the request, calls the method and makes the response. A [`Subscription`] that the method
+//! returned, and nothing around it, then becomes the body itself: it knows of all the events that are ready, where
+//! a stream yields one at a time, and its chunks are shared by all who are equally far. Any other stream is
+//! encoded by tonic, and so is one that may be compressed or whose messages are limited in size.
+
+use std::{
+    any::Any,
+    future::Future,
+    mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use futures_util::{
+    future::{BoxFuture, Either},
+    stream::{Empty, empty},
+};
+use http::{Request, Response};
+use http_body::{Body, Frame};
+use tokio::sync::oneshot;
+use tonic::{
+    Status, Streaming,
+    codec::EnabledCompressionEncodings,
+    server::{ClientStreamingService, ServerStreamingService, StreamingService, UnaryService},
+};
+use tonic_prost::ProstCodec;
+
+use super::{
+    Shared, Subscription, Value,
+    chunk::{Rest, write_message},
+};
+use crate::{
+    drainer::CHUNK_BYTES,
+    status::{self, Reason},
+};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// As `tonic::server::Grpc`, for a method whose responses are shared values.
+#[derive(Debug)]
+pub struct Grpc<C> {
+    tonic: tonic::server::Grpc<C>,
+    /// Whether a response is the messages and nothing but.
+    is_plain: bool,
+}
+
+/// A method whose subscription is kept aside, so that its response can be given another body.
+struct Aside<M, T: Value> {
+    method: M,
+    kept: Option<oneshot::Sender<Subscription<T>>>,
+}
+
+/// A subscription as the body of a response.
+struct SubscriptionBody<T: Value> {
+    subscription: Subscription<T>,
+    rest: Rest,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Streaming,
+    /// All that is left to send is the status.
+    Ending(Box<Status>),
+    Ended,
+}
+
+// ===== impl Grpc =====
+
+impl<T, D> Grpc<ProstCodec<Shared<T>, D>>
+where
+    T: Value + Default,
+    D: prost::Message + Default + 'static,
+{
+    /// Answers with messages of this codec.
+    #[must_use]
+    pub fn new(codec: ProstCodec<Shared<T>, D>) -> Self {
+        Self {
+            tonic: tonic::server::Grpc::new(codec),
+            is_plain: true,
+        }
+    }
+
+    /// As tonic's.
+    #[must_use]
+    pub fn apply_compression_config(
+        self,
+        accept: EnabledCompressionEncodings,
+        send: EnabledCompressionEncodings,
+    ) -> Self {
+        Self {
+            tonic: self.tonic.apply_compression_config(accept, send),
+            is_plain: self.is_plain && send.is_empty(),
+        }
+    }
+
+    /// As tonic's.
+    #[must_use]
+    pub fn apply_max_message_size_config(
+        self,
+        decoding: Option<usize>,
+        encoding: Option<usize>,
+    ) -> Self {
+        Self {
+            tonic: self.tonic.apply_max_message_size_config(decoding, encoding),
+            is_plain: self.is_plain && encoding.is_none(),
+        }
+    }
+
+    /// As tonic's.
+    pub async fn unary<M, B>(
+        &mut self,
+        method: M,
+        request: Request<B>,
+    ) -> Response<tonic::body::Body>
+    where
+        M: UnaryService<D, Response = Shared<T>>,
+        B: Body<Error: Into<BoxError> + Send> + Send + 'static,
+    {
+        self.tonic.unary(method, request).await
+    }
+
+    /// As tonic's.
+    pub async fn client_streaming<M, B>(
+        &mut self,
+        method: M,
+        request: Request<B>,
+    ) -> Response<tonic::body::Body>
+    where
+        M: ClientStreamingService<D, Response = Shared<T>>,
+        B: Body<Error: Into<BoxError> + Send> + Send + 'static,
+    {
+        self.tonic.client_streaming(method, request).await
+    }
+
+    /// As tonic's, but for how a subscription is sent.
+    pub async fn server_streaming<M, B>(
+        &mut self,
+        method: M,
+        request: Request<B>,
+    ) -> Response<tonic::body::Body>
+    where
+        M: ServerStreamingService<D, Response = Shared<T>>,
+        M::ResponseStream: Send + 'static,
+        M::Future: Send + 'static,
+        B: Body<Error: Into<BoxError> + Send> + Send + 'static,
+    {
+        if !self.is_plain {
+            return self.tonic.server_streaming(method, request).await;
+        }
+        let (method, kept) = Aside::new(method);
+        let response = self.tonic.server_streaming(method, request).await;
+        with_subscription(response, kept)
+    }
+
+    /// As tonic's, but for how a subscription is sent.
+    pub async fn streaming<M, B>(
+        &mut self,
+        method: M,
+        request: Request<B>,
+    ) -> Response<tonic::body::Body>
+    where
+        M: StreamingService<D, Response = Shared<T>> + Send,
+        M::ResponseStream: Send + 'static,
+        M::Future: Send + 'static,
+        B: Body<Error: Into<BoxError> + Send> + Send + 'static,
+    {
+        if !self.is_plain {
+            return self.tonic.streaming(method, request).await;
+        }
+        let (method, kept) = Aside::new(method);
+        let response = self.tonic.streaming(method, request).await;
+        with_subscription(response, kept)
+    }
+}
+
+/// The response with the subscription that was kept for it, if one was.
+fn with_subscription<T: Value>(
+    response: Response<tonic::body::Body>,
+    mut kept: oneshot::Receiver<Subscription<T>>,
+) -> Response<tonic::body::Body> {
+    let Ok(subscription) = kept.try_recv() else {
+        return response;
+    };
+    response.map(|_| {
+        tonic::body::Body::new(SubscriptionBody {
+            subscription,
+            rest: Rest::default(),
+            state: State::Streaming,
+        })
+    })
+}
+
+// ===== impl Aside =====
+
+/// The stream of a method, or nothing where a subscription was kept aside.
+type Kept<S, T> = Either<S, Empty<Result<Shared<T>, Status>>>;
+
+impl<M, T: Value> Aside<M, T> {
+    fn new(method: M) -> (Self, oneshot::Receiver<Subscription<T>>) {
+        let (kept, receiver) = oneshot::channel();
+        let kept = Some(kept);
+        (Self { method, kept }, receiver)
+    }
+
+    /// Waits for the method's response, and keeps its stream aside if that is a subscription.
+    fn keep<S, F>(
+        &mut self,
+        response: F,
+    ) -> BoxFuture<'static, Result<tonic::Response<Kept<S, T>>, Status>>
+    where
+        S: Send + 'static,
+        F: Future<Output = Result<tonic::Response<S>, Status>> + Send + 'static,
+    {
+        let kept = self.kept.take();
+        Box::pin(async move {
+            let response = response.await?;
+            Ok(response.map(|stream| {
+                let mut stream = Some(stream);
+                let subscription = (&mut stream as &mut dyn Any)
+                    .downcast_mut::<Option<Subscription<T>>>()
+                    .and_then(Option::take);
+                if let (Some(subscription), Some(kept)) = (subscription, kept) {
+                    // The other end is gone with the call.
+                    let _ = kept.send(subscription);
+                }
+                stream.map_or_else(|| Either::Right(empty()), Either::Left)
+            }))
+        })
+    }
+}
+
+impl<M, D, T> ServerStreamingService<D> for Aside<M, T>
+where
+    T: Value,
+    M: ServerStreamingService<D, Response = Shared<T>>,
+    M::ResponseStream: Send + 'static,
+    M::Future: Send + 'static,
+{
+    type Response = Shared<T>;
+    type ResponseStream = Kept<M::ResponseStream, T>;
+    type Future = BoxFuture<'static, Result<tonic::Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<D>) -> Self::Future {
+        let response = self.method.call(request);
+        self.keep(response)
+    }
+}
+
+impl<M, D, T> StreamingService<D> for Aside<M, T>
+where
+    T: Value,
+    M: StreamingService<D, Response = Shared<T>>,
+    M::ResponseStream: Send + 'static,
+    M::Future: Send + 'static,
+{
+    type Response = Shared<T>;
+    type ResponseStream = Kept<M::ResponseStream, T>;
+    type Future = BoxFuture<'static, Result<tonic::Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<Streaming<D>>) -> Self::Future {
+        let response = self.method.call(request);
+        self.keep(response)
+    }
+}
+
+// ===== impl SubscriptionBody =====
+
+impl<T: Value> SubscriptionBody<T> {
+    /// The next chunk, or `None` when only the status is left.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if let Some(chunk) = self.rest.next() {
+            return Poll::Ready(Some(chunk));
+        }
+        if !matches!(self.state, State::Streaming) {
+            return Poll::Ready(None);
+        }
+        match ready!(self.subscription.poll_chunk(cx)) {
+            None => self.poll_items(cx),
+            Some(Ok((chunk, rest))) => {
+                self.rest = rest;
+                Poll::Ready(Some(chunk))
+            }
+            Some(Err(status)) => {
+                self.state = State::Ending(Box::new(status));
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    /// A chunk of what the subscription yields item by item: a snapshot, messages in place of gaps.
+    fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let mut out = Vec::new();
+        while out.len() < CHUNK_BYTES {
+            match Pin::new(&mut self.subscription).poll_next(cx) {
+                Poll::Ready(Some(Ok(item))) => write_message(&item, &mut out),
+                Poll::Ready(Some(Err(status))) => {
+                    self.state = State::Ending(Box::new(status));
+                    break;
+                }
+                Poll::Ready(None) => {
+                    let problem = "the subscription had ended before its method returned it";
+                    self.state = State::Ending(Box::new(Reason::Internal.status(problem)));
+                    break;
+                }
+                Poll::Pending if out.is_empty() => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Some(Bytes::from(out)).filter(|chunk| !chunk.is_empty()))
+    }
+}
+
+impl<T: Value> Body for SubscriptionBody<T> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some(chunk) = ready!(self.poll_chunk(cx)) {
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        }
+        let State::Ending(status) = mem::replace(&mut self.state, State::Ended) else {
+            return Poll::Ready(None);
+        };
+        Poll::Ready(Some(Ok(Frame::trailers(status::trailers(&status)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{Ready, ready},
+        mem::size_of_val,
+    };
+
+    use bytes::BytesMut;
+    use futures_util::StreamExt as _;
+    use http_body_util::{BodyExt as _, Full};
+    use proptest::prelude::*;
+    use tidegate_core::Limits;
+
+    use super::*;
+    use crate::{
+        proto::{Event, Position},
+        typed::{Hub, chunk::PREFIX_BYTES},
+    };
+
+    /// A method that answers with the stream that it was given.
+    struct Watch<S>(Option<S>);
+
+    impl<S> ServerStreamingService<Position> for Watch<S>
+    where
+        S: Stream<Item = Result<Shared<Event>, Status>>,
+    {
+        type Response = Shared<Event>;
+        type ResponseStream = S;
+        type Future = Ready<Result<tonic::Response<S>, Status>>;
+
+        fn call(&mut self, _: tonic::Request<Position>) -> Self::Future {
+            let stream = self.0.take().expect("called once");
+            let mut response = tonic::Response::new(stream);
+            let metadata = response.metadata_mut();
+            metadata.insert("served-by", "the method".parse().unwrap());
+            ready(Ok(response))
+        }
+    }
+
+    /// A hub whose events tell their sequences in a field.
+    fn hub() -> Hub<Event> {
+        Hub::builder().sequence_field(1).build()
+    }
+
+    fn open(hub: &Hub<Event>) -> Subscription<Event> {
+        hub.subscribe().ignore_losses().open().unwrap()
+    }
+
+    fn event(size: usize) -> Event {
+        Event {
+            payload: vec![7; size].into(),
+            ..Event::default()
+        }
+    }
+
+    fn grpc() -> Grpc<ProstCodec<Shared<Event>, Position>> {
+        Grpc::new(ProstCodec::default())
+    }
+
+    /// The body that a call is answered with, whose method answers with `stream`.
+    async fn body_of<S>(
+        mut grpc: Grpc<ProstCodec<Shared<Event>, Position>>,
+        stream: S,
+    ) -> tonic::body::Body
+    where
+        S: Stream<Item = Result<Shared<Event>, Status>> + Send + 'static,
+    {
+        let request = Request::new(Full::new(Bytes::from_static(&[0; 5])));
+        let response = grpc.server_streaming(Watch(Some(stream)), request).await;
+        assert_eq!(response.headers()["served-by"], "the method");
+        assert_eq!(response.headers()["content-type"], "application/grpc");
+        response.into_body()
+    }
+
+    async fn chunk(body: &mut tonic::body::Body) -> Bytes {
+        let frame = body.frame().await.unwrap().unwrap();
+        frame.into_data().expect("a chunk")
+    }
+
+    /// All that a body has until its status, as messages, and the code of the status.
+    async fn messages_of(mut body: tonic::body::Body) -> (Vec<Event>, u32) {
+        let mut bytes = BytesMut::new();
+        let trailers = loop {
+            let frame = body.frame().await.unwrap().unwrap();
+            match frame.into_data() {
+                Ok(chunk) => bytes.extend_from_slice(&chunk),
+                Err(frame) => break frame.into_trailers().unwrap(),
+            }
+        };
+        assert!(body.is_end_stream());
+        let status = trailers["grpc-status"].to_str().unwrap().parse().unwrap();
+        let mut bytes = bytes.freeze();
+        let mut messages = Vec::new();
+        while !bytes.is_empty() {
+            assert_eq!(bytes[0], 0, "not compressed");
+            let len = u32::from_be_bytes(bytes[1..5].try_into().unwrap()) as usize;
+            let message = bytes.split_to(PREFIX_BYTES + len).slice(PREFIX_BYTES..);
+            messages.push(prost::Message::decode(message).unwrap());
+        }
+        (messages, status)
+    }
+
+    #[tokio::test]
+    async fn who_is_equally_far_is_sent_the_same_memory() {
+        let hub = hub();
+        let (one, other) = (open(&hub), open(&hub));
+        let mut one = body_of(grpc(), one).await;
+        let mut other = body_of(grpc(), other).await;
+        hub.publish_all((0..20).map(|_| event(100))).unwrap();
+        let (one, other) = (chunk(&mut one).await, chunk(&mut other).await);
+        assert_eq!(one.as_ptr(), other.as_ptr());
+        assert_eq!(one, other);
+    }
+
+    #[tokio::test]
+    async fn a_chunk_fills_one_frame_of_http2_and_no_more() {
+        let hub = hub();
+        let mut body = body_of(grpc(), open(&hub)).await;
+        hub.publish_all((0..1_000).map(|_| event(250))).unwrap();
+        for _ in 0..10 {
+            let chunk = chunk(&mut body).await;
+            assert!((CHUNK_BYTES * 9 / 10..=CHUNK_BYTES).contains(&chunk.len()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_event_shares_its_memory_with_all_who_are_sent_it() {
+        let hub = hub();
+        let (mut one, mut other) = (
+            body_of(grpc(), open(&hub)).await,
+            body_of(grpc(), open(&hub)).await,
+        );
+        hub.publish(event(3 * CHUNK_BYTES)).unwrap();
+        chunk(&mut one).await;
+        chunk(&mut other).await;
+        for _ in 0..3 {
+            let (one, other) = (chunk(&mut one).await, chunk(&mut other).await);
+            assert_eq!(one.len(), CHUNK_BYTES);
+            assert_eq!(one.as_ptr(), other.as_ptr());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_subscription_is_encoded_by_tonic() {
+        let hub = hub();
+        let mut body = body_of(grpc(), open(&hub).map(|item| item)).await;
+        hub.publish_all((0..1_000).map(|_| event(250))).unwrap();
+        assert!(chunk(&mut body).await.len() > PREFIX_BYTES + 250);
+        hub.close();
+        let (messages, status) = messages_of(body).await;
+        assert!(messages.len() < 1_000);
+        assert_eq!(status, tonic::Code::Unavailable as u32);
+    }
+
+    #[tokio::test]
+    async fn a_limit_on_the_size_of_messages_holds() {
+        let hub = hub();
+        let grpc = grpc().apply_max_message_size_config(None, Some(100));
+        let body = body_of(grpc, open(&hub)).await;
+        hub.publish(event(50)).unwrap();
+        hub.publish(event(200)).unwrap();
+        let (messages, status) = messages_of(body).await;
+        assert!(messages.len() <= 1);
+        assert_eq!(status, tonic::Code::OutOfRange as u32);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_dropped_unsubscribes() {
+        let hub = hub();
+        let body = body_of(grpc(), open(&hub)).await;
+        assert_eq!(hub.clients().len(), 1);
+        drop(body);
+        assert_eq!(hub.clients().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_subscription_that_had_ended_is_not_ok() {
+        let hub = hub();
+        let mut subscription = open(&hub);
+        hub.close();
+        assert!(subscription.next().await.unwrap().is_err());
+        let (messages, status) = messages_of(body_of(grpc(), subscription).await).await;
+        assert_eq!((messages.len(), status), (0, tonic::Code::Internal as u32));
+    }
+
+    #[test]
+    fn an_idle_body_holds_little_beside_its_subscription() {
+        let body = SubscriptionBody {
+            subscription: open(&hub()),
+            rest: Rest::default(),
+            state: State::Streaming,
+        };
+        assert!(size_of_val(&body) <= size_of::<Subscription<Event>>() + 96);
+    }
+
+    proptest! {
+        /// Gaps, snapshots and what was taken before included: what is received is what was published, with the
+        /// sequences, and each loss told where it is.
+        #[test]
+        fn a_body_is_what_was_published(
+            sizes in prop::collection::vec(0..40_000_usize, 1..40),
+            most in 1..50_u64,
+            taken in 0..3_usize,
+        ) {
+            let limits = Limits { max_events: most.try_into().unwrap(), ..Limits::default() };
+            let hub = hub();
+            let mut subscription = hub
+                .subscribe()
+                .limits(limits)
+                .on_loss(|gap| Some(Event { topic: gap.count.to_string(), ..Event::default() }))
+                .open()
+                .unwrap();
+            let (events, status) = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap()
+                .block_on(async {
+                    hub.publish_all(sizes.iter().map(|size| event(*size))).unwrap();
+                    let mut before = Vec::new();
+                    for _ in 0..taken.min(sizes.len()) {
+                        let item = subscription.next().await.unwrap().unwrap();
+                        let mut event = Event::clone(&item);
+                        event.sequence = item.position().map_or(0, |position| position.sequence);
+                        before.push(event);
+                        if subscription.backlog() == 0 {
+                            break;
+                        }
+                    }
+                    let body = body_of(grpc(), subscription).await;
+                    let events = tokio::spawn(messages_of(body));
+                    tokio::task::yield_now().await;
+                    hub.close();
+                    let (events, status) = events.await.unwrap();
+                    (before.into_iter().chain(events).collect::<Vec<_>>(), status)
+                });
+            prop_assert_eq!(status, tonic::Code::Unavailable as u32);
+            let mut next = 0;
+            for event in events {
+                if event.sequence == 0 {
+                    next += event.topic.parse::<usize>().unwrap();
+                    continue;
+                }
+                prop_assert_eq!(event.sequence as usize, next + 1);
+                prop_assert_eq!(event.payload.len(), sizes[next]);
+                next += 1;
+            }
+            prop_assert_eq!(next, sizes.len());
+        }
+    }
+}
