@@ -6,7 +6,10 @@
 //!
 //! What is kept here is at most [`KEPT`] chunks for each thread, and no event: chunks are copies.
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use bytes::Bytes;
 use tidegate_core::Batch;
@@ -23,12 +26,31 @@ thread_local! {
     static CHUNKS: RefCell<Chunks> = const { RefCell::new(Chunks::NONE) };
 }
 
+/// How often subscriptions of a service shared a chunk, of those that could have: chunks of eight events or
+/// more, without a gap.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChunkStats {
+    /// Chunks that had been made for another subscription.
+    pub shared: u64,
+    /// Chunks that had to be made.
+    pub made: u64,
+}
+
+/// What the subscriptions of one service have in common.
+#[derive(Debug)]
+pub(crate) struct Sharing {
+    /// The service, among all of the process.
+    service: u64,
+    shared: AtomicU64,
+    made: AtomicU64,
+}
+
 /// Where sequences are from: the same sequence of the same source is the same event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Source {
-    /// The service, among all of the process.
-    pub(crate) service: u64,
-    pub(crate) epoch: u64,
+struct Source {
+    service: u64,
+    epoch: u64,
 }
 
 struct Chunks {
@@ -44,23 +66,48 @@ struct Chunk {
     bytes: Bytes,
 }
 
-/// The chunk of `batch`, which has no gaps and does not end a replay: one that is kept, or what `make` makes.
-pub(crate) fn shared(
-    source: Source,
-    batch: &Batch<Encoded>,
-    make: impl FnOnce() -> Bytes,
-) -> Bytes {
-    if batch.events.len() < WORTH_SHARING {
-        return make();
-    }
-    CHUNKS.with_borrow_mut(|chunks| {
-        if let Some(bytes) = chunks.find(source, batch) {
-            return bytes;
+impl Sharing {
+    pub(crate) fn new() -> Self {
+        static SERVICES: AtomicU64 = AtomicU64::new(0);
+        Self {
+            service: SERVICES.fetch_add(1, Relaxed),
+            shared: AtomicU64::new(0),
+            made: AtomicU64::new(0),
         }
-        let bytes = make();
-        chunks.keep(source, batch, bytes.clone());
-        bytes
-    })
+    }
+
+    pub(crate) fn stats(&self) -> ChunkStats {
+        ChunkStats {
+            shared: self.shared.load(Relaxed),
+            made: self.made.load(Relaxed),
+        }
+    }
+
+    /// The chunk of `batch`, which has no gaps and does not end a replay: one that is kept, or what `make` makes.
+    pub(crate) fn chunk(
+        &self,
+        epoch: u64,
+        batch: &Batch<Encoded>,
+        make: impl FnOnce() -> Bytes,
+    ) -> Bytes {
+        if batch.events.len() < WORTH_SHARING {
+            return make();
+        }
+        let source = Source {
+            service: self.service,
+            epoch,
+        };
+        CHUNKS.with_borrow_mut(|chunks| {
+            if let Some(bytes) = chunks.find(source, batch) {
+                self.shared.fetch_add(1, Relaxed);
+                return bytes;
+            }
+            self.made.fetch_add(1, Relaxed);
+            let bytes = make();
+            chunks.keep(source, batch, bytes.clone());
+            bytes
+        })
+    }
 }
 
 impl Chunks {
@@ -120,10 +167,7 @@ mod tests {
     use super::*;
     use crate::{convert::encode, proto::NewEvent};
 
-    const SOURCE: Source = Source {
-        service: 1,
-        epoch: 1,
-    };
+    const EPOCH: u64 = 1;
 
     fn hub() -> Hub<Encoded> {
         Hub::new(HubConfig::new(1))
@@ -153,9 +197,9 @@ mod tests {
     }
 
     /// Whether the chunk had to be made.
-    fn is_made(source: Source, batch: &Batch<Encoded>) -> bool {
+    fn is_made(sharing: &Sharing, epoch: u64, batch: &Batch<Encoded>) -> bool {
         let mut is_made = false;
-        shared(source, batch, || {
+        sharing.chunk(epoch, batch, || {
             is_made = true;
             Bytes::from_static(b"chunk")
         });
@@ -167,8 +211,22 @@ mod tests {
         let hub = hub();
         let (mut one, mut other) = (subscribe(&hub, "1", "a"), subscribe(&hub, "2", "a"));
         publish(&hub, &["a"; 20]);
-        assert!(is_made(SOURCE, &drain(&mut one)));
-        assert!(!is_made(SOURCE, &drain(&mut other)));
+        let sharing = Sharing::new();
+        assert!(is_made(&sharing, EPOCH, &drain(&mut one)));
+        assert!(!is_made(&sharing, EPOCH, &drain(&mut other)));
+        let expected = ChunkStats { shared: 1, made: 1 };
+        assert_eq!(sharing.stats(), expected);
+    }
+
+    #[test]
+    fn a_chunk_of_a_few_events_is_made_and_not_counted() {
+        let hub = hub();
+        let (mut one, mut other) = (subscribe(&hub, "1", "a"), subscribe(&hub, "2", "a"));
+        publish(&hub, &["a"; WORTH_SHARING - 1]);
+        let sharing = Sharing::new();
+        assert!(is_made(&sharing, EPOCH, &drain(&mut one)));
+        assert!(is_made(&sharing, EPOCH, &drain(&mut other)));
+        assert_eq!(sharing.stats(), ChunkStats::default());
     }
 
     #[test]
@@ -180,8 +238,9 @@ mod tests {
         publish(&hub, &topics);
         let (one, other) = (drain(&mut one), drain(&mut other));
         assert_eq!(one.events.len(), other.events.len());
-        assert!(is_made(SOURCE, &one));
-        assert!(is_made(SOURCE, &other));
+        let sharing = Sharing::new();
+        assert!(is_made(&sharing, EPOCH, &one));
+        assert!(is_made(&sharing, EPOCH, &other));
     }
 
     #[test]
@@ -190,36 +249,31 @@ mod tests {
         let mut one = subscribe(&hub, "1", "a");
         publish(&hub, &["a"; 20]);
         let mut batch = drain(&mut one);
-        assert!(is_made(SOURCE, &batch));
-        for source in [
-            Source {
-                service: 2,
-                ..SOURCE
-            },
-            Source { epoch: 2, ..SOURCE },
-        ] {
-            assert!(is_made(source, &batch));
-        }
+        let sharing = Sharing::new();
+        assert!(is_made(&sharing, EPOCH, &batch));
+        assert!(is_made(&Sharing::new(), EPOCH, &batch));
+        assert!(is_made(&sharing, EPOCH + 1, &batch));
         batch.first_index += 1;
-        assert!(is_made(SOURCE, &batch));
+        assert!(is_made(&sharing, EPOCH, &batch));
         batch.first_index -= 1;
-        assert!(!is_made(SOURCE, &batch));
+        assert!(!is_made(&sharing, EPOCH, &batch));
     }
 
     #[test]
     fn only_the_last_few_are_kept() {
         let hub = hub();
         let mut subscription = subscribe(&hub, "1", "a");
+        let sharing = Sharing::new();
         let batches: Vec<_> = (0..=KEPT)
             .map(|_| {
                 publish(&hub, &["a"; 20]);
                 let batch = drain(&mut subscription);
-                assert!(is_made(SOURCE, &batch));
+                assert!(is_made(&sharing, EPOCH, &batch));
                 batch
             })
             .collect();
-        assert!(!is_made(SOURCE, &batches[KEPT]));
-        assert!(!is_made(SOURCE, &batches[1]));
-        assert!(is_made(SOURCE, &batches[0]));
+        assert!(!is_made(&sharing, EPOCH, &batches[KEPT]));
+        assert!(!is_made(&sharing, EPOCH, &batches[1]));
+        assert!(is_made(&sharing, EPOCH, &batches[0]));
     }
 }

@@ -12,6 +12,7 @@
 use std::{
     cell::Cell,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -26,7 +27,7 @@ use tonic::Status;
 use crate::{
     access::Guard,
     calls::Enrolled,
-    chunks::{self, Source},
+    chunks::Sharing,
     convert,
     gate::Permit,
     proto::{CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response},
@@ -57,8 +58,10 @@ thread_local! {
 #[derive(Debug)]
 pub struct Drainer {
     subscription: Subscription<Encoded>,
-    /// Where its sequences are from.
-    source: Source,
+    /// What it has in common with the others of its service.
+    sharing: Arc<Sharing>,
+    /// Whose sequences it gets.
+    epoch: u64,
     held: Held,
     /// What is left to send of an event larger than a chunk.
     rest: Bytes,
@@ -100,7 +103,7 @@ enum State {
 impl Drainer {
     pub(crate) fn new(
         subscription: Subscription<Encoded>,
-        service: u64,
+        sharing: Arc<Sharing>,
         held: Held,
         heartbeat_interval: Duration,
         min_interval: Option<Duration>,
@@ -108,13 +111,11 @@ impl Drainer {
         deadline: Option<Instant>,
     ) -> Self {
         let now = Instant::now();
-        let source = Source {
-            service,
-            epoch: subscription.began_at().epoch,
-        };
+        let epoch = subscription.began_at().epoch;
         Self {
             subscription,
-            source,
+            sharing,
+            epoch,
             held,
             rest: Bytes::new(),
             timer: Box::pin(sleep_until(now + heartbeat_interval)),
@@ -202,7 +203,7 @@ impl Drainer {
     fn write(&mut self, batch: &Batch<Encoded>) -> Bytes {
         if batch.gaps.is_empty() && batch.caught_up.is_none() {
             let rest = &mut self.rest;
-            return chunks::shared(self.source, batch, || {
+            return self.sharing.chunk(self.epoch, batch, || {
                 let mut out = Vec::new();
                 *rest = write_batch(batch, CHUNK_BYTES, &mut out).unwrap_or_default();
                 Bytes::from(out)

@@ -8,10 +8,7 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -30,6 +27,7 @@ use tower_service::Service;
 use crate::{
     access::{Access, Guard, Interest},
     calls::{CallBody, Calls},
+    chunks::{ChunkStats, Sharing},
     convert, deadline,
     drainer::{Drainer, Held},
     gate::{Gate, Permit, caller},
@@ -54,8 +52,8 @@ const MAX_SUBSCRIBE_REQUEST_BYTES: usize = 512 << 10;
 /// beyond recall: the default of 400 KiB makes a slow client see events that are 400 KiB old.
 #[derive(Debug, Clone)]
 pub struct EventService {
-    /// Which of the process's services this is, or is a clone of.
-    id: u64,
+    /// What its subscriptions, and those of its clones, have in common.
+    sharing: Arc<Sharing>,
     hub: Hub<Encoded>,
     config: Arc<ServiceConfig>,
     publisher: Publisher,
@@ -140,10 +138,9 @@ impl EventService {
     /// Makes the service for `hub`.
     #[must_use]
     pub fn new(hub: Hub<Encoded>, config: ServiceConfig) -> Self {
-        static SERVICES: AtomicU64 = AtomicU64::new(0);
         let publisher = Publisher::new(hub.clone(), config.publish.clone(), config.gate.clone());
         Self {
-            id: SERVICES.fetch_add(1, Relaxed),
+            sharing: Arc::new(Sharing::new()),
             hub,
             config: Arc::new(config),
             publisher,
@@ -159,6 +156,12 @@ impl EventService {
         let mut service = self.clone();
         service.calls = Some(calls.clone());
         (service, calls)
+    }
+
+    /// How often its subscriptions, and those of its clones, were given a chunk that was there already.
+    #[must_use]
+    pub fn chunk_stats(&self) -> ChunkStats {
+        self.sharing.stats()
     }
 
     async fn subscribe<B>(&self, request: http::Request<B>) -> Result<Drainer, Status>
@@ -196,7 +199,7 @@ impl EventService {
         });
         Ok(Drainer::new(
             subscription,
-            self.id,
+            Arc::clone(&self.sharing),
             Held {
                 permit,
                 _enrolled: enrolled,
