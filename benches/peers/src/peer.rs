@@ -116,10 +116,7 @@ impl Peer {
                 let address = free_address()?;
                 let port = address.port().to_string();
                 let arguments = ["--addr", "127.0.0.1", "--port", &port, "--log", "/dev/null"];
-                Launch {
-                    address: Some(address),
-                    ..Launch::new(&programs.nats, arguments)
-                }
+                Launch::new(&programs.nats, arguments).listening_at(address)
             }
             Self::Redis => {
                 let address = free_address()?;
@@ -136,10 +133,7 @@ impl Peer {
                     "--maxclients",
                     "100000",
                 ];
-                Launch {
-                    address: Some(address),
-                    ..Launch::new(&programs.redis, arguments)
-                }
+                Launch::new(&programs.redis, arguments).listening_at(address)
             }
         };
         launch.cores = Some(cores.clone());
