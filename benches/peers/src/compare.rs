@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use tidegate_bench::{Environment, Error};
+use tidegate_bench::Environment;
 
 use crate::{
     baselines::Failure,
-    document::Document,
+    document::{Document, Section},
     peer::{Launching, Peer},
+    turn::Turn,
     work::{Amount, Sample, Work},
 };
 
@@ -26,6 +27,10 @@ pub(crate) struct CompareArgs {
     /// How often each does it. In a round all have their turn.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+
+    /// The same for the stalled clients, whose latencies differ more from round to round than what is looked for.
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    stalled_rounds: u32,
 
     #[command(flatten)]
     amount: Amount,
@@ -57,13 +62,21 @@ pub(crate) async fn run(args: &CompareArgs) -> Result<(), Failure> {
     let mut environment = None;
     for work in works {
         let mut results: Vec<_> = peers.iter().map(|&peer| Results::new(peer)).collect();
-        for round in 1..=args.rounds {
+        let rounds = match work {
+            Work::Stalled => args.stalled_rounds,
+            _ => args.rounds,
+        };
+        for round in 1..=rounds {
             for result in &mut results {
-                result.round(work, args, &mut environment).await;
-                result.tell(work, round, args.rounds);
+                result.round(work, round, args, &mut environment).await;
+                result.tell(work, round, rounds);
             }
         }
-        sections.push((work, results));
+        sections.push(Section {
+            work,
+            rounds,
+            results,
+        });
     }
     let environment = environment.ok_or("no server could be started")?;
     let versions = peers
@@ -101,13 +114,21 @@ impl Results {
     async fn round(
         &mut self,
         work: Work,
+        round: u32,
         args: &CompareArgs,
         environment: &mut Option<Environment>,
     ) {
-        if work == Work::Stalled && !self.peer.survives_stalling() {
+        if !work.suits(self.peer) {
             return;
         }
-        match one(self.peer, work, args, environment).await {
+        let mut turn = Turn {
+            peer: self.peer,
+            round,
+            amount: &args.amount,
+            launching: &args.launching,
+            environment,
+        };
+        match work.sample(&mut turn).await {
             Ok(sample) => self.samples.push(sample),
             Err(error) => self.failures.push(error.to_string()),
         }
@@ -131,18 +152,4 @@ impl Results {
             self.peer.name()
         );
     }
-}
-
-/// Starts a server, gives it the work, and ends it.
-async fn one(
-    peer: Peer,
-    work: Work,
-    args: &CompareArgs,
-    environment: &mut Option<Environment>,
-) -> Result<Sample, Error> {
-    let session = args.launching.begin(peer).await?;
-    environment.get_or_insert_with(|| session.environment().clone());
-    let sample = work.sample(peer, &args.amount, &session).await;
-    session.end().await;
-    sample
 }

@@ -18,8 +18,18 @@ pub(crate) struct Document {
     pub(crate) amount: Amount,
     pub(crate) rounds: u32,
     pub(crate) command_line: String,
-    pub(crate) sections: Vec<(Work, Vec<Results>)>,
+    pub(crate) sections: Vec<Section>,
 }
+
+/// What a work gave.
+pub(crate) struct Section {
+    pub(crate) work: Work,
+    pub(crate) rounds: u32,
+    pub(crate) results: Vec<Results>,
+}
+
+/// What stands below the figures.
+const MORE: &str = include_str!("more.md");
 
 // ===== impl Document =====
 
@@ -29,7 +39,7 @@ impl Document {
         let failed = |path: &Path| Error::system(format!("cannot write {}", path.display()));
         let plots = path.with_extension("");
         fs::create_dir_all(&plots).map_err(failed(&plots))?;
-        for (work, results) in &self.sections {
+        for Section { work, results, .. } in &self.sections {
             let file = plots.join(work.file());
             let svg = plot::svg(work.title(), &panels(*work, results));
             fs::write(&file, svg).map_err(failed(&file))?;
@@ -40,14 +50,21 @@ impl Document {
 
     fn text(&self, plots: &str) -> String {
         let mut text = self.head();
-        for (work, results) in &self.sections {
+        for section in &self.sections {
+            let Section { work, results, .. } = section;
             // Writing to a string does not fail, here and below.
             let _ = writeln!(text, "\n## {}\n", work.title());
-            let _ = writeln!(text, "{}\n", work.description(&self.amount));
+            let _ = write!(text, "{}", work.description(&self.amount));
+            if section.rounds != self.rounds {
+                let _ = write!(text, " The medians are of {} rounds.", section.rounds);
+            }
+            text.push_str("\n\n");
             text.push_str(&table(work.metrics(), results));
             let _ = writeln!(text, "\n![{}]({plots}/{})", work.title(), work.file());
             text.push_str(&failures(results));
         }
+        text.push('\n');
+        text.push_str(MORE);
         text
     }
 
@@ -56,8 +73,8 @@ impl Document {
             "# Benchmarks\n\n\
              Written by `{command}`, which starts one server after another, gives each the same work from the same \
              lean clients, and reads from the kernel what the server's process took. Every number is the median \
-             of {rounds} rounds, with its ratio to tidegate's; of the first, the lowest and the highest round are \
-             given too. Less is better, except for deliveries. Every stream's accounts were verified: a round \
+             of {rounds} rounds, with its ratio to tidegate's; of some, the lowest and the highest round are given \
+             in brackets. Less is better, except for deliveries. Every stream's accounts were verified: a round \
              with an event neither delivered nor counted as missing has no numbers.\n\n",
             command = self.command_line,
             rounds = self.rounds,
@@ -122,7 +139,7 @@ fn cell(place: usize, metric: Metric, result: &Results, own: Option<&Results>) -
     let values = result.sorted(place);
     let median = median(&values)?;
     let mut cell = digits(median);
-    if place == 0
+    if metric.ranged
         && let (Some(lowest), Some(highest)) = (values.first(), values.last())
     {
         let _ = write!(cell, " ({}-{})", digits(*lowest), digits(*highest));
@@ -198,6 +215,15 @@ mod tests {
     }
 
     #[test]
+    fn the_document_ends_with_what_stands_below_the_figures() {
+        let document = include_str!("../../../docs/benchmarks.md");
+        assert!(
+            document.ends_with(MORE),
+            "copy benches/peers/src/more.md to its end"
+        );
+    }
+
+    #[test]
     fn a_table_has_medians_ratios_and_what_is_missing() {
         let results = |peer, samples: &[&[f64]]| Results {
             peer,
@@ -209,11 +235,13 @@ mod tests {
                 name: "cost",
                 unit: "us",
                 compared: true,
+                ranged: true,
             },
             Metric {
                 name: "rate",
                 unit: "/s",
                 compared: false,
+                ranged: false,
             },
         ];
         let all = [

@@ -8,7 +8,7 @@ use tidegate_bench::{Environment, Error, Fanout, FanoutReport, Grpc, Progress, S
 use crate::{
     baselines::Failure,
     document::head,
-    peer::{Launching, Peer},
+    peer::{Launching, Peer, Serving},
     plot::{self, Line},
 };
 
@@ -194,7 +194,7 @@ impl GrowArgs {
             duration: Duration::from_secs_f64(self.seconds),
             ..fanout.clone()
         };
-        let session = self.launching.begin(Peer::Tidegate).await?;
+        let session = self.launching.begin(Peer::Tidegate, Serving::PLAIN).await?;
         environment.get_or_insert_with(|| session.environment().clone());
         let report = fanout.run(&session, &Progress::hidden()).await;
         session.end().await;

@@ -12,13 +12,14 @@ mod grow;
 mod peer;
 mod plot;
 mod text;
+mod turn;
 mod work;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{compare::CompareArgs, grow::GrowArgs};
+use crate::{baselines::TlsArgs, compare::CompareArgs, grow::GrowArgs};
 
 /// Compares tidegate with what else could be picked.
 #[derive(Debug, Parser)]
@@ -30,11 +31,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve: tonic, and a tokio::sync::broadcast that all streams share.
-    Broadcast,
+    Broadcast(TlsArgs),
     /// Serve: tonic, and a tokio::sync::mpsc for each stream, with try_send.
-    Mpsc,
+    Mpsc(TlsArgs),
     /// Serve: tonic, and the typed hub of the crate tidegate.
-    Typed,
+    Typed(TlsArgs),
     /// Serve: what a publisher writes is written to every subscriber, and nothing else.
     Raw,
     /// Give the same work to each in turn.
@@ -46,9 +47,9 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Broadcast => baselines::broadcast::serve().await,
-        Command::Mpsc => baselines::mpsc::serve().await,
-        Command::Typed => baselines::typed::serve().await,
+        Command::Broadcast(tls) => baselines::broadcast::serve(&tls).await,
+        Command::Mpsc(tls) => baselines::mpsc::serve(&tls).await,
+        Command::Typed(tls) => baselines::typed::serve(&tls).await,
         Command::Raw => baselines::raw::serve(),
         Command::Compare(args) => compare::run(&args).await,
         Command::Grow(args) => grow::run(&args).await,

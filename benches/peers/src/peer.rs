@@ -44,6 +44,15 @@ pub(crate) struct Programs {
     redis: PathBuf,
 }
 
+/// How a server serves, where that differs from work to work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Serving {
+    /// By TLS, with a certificate that is made for it.
+    tls: bool,
+    /// On the cores of the load as well.
+    on_all_cores: bool,
+}
+
 /// How servers are started, and from where the load comes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Launching {
@@ -59,13 +68,40 @@ pub(crate) struct Launching {
     pub(crate) programs: Programs,
 }
 
+// ===== impl Serving =====
+
+impl Serving {
+    pub(crate) const PLAIN: Self = Self {
+        tls: false,
+        on_all_cores: false,
+    };
+
+    pub(crate) const ON_ALL_CORES: Self = Self {
+        on_all_cores: true,
+        ..Self::PLAIN
+    };
+
+    pub(crate) const BY_TLS: Self = Self {
+        tls: true,
+        ..Self::PLAIN
+    };
+}
+
 // ===== impl Launching =====
 
 impl Launching {
     /// Starts `peer`, ready to be measured.
-    pub(crate) async fn begin(&self, peer: Peer) -> Result<Session, Error> {
+    pub(crate) async fn begin(&self, peer: Peer, serving: Serving) -> Result<Session, Error> {
+        let mut launch = peer.launch(&self.programs)?;
+        launch.cores = Some(match serving.on_all_cores {
+            true => self.server_cores.and(&self.client_cores),
+            false => self.server_cores.clone(),
+        });
+        if serving.tls {
+            launch = launch.with_tls("--tls-certificate", "--tls-key")?;
+        }
         let setup = Setup {
-            server: Choice::Child(peer.launch(&self.programs, &self.server_cores)?),
+            server: Choice::Child(launch),
             client_cores: Some(self.client_cores.clone()),
             threads: None,
         };
@@ -104,9 +140,17 @@ impl Peer {
         !matches!(self, Self::Raw)
     }
 
+    /// Whether it is started with TLS, and its client speaks it.
+    pub(crate) const fn speaks_tls(self) -> bool {
+        matches!(
+            self,
+            Self::Tidegate | Self::Typed | Self::Broadcast | Self::Mpsc
+        )
+    }
+
     /// How it is started.
-    fn launch(self, programs: &Programs, cores: &Cores) -> Result<Launch, Error> {
-        let mut launch = match self {
+    fn launch(self, programs: &Programs) -> Result<Launch, Error> {
+        Ok(match self {
             Self::Tidegate => Launch::new(&programs.tidegate, ["serve", "--listen", "127.0.0.1:0"]),
             Self::Typed => Launch::new(this_program()?, ["typed"]),
             Self::Broadcast => Launch::new(this_program()?, ["broadcast"]),
@@ -116,10 +160,7 @@ impl Peer {
                 let address = free_address()?;
                 let port = address.port().to_string();
                 let arguments = ["--addr", "127.0.0.1", "--port", &port, "--log", "/dev/null"];
-                Launch {
-                    address: Some(address),
-                    ..Launch::new(&programs.nats, arguments)
-                }
+                Launch::new(&programs.nats, arguments).listening_at(address)
             }
             Self::Redis => {
                 let address = free_address()?;
@@ -136,14 +177,9 @@ impl Peer {
                     "--maxclients",
                     "100000",
                 ];
-                Launch {
-                    address: Some(address),
-                    ..Launch::new(&programs.redis, arguments)
-                }
+                Launch::new(&programs.redis, arguments).listening_at(address)
             }
-        };
-        launch.cores = Some(cores.clone());
-        Ok(launch)
+        })
     }
 
     /// Puts a load on it.

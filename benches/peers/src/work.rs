@@ -1,11 +1,12 @@
 //! The kinds of work, and what is looked at in each.
 
-use std::time::Duration;
-
 use clap::ValueEnum;
-use tidegate_bench::{Error, Figures, Idle, Load, Pace, Plan, Session, Shape};
+use tidegate_bench::{Cost, Error, Figures, Pace};
 
-use crate::peer::Peer;
+use crate::{
+    peer::{Peer, Serving},
+    turn::{AHEAD, Run, Turn},
+};
 
 /// A kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -18,6 +19,10 @@ pub(crate) enum Work {
     Idle,
     /// Some of the connections read nothing.
     Stalled,
+    /// Flat out, from a server that may use all cores.
+    Cores,
+    /// Flat out, once by TLS and once without.
+    Tls,
 }
 
 /// How much of it.
@@ -25,15 +30,15 @@ pub(crate) enum Work {
 pub(crate) struct Amount {
     /// How long to measure in each round.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
-    seconds: f64,
+    pub(crate) seconds: f64,
 
     /// How long to go on before measuring.
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
-    warm_up: f64,
+    pub(crate) warm_up: f64,
 
     /// Connections that are idle.
     #[arg(long, value_name = "N", default_value_t = 2_000)]
-    idle_connections: usize,
+    pub(crate) idle_connections: usize,
 }
 
 /// Something that is measured.
@@ -43,6 +48,8 @@ pub(crate) struct Metric {
     pub(crate) unit: &'static str,
     /// Whether less is better and it says something about the server, so that a ratio makes sense.
     pub(crate) compared: bool,
+    /// Whether the lowest and the highest round are written down as well.
+    pub(crate) ranged: bool,
 }
 
 /// One value for each metric of a work, in its order.
@@ -53,6 +60,7 @@ const fn compared(name: &'static str, unit: &'static str) -> Metric {
         name,
         unit,
         compared: true,
+        ranged: false,
     }
 }
 
@@ -61,11 +69,19 @@ const fn noted(name: &'static str, unit: &'static str) -> Metric {
         name,
         unit,
         compared: false,
+        ranged: false,
+    }
+}
+
+const fn ranged(metric: Metric) -> Metric {
+    Metric {
+        ranged: true,
+        ..metric
     }
 }
 
 const FIREHOSE: &[Metric] = &[
-    compared("server CPU per delivery", "us"),
+    ranged(compared("server CPU per delivery", "us")),
     noted("of it user", "us"),
     noted("of it system", "us"),
     noted("deliveries", "million/s"),
@@ -74,7 +90,7 @@ const FIREHOSE: &[Metric] = &[
 ];
 
 const PACED: &[Metric] = &[
-    compared("server CPU per delivery", "us"),
+    ranged(compared("server CPU per delivery", "us")),
     compared("latency p50", "ms"),
     compared("latency p99", "ms"),
     noted("of the CPU user", "us"),
@@ -83,17 +99,27 @@ const PACED: &[Metric] = &[
     noted("benchmark", "% of its cores"),
 ];
 
-const IDLE: &[Metric] = &[compared("resident memory per subscriber", "KiB")];
+const IDLE: &[Metric] = &[ranged(compared("resident memory per subscriber", "KiB"))];
 
 const STALLED: &[Metric] = &[
-    compared("p99 with stalled clients", "ms"),
-    compared("p99 without", "ms"),
-    noted("with / without", "x"),
+    ranged(compared("p99 with stalled clients", "ms")),
+    ranged(compared("p99 without", "ms")),
+    ranged(noted("with / without", "x")),
     compared("server CPU per delivery with", "us"),
     noted("benchmark", "% of its cores"),
 ];
 
-/// Connections in [`Work::Firehose`] and [`Work::Stalled`].
+const TLS: &[Metric] = &[
+    ranged(compared("server CPU per delivery with TLS", "us")),
+    noted("of it user", "us"),
+    noted("of it system", "us"),
+    compared("without TLS", "us"),
+    ranged(noted("with / without", "x")),
+    noted("deliveries with TLS", "million/s"),
+    noted("benchmark, with TLS", "% of its cores"),
+];
+
+/// Connections in all works but [`Work::Paced`] and [`Work::Idle`].
 const CONNECTIONS: usize = 100;
 
 /// Connections that read nothing in [`Work::Stalled`].
@@ -112,21 +138,45 @@ const PAYLOAD: usize = 256;
 /// does not read is full before the window begins.
 const STALLED_PAYLOAD: usize = 4_096;
 
-/// Events that the publisher is ahead of the slowest subscriber at most, flat out. Half of what tidegate and
-/// the baselines let a subscriber be behind, so that nobody has to drop.
-const AHEAD: u64 = 512;
+const FLAT_OUT: Run = Run {
+    connections: CONNECTIONS,
+    stalled_connections: 0,
+    payload_bytes: PAYLOAD,
+    pace: Pace::FlatOut,
+    serving: Serving::PLAIN,
+};
+
+const AT_A_RATE: Run = Run {
+    connections: PACED_CONNECTIONS,
+    pace: Pace::Rate(RATE),
+    ..FLAT_OUT
+};
+
+const NONE_STALLED: Run = Run {
+    payload_bytes: STALLED_PAYLOAD,
+    pace: Pace::Rate(RATE),
+    ..FLAT_OUT
+};
 
 // ===== impl Work =====
 
 impl Work {
-    pub(crate) const ALL: [Self; 4] = [Self::Firehose, Self::Paced, Self::Idle, Self::Stalled];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Firehose,
+        Self::Paced,
+        Self::Idle,
+        Self::Stalled,
+        Self::Cores,
+        Self::Tls,
+    ];
 
     pub(crate) const fn metrics(self) -> &'static [Metric] {
         match self {
-            Self::Firehose => FIREHOSE,
+            Self::Firehose | Self::Cores => FIREHOSE,
             Self::Paced => PACED,
             Self::Idle => IDLE,
             Self::Stalled => STALLED,
+            Self::Tls => TLS,
         }
     }
 
@@ -136,6 +186,8 @@ impl Work {
             Self::Paced => "At a rate",
             Self::Idle => "Idle subscribers",
             Self::Stalled => "Stalled clients",
+            Self::Cores => "All cores",
+            Self::Tls => "TLS",
         }
     }
 
@@ -146,6 +198,8 @@ impl Work {
             Self::Paced => "paced.svg",
             Self::Idle => "idle.svg",
             Self::Stalled => "stalled.svg",
+            Self::Cores => "cores.svg",
+            Self::Tls => "tls.svg",
         }
     }
 
@@ -167,82 +221,60 @@ impl Work {
             Self::Stalled => format!(
                 "{RATE} events a second of {STALLED_PAYLOAD} B go to {CONNECTIONS} subscribers, each on its own \
                  connection. Once all of them read; once {STALLED_CONNECTIONS} of them read nothing. The latency \
-                 is that of those who read."
+                 is that of those who read; with and without are one after the other in each round."
+            ),
+            Self::Cores => format!(
+                "As above, flat out to {CONNECTIONS} connections with {PAYLOAD} B, from servers that may use the cores of the \
+                 benchmark too. It stays on its own, so they get what it leaves."
+            ),
+            Self::Tls => format!(
+                "Flat out to {CONNECTIONS} connections with {PAYLOAD} B, once by TLS and once without, one after the other in \
+                 each round. No session is resumed. Only the servers that speak HTTP/2: the benchmark has no TLS for the \
+                 protocols of the others."
             ),
         }
     }
 
-    /// Does it once.
-    pub(crate) async fn sample(
-        self,
-        peer: Peer,
-        amount: &Amount,
-        session: &Session,
-    ) -> Result<Sample, Error> {
+    /// Whether it makes sense for a peer.
+    pub(crate) const fn suits(self, peer: Peer) -> bool {
         match self {
-            Self::Firehose => {
-                let figures = amount.run(self, peer, session, 0).await?;
-                firehose(&figures)
-            }
-            Self::Paced => {
-                let figures = amount.run(self, peer, session, 0).await?;
-                paced(&figures)
-            }
+            Self::Stalled => peer.survives_stalling(),
+            Self::Tls => peer.speaks_tls(),
+            Self::Firehose | Self::Paced | Self::Idle | Self::Cores => true,
+        }
+    }
+
+    /// Does it once.
+    pub(crate) async fn sample(self, turn: &mut Turn<'_>) -> Result<Sample, Error> {
+        match self {
+            Self::Firehose => firehose(&turn.run(FLAT_OUT).await?),
+            Self::Paced => paced(&turn.run(AT_A_RATE).await?),
             Self::Idle => {
-                let idle = Idle {
-                    connections: amount.idle_connections,
-                    streams_per_connection: 1,
-                    shape: Shape::Literal,
-                    duration: Duration::from_secs_f64(amount.warm_up),
-                };
-                let memory = peer.idle(&idle, session).await?;
+                let memory = turn.idle().await?;
                 Ok(vec![memory.per_subscriber / 1_024.0])
             }
             Self::Stalled => {
-                let without = amount.run(self, peer, session, 0).await?;
-                let with = amount.run(self, peer, session, STALLED_CONNECTIONS).await?;
+                let some_stalled = Run {
+                    stalled_connections: STALLED_CONNECTIONS,
+                    ..NONE_STALLED
+                };
+                let [without, with] = turn.pair(NONE_STALLED, some_stalled).await?;
                 stalled(&without, &with)
+            }
+            Self::Cores => firehose(&turn.run(FLAT_OUT.on(Serving::ON_ALL_CORES)).await?),
+            Self::Tls => {
+                let encrypted = FLAT_OUT.on(Serving::BY_TLS);
+                let [without, with] = turn.pair(FLAT_OUT, encrypted).await?;
+                tls(&without, &with)
             }
         }
     }
 }
 
-impl Amount {
-    async fn run(
-        &self,
-        work: Work,
-        peer: Peer,
-        session: &Session,
-        stalled_connections: usize,
-    ) -> Result<Figures, Error> {
-        let subscribers = match work {
-            Work::Paced => PACED_CONNECTIONS,
-            _ => CONNECTIONS,
-        };
-        let flat_out = work == Work::Firehose;
-        let load = Load {
-            plan: Plan::new(Shape::Literal, subscribers, 1, "bench")?,
-            streams_per_connection: 1,
-            stalled_connections,
-            publishers: 1,
-            pace: if flat_out {
-                Pace::FlatOut
-            } else {
-                Pace::Rate(RATE)
-            },
-            ahead: Some(AHEAD),
-            batch: 64,
-            payload_bytes: if work == Work::Stalled {
-                STALLED_PAYLOAD
-            } else {
-                PAYLOAD
-            },
-            warm_up: Duration::from_secs_f64(self.warm_up),
-            duration: Duration::from_secs_f64(self.seconds),
-            threads: session.environment().client_threads,
-        };
-        let measured = peer.run(load, session).await?;
-        Ok(Figures::new(&measured, session.environment(), subscribers))
+impl Run {
+    const fn on(mut self, serving: Serving) -> Self {
+        self.serving = serving;
+        self
     }
 }
 
@@ -287,6 +319,20 @@ fn stalled(without: &Figures, with: &Figures) -> Result<Sample, Error> {
         without_ms,
         with_ms / without_ms,
         cost.total_us,
+        with.client.cpu_share * 100.0,
+    ])
+}
+
+fn tls(without: &Figures, with: &Figures) -> Result<Sample, Error> {
+    let cost = |figures: &Figures| -> Option<Cost> { figures.server.as_ref()?.per_delivery };
+    let (plain, encrypted) = cost(without).zip(cost(with)).ok_or_else(nothing)?;
+    Ok(vec![
+        encrypted.total_us,
+        encrypted.user_us,
+        encrypted.system_us,
+        plain.total_us,
+        encrypted.total_us / plain.total_us,
+        with.deliveries_per_second / 1e6,
         with.client.cpu_share * 100.0,
     ])
 }

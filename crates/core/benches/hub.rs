@@ -36,8 +36,12 @@ fn topic(name: &str) -> Topic {
 }
 
 fn subscribe(hub: &Hub<Bytes>, filters: &[&str]) -> Subscription<Bytes> {
+    subscribe_as(hub, "c", filters)
+}
+
+fn subscribe_as(hub: &Hub<Bytes>, client: &str, filters: &[&str]) -> Subscription<Bytes> {
     let filters = filters.iter().map(|filter| Filter::new(filter).unwrap());
-    let options = SubscribeOptions::new(ClientId::new("c").unwrap(), filters.collect());
+    let options = SubscribeOptions::new(ClientId::new(client).unwrap(), filters.collect());
     hub.subscribe(options, Instant::now()).unwrap()
 }
 
@@ -74,6 +78,24 @@ fn publish_and_drain(bencher: Bencher<'_, '_>, subscribers: usize) {
                 .iter_mut()
                 .for_each(|stream| drain(stream, &mut batch));
         });
+}
+
+/// 64 events that are there: taking them, and parking.
+#[divan::bench]
+fn drain_64(bencher: Bencher<'_, '_>) {
+    let mut batch = Batch::default();
+    let a = topic("a");
+    bencher
+        .counter(ItemsCount::new(64_usize))
+        .with_inputs(|| {
+            let hub = hub();
+            let mut stream = subscribe(&hub, &["a"]);
+            drain(&mut stream, &mut Batch::default());
+            hub.publish((0..64).map(|_| event(&a)), Instant::now())
+                .unwrap();
+            stream
+        })
+        .bench_local_refs(|stream| drain(stream, &mut batch));
 }
 
 /// A batch of 64 events in one publish, for one subscriber who takes it whole.
@@ -132,7 +154,7 @@ fn subscribe_and_cancel(bencher: Bencher<'_, '_>, others: usize) {
         ..HubConfig::new(1)
     });
     let _others: Vec<_> = (0..others)
-        .map(|i| subscribe(&hub, &[&format!("other.{i}")]))
+        .map(|i| subscribe_as(&hub, &format!("c{i}"), &[&format!("other.{i}")]))
         .collect();
     bencher.bench_local(|| subscribe(&hub, &["user.me", "room.mine", "news.>"]));
 }

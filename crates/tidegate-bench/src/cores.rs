@@ -24,6 +24,15 @@ impl Cores {
         self.0.len()
     }
 
+    /// These and others.
+    #[must_use]
+    pub fn and(&self, others: &Self) -> Self {
+        let mut all = [self.0.as_slice(), &others.0].concat();
+        all.sort_unstable();
+        all.dedup();
+        Self(all)
+    }
+
     /// The cores that the calling thread may use.
     ///
     /// # Errors
@@ -151,6 +160,12 @@ mod tests {
         for bad in ["", "a", "1-", "3-1", "0,,1", "99999"] {
             assert!(bad.parse::<Cores>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn cores_are_joined() {
+        let cores = |text: &str| text.parse::<Cores>().unwrap();
+        assert_eq!(cores("2,0").and(&cores("1-2")), cores("0-2"));
     }
 
     #[test]

@@ -10,9 +10,13 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
 
-    /// The token to show cannot be sent.
-    #[error("the token cannot be sent: it must be printable ASCII")]
-    Token,
+    /// The token, a certificate or a key cannot be used.
+    #[error("{0}")]
+    Credentials(String),
+
+    /// The TLS handshake failed.
+    #[error("the TLS handshake with the server failed: {0}; --tls-ca names who may vouch for it")]
+    Tls(String),
 
     /// The server could not be started.
     #[error("cannot start the server {program}: {reason}")]
@@ -77,6 +81,11 @@ impl Error {
     pub fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::System { what, source }
+    }
+
+    /// Credentials that cannot be used.
+    pub(crate) fn credentials(reason: impl std::fmt::Display) -> Self {
+        Self::Credentials(reason.to_string())
     }
 
     /// A connection that broke.

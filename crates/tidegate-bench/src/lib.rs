@@ -45,6 +45,7 @@ mod session;
 mod stream;
 mod table;
 pub mod target;
+mod tls;
 pub mod usage;
 mod wire;
 
@@ -67,3 +68,4 @@ pub use server::{Launch, Server};
 pub use session::{Choice, ClientShare, Environment, Session, Setup};
 pub use stream::Stream;
 pub use table::digits;
+pub use tls::Credentials;

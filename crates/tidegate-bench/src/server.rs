@@ -5,10 +5,11 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
     time::Duration,
 };
 
-use http::HeaderValue;
+use http::{HeaderValue, uri::Authority};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -17,7 +18,11 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{Cores, Error, usage};
+use crate::{
+    Cores, Credentials, Error,
+    tls::{MadeCertificate, Tls},
+    usage,
+};
 
 /// How long a server has to say where it listens, or to answer there.
 const STARTUP: Duration = Duration::from_secs(10);
@@ -30,9 +35,11 @@ pub struct Launch {
     /// Its arguments.
     pub arguments: Vec<OsString>,
     /// Where it will listen. `None`: it says so in its first line, `listening on ADDRESS`.
-    pub address: Option<SocketAddr>,
+    address: Option<SocketAddr>,
     /// The cores it is held to. `None`: those of the benchmark.
     pub cores: Option<Cores>,
+    /// What its arguments name, if it speaks TLS.
+    certificate: Option<Arc<MadeCertificate>>,
 }
 
 /// A server that is under load.
@@ -43,6 +50,10 @@ pub struct Server {
     authority: String,
     /// What each call shows of who makes it.
     authorization: Option<HeaderValue>,
+    /// How to speak TLS with it, if it does.
+    tls: Option<Tls>,
+    /// What it reads its certificate from, if that was made for it.
+    _certificate: Option<Arc<MadeCertificate>>,
     /// Its process, if known.
     pid: Option<u32>,
     /// Killed when this is dropped. Its output is kept open, or it would fail to write.
@@ -62,7 +73,31 @@ impl Launch {
             arguments: arguments.into_iter().map(Into::into).collect(),
             address: None,
             cores: None,
+            certificate: None,
         }
+    }
+
+    /// One that does not say where it listens.
+    #[must_use]
+    pub const fn listening_at(mut self, address: SocketAddr) -> Self {
+        self.address = Some(address);
+        self
+    }
+
+    /// Makes a certificate for it, which the options `certificate` and `key` name the files of. It is to listen
+    /// on 127.0.0.1.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be written.
+    pub fn with_tls(mut self, certificate: &str, key: &str) -> Result<Self, Error> {
+        let made = MadeCertificate::new("127.0.0.1")?;
+        let files = [(certificate, made.certificate()), (key, made.key())];
+        for (option, file) in files {
+            self.arguments.extend([option.into(), file.into()]);
+        }
+        self.certificate = Some(Arc::new(made));
+        Ok(self)
     }
 
     /// Starts it and waits until it listens.
@@ -93,10 +128,18 @@ impl Launch {
             (None, Some(output)) => self.announced(output).await?,
             (None, None) => return Err(self.failed("its output is lost")),
         };
+        let trusted = |made: &Arc<MadeCertificate>| {
+            Tls::new(
+                &address.ip().to_string(),
+                &Credentials::trusting(made.pem()),
+            )
+        };
         Ok(Server {
             address,
             authority: address.to_string(),
             authorization: None,
+            tls: self.certificate.as_ref().map(trusted).transpose()?,
+            _certificate: self.certificate.clone(),
             pid: child.id(),
             child: Some((child, output)),
         })
@@ -153,10 +196,15 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// When the URL is not understood or its host not found, or there is no such process.
-    pub async fn running(url: &str, pid: Option<u32>) -> Result<Self, Error> {
+    /// When the URL is not understood or its host not found, there is no such process, or the credentials cannot
+    /// be used.
+    pub async fn running(
+        url: &str,
+        pid: Option<u32>,
+        credentials: &Credentials,
+    ) -> Result<Self, Error> {
         allow_many_connections();
-        let authority = authority(url)?;
+        let (authority, is_tls) = authority(url)?;
         if let Some(pid) = pid
             && !Path::new(&format!("/proc/{pid}")).exists()
         {
@@ -165,38 +213,33 @@ impl Server {
             )));
         }
         let connect = |reason: String| Error::Connect {
-            address: authority.clone(),
+            address: authority.to_string(),
             reason,
         };
-        let mut found = lookup_host(authority.clone())
+        let mut found = lookup_host(authority.as_str())
             .await
             .map_err(|error| connect(error.to_string()))?;
         let address = found.next().ok_or_else(|| connect("no such host".into()))?;
+        let tls = is_tls.then(|| Tls::new(authority.host(), credentials));
         Ok(Self {
             address,
-            authority,
-            authorization: None,
+            authority: authority.to_string(),
+            authorization: credentials.token.as_deref().map(bearer).transpose()?,
+            tls: tls.transpose()?,
+            _certificate: None,
             pid,
             child: None,
         })
     }
 
-    /// With a bearer token that each call shows.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Token`] if the token cannot be sent.
-    pub fn with_token(mut self, token: &str) -> Result<Self, Error> {
-        let value = HeaderValue::try_from(format!("Bearer {token}"));
-        let mut value = value.map_err(|_| Error::Token)?;
-        value.set_sensitive(true);
-        self.authorization = Some(value);
-        Ok(self)
-    }
-
     /// What each call shows of who makes it.
     pub(crate) const fn authorization(&self) -> Option<&HeaderValue> {
         self.authorization.as_ref()
+    }
+
+    /// How to speak TLS with it, if it does.
+    pub(crate) const fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     /// Where it listens.
@@ -256,29 +299,40 @@ impl Server {
     }
 }
 
-/// `host:port` of a URL.
-fn authority(url: &str) -> Result<String, Error> {
+/// The value of the header `authorization` for a token.
+fn bearer(token: &str) -> Result<HeaderValue, Error> {
+    let is_token = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+    let value = is_token.then(|| HeaderValue::try_from(format!("Bearer {token}")).ok());
+    let mut value = value.flatten().ok_or_else(|| {
+        Error::credentials(
+            "a token is printable ASCII without white space, and not empty; this one is not",
+        )
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// `host:port` of a URL, and whether it speaks TLS.
+fn authority(url: &str) -> Result<(Authority, bool), Error> {
     let invalid = || {
         Error::Invalid(format!(
-            "{url:?} is no server; write it as http://HOST:PORT"
+            "{url:?} is no server; write it as http://HOST:PORT or https://HOST:PORT"
         ))
     };
-    let rest = match url.split_once("://") {
-        Some(("http", rest)) => rest,
-        Some(("https", _)) => {
-            return Err(Error::Invalid(
-                "benchmarks do not speak TLS; use http://".into(),
-            ));
-        }
+    let (rest, is_tls) = match url.split_once("://") {
+        Some(("http", rest)) => (rest, false),
+        Some(("https", rest)) => (rest, true),
         Some(_) => return Err(invalid()),
-        None => url,
+        None => (url, false),
     };
-    let authority = rest.trim_end_matches('/');
-    let uri: http::uri::Authority = authority.parse().map_err(|_| invalid())?;
-    Ok(match uri.port() {
-        Some(_) => authority.to_owned(),
-        None => format!("{authority}:80"),
-    })
+    let rest = rest.trim_end_matches('/');
+    let named: Authority = rest.parse().map_err(|_| invalid())?;
+    let port = if is_tls { 443 } else { 80 };
+    let authority = match named.port() {
+        Some(_) => named,
+        None => format!("{rest}:{port}").parse().map_err(|_| invalid())?,
+    };
+    Ok((authority, is_tls))
 }
 
 /// Raises the number of descriptors this process, and what it starts, may have open to what is allowed.
@@ -299,20 +353,17 @@ mod tests {
     #[test]
     fn a_server_is_named_by_its_url() {
         for (url, expected) in [
-            ("http://127.0.0.1:50051", "127.0.0.1:50051"),
-            ("http://[::1]:1/", "[::1]:1"),
-            ("host:1", "host:1"),
-            ("http://host", "host:80"),
+            ("http://127.0.0.1:50051", ("127.0.0.1:50051", false)),
+            ("http://[::1]:1/", ("[::1]:1", false)),
+            ("host:1", ("host:1", false)),
+            ("http://host", ("host:80", false)),
+            ("https://host:1", ("host:1", true)),
+            ("https://host", ("host:443", true)),
         ] {
-            assert_eq!(authority(url).unwrap(), expected);
+            let (authority, is_tls) = authority(url).unwrap();
+            assert_eq!((authority.as_str(), is_tls), expected);
         }
-        for bad in [
-            "",
-            "https://host",
-            "ftp://host",
-            "http://a b",
-            "http://host/path",
-        ] {
+        for bad in ["", "ftp://host", "http://a b", "http://host/path"] {
             assert!(authority(bad).is_err(), "{bad:?}");
         }
     }
@@ -335,9 +386,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_that_does_not_exist_is_refused() {
-        let error = Server::running("127.0.0.1:1", Some(u32::MAX))
+        let nothing = Credentials::default();
+        let error = Server::running("127.0.0.1:1", Some(u32::MAX), &nothing)
             .await
             .unwrap_err();
         assert!(error.to_string().contains("no process"), "{error}");
+    }
+
+    #[test]
+    fn a_token_never_shows() {
+        assert!(!format!("{:?}", bearer("secret").unwrap()).contains("secret"));
+        for bad in ["", "two words", "\u{e9}", "a\nb"] {
+            assert!(bearer(bad).is_err(), "{bad:?}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::{Cores, Error, Launch, Machine, Server, usage::CpuSpent};
+use crate::{Cores, Credentials, Error, Launch, Machine, Server, usage::CpuSpent};
 
 /// A share of its cores above which the benchmark is likely to hold the server up.
 const BUSY: f64 = 0.85;
@@ -30,8 +30,8 @@ pub enum Choice {
         url: String,
         /// Its process on this machine. Without it nothing is known of processor time and memory.
         pid: Option<u32>,
-        /// The bearer token that each call shows.
-        token: Option<String>,
+        /// What it is shown.
+        credentials: Credentials,
     },
 }
 
@@ -55,6 +55,8 @@ pub struct Environment {
     pub server: String,
     /// Whether the benchmark started the server.
     pub server_is_child: bool,
+    /// Whether it was spoken to by TLS.
+    pub tls: bool,
     /// Cores of the server, if its process is known.
     pub server_cores: Option<Cores>,
     /// Cores of the benchmark.
@@ -84,13 +86,11 @@ impl Setup {
         let machine = Machine::this();
         let server = match &self.server {
             Choice::Child(launch) => launch.start().await?,
-            Choice::Running { url, pid, token } => {
-                let server = Server::running(url, *pid).await?;
-                match token {
-                    Some(token) => server.with_token(token)?,
-                    None => server,
-                }
-            }
+            Choice::Running {
+                url,
+                pid,
+                credentials,
+            } => Server::running(url, *pid, credentials).await?,
         };
         if let Some(cores) = &self.client_cores {
             cores.hold_this_process()?;
@@ -106,6 +106,7 @@ impl Setup {
             machine,
             server: server.authority().to_owned(),
             server_is_child: server.is_child(),
+            tls: server.tls().is_some(),
             server_cores,
             client_cores,
             client_threads: self.threads.unwrap_or(threads).max(1),

@@ -75,6 +75,7 @@ impl Table {
             "already running"
         };
         self.line("server", format_args!("{}, {origin}", environment.server));
+        self.line("transport", if environment.tls { "TLS" } else { "plain" });
         match &environment.server_cores {
             Some(cores) => self.line("server may use cores", cores),
             None => self.line("server may use cores", "unknown"),

@@ -105,6 +105,25 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_benchmarks_of_the_documents_are_understood() {
+        let documents = [
+            include_str!("../../../docs/benchmarks.md"),
+            include_str!("../../../docs/memory.md"),
+        ];
+        let lines = documents.iter().flat_map(|text| text.lines());
+        let commands = lines.filter_map(|line| line.strip_prefix("$ tidegate bench"));
+        let mut count = 0;
+        for command in commands {
+            let words = ["tidegate", "bench"].into_iter();
+            let understood = Cli::try_parse_from(words.chain(command.split_whitespace()));
+            assert!(understood.is_ok(), "{command}: {}", understood.unwrap_err());
+            count += 1;
+        }
+        assert!(count > 10);
+    }
+
     #[test]
     fn attributes_have_names() {
         let pair = |name: &str, value: &str| Ok((name.to_owned(), value.to_owned()));

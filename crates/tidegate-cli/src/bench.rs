@@ -10,7 +10,10 @@ use tidegate_bench::{
 };
 use tidegate_server::settings::duration;
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    exit::{Exit, Failure},
+    security::CredentialArgs,
+};
 
 /// Measure a server: deliveries, processor time, latency, memory
 ///
@@ -30,6 +33,10 @@ pub(crate) struct BenchArgs {
 
     #[command(flatten)]
     setup: SetupArgs,
+
+    // Last of what is flattened: its heading is for all that follows.
+    #[command(flatten)]
+    credentials: CredentialArgs,
 
     /// How to write the result.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "table")]
@@ -52,10 +59,6 @@ struct SetupArgs {
     #[arg(long, global = true, value_name = "URL")]
     server: Option<String>,
 
-    /// The bearer token to send. Others on this machine can see a command line; prefer the environment.
-    #[arg(long, global = true, env = "TIDEGATE_TOKEN", hide_env_values = true)]
-    token: Option<String>,
-
     /// Its process on this machine, to read processor time and memory of.
     #[arg(long, global = true, value_name = "PID", requires = "server")]
     server_pid: Option<u32>,
@@ -63,6 +66,11 @@ struct SetupArgs {
     /// The cores that the server that is started is held to, such as 0 or 0,2-3.
     #[arg(long, global = true, value_name = "CORES", conflicts_with = "server")]
     server_cores: Option<Cores>,
+
+    /// Speak TLS with the server that is started, with a certificate that is made for it. With --server, the URL says so:
+    /// https://HOST:PORT.
+    #[arg(long, global = true, conflicts_with = "server")]
+    tls: bool,
 
     /// The cores that the benchmark is held to.
     #[arg(long, global = true, value_name = "CORES")]
@@ -235,7 +243,7 @@ enum Output {
 }
 
 pub(crate) async fn run(args: BenchArgs) -> Result<(), Failure> {
-    let session = args.setup.setup()?.begin().await?;
+    let session = args.setup.setup(&args.credentials)?.begin().await?;
     let progress = Progress::on_terminal();
     let outcome = args.benchmark.run(&session, &progress, args.output).await;
     progress.clear();
@@ -295,22 +303,30 @@ impl Output {
 // ===== From arguments to what they mean =====
 
 impl SetupArgs {
-    fn setup(&self) -> Result<Setup, Failure> {
+    fn setup(&self, credentials: &CredentialArgs) -> Result<Setup, Failure> {
         let server = match &self.server {
             Some(url) => Choice::Running {
                 url: url.clone(),
                 pid: self.server_pid,
-                token: self.token.clone(),
+                credentials: credentials.of_benchmark()?,
             },
-            None => Choice::Child(Launch {
-                cores: self.server_cores.clone(),
-                ..Launch::new(this_program()?, ["serve", "--listen", "127.0.0.1:0"])
-            }),
+            None => Choice::Child(self.launch()?),
         };
         Ok(Setup {
             server,
             client_cores: self.client_cores.clone(),
             threads: self.threads,
+        })
+    }
+}
+
+impl SetupArgs {
+    fn launch(&self) -> Result<Launch, Failure> {
+        let mut launch = Launch::new(this_program()?, ["serve", "--listen", "127.0.0.1:0"]);
+        launch.cores.clone_from(&self.server_cores);
+        Ok(match self.tls {
+            true => launch.with_tls("--tls-certificate", "--tls-key")?,
+            false => launch,
         })
     }
 }
@@ -406,7 +422,10 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let exit = match &error {
             Error::Invalid(_) => Exit::Usage,
-            Error::Connect { .. } | Error::Broken { .. } => Exit::Unavailable,
+            Error::Connect { .. } | Error::Broken { .. } | Error::Tls(_) => Exit::Unavailable,
+            Error::Credentials(_) => Exit::Credentials,
+            // Unauthenticated, and permission denied.
+            Error::Status { code, .. } if matches!(code.as_str(), "16" | "7") => Exit::Credentials,
             Error::Status { .. } => Exit::Refused,
             Error::Violation(_) | Error::Lost(_) => Exit::Violation,
             _ => Exit::Other,

@@ -15,6 +15,7 @@ pub(crate) struct CredentialArgs {
     /// file.
     #[arg(
         long,
+        global = true,
         env = "TIDEGATE_TOKEN",
         hide_env_values = true,
         conflicts_with = "token_file"
@@ -22,24 +23,45 @@ pub(crate) struct CredentialArgs {
     token: Option<String>,
 
     /// A file with the bearer token to send.
-    #[arg(long, value_name = "FILE", env = "TIDEGATE_TOKEN_FILE")]
+    #[arg(long, global = true, value_name = "FILE", env = "TIDEGATE_TOKEN_FILE")]
     token_file: Option<PathBuf>,
 
     /// Certificates in PEM of those who may vouch for the server, for an https:// URL [default: whom the
     /// system trusts].
-    #[arg(long, value_name = "FILE", env = "TIDEGATE_TLS_CA")]
+    #[arg(long, global = true, value_name = "FILE", env = "TIDEGATE_TLS_CA")]
     tls_ca: Option<PathBuf>,
 
     /// The client's own certificate chain in PEM.
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    #[arg(long, global = true, value_name = "FILE", requires = "tls_key")]
     tls_certificate: Option<PathBuf>,
 
     /// Its private key in PEM.
-    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    #[arg(long, global = true, value_name = "FILE", requires = "tls_certificate")]
     tls_key: Option<PathBuf>,
 }
 
 impl CredentialArgs {
+    /// The same for a benchmark, which reads a token once.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn of_benchmark(&self) -> Result<tidegate_bench::Credentials, Failure> {
+        let token = match (&self.token, &self.token_file) {
+            (Some(token), _) => Some(token.clone()),
+            (None, Some(path)) => {
+                let token = String::from_utf8_lossy(&read(path)?).into_owned();
+                Some(token.trim_end().to_owned())
+            }
+            (None, None) => None,
+        };
+        let pair = self.tls_certificate.as_ref().zip(self.tls_key.as_ref());
+        let identity =
+            pair.map(|(certificate, key)| Ok::<_, Failure>((read(certificate)?, read(key)?)));
+        Ok(tidegate_bench::Credentials {
+            token,
+            ca: self.tls_ca.as_ref().map(read).transpose()?,
+            identity: identity.transpose()?,
+        })
+    }
+
     /// A client for the server at `url` that shows these credentials.
     pub(crate) fn client(&self, url: &str) -> Result<Client, Failure> {
         let mut client = Client::builder(url);

@@ -1,8 +1,15 @@
 //! `tidegate bench` against a server that it starts: every number must fit the others.
 #![cfg(target_os = "linux")]
 
-use std::process::{Command, Output};
+mod child;
 
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use child::Serve;
 use serde_json::Value;
 
 fn bench(arguments: &[&str]) -> Output {
@@ -28,6 +35,13 @@ fn number(report: &Value, path: &str) -> f64 {
 fn count(report: &Value, path: &str) -> u64 {
     let value = report.pointer(path).and_then(Value::as_u64);
     value.unwrap_or_else(|| panic!("{path} is no count in {report:#}"))
+}
+
+/// Writes a file for a test. Returns its path.
+fn write(name: &str, text: &str) -> String {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{name}"));
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
 }
 
 const SHORT: [&str; 4] = ["--duration", "400ms", "--warm-up", "100ms"];
@@ -256,5 +270,79 @@ fn what_cannot_be_done_is_explained() {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {errors}");
         assert!(errors.contains(explanation), "{arguments:?}: {errors}");
+    }
+}
+
+#[test]
+fn tls_is_spoken_with_a_certificate_that_is_made_for_it() {
+    for arguments in [
+        &["fanout", "--subscribers", "6", "--connections", "2"][..],
+        &["publish", "--subscribers", "2"],
+    ] {
+        let report = report(&[arguments, &["--tls"], &SHORT].concat());
+        assert_consistent(&report);
+        assert_eq!(report["environment"]["tls"], true);
+    }
+    let plain = ["fanout", "--subscribers", "2", "--rate", "100"];
+    let report = report(&[&plain[..], &SHORT].concat());
+    assert_eq!(report["environment"]["tls"], false);
+}
+
+#[test]
+fn tls_is_spoken_by_every_benchmark() {
+    let churn = report(&[&["connect", "--tls", "--reconnect"][..], &SHORT].concat());
+    assert!(count(&churn, "/subscriptions") > 0);
+    let idle = report(&["idle", "--tls", "--connections", "5", "--duration", "100ms"]);
+    assert!(number(&idle, "/memory/per_subscriber") > 0.0);
+}
+
+#[test]
+fn a_running_server_is_shown_credentials_and_its_certificate_is_checked() {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let certificate = write("certificate.pem", &made.cert.pem());
+    let key = write("key.pem", &made.signing_key.serialize_pem());
+    let tokens = write(
+        "tokens",
+        &tidegate_server::token_line("me", "secret").unwrap(),
+    );
+    let rule = "[[rule]]\nprincipals = ['me']\npublish = { allow = ['>'] }\nsubscribe = { allow = ['>'] }\n";
+    let rules = write("rules.toml", rule);
+    let server = Serve::start(&[
+        "--tls-certificate",
+        &certificate,
+        "--tls-key",
+        &key,
+        "--tokens",
+        &tokens,
+        "--rules",
+        &rules,
+    ]);
+    let url = format!("https://{}", server.address());
+    let fanout = |options: &[&str]| {
+        let fanout = [
+            "fanout",
+            "--subscribers",
+            "3",
+            "--rate",
+            "200",
+            "--server",
+            &url,
+        ];
+        bench(&[&fanout[..], &SHORT, options].concat())
+    };
+    let token = write("token", "secret\n");
+    let other = write("other", "another\n");
+    let trusted = ["--tls-ca", &certificate];
+    for (options, code) in [
+        (&[&trusted[..], &["--token-file", &token]].concat()[..], 0),
+        (&[&trusted[..], &["--token-file", &other]].concat(), 4),
+        (&trusted[..], 4),
+        (&["--token-file", &token], 3),
+    ] {
+        let output = fanout(options);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{options:?}: {errors}");
+        let is_explained = code != 3 || errors.contains("--tls-ca");
+        assert!(is_explained, "{errors}");
     }
 }

@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tidegate::{ClientId, Encoded, Hub, Limits, Stats, SubscriptionInfo, SweepRules};
+use tidegate::{
+    ChunkStats, ClientId, Encoded, EventService, Hub, Limits, Stats, SubscriptionInfo, SweepRules,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -33,6 +35,8 @@ pub struct Controls {
 pub struct ServerStats {
     /// The hub.
     pub hub: Stats,
+    /// The chunks that subscriptions were given.
+    pub chunks: ChunkStats,
     /// The connections.
     pub connections: ConnectionStats,
     /// How often quotas were exceeded.
@@ -81,6 +85,7 @@ pub(crate) struct Live {
 #[derive(Debug)]
 struct Shared {
     hub: Hub<Encoded>,
+    events: EventService,
     admission: Admission,
     books: Arc<Books>,
     live: Mutex<Live>,
@@ -98,6 +103,7 @@ struct Shared {
 impl Controls {
     pub(crate) fn new(
         hub: Hub<Encoded>,
+        events: EventService,
         admission: Admission,
         books: Arc<Books>,
         memory_budget: u64,
@@ -105,6 +111,7 @@ impl Controls {
     ) -> Self {
         let shared = Shared {
             hub,
+            events,
             admission,
             books,
             live: Mutex::new(Live::of(config)),
@@ -126,12 +133,14 @@ impl Controls {
     pub fn stats(&self) -> ServerStats {
         let Shared {
             hub,
+            events,
             admission,
             books,
             ..
         } = &*self.shared;
         ServerStats {
             hub: hub.stats(),
+            chunks: events.chunk_stats(),
             connections: admission.stats(),
             quotas: books.quotas.counts().into(),
             streams_begun: books.begun(),

@@ -219,6 +219,16 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
             hub.handed_off,
         ),
         counter(
+            "chunks_shared",
+            "Chunks of eight events or more that had been made for another subscription",
+            stats.chunks.shared,
+        ),
+        counter(
+            "chunks_made",
+            "Chunks of eight events or more that had to be made",
+            stats.chunks.made,
+        ),
+        counter(
             "deliveries_abandoned",
             "Deliveries still to be made when their subscription ended",
             hub.abandoned,

@@ -142,19 +142,16 @@ impl Server {
         let books = Arc::new(Books::new(Quotas::new(config.quotas)));
         let mut service = config.service.clone();
         service.gate = Some(Arc::new(Doorkeeper(Arc::clone(&books))));
+        let events = EventService::new(hub.clone(), service);
         let controls = Controls::new(
             hub.clone(),
+            events.clone(),
             admission.clone(),
             books,
             memory_budget,
             &config,
         );
-        let routes = Routes::new(
-            EventService::new(hub.clone(), service),
-            reloader.identity.clone(),
-            controls.clone(),
-            &config,
-        );
+        let routes = Routes::new(events, reloader.identity.clone(), controls.clone(), &config);
         routes.set_serving(true).await;
         tracing::info!(
             %local_addr,

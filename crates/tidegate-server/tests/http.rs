@@ -126,6 +126,25 @@ async fn metrics_of_events_and_subscriptions_move_with_them() {
 }
 
 #[tokio::test]
+async fn chunks_are_counted_as_made_or_shared() {
+    let server = Running::start(watched()).await;
+    let mut client = server.client().await;
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(subscribe(&mut client, filters(&["t"])).await);
+    }
+    // One batch is one chunk for each stream.
+    let events = (0..20).map(|_| event("t", "1")).collect();
+    publish(&mut client, events).await.unwrap();
+    for stream in &mut streams {
+        stream.events(20).await;
+    }
+    let now = scrape(&server).await;
+    assert_eq!(now["tidegate_chunks_made_total"], 1.0);
+    assert_eq!(now["tidegate_chunks_shared_total"], 3.0);
+}
+
+#[tokio::test]
 async fn losses_and_gaps_are_told_by_their_reason_and_who_is_behind_by_how_much() {
     let config = ServerConfig {
         sweep: SweepRules {

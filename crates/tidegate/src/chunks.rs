@@ -27,10 +27,26 @@ thread_local! {
     static CHUNKS: RefCell<Chunks> = const { RefCell::new(Chunks::NONE) };
 }
 
-/// Where chunks are from, among all of the process: the same sequences with the same index of the same source
-/// are the same bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Source(u64);
+/// How often subscriptions of a service shared a chunk, of those that could have: chunks of eight events or
+/// more, without a gap.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChunkStats {
+    /// Chunks that had been made for another subscription.
+    pub shared: u64,
+    /// Chunks that had to be made.
+    pub made: u64,
+}
+
+/// What the subscriptions of one service, or of one typed hub, have in common: the same sequences with the same
+/// index are the same bytes.
+#[derive(Debug)]
+pub(crate) struct Sharing {
+    /// Which it is, among all of the process.
+    source: u64,
+    shared: AtomicU64,
+    made: AtomicU64,
+}
 
 struct Chunks {
     kept: Vec<Chunk>,
@@ -39,38 +55,50 @@ struct Chunks {
 }
 
 struct Chunk {
-    source: Source,
+    source: u64,
     first_index: u64,
     sequences: Vec<u64>,
     bytes: Bytes,
 }
 
-/// The chunk of `events` that begin with an index: one that is kept, or what `make` makes. Chunks that do not
-/// tell an index are made with 0.
-pub(crate) fn shared<P: Payload>(
-    source: Source,
-    first_index: u64,
-    events: &[Arc<Event<P>>],
-    make: impl FnOnce() -> Bytes,
-) -> Bytes {
-    if events.len() < WORTH_SHARING {
-        return make();
-    }
-    CHUNKS.with_borrow_mut(|chunks| {
-        if let Some(bytes) = chunks.find(source, first_index, events) {
-            return bytes;
-        }
-        let bytes = make();
-        chunks.keep(source, first_index, events, bytes.clone());
-        bytes
-    })
-}
-
-impl Source {
-    /// One that nothing else has.
-    pub(crate) fn unique() -> Self {
+impl Sharing {
+    pub(crate) fn new() -> Self {
         static SOURCES: AtomicU64 = AtomicU64::new(0);
-        Self(SOURCES.fetch_add(1, Relaxed))
+        Self {
+            source: SOURCES.fetch_add(1, Relaxed),
+            shared: AtomicU64::new(0),
+            made: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> ChunkStats {
+        ChunkStats {
+            shared: self.shared.load(Relaxed),
+            made: self.made.load(Relaxed),
+        }
+    }
+
+    /// The chunk of `events` that begin with an index: one that is kept, or what `make` makes. Chunks that do not
+    /// tell an index are made with 0.
+    pub(crate) fn chunk<P: Payload>(
+        &self,
+        first_index: u64,
+        events: &[Arc<Event<P>>],
+        make: impl FnOnce() -> Bytes,
+    ) -> Bytes {
+        if events.len() < WORTH_SHARING {
+            return make();
+        }
+        CHUNKS.with_borrow_mut(|chunks| {
+            if let Some(bytes) = chunks.find(self.source, first_index, events) {
+                self.shared.fetch_add(1, Relaxed);
+                return bytes;
+            }
+            self.made.fetch_add(1, Relaxed);
+            let bytes = make();
+            chunks.keep(self.source, first_index, events, bytes.clone());
+            bytes
+        })
     }
 }
 
@@ -82,7 +110,7 @@ impl Chunks {
 
     fn find<P: Payload>(
         &self,
-        source: Source,
+        source: u64,
         first_index: u64,
         events: &[Arc<Event<P>>],
     ) -> Option<Bytes> {
@@ -93,7 +121,7 @@ impl Chunks {
 
     fn keep<P: Payload>(
         &mut self,
-        source: Source,
+        source: u64,
         first_index: u64,
         events: &[Arc<Event<P>>],
         bytes: Bytes,
@@ -118,12 +146,7 @@ impl Chunks {
 }
 
 impl Chunk {
-    fn is_of<P: Payload>(
-        &self,
-        source: Source,
-        first_index: u64,
-        events: &[Arc<Event<P>>],
-    ) -> bool {
+    fn is_of<P: Payload>(&self, source: u64, first_index: u64, events: &[Arc<Event<P>>]) -> bool {
         self.first_index == first_index
             && self.sequences.len() == events.len()
             && self.source == source
@@ -148,8 +171,6 @@ mod tests {
 
     use super::*;
     use crate::{convert::encode, proto::NewEvent, wire::Encoded};
-
-    const SOURCE: Source = Source(u64::MAX);
 
     fn hub() -> Hub<Encoded> {
         Hub::new(HubConfig::new(1))
@@ -179,9 +200,9 @@ mod tests {
     }
 
     /// Whether the chunk had to be made.
-    fn is_made(source: Source, batch: &Batch<Encoded>) -> bool {
+    fn is_made(sharing: &Sharing, batch: &Batch<Encoded>) -> bool {
         let mut is_made = false;
-        shared(source, batch.first_index, &batch.events, || {
+        sharing.chunk(batch.first_index, &batch.events, || {
             is_made = true;
             Bytes::from_static(b"chunk")
         });
@@ -193,8 +214,22 @@ mod tests {
         let hub = hub();
         let (mut one, mut other) = (subscribe(&hub, "1", "a"), subscribe(&hub, "2", "a"));
         publish(&hub, &["a"; 20]);
-        assert!(is_made(SOURCE, &drain(&mut one)));
-        assert!(!is_made(SOURCE, &drain(&mut other)));
+        let sharing = Sharing::new();
+        assert!(is_made(&sharing, &drain(&mut one)));
+        assert!(!is_made(&sharing, &drain(&mut other)));
+        let expected = ChunkStats { shared: 1, made: 1 };
+        assert_eq!(sharing.stats(), expected);
+    }
+
+    #[test]
+    fn a_chunk_of_a_few_events_is_made_and_not_counted() {
+        let hub = hub();
+        let (mut one, mut other) = (subscribe(&hub, "1", "a"), subscribe(&hub, "2", "a"));
+        publish(&hub, &["a"; WORTH_SHARING - 1]);
+        let sharing = Sharing::new();
+        assert!(is_made(&sharing, &drain(&mut one)));
+        assert!(is_made(&sharing, &drain(&mut other)));
+        assert_eq!(sharing.stats(), ChunkStats::default());
     }
 
     #[test]
@@ -206,8 +241,9 @@ mod tests {
         publish(&hub, &topics);
         let (one, other) = (drain(&mut one), drain(&mut other));
         assert_eq!(one.events.len(), other.events.len());
-        assert!(is_made(SOURCE, &one));
-        assert!(is_made(SOURCE, &other));
+        let sharing = Sharing::new();
+        assert!(is_made(&sharing, &one));
+        assert!(is_made(&sharing, &other));
     }
 
     #[test]
@@ -216,29 +252,30 @@ mod tests {
         let mut one = subscribe(&hub, "1", "a");
         publish(&hub, &["a"; 20]);
         let mut batch = drain(&mut one);
-        assert!(is_made(SOURCE, &batch));
-        assert!(is_made(Source::unique(), &batch));
-        assert!(is_made(Source::unique(), &batch));
+        let sharing = Sharing::new();
+        assert!(is_made(&sharing, &batch));
+        assert!(is_made(&Sharing::new(), &batch));
         batch.first_index += 1;
-        assert!(is_made(SOURCE, &batch));
+        assert!(is_made(&sharing, &batch));
         batch.first_index -= 1;
-        assert!(!is_made(SOURCE, &batch));
+        assert!(!is_made(&sharing, &batch));
     }
 
     #[test]
     fn only_the_last_few_are_kept() {
         let hub = hub();
         let mut subscription = subscribe(&hub, "1", "a");
+        let sharing = Sharing::new();
         let batches: Vec<_> = (0..=KEPT)
             .map(|_| {
                 publish(&hub, &["a"; 20]);
                 let batch = drain(&mut subscription);
-                assert!(is_made(SOURCE, &batch));
+                assert!(is_made(&sharing, &batch));
                 batch
             })
             .collect();
-        assert!(!is_made(SOURCE, &batches[KEPT]));
-        assert!(!is_made(SOURCE, &batches[1]));
-        assert!(is_made(SOURCE, &batches[0]));
+        assert!(!is_made(&sharing, &batches[KEPT]));
+        assert!(!is_made(&sharing, &batches[1]));
+        assert!(is_made(&sharing, &batches[0]));
     }
 }

@@ -12,6 +12,7 @@
 use std::{
     cell::Cell,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -26,7 +27,7 @@ use tonic::Status;
 use crate::{
     access::Guard,
     calls::Enrolled,
-    chunks::{self, Source},
+    chunks::Sharing,
     convert,
     gate::Permit,
     proto::{CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response},
@@ -57,8 +58,8 @@ thread_local! {
 #[derive(Debug)]
 pub struct Drainer {
     subscription: Subscription<Encoded>,
-    /// Where its chunks are from.
-    source: Source,
+    /// What it has in common with the others of its service.
+    sharing: Arc<Sharing>,
     held: Held,
     /// What is left to send of an event larger than a chunk.
     rest: Bytes,
@@ -100,7 +101,7 @@ enum State {
 impl Drainer {
     pub(crate) fn new(
         subscription: Subscription<Encoded>,
-        source: Source,
+        sharing: Arc<Sharing>,
         held: Held,
         heartbeat_interval: Duration,
         min_interval: Option<Duration>,
@@ -110,7 +111,7 @@ impl Drainer {
         let now = Instant::now();
         Self {
             subscription,
-            source,
+            sharing,
             held,
             rest: Bytes::new(),
             timer: Box::pin(sleep_until(now + heartbeat_interval)),
@@ -198,7 +199,7 @@ impl Drainer {
     fn write(&mut self, batch: &Batch<Encoded>) -> Bytes {
         if batch.gaps.is_empty() && batch.caught_up.is_none() {
             let rest = &mut self.rest;
-            return chunks::shared(self.source, batch.first_index, &batch.events, || {
+            return self.sharing.chunk(batch.first_index, &batch.events, || {
                 let mut out = Vec::new();
                 *rest = write_batch(batch, CHUNK_BYTES, &mut out).unwrap_or_default();
                 Bytes::from(out)

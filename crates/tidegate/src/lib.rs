@@ -71,6 +71,7 @@ pub use tidegate_proto::FILE_DESCRIPTOR_SET;
 pub use crate::{
     access::{Access, Authority},
     calls::{CallBody, Calls, RequestBody},
+    chunks::ChunkStats,
     convert::{EncodeError, encode, limits_in_force},
     drainer::{CHUNK_BYTES, Drainer},
     gate::{Caller, Gate, OverQuota, Place},

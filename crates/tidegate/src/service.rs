@@ -27,7 +27,7 @@ use tower_service::Service;
 use crate::{
     access::{Access, Guard, Interest},
     calls::{CallBody, Calls},
-    chunks::Source,
+    chunks::{ChunkStats, Sharing},
     convert, deadline,
     drainer::{Drainer, Held},
     gate::{Gate, Permit, caller},
@@ -52,7 +52,8 @@ const MAX_SUBSCRIBE_REQUEST_BYTES: usize = 512 << 10;
 /// beyond recall: the default of 400 KiB makes a slow client see events that are 400 KiB old.
 #[derive(Debug, Clone)]
 pub struct EventService {
-    source: Source,
+    /// What its subscriptions, and those of its clones, have in common.
+    sharing: Arc<Sharing>,
     hub: Hub<Encoded>,
     config: Arc<ServiceConfig>,
     publisher: Publisher,
@@ -139,7 +140,7 @@ impl EventService {
     pub fn new(hub: Hub<Encoded>, config: ServiceConfig) -> Self {
         let publisher = Publisher::new(hub.clone(), config.publish.clone(), config.gate.clone());
         Self {
-            source: Source::unique(),
+            sharing: Arc::new(Sharing::new()),
             hub,
             config: Arc::new(config),
             publisher,
@@ -155,6 +156,12 @@ impl EventService {
         let mut service = self.clone();
         service.calls = Some(calls.clone());
         (service, calls)
+    }
+
+    /// How often its subscriptions, and those of its clones, were given a chunk that was there already.
+    #[must_use]
+    pub fn chunk_stats(&self) -> ChunkStats {
+        self.sharing.stats()
     }
 
     async fn subscribe<B>(&self, request: http::Request<B>) -> Result<Drainer, Status>
@@ -192,7 +199,7 @@ impl EventService {
         });
         Ok(Drainer::new(
             subscription,
-            self.source,
+            Arc::clone(&self.sharing),
             Held {
                 permit,
                 _enrolled: enrolled,

@@ -16,13 +16,13 @@ use tokio::sync::broadcast;
 use tokio_stream::{Stream, StreamExt as _, wrappers::BroadcastStream};
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
-use super::{CAPACITY, Failure};
+use super::{CAPACITY, Failure, TlsArgs};
 
-pub(crate) async fn serve() -> Result<(), Failure> {
+pub(crate) async fn serve(tls: &TlsArgs) -> Result<(), Failure> {
     let (events, _) = broadcast::channel(CAPACITY);
     let sequence = Arc::default();
     let service = Service(Arc::new(Shared { events, sequence }));
-    super::serve(Routes::new(EventServiceServer::new(service))).await
+    super::serve(tls, Routes::new(EventServiceServer::new(service))).await
 }
 
 struct Service(Arc<Shared>);

@@ -8,7 +8,7 @@ pub(crate) mod mpsc;
 pub(crate) mod raw;
 pub(crate) mod typed;
 
-use std::{error::Error, net::SocketAddr};
+use std::{error::Error, fs, net::SocketAddr, path::PathBuf};
 
 use tidegate_proto::v1::{
     Batch, Event, Gap, GapReason, NewEvent, PublishRequest, PublishResponse, SubscribeResponse,
@@ -17,7 +17,7 @@ use tidegate_proto::v1::{
 use tokio::net::TcpListener;
 use tonic::{
     service::Routes,
-    transport::{Server, server::TcpIncoming},
+    transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming},
 };
 
 /// Events that a slow subscriber may be behind.
@@ -26,13 +26,30 @@ const CAPACITY: usize = 1_024;
 /// Any failure of a program that has nobody to tell apart.
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
+/// The certificate of a server that speaks TLS, and its key.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TlsArgs {
+    /// The certificate chain in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+
+    /// Its private key in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+}
+
 /// Serves until killed.
-async fn serve(service: Routes) -> Result<(), Failure> {
+async fn serve(tls: &TlsArgs, service: Routes) -> Result<(), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     announce(listener.local_addr()?);
     // `Server::tcp_nodelay` does not reach connections that are handed to it.
     let connections = TcpIncoming::from(listener).with_nodelay(Some(true));
-    Server::builder()
+    let mut server = Server::builder();
+    if let (Some(certificate), Some(key)) = (&tls.tls_certificate, &tls.tls_key) {
+        let identity = Identity::from_pem(fs::read(certificate)?, fs::read(key)?);
+        server = server.tls_config(ServerTlsConfig::new().identity(identity))?;
+    }
+    server
         .add_routes(service)
         .serve_with_incoming(connections)
         .await?;

@@ -13,12 +13,13 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
-use super::{CAPACITY, Failure};
+use super::{CAPACITY, Failure, TlsArgs};
 
-pub(crate) async fn serve() -> Result<(), Failure> {
-    super::serve(Routes::new(EventServiceServer::new(
-        Service(Arc::default()),
-    )))
+pub(crate) async fn serve(tls: &TlsArgs) -> Result<(), Failure> {
+    super::serve(
+        tls,
+        Routes::new(EventServiceServer::new(Service(Arc::default()))),
+    )
     .await
 }
 

@@ -13,7 +13,7 @@ use tidegate_proto::v1::{
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
-use super::Failure;
+use super::{Failure, TlsArgs};
 
 /// The server of `tidegate.v1`, whose responses are encoded once.
 #[allow(
@@ -31,8 +31,12 @@ mod proto {
 
 use proto::event_service_server::{EventService, EventServiceServer};
 
-pub(crate) async fn serve() -> Result<(), Failure> {
-    super::serve(Routes::new(EventServiceServer::new(Service::default()))).await
+pub(crate) async fn serve(tls: &TlsArgs) -> Result<(), Failure> {
+    super::serve(
+        tls,
+        Routes::new(EventServiceServer::new(Service::default())),
+    )
+    .await
 }
 
 #[derive(Default)]

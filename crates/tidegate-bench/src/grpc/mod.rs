@@ -16,13 +16,17 @@ use http::{
     header::{AUTHORIZATION, CONTENT_TYPE},
 };
 use percent_encoding::percent_decode_str;
-use tokio::{net::TcpStream, task::JoinHandle};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    task::JoinHandle,
+};
 
 pub use publisher::GrpcPublisher;
 pub use subscriber::GrpcConnection;
 pub(crate) use subscriber::Reader;
 
-use crate::{Error, Server, stream::Stream, target::Target, wire::subscribe_request};
+use crate::{Error, Server, stream::Stream, target::Target, tls::Tls, wire::subscribe_request};
 
 /// Requests that a publisher sends before it waits for the first answer.
 const IN_FLIGHT: usize = 8;
@@ -34,6 +38,7 @@ pub struct Grpc {
     authority: String,
     /// What each call shows of who makes it.
     authorization: Option<HeaderValue>,
+    tls: Option<Tls>,
     /// Bytes that the server may send on a stream before they are read.
     window: u32,
     /// Requests that a publisher has unanswered at most.
@@ -49,6 +54,7 @@ pub(crate) struct Task(JoinHandle<()>);
 pub(crate) struct Client {
     authority: String,
     authorization: Option<HeaderValue>,
+    scheme: &'static str,
     send: SendRequest<Bytes>,
 }
 
@@ -66,6 +72,7 @@ impl Grpc {
             address: server.address(),
             authority: server.authority().to_owned(),
             authorization: server.authorization().cloned(),
+            tls: server.tls().cloned(),
             window: Self::WINDOW,
             in_flight: IN_FLIGHT,
         }
@@ -151,8 +158,8 @@ impl Client {
     ) -> Result<(h2::client::ResponseFuture, h2::SendStream<Bytes>), Error> {
         let broken = |error: h2::Error| Error::broken(method, error);
         let uri = format!(
-            "http://{}/tidegate.v1.EventService/{method}",
-            self.authority
+            "{}://{}/tidegate.v1.EventService/{method}",
+            self.scheme, self.authority
         );
         let request = Request::builder()
             .method(Method::POST)
@@ -220,7 +227,21 @@ impl Driver {
     /// Opens a connection for so many streams.
     pub(crate) async fn open(grpc: &Grpc, streams: usize) -> Result<(Client, Self), Error> {
         let socket = grpc.socket().await?;
-        let shaken = grpc.builder(streams).handshake::<_, Bytes>(socket).await;
+        match &grpc.tls {
+            None => Self::on(socket, grpc, streams, "http").await,
+            Some(tls) => Self::on(tls.connect(socket).await?, grpc, streams, "https").await,
+        }
+    }
+
+    /// The same, on a transport that is open. Made for each kind of transport, so that one without TLS is not
+    /// asked about it at each read.
+    async fn on(
+        transport: impl AsyncRead + AsyncWrite + Unpin + 'static,
+        grpc: &Grpc,
+        streams: usize,
+        scheme: &'static str,
+    ) -> Result<(Client, Self), Error> {
+        let shaken = grpc.builder(streams).handshake::<_, Bytes>(transport).await;
         let (send, connection) = shaken.map_err(|error| Error::broken("the handshake", error))?;
         let halt = Rc::new(std::cell::Cell::new(false));
         let halted = halt.clone();
@@ -236,6 +257,7 @@ impl Driver {
         let client = Client {
             authority: grpc.authority.clone(),
             authorization: grpc.authorization.clone(),
+            scheme,
             send,
         };
         Ok((client, Self { _task: task, halt }))

@@ -19,7 +19,7 @@ use super::{
     Arrival, Departure, Error, Publication, Subscribe, Undecided, Value, hooks::Hooks,
     position::PositionFields, shared::Body, subscription::Entry,
 };
-use crate::{chunks::Source, random_epoch};
+use crate::{chunks::Sharing, random_epoch};
 
 /// A hub for values of one message type. Its clones are handles to the same hub. See
 /// [the module](super).
@@ -37,8 +37,7 @@ pub(super) struct Inner<T> {
     pub(super) limits: Limits,
     pub(super) reconnect_spread: Duration,
     pub(super) position: PositionFields,
-    /// Where its chunks are from.
-    pub(super) source: Source,
+    pub(super) sharing: Sharing,
 }
 
 /// A client that is here.
@@ -195,7 +194,7 @@ impl<T: Value> Builder<T> {
             limits: self.limits,
             reconnect_spread: self.reconnect_spread,
             position,
-            source: Source::unique(),
+            sharing: Sharing::new(),
         };
         Hub {
             inner: Arc::new(inner),

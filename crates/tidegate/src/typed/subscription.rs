@@ -23,7 +23,6 @@ use super::{
     snapshot::{Load, Stage, Step},
 };
 use crate::{
-    chunks,
     drainer::CHUNK_BYTES,
     service::spread,
     status::{self, Reason},
@@ -240,7 +239,7 @@ impl<T: Value> Subscription<T> {
         let events = &self.batch.events;
         let mut rest = Rest::default();
         // A message tells no index.
-        let chunk = chunks::shared(self.hub.inner.source, 0, events, || {
+        let chunk = self.hub.inner.sharing.chunk(0, events, || {
             let (chunk, left) = write_messages(events);
             rest = left;
             chunk

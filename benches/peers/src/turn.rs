@@ -1,0 +1,104 @@
+//! One turn of a peer at a work: a server that is started for each load, and ended.
+
+use std::time::Duration;
+
+use tidegate_bench::{
+    Environment, Error, Figures, Idle, IdleMemory, Load, Pace, Plan, Session, Shape,
+};
+
+use crate::{
+    peer::{Launching, Peer, Serving},
+    work::Amount,
+};
+
+/// Events that the publisher is ahead of the slowest subscriber at most, flat out. Half of what tidegate and
+/// the baselines let a subscriber be behind, so that nobody has to drop.
+pub(crate) const AHEAD: u64 = 512;
+
+/// Whose turn it is.
+pub(crate) struct Turn<'a> {
+    pub(crate) peer: Peer,
+    /// In which round.
+    pub(crate) round: u32,
+    pub(crate) amount: &'a Amount,
+    pub(crate) launching: &'a Launching,
+    /// That of the first server of all, to be written down.
+    pub(crate) environment: &'a mut Option<Environment>,
+}
+
+/// A load on one topic, and the server that it is put on.
+#[derive(Clone, Copy)]
+pub(crate) struct Run {
+    pub(crate) connections: usize,
+    /// Those of them that read nothing.
+    pub(crate) stalled_connections: usize,
+    pub(crate) payload_bytes: usize,
+    pub(crate) pace: Pace,
+    pub(crate) serving: Serving,
+}
+
+// ===== impl Turn =====
+
+impl Turn<'_> {
+    /// Measures a load.
+    pub(crate) async fn run(&mut self, run: Run) -> Result<Figures, Error> {
+        let session = self.begin(run.serving).await?;
+        let measured = self.measure(run, &session).await;
+        session.end().await;
+        measured
+    }
+
+    /// Measures two loads. Which is first changes from round to round, so that what changes on the machine
+    /// meets both alike.
+    pub(crate) async fn pair(&mut self, one: Run, other: Run) -> Result<[Figures; 2], Error> {
+        if self.round % 2 == 1 {
+            let first = self.run(one).await?;
+            return Ok([first, self.run(other).await?]);
+        }
+        let first = self.run(other).await?;
+        Ok([self.run(one).await?, first])
+    }
+
+    /// Measures the memory of idle subscribers.
+    pub(crate) async fn idle(&mut self) -> Result<IdleMemory, Error> {
+        let idle = Idle {
+            connections: self.amount.idle_connections,
+            streams_per_connection: 1,
+            shape: Shape::Literal,
+            duration: Duration::from_secs_f64(self.amount.warm_up),
+        };
+        let session = self.begin(Serving::default()).await?;
+        let memory = self.peer.idle(&idle, &session).await;
+        session.end().await;
+        memory
+    }
+
+    async fn begin(&mut self, serving: Serving) -> Result<Session, Error> {
+        let session = self.launching.begin(self.peer, serving).await?;
+        self.environment
+            .get_or_insert_with(|| session.environment().clone());
+        Ok(session)
+    }
+
+    async fn measure(&self, run: Run, session: &Session) -> Result<Figures, Error> {
+        let load = Load {
+            plan: Plan::new(Shape::Literal, run.connections, 1, "bench")?,
+            streams_per_connection: 1,
+            stalled_connections: run.stalled_connections,
+            publishers: 1,
+            pace: run.pace,
+            ahead: Some(AHEAD),
+            batch: 64,
+            payload_bytes: run.payload_bytes,
+            warm_up: Duration::from_secs_f64(self.amount.warm_up),
+            duration: Duration::from_secs_f64(self.amount.seconds),
+            threads: session.environment().client_threads,
+        };
+        let measured = self.peer.run(load, session).await?;
+        Ok(Figures::new(
+            &measured,
+            session.environment(),
+            run.connections,
+        ))
+    }
+}

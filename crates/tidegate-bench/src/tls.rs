@@ -1,0 +1,272 @@
+//! TLS by rustls, from the side of those who connect; and certificates for servers that are started.
+//!
+//! # Sessions
+//! None is resumed: every connection is that of a client that was never there before, also where one and the same
+//! benchmark opens them one after the other.
+
+use std::{
+    fmt,
+    fs::{DirBuilder, File, OpenOptions, remove_dir_all},
+    io::Write as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use rustls::{
+    ClientConfig, RootCertStore,
+    client::Resumption,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::Error;
+
+/// The one protocol that is spoken (RFC 9113, section 3.2).
+const H2: &[u8] = b"h2";
+
+/// What a benchmark shows a server of itself, and whom it trusts.
+#[derive(Clone, Default)]
+pub struct Credentials {
+    /// The bearer token that each call shows.
+    pub token: Option<String>,
+    /// Certificates in PEM of those who may vouch for a server at an `https` URL. `None`: whom the system trusts.
+    pub ca: Option<Vec<u8>>,
+    /// The benchmark's own certificate chain and its private key, in PEM.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Opens TLS on a socket.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    connector: TlsConnector,
+    /// The name that the server's certificate must have.
+    name: ServerName<'static>,
+}
+
+/// A certificate and its key, made for one server, in files that are gone when it is dropped.
+#[derive(Debug)]
+pub(crate) struct MadeCertificate {
+    folder: PathBuf,
+    pem: String,
+}
+
+// ===== impl Credentials =====
+
+impl Credentials {
+    /// Those who trust these certificates in PEM, and nobody else.
+    pub(crate) fn trusting(pem: &str) -> Self {
+        Self {
+            ca: Some(pem.into()),
+            ..Self::default()
+        }
+    }
+
+    fn roots(&self) -> Result<RootCertStore, Error> {
+        let mut roots = RootCertStore::empty();
+        match &self.ca {
+            Some(pem) => {
+                for certificate in certificates(pem)? {
+                    roots.add(certificate).map_err(Error::credentials)?;
+                }
+            }
+            // What of them cannot be read is left out.
+            None => {
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            }
+        }
+        Ok(roots)
+    }
+}
+
+/// No secret shows.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Credentials")
+            .field("has_token", &self.token.is_some())
+            .field("has_ca", &self.ca.is_some())
+            .field("has_identity", &self.identity.is_some())
+            .finish()
+    }
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(Error::credentials(
+            "there is no certificate in PEM where one was to be",
+        )),
+    }
+}
+
+// ===== impl Tls =====
+
+impl Tls {
+    /// For the server whose certificate names `host`, with these credentials.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Credentials`] if they cannot be used.
+    pub(crate) fn new(host: &str, credentials: &Credentials) -> Result<Self, Error> {
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(Error::credentials)?
+            .with_root_certificates(credentials.roots()?);
+        let mut config = match &credentials.identity {
+            None => builder.with_no_client_auth(),
+            Some((chain, key)) => {
+                let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
+                    Error::credentials("there is no private key in PEM where one was to be")
+                })?;
+                builder
+                    .with_client_auth_cert(certificates(chain)?, key)
+                    .map_err(Error::credentials)?
+            }
+        };
+        config.alpn_protocols = vec![H2.to_vec()];
+        config.resumption = Resumption::disabled();
+        let host = host.trim_matches(['[', ']']);
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| Error::Invalid(format!("no certificate can be for {host:?}")))?;
+        Ok(Self {
+            connector: TlsConnector::from(Arc::new(config)),
+            name,
+        })
+    }
+
+    /// Shakes hands.
+    pub(crate) async fn connect(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
+        let shaken = self.connector.connect(self.name.clone(), socket).await;
+        shaken.map_err(|error| Error::Tls(error.to_string()))
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_tuple("Tls").field(&self.name).finish()
+    }
+}
+
+// ===== impl MadeCertificate =====
+
+impl MadeCertificate {
+    /// For a server at this name or address, in a folder of its own that only this user may look into.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be written.
+    pub(crate) fn new(host: &str) -> Result<Self, Error> {
+        let made = rcgen::generate_simple_self_signed([host.to_owned()])
+            .map_err(|error| Error::Invalid(format!("cannot make a certificate: {error}")))?;
+        let this = Self {
+            folder: private_folder()?,
+            pem: made.cert.pem(),
+        };
+        write(&this.certificate(), &this.pem)?;
+        write(&this.key(), &made.signing_key.serialize_pem())?;
+        Ok(this)
+    }
+
+    /// The file of the certificate.
+    pub(crate) fn certificate(&self) -> PathBuf {
+        self.folder.join("certificate.pem")
+    }
+
+    /// The file of its key.
+    pub(crate) fn key(&self) -> PathBuf {
+        self.folder.join("key.pem")
+    }
+
+    /// The certificate in PEM, which vouches for itself.
+    pub(crate) fn pem(&self) -> &str {
+        &self.pem
+    }
+}
+
+impl Drop for MadeCertificate {
+    fn drop(&mut self) {
+        // Who cleans the folder of temporary files may have been here first.
+        let _ = remove_dir_all(&self.folder);
+    }
+}
+
+fn private_folder() -> Result<PathBuf, Error> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = format!(
+        "tidegate-bench-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Relaxed)
+    );
+    let folder = std::env::temp_dir().join(name);
+    // It fails if it is there already, whoever made it.
+    let made = DirBuilder::new().mode(0o700).create(&folder);
+    made.map_err(Error::system(format!("cannot make {}", folder.display())))?;
+    Ok(folder)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    let open = || {
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+    };
+    open()
+        .and_then(|mut file: File| file.write_all(text.as_bytes()))
+        .map_err(Error::system(format!("cannot write {}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_made_certificate_is_for_one_user_and_goes_with_its_owner() {
+        let made = MadeCertificate::new("127.0.0.1").unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&made.folder), mode(&made.key())), (0o700, 0o600));
+        let credentials = Credentials::trusting(made.pem());
+        assert_eq!(credentials.roots().unwrap().len(), 1);
+        let folder = made.folder.clone();
+        drop(made);
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn what_is_no_certificate_or_no_name_is_refused() {
+        let refused = |host, credentials: &Credentials| {
+            let refused = Tls::new(host, credentials);
+            refused.unwrap_err().to_string()
+        };
+        let none = refused("host", &Credentials::trusting("nothing"));
+        assert!(none.contains("no certificate in PEM"), "{none}");
+        let made = MadeCertificate::new("127.0.0.1").unwrap();
+        let credentials = Credentials::trusting(made.pem());
+        let name = refused("no name", &credentials);
+        assert!(name.contains("no name"), "{name}");
+        let credentials = Credentials {
+            identity: Some((made.pem().into(), b"nothing".to_vec())),
+            ..credentials
+        };
+        let key = refused("[::1]", &credentials);
+        assert!(key.contains("no private key"), "{key}");
+    }
+
+    #[test]
+    fn secrets_do_not_show() {
+        let credentials = Credentials {
+            token: Some("secret".into()),
+            ..Credentials::trusting("secret")
+        };
+        assert!(!format!("{credentials:?}").contains("secret"));
+    }
+}
