@@ -204,6 +204,10 @@ impl Controls {
         &self.shared.hub
     }
 
+    pub(crate) fn books(&self) -> &Arc<Books> {
+        &self.shared.books
+    }
+
     pub(crate) fn histograms(&self) -> &Histograms {
         &self.shared.histograms
     }

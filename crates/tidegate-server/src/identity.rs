@@ -27,6 +27,7 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 use crate::{
     authorisation::{Rights, Rule, Rules},
     files::{Files, SecurityError},
+    found_good::FoundGood,
     jwks::Fetcher,
     jwt::{JwksUrl, JwtConfig, JwtKeys, Keys, Refused, Verified},
     policy::{Credential, Policy},
@@ -65,6 +66,7 @@ pub(crate) struct Identity {
     keys: Files,
     fetchers: Vec<Fetched>,
     policy: watch::Sender<Arc<Policy>>,
+    found_good: FoundGood,
 }
 
 /// A key set that is fetched.
@@ -142,6 +144,7 @@ impl Identity {
             keys,
             fetchers,
             policy: watch::Sender::new(Arc::new(policy)),
+            found_good: FoundGood::default(),
             config,
         };
         identity.reload(true).into_iter().try_for_each(Err)?;
@@ -153,6 +156,10 @@ impl Identity {
 
     pub(crate) fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.policy.borrow())
+    }
+
+    pub(crate) fn found_good(&self) -> &FoundGood {
+        &self.found_good
     }
 
     /// A watch over the policy, which has seen the present one.

@@ -179,6 +179,14 @@ pub static SETTINGS: &[Setting] = rows! {
     "quotas.address.publish_bytes", "quota-address-publish-bytes", "SIZE", OrNone<SomeSize>, server.quotas.address.publish_bytes, RELOADS,
     "The most bytes that one address may publish in a second.";
 
+    "quotas.address.auth_failures", "quota-address-auth-failures", "N", OrNone<Some1>, server.quotas.address_auth_failures, RELOADS,
+    "How many bad credentials from one address are looked at in a second. Beyond, what was not found good from there \
+     before is refused without a look. Where all come through one proxy, set it to what all may do together, or none.";
+
+    "quotas.principal.connections", "quota-principal-connections", "N", OrNone<Some1>, server.quotas.principal_connections, RELOADS,
+    "The most connections at once of one principal, whatever its addresses. A connection belongs to the first principal \
+     whose credentials are accepted on it.";
+
     "quotas.principal.subscriptions", "quota-principal-subscriptions", "N", OrNone<Some1>, server.quotas.principal.subscriptions, RELOADS,
     "The most subscriptions at once of one principal, whatever its addresses.";
 
