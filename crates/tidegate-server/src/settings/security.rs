@@ -23,6 +23,7 @@ pub(super) struct Tls {
     pub(super) certificate: Option<PathBuf>,
     pub(super) key: Option<PathBuf>,
     pub(super) client_ca: Option<PathBuf>,
+    pub(super) client_crls: Vec<PathBuf>,
     pub(super) client_auth: ClientAuth,
 }
 
@@ -45,6 +46,7 @@ pub(super) const NEEDS: &[(&str, &str)] = &[
     ("tls.key", "tls.certificate"),
     ("tls.client_ca", "tls.certificate"),
     ("tls.client_auth", "tls.client_ca"),
+    ("tls.client_crls", "tls.client_ca"),
     ("auth.jwt.issuer", "auth.jwt.audience"),
     ("auth.jwt.audience", "auth.jwt.issuer"),
     ("auth.jwt.public_keys", "auth.jwt.issuer"),
@@ -92,6 +94,7 @@ impl Security {
         let certificate = self.tls.certificate.as_ref()?;
         let mut tls = TlsConfig::new(certificate, self.tls.key.as_ref()?);
         tls.client_ca.clone_from(&self.tls.client_ca);
+        tls.client_crls.clone_from(&self.tls.client_crls);
         tls.client_auth = self.tls.client_auth;
         Some(tls)
     }

@@ -102,6 +102,10 @@ pub static SETTINGS: &[Setting] = rows! {
     "Certificates in PEM of those who may vouch for clients. A client's principal is the first URI or DNS name of its \
      certificate, else its common name.";
 
+    "tls.client_crls", "tls-client-crl", "FILE...", Several<File>, security.tls.client_crls, RESTARTS,
+    "Lists in PEM of client certificates that were revoked. With any, every authority in the chain of a client's \
+     certificate needs one, or the client is refused.";
+
     "tls.client_auth", "tls-client-auth", "WHEN", WhenAsked, security.tls.client_auth, RESTARTS,
     "Whether clients must show a certificate: required, without one there is no connection; optional, without one calls \
      need a token.";
