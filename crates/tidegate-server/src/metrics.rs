@@ -187,6 +187,11 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
             "Calls without credentials that are accepted",
             stats.auth_failures,
         ),
+        counter(
+            "key_fetch_failures",
+            "Attempts to fetch a set of keys for JSON Web Tokens that failed",
+            stats.key_fetch_failures,
+        ),
     ]
 }
 

@@ -146,6 +146,7 @@ impl Server {
             hub.clone(),
             admission.clone(),
             books,
+            reloader.identity.clone(),
             memory_budget,
             &config,
         );

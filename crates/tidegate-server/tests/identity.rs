@@ -166,9 +166,15 @@ fn auth(folder: &Folder, jwt: Option<JwtConfig>) -> AuthConfig {
     }
 }
 
+/// A server that looks at all bad credentials: tests try more than are looked at otherwise.
 async fn start(auth: AuthConfig) -> Running {
+    let quotas = QuotaConfig {
+        address_auth_failures: None,
+        ..QuotaConfig::default()
+    };
     Running::start(ServerConfig {
         auth,
+        quotas,
         ..ServerConfig::default()
     })
     .await
@@ -299,17 +305,7 @@ async fn answered(response: h2::client::ResponseFuture) -> Code {
 async fn every_method_with_every_kind_of_credentials() {
     let (folder, signer, stranger) = (Folder::new(), Signer::p256(), Signer::p256());
     let keys = vec![JwtKeys::Pem(folder.write("key.pem", &signer.public))];
-    // More bad credentials than are looked at in a second.
-    let quotas = QuotaConfig {
-        address_auth_failures: None,
-        ..QuotaConfig::default()
-    };
-    let server = Running::start(ServerConfig {
-        auth: auth(&folder, Some(jwt(keys))),
-        quotas,
-        ..ServerConfig::default()
-    })
-    .await;
+    let server = start(auth(&folder, Some(jwt(keys)))).await;
     let good = claims("dora");
     let bad: Vec<(&str, Option<String>)> = vec![
         ("nothing", None),
@@ -1107,6 +1103,49 @@ async fn keys_at_an_address_are_fetched_and_an_unknown_one_has_them_fetched_agai
     server.reloader.reload().await.unwrap();
     let (_, status) = time::timeout(PATIENCE, end(stream)).await.unwrap();
     assert_eq!(reason(&status), "CREDENTIALS_REVOKED");
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_fetched_are_trusted_for_a_time_and_good_again_when_they_can() {
+    let (folder, signer) = (Folder::new(), Signer::p256());
+    let keys = KeyServer::start(&[signer.jwk("one")]).await;
+    let mut set = JwksUrl::new(&keys.url);
+    set.unknown_key_interval = Duration::from_millis(100);
+    set.max_age = Some(Duration::from_secs(1));
+    let server = start(auth(&folder, Some(jwt(vec![JwtKeys::JwksUrl(set)])))).await;
+    let token = signer.sign_as("one", &claims("dora"));
+    let dora = bearer(&server, &token).await;
+    let bob = bearer(&server, "bob-token").await;
+    dora.publish("orders.a").await.unwrap();
+    // As long as it can be had it is trusted, however seldom it is looked at unasked.
+    time::sleep(Duration::from_secs(4)).await;
+    dora.publish("orders.a").await.unwrap();
+    assert_eq!(server.controls.stats().key_fetch_failures, 0);
+
+    let stream = dora.subscribe("", &["orders.b"]).await.unwrap();
+    *keys.set.lock().unwrap() = json!("nothing");
+    let (_, status) = time::timeout(PATIENCE, end(stream)).await.unwrap();
+    assert_eq!(reason(&status), "CREDENTIALS_REVOKED");
+    assert!(server.controls.stats().key_fetch_failures > 0);
+    for bearer in [dora.clone(), bearer(&server, &token).await] {
+        let status = bearer.publish("orders.a").await.unwrap_err();
+        assert_eq!(
+            (status.code(), &*reason(&status)),
+            (Code::Unavailable, "KEYS_UNAVAILABLE")
+        );
+    }
+    // Other credentials are none of its business.
+    bob.publish("orders.a").await.unwrap();
+
+    keys.set(&[signer.jwk("one")]);
+    let is_accepted = async || dora.publish("orders.a").await.is_ok();
+    assert!(
+        comes_true(Duration::from_millis(20), is_accepted).await,
+        "the keys are never trusted again"
+    );
+    let stranger = Signer::p256().sign_as("one", &claims("dora"));
+    let status = bearer(&server, &stranger).await.publish("orders.a").await;
+    assert_eq!(reason(&status.unwrap_err()), "CREDENTIALS_INVALID");
 }
 
 #[tokio::test]

@@ -37,6 +37,7 @@ pub(super) struct Jwt {
     pub(super) keys: Vec<String>,
     pub(super) keys_ca: Option<PathBuf>,
     pub(super) refresh: Duration,
+    pub(super) max_age: Option<Duration>,
     pub(super) leeway: Duration,
 }
 
@@ -83,6 +84,7 @@ impl Default for Jwt {
             keys: Vec::new(),
             keys_ca: None,
             refresh: JwksUrl::new("").refresh_interval,
+            max_age: JwksUrl::new("").max_age,
             leeway: JwtConfig::new("", "").leeway,
         }
     }
@@ -128,6 +130,7 @@ impl Jwt {
         }
         let mut set = JwksUrl::new(place);
         set.refresh_interval = self.refresh;
+        set.max_age = self.max_age;
         set.ca.clone_from(&self.keys_ca);
         JwtKeys::JwksUrl(set)
     }

@@ -141,6 +141,10 @@ pub static SETTINGS: &[Setting] = rows! {
     "How often a key set at an address is looked at. A token of an unknown key has it looked at as well, at most every \
      10 s.";
 
+    "auth.jwt.max_age", "jwt-keys-max-age", "DURATION", TimeOrNone, security.jwt.max_age, RESTARTS,
+    "How long the keys of a set at an address are trusted when it cannot be had any more. Then tokens that they signed \
+     are refused, and streams of theirs end. none is for ever.";
+
     "auth.jwt.leeway", "jwt-leeway", "DURATION", Time, security.jwt.leeway, RESTARTS,
     "How far the issuer's clock may be from this one.";
 
