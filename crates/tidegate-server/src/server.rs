@@ -332,7 +332,7 @@ impl From<TooFew> for BindError {
 }
 
 /// Reads certificates, credentials and rules.
-fn security(config: &ServerConfig) -> Result<Reloader, BindError> {
+pub(crate) fn security(config: &ServerConfig) -> Result<Reloader, BindError> {
     let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
     let auth = &config.auth;
     let is_open = tls.is_none() && !config.listen.ip().is_loopback();

@@ -114,6 +114,12 @@ impl TlsConfig {
         Files::new(files.into_iter().chain(clients))
     }
 
+    /// Whether the files can be used together.
+    pub(crate) fn check(&self) -> Result<(), SecurityError> {
+        let contents = self.files().read(true).expect("it was to be read anyway")?;
+        self.make(&contents).map(|_| ())
+    }
+
     /// Lists of revoked certificates, which say nothing where nobody vouches for clients.
     fn crls(&self) -> &[PathBuf] {
         match self.client_ca {
@@ -130,9 +136,7 @@ impl TlsConfig {
             ));
         };
         let chain = certificates(&self.certificate, chain)?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
-            SecurityError::invalid(&self.key, "there is no private key in PEM in it")
-        })?;
+        let key = private_key(&self.key, key)?;
         let verifier = match (&self.client_ca, ca) {
             (Some(path), [ca, crls @ ..]) => Some(self.verifier(path, ca, crls)?),
             _ => None,
@@ -251,17 +255,33 @@ pub(crate) fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, SecurityEr
     Ok(roots)
 }
 
-/// The lists of revoked certificates in a file.
+pub(crate) fn private_key(
+    path: &Path,
+    pem: &[u8],
+) -> Result<PrivateKeyDer<'static>, SecurityError> {
+    PrivateKeyDer::from_pem_slice(pem)
+        .map_err(|_| SecurityError::invalid(path, "there is no private key in PEM in it"))
+}
+
+/// The lists of revoked certificates in a file, whatever stands in them.
+pub(crate) fn lists(
+    path: &Path,
+    pem: &[u8],
+) -> Result<Vec<CertificateRevocationListDer<'static>>, SecurityError> {
+    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
+    let lists = lists.ok().filter(|lists| !lists.is_empty());
+    lists.ok_or_else(|| {
+        SecurityError::invalid(path, "there is no certificate revocation list in PEM in it")
+    })
+}
+
+/// The lists of revoked certificates in a file, which can be used.
 pub(crate) fn revoked(
     path: &Path,
     pem: &[u8],
     roots: &Arc<RootCertStore>,
 ) -> Result<Vec<CertificateRevocationListDer<'static>>, SecurityError> {
-    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
-    let lists = lists.ok().filter(|lists| !lists.is_empty());
-    let lists = lists.ok_or_else(|| {
-        SecurityError::invalid(path, "there is no certificate revocation list in PEM in it")
-    })?;
+    let lists = lists(path, pem)?;
     // Whose lists they are makes no difference to whether they can be read, but some authority there must be.
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider());
     match builder.with_crls(lists.clone()).build() {

@@ -124,7 +124,8 @@ impl Jwt {
         Some(jwt)
     }
 
-    fn key_set(&self, place: &str) -> JwtKeys {
+    /// The key set at a path or an address.
+    pub(super) fn key_set(&self, place: &str) -> JwtKeys {
         if !place.contains("://") {
             return JwtKeys::JwksFile(place.into());
         }
