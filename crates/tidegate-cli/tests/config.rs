@@ -370,6 +370,17 @@ fn a_hangup_reads_tokens_again_without_a_configuration_file_too() {
 }
 
 #[test]
+fn a_memory_budget_that_is_far_too_small_is_warned_of() {
+    let file = File::new("budget", "memory_budget = \"1KiB\"\n");
+    let (_server, mut log) = logging(&file);
+    let read = until_logged(
+        &mut log,
+        "the memory budget is less than one publish may have",
+    );
+    assert!(read.contains("WARN"), "{read}");
+}
+
+#[test]
 fn without_a_file_a_hangup_ends_it() {
     let mut server = Serve::start(&[]);
     kill_process(server.pid(), Signal::HUP).unwrap();
