@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 import select
 import socket
 import struct
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import hpack
 from frames import (
@@ -18,6 +23,7 @@ from frames import (
     INITIAL_WINDOW_SIZE,
     LARGEST_WINDOW,
     PADDED,
+    PATIENCE,
     PREFACE,
     PRIORITY,
     PUBLISH_STREAM,
@@ -391,6 +397,70 @@ def fall_off_the_network(peer: Peer) -> None:
     instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
     program = struct.pack("HL", 1, ctypes.addressof(instruction))
     peer.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def test_a_storm_of_subscribers_who_all_replay_is_served_whole_beside_the_others(besiege):
+    events, connections, streams, rounds = 400, 4, 10, 10
+    payload = b"x" * 100
+    with besiege() as siege:
+        for _ in range(events // 200):
+            published = siege.client.publish(*[new_event("attack.history", payload)] * 200)
+        beginning = pb.Position(epoch=published.epoch, sequence=0)
+        request = subscribe_request("attack.history", "attack.count", resume_after=beginning)
+        cpu, began = siege.cpu_seconds(), time.monotonic()
+        storm = subprocess.run(
+            [sys.executable, Path(__file__).with_name("storm.py")],
+            input=pickle.dumps((siege.address, request, connections, streams, rounds, events * len(payload))),
+            stdout=subprocess.PIPE,
+            timeout=2 * PATIENCE,
+            check=True,
+        )
+        siege.note("storm", f"{connections * streams * rounds} subscribers replayed {events} events each")
+        siege.note("took", f"{time.monotonic() - began:.1f} s, {siege.cpu_seconds() - cpu:.2f} s of a processor")
+    replays = pickle.loads(storm.stdout)
+    assert len(replays) == connections * streams * rounds
+    for call in replays:
+        ledger = audit(request, call)
+        assert sum(event.topic == "attack.history" for event in ledger.events) == events
+        assert not ledger.gaps
+
+
+def test_clients_that_reconnect_in_a_tight_loop_cost_a_connection_each_and_leave_nothing(besiege):
+    loops, times, places = 4, 150, 2
+    with besiege("--quota-address-subscriptions", str(places)) as siege:
+        held = siege.greeted(source="127.0.0.3")
+        for _ in range(places):
+            held.call(SUBSCRIBE, SUBSCRIBE_BODY)
+        siege.await_subscriptions(places)
+        begun, refused = [], []
+
+        def reconnect(source: str) -> None:
+            for i in range(times):
+                peer = Peer(siege.address, source=source, says=PREFACE + settings())
+                call = peer.calls[peer.call(SUBSCRIBE, SUBSCRIBE_BODY)]
+                peer.until(lambda call=call: call.messages() or call.is_over, "an answer")
+                (begun if call.messages() else refused).append(source)
+                # Half of them close, and half just go.
+                (peer.close if i % 2 else peer.abort)()
+
+        cpu, began = siege.cpu_seconds(), time.monotonic()
+        # Two loops from an address with places, and two from one without, which are told when to come back.
+        sources = ["127.0.0.2", "127.0.0.3"] * (loops // 2)
+        threads = [threading.Thread(target=reconnect, args=[source]) for source in sources]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "a loop stands still"
+        took = time.monotonic() - began
+        assert len(begun) + len(refused) == loops * times
+        assert "127.0.0.3" not in begun and refused.count("127.0.0.3") == loops * times // 2
+        assert "127.0.0.2" in begun
+        siege.note("reconnects", f"{loops * times} in {took:.1f} s, {len(refused)} refused by the quota")
+        siege.note("processor", f"{siege.cpu_seconds() - cpu:.2f} s")
+        # Who holds a place still does.
+        assert held.answers()
+        siege.await_subscriptions(places)
 
 
 def test_peers_that_fall_off_the_network_are_found_dead(besiege):

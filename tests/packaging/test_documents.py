@@ -13,7 +13,7 @@ RUST_TEST = r"#\[(?:tokio::)?test[^\]]*\]\s*(?:#\[[^\]]*\]\s*)*(?:async )?fn (\w
 
 # A case is a letter and two digits.
 CASES = [f"A{number:02}" for number in range(1, 17)] + [f"B{number:02}" for number in range(1, 19)]
-CASES += [f"E{number:02}" for number in range(1, 5)] + [f"G{number:02}" for number in range(1, 6)] + ["G10"]
+CASES += [f"E{number:02}" for number in range(1, 5)] + ["F05", "F08", "F13"] + [f"G{number:02}" for number in range(1, 6)] + ["G10"]
 
 
 def known_tests() -> dict[str, list[Path]]:

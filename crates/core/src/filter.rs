@@ -38,6 +38,13 @@ impl Filter {
     /// When a token breaks a rule of [topics](crate::topic), a wildcard is not a whole token, `>` is
     /// not the last one, or the filter begins with `$`: the error says which, and where.
     pub fn new(pattern: &str) -> Result<Self, NameError> {
+        match Self::check(pattern) {
+            Ok(()) => Ok(Self(pattern.into())),
+            Err(error) => Err(error.of(pattern)),
+        }
+    }
+
+    fn check(pattern: &str) -> Result<(), NameError> {
         if pattern.starts_with('$') {
             return Err(NameErrorKind::Reserved.at(0));
         }
@@ -54,8 +61,7 @@ impl Filter {
                 }
                 literal => check_token(literal, at),
             }
-        })?;
-        Ok(Self(pattern.into()))
+        })
     }
 
     /// A pattern of a rule, which may be `$client.<client id>` or `$client.*` as well. No subscription may
@@ -246,7 +252,11 @@ mod tests {
             ("$>", Reserved, 0),
             ("a. ", WhiteSpace, 2),
         ] {
-            assert_eq!(Filter::new(bad).unwrap_err(), kind.at(position), "{bad:?}");
+            assert_eq!(
+                Filter::new(bad).unwrap_err(),
+                kind.at(position).of(bad),
+                "{bad:?}"
+            );
         }
     }
 

@@ -31,13 +31,19 @@ pub struct ClientId(Arc<str>);
 
 /// Why a topic, a filter or a client id was refused, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{kind} at byte {position}")]
+#[error("{kind} at byte {position} of {name:?}")]
+#[non_exhaustive]
 pub struct NameError {
     /// What is wrong.
     pub kind: NameErrorKind,
     /// The offset in bytes of the first character that is wrong.
     pub position: usize,
+    /// What was refused. Of a long name the beginning, and `...`.
+    pub name: Box<str>,
 }
+
+/// So much of a name is repeated, in bytes.
+const MAX_REPEATED: usize = 64;
 
 /// What is wrong with a topic, a filter or a client id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -73,11 +79,28 @@ pub enum NameErrorKind {
 }
 
 impl NameErrorKind {
-    pub(crate) const fn at(self, position: usize) -> NameError {
+    /// The error of a name that is still to be told, by [`NameError::of`].
+    pub(crate) fn at(self, position: usize) -> NameError {
         NameError {
             kind: self,
             position,
+            name: Box::default(),
         }
+    }
+}
+
+impl NameError {
+    /// The same error, of `name`.
+    pub(crate) fn of(self, name: &str) -> Self {
+        let name = match name.len() <= MAX_REPEATED {
+            true => name.into(),
+            false => {
+                let mut ends = (0..=MAX_REPEATED).rev();
+                let end = ends.find(|end| name.is_char_boundary(*end));
+                format!("{}...", &name[..end.unwrap_or(0)]).into()
+            }
+        };
+        Self { name, ..self }
     }
 }
 
@@ -129,14 +152,20 @@ impl Topic {
     /// When `name` breaks a rule of [the module](self): the error says which, and where. Of the
     /// reserved topics only `$client.<client id>` is accepted.
     pub fn new(name: &str) -> Result<Self, NameError> {
+        match Self::check(name) {
+            Ok(()) => Ok(Self(name.into())),
+            Err(error) => Err(error.of(name)),
+        }
+    }
+
+    fn check(name: &str) -> Result<(), NameError> {
         check_tokens(name, check_token)?;
         if name.starts_with('$') {
-            let id = name
-                .strip_prefix(CLIENT_PREFIX)
-                .ok_or(NameErrorKind::Reserved.at(0))?;
-            ClientId::new(id).map_err(|e| e.kind.at(e.position + CLIENT_PREFIX.len()))?;
+            let id = name.strip_prefix(CLIENT_PREFIX);
+            let id = id.ok_or_else(|| NameErrorKind::Reserved.at(0))?;
+            ClientId::check(id).map_err(|e| e.kind.at(e.position + CLIENT_PREFIX.len()))?;
         }
-        Ok(Self(name.into()))
+        Ok(())
     }
 
     /// The topic whose events reach the client `id` alone: `$client.<id>`.
@@ -181,14 +210,20 @@ impl ClientId {
     /// When `id` is not one token as [the module](self) describes it, or is longer than
     /// [`MAX_CLIENT_ID_BYTES`].
     pub fn new(id: &str) -> Result<Self, NameError> {
+        match Self::check(id) {
+            Ok(()) => Ok(Self(id.into())),
+            Err(error) => Err(error.of(id)),
+        }
+    }
+
+    fn check(id: &str) -> Result<(), NameError> {
         if let Some(dot) = id.find('.') {
             return Err(NameErrorKind::Dot.at(dot));
         }
         if id.len() > MAX_CLIENT_ID_BYTES {
             return Err(NameErrorKind::TooLong.at(MAX_CLIENT_ID_BYTES));
         }
-        check_token(id, 0)?;
-        Ok(Self(id.into()))
+        check_token(id, 0)
     }
 
     /// The id as text.
@@ -283,7 +318,11 @@ mod tests {
             (&"x".repeat(257), TooLong, 256),
             (&["x"; 33].join("."), TooManyTokens, 64),
         ] {
-            assert_eq!(Topic::new(bad).unwrap_err(), kind.at(position), "{bad:?}");
+            assert_eq!(
+                Topic::new(bad).unwrap_err(),
+                kind.at(position).of(bad),
+                "{bad:?}"
+            );
         }
     }
 
@@ -304,17 +343,38 @@ mod tests {
         ] {
             assert_eq!(
                 ClientId::new(bad).unwrap_err(),
-                kind.at(position),
+                kind.at(position).of(bad),
                 "{bad:?}"
             );
         }
     }
 
     #[test]
+    fn an_error_repeats_what_was_wrong_and_of_a_long_name_the_beginning() {
+        let told = |name: &str| Topic::new(name).unwrap_err().to_string();
+        assert_eq!(told("a b"), "white space at byte 1 of \"a b\"");
+        assert_eq!(
+            told("$client.a b"),
+            "white space at byte 9 of \"$client.a b\""
+        );
+        assert_eq!(
+            told("a\u{1b}"),
+            "control character at byte 1 of \"a\\u{1b}\""
+        );
+        // No character is cut in two.
+        let long = format!("x{}", "é".repeat(200));
+        let beginning = format!("x{}...", "é".repeat(31));
+        assert_eq!(
+            told(&long),
+            format!("too long at byte 256 of {beginning:?}")
+        );
+    }
+
+    #[test]
     fn an_error_says_what_and_where() {
         assert_eq!(
             Topic::new("a..b").unwrap_err().to_string(),
-            "empty token at byte 2"
+            "empty token at byte 2 of \"a..b\""
         );
     }
 }

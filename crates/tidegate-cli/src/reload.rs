@@ -53,12 +53,17 @@ impl Reloader {
     fn reload(&mut self) {
         let next = match self.asked.read() {
             Ok((next, _)) => next,
-            Err(failure) => return complain(&failure),
+            Err(failure) => {
+                complain(&failure);
+                tracing::error!("configuration not read again; nothing has changed");
+                return;
+            }
         };
         let reloaded = reload(&mut self.running, &next);
         self.controls.apply(&self.running.server);
         if let Err(failure) = self.logs.set(&self.running.log) {
             complain(&failure);
+            tracing::error!("what is logged has not changed; the rest has");
         }
         for key in &reloaded.needs_restart {
             tracing::warn!(
@@ -87,6 +92,5 @@ impl Reloader {
 fn complain(failure: &Failure) {
     if let Failure::Told(_, message) = failure {
         message.lines().for_each(|line| tracing::error!("{line}"));
-        tracing::error!("configuration not read again; nothing has changed");
     }
 }

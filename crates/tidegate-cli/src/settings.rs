@@ -4,7 +4,7 @@ use std::{env, fs, io, path::PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use tidegate_server::settings::{
-    Configuration, Problem, SEPARATOR, SETTINGS, Setting, Sources, Written, read,
+    Configuration, Problem, SEPARATOR, SETTINGS, Setting, Sources, Written, check, read,
 };
 
 use crate::exit::{Exit, Failure};
@@ -50,6 +50,18 @@ impl SettingArgs {
 
     /// Reads all sources as they are now.
     pub(crate) fn read(&self) -> Result<(Configuration, Written), Failure> {
+        self.with(read)
+    }
+
+    /// Looks at all sources, and at the files that they name.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        self.with(check)
+    }
+
+    fn with<T>(
+        &self,
+        read: impl FnOnce(Sources<'_>) -> Result<T, Vec<Problem>>,
+    ) -> Result<T, Failure> {
         let text = self.file.as_ref().map(fs::read_to_string);
         let text = text.transpose().map_err(|error| self.unreadable(&error))?;
         read(Sources {

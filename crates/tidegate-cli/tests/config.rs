@@ -90,6 +90,117 @@ fn check_config_tells_all_errors_at_once_with_their_lines() {
 }
 
 #[test]
+fn check_config_reads_the_files_that_are_named_and_tells_all_that_is_wrong() {
+    let pair = || {
+        let pair = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+        (pair.cert.pem(), pair.signing_key.serialize_pem())
+    };
+    let (certificate, key) = pair();
+    let certificate = File::new("certificate", &certificate);
+    let (key, other_key) = (File::new("key", &key), File::new("other-key", &pair().1));
+    let garbage = File::new("garbage", "nothing of use\n");
+    let text = format!(
+        "[tls]\ncertificate = {:?}\nkey = {:?}\nclient_ca = {garbage:?}\nclient_crls = [{garbage:?}]\n\
+         [auth]\ntokens = {garbage:?}\nrules = {garbage:?}\n\
+         [auth.jwt]\nissuer = \"i\"\naudience = \"a\"\npublic_keys = [{garbage:?}, \"/nowhere/key.pem\"]\n\
+         secrets = [{garbage:?}]\nkeys = [{garbage:?}, \"http://issuer.example/\"]\nkeys_ca = {garbage:?}\n\
+         [limits]\nmax_filters = -1\n",
+        certificate.path(),
+        other_key.path(),
+        garbage = garbage.path()
+    );
+    let file = File::new("files", &text);
+    let checked = check(&file);
+    let told = said(&checked.stderr);
+    assert_eq!(checked.status.code(), Some(2), "{told}");
+    let garbage = garbage.path();
+    let expected = [
+        (
+            3,
+            format!(
+                "tls.key: {}: it does not go with {}: ",
+                certificate.path(),
+                other_key.path()
+            ),
+        ),
+        (
+            4,
+            format!("tls.client_ca: {garbage}: there is no certificate in PEM in it"),
+        ),
+        (
+            5,
+            format!(
+                "tls.client_crls: {garbage}: there is no certificate revocation list in PEM in it"
+            ),
+        ),
+        (7, format!("auth.tokens: {garbage}: line 1: write it as")),
+        (
+            8,
+            format!("auth.rules: {garbage}: TOML parse error at line 1"),
+        ),
+        (12, format!("auth.jwt.public_keys: {garbage}: ")),
+        (
+            12,
+            "auth.jwt.public_keys: cannot read /nowhere/key.pem: does it exist".into(),
+        ),
+        (13, format!("auth.jwt.secrets: {garbage}: ")),
+        (
+            14,
+            format!("auth.jwt.keys: {garbage}: it is no JSON Web Key Set"),
+        ),
+        (
+            14,
+            "auth.jwt.keys: http://issuer.example/: whoever is between could change the keys"
+                .into(),
+        ),
+        (
+            15,
+            format!("auth.jwt.keys_ca: {garbage}: there is no certificate in PEM in it"),
+        ),
+        (17, "limits.max_filters = \"-1\"".into()),
+    ];
+    for (line, problem) in &expected {
+        let beginning = format!("{}:{line}: {problem}", file.path());
+        assert!(
+            told.lines().any(|told| told.starts_with(&beginning)),
+            "{beginning} is not in:\n{told}"
+        );
+    }
+    assert!(
+        told.contains(&format!("{} errors", expected.len())),
+        "{told}"
+    );
+
+    // Each file is good, and they go together, but for what they are to do.
+    file.write(&format!(
+        "[tls]\ncertificate = {:?}\nkey = {:?}\n",
+        certificate.path(),
+        key.path()
+    ));
+    let checked = check(&file);
+    assert_eq!(checked.status.code(), Some(0), "{}", said(&checked.stderr));
+    let rules = File::new("rules", "[[rule]]\nprincipals = ['*']\n");
+    file.write(&format!("[auth]\nrules = {:?}\n", rules.path()));
+    let told = check(&file).stderr;
+    let expected = format!(
+        "{}:2: there are rules, but no way to tell who calls",
+        file.path()
+    );
+    assert!(said(&told).contains(&expected), "{}", said(&told));
+    rules.write(&format!("p sha256:{}\n", "0".repeat(64)));
+    file.write(&format!(
+        "listen = \"0.0.0.0:50051\"\n[auth]\ntokens = {:?}\n",
+        rules.path()
+    ));
+    let told = check(&file).stderr;
+    let expected = format!(
+        "{}:1: credentials would be sent to 0.0.0.0:50051 without TLS",
+        file.path()
+    );
+    assert!(said(&told).contains(&expected), "{}", said(&told));
+}
+
+#[test]
 fn check_config_takes_the_example_and_names_a_file_that_is_not_there() {
     let example = concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -256,6 +367,17 @@ fn a_hangup_reads_tokens_again_without_a_configuration_file_too() {
     tokens.write("ann");
     kill_process(server.pid(), Signal::HUP).unwrap();
     until_logged(&mut log, "what was there before stays");
+}
+
+#[test]
+fn a_memory_budget_that_is_far_too_small_is_warned_of() {
+    let file = File::new("budget", "memory_budget = \"1KiB\"\n");
+    let (_server, mut log) = logging(&file);
+    let read = until_logged(
+        &mut log,
+        "the memory budget is less than one publish may have",
+    );
+    assert!(read.contains("WARN"), "{read}");
 }
 
 #[test]

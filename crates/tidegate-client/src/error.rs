@@ -55,7 +55,8 @@ pub enum Error {
     #[error("another stream took this client id over, give each client an id of its own: {}", .0.message())]
     Superseded(Status),
 
-    /// `RESOURCE_EXHAUSTED`: too slow for an overflow policy of `DISCONNECT`, or over a quota.
+    /// `RESOURCE_EXHAUSTED`: too slow for an overflow policy of `DISCONNECT`, or a publish over a quota. A subscription
+    /// over a quota is tried again when the server says, as long as reconnecting is on.
     #[error("too slow for overflow policy \"disconnect\", or over a quota: {}", .0.message())]
     ResourceExhausted(Status),
 
@@ -177,17 +178,19 @@ impl From<Violation> for Error {
 
 /// Whether the same subscribe may succeed later without anyone changing anything.
 ///
-/// Proxies end streams with all of these, so they count whoever they come from.
+/// Proxies end streams with all of these, so they count whoever they come from. Over a quota a server says when to come
+/// back; of a client that was too slow it does not, as the same would happen again.
 pub(crate) fn is_transient(status: &Status) -> bool {
     is_transport(status)
-        || matches!(
-            status.code(),
+        || match status.code() {
             Code::Unavailable
-                | Code::Unknown
-                | Code::Internal
-                | Code::Cancelled
-                | Code::DeadlineExceeded
-        )
+            | Code::Unknown
+            | Code::Internal
+            | Code::Cancelled
+            | Code::DeadlineExceeded => true,
+            Code::ResourceExhausted => retry_hint(status).is_some(),
+            _ => false,
+        }
 }
 
 /// Whether the status was made here, of a failed connection, and not sent by the server.
@@ -234,6 +237,18 @@ mod tests {
             let status = Status::new(code, "why");
             assert_eq!(is_transient(&status), transient.contains(&code), "{code:?}");
         }
+    }
+
+    #[test]
+    fn over_a_quota_is_transient_and_too_slow_is_not() {
+        let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(1)));
+        let over_quota = Status::with_error_details(Code::ResourceExhausted, "quota", details);
+        assert!(is_transient(&over_quota));
+        assert!(!is_transient(&Status::resource_exhausted("too slow")));
+        assert!(matches!(
+            Error::from_status(over_quota),
+            Error::ResourceExhausted(_)
+        ));
     }
 
     #[test]

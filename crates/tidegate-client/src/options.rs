@@ -134,7 +134,8 @@ impl SubscribeOptions {
     }
 
     /// Never reconnects: a broken stream ends the subscription with
-    /// [`Error::Unavailable`](crate::Error::Unavailable) or [`Error::Failed`](crate::Error::Failed).
+    /// [`Error::Unavailable`](crate::Error::Unavailable) or [`Error::Failed`](crate::Error::Failed), and a quota with
+    /// [`Error::ResourceExhausted`](crate::Error::ResourceExhausted).
     pub fn no_reconnect(mut self) -> Self {
         self.reconnect = None;
         self

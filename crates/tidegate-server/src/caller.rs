@@ -1,14 +1,20 @@
 //! The client at the other end of a connection, and who it says it is.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
 use http::{HeaderMap, header::AUTHORIZATION};
 use subtle::ConstantTimeEq as _;
 use tidegate::{CloseReason, Reason};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::{
+    books::Books,
     identity::{Identity, invalid},
+    quotas::OwnedConnection,
     session::Admitted,
     tls::Certificates,
     tokens::{Digest, digest},
@@ -21,6 +27,12 @@ const MAX_TOKEN_BYTES: usize = 8 << 10;
 #[derive(Debug)]
 pub(crate) struct Caller {
     identity: Arc<Identity>,
+    /// Where it is.
+    address: IpAddr,
+    /// Where it is counted.
+    books: Arc<Books>,
+    /// Counts the connection, as soon as it belongs to somebody.
+    owned: Mutex<Option<OwnedConnection>>,
     /// What its certificate gives it.
     by_certificate: Option<Admitted>,
     /// The last token that was accepted, and what it gives.
@@ -28,11 +40,22 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// The client of a connection, on which it showed `certificates`, which were found good.
-    pub(crate) fn new(identity: Arc<Identity>, certificates: Option<Certificates>) -> Self {
+    /// The client of a connection from `address`, on which it showed `certificates`, which were found good.
+    pub(crate) fn new(
+        identity: Arc<Identity>,
+        books: Arc<Books>,
+        address: IpAddr,
+        certificates: Option<Certificates>,
+    ) -> Self {
         let by_certificate = certificates.and_then(|shown| identity.admit_certificate(shown));
+        let owner = by_certificate.as_ref();
+        let owned =
+            owner.and_then(|owner| OwnedConnection::of_silent(&books, owner.access.principal()));
         Self {
             identity,
+            address,
+            books,
+            owned: Mutex::new(owned),
             by_certificate,
             last: Mutex::default(),
         }
@@ -41,9 +64,27 @@ impl Caller {
     /// On whose behalf a call with these headers is made.
     ///
     /// # Errors
-    /// The status to answer with when there are no credentials, or they are not accepted. A bad token is not
-    /// made up for by a good certificate.
+    /// The status to answer with when there are no credentials, or they are not accepted, or not looked at, or their
+    /// principal has too many connections. A bad token is not made up for by a good certificate.
     pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Admitted, Status> {
+        let admitted = self.find_out(headers).await?;
+        self.own(&admitted)?;
+        Ok(admitted)
+    }
+
+    /// Sees to it that the connection belongs to somebody.
+    fn own(&self, admitted: &Admitted) -> Result<(), Status> {
+        let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        if owned.is_none() {
+            // That of the certificate, if it shows one, whose ever the first call is.
+            let owner = self.by_certificate.as_ref().unwrap_or(admitted);
+            let principal = owner.access.principal();
+            *owned = Some(OwnedConnection::of(&self.books, principal)?);
+        }
+        Ok(())
+    }
+
+    async fn find_out(&self, headers: &HeaderMap) -> Result<Admitted, Status> {
         let mut given = headers.get_all(AUTHORIZATION).iter();
         let Some(header) = given.next() else {
             return self.by_certificate();
@@ -57,9 +98,27 @@ impl Caller {
         if let Some(admitted) = self.remembered(&hash) {
             return Ok(admitted);
         }
-        let admitted = self.identity.admit_token(token, hash).await?;
+        let admitted = self.look_at(token, hash).await?;
         *self.last() = Some((hash, admitted.clone()));
         Ok(admitted)
+    }
+
+    /// Finds out whose token it is, unless too many from here were bad and it was not found good before.
+    async fn look_at(&self, token: &str, hash: Digest) -> Result<Admitted, Status> {
+        let (quotas, found_good) = (&self.books.quotas, self.identity.found_good());
+        if !found_good.has(self.address, hash) {
+            quotas.look_at_credentials(self.address, Instant::now())?;
+        }
+        let found = self.identity.admit_token(token, hash).await;
+        match &found {
+            Ok(_) => found_good.add(self.address, hash),
+            Err(status) if status.code() == Code::Unauthenticated => {
+                found_good.remove(self.address, hash);
+                quotas.note_auth_failure(self.address, Instant::now());
+            }
+            Err(_) => {}
+        }
+        found
     }
 
     fn by_certificate(&self) -> Result<Admitted, Status> {

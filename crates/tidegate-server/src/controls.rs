@@ -18,6 +18,7 @@ use crate::{
     admission::{Admission, ConnectionStats},
     books::{Books, Subscriber},
     config::ServerConfig,
+    identity::Identity,
     lags::{Lags, index},
     metrics::Histograms,
     quotas::QuotaCount,
@@ -47,6 +48,8 @@ pub struct ServerStats {
     pub streams_ended: Vec<(&'static str, u64)>,
     /// Calls without credentials that are accepted, where callers must have some.
     pub auth_failures: u64,
+    /// How often a set of keys for JSON Web Tokens could not be fetched from its address.
+    pub key_fetch_failures: u64,
     /// The most bytes that events may hold.
     pub memory_budget: u64,
     /// Whether no drain has begun.
@@ -88,6 +91,8 @@ struct Shared {
     events: EventService,
     admission: Admission,
     books: Arc<Books>,
+    /// `None` if nobody is asked for credentials.
+    identity: Option<Arc<Identity>>,
     live: Mutex<Live>,
     lags: Mutex<Lags>,
     histograms: Histograms,
@@ -106,6 +111,7 @@ impl Controls {
         events: EventService,
         admission: Admission,
         books: Arc<Books>,
+        identity: Option<Arc<Identity>>,
         memory_budget: u64,
         config: &ServerConfig,
     ) -> Self {
@@ -114,6 +120,7 @@ impl Controls {
             events,
             admission,
             books,
+            identity,
             live: Mutex::new(Live::of(config)),
             lags: Mutex::default(),
             histograms: Histograms::default(),
@@ -146,6 +153,11 @@ impl Controls {
             streams_begun: books.begun(),
             streams_ended: books.endings(),
             auth_failures: self.shared.auth_failures.load(Relaxed),
+            key_fetch_failures: self
+                .shared
+                .identity
+                .as_ref()
+                .map_or(0, |identity| identity.fetch_failures()),
             memory_budget: self.shared.memory_budget,
             is_ready: self.is_ready(),
             uptime: self.shared.started.0.elapsed(),
@@ -211,6 +223,10 @@ impl Controls {
 
     pub(crate) fn hub(&self) -> &Hub<Encoded> {
         &self.shared.hub
+    }
+
+    pub(crate) fn books(&self) -> &Arc<Books> {
+        &self.shared.books
     }
 
     pub(crate) fn histograms(&self) -> &Histograms {

@@ -14,7 +14,10 @@
 
 use std::{
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -27,6 +30,7 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 use crate::{
     authorisation::{Rights, Rule, Rules},
     files::{Files, SecurityError},
+    found_good::FoundGood,
     jwks::Fetcher,
     jwt::{JwksUrl, JwtConfig, JwtKeys, Keys, Refused, Verified},
     policy::{Credential, Policy},
@@ -65,6 +69,8 @@ pub(crate) struct Identity {
     keys: Files,
     fetchers: Vec<Fetched>,
     policy: watch::Sender<Arc<Policy>>,
+    found_good: FoundGood,
+    fetch_failures: AtomicU64,
 }
 
 /// A key set that is fetched.
@@ -73,6 +79,8 @@ struct Fetched {
     fetcher: Fetcher,
     /// When it was last looked at. Held while it is, so that all who need it wait for one answer.
     last: tokio::sync::Mutex<Option<Instant>>,
+    /// When it was last had.
+    had: Mutex<Option<Instant>>,
 }
 
 // ===== impl AuthConfig =====
@@ -142,6 +150,8 @@ impl Identity {
             keys,
             fetchers,
             policy: watch::Sender::new(Arc::new(policy)),
+            found_good: FoundGood::default(),
+            fetch_failures: AtomicU64::new(0),
             config,
         };
         identity.reload(true).into_iter().try_for_each(Err)?;
@@ -153,6 +163,10 @@ impl Identity {
 
     pub(crate) fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.policy.borrow())
+    }
+
+    pub(crate) fn found_good(&self) -> &FoundGood {
+        &self.found_good
     }
 
     /// A watch over the policy, which has seen the present one.
@@ -227,18 +241,49 @@ impl Identity {
         let mut has_looked = false;
         for (i, fetched) in self.fetchers.iter().enumerate() {
             let mut last = fetched.last.lock().await;
-            let age = age(&fetched.fetcher);
+            let mut age = age(&fetched.fetcher);
+            if !fetched.is_trusted() {
+                // Its tokens are refused, or will be: it is asked for as for an unknown key.
+                age = age.min(fetched.fetcher.config().unknown_key_interval);
+            }
             if last.is_some_and(|last| last.elapsed() < age) {
                 continue;
             }
             *last = Some(Instant::now());
             has_looked = true;
             match fetched.fetcher.fetch().await {
-                Ok(keys) => self.take_over(i, keys),
-                Err(error) => tracing::error!(%error, "cannot fetch keys; those from before stay"),
+                Ok(keys) => {
+                    fetched.note_had();
+                    self.take_over(i, keys);
+                }
+                Err(error) => {
+                    self.fetch_failures.fetch_add(1, Relaxed);
+                    tracing::error!(%error, "cannot fetch keys; those from before stay while they are trusted");
+                    if !fetched.is_trusted() {
+                        self.distrust(i);
+                    }
+                }
             }
         }
         has_looked
+    }
+
+    /// Forgets keys that could not be fetched again for too long.
+    fn distrust(&self, i: usize) {
+        if self.policy().fetched[i].is_empty() {
+            return;
+        }
+        let url = &self.fetchers[i].fetcher.config().url;
+        tracing::error!(
+            url,
+            "keys could not be fetched for longer than they are trusted; tokens that they signed are refused"
+        );
+        self.amend(|policy| policy.fetched[i] = Arc::default());
+    }
+
+    /// How often a key set could not be fetched.
+    pub(crate) fn fetch_failures(&self) -> u64 {
+        self.fetch_failures.load(Relaxed)
     }
 
     fn take_over(&self, i: usize, keys: Keys) {
@@ -275,6 +320,12 @@ impl Identity {
             }) => Ok(self.admit(principal, Credential::Jwt(key), Some(expires), rights)),
             Err(Refused::Expired) => {
                 Err(Reason::CredentialsExpired.status("the token has expired; get a new one"))
+            }
+            // The token may be good: who is at fault is the address of the keys.
+            Err(Refused::UnknownKey) if !self.fetchers.iter().all(Fetched::is_trusted) => {
+                Err(Reason::KeysUnavailable.status(
+                    "keys that tokens may be signed with cannot be had, or not for too long; try again later",
+                ))
             }
             Err(Refused::UnknownKey | Refused::Invalid) => Err(invalid()),
         }
@@ -314,7 +365,19 @@ impl Fetched {
         Ok(Self {
             fetcher: Fetcher::new(config)?,
             last: tokio::sync::Mutex::default(),
+            had: Mutex::default(),
         })
+    }
+
+    /// Whether it was had, and not so long ago that its keys are trusted no more.
+    fn is_trusted(&self) -> bool {
+        let had = *self.had.lock().unwrap_or_else(PoisonError::into_inner);
+        let max_age = self.fetcher.config().max_age;
+        had.is_some_and(|had| max_age.is_none_or(|max_age| had.elapsed() < max_age))
+    }
+
+    fn note_had(&self) {
+        *self.had.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 }
 

@@ -70,8 +70,8 @@ pub enum JwtKeys {
     JwksUrl(JwksUrl),
 }
 
-/// A JSON Web Key Set at an address. While it cannot be had, the keys it had last stay. Secrets in it are left
-/// out, as are keys of kinds that are not known here.
+/// A JSON Web Key Set at an address. While it cannot be had, the keys it had last stay for as long as they are trusted.
+/// Secrets in it are left out, as are keys of kinds that are not known here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwksUrl {
     /// Its address, which no token can change: `https`, or `http` on this machine. No default.
@@ -80,6 +80,9 @@ pub struct JwksUrl {
     pub refresh_interval: Duration,
     /// A token of an unknown key has it looked at, too, but only so long after the last look. Default: 10 s.
     pub unknown_key_interval: Duration,
+    /// How long its keys are trusted after they were fetched last: a key that its issuer withdrew must not be good
+    /// for ever where the set cannot be had. `None` is for ever. Default: 1 day.
+    pub max_age: Option<Duration>,
     /// Certificates in PEM of those who may vouch for it, in place of those that the system trusts.
     /// Default: `None`.
     pub ca: Option<PathBuf>,
@@ -195,6 +198,7 @@ impl JwksUrl {
             url: url.into(),
             refresh_interval: Duration::from_secs(5 * 60),
             unknown_key_interval: Duration::from_secs(10),
+            max_age: Some(Duration::from_secs(24 * 3600)),
             ca: None,
         }
     }
@@ -234,6 +238,10 @@ impl Keys {
 
     pub(crate) fn extend(&mut self, other: &Self) {
         self.0.extend_from_slice(&other.0);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub(crate) fn has(&self, fingerprint: &Digest) -> bool {

@@ -46,6 +46,7 @@ mod connection;
 mod controls;
 mod descriptors;
 mod files;
+mod found_good;
 mod http;
 mod identity;
 mod jwks;

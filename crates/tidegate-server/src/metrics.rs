@@ -12,7 +12,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::controls::{Controls, ServerStats};
+use crate::{
+    controls::{Controls, ServerStats},
+    quotas::CONNECTIONS,
+};
 
 /// What the names begin with.
 const PREFIX: &str = "tidegate";
@@ -184,6 +187,11 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
             "Calls without credentials that are accepted",
             stats.auth_failures,
         ),
+        counter(
+            "key_fetch_failures",
+            "Attempts to fetch a set of keys for JSON Web Tokens that failed",
+            stats.key_fetch_failures,
+        ),
     ]
 }
 
@@ -307,9 +315,15 @@ fn quota_families(stats: &ServerStats) -> Vec<Family> {
         .clone()
         .map(|count| (count.quota, count.refused))
         .collect();
-    let observed = quotas.map(|count| (count.quota, count.observed));
-    let connections = ("connections", stats.connections.observed_by_address);
-    let observed: Vec<_> = observed.chain([connections]).collect();
+    let observed: Vec<_> = quotas
+        .map(|count| match count.quota {
+            CONNECTIONS => (
+                CONNECTIONS,
+                count.observed + stats.connections.observed_by_address,
+            ),
+            quota => (quota, count.observed),
+        })
+        .collect();
     vec![
         by(
             "quota",

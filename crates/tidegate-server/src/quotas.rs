@@ -8,6 +8,11 @@
 //! so a batch that is larger than a second's allowance passes as well, and is paid for by those after it. On the
 //! whole nobody gets more than the rate.
 //!
+//! # Connections
+//! A connection belongs to the first principal whose credentials were accepted on it, until it ends: that of the
+//! client's certificate if it showed one. While its principal has too many, its calls are refused, and it stays
+//! without an owner; each call tries again.
+//!
 //! # Observing
 //! In observe-only mode what would be refused is counted and logged, and passes. It takes nothing from the
 //! buckets, as what is refused does not, so the counts are those that enforcing would give.
@@ -30,7 +35,7 @@ use std::{
 
 use tidegate::{Caller, OverQuota};
 
-use crate::admission::network_of;
+use crate::{admission::network_of, books::Books};
 
 /// When a place may be free again is not known; this is how long to wait before asking.
 const RETRY_PLACE: Duration = Duration::from_secs(10);
@@ -38,13 +43,19 @@ const RETRY_PLACE: Duration = Duration::from_secs(10);
 /// No rate asks for less patience than this.
 const SHORTEST_RETRY: Duration = Duration::from_millis(1);
 
-/// How much everyone may use. Default: as much as they like.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// How much everyone may use. Default: as much as they like, but for bad credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaConfig {
     /// What may come from one address.
     pub address: Quota,
     /// What one principal may use, whatever its addresses.
     pub principal: Quota,
+    /// Connections at once that belong to one principal. A connection belongs to the first whose credentials were
+    /// accepted on it. Default: `None`.
+    pub principal_connections: Option<usize>,
+    /// Bad credentials that are looked at from one address in a second. Beyond, what was not found good from there
+    /// before is refused without a look. Default: 100.
+    pub address_auth_failures: Option<u64>,
     /// Whether what is over a quota is counted and logged, but let pass. It holds for
     /// [`ServerConfig::max_connections_per_address`](crate::ServerConfig) too.
     pub observe_only: bool,
@@ -81,7 +92,13 @@ enum Kind {
     Filters,
     PublishEvents,
     PublishBytes,
+    Connections,
+    AuthFailures,
 }
+
+/// The name of the quota on connections, of a principal here and of an address in
+/// [`Admission`](crate::Admission).
+pub(crate) const CONNECTIONS: &str = "connections";
 
 /// Keeps the quotas of a server.
 #[derive(Debug)]
@@ -120,6 +137,8 @@ struct Usage {
     filters: HashMap<Arc<str>, usize>,
     events: Bucket,
     bytes: Bucket,
+    connections: usize,
+    auth_failures: Bucket,
 }
 
 /// What is left of a rate.
@@ -134,6 +153,13 @@ struct Bucket {
 pub(crate) struct Used {
     users: Vec<User>,
     filters: Arc<[Arc<str>]>,
+}
+
+/// Counts a connection for its principal as long as it is there.
+#[derive(Debug)]
+pub(crate) struct OwnedConnection {
+    books: Arc<Books>,
+    owner: User,
 }
 
 // ===== impl Quotas =====
@@ -222,6 +248,41 @@ impl Quotas {
         Ok(())
     }
 
+    /// Whether a look at credentials from `address` that were not found good before is too much.
+    ///
+    /// # Errors
+    /// [`OverQuota`], until [`note_auth_failure`](Self::note_auth_failure) has been quiet for long enough.
+    pub(crate) fn look_at_credentials(
+        &self,
+        address: IpAddr,
+        now: Instant,
+    ) -> Result<(), OverQuota> {
+        let state = self.state();
+        let rate = state.config.address_auth_failures;
+        let usage = state.users.get(&User::Address(network_of(address)));
+        match usage.and_then(|usage| usage.auth_failures.wait(rate, now)) {
+            Some(wait) => {
+                let wait = wait.max(SHORTEST_RETRY);
+                self.exceed(Kind::AuthFailures, wait, state.config.observe_only)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Credentials from `address` were looked at and found bad.
+    pub(crate) fn note_auth_failure(&self, address: IpAddr, now: Instant) {
+        let mut state = self.state();
+        let rate = state.config.address_auth_failures;
+        // What is only observed goes on to be looked at, and makes no debt beyond the bucket.
+        if rate.is_some() {
+            let user = User::Address(network_of(address));
+            let usage = state.users.entry(user).or_default();
+            if usage.auth_failures.wait(rate, now).is_none() {
+                usage.auth_failures.take(1.0, rate, now);
+            }
+        }
+    }
+
     /// Forgets who uses nothing any more, and logs what was exceeded since the last time: a flood must not become
     /// one of logs.
     pub(crate) fn keep_up(&self, now: Instant) {
@@ -253,14 +314,55 @@ impl Quotas {
             return Ok(());
         }
         counts.refused.fetch_add(1, Relaxed);
-        Err(OverQuota {
-            quota: kind.name(),
-            retry_after,
-        })
+        Err(kind.exceeded(retry_after))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OwnedConnection {
+    /// Counts a connection for `principal`, if that has not too many.
+    ///
+    /// # Errors
+    /// [`OverQuota`].
+    pub(crate) fn of(books: &Arc<Books>, principal: &Arc<str>) -> Result<Self, OverQuota> {
+        Self::enter(books, principal, true)
+    }
+
+    /// The same before any call was made, which could be told or counted that it is too many.
+    pub(crate) fn of_silent(books: &Arc<Books>, principal: &Arc<str>) -> Option<Self> {
+        Self::enter(books, principal, false).ok()
+    }
+
+    fn enter(books: &Arc<Books>, principal: &Arc<str>, is_call: bool) -> Result<Self, OverQuota> {
+        let owner = User::Principal(Arc::clone(principal));
+        let quotas = &books.quotas;
+        let mut state = quotas.state();
+        let State { config, users } = &mut *state;
+        let open = users.get(&owner).map_or(0, |usage| usage.connections);
+        if exceeds(open + 1, config.principal_connections) {
+            if !is_call {
+                return Err(Kind::Connections.exceeded(RETRY_PLACE));
+            }
+            quotas.exceed(Kind::Connections, RETRY_PLACE, config.observe_only)?;
+        }
+        users.entry(owner.clone()).or_default().connections += 1;
+        drop(state);
+        Ok(Self {
+            books: Arc::clone(books),
+            owner,
+        })
+    }
+}
+
+impl Drop for OwnedConnection {
+    fn drop(&mut self) {
+        let mut state = self.books.quotas.state();
+        if let Some(usage) = state.users.get_mut(&self.owner) {
+            usage.connections -= 1;
+        }
     }
 }
 
@@ -324,6 +426,10 @@ impl State {
         self.users.retain(|user, usage| {
             let quota = config.of(user);
             usage.subscriptions > 0
+                || usage.connections > 0
+                || !usage
+                    .auth_failures
+                    .is_full(config.address_auth_failures, now)
                 || !usage.events.is_full(quota.publish_events, now)
                 || !usage.bytes.is_full(quota.publish_bytes, now)
         });
@@ -387,11 +493,13 @@ impl Bucket {
 // ===== impl the rest =====
 
 impl Kind {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 6] = [
         Self::Subscriptions,
         Self::Filters,
         Self::PublishEvents,
         Self::PublishBytes,
+        Self::Connections,
+        Self::AuthFailures,
     ];
 
     const fn name(self) -> &'static str {
@@ -400,6 +508,27 @@ impl Kind {
             Self::Filters => "filters",
             Self::PublishEvents => "publish_events",
             Self::PublishBytes => "publish_bytes",
+            Self::Connections => CONNECTIONS,
+            Self::AuthFailures => "auth_failures",
+        }
+    }
+
+    const fn exceeded(self, retry_after: Duration) -> OverQuota {
+        OverQuota {
+            quota: self.name(),
+            retry_after,
+        }
+    }
+}
+
+impl Default for QuotaConfig {
+    fn default() -> Self {
+        Self {
+            address: Quota::default(),
+            principal: Quota::default(),
+            principal_connections: None,
+            address_auth_failures: Some(100),
+            observe_only: false,
         }
     }
 }
@@ -449,7 +578,7 @@ mod tests {
         Quotas::new(QuotaConfig {
             address,
             principal,
-            observe_only: false,
+            ..QuotaConfig::default()
         })
     }
 
@@ -548,7 +677,7 @@ mod tests {
                 let passed = quotas.publish(&caller, 2, 0, now);
                 assert!(!observe_only || passed.is_ok());
             }
-            let [_, _, events, _] = quotas.counts();
+            let [_, _, events, ..] = quotas.counts();
             (events.refused, events.observed)
         };
         let (refused, observed) = (publish(false), publish(true));

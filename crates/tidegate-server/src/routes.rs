@@ -10,7 +10,7 @@ use tidegate::{
     proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN_NAME},
 };
 use tokio::time::timeout;
-use tonic::{Status, server::NamedService as _};
+use tonic::{Code, Status, server::NamedService as _};
 use tonic_health::{
     ServingStatus,
     pb::health_server::HealthServer,
@@ -146,8 +146,11 @@ impl Routes {
         certificates: Option<Certificates>,
     ) -> (ConnectionRoutes, Calls) {
         let (events, calls) = self.events.for_connection();
-        let identity = self.identity.clone();
-        let caller = identity.map(|identity| Arc::new(Caller::new(identity, certificates)));
+        let books = self.beside.controls.books();
+        let caller = self.identity.clone().map(|identity| {
+            let caller = Caller::new(identity, Arc::clone(books), peer.ip(), certificates);
+            Arc::new(caller)
+        });
         let routes = ConnectionRoutes {
             events,
             beside: Arc::clone(&self.beside),
@@ -196,7 +199,11 @@ impl ConnectionRoutes {
         let admitted = caller
             .identify(request.headers())
             .await
-            .inspect_err(|_| self.beside.controls.note_auth_failure())?;
+            .inspect_err(|status| {
+                if status.code() == Code::Unauthenticated {
+                    self.beside.controls.note_auth_failure();
+                }
+            })?;
         let path = request.uri().path();
         if FOR_PRINCIPALS.contains(&path) || admitted.may_administer() {
             return Ok(admitted.access);

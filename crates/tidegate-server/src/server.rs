@@ -119,6 +119,7 @@ impl Server {
         let reloader = security(&config)?;
         let max_connections = room_for_connections(config.max_connections)?;
         let memory_budget = config.memory_budget.unwrap_or_else(memory::default_budget);
+        warn_of_small_budget(memory_budget, &config);
         let epoch = random_epoch().map_err(BindError::Randomness)?;
         let hub = Hub::new(HubConfig {
             history: config.history,
@@ -148,6 +149,7 @@ impl Server {
             events.clone(),
             admission.clone(),
             books,
+            reloader.identity.clone(),
             memory_budget,
             &config,
         );
@@ -328,7 +330,7 @@ impl From<TooFew> for BindError {
 }
 
 /// Reads certificates, credentials and rules.
-fn security(config: &ServerConfig) -> Result<Reloader, BindError> {
+pub(crate) fn security(config: &ServerConfig) -> Result<Reloader, BindError> {
     let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
     let auth = &config.auth;
     let is_open = tls.is_none() && !config.listen.ip().is_loopback();
@@ -338,6 +340,20 @@ fn security(config: &ServerConfig) -> Result<Reloader, BindError> {
     }
     let identity = Identity::new(auth.clone(), tls.as_deref())?;
     Ok(Reloader { tls, identity })
+}
+
+/// Warns of a memory budget that cannot hold what may be published at once: of such a publish only the end is there
+/// when it has been stored, and nothing of what was before.
+fn warn_of_small_budget(budget: u64, config: &ServerConfig) {
+    let max_publish = config.service.publish.max_batch_bytes as u64;
+    if budget < max_publish {
+        tracing::warn!(
+            budget,
+            max_publish,
+            "the memory budget is less than one publish may have, which then displaces everything: raise memory_budget, \
+             or lower limits.max_publish_bytes"
+        );
+    }
 }
 
 /// Short enough to see a stall soon after it is one.

@@ -4,8 +4,12 @@
 //! A new certificate is for new connections; those that are there go on. Files that cannot be used leave what was
 //! there before, and are logged as an error: a server must not stop for a file that is half written.
 //!
+//! # Revocation
+//! Lists of revoked certificates are read with the rest. New connections are checked against them in the handshake,
+//! those that are there whenever the files change, as calls and streams ask the verifier of the moment.
+//!
 //! # Sessions
-//! Sessions are resumed from a cache that is as old as the certificate. Early data (0-RTT) is off: it could be
+//! Sessions are resumed from a cache that is as old as the certificates and lists, so none outlives a revocation. Early data (0-RTT) is off: it could be
 //! replayed.
 //!
 //! # Where the bytes are gathered
@@ -23,7 +27,7 @@ use std::{
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use tokio::{
@@ -48,6 +52,10 @@ pub struct TlsConfig {
     /// is the principal that the certificate names: its first URI or DNS name, else its common name.
     /// Default: `None`, nobody is asked for a certificate.
     pub client_ca: Option<PathBuf>,
+    /// Lists in PEM of certificates that were revoked (RFC 5280, section 5). With any, every authority in the
+    /// chain of a client's certificate needs one, or the client is refused. A list counts also when it should have
+    /// been replaced by another. Default: none, nothing is taken for revoked.
+    pub client_crls: Vec<PathBuf>,
     /// Whether clients must show one. Default: required.
     pub client_auth: ClientAuth,
 }
@@ -95,13 +103,29 @@ impl TlsConfig {
             certificate: certificate.into(),
             key: key.into(),
             client_ca: None,
+            client_crls: Vec::new(),
             client_auth: ClientAuth::default(),
         }
     }
 
     fn files(&self) -> Files {
         let files = [self.certificate.clone(), self.key.clone()];
-        Files::new(files.into_iter().chain(self.client_ca.clone()))
+        let clients = self.client_ca.iter().chain(self.crls()).cloned();
+        Files::new(files.into_iter().chain(clients))
+    }
+
+    /// Whether the files can be used together.
+    pub(crate) fn check(&self) -> Result<(), SecurityError> {
+        let contents = self.files().read(true).expect("it was to be read anyway")?;
+        self.make(&contents).map(|_| ())
+    }
+
+    /// Lists of revoked certificates, which say nothing where nobody vouches for clients.
+    fn crls(&self) -> &[PathBuf] {
+        match self.client_ca {
+            Some(_) => &self.client_crls,
+            None => &[],
+        }
     }
 
     /// Makes of the files' contents what connections are accepted with.
@@ -112,11 +136,9 @@ impl TlsConfig {
             ));
         };
         let chain = certificates(&self.certificate, chain)?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
-            SecurityError::invalid(&self.key, "there is no private key in PEM in it")
-        })?;
+        let key = private_key(&self.key, key)?;
         let verifier = match (&self.client_ca, ca) {
-            (Some(path), [ca]) => Some(self.verifier(path, ca)?),
+            (Some(path), [ca, crls @ ..]) => Some(self.verifier(path, ca, crls)?),
             _ => None,
         };
         let builder = ServerConfig::builder_with_provider(provider())
@@ -141,9 +163,14 @@ impl TlsConfig {
         &self,
         path: &Path,
         ca: &[u8],
+        crls: &[Vec<u8>],
     ) -> Result<Arc<dyn ClientCertVerifier>, SecurityError> {
         let roots = Arc::new(roots(path, ca)?);
-        let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
+        let mut builder =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider());
+        for (path, crl) in self.crls().iter().zip(crls) {
+            builder = builder.with_crls(revoked(path, crl, &roots)?);
+        }
         let builder = match self.client_auth {
             ClientAuth::Required => builder,
             ClientAuth::Optional => builder.allow_unauthenticated(),
@@ -228,7 +255,45 @@ pub(crate) fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, SecurityEr
     Ok(roots)
 }
 
-fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, SecurityError> {
+pub(crate) fn private_key(
+    path: &Path,
+    pem: &[u8],
+) -> Result<PrivateKeyDer<'static>, SecurityError> {
+    PrivateKeyDer::from_pem_slice(pem)
+        .map_err(|_| SecurityError::invalid(path, "there is no private key in PEM in it"))
+}
+
+/// The lists of revoked certificates in a file, whatever stands in them.
+pub(crate) fn lists(
+    path: &Path,
+    pem: &[u8],
+) -> Result<Vec<CertificateRevocationListDer<'static>>, SecurityError> {
+    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
+    let lists = lists.ok().filter(|lists| !lists.is_empty());
+    lists.ok_or_else(|| {
+        SecurityError::invalid(path, "there is no certificate revocation list in PEM in it")
+    })
+}
+
+/// The lists of revoked certificates in a file, which can be used.
+pub(crate) fn revoked(
+    path: &Path,
+    pem: &[u8],
+    roots: &Arc<RootCertStore>,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, SecurityError> {
+    let lists = lists(path, pem)?;
+    // Whose lists they are makes no difference to whether they can be read, but some authority there must be.
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider());
+    match builder.with_crls(lists.clone()).build() {
+        Ok(_) => Ok(lists),
+        Err(error) => Err(SecurityError::invalid(path, error.to_string())),
+    }
+}
+
+pub(crate) fn certificates(
+    path: &Path,
+    pem: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, SecurityError> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match certificates {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),

@@ -166,9 +166,15 @@ fn auth(folder: &Folder, jwt: Option<JwtConfig>) -> AuthConfig {
     }
 }
 
+/// A server that looks at all bad credentials: tests try more than are looked at otherwise.
 async fn start(auth: AuthConfig) -> Running {
+    let quotas = QuotaConfig {
+        address_auth_failures: None,
+        ..QuotaConfig::default()
+    };
     Running::start(ServerConfig {
         auth,
+        quotas,
         ..ServerConfig::default()
     })
     .await
@@ -562,6 +568,171 @@ async fn quotas_are_of_the_principal_and_operators_see_whose_a_stream_is() {
     assert_eq!(server.controls.stats().auth_failures, 1);
 }
 
+/// How often a quota refused and was only observed.
+fn quota_count(server: &Running, quota: &str) -> (u64, u64) {
+    let quotas = server.controls.stats().quotas;
+    let count = quotas.iter().find(|count| count.quota == quota).unwrap();
+    (count.refused, count.observed)
+}
+
+/// Checks that a status refuses for this quota, with a delay.
+fn assert_over_quota(status: &tonic::Status, quota: &str) {
+    assert_eq!(
+        (status.code(), &*reason(status)),
+        (Code::ResourceExhausted, "QUOTA_EXCEEDED"),
+        "{status:?}"
+    );
+    let info = status.get_details_error_info().unwrap();
+    assert_eq!(info.metadata["quota"], quota);
+    assert!(status.get_details_retry_info().unwrap().retry_delay > Some(Duration::ZERO));
+}
+
+#[tokio::test]
+async fn connections_are_counted_for_the_first_principal_that_calls_on_them() {
+    let folder = Folder::new();
+    let config = |principal_connections, observe_only| ServerConfig {
+        auth: auth(&folder, None),
+        quotas: QuotaConfig {
+            principal_connections,
+            observe_only,
+            ..QuotaConfig::default()
+        },
+        ..ServerConfig::default()
+    };
+    let server = Running::start(config(Some(2), false)).await;
+    let first = bearer(&server, "alice-token").await;
+    let _stream = first.subscribe("", &["orders.a"]).await.unwrap();
+    let second = bearer(&server, "alice-token").await;
+    second.publish("orders.a").await.unwrap();
+    let third_channel = server.endpoint().connect().await.unwrap();
+    let third = Bearer::new(third_channel.clone(), Some("alice-token"));
+    for _ in 0..2 {
+        let refused = third.publish("orders.a").await.unwrap_err();
+        assert_over_quota(&refused, "connections");
+    }
+    assert_eq!(quota_count(&server, "connections"), (2, 0));
+    // Calls on those that are counted go on, and bad credentials make no owner.
+    first.publish("orders.b").await.unwrap();
+    let nobody = Bearer::new(third_channel.clone(), Some("nobody-token"));
+    assert_eq!(
+        reason(&nobody.publish("orders.a").await.unwrap_err()),
+        "CREDENTIALS_INVALID"
+    );
+    // A place comes free with its connection, for the very connection that was refused.
+    drop(second);
+    let comes_in = comes_true(Duration::from_millis(5), async || {
+        third.publish("orders.a").await.is_ok()
+    });
+    assert!(comes_in.await, "no place came free");
+    // It is alice's now, whoever else calls on it.
+    let bob = Bearer::new(third_channel, Some("bob-token"));
+    bob.publish("orders.a").await.unwrap();
+    let fourth = bearer(&server, "alice-token").await;
+    assert_over_quota(
+        &fourth.publish("orders.a").await.unwrap_err(),
+        "connections",
+    );
+    // Bob has none of his own yet.
+    let bobs = [
+        bearer(&server, "bob-token").await,
+        bearer(&server, "bob-token").await,
+    ];
+    for bob in &bobs {
+        bob.publish("orders.a").await.unwrap();
+    }
+
+    // Observed, it passes, and is counted once; taken away, nothing is counted.
+    server.controls.apply(&config(Some(2), true));
+    let observed = quota_count(&server, "connections").1;
+    for _ in 0..3 {
+        fourth.publish("orders.a").await.unwrap();
+    }
+    assert_eq!(quota_count(&server, "connections").1, observed + 1);
+    server.controls.apply(&config(None, false));
+    bearer(&server, "alice-token")
+        .await
+        .publish("orders.a")
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn beyond_the_rate_bad_credentials_are_not_looked_at_and_who_is_known_goes_on() {
+    let (folder, signer) = (Folder::new(), Signer::p256());
+    let keys = vec![JwtKeys::Pem(folder.write("key.pem", &signer.public))];
+    let config = |observe_only| ServerConfig {
+        auth: auth(&folder, Some(jwt(keys.clone()))),
+        quotas: QuotaConfig {
+            // Some seconds without a failure until one more is looked at, on a slow machine too.
+            address_auth_failures: Some(1),
+            observe_only,
+            ..QuotaConfig::default()
+        },
+        ..ServerConfig::default()
+    };
+    let server = Running::start(config(false)).await;
+    let known = signer.sign(&claims("dora"));
+    let mut honest = server.client().await;
+    let dora = bearer(&server, &known).await;
+    let mut stream = dora.subscribe("", &["orders.>"]).await.unwrap();
+    let attacker = bearer(&server, "nobody-token").await;
+    let mut refused = 0;
+    for i in 0..50 {
+        let guess = bearer(&server, &format!("guess-{i}")).await;
+        let status = guess.publish("orders.a").await.unwrap_err();
+        match status.code() {
+            Code::Unauthenticated => {}
+            _ => {
+                assert_over_quota(&status, "auth_failures");
+                refused += 1;
+            }
+        }
+        // Whoever shares the address keeps stream, connection, and its token on new ones.
+        dora.publish("orders.a").await.unwrap();
+        bearer(&server, &known)
+            .await
+            .publish("orders.b")
+            .await
+            .unwrap();
+    }
+    assert!(
+        refused >= 25,
+        "only {refused} of 50 guesses were not looked at"
+    );
+    let (counted, observed) = quota_count(&server, "auth_failures");
+    assert_eq!((counted, observed), (refused, 0));
+    let looked_at = server.controls.stats().auth_failures;
+    assert_eq!(looked_at + refused, 50, "each is counted once");
+    let mut events = 0;
+    while events < 100 {
+        let message = time::timeout(PATIENCE, stream.message()).await.unwrap();
+        if let Some(Response::Batch(batch)) = message.unwrap().unwrap().response {
+            events += batch.events.len();
+        }
+    }
+    // Nobody needs credentials for health, and a call without any is told so.
+    assert_eq!(
+        reason(&honest.publish(PublishRequest::default()).await.unwrap_err()),
+        "CREDENTIALS_MISSING"
+    );
+    // A token that was not seen before waits for the rate, as the status says.
+    let alice = bearer(&server, "alice-token").await;
+    let comes_in = comes_true(Duration::from_millis(50), async || {
+        alice.publish("orders.a").await.is_ok()
+    });
+    assert!(comes_in.await, "the rate never passes");
+
+    server.controls.apply(&config(true));
+    let observed_only = async || {
+        let status = attacker.publish("orders.a").await.unwrap_err();
+        assert_eq!(reason(&status), "CREDENTIALS_INVALID");
+    };
+    for _ in 0..5 {
+        observed_only().await;
+    }
+    assert!(quota_count(&server, "auth_failures").1 >= 1);
+}
+
 #[tokio::test]
 async fn how_streams_ended_whose_rights_were_withdrawn_is_counted() {
     let folder = Folder::new();
@@ -932,6 +1103,49 @@ async fn keys_at_an_address_are_fetched_and_an_unknown_one_has_them_fetched_agai
     server.reloader.reload().await.unwrap();
     let (_, status) = time::timeout(PATIENCE, end(stream)).await.unwrap();
     assert_eq!(reason(&status), "CREDENTIALS_REVOKED");
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_fetched_are_trusted_for_a_time_and_good_again_when_they_can() {
+    let (folder, signer) = (Folder::new(), Signer::p256());
+    let keys = KeyServer::start(&[signer.jwk("one")]).await;
+    let mut set = JwksUrl::new(&keys.url);
+    set.unknown_key_interval = Duration::from_millis(100);
+    set.max_age = Some(Duration::from_secs(1));
+    let server = start(auth(&folder, Some(jwt(vec![JwtKeys::JwksUrl(set)])))).await;
+    let token = signer.sign_as("one", &claims("dora"));
+    let dora = bearer(&server, &token).await;
+    let bob = bearer(&server, "bob-token").await;
+    dora.publish("orders.a").await.unwrap();
+    // As long as it can be had it is trusted, however seldom it is looked at unasked.
+    time::sleep(Duration::from_secs(4)).await;
+    dora.publish("orders.a").await.unwrap();
+    assert_eq!(server.controls.stats().key_fetch_failures, 0);
+
+    let stream = dora.subscribe("", &["orders.b"]).await.unwrap();
+    *keys.set.lock().unwrap() = json!("nothing");
+    let (_, status) = time::timeout(PATIENCE, end(stream)).await.unwrap();
+    assert_eq!(reason(&status), "CREDENTIALS_REVOKED");
+    assert!(server.controls.stats().key_fetch_failures > 0);
+    for bearer in [dora.clone(), bearer(&server, &token).await] {
+        let status = bearer.publish("orders.a").await.unwrap_err();
+        assert_eq!(
+            (status.code(), &*reason(&status)),
+            (Code::Unavailable, "KEYS_UNAVAILABLE")
+        );
+    }
+    // Other credentials are none of its business.
+    bob.publish("orders.a").await.unwrap();
+
+    keys.set(&[signer.jwk("one")]);
+    let is_accepted = async || dora.publish("orders.a").await.is_ok();
+    assert!(
+        comes_true(Duration::from_millis(20), is_accepted).await,
+        "the keys are never trusted again"
+    );
+    let stranger = Signer::p256().sign_as("one", &claims("dora"));
+    let status = bearer(&server, &stranger).await.publish("orders.a").await;
+    assert_eq!(reason(&status.unwrap_err()), "CREDENTIALS_INVALID");
 }
 
 #[tokio::test]

@@ -156,6 +156,7 @@ async fn observing_counts_and_lets_pass() {
             address: one,
             principal: one,
             observe_only: true,
+            ..QuotaConfig::default()
         },
         ..ServerConfig::default()
     })

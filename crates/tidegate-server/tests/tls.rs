@@ -51,12 +51,19 @@ struct Mutual {
 
 impl Mutual {
     async fn start(auth: ClientAuth) -> Self {
+        Self::start_with_revoked(auth, None).await
+    }
+
+    /// The same, with these serial numbers on a list of revoked certificates.
+    async fn start_with_revoked(auth: ClientAuth, revoked: Option<&[u64]>) -> Self {
         let (folder, authority) = (Folder::new(), Authority::new("test"));
         let clients = Authority::new("clients");
         let mut config = config(&folder, &authority.server());
         let tls = config.tls.as_mut().unwrap();
         tls.client_ca = Some(folder.write("clients.pem", &clients.pem));
         tls.client_auth = auth;
+        let list = revoked.map(|serials| folder.write("crl.pem", clients.revoked(serials)));
+        tls.client_crls.extend(list);
         config.auth.rules_file = Some(folder.write("rules.toml", RULES));
         Self {
             server: Running::start(config).await,
@@ -383,4 +390,91 @@ async fn a_server_does_not_start_with_files_that_it_cannot_use() {
     };
     let error = Server::bind(config).await.unwrap_err();
     assert!(matches!(error, BindError::Security(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_refused_at_the_handshake_and_another_is_served() {
+    for auth in [ClientAuth::Required, ClientAuth::Optional] {
+        let Mutual {
+            folder: _folder,
+            authority,
+            clients,
+            server,
+        } = Mutual::start_with_revoked(auth, Some(&[7])).await;
+        let revoked = clients.numbered_client("billing", 7);
+        let endpoint = tls_endpoint(server.address, &authority, Some(&revoked));
+        is_refused(endpoint.connect().await).await;
+        let other = clients.numbered_client("billing", 8);
+        let endpoint = tls_endpoint(server.address, &authority, Some(&other));
+        let client = Bearer::new(endpoint.connect().await.unwrap(), None);
+        client.publish("t").await.unwrap();
+        assert_eq!(server.hub.position().sequence, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_changes_revokes_at_the_handshake_and_ends_what_is_there() {
+    let Mutual {
+        folder,
+        authority,
+        clients,
+        server,
+    } = Mutual::start_with_revoked(ClientAuth::Required, Some(&[])).await;
+    let connect = async |serial| {
+        let pair = clients.numbered_client("billing", serial);
+        tls_endpoint(server.address, &authority, Some(&pair))
+            .connect()
+            .await
+    };
+    let doomed = Bearer::new(connect(7).await.unwrap(), None);
+    let kept = Bearer::new(connect(8).await.unwrap(), None);
+    let (ending, mut going_on) = (
+        doomed.subscribe("", &["t"]).await.unwrap(),
+        kept.subscribe("", &["t"]).await.unwrap(),
+    );
+    // What is no list is told with its file, and changes nothing.
+    for (content, problem) in [
+        (
+            "no list",
+            "there is no certificate revocation list in PEM in it",
+        ),
+        (
+            "-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n",
+            "provided CRL could not be parsed",
+        ),
+    ] {
+        folder.write("crl.pem", content);
+        let errors = server.reloader.reload().await.unwrap_err();
+        let told = errors[0].to_string();
+        assert!(told.contains("crl.pem") && told.contains(problem), "{told}");
+        doomed.publish("u").await.unwrap();
+    }
+    // Nobody asks for a reload: the file is looked at.
+    folder.write("crl.pem", clients.revoked(&[7]));
+    let ended = time::timeout(Duration::from_secs(5), end(ending)).await;
+    let (going_away, status) = ended.expect("the stream of a revoked certificate goes on");
+    assert_eq!(reason(&status), "CREDENTIALS_REVOKED");
+    assert!(going_away.unwrap().resume_after.is_some());
+    // Neither calls on the connection that is there, nor new ones.
+    let refused = doomed.publish("t").await.unwrap_err();
+    assert_eq!(reason(&refused), "CREDENTIALS_INVALID");
+    is_refused(connect(7).await).await;
+    kept.publish("t").await.unwrap();
+    let message = time::timeout(PATIENCE, going_on.message()).await.unwrap();
+    assert!(message.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn where_there_are_lists_an_authority_without_one_is_not_believed() {
+    let Mutual {
+        folder,
+        authority,
+        clients,
+        server,
+    } = Mutual::start_with_revoked(ClientAuth::Required, Some(&[])).await;
+    folder.write("crl.pem", Authority::new("other").revoked(&[]));
+    server.reloader.reload().await.unwrap();
+    let pair = clients.numbered_client("billing", 8);
+    let endpoint = tls_endpoint(server.address, &authority, Some(&pair));
+    is_refused(endpoint.connect().await).await;
 }

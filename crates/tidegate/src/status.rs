@@ -72,6 +72,8 @@ pub enum Reason {
     CredentialsExpired,
     /// The credentials, which were accepted when the stream began, no longer are. Get others, and resume.
     CredentialsRevoked,
+    /// The keys that the credentials are checked with cannot be had, which is no fault of the caller's. Try again.
+    KeysUnavailable,
     /// The caller may not do this. Ask for a rule that allows it.
     NotAllowed,
     /// A fault of the server.
@@ -149,6 +151,7 @@ impl Reason {
                 Code::Unauthenticated,
                 Advice::Authenticate,
             ),
+            Self::KeysUnavailable => ("KEYS_UNAVAILABLE", Code::Unavailable, Advice::Resume),
             Self::NotAllowed => ("NOT_ALLOWED", Code::PermissionDenied, Advice::Stop),
             Self::Internal => ("INTERNAL", Code::Internal, Advice::Resume),
         }
@@ -327,7 +330,7 @@ pub(crate) fn bad_name(reason: Reason, field: impl Into<String>, error: &NameErr
 mod tests {
     use super::*;
 
-    const ALL: [Reason; 27] = [
+    const ALL: [Reason; 28] = [
         Reason::InvalidFilter,
         Reason::InvalidTopic,
         Reason::InvalidClientId,
@@ -353,6 +356,7 @@ mod tests {
         Reason::CredentialsInvalid,
         Reason::CredentialsExpired,
         Reason::CredentialsRevoked,
+        Reason::KeysUnavailable,
         Reason::NotAllowed,
         Reason::Internal,
     ];

@@ -1,14 +1,16 @@
 //! What the fuzzers do with their bytes: one function a target, which panics when something is wrong.
 //!
-//! They are a crate of their own so that two can call them: libFuzzer, from `fuzz/`, which needs a nightly
-//! compiler, and `tests/corpus.rs`, which needs nothing.
+//! They are a crate of their own so that two can call them: libFuzzer, from `fuzz/`, which needs features of
+//! the compiler that are not stable, and `tests/corpus.rs`, which needs nothing.
 
+mod config;
 mod connection;
 mod names;
 mod requests;
 mod resume;
 
 pub use crate::{
+    config::config,
     connection::connection,
     names::names,
     requests::{publish, subscribe},
@@ -34,4 +36,5 @@ pub const TARGETS: &[Target] = &[
     ("subscribe", subscribe),
     ("resume", resume),
     ("connection", connection),
+    ("config", config),
 ];

@@ -85,6 +85,11 @@ fn a_connection_takes_any_bytes() {
 }
 
 #[test]
+fn a_configuration_takes_any_text() {
+    run("config");
+}
+
+#[test]
 fn every_target_has_its_fuzzer() {
     let fuzz = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
     let manifest = fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();

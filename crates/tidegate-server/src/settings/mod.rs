@@ -11,6 +11,7 @@
 //! [`SETTINGS`] has one row for each thing that can be set, and everything is made from it: what is accepted in the
 //! file, in the environment and as a flag, [`example`], and what a reload changes.
 
+mod contents;
 mod file;
 mod forms;
 mod security;
@@ -122,6 +123,36 @@ impl Default for Configuration {
 /// # Panics
 /// If the key of a flag is not in [`SETTINGS`].
 pub fn read(sources: Sources<'_>) -> Result<(Configuration, Written), Vec<Problem>> {
+    let (configuration, written, problems) = read_what_can_be(sources);
+    match problems[..] {
+        [] => Ok((configuration, written)),
+        _ => Err(problems),
+    }
+}
+
+/// Reads all sources, and the files of certificates, keys, tokens and rules that they name.
+///
+/// # Errors
+/// Everything that is wrong, in the order of the sources, the file by its lines; what is wrong with a file that is
+/// named, where it is named.
+///
+/// # Panics
+/// If the key of a flag is not in [`SETTINGS`].
+pub fn check(sources: Sources<'_>) -> Result<(), Vec<Problem>> {
+    let (configuration, written, mut problems) = read_what_can_be(sources);
+    problems.extend(contents::problems(&configuration, &written));
+    if problems.is_empty() {
+        problems.extend(contents::together(&configuration, &written));
+    }
+    problems.sort_by_key(Problem::place);
+    match problems[..] {
+        [] => Ok(()),
+        _ => Err(problems),
+    }
+}
+
+/// Reads all sources, and leaves out what is wrong.
+fn read_what_can_be(sources: Sources<'_>) -> (Configuration, Written, Vec<Problem>) {
     let mut problems = Vec::new();
     let mut written = Written::default();
     if let Some((path, text)) = sources.file {
@@ -133,10 +164,7 @@ pub fn read(sources: Sources<'_>) -> Result<(Configuration, Written), Vec<Proble
                 &mut problems,
             );
         }
-        problems.sort_by_key(|problem| match problem.origin {
-            Origin::File(_, line) => line,
-            Origin::Environment(_) | Origin::Flag(_) => usize::MAX,
-        });
+        problems.sort_by_key(Problem::place);
     }
     for setting in SETTINGS {
         let variable = setting.variable();
@@ -151,10 +179,7 @@ pub fn read(sources: Sources<'_>) -> Result<(Configuration, Written), Vec<Proble
     }
     let configuration = written.meant();
     problems.extend(contradictions(&configuration, &written));
-    match problems[..] {
-        [] => Ok((configuration, written)),
-        _ => Err(problems),
-    }
+    (configuration, written, problems)
 }
 
 /// What is right by itself and wrong together.
@@ -236,6 +261,16 @@ const EXAMPLE_HEAD: &str = "\
 #
 # Durations are written \"5s\", \"250ms\", \"1m30s\"; sizes \"64KiB\", \"2GiB\", or as a number of bytes.
 ";
+
+impl Problem {
+    /// The line in the file; what stands elsewhere comes after all lines.
+    fn place(&self) -> usize {
+        match self.origin {
+            Origin::File(_, line) => line,
+            Origin::Environment(_) | Origin::Flag(_) => usize::MAX,
+        }
+    }
+}
 
 impl Written {
     /// The configuration that counts, as a file, and behind each value where it comes from.

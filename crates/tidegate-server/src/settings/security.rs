@@ -23,6 +23,7 @@ pub(super) struct Tls {
     pub(super) certificate: Option<PathBuf>,
     pub(super) key: Option<PathBuf>,
     pub(super) client_ca: Option<PathBuf>,
+    pub(super) client_crls: Vec<PathBuf>,
     pub(super) client_auth: ClientAuth,
 }
 
@@ -36,6 +37,7 @@ pub(super) struct Jwt {
     pub(super) keys: Vec<String>,
     pub(super) keys_ca: Option<PathBuf>,
     pub(super) refresh: Duration,
+    pub(super) max_age: Option<Duration>,
     pub(super) leeway: Duration,
 }
 
@@ -45,6 +47,7 @@ pub(super) const NEEDS: &[(&str, &str)] = &[
     ("tls.key", "tls.certificate"),
     ("tls.client_ca", "tls.certificate"),
     ("tls.client_auth", "tls.client_ca"),
+    ("tls.client_crls", "tls.client_ca"),
     ("auth.jwt.issuer", "auth.jwt.audience"),
     ("auth.jwt.audience", "auth.jwt.issuer"),
     ("auth.jwt.public_keys", "auth.jwt.issuer"),
@@ -81,6 +84,7 @@ impl Default for Jwt {
             keys: Vec::new(),
             keys_ca: None,
             refresh: JwksUrl::new("").refresh_interval,
+            max_age: JwksUrl::new("").max_age,
             leeway: JwtConfig::new("", "").leeway,
         }
     }
@@ -92,6 +96,7 @@ impl Security {
         let certificate = self.tls.certificate.as_ref()?;
         let mut tls = TlsConfig::new(certificate, self.tls.key.as_ref()?);
         tls.client_ca.clone_from(&self.tls.client_ca);
+        tls.client_crls.clone_from(&self.tls.client_crls);
         tls.client_auth = self.tls.client_auth;
         Some(tls)
     }
@@ -119,12 +124,14 @@ impl Jwt {
         Some(jwt)
     }
 
-    fn key_set(&self, place: &str) -> JwtKeys {
+    /// The key set at a path or an address.
+    pub(super) fn key_set(&self, place: &str) -> JwtKeys {
         if !place.contains("://") {
             return JwtKeys::JwksFile(place.into());
         }
         let mut set = JwksUrl::new(place);
         set.refresh_interval = self.refresh;
+        set.max_age = self.max_age;
         set.ca.clone_from(&self.keys_ca);
         JwtKeys::JwksUrl(set)
     }

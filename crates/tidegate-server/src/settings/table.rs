@@ -102,6 +102,10 @@ pub static SETTINGS: &[Setting] = rows! {
     "Certificates in PEM of those who may vouch for clients. A client's principal is the first URI or DNS name of its \
      certificate, else its common name.";
 
+    "tls.client_crls", "tls-client-crl", "FILE...", Several<File>, security.tls.client_crls, RESTARTS,
+    "Lists in PEM of client certificates that were revoked. With any, every authority in the chain of a client's \
+     certificate needs one, or the client is refused.";
+
     "tls.client_auth", "tls-client-auth", "WHEN", WhenAsked, security.tls.client_auth, RESTARTS,
     "Whether clients must show a certificate: required, without one there is no connection; optional, without one calls \
      need a token.";
@@ -136,6 +140,10 @@ pub static SETTINGS: &[Setting] = rows! {
     "auth.jwt.refresh", "jwt-refresh", "DURATION", LongerThan0, security.jwt.refresh, RESTARTS,
     "How often a key set at an address is looked at. A token of an unknown key has it looked at as well, at most every \
      10 s.";
+
+    "auth.jwt.max_age", "jwt-keys-max-age", "DURATION", TimeOrNone, security.jwt.max_age, RESTARTS,
+    "How long the keys of a set at an address are trusted when it cannot be had any more. Then tokens that they signed \
+     are refused, and streams of theirs end. none is for ever.";
 
     "auth.jwt.leeway", "jwt-leeway", "DURATION", Time, security.jwt.leeway, RESTARTS,
     "How far the issuer's clock may be from this one.";
@@ -178,6 +186,14 @@ pub static SETTINGS: &[Setting] = rows! {
 
     "quotas.address.publish_bytes", "quota-address-publish-bytes", "SIZE", OrNone<SomeSize>, server.quotas.address.publish_bytes, RELOADS,
     "The most bytes that one address may publish in a second.";
+
+    "quotas.address.auth_failures", "quota-address-auth-failures", "N", OrNone<Some1>, server.quotas.address_auth_failures, RELOADS,
+    "How many bad credentials from one address are looked at in a second. Beyond, what was not found good from there \
+     before is refused without a look. Where all come through one proxy, set it to what all may do together, or none.";
+
+    "quotas.principal.connections", "quota-principal-connections", "N", OrNone<Some1>, server.quotas.principal_connections, RELOADS,
+    "The most connections at once of one principal, whatever its addresses. A connection belongs to the first principal \
+     whose credentials are accepted on it.";
 
     "quotas.principal.subscriptions", "quota-principal-subscriptions", "N", OrNone<Some1>, server.quotas.principal.subscriptions, RELOADS,
     "The most subscriptions at once of one principal, whatever its addresses.";

@@ -1,0 +1,96 @@
+//! What becomes of a client's subscription that a server refuses or ends with `RESOURCE_EXHAUSTED`.
+#![cfg(target_os = "linux")]
+
+mod child;
+
+use std::time::{Duration, Instant};
+
+use child::Serve;
+use tidegate_client::{
+    Backoff, Client, Code, Error, NewEvent, Overflow, SubscribeOptions, Subscription, Update,
+};
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn next(subscription: &mut Subscription) -> Result<Update, Error> {
+    let next = timeout(PATIENCE, subscription.next()).await;
+    next.expect("nothing happens").expect("it has ended")
+}
+
+fn options() -> SubscribeOptions {
+    SubscribeOptions::new(["t"]).backoff(Backoff {
+        base: Duration::from_millis(1),
+        max: Duration::from_millis(1),
+    })
+}
+
+#[tokio::test]
+async fn a_subscription_over_a_quota_is_tried_again_when_the_server_says_and_comes_in() {
+    let server = Serve::start(&["--quota-address-subscriptions", "1"]);
+    let client = Client::connect_lazy(server.url()).unwrap();
+    let mut holder = client.subscribe(options());
+    assert!(matches!(next(&mut holder).await, Ok(Update::Subscribed(_))));
+
+    let mut waiting = client.subscribe(options());
+    let Ok(Update::Reconnecting {
+        status, retry_in, ..
+    }) = next(&mut waiting).await
+    else {
+        panic!("it does not wait")
+    };
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    // What the server says for a place, and its own back-off.
+    let said = Duration::from_secs(10);
+    assert!(
+        (said..said + Duration::from_millis(1)).contains(&retry_in),
+        "{retry_in:?}"
+    );
+    drop(holder);
+    let began = Instant::now();
+    assert!(matches!(
+        next(&mut waiting).await,
+        Ok(Update::Subscribed(_))
+    ));
+    assert!(
+        began.elapsed() >= said - Duration::from_secs(1),
+        "it came too early"
+    );
+}
+
+#[tokio::test]
+async fn without_reconnecting_a_quota_ends_it() {
+    let server = Serve::start(&["--quota-address-subscriptions", "1"]);
+    let client = Client::connect_lazy(server.url()).unwrap();
+    let mut holder = client.subscribe(options());
+    assert!(matches!(next(&mut holder).await, Ok(Update::Subscribed(_))));
+    let mut refused = client.subscribe(options().no_reconnect());
+    let error = next(&mut refused).await.unwrap_err();
+    assert!(matches!(error, Error::ResourceExhausted(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_subscription_that_was_too_slow_ends_and_is_not_tried_again() {
+    let server = Serve::start(&[]);
+    let client = Client::connect_lazy(server.url()).unwrap();
+    let options = options().max_events(1).overflow(Overflow::Disconnect);
+    let mut slow = client.subscribe(options);
+    assert!(matches!(next(&mut slow).await, Ok(Update::Subscribed(_))));
+    // More than windows and sockets hold, while nobody reads.
+    for _ in 0..64 {
+        let event = NewEvent {
+            topic: "t".into(),
+            payload: vec![0; 1 << 19].into(),
+            ..NewEvent::default()
+        };
+        client.publish(vec![event]).await.unwrap();
+    }
+    let error = loop {
+        match next(&mut slow).await {
+            Ok(update) => assert!(!matches!(update, Update::Reconnecting { .. }), "{update:?}"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::ResourceExhausted(_)), "{error:?}");
+    assert!(slow.next().await.is_none());
+}

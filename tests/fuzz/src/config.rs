@@ -1,0 +1,78 @@
+//! The configuration: file, environment and flags.
+
+use std::path::PathBuf;
+
+use tidegate_server::settings::{Configuration, Origin, SETTINGS, Sources, read, reload};
+
+/// A text in up to three parts, with a NUL between them: the file, lines `NAME=VALUE` of the environment, and lines
+/// `key=VALUE` of flags.
+///
+/// # Panics
+/// When an error is told without a place, or what is printed means something else than what was read.
+pub fn config(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let mut parts = text.splitn(3, '\0');
+    let file = parts.next().unwrap_or_default();
+    let environment = pairs(parts.next().unwrap_or_default());
+    let given = pairs(parts.next().unwrap_or_default());
+    // The command line knows its flags, and hands on none that is not there.
+    let flags: Vec<_> = SETTINGS
+        .iter()
+        .filter_map(|setting| Some((setting.key, value(&given, setting.key)?)))
+        .collect();
+    let path = PathBuf::from("fuzz.toml");
+    let outcome = read(Sources {
+        file: Some((&path, file)),
+        environment: &|name| value(&environment, name),
+        flags: &flags,
+    });
+    let (configuration, written) = match outcome {
+        Ok(read) => read,
+        Err(problems) => {
+            assert!(!problems.is_empty());
+            for problem in problems {
+                let lines = file.bytes().filter(|byte| *byte == b'\n').count() + 1;
+                if let Origin::File(_, line) = problem.origin {
+                    assert!((1..=lines).contains(&line), "{problem}");
+                }
+                assert!(!problem.message.is_empty(), "{problem}");
+            }
+            return;
+        }
+    };
+    let printed = written.effective(&configuration);
+    let again = read(Sources {
+        file: Some((&path, &printed)),
+        environment: &|_| None,
+        flags: &[],
+    });
+    let (mut again, rewritten) = again.unwrap_or_else(|problems| panic!("{problems:?}\n{printed}"));
+    assert_eq!(values(&rewritten.effective(&again)), values(&printed));
+    assert_eq!(reload(&mut again, &configuration), Default::default());
+    // A reload changes what it may, once.
+    let mut running = Configuration::default();
+    let first = reload(&mut running, &configuration);
+    let second = reload(&mut running, &configuration);
+    assert!(second.changed.is_empty(), "{second:?}");
+    assert_eq!(second.needs_restart, first.needs_restart);
+}
+
+/// Lines `NAME=VALUE`.
+fn pairs(text: &str) -> Vec<(&str, &str)> {
+    text.lines()
+        .filter_map(|line| line.split_once('='))
+        .collect()
+}
+
+fn value(pairs: &[(&str, &str)], name: &str) -> Option<String> {
+    let pair = pairs.iter().find(|(other, _)| *other == name)?;
+    Some(pair.1.to_owned())
+}
+
+/// What is printed, without where each value comes from.
+fn values(printed: &str) -> Vec<&str> {
+    printed
+        .lines()
+        .map(|line| line.rsplit_once(" # ").map_or(line, |(value, _)| value))
+        .collect()
+}
