@@ -1,12 +1,12 @@
-//! One system call for all that a poll of a connection writes.
+//! One system call for all that a turn of a connection writes.
 //!
 //! h2 writes each DATA frame of 256 bytes or more with a system call of its own. What a connection has
 //! ready at one moment is often more than a frame: several chunks of a stream, or a small one for each of
-//! many streams. Here frames are gathered, up to [`GATHERED_BYTES`], and written when the poll of the
+//! many streams. Here frames are gathered, up to [`GATHERED_BYTES`], and written when the turn of the
 //! connection is over. Nothing waits for a timer.
 //!
-//! An event that several streams of a connection get wakes the task of each, and the first of them wakes
-//! the connection. It writes in its next turn then, when the tasks that were woken before have had theirs.
+//! An event that several streams of a connection get wakes one after the other, and the first of them begins
+//! the turn. It is written in the next turn then, when the others have been woken.
 //!
 //! # Back-pressure
 //! When the socket takes no more, what is gathered fills up, and then writing is pending. So a connection
@@ -17,7 +17,6 @@
 
 use std::{
     cell::Cell,
-    future::Future,
     io::{self, IoSlice},
     mem,
     pin::Pin,
@@ -81,26 +80,17 @@ fn lock<T>(gathered: &Mutex<Gathered<T>>) -> MutexGuard<'_, Gathered<T>> {
 // ===== impl Flusher =====
 
 impl<T: AsyncWrite + Unpin> Flusher<T> {
-    /// Polls the connection that has the other half, and writes what it has gathered: at once, or if more
-    /// is likely to come, in the next turn of the task.
-    pub(crate) fn poll<C: Future>(
-        &mut self,
-        connection: Pin<&mut C>,
-        more_is_likely: bool,
-        cx: &mut Context<'_>,
-    ) -> Poll<C::Output> {
-        let polled = connection.poll(cx);
-        if polled.is_pending() {
-            let mut gathered = lock(&self.gathered);
-            self.put_off = more_is_likely && !self.put_off && !gathered.bytes.is_empty();
-            if self.put_off {
-                cx.waker().wake_by_ref();
-            } else if let Poll::Ready(Err(error)) = gathered.poll_write_out(cx) {
-                gathered.failure = Some(error);
-                cx.waker().wake_by_ref();
-            }
+    /// Writes what the connection, which was polled with the same waker, has gathered: at once, or if more is
+    /// likely to come, in the next turn of the task.
+    pub(crate) fn flush(&mut self, more_is_likely: bool, cx: &mut Context<'_>) {
+        let mut gathered = lock(&self.gathered);
+        self.put_off = more_is_likely && !self.put_off && !gathered.bytes.is_empty();
+        if self.put_off {
+            cx.waker().wake_by_ref();
+        } else if let Poll::Ready(Err(error)) = gathered.poll_write_out(cx) {
+            gathered.failure = Some(error);
+            cx.waker().wake_by_ref();
         }
-        polled
     }
 }
 
@@ -211,7 +201,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
 #[cfg(test)]
 mod tests {
     use std::{
-        future::{pending, poll_fn},
+        future::{Future, pending, poll_fn},
         pin::pin,
         task::Waker,
     };
@@ -219,6 +209,20 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
     use super::*;
+
+    /// A turn: the connection, and then what it has gathered.
+    fn poll<T: AsyncWrite + Unpin, C: Future>(
+        flusher: &mut Flusher<T>,
+        connection: Pin<&mut C>,
+        more_is_likely: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<C::Output> {
+        let polled = connection.poll(cx);
+        if polled.is_pending() {
+            flusher.flush(more_is_likely, cx);
+        }
+        polled
+    }
 
     fn context() -> Context<'static> {
         Context::from_waker(Waker::noop())
@@ -238,7 +242,7 @@ mod tests {
         let mut read = [0; 2_000];
         assert!(connection.as_mut().poll(&mut context()).is_pending());
         assert!(pin!(peer.read(&mut read)).poll(&mut context()).is_pending());
-        assert!(flusher.poll(connection, false, &mut context()).is_pending());
+        assert!(poll(&mut flusher, connection, false, &mut context()).is_pending());
         assert_eq!(peer.read(&mut read).await.unwrap(), 1_000);
     }
 
@@ -257,17 +261,13 @@ mod tests {
             gathering.shutdown().await.unwrap();
         });
         for _ in 0..5 {
-            assert!(
-                flusher
-                    .poll(connection.as_mut(), false, &mut context())
-                    .is_pending()
-            );
+            assert!(poll(&mut flusher, connection.as_mut(), false, &mut context()).is_pending());
         }
         assert_eq!(sent.get(), GATHERED_BYTES);
         let mut all = Vec::new();
         let (read, ()) = tokio::join!(
             peer.read_to_end(&mut all),
-            poll_fn(|cx| flusher.poll(connection.as_mut(), false, cx)),
+            poll_fn(|cx| poll(&mut flusher, connection.as_mut(), false, cx)),
         );
         assert_eq!(read.unwrap(), total);
     }
@@ -280,7 +280,7 @@ mod tests {
             gathering.write_all(&[7; 100]).await.unwrap();
             pending::<()>().await;
         });
-        assert!(flusher.poll(connection, false, &mut context()).is_pending());
+        assert!(poll(&mut flusher, connection, false, &mut context()).is_pending());
         let mut read = [0; 200];
         assert_eq!(peer.read(&mut read).await.unwrap(), 100);
     }
@@ -298,7 +298,7 @@ mod tests {
         });
         let mut read = [0; 2_000];
         for written in [0, 200, 0, 200] {
-            let polled = flusher.poll(connection.as_mut(), true, &mut context());
+            let polled = poll(&mut flusher, connection.as_mut(), true, &mut context());
             assert!(polled.is_pending());
             match pin!(peer.read(&mut read)).poll(&mut context()) {
                 Poll::Ready(read) => assert_eq!(read.unwrap(), written),
@@ -318,7 +318,7 @@ mod tests {
             gathering.read_u8().await.unwrap_err()
         });
         let mut connection = connection;
-        let error = poll_fn(|cx| flusher.poll(connection.as_mut(), false, cx)).await;
+        let error = poll_fn(|cx| poll(&mut flusher, connection.as_mut(), false, cx)).await;
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }

@@ -1,26 +1,21 @@
 //! One connection: HTTP/2 by hyper, with every limit set.
 
 use std::{
-    future::{Future, pending, poll_fn},
+    future::{pending, poll_fn},
     io,
     net::SocketAddr,
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    task::{Context, Poll},
+    sync::Arc,
     time::Duration,
 };
 
-use hyper::{rt::Executor, server::conn::http2};
+use hyper::server::conn::http2;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use pin_project_lite::pin_project;
 use socket2::SockRef;
-use tidegate::{Calls, CloseReason, resettable};
+use tidegate::{Calls, CloseReason};
 use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
@@ -31,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     coalesce::{Flusher, Gathering, coalesce},
     config::Http2Config,
+    driver::{Driver, StreamExecutor},
     preface::{Begun, begin},
     routes::{ConnectionRoutes, Routes},
     tls::{Certificates, Tls, Transport},
@@ -62,66 +58,8 @@ struct Served {
         StreamExecutor,
     >,
     flusher: Flusher<TimedTransport>,
-    streams: StreamExecutor,
+    driver: Driver,
     calls: Calls,
-}
-
-/// Spawns the tasks of one connection's streams, so that each can be reset.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct StreamExecutor {
-    streams: Arc<AtomicUsize>,
-}
-
-/// Counts a stream for as long as it is there.
-struct Counted(Arc<AtomicUsize>);
-
-pin_project! {
-    // An `async` block would hold the stream's future twice over.
-    struct CountedStream<F> {
-        #[pin]
-        stream: F,
-        _counted: Counted,
-    }
-}
-
-impl<F: Future> Future for CountedStream<F> {
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        self.project().stream.poll(cx)
-    }
-}
-
-impl<F> Executor<F> for StreamExecutor
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    fn execute(&self, stream: F) {
-        tokio::spawn(CountedStream {
-            stream: resettable(stream),
-            _counted: Counted::new(&self.streams),
-        });
-    }
-}
-
-impl StreamExecutor {
-    /// Whether there is more than one stream on the connection.
-    fn has_several(&self) -> bool {
-        self.streams.load(Relaxed) > 1
-    }
-}
-
-impl Counted {
-    fn new(streams: &Arc<AtomicUsize>) -> Self {
-        streams.fetch_add(1, Relaxed);
-        Self(Arc::clone(streams))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
 }
 
 impl Connections {
@@ -155,7 +93,7 @@ impl Connections {
         let Served {
             connection,
             mut flusher,
-            streams,
+            mut driver,
             calls,
         } = self.served(begun, peer);
         let mut connection = pin!(connection);
@@ -163,7 +101,7 @@ impl Connections {
         let (mut drained, mut is_old) = (false, false);
         loop {
             tokio::select! {
-                ended = poll_fn(|cx| flusher.poll(connection.as_mut(), streams.has_several(), cx)) => {
+                ended = poll_fn(|cx| driver.poll(connection.as_mut(), &mut flusher, cx)) => {
                     if let Err(error) = ended {
                         tracing::debug!(%error, "connection ended");
                     }
@@ -172,6 +110,7 @@ impl Connections {
                 () = self.drain.cancelled(), if !drained => {
                     calls.end(CloseReason::ShuttingDown);
                     connection.as_mut().graceful_shutdown();
+                    driver.poll_connection();
                     drained = true;
                 }
                 () = &mut old_age => {
@@ -181,6 +120,7 @@ impl Connections {
                     }
                     calls.end(CloseReason::MaxConnectionAge);
                     connection.as_mut().graceful_shutdown();
+                    driver.poll_connection();
                     is_old = true;
                     old_age.set(sleep_or_forever(Some(self.max_age_grace)));
                 }
@@ -199,13 +139,13 @@ impl Connections {
         let mut stream = TimeoutStream::new(begun);
         stream.set_write_timeout(Some(self.config.write_timeout));
         let (stream, flusher) = coalesce(Box::pin(stream));
-        let streams = StreamExecutor::default();
-        let builder = self.config.builder(streams.clone());
+        let (driver, streams) = Driver::new();
+        let builder = self.config.builder(streams);
         Served {
             connection: builder
                 .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)),
             flusher,
-            streams,
+            driver,
             calls,
         }
     }

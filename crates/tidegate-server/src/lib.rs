@@ -45,6 +45,7 @@ mod config;
 mod connection;
 mod controls;
 mod descriptors;
+mod driver;
 mod files;
 mod found_good;
 mod http;

@@ -17,8 +17,9 @@ use std::{
 use bytes::Bytes;
 use tidegate_core::{Event, Payload};
 
-/// How many chunks a thread keeps: a burst of events is a few, and they have to stay in the processor's cache.
-const KEPT: usize = 8;
+/// How many chunks a thread keeps: what a connection takes in its turn, so that the next one finds it, and not more than
+/// stays in the processor's cache.
+const KEPT: usize = 16;
 
 /// From how many events on it is cheaper to look for a chunk than to make one.
 const WORTH_SHARING: usize = 8;

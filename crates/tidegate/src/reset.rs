@@ -2,9 +2,9 @@
 //!
 //! hyper does not poll the body of a response while it holds a chunk that the peer's window has no room
 //! for, so a stream whose peer does not read cannot be told anything, its end included. What can be done
-//! is to drop the task that serves the stream; h2 then resets it, and everything it held is free.
+//! is to drop the future that serves the stream; h2 then resets it, and everything it held is free.
 //!
-//! The server spawns the future of each stream as [`resettable`]; [`EventService`](crate::EventService) finds the
+//! The server polls the future of each stream as [`resettable`]; [`EventService`](crate::EventService) finds the
 //! handle to it there and leaves it with the hub, for [`Hub::sweep`](crate::Hub::sweep) to use.
 
 use std::{

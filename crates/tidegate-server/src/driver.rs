@@ -1,0 +1,358 @@
+//! One task for a connection and all of its streams.
+//!
+//! An event for a stream wakes the stream; what the stream then sends wakes the connection, which writes it. In
+//! tasks of their own these would be two turns of the scheduler for each delivery, and a connection with many
+//! streams would write before most of them had theirs. Here a turn polls the streams that were woken, and then
+//! the connection, if it was woken; and looks a few times whether there is more, so that what is woken meanwhile goes
+//! with it.
+//!
+//! # Wake-ups
+//! Streams and connection have a waker each, which notes who is to be polled. It wakes the task only from
+//! outside of a turn: what is noted in a turn is found in it, or at its end, when the turn asks for another.
+//!
+//! # Panics
+//! A stream that panics ends, as a task of its own would; the connection and the other streams go on.
+
+use std::{
+    future::Future,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, Ordering::AcqRel},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use futures_util::{FutureExt as _, Stream as _, stream::FuturesUnordered, task::AtomicWaker};
+use hyper::rt::Executor;
+use tidegate::resettable;
+use tokio::io::AsyncWrite;
+
+use crate::coalesce::Flusher;
+
+/// There are streams to be polled.
+const STREAMS: u8 = 1;
+/// The connection is to be polled.
+const CONNECTION: u8 = 2;
+/// A turn is going on.
+const TURN: u8 = 4;
+
+/// How often one turn looks for more. Then other connections have theirs.
+const ROUNDS: usize = 4;
+
+type BoxedStream = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Takes the futures of a connection's streams from hyper.
+#[derive(Clone)]
+pub(crate) struct StreamExecutor(Arc<Shared>);
+
+/// Polls a connection and its streams.
+pub(crate) struct Driver {
+    shared: Arc<Shared>,
+    streams: FuturesUnordered<BoxedStream>,
+    streams_waker: Waker,
+    connection_waker: Waker,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Who is to be polled, and whether a turn is going on.
+    state: AtomicU8,
+    task: AtomicWaker,
+    /// Streams that have begun and were not polled.
+    begun: Mutex<Vec<BoxedStream>>,
+}
+
+/// Notes that somebody is to be polled.
+struct Note<const WHO: u8>(Arc<Shared>);
+
+impl Shared {
+    fn note(&self, who: u8) {
+        if self.state.fetch_or(who, AcqRel) & (who | TURN) == 0 {
+            self.task.wake();
+        }
+    }
+
+    /// Takes what is noted of `who`.
+    fn take(&self, who: u8) -> bool {
+        self.state.fetch_and(!who, AcqRel) & who != 0
+    }
+}
+
+impl<const WHO: u8> Wake for Note<WHO> {
+    fn wake(self: Arc<Self>) {
+        self.0.note(WHO);
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.note(WHO);
+    }
+}
+
+impl<F> Executor<F> for StreamExecutor
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let stream = AssertUnwindSafe(resettable(stream))
+            .catch_unwind()
+            .map(drop);
+        let mut begun = self.0.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.push(Box::pin(stream));
+        drop(begun);
+        self.0.note(STREAMS);
+    }
+}
+
+impl Driver {
+    pub(crate) fn new() -> (Self, StreamExecutor) {
+        let shared = Arc::new(Shared {
+            state: AtomicU8::new(CONNECTION),
+            ..Shared::default()
+        });
+        let driver = Self {
+            streams: FuturesUnordered::new(),
+            streams_waker: Arc::new(Note::<STREAMS>(Arc::clone(&shared))).into(),
+            connection_waker: Arc::new(Note::<CONNECTION>(Arc::clone(&shared))).into(),
+            shared: Arc::clone(&shared),
+        };
+        (driver, StreamExecutor(shared))
+    }
+
+    /// Has the connection polled: it was told something without being woken.
+    pub(crate) fn poll_connection(&self) {
+        self.shared.note(CONNECTION);
+    }
+
+    /// Has one turn, and writes what it came to. Ready when the connection is.
+    pub(crate) fn poll<C: Future, T: AsyncWrite + Unpin>(
+        &mut self,
+        mut connection: Pin<&mut C>,
+        flusher: &mut Flusher<T>,
+        cx: &mut Context<'_>,
+    ) -> Poll<C::Output> {
+        self.shared.task.register(cx.waker());
+        self.shared.state.fetch_or(TURN, AcqRel);
+        for _ in 0..ROUNDS {
+            let has_streams = self.shared.take(STREAMS);
+            if has_streams {
+                self.poll_streams();
+            }
+            let is_woken = self.shared.take(CONNECTION);
+            if is_woken {
+                let mut cx = Context::from_waker(&self.connection_waker);
+                if let Poll::Ready(output) = connection.as_mut().poll(&mut cx) {
+                    return Poll::Ready(output);
+                }
+            }
+            if !has_streams && !is_woken {
+                break;
+            }
+        }
+        let has_several = self.streams.len() > 1;
+        flusher.flush(
+            has_several,
+            &mut Context::from_waker(&self.connection_waker),
+        );
+        if self.shared.state.fetch_and(!TURN, AcqRel) & (STREAMS | CONNECTION) != 0 {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    fn poll_streams(&mut self) {
+        let mut begun = self
+            .shared
+            .begun
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.streams.extend(begun.drain(..));
+        drop(begun);
+        let mut cx = Context::from_waker(&self.streams_waker);
+        while let Poll::Ready(Some(())) = Pin::new(&mut self.streams).poll_next(&mut cx) {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, poll_fn},
+        pin::pin,
+        sync::atomic::{AtomicUsize, Ordering::SeqCst},
+        thread,
+    };
+
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::coalesce::coalesce;
+
+    /// What was polled, in order; and the wakers that it was polled with.
+    #[derive(Default)]
+    struct Log {
+        polled: Mutex<Vec<&'static str>>,
+        stream: AtomicWaker,
+        connection: AtomicWaker,
+    }
+
+    impl Log {
+        fn note(&self, who: &'static str) {
+            self.polled.lock().unwrap().push(who);
+        }
+
+        fn take(&self) -> Vec<&'static str> {
+            std::mem::take(&mut self.polled.lock().unwrap())
+        }
+    }
+
+    /// Counts how often the task was woken.
+    #[derive(Default)]
+    struct Task(AtomicUsize);
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// A stream that, when it is polled, wakes the connection, as one does that sends something.
+    fn sending(log: &Arc<Log>) -> impl Future<Output = ()> + Send + use<> {
+        let log = Arc::clone(log);
+        poll_fn(move |cx| {
+            log.note("stream");
+            log.stream.register(cx.waker());
+            log.connection.wake();
+            Poll::Pending
+        })
+    }
+
+    fn connection(log: &Arc<Log>) -> impl Future<Output = ()> + use<> {
+        let log = Arc::clone(log);
+        poll_fn(move |cx| {
+            log.note("connection");
+            log.connection.register(cx.waker());
+            Poll::Pending
+        })
+    }
+
+    /// Has turns until nobody asks for one, and returns how many there were.
+    fn run<C: Future>(driver: &mut Driver, mut connection: Pin<&mut C>, task: &Arc<Task>) -> usize {
+        let (_peer, transport) = duplex(1_000);
+        let (_gathering, mut flusher) = coalesce(transport);
+        let waker = Waker::from(Arc::clone(task));
+        let mut cx = Context::from_waker(&waker);
+        let mut turns = 0;
+        loop {
+            let before = task.0.load(SeqCst);
+            turns += 1;
+            let polled = driver.poll(connection.as_mut(), &mut flusher, &mut cx);
+            assert!(polled.is_pending());
+            if task.0.load(SeqCst) == before {
+                return turns;
+            }
+        }
+    }
+
+    #[test]
+    fn a_delivery_is_one_turn_the_stream_and_then_the_connection() {
+        let (log, task) = (Arc::<Log>::default(), Arc::<Task>::default());
+        let (mut driver, executor) = Driver::new();
+        let mut connection = pin!(connection(&log));
+        executor.execute(sending(&log));
+        run(&mut driver, connection.as_mut(), &task);
+        log.take();
+        let woken = task.0.load(SeqCst);
+        log.stream.wake();
+        assert_eq!(task.0.load(SeqCst), woken + 1);
+        assert_eq!(run(&mut driver, connection, &task), 1);
+        assert_eq!(log.take(), ["stream", "connection"]);
+    }
+
+    #[test]
+    fn who_is_not_woken_is_not_polled() {
+        let (log, task) = (Arc::<Log>::default(), Arc::<Task>::default());
+        let (mut driver, executor) = Driver::new();
+        let mut connection = pin!(connection(&log));
+        executor.execute(sending(&log));
+        executor.execute(pending::<()>());
+        run(&mut driver, connection.as_mut(), &task);
+        log.take();
+        run(&mut driver, connection.as_mut(), &task);
+        assert_eq!(log.take(), [""; 0]);
+        log.connection.wake();
+        run(&mut driver, connection, &task);
+        assert_eq!(log.take(), ["connection"]);
+    }
+
+    #[test]
+    fn a_connection_that_is_told_something_is_polled() {
+        let (log, task) = (Arc::<Log>::default(), Arc::<Task>::default());
+        let (mut driver, _executor) = Driver::new();
+        let mut connection = pin!(connection(&log));
+        run(&mut driver, connection.as_mut(), &task);
+        log.take();
+        driver.poll_connection();
+        run(&mut driver, connection, &task);
+        assert_eq!(log.take(), ["connection"]);
+    }
+
+    #[test]
+    fn a_stream_that_panics_ends_and_the_others_go_on() {
+        let (log, task) = (Arc::<Log>::default(), Arc::<Task>::default());
+        let (mut driver, executor) = Driver::new();
+        let mut connection = pin!(connection(&log));
+        executor.execute(async { panic!("as a body might") });
+        executor.execute(sending(&log));
+        run(&mut driver, connection.as_mut(), &task);
+        assert_eq!(driver.streams.len(), 1);
+        log.take();
+        log.stream.wake();
+        run(&mut driver, connection, &task);
+        assert_eq!(log.take(), ["stream", "connection"]);
+    }
+
+    /// Wakes from other threads, in turns and between them: the last of each is followed by a poll.
+    #[test]
+    fn no_wake_up_is_lost() {
+        const WAKES: usize = 20_000;
+        let (task, asked) = (
+            Arc::<Task>::default(),
+            Arc::new([const { AtomicUsize::new(0) }; 2]),
+        );
+        let seen = Arc::new([const { AtomicUsize::new(0) }; 2]);
+        let wakers = Arc::new([const { AtomicWaker::new() }; 2]);
+        let looker = |who: usize| {
+            let (asked, seen, wakers) = (asked.clone(), seen.clone(), wakers.clone());
+            poll_fn(move |cx| {
+                wakers[who].register(cx.waker());
+                seen[who].store(asked[who].load(SeqCst), SeqCst);
+                Poll::<()>::Pending
+            })
+        };
+        let (mut driver, executor) = Driver::new();
+        let mut connection = pin!(looker(0));
+        executor.execute(looker(1));
+        run(&mut driver, connection.as_mut(), &task);
+        let threads: Vec<_> = (0..2)
+            .map(|who| {
+                let (asked, wakers) = (asked.clone(), wakers.clone());
+                thread::spawn(move || {
+                    for _ in 0..WAKES {
+                        asked[who].fetch_add(1, SeqCst);
+                        wakers[who].wake();
+                    }
+                })
+            })
+            .collect();
+        let (mut turns, mut handled) = (0, 0);
+        while threads.iter().any(|thread| !thread.is_finished()) || handled != task.0.load(SeqCst) {
+            handled = task.0.load(SeqCst);
+            turns += run(&mut driver, connection.as_mut(), &task);
+        }
+        assert!(turns > 0);
+        for who in 0..2 {
+            assert_eq!(seen[who].load(SeqCst), WAKES);
+        }
+    }
+}
