@@ -1,6 +1,6 @@
 //! What tidegate is compared with, and the comparison.
 //!
-//! `broadcast`, `mpsc`, `typed` and `raw` are servers, as small as somebody would write them by hand. `compare` starts
+//! `broadcast`, `mpsc`, `typed`, `typed-transport` and `raw` are servers, as small as somebody would write them by hand. `compare` starts
 //! one server after another, gives each the same work, and writes down medians and ratios. `grow` measures
 //! what a delivery of tidegate costs as the work grows.
 #![expect(clippy::print_stdout, reason = "this is a program for the terminal")]
@@ -36,6 +36,8 @@ enum Command {
     Mpsc(TlsArgs),
     /// Serve: tonic, and the typed hub of the crate tidegate.
     Typed(TlsArgs),
+    /// Serve: the same service over connections of tidegate's own.
+    TypedTransport,
     /// Serve: what a publisher writes is written to every subscriber, and nothing else.
     Raw,
     /// Give the same work to each in turn.
@@ -50,6 +52,7 @@ async fn main() -> ExitCode {
         Command::Broadcast(tls) => baselines::broadcast::serve(&tls).await,
         Command::Mpsc(tls) => baselines::mpsc::serve(&tls).await,
         Command::Typed(tls) => baselines::typed::serve(&tls).await,
+        Command::TypedTransport => baselines::typed::serve_on_transport().await,
         Command::Raw => baselines::raw::serve(),
         Command::Compare(args) => compare::run(&args).await,
         Command::Grow(args) => grow::run(&args).await,

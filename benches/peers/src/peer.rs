@@ -20,6 +20,7 @@ const STALLED_WINDOW: u32 = 65_535;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Peer {
     Tidegate,
+    TypedTransport,
     Typed,
     Broadcast,
     Mpsc,
@@ -113,8 +114,9 @@ impl Launching {
 
 impl Peer {
     /// All of them, in the order of the tables.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Tidegate,
+        Self::TypedTransport,
         Self::Typed,
         Self::Broadcast,
         Self::Mpsc,
@@ -126,6 +128,7 @@ impl Peer {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Tidegate => "tidegate",
+            Self::TypedTransport => "typed hub, own transport",
             Self::Typed => "tonic + typed hub",
             Self::Broadcast => "tonic + broadcast",
             Self::Mpsc => "tonic + mpsc",
@@ -152,6 +155,7 @@ impl Peer {
     fn launch(self, programs: &Programs) -> Result<Launch, Error> {
         Ok(match self {
             Self::Tidegate => Launch::new(&programs.tidegate, ["serve", "--listen", "127.0.0.1:0"]),
+            Self::TypedTransport => Launch::new(this_program()?, ["typed-transport"]),
             Self::Typed => Launch::new(this_program()?, ["typed"]),
             Self::Broadcast => Launch::new(this_program()?, ["broadcast"]),
             Self::Mpsc => Launch::new(this_program()?, ["mpsc"]),
@@ -186,7 +190,7 @@ impl Peer {
     pub(crate) async fn run(self, load: Load, session: &Session) -> Result<Measured, Error> {
         let (server, progress) = (session.server(), Progress::hidden());
         match self {
-            Self::Tidegate | Self::Typed | Self::Broadcast | Self::Mpsc => {
+            Self::Tidegate | Self::TypedTransport | Self::Typed | Self::Broadcast | Self::Mpsc => {
                 let mut grpc = Grpc::new(server);
                 if load.stalled_connections > 0 {
                     grpc = grpc.with_window(STALLED_WINDOW);
@@ -203,7 +207,7 @@ impl Peer {
     pub(crate) async fn idle(self, idle: &Idle, session: &Session) -> Result<IdleMemory, Error> {
         let (server, progress) = (session.server(), Progress::hidden());
         match self {
-            Self::Tidegate | Self::Typed | Self::Broadcast | Self::Mpsc => {
+            Self::Tidegate | Self::TypedTransport | Self::Typed | Self::Broadcast | Self::Mpsc => {
                 idle.measure(Grpc::new(server), server, &progress).await
             }
             Self::Nats => {
@@ -227,7 +231,7 @@ impl Peer {
             Self::Tidegate => says(&programs.tidegate),
             Self::Nats => says(&programs.nats),
             Self::Redis => says(&programs.redis),
-            Self::Typed | Self::Broadcast | Self::Mpsc => {
+            Self::TypedTransport | Self::Typed | Self::Broadcast | Self::Mpsc => {
                 ["tonic", "h2", "tokio"].map(locked).join(", ")
             }
             Self::Raw => "blocking sockets of the standard library".into(),

@@ -1,34 +1,17 @@
-//! One connection: HTTP/2 by hyper, with every limit set.
+//! One connection of the server: its handshake, its calls, its age, its end.
 
-use std::{
-    future::{pending, poll_fn},
-    io,
-    net::SocketAddr,
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::pending, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use hyper::server::conn::http2;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
-use socket2::SockRef;
 use tidegate::{Calls, CloseReason};
+use tidegate_transport::{Begun, Connection, Http2Config, begin};
 use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
 };
-use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    coalesce::{Flusher, Gathering, coalesce},
-    config::Http2Config,
-    driver::{Driver, StreamExecutor},
-    preface::{Begun, begin},
-    routes::{ConnectionRoutes, Routes},
+    routes::Routes,
     tls::{Certificates, Tls, Transport},
 };
 
@@ -45,21 +28,6 @@ pub(crate) struct Connections {
     pub(crate) drain: CancellationToken,
     /// Told to end at once.
     pub(crate) cut: CancellationToken,
-}
-
-/// What is beneath HTTP/2.
-type TimedTransport = Pin<Box<TimeoutStream<Begun<Transport>>>>;
-
-/// A connection whose preface has come.
-struct Served {
-    connection: http2::Connection<
-        TokioIo<Gathering<TimedTransport>>,
-        TowerToHyperService<ConnectionRoutes>,
-        StreamExecutor,
-    >,
-    flusher: Flusher<TimedTransport>,
-    driver: Driver,
-    calls: Calls,
 }
 
 impl Connections {
@@ -83,34 +51,27 @@ impl Connections {
 
     /// Serves one connection until it ends, and in any case until it is cut. Returns whether it was.
     pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) -> bool {
-        if let Err(error) = set_options(&stream, &self.config) {
+        if let Err(error) = self.config.set_socket_options(&stream) {
             tracing::debug!(%error, "connection lost before it began");
             return false;
         }
         let Some(begun) = self.begin(stream).await else {
             return false;
         };
-        let Served {
-            connection,
-            mut flusher,
-            mut driver,
-            calls,
-        } = self.served(begun, peer);
-        let mut connection = pin!(connection);
+        let (mut connection, calls) = self.served(begun, peer);
         let mut old_age = pin!(sleep_or_forever(self.max_age.map(jittered)));
         let (mut drained, mut is_old) = (false, false);
         loop {
             tokio::select! {
-                ended = poll_fn(|cx| driver.poll(connection.as_mut(), &mut flusher, cx)) => {
+                ended = &mut connection => {
                     if let Err(error) = ended {
-                        tracing::debug!(%error, "connection ended");
+                        tracing::debug!(error, "connection ended");
                     }
                     return false;
                 }
                 () = self.drain.cancelled(), if !drained => {
                     calls.end(CloseReason::ShuttingDown);
-                    connection.as_mut().graceful_shutdown();
-                    driver.poll_connection();
+                    connection.graceful_shutdown();
                     drained = true;
                 }
                 () = &mut old_age => {
@@ -119,8 +80,7 @@ impl Connections {
                         return false;
                     }
                     calls.end(CloseReason::MaxConnectionAge);
-                    connection.as_mut().graceful_shutdown();
-                    driver.poll_connection();
+                    connection.graceful_shutdown();
                     is_old = true;
                     old_age.set(sleep_or_forever(Some(self.max_age_grace)));
                 }
@@ -134,20 +94,9 @@ impl Connections {
         &self,
         (begun, certificates): (Begun<Transport>, Option<Certificates>),
         peer: SocketAddr,
-    ) -> Served {
+    ) -> (Connection, Calls) {
         let (service, calls) = self.routes.for_connection(peer, certificates);
-        let mut stream = TimeoutStream::new(begun);
-        stream.set_write_timeout(Some(self.config.write_timeout));
-        let (stream, flusher) = coalesce(Box::pin(stream));
-        let (driver, streams) = Driver::new();
-        let builder = self.config.builder(streams);
-        Served {
-            connection: builder
-                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)),
-            flusher,
-            driver,
-            calls,
-        }
+        (Connection::new(begun, service, &self.config), calls)
     }
 
     /// Waits for the TLS handshake, if there is to be one, and the preface, as long as their time-out allows
@@ -173,24 +122,6 @@ impl Connections {
     }
 }
 
-impl Http2Config {
-    fn builder(&self, streams: StreamExecutor) -> http2::Builder<StreamExecutor> {
-        let mut builder = http2::Builder::new(streams);
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(self.max_concurrent_streams)
-            .max_pending_accept_reset_streams(self.max_pending_accept_reset_streams)
-            .max_local_error_reset_streams(self.max_local_error_reset_streams)
-            .max_header_list_size(self.max_header_list_size)
-            .initial_stream_window_size(self.stream_window)
-            .initial_connection_window_size(self.connection_window)
-            .max_send_buf_size(self.max_send_buffer)
-            .keep_alive_interval(self.keep_alive_interval)
-            .keep_alive_timeout(self.keep_alive_timeout);
-        builder
-    }
-}
-
 async fn sleep_or_forever(duration: Option<Duration>) {
     match duration {
         Some(duration) => sleep(duration).await,
@@ -201,15 +132,4 @@ async fn sleep_or_forever(duration: Option<Duration>) {
 /// `age`, give or take a tenth (gRFC A9).
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + 0.2 * fastrand::f64())
-}
-
-fn set_options(stream: &TcpStream, config: &Http2Config) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    #[cfg(target_os = "linux")]
-    {
-        socket.set_tcp_user_timeout(Some(config.tcp_user_timeout))?;
-        socket.set_tcp_notsent_lowat(config.tcp_notsent_lowat)?;
-    }
-    Ok(())
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tidegate_transport::Acceptor;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -17,7 +18,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{accept::Acceptor, controls::Controls, metrics};
+use crate::{controls::Controls, metrics};
 
 /// Connections at once; who comes beyond waits. A scraper needs one.
 const MAX_CONNECTIONS: usize = 32;

@@ -34,18 +34,15 @@
 //! for all whose credentials are accepted. Certificates, tokens, keys and rules are read again when their files
 //! change: [`Reloader`].
 
-mod accept;
 mod admin;
 mod admission;
 mod authorisation;
 mod books;
 mod caller;
-mod coalesce;
 mod config;
 mod connection;
 mod controls;
 mod descriptors;
-mod driver;
 mod files;
 mod found_good;
 mod http;
@@ -56,7 +53,6 @@ mod lags;
 mod memory;
 mod metrics;
 mod policy;
-mod preface;
 mod quotas;
 mod reload;
 mod routes;
@@ -67,11 +63,12 @@ mod tls;
 mod tokens;
 
 pub use tidegate::{ClientIdPolicy, Encoded, Hub, SweepRules, TopicSet};
+pub use tidegate_transport::Http2Config;
 
 pub use crate::{
     admission::{Admission, ConnectionStats},
     authorisation::{Grant, Rule},
-    config::{Http2Config, ServerConfig},
+    config::ServerConfig,
     controls::{Controls, ServerStats, SubscriptionState},
     files::SecurityError,
     identity::AuthConfig,

@@ -49,7 +49,8 @@ impl Reloader {
 
     async fn refresh(self) {
         let files = async {
-            let mut ticks = time::interval(INTERVAL);
+            // They were read when the server was made.
+            let mut ticks = time::interval_at(time::Instant::now() + INTERVAL, INTERVAL);
             loop {
                 ticks.tick().await;
                 for error in self.clone().reload_files(false).await {

@@ -14,6 +14,7 @@ use std::{
 
 use socket2::SockRef;
 use tidegate::{CloseReason, Encoded, EventService, Hub, HubConfig, SweepRules, random_epoch};
+use tidegate_transport::Acceptor;
 use tokio::{
     net::{TcpListener, TcpStream},
     time,
@@ -21,7 +22,6 @@ use tokio::{
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::{
-    accept::Acceptor,
     admission::{Admission, ConnectionStats},
     books::{Books, Doorkeeper},
     config::ServerConfig,

@@ -8,12 +8,14 @@ use std::{future::Future, net::SocketAddr, num::NonZeroU64, time::Duration};
 
 use tidegate::{
     Limits, Position,
-    typed::{Hub, Publication, Subscription, Unfinished},
+    typed::{Hub, Publication, Shutdown, Subscription, Unfinished},
 };
+use tidegate_transport::Http2Config;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
     Request, Response, Status, Streaming,
+    service::Routes,
     transport::{Channel, Endpoint, Server},
 };
 
@@ -121,11 +123,39 @@ impl Running {
         Self::start_with_grace(hub, PATIENCE).await
     }
 
-    /// Serves `hub`, and gives up when the server has not ended after `grace`.
+    /// Serves `hub` with tonic's own server, and gives up when that has not ended after `grace`.
     ///
     /// # Panics
     /// When no port is free.
     pub async fn start_with_grace(hub: Hub<ServerEvent>, grace: Duration) -> Self {
+        Self::begin(hub, grace, |listener, service, shutdown| async {
+            let served = Server::builder()
+                .add_service(service)
+                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown);
+            served.await.unwrap();
+        })
+        .await
+    }
+
+    /// Serves `hub` over connections of Tidegate's own.
+    ///
+    /// # Panics
+    /// When no port is free.
+    pub async fn start_on_transport(hub: Hub<ServerEvent>, http2: Http2Config) -> Self {
+        Self::begin(hub, PATIENCE, |listener, service, shutdown| {
+            tidegate_transport::Server::new(http2).serve(listener, Routes::new(service), shutdown)
+        })
+        .await
+    }
+
+    async fn begin<F>(
+        hub: Hub<ServerEvent>,
+        grace: Duration,
+        serve: impl FnOnce(TcpListener, FeedServer<Service>, Shutdown) -> F + Send + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let counted = Hub::new();
@@ -137,12 +167,8 @@ impl Running {
         let serving = hub.clone();
         let served = tokio::spawn(async move {
             let stopped = async { _ = stopped.await };
-            let served = serving.serve_until(stopped, grace, |shutdown| {
-                Server::builder()
-                    .add_service(service)
-                    .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown)
-            });
-            served.await.map(Result::unwrap)
+            let serve = |shutdown| serve(listener, service, shutdown);
+            serving.serve_until(stopped, grace, serve).await
         });
         Self {
             address,

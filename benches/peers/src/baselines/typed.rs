@@ -1,6 +1,7 @@
 //! tonic's generated service, and a typed hub: what a team has that embeds it.
 
 use std::{
+    future::pending,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -10,6 +11,8 @@ use tidegate_proto::v1::{
     PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse, Subscribed,
     subscribe_response::Response as Kind,
 };
+use tidegate_transport::{Http2Config, Server};
+use tokio::net::TcpListener;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
@@ -37,6 +40,16 @@ pub(crate) async fn serve(tls: &TlsArgs) -> Result<(), Failure> {
         Routes::new(EventServiceServer::new(Service::default())),
     )
     .await
+}
+
+/// The same service over connections of tidegate's own, in place of tonic's server.
+pub(crate) async fn serve_on_transport() -> Result<(), Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    super::announce(listener.local_addr()?);
+    let service = Routes::new(EventServiceServer::new(Service::default()));
+    let server = Server::new(Http2Config::default());
+    server.serve(listener, service, pending()).await;
+    Ok(())
 }
 
 #[derive(Default)]

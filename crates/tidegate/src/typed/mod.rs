@@ -118,6 +118,9 @@
 //! # Ending
 //! A stream that the hub ends says why with its status: see [`Reason`](crate::Reason). For a server that has to
 //! end, see [`Hub::serve_until`].
+//!
+//! A peer that does not read cannot be told. tonic's own server keeps its stream for as long as there is the
+//! connection; over connections of the crate `tidegate-transport`, [`Hub::sweep`] has it reset.
 
 mod chunk;
 mod drain;

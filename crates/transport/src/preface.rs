@@ -16,7 +16,7 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A transport from which the preface has been read, to be read again.
 #[derive(Debug)]
-pub(crate) struct Begun<T> {
+pub struct Begun<T> {
     transport: T,
     /// What of the preface is still to be given.
     preface: &'static [u8],
@@ -26,7 +26,7 @@ pub(crate) struct Begun<T> {
 ///
 /// # Errors
 /// When the transport ends or fails before, or says something else.
-pub(crate) async fn begin<T: AsyncRead + Unpin>(mut transport: T) -> io::Result<Begun<T>> {
+pub async fn begin<T: AsyncRead + Unpin>(mut transport: T) -> io::Result<Begun<T>> {
     let mut said = [0; PREFACE.len()];
     transport.read_exact(&mut said).await?;
     if said != *PREFACE {

@@ -12,7 +12,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 
 /// Accepts connections for ever.
 #[derive(Debug)]
-pub(crate) struct Acceptor {
+pub struct Acceptor {
     listener: TcpListener,
     /// How long the next pause will be.
     pause: Duration,
@@ -21,7 +21,9 @@ pub(crate) struct Acceptor {
 }
 
 impl Acceptor {
-    pub(crate) fn new(listener: TcpListener) -> Self {
+    /// Accepts from `listener`.
+    #[must_use]
+    pub fn new(listener: TcpListener) -> Self {
         Self {
             listener,
             pause: PAUSE.0,
@@ -32,7 +34,7 @@ impl Acceptor {
     /// The next connection, and who it is from. When the process is out of descriptors or memory this
     /// pauses, longer each time: `accept` would fail at once again and again, and burn the processor that
     /// is needed to get out of it. Cancel safe.
-    pub(crate) async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+    pub async fn accept(&mut self) -> (TcpStream, SocketAddr) {
         loop {
             sleep_until(self.paused_until).await;
             match self.listener.accept().await {

@@ -1,0 +1,131 @@
+//! One connection: HTTP/2 by hyper, in one task with its streams.
+
+use std::{
+    error::Error,
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Buf;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::{body::Incoming, server::conn::http2, service::HttpService};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use pin_project_lite::pin_project;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_io_timeout::TimeoutStream;
+use tower::Service;
+
+use crate::{
+    coalesce::{Flusher, Gathering, coalesce},
+    config::Http2Config,
+    driver::{Driver, StreamExecutor},
+    preface::Begun,
+};
+
+/// Any error.
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
+
+/// A connection that serves. It is a future, done when the connection has ended: with an error, where it did not
+/// end in good order. Dropping it closes the connection and drops its streams.
+#[must_use = "futures do nothing unless polled"]
+pub struct Connection(Pin<Box<dyn Serving + Send>>);
+
+/// What a [`Connection`] does, whatever its transport and its service.
+trait Serving {
+    fn poll_turn(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>;
+
+    fn graceful_shutdown(self: Pin<&mut Self>);
+}
+
+/// What is beneath HTTP/2. What waits for a time-out is pinned.
+type Timed<T> = Pin<Box<TimeoutStream<Begun<T>>>>;
+
+type Http2<T, S> = http2::Connection<TokioIo<Gathering<Timed<T>>>, S, StreamExecutor>;
+
+pin_project! {
+    struct Parts<T, S>
+    where
+        S: HttpService<Incoming>,
+    {
+        // Dropped first: who sees the connection close finds its streams gone.
+        driver: Driver,
+        #[pin]
+        http2: Http2<T, S>,
+        flusher: Flusher<Timed<T>>,
+    }
+}
+
+impl Connection {
+    /// Serves requests from `transport`, whose preface has come, with `service`.
+    ///
+    /// The socket's options are not set: see [`Http2Config::set_socket_options`].
+    ///
+    /// # Panics
+    /// In a runtime of tokio without time.
+    pub fn new<T, S, B>(transport: Begun<T>, service: S, config: &Http2Config) -> Self
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        let mut transport = TimeoutStream::new(transport);
+        transport.set_write_timeout(Some(config.write_timeout));
+        let (transport, flusher) = coalesce(Box::pin(transport));
+        let (driver, streams) = Driver::new();
+        let service = TowerToHyperService::new(service);
+        let builder = config.builder(streams);
+        Self(Box::pin(Parts {
+            http2: builder.serve_connection(TokioIo::new(transport), service),
+            flusher,
+            driver,
+        }))
+    }
+
+    /// Ends in good order: the peer is told to begin no more streams, and the connection ends with the last of those
+    /// that are open. Nothing is done to those.
+    pub fn graceful_shutdown(&mut self) {
+        self.0.as_mut().graceful_shutdown();
+    }
+}
+
+impl Future for Connection {
+    type Output = Result<(), BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll_turn(cx)
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
+    }
+}
+
+impl<T, S, B> Serving for Parts<T, TowerToHyperService<S>>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
+{
+    fn poll_turn(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        let parts = self.project();
+        parts
+            .driver
+            .poll(parts.http2, parts.flusher, cx)
+            .map_err(Into::into)
+    }
+
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        let parts = self.project();
+        parts.http2.graceful_shutdown();
+        parts.driver.poll_connection();
+    }
+}

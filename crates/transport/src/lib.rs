@@ -1,0 +1,55 @@
+//! HTTP/2 connections for services that stream to many clients: what the Tidegate server serves on, for any tower
+//! service.
+//!
+//! For a service on tonic with a typed hub, in place of tonic's own server:
+//!
+//! ```
+//! use std::time::Duration;
+//! use tidegate::typed::Hub;
+//! use tidegate_transport::{Http2Config, Server};
+//! use tokio::net::TcpListener;
+//! use tonic::service::Routes;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let hub = Hub::<String>::new();
+//! # let chat = tidegate::EventService::new(
+//! #     tidegate::Hub::new(tidegate::HubConfig::new(1)), tidegate::ServiceConfig::default());
+//! # let interrupted = async {};
+//! let listener = TcpListener::bind("127.0.0.1:0").await?;
+//! let server = Server::new(Http2Config::default());
+//! hub.serve_until(interrupted, Duration::from_secs(10), |shutdown| {
+//!     server.serve(listener, Routes::new(chat), shutdown)
+//! })
+//! .await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is different from tonic's server
+//! * **Cost.** A connection and its streams are one task, and what they send in one turn is one system call.
+//! * **Stalls.** A stream whose client does not read can be reset: what `typed::Hub::sweep` of the crate `tidegate`
+//!   ends is gone after its grace. On tonic's server it stays as long as its connection.
+//! * **Limits.** All of hyper's are set, also those that tonic leaves out, and so are deadlines for the preface
+//!   and for writing: [`Http2Config`].
+//! * **Descriptors.** Out of them, it pauses between attempts to accept, where tonic's server spins.
+//!
+//! # What is not here
+//! TLS, caps on connections and their age, credentials: these are the Tidegate server's. TLS can be put beneath a
+//! [`Connection`], which takes any transport.
+
+mod accept;
+mod coalesce;
+mod config;
+mod connection;
+mod driver;
+mod preface;
+mod server;
+
+pub use crate::{
+    accept::Acceptor,
+    config::Http2Config,
+    connection::Connection,
+    preface::{Begun, begin},
+    server::Server,
+};

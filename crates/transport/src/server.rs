@@ -1,0 +1,117 @@
+//! Serving a tower service, such as tonic's routes, on connections from a listener.
+
+use std::{future::Future, pin::pin, sync::Arc};
+
+use bytes::Buf;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected as _;
+use tower::{Service, ServiceExt as _};
+
+use crate::{
+    accept::Acceptor,
+    config::Http2Config,
+    connection::{BoxError, Connection},
+    preface::begin,
+};
+
+/// Serves a service, such as `tonic::service::Routes`, on connections from a listener. See [the crate](crate).
+#[derive(Debug, Clone)]
+pub struct Server {
+    http2: Arc<Http2Config>,
+}
+
+impl Server {
+    /// A server whose connections are held to `http2`.
+    #[must_use]
+    pub fn new(http2: Http2Config) -> Self {
+        Self {
+            http2: Arc::new(http2),
+        }
+    }
+
+    /// Serves until `shutdown` is done. Then it accepts no more, tells the peer of each connection to begin no more
+    /// calls, and waits for those that are open: streams of a hub end when that is closed.
+    ///
+    /// Dropping the future cuts every connection at once.
+    pub async fn serve<S, B>(
+        self,
+        listener: TcpListener,
+        service: S,
+        shutdown: impl Future<Output = ()>,
+    ) where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        let mut acceptor = Acceptor::new(listener);
+        let mut connections = JoinSet::new();
+        let drain = CancellationToken::new();
+        let mut shutdown = pin!(shutdown);
+        loop {
+            tokio::select! {
+                (stream, _) = acceptor.accept() => {
+                    let http2 = Arc::clone(&self.http2);
+                    connections.spawn(connection(stream, service.clone(), http2, drain.clone()));
+                }
+                Some(_) = connections.join_next() => {}
+                () = &mut shutdown => break,
+            }
+        }
+        drop(acceptor);
+        drain.cancel();
+        while connections.join_next().await.is_some() {}
+    }
+}
+
+/// Serves one connection until it ends.
+async fn connection<S, B>(
+    stream: TcpStream,
+    service: S,
+    http2: Arc<Http2Config>,
+    drain: CancellationToken,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
+{
+    if let Err(error) = http2.set_socket_options(&stream) {
+        tracing::debug!(%error, "connection lost before it began");
+        return;
+    }
+    // What tonic's own server puts there too: `Request::remote_addr` is read from it.
+    let info = stream.connect_info();
+    let service = service.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(info.clone());
+        request
+    });
+    let begun = tokio::select! {
+        begun = timeout(http2.preface_timeout, begin(stream)) => begun,
+        () = drain.cancelled() => return,
+    };
+    let begun = match begun {
+        Ok(Ok(begun)) => begun,
+        Ok(Err(error)) => return tracing::debug!(%error, "connection ended before it began"),
+        Err(_) => return tracing::debug!("connection ended: no preface came in time"),
+    };
+    let mut connection = Connection::new(begun, service, &http2);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = drain.cancelled() => {
+            connection.graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error, "connection ended");
+    }
+}
