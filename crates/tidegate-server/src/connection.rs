@@ -55,7 +55,8 @@ impl Connections {
             tracing::debug!(%error, "connection lost before it began");
             return false;
         }
-        let Some(begun) = self.begin(stream).await else {
+        // Boxed, to be gone when it is over: the task would keep the room for it.
+        let Some(begun) = Box::pin(self.begin(stream)).await else {
             return false;
         };
         let (mut connection, calls) = self.served(begun, peer);
