@@ -22,7 +22,7 @@ use proc_macro::{Delimiter, Group, Ident, Punct, Spacing, Span, TokenStream, Tok
 ///
 /// The methods that answer with such a message are served by `tidegate::typed::Grpc` in place of tonic's handler. It
 /// sends a subscription that a method returned in chunks that its subscribers share, and leaves everything else
-/// to tonic.
+/// to tonic. Their codec has to be tonic's own for prost, not one of `codec_path`.
 ///
 /// # Errors
 /// It does not compile where no message is named:

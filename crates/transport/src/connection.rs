@@ -64,7 +64,7 @@ impl Connection {
     /// The socket's options are not set: see [`Http2Config::set_socket_options`].
     ///
     /// # Panics
-    /// In a runtime of tokio without time.
+    /// Outside of a runtime of tokio with time.
     pub fn new<T, S, B>(transport: Begun<T>, service: S, config: &Http2Config) -> Self
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,

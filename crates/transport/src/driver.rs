@@ -10,15 +10,21 @@
 //! Streams and connection have a waker each, which notes who is to be polled. It wakes the task only from
 //! outside of a turn: what is noted in a turn is found in it, or at its end, when the turn asks for another.
 //!
+//! # Fairness
+//! The streams of a connection share the budget that tokio gives a task. When they have used it up, what they sent is
+//! written all the same, and the next turn begins with the connection. A stream that wakes itself is left for another
+//! round, and the streams behind it with it.
+//!
 //! # Panics
 //! A stream that panics ends, as a task of its own would; the connection and the other streams go on.
 
 use std::{
-    future::Future,
-    panic::AssertUnwindSafe,
-    pin::Pin,
+    future::{Future, poll_fn},
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, Ordering::AcqRel},
     },
     task::{Context, Poll, Wake, Waker},
@@ -27,7 +33,10 @@ use std::{
 use futures_util::{FutureExt as _, Stream as _, stream::FuturesUnordered, task::AtomicWaker};
 use hyper::rt::Executor;
 use tidegate::resettable;
-use tokio::io::AsyncWrite;
+use tokio::{
+    io::AsyncWrite,
+    task::coop::{has_budget_remaining, unconstrained},
+};
 
 use crate::coalesce::Flusher;
 
@@ -53,6 +62,9 @@ pub(crate) struct Driver {
     streams: FuturesUnordered<BoxedStream>,
     streams_waker: Waker,
     connection_waker: Waker,
+    /// Whether the next turn begins with the connection, because the streams left the last one nothing of the
+    /// task's budget.
+    is_connection_next: bool,
 }
 
 #[derive(Default)]
@@ -72,6 +84,10 @@ impl Shared {
         if self.state.fetch_or(who, AcqRel) & (who | TURN) == 0 {
             self.task.wake();
         }
+    }
+
+    fn begun(&self) -> MutexGuard<'_, Vec<BoxedStream>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes what is noted of `who`.
@@ -98,9 +114,7 @@ where
         let stream = AssertUnwindSafe(resettable(stream))
             .catch_unwind()
             .map(drop);
-        let mut begun = self.0.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        begun.push(Box::pin(stream));
-        drop(begun);
+        self.0.begun().push(Box::pin(stream));
         self.0.note(STREAMS);
     }
 }
@@ -116,6 +130,7 @@ impl Driver {
             streams_waker: Arc::new(Note::<STREAMS>(Arc::clone(&shared))).into(),
             connection_waker: Arc::new(Note::<CONNECTION>(Arc::clone(&shared))).into(),
             shared: Arc::clone(&shared),
+            is_connection_next: false,
         };
         (driver, StreamExecutor(shared))
     }
@@ -135,14 +150,19 @@ impl Driver {
         self.shared.task.register(cx.waker());
         self.shared.state.fetch_or(TURN, AcqRel);
         for _ in 0..ROUNDS {
-            let has_streams = self.shared.take(STREAMS);
+            let has_streams = !self.is_connection_next && self.shared.take(STREAMS);
             if has_streams {
                 self.poll_streams();
+            }
+            self.is_connection_next = !has_budget_remaining();
+            if self.is_connection_next {
+                break;
             }
             let is_woken = self.shared.take(CONNECTION);
             if is_woken {
                 let mut cx = Context::from_waker(&self.connection_waker);
                 if let Poll::Ready(output) = connection.as_mut().poll(&mut cx) {
+                    self.flush(flusher, false);
                     return Poll::Ready(output);
                 }
             }
@@ -150,11 +170,7 @@ impl Driver {
                 break;
             }
         }
-        let has_several = self.streams.len() > 1;
-        flusher.flush(
-            has_several,
-            &mut Context::from_waker(&self.connection_waker),
-        );
+        self.flush(flusher, self.streams.len() > 1);
         if self.shared.state.fetch_and(!TURN, AcqRel) & (STREAMS | CONNECTION) != 0 {
             cx.waker().wake_by_ref();
         }
@@ -162,28 +178,52 @@ impl Driver {
     }
 
     fn poll_streams(&mut self) {
-        let mut begun = self
-            .shared
-            .begun
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        self.streams.extend(begun.drain(..));
-        drop(begun);
+        self.streams.extend(self.shared.begun().drain(..));
         let mut cx = Context::from_waker(&self.streams_waker);
-        while let Poll::Ready(Some(())) = Pin::new(&mut self.streams).poll_next(&mut cx) {}
+        loop {
+            let streams = Pin::new(&mut self.streams);
+            match catch_unwind(AssertUnwindSafe(|| streams.poll_next(&mut cx))) {
+                Ok(Poll::Ready(Some(()))) => {}
+                Ok(Poll::Ready(None) | Poll::Pending) => return,
+                // One panicked when it was dropped, and is gone.
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Writes what was gathered, whatever is left of the task's budget: it is one write.
+    fn flush<T: AsyncWrite + Unpin>(&self, flusher: &mut Flusher<T>, more_is_likely: bool) {
+        let flush = poll_fn(|cx| {
+            flusher.flush(more_is_likely, cx);
+            Poll::Ready(())
+        });
+        let mut cx = Context::from_waker(&self.connection_waker);
+        let flushed = pin!(unconstrained(flush)).poll(&mut cx);
+        debug_assert!(flushed.is_ready());
+    }
+}
+
+impl Drop for Driver {
+    /// Drops the streams one by one: those that were not polled yet hold what they are in, and one that panics
+    /// must not keep the others.
+    fn drop(&mut self) {
+        let begun = mem::take(&mut *self.shared.begun());
+        for stream in mem::take(&mut self.streams).into_iter().chain(begun) {
+            // The panic has been reported.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
-        future::{pending, poll_fn},
-        pin::pin,
+        future::pending,
         sync::atomic::{AtomicUsize, Ordering::SeqCst},
         thread,
     };
 
-    use tokio::io::duplex;
+    use tokio::{io::duplex, task::coop::consume_budget};
 
     use super::*;
     use crate::coalesce::coalesce;
@@ -295,6 +335,90 @@ mod tests {
         driver.poll_connection();
         run(&mut driver, connection, &task);
         assert_eq!(log.take(), ["connection"]);
+    }
+
+    /// Panics when it is dropped.
+    struct Fragile;
+
+    impl Drop for Fragile {
+        fn drop(&mut self) {
+            panic!("as a hook of an application might");
+        }
+    }
+
+    #[test]
+    fn all_streams_are_dropped_with_the_driver_polled_or_not_whatever_panics() {
+        let (log, task) = (Arc::<Log>::default(), Arc::<Task>::default());
+        let held = Arc::new(());
+        let holding = |executor: &StreamExecutor| {
+            // hyper's streams hold the executor that they are given to.
+            let holds = (Arc::clone(&held), executor.clone());
+            async move {
+                pending::<()>().await;
+                drop(holds);
+            }
+        };
+        let (mut driver, executor) = Driver::new();
+        executor.execute(holding(&executor));
+        executor.execute(async {
+            let _fragile = Fragile;
+            pending::<()>().await;
+        });
+        executor.execute(holding(&executor));
+        run(&mut driver, pin!(connection(&log)), &task);
+        executor.execute(holding(&executor));
+        assert_eq!(Arc::strong_count(&held), 4);
+        drop(driver);
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
+
+    #[test]
+    fn a_stream_that_panics_when_it_is_done_takes_no_other_with_it() {
+        let (log, task) = (Arc::<Log>::default(), Arc::<Task>::default());
+        let (mut driver, executor) = Driver::new();
+        let mut connection = pin!(connection(&log));
+        executor.execute(async { drop(Fragile) });
+        executor.execute(sending(&log));
+        run(&mut driver, connection.as_mut(), &task);
+        log.take();
+        log.stream.wake();
+        run(&mut driver, connection, &task);
+        assert_eq!(log.take(), ["stream", "connection"]);
+    }
+
+    /// A stream that always has something to do, and sends nothing.
+    async fn busy() {
+        loop {
+            consume_budget().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn streams_that_use_up_the_budget_do_not_keep_the_connection_from_its_turn() {
+        let log = Arc::<Log>::default();
+        let (mut driver, executor) = Driver::new();
+        let mut connection = pin!(connection(&log));
+        executor.execute(busy());
+        let (_peer, transport) = duplex(1_000);
+        let (_gathering, mut flusher) = coalesce(transport);
+        let mut turns = 0;
+        poll_fn(|cx| {
+            log.connection.wake();
+            assert!(
+                driver
+                    .poll(connection.as_mut(), &mut flusher, cx)
+                    .is_pending()
+            );
+            turns += 1;
+            if turns < 20 {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        })
+        .await;
+        let polled = log.take().len();
+        assert!(polled >= 9, "polled in {polled} of 20 turns");
     }
 
     #[test]

@@ -27,7 +27,8 @@
 //! ```
 //!
 //! # What is different from tonic's server
-//! * **Cost.** A connection and its streams are one task, and what they send in one turn is one system call.
+//! * **Cost.** A connection and its streams are one task, and what they send in one turn is one system call for each
+//!   64 KiB. So a handler that computes for long holds up the streams of its connection: give that to a task of its own.
 //! * **Stalls.** A stream whose client does not read can be reset: what `typed::Hub::sweep` of the crate `tidegate`
 //!   ends is gone after its grace. On tonic's server it stays as long as its connection.
 //! * **Limits.** All of hyper's are set, also those that tonic leaves out, and so are deadlines for the preface
@@ -36,7 +37,8 @@
 //!
 //! # What is not here
 //! TLS, caps on connections and their age, credentials: these are the Tidegate server's. TLS can be put beneath a
-//! [`Connection`], which takes any transport.
+//! [`Connection`], which takes any transport. What tonic's server wraps a service in: `grpc-timeout` is the service's to keep,
+//! and an error of the service resets its stream, where tonic makes a status of it. tonic's routes have none.
 
 mod accept;
 mod coalesce;

@@ -40,7 +40,7 @@ impl Server {
     /// Serves until `shutdown` is done. Then it accepts no more, tells the peer of each connection to begin no more
     /// calls, and waits for those that are open: streams of a hub end when that is closed.
     ///
-    /// Dropping the future cuts every connection at once.
+    /// Dropping the future cuts every connection, as soon as its task is had.
     pub async fn serve<S, B>(
         self,
         listener: TcpListener,

@@ -36,7 +36,7 @@ impl Rest {
 /// beginning is written.
 pub(super) fn write_messages<T: Value>(events: &[Arc<Event<Body<T>>>]) -> (Bytes, Rest) {
     if let [event] = events
-        && event.payload().encoding().len() > CHUNK_BYTES - PREFIX_BYTES
+        && message_len(event) > CHUNK_BYTES - PREFIX_BYTES
     {
         return write_beginning(event);
     }
