@@ -183,10 +183,9 @@ impl Driver {
         loop {
             let streams = Pin::new(&mut self.streams);
             match catch_unwind(AssertUnwindSafe(|| streams.poll_next(&mut cx))) {
-                Ok(Poll::Ready(Some(()))) => {}
                 Ok(Poll::Ready(None) | Poll::Pending) => return,
-                // One panicked when it was dropped, and is gone.
-                Err(_) => {}
+                // One is done, or panicked when it was dropped.
+                Ok(Poll::Ready(Some(()))) | Err(_) => {}
             }
         }
     }
