@@ -318,9 +318,7 @@ impl SetupArgs {
             threads: self.threads,
         })
     }
-}
 
-impl SetupArgs {
     fn launch(&self) -> Result<Launch, Failure> {
         let mut launch = Launch::new(this_program()?, ["serve", "--listen", "127.0.0.1:0"]);
         launch.cores.clone_from(&self.server_cores);

@@ -11,7 +11,7 @@ use tidegate_core::{Batch, Event, Payload};
 use crate::proto::{SubscribeResponse, subscribe_response::Response};
 
 /// The gRPC prefix of a message: a flag for compression and four bytes of length.
-const PREFIX: usize = 5;
+pub(crate) const PREFIX: usize = 5;
 
 /// Tags of the fields that are written here: number and wire type.
 const RESPONSE_BATCH: u8 = 2 << 3 | 2;
@@ -122,7 +122,8 @@ fn write_field(tag: u8, len: usize, out: &mut Vec<u8>) {
     encode_varint(len as u64, out);
 }
 
-fn write_prefix(len: usize, out: &mut Vec<u8>) {
+/// Appends the prefix of an uncompressed message of `len` bytes.
+pub(crate) fn write_prefix(len: usize, out: &mut Vec<u8>) {
     out.put_u8(0);
     out.put_u32(u32::try_from(len).expect("a message is far smaller than 4 GiB"));
 }

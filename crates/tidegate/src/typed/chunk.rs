@@ -7,10 +7,10 @@ use prost::Message as _;
 use tidegate_core::Event;
 
 use super::{Shared, Value, shared::Body};
-use crate::drainer::CHUNK_BYTES;
-
-/// The flag of compression and the length before each gRPC message.
-pub(super) const PREFIX_BYTES: usize = 5;
+use crate::{
+    drainer::CHUNK_BYTES,
+    wire::{PREFIX, write_prefix},
+};
 
 /// What is left to send of a message that is larger than a chunk.
 #[derive(Debug, Default)]
@@ -36,14 +36,11 @@ impl Rest {
 /// beginning is written.
 pub(super) fn write_messages<T: Value>(events: &[Arc<Event<Body<T>>>]) -> (Bytes, Rest) {
     if let [event] = events
-        && message_len(event) > CHUNK_BYTES - PREFIX_BYTES
+        && message_len(event) > CHUNK_BYTES - PREFIX
     {
         return write_beginning(event);
     }
-    let messages = events
-        .iter()
-        .map(|event| PREFIX_BYTES + message_len(event))
-        .sum();
+    let messages = events.iter().map(|event| PREFIX + message_len(event)).sum();
     let mut out = Vec::with_capacity(messages);
     for event in events {
         write_prefix(message_len(event), &mut out);
@@ -56,7 +53,7 @@ pub(super) fn write_messages<T: Value>(events: &[Arc<Event<Body<T>>>]) -> (Bytes
 /// Appends one message.
 pub(super) fn write_message<T: Value>(message: &Shared<T>, out: &mut Vec<u8>) {
     let len = message.encoded_len();
-    out.reserve(PREFIX_BYTES + len);
+    out.reserve(PREFIX + len);
     write_prefix(len, out);
     message.encode_raw(out);
 }
@@ -65,8 +62,8 @@ pub(super) fn write_message<T: Value>(message: &Shared<T>, out: &mut Vec<u8>) {
 fn write_beginning<T: Value>(event: &Event<Body<T>>) -> (Bytes, Rest) {
     let body = event.payload();
     let encoding = body.encoding();
-    let copied = (encoding.len() % CHUNK_BYTES).min(CHUNK_BYTES - PREFIX_BYTES);
-    let mut out = Vec::with_capacity(PREFIX_BYTES + copied);
+    let copied = (encoding.len() % CHUNK_BYTES).min(CHUNK_BYTES - PREFIX);
+    let mut out = Vec::with_capacity(PREFIX + copied);
     write_prefix(message_len(event), &mut out);
     out.put_slice(&encoding[..copied]);
     let mut position = Vec::new();
@@ -81,9 +78,4 @@ fn write_beginning<T: Value>(event: &Event<Body<T>>) -> (Bytes, Rest) {
 fn message_len<T: Value>(event: &Event<Body<T>>) -> usize {
     let body = event.payload();
     body.encoding().len() + body.position().len(event.sequence())
-}
-
-fn write_prefix(len: usize, out: &mut Vec<u8>) {
-    out.put_u8(0);
-    out.put_u32(u32::try_from(len).expect("a message is far smaller than 4 GiB"));
 }

@@ -354,7 +354,8 @@ mod tests {
     use super::*;
     use crate::{
         proto::{Event, Position},
-        typed::{Hub, chunk::PREFIX_BYTES},
+        typed::Hub,
+        wire::PREFIX,
     };
 
     /// A method that answers with the stream that it was given.
@@ -434,7 +435,7 @@ mod tests {
         while !bytes.is_empty() {
             assert_eq!(bytes[0], 0, "not compressed");
             let len = u32::from_be_bytes(bytes[1..5].try_into().unwrap()) as usize;
-            let message = bytes.split_to(PREFIX_BYTES + len).slice(PREFIX_BYTES..);
+            let message = bytes.split_to(PREFIX + len).slice(PREFIX..);
             messages.push(prost::Message::decode(message).unwrap());
         }
         (messages, status)
@@ -485,7 +486,7 @@ mod tests {
         let hub = hub();
         let mut body = body_of(grpc(), open(&hub).map(|item| item)).await;
         hub.publish_all((0..1_000).map(|_| event(250))).unwrap();
-        assert!(chunk(&mut body).await.len() > PREFIX_BYTES + 250);
+        assert!(chunk(&mut body).await.len() > PREFIX + 250);
         hub.close();
         let (messages, status) = messages_of(body).await;
         assert!(messages.len() < 1_000);

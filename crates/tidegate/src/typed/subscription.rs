@@ -17,7 +17,7 @@ use tonic::Status;
 
 use super::{
     Arrival, Departure, Hub, LeaveReason, Losses, Shared, Value,
-    chunk::{PREFIX_BYTES, Rest, write_messages},
+    chunk::{Rest, write_messages},
     losses::Outcome,
     shared::Body,
     snapshot::{Load, Stage, Step},
@@ -26,6 +26,7 @@ use crate::{
     drainer::CHUNK_BYTES,
     service::spread,
     status::{self, Reason},
+    wire::PREFIX,
 };
 
 /// From how many bytes on a chunk is worth a system call of its own.
@@ -116,7 +117,7 @@ impl<T: Value> Subscription<T> {
             room: Room {
                 events: usize::MAX,
                 bytes: CHUNK_BYTES as u64,
-                overhead: (PREFIX_BYTES + position_bytes) as u64,
+                overhead: (PREFIX + position_bytes) as u64,
                 through: u64::MAX,
             },
             chunk_is_full: false,
