@@ -2,7 +2,7 @@
 //! that its responses are encoded once.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const PROTO: &str = "../../crates/proto/proto";
+    const PROTO: &str = "../../crates/tidegate-proto/proto";
     println!("cargo::rerun-if-changed={PROTO}");
     let descriptors = protox::compile(["tidegate/v1/event_service.proto"], [PROTO])?;
     tonic_prost_build::configure()
