@@ -1,4 +1,4 @@
-"""The program under test, where tests/python has it from."""
+"""The program under test, where tests/interop has it from."""
 
 from __future__ import annotations
 

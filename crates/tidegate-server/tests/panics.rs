@@ -23,7 +23,7 @@ use hyper_util::{
 use tidegate::{
     EventService, Hub, HubConfig, ResponseBody, ServiceConfig, proto::PublishResponse, resettable,
 };
-use tidegate_testing::Rules;
+use tidegate_checker::Rules;
 use tokio::net::TcpListener;
 use tonic::transport::Endpoint;
 use tower::{Service as _, service_fn};

@@ -1,6 +1,6 @@
 //! The programs, over real sockets.
 
-use tidegate_typed_tests::Program;
+use tidegate_embedding_tests::Program;
 
 const CHAT: &str = env!("CARGO_BIN_EXE_chat");
 

@@ -3,7 +3,7 @@
 use tidegate_example_jobs::proto::{
     Position, Progress, RunRequest, WatchRequest, jobs_client::JobsClient,
 };
-use tidegate_typed_tests::{Program, next};
+use tidegate_embedding_tests::{Program, next};
 use tonic::{
     Code,
     transport::{Channel, Endpoint},

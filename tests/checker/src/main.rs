@@ -11,7 +11,7 @@ use std::{
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use tidegate_testing::chaos::{self, Counts, Options};
+use tidegate_checker::chaos::{self, Counts, Options};
 use tokio::time::interval;
 
 /// Runs clients of all manners against a server, through faults and restarts, and checks that every event is

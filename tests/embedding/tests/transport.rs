@@ -7,7 +7,7 @@ use tidegate::{
     typed::{Hub, LeaveReason},
 };
 use tidegate_transport::{Http2Config, Server};
-use tidegate_typed_tests::{
+use tidegate_embedding_tests::{
     PATIENCE, Running, Service, next, on,
     proto::{ServerEvent, feed_client::FeedClient, feed_server::FeedServer},
     text, texts, watch, within_patience,

@@ -6,7 +6,7 @@ use tidegate::{
     ClientId, ClientIdPolicy, CloseReason, Filter,
     typed::{Builder, Hub, LeaveReason},
 };
-use tidegate_typed_tests::{
+use tidegate_embedding_tests::{
     Running, next, on,
     proto::{ServerEvent, WatchRequest, feed_client::FeedClient},
     text, watch, within_patience,

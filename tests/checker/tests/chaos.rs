@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tidegate_testing::chaos::{Counts, Options, run};
+use tidegate_checker::chaos::{Counts, Options, run};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_chaos_run_has_no_violation() {

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use tidegate_fuzz_targets::TARGETS;
+use tidegate_fuzz_harness::TARGETS;
 
 /// Mutations of each input. Chance begins the same each time, so that what fails here fails again.
 const MUTATIONS: usize = 200;
@@ -98,7 +98,7 @@ fn every_target_has_its_fuzzer() {
         let source =
             fs::read_to_string(fuzz.join("fuzz_targets").join(format!("{name}.rs"))).unwrap();
         assert!(
-            source.contains(&format!("tidegate_fuzz_targets::{name}(bytes)")),
+            source.contains(&format!("tidegate_fuzz_harness::{name}(bytes)")),
             "{name}"
         );
     }

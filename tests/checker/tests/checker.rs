@@ -11,7 +11,7 @@ use tidegate_proto::v1::{
     event_service_client::EventServiceClient,
 };
 use tidegate_server::{Server, ServerConfig};
-use tidegate_testing::{
+use tidegate_checker::{
     Client, Ending, Rules, Stream, Tally, Truth, Violation, check, check_clean_up, check_memory,
     lean::{Batch, Event, Response},
 };

@@ -1,7 +1,7 @@
 //! What a service with its own messages is promised, over real sockets.
 
 use tidegate::typed::Hub;
-use tidegate_typed_tests::{
+use tidegate_embedding_tests::{
     Counted, Running, missed, next, on,
     proto::{OnLoss, ServerEvent, WatchRequest},
     text, texts, watch,

@@ -9,7 +9,7 @@ use tidegate::{
     Limits,
     typed::{Error, Hub, Predicate, Publication, Snapshot},
 };
-use tidegate_typed_tests::{missed, on, proto::ServerEvent, text, within_patience};
+use tidegate_embedding_tests::{missed, on, proto::ServerEvent, text, within_patience};
 use tokio::sync::oneshot;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Status};

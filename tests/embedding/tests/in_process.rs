@@ -15,7 +15,7 @@ use tidegate::{
     GapReason, Limits, Overflow, Position,
     typed::{Hub, LeaveReason, Publication, Shared},
 };
-use tidegate_typed_tests::{missed, on, proto::ServerEvent, text};
+use tidegate_embedding_tests::{missed, on, proto::ServerEvent, text};
 use tokio_stream::StreamExt as _;
 
 #[tokio::test]
