@@ -1,4 +1,4 @@
-"""A server under attack: beside the attacker stand an honest neighbour, who must lose nothing, and a probe, which looks
+"""A server under attack: beside the attacker stand an honest neighbor, who must lose nothing, and a probe, which looks
 at what the process holds before and after."""
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import grpc
 from frames import PATIENCE, Call, Peer
 from support import Client, Ledger, Server, Stream, new_event, pb
 
-# How long the neighbour is measured before the attack begins.
+# How long the neighbor is measured before the attack begins.
 BASELINE_SECONDS = 0.4
-# Between two events of the neighbour.
+# Between two events of the neighbor.
 INTERVAL_SECONDS = 0.005
-# The neighbour's p99 during the attack is at most so many times that before it, or this time if that is more: a
+# The neighbor's p99 during the attack is at most so many times that before it, or this time if that is more: a
 # machine on which all the tests run at once has pauses of its own.
 P99_FACTOR, P99_FLOOR_SECONDS = 20, 3.0
 
 # What the resident memory may have grown by when all is over, in KiB: freed memory that the allocator still holds, and
-# the history of the neighbour's events.
+# the history of the neighbor's events.
 MEMORY_SLACK_KIB = 48 << 10
 
 # What the server may log during an attack, in bytes: who floods it must not fill a disk.
@@ -57,7 +57,7 @@ class Held:
         return cls(int(fields["VmRSS"].split()[0]), len(targets), sockets, int(fields["Threads"]))
 
 
-class Neighbour:
+class Neighbor:
     """An honest publisher and an honest subscriber, each on a connection of its own."""
 
     def __init__(self, address: str, *, resumes: bool) -> None:
@@ -66,7 +66,7 @@ class Neighbour:
         self.resumes = resumes
         # The streams before the one that is read.
         self.earlier: list[Stream] = []
-        self.stream = self.subscriber.subscribe("neighbour.>", timeout=600)
+        self.stream = self.subscriber.subscribe("neighbor.>", timeout=600)
         # By the number of the event.
         self.latencies: list[float] = []
         self.published = 0
@@ -83,7 +83,7 @@ class Neighbour:
         """Waits until so many have come since the beginning."""
         deadline = time.monotonic() + PATIENCE
         while len(self.latencies) < count and not self._failures:
-            assert time.monotonic() < deadline, f"the neighbour got {len(self.latencies)} of {count} events"
+            assert time.monotonic() < deadline, f"the neighbor got {len(self.latencies)} of {count} events"
             time.sleep(INTERVAL_SECONDS)
 
     def leave(self) -> None:
@@ -94,13 +94,13 @@ class Neighbour:
         alive = self._publishing.is_alive() or self._reading.is_alive()
         for failure in self._failures:
             raise failure
-        assert not alive, f"the neighbour got {len(self.latencies)} of {self.published} events"
+        assert not alive, f"the neighbor got {len(self.latencies)} of {self.published} events"
         self.stream.cancel()
         self.publisher.close()
         self.subscriber.close()
         ledgers = [stream.ledger for stream in [*self.earlier, self.stream]]
-        assert not any(ledger.gaps for ledger in ledgers), "the neighbour has a gap"
-        events = [event for ledger in ledgers for event in ledger.events if event.topic == "neighbour.events"]
+        assert not any(ledger.gaps for ledger in ledgers), "the neighbor has a gap"
+        events = [event for ledger in ledgers for event in ledger.events if event.topic == "neighbor.events"]
         numbers = [event.payload.split()[0] for event in events]
         assert numbers == [b"%d" % number for number in range(len(numbers))]
         if self.ending is None:
@@ -119,7 +119,7 @@ class Neighbour:
 
     def _publish(self) -> None:
         while not self._stop.wait(INTERVAL_SECONDS):
-            event = new_event("neighbour.events", b"%d %d" % (self.published, time.monotonic_ns()))
+            event = new_event("neighbor.events", b"%d %d" % (self.published, time.monotonic_ns()))
             try:
                 self.publisher.publish(event)
             except grpc.RpcError:
@@ -127,7 +127,7 @@ class Neighbour:
                 assert self.ending is not None or self._ends_soon()
                 return
             self.published += 1
-        self.publisher.publish(new_event("neighbour.last"))
+        self.publisher.publish(new_event("neighbor.last"))
 
     def _ends_soon(self) -> bool:
         self._reading.join(PATIENCE)
@@ -143,24 +143,24 @@ class Neighbour:
                     return
                 self.earlier.append(self.stream)
                 position = self.stream.ledger.going_away.resume_after
-                self.stream = self.subscriber.subscribe("neighbour.>", timeout=600, resume_after=position)
+                self.stream = self.subscriber.subscribe("neighbor.>", timeout=600, resume_after=position)
                 continue
             now = time.monotonic_ns()
             for event in content.events if kind == "batch" else ():
-                if event.topic == "neighbour.last":
+                if event.topic == "neighbor.last":
                     return
                 self.latencies.append((now - int(event.payload.split()[1])) / 1e9)
 
 
 class Siege:
-    """The server, the neighbour, the probe, and the peers of the attacker."""
+    """The server, the neighbor, the probe, and the peers of the attacker."""
 
     def __init__(
         self,
         binary: str,
         *arguments: str,
         ends_itself: bool = False,
-        neighbour_resumes: bool = False,
+        neighbor_resumes: bool = False,
         memory_slack_kib: int = MEMORY_SLACK_KIB,
     ) -> None:
         self.log = tempfile.TemporaryFile()
@@ -171,7 +171,7 @@ class Siege:
         self.peers: list[Peer] = []
         # Whether the test ends the server itself.
         self.ends_itself = ends_itself
-        self.neighbour_resumes = neighbour_resumes
+        self.neighbor_resumes = neighbor_resumes
         # Connects now, so that it is in what is held before.
         self.client = Client(self.address)
         self.client.publish(new_event("attack.none"))
@@ -218,16 +218,16 @@ class Siege:
 
     def __enter__(self) -> Siege:
         try:
-            self.neighbour = Neighbour(self.address, resumes=self.neighbour_resumes)
+            self.neighbor = Neighbor(self.address, resumes=self.neighbor_resumes)
             began = time.monotonic()
-            self.neighbour.await_events(int(BASELINE_SECONDS / INTERVAL_SECONDS / 4))
+            self.neighbor.await_events(int(BASELINE_SECONDS / INTERVAL_SECONDS / 4))
             time.sleep(max(0.0, began + BASELINE_SECONDS - time.monotonic()))
         except BaseException:
             self.server.process.kill()
             self.server.process.wait()
             raise
         self.before = self.held()
-        self._baseline_events = len(self.neighbour.latencies)
+        self._baseline_events = len(self.neighbor.latencies)
         self._peak_kib = self.before.resident_kib
         self._over = threading.Event()
         self._watching = threading.Thread(target=self._watch, daemon=True)
@@ -246,8 +246,8 @@ class Siege:
         try:
             if not self.ends_itself:
                 # Some that are certainly after the attack began.
-                self.neighbour.await_events(self._baseline_events + 40)
-            self.neighbour.leave()
+                self.neighbor.await_events(self._baseline_events + 40)
+            self.neighbor.leave()
             self._check_latency()
             if not self.ends_itself:
                 self._check_what_is_held()
@@ -270,13 +270,13 @@ class Siege:
         return self._peak_kib - self.before.resident_kib
 
     def _check_latency(self) -> None:
-        latencies = self.neighbour.latencies
+        latencies = self.neighbor.latencies
         before, during = latencies[: self._baseline_events], latencies[self._baseline_events :]
         quiet, loud = p99(before), p99(during)
-        self.note("neighbour", f"{len(latencies)} events, 0 lost, p99 {quiet * 1e3:.1f} -> {loud * 1e3:.1f} ms")
+        self.note("neighbor", f"{len(latencies)} events, 0 lost, p99 {quiet * 1e3:.1f} -> {loud * 1e3:.1f} ms")
         self.note("memory", f"+{self.growth_kib / 1024:.1f} MiB at most")
         bound = max(P99_FACTOR * quiet, P99_FLOOR_SECONDS)
-        assert loud <= bound, f"the neighbour's p99 went from {quiet:.4f} s to {loud:.4f} s"
+        assert loud <= bound, f"the neighbor's p99 went from {quiet:.4f} s to {loud:.4f} s"
 
     def logged(self) -> str:
         """What the server has logged so far."""
@@ -289,7 +289,7 @@ class Siege:
         assert len(logged) <= LOG_BYTES, f"a flood of {len(logged)} bytes of logs"
 
     def _check_what_is_held(self) -> None:
-        # The connections of the neighbour have gone too.
+        # The connections of the neighbor have gone too.
         sockets, descriptors = self.before.sockets - 2, self.before.descriptors - 2
         assert self.subscriptions() == 0, "subscriptions are left"
         try:

@@ -1,4 +1,4 @@
-"""Subscribers who all replay at once, in a process of its own: who reads so much must not hold up the neighbour, which
+"""Subscribers who all replay at once, in a process of its own: who reads so much must not hold up the neighbor, which
 lives in the process of the test."""
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_peers_that_take_no_notice_hold_up_the_end_no_longer_than_the_drain_time
 
 
 def test_at_its_age_a_connection_says_goodbye_twice_and_its_streams_lose_nothing(besiege):
-    with besiege("--max-connection-age", "1s", neighbour_resumes=True) as siege:
+    with besiege("--max-connection-age", "1s", neighbor_resumes=True) as siege:
         request = subscribe_request()
         peer = siege.greeted((INITIAL_WINDOW_SIZE, 1 << 20))
         stream = peer.call(SUBSCRIBE, message(request))
@@ -84,6 +84,6 @@ def test_at_its_age_a_connection_says_goodbye_twice_and_its_streams_lose_nothing
         # Calls that were on their way are taken before the last word.
         assert (first.last_stream, first.error) == (LARGEST_WINDOW, 0)
         assert (last.last_stream, last.error) == (stream, 0)
-        siege.neighbour.await_events(600)
-        siege.note("resumed", f"{len(siege.neighbour.earlier)} times")
-        assert siege.neighbour.earlier
+        siege.neighbor.await_events(600)
+        siege.note("resumed", f"{len(siege.neighbor.earlier)} times")
+        assert siege.neighbor.earlier

@@ -148,7 +148,7 @@ RULES = {
     ),
     "SETTINGS on a stream": Rule("6.5", frame(SETTINGS, 0, 1), CONNECTION),
     "SETTINGS of five bytes": Rule("6.5", frame(SETTINGS, 0, 0, bytes(5)), CONNECTION, (FRAME_SIZE_ERROR,)),
-    "an acknowledgement with content": Rule("6.5", frame(SETTINGS, ACK, 0, bytes(6)), CONNECTION, (FRAME_SIZE_ERROR,)),
+    "an acknowledgment with content": Rule("6.5", frame(SETTINGS, ACK, 0, bytes(6)), CONNECTION, (FRAME_SIZE_ERROR,)),
     "ENABLE_PUSH of 2": Rule("6.5.2", settings((ENABLE_PUSH, 2)), CONNECTION),
     "a window larger than any": Rule(
         "6.5.2", settings((INITIAL_WINDOW_SIZE, LARGEST_WINDOW + 1)), CONNECTION, (FLOW_CONTROL_ERROR,)

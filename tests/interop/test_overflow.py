@@ -56,7 +56,7 @@ class Reader(threading.Thread):
 def test_a_client_that_does_not_read_holds_up_nobody_and_is_told_exactly_what_it_missed(server, client, connect):
     fill, flood, batch = 500, 100_000, 500
     total = fill + flood
-    # History is full before, so that it does not grow afterwards.
+    # History is full before, so that it does not grow afterward.
     publish_in_step(client, [], range(12_000), batch)
     stalled = connect().subscribe("load.>", timeout=5 * PATIENCE)
     readers = [Reader(connect().subscribe("load.>", timeout=5 * PATIENCE), total) for _ in range(3)]

@@ -76,18 +76,18 @@ fn draw_lines(
         .x_desc(quantity)
         .y_desc("server CPU per delivery, us")
         .draw()?;
-    for (line, colour) in lines.iter().zip([FIRST, OTHER]) {
+    for (line, color) in lines.iter().zip([FIRST, OTHER]) {
         let drawn = chart.draw_series(LineSeries::new(
             line.points.iter().copied(),
-            colour.stroke_width(2),
+            color.stroke_width(2),
         ))?;
         drawn
             .label(line.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
         chart.draw_series(
             line.points
                 .iter()
-                .map(|point| Circle::new(*point, 3, colour.filled())),
+                .map(|point| Circle::new(*point, 3, color.filled())),
         )?;
     }
     chart
@@ -140,9 +140,9 @@ fn draw_panel(
     ))?;
     for (place, (name, value, label)) in panel.bars.iter().enumerate() {
         let middle = count - place as f64 - 0.5;
-        let colour = if place == 0 { FIRST } else { OTHER };
+        let color = if place == 0 { FIRST } else { OTHER };
         let corners = [(0.0, middle - 0.35), (*value, middle + 0.35)];
-        chart.draw_series([Rectangle::new(corners, colour.filled())])?;
+        chart.draw_series([Rectangle::new(corners, color.filled())])?;
         let end = (value + longest * 0.01, middle + 0.2);
         chart
             .plotting_area()

@@ -1,7 +1,7 @@
 //! One clock for publishers and subscribers, and a timer finer than a millisecond.
 //!
 //! Every latency is measured between two readings of one monotonic clock in one process, so there is
-//! nothing to synchronise.
+//! nothing to synchronize.
 
 use std::{
     io,

@@ -269,7 +269,7 @@ impl Load {
     }
 }
 
-/// Waits for something that takes a moment, but not for ever.
+/// Waits for something that takes a moment, but not forever.
 pub(crate) async fn patiently<O>(
     what: &str,
     future: impl Future<Output = Result<O, Error>>,

@@ -17,7 +17,7 @@ use crate::{
 
 /// Measure a server: deliveries, processor time, latency, memory
 ///
-/// Without --server it starts one for itself, which is this same program, and ends it afterwards.
+/// Without --server it starts one for itself, which is this same program, and ends it afterward.
 /// Figures mean most when server and benchmark have cores of their own:
 ///
 ///   tidegate bench fanout --server-cores 0 --client-cores 1
@@ -55,7 +55,7 @@ enum Benchmark {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Server and cores")]
 struct SetupArgs {
-    /// A server that runs. Without it, one is started, and ended afterwards.
+    /// A server that runs. Without it, one is started, and ended afterward.
     #[arg(long, global = true, value_name = "URL")]
     server: Option<String>,
 

@@ -45,8 +45,8 @@ pub(crate) fn init(args: &LogArgs) -> Result<Logs, Failure> {
     Ok(match args.log_format {
         LogFormat::Text => {
             let choice = anstream::AutoStream::choice(&io::stderr());
-            let colour = choice != anstream::ColorChoice::Never;
-            let subscriber = subscriber.with_ansi(colour).with_filter_reloading();
+            let color = choice != anstream::ColorChoice::Never;
+            let subscriber = subscriber.with_ansi(color).with_filter_reloading();
             let handle = subscriber.reload_handle();
             subscriber.init();
             Logs(Arc::new(move |filter| handle.reload(filter)))

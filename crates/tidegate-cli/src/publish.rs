@@ -92,7 +92,7 @@ async fn publish_lines(client: &Client, template: &NewEvent) -> Result<(), Failu
             Err(error) => error.into(),
         }),
         outcome = send_lines(publisher, stdin(), template) => outcome,
-        () = bar.follow(&progress) => unreachable!("it follows for ever"),
+        () = bar.follow(&progress) => unreachable!("it follows forever"),
     };
     bar.clear();
     print_accepted(progress.acknowledged())?;
@@ -183,7 +183,7 @@ impl ProgressLine {
         }
     }
 
-    /// Shows `progress`, for ever.
+    /// Shows `progress`, forever.
     async fn follow(&self, progress: &Progress) {
         let mut ticks = tokio::time::interval(Duration::from_millis(100));
         loop {

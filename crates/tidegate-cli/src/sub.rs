@@ -100,7 +100,7 @@ Text output:
   One line per event: time, topic, [key] and {attributes} if it has any, payload.
   Control characters are escaped, and so is everything that is not ASCII in a
   payload that is not UTF-8. Lines that begin with `#` tell of the connection; a
-  line that begins with `!` is a gap. Heartbeats are not shown. Colours are for
+  line that begins with `!` is a gap. Heartbeats are not shown. Colors are for
   terminals only, and not if NO_COLOR is set.
 
 JSON output:

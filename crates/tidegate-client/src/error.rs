@@ -51,7 +51,7 @@ pub enum Error {
     ClientIdInUse(Status),
 
     /// `ABORTED`: a newer stream with the same client id took over. Reconnecting would take it back, and the
-    /// two would do so for ever.
+    /// two would do so forever.
     #[error("another stream took this client id over, give each client an id of its own: {}", .0.message())]
     Superseded(Status),
 
@@ -128,7 +128,7 @@ pub enum Violation {
 
     /// A response to a publish does not belong to the oldest unanswered request.
     #[error("{found} events were acknowledged where {expected} were to be")]
-    Acknowledgement {
+    Acknowledgment {
         /// Events in the oldest unanswered request; 0 when there is none.
         expected: u64,
         /// Events that the server acknowledged.

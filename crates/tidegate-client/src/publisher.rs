@@ -260,7 +260,7 @@ fn match_response(
     let found = u64::from(response.count);
     match oldest {
         Some(batch) if batch.events == found => Ok(batch),
-        other => Err(Violation::Acknowledgement {
+        other => Err(Violation::Acknowledgment {
             expected: other.map_or(0, |batch| batch.events),
             found,
         }),
@@ -397,7 +397,7 @@ mod tests {
         for (count, oldest, expected) in [(2, batch(), 3), (3, None, 0)] {
             assert_eq!(
                 match_response(&response(count), oldest).unwrap_err(),
-                Violation::Acknowledgement {
+                Violation::Acknowledgment {
                     expected,
                     found: count.into()
                 }

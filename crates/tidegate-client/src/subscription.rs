@@ -111,7 +111,7 @@ impl Subscription {
         }
     }
 
-    /// The next update. `None` after an error, for ever: only then has the subscription ended.
+    /// The next update. `None` after an error, forever: only then has the subscription ended.
     ///
     /// # Errors
     /// Whatever ends the subscription, once. See [`Error`].

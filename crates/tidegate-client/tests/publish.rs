@@ -48,7 +48,7 @@ async fn events_arrive_in_order_and_are_all_acknowledged() {
             let mut arrived = Vec::new();
             while let Some(request) = call.requests.message().await.unwrap() {
                 assert!(request.events.len() <= 2);
-                let answer = acknowledgement(request.events.len());
+                let answer = acknowledgment(request.events.len());
                 arrived.extend(request.events);
                 call.responses.send(Ok(answer)).await.unwrap();
             }
@@ -80,8 +80,8 @@ async fn a_refusal_says_how_many_were_accepted_before() {
         publisher.send(event(number)).await.unwrap();
     }
     for answer in [
-        Ok(acknowledgement(1)),
-        Ok(acknowledgement(1)),
+        Ok(acknowledgment(1)),
+        Ok(acknowledgment(1)),
         Err(Status::invalid_argument("event is larger than 1 MiB")),
     ] {
         assert_eq!(
@@ -140,12 +140,12 @@ async fn a_wrong_count_is_a_violation() {
     let mut publisher = server.client().publisher(pairs());
     let mut call = server_call(&mut server, &mut publisher).await;
     call.requests.message().await.unwrap().unwrap();
-    call.responses.send(Ok(acknowledgement(5))).await.unwrap();
+    call.responses.send(Ok(acknowledgment(5))).await.unwrap();
     let failure = publisher.finish().await.unwrap_err();
     assert!(
         matches!(
             failure.error,
-            Error::Violation(Violation::Acknowledgement {
+            Error::Violation(Violation::Acknowledgment {
                 expected: 1,
                 found: 5
             })
@@ -166,7 +166,7 @@ async fn send_waits_while_too_much_is_unacknowledged() {
     let mut call = server_call(&mut server, &mut publisher).await;
     call.requests.message().await.unwrap().unwrap();
     assert!(publisher.send(event(1)).now_or_never().is_none());
-    call.responses.send(Ok(acknowledgement(1))).await.unwrap();
+    call.responses.send(Ok(acknowledgment(1))).await.unwrap();
     publisher.send(event(1)).await.unwrap();
     assert_eq!(publisher.progress().acknowledged(), 1);
 }

@@ -113,7 +113,7 @@ pub struct Published {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum CloseReason {
     /// A newer subscription of the same client id took over. The client must not come back by itself:
-    /// the two would take over from each other for ever.
+    /// the two would take over from each other forever.
     #[error("a newer subscription of the same client id took over")]
     TakenOver,
     /// The hub is closing. Come back elsewhere, or later.

@@ -1,6 +1,6 @@
 //! The park/wake protocol, checked by loom on the real hub: every interleaving of its locks and of the
 //! watermark, up to three preemptions. A lost wake-up shows as a deadlock, for `block_on` then waits
-//! for ever.
+//! forever.
 //!
 //! Run by `RUSTFLAGS="--cfg tidegate_loom" cargo test -p tidegate-core --release --lib loom`.
 

@@ -32,7 +32,7 @@ pub enum ClientIdPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SweepRules {
     /// How long a subscription may have something before it and be handed nothing until it is *stalled*.
-    /// `None` is for ever. Default: 60 s.
+    /// `None` is forever. Default: 60 s.
     pub stall_timeout: Option<Duration>,
     /// Whether every stalled subscription is ended with [`CloseReason::Stalled`], not only those that asked
     /// for [`Overflow::Disconnect`](crate::Overflow::Disconnect). Default: false, which leaves them

@@ -1,4 +1,4 @@
-//! The one place where the crate takes its synchronisation from: the standard library, or loom when
+//! The one place where the crate takes its synchronization from: the standard library, or loom when
 //! the models are checked (`--cfg tidegate_loom`).
 
 #[cfg(all(test, tidegate_loom))]

@@ -46,7 +46,7 @@ pub struct ServerConfig {
     pub max_connections_per_address: Option<usize>,
     /// How old a connection may become, give or take a tenth by chance so that connections which began
     /// together do not end together. Then its streams are told where to resume, and it ends in good order.
-    /// It is how clients find servers that were added behind a load balancer. Default: `None`, for ever.
+    /// It is how clients find servers that were added behind a load balancer. Default: `None`, forever.
     pub max_connection_age: Option<Duration>,
     /// How long a connection has to end when it has reached its age. Default: 30 s.
     pub max_connection_age_grace: Duration,

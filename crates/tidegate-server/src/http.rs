@@ -47,7 +47,7 @@ impl HttpListener {
         })
     }
 
-    /// Serves for ever. When it is dropped, its connections end.
+    /// Serves forever. When it is dropped, its connections end.
     pub(crate) async fn serve(mut self, controls: Controls) {
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();

@@ -81,7 +81,7 @@ pub struct JwksUrl {
     /// A token of an unknown key has it looked at, too, but only so long after the last look. Default: 10 s.
     pub unknown_key_interval: Duration,
     /// How long its keys are trusted after they were fetched last: a key that its issuer withdrew must not be good
-    /// for ever where the set cannot be had. `None` is for ever. Default: 1 day.
+    /// forever where the set cannot be had. `None` is forever. Default: 1 day.
     pub max_age: Option<Duration>,
     /// Certificates in PEM of those who may vouch for it, in place of those that the system trusts.
     /// Default: `None`.

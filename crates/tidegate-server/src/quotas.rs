@@ -17,7 +17,7 @@
 //! In observe-only mode what would be refused is counted and logged, and passes. It takes nothing from the
 //! buckets, as what is refused does not, so the counts are those that enforcing would give.
 
-// A general rate limiter, such as governor's, refuses for ever what is larger than its bucket; and its buckets
+// A general rate limiter, such as governor's, refuses forever what is larger than its bucket; and its buckets
 // would stand in a map of their own beside the counts of subscriptions.
 
 use std::{

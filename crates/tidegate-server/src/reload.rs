@@ -41,7 +41,7 @@ impl Reloader {
         self.tls.is_some() || self.identity.is_some()
     }
 
-    /// Does so for ever, whenever something has changed, until what is returned is dropped.
+    /// Does so forever, whenever something has changed, until what is returned is dropped.
     pub(crate) fn keep_fresh(&self) -> Option<AbortOnDropHandle<()>> {
         self.has_files()
             .then(|| AbortOnDropHandle::new(tokio::spawn(self.clone().refresh())))

@@ -16,7 +16,7 @@ use crate::{
     policy::{Credential, Policy},
 };
 
-/// The longest that is slept towards the end of credentials: the clock may be set meanwhile.
+/// The longest that is slept toward the end of credentials: the clock may be set meanwhile.
 const CLOCK_CHECK: Duration = Duration::from_secs(5);
 
 /// A principal whose credentials were accepted.

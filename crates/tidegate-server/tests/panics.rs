@@ -1,4 +1,4 @@
-//! Honest endings: a panic in the task of a stream never looks like OK to its client, and its neighbours
+//! Honest endings: a panic in the task of a stream never looks like OK to its client, and its neighbors
 //! on the connection live.
 
 mod common;
@@ -83,7 +83,7 @@ async fn a_panic_in_the_task_of_a_stream_is_not_ok_and_hurts_nobody_else() {
     let mut client = Client::new(endpoint.connect().await.unwrap(), journal.clone());
     let mut victim = subscribe(&mut client, filters(&["a"])).await;
     victim.is_disturbed = true;
-    let mut neighbour = subscribe(&mut client, filters(&["b"])).await;
+    let mut neighbor = subscribe(&mut client, filters(&["b"])).await;
     is_lit.store(true, Relaxed);
     let publish = |topic| {
         let event = event(topic, "x");
@@ -102,6 +102,6 @@ async fn a_panic_in_the_task_of_a_stream_is_not_ok_and_hurts_nobody_else() {
     let status = victim.next().await.unwrap_err();
     assert_ne!(status.code(), tonic::Code::Ok);
     publish("b");
-    neighbour.events(1).await;
+    neighbor.events(1).await;
     assert_eq!(hub.stats().subscriptions, 1, "what the victim held is free");
 }

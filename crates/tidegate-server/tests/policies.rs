@@ -197,13 +197,13 @@ async fn a_stalled_stream_that_is_read_within_the_grace_gets_its_status() {
 }
 
 #[tokio::test]
-async fn a_stalled_stream_that_is_not_read_is_reset_and_its_neighbour_lives() {
+async fn a_stalled_stream_that_is_not_read_is_reset_and_its_neighbor_lives() {
     let server = Running::start(sweep(Duration::from_millis(200))).await;
     // Both on one connection.
     let mut client = server.client_with_small_windows().await;
     let mut stalled = subscribe(&mut client, filters(&["t"])).await;
     stalled.is_disturbed = true;
-    let mut neighbour = subscribe(&mut client, filters(&["u"])).await;
+    let mut neighbor = subscribe(&mut client, filters(&["u"])).await;
     publish_all(
         &mut server.client().await,
         (0..2_000).map(|_| event("t", [0; 1_000])),
@@ -217,7 +217,7 @@ async fn a_stalled_stream_that_is_not_read_is_reset_and_its_neighbour_lives() {
     publish(&mut server.client().await, vec![event("u", "x")])
         .await
         .unwrap();
-    neighbour.events(1).await;
+    neighbor.events(1).await;
     let status = loop {
         if let Err(status) = stalled.next().await {
             break status;

@@ -10,7 +10,7 @@ use tokio::{
 /// The first pause after a failure to accept, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// Accepts connections for ever.
+/// Accepts connections forever.
 #[derive(Debug)]
 pub struct Acceptor {
     listener: TcpListener,

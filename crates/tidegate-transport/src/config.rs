@@ -33,7 +33,7 @@ pub struct Http2Config {
     /// slow. Default: 64 KiB, four chunks (hyper: 400 KiB).
     pub max_send_buffer: usize,
     /// How long a new connection may take to shake hands, where there is TLS, and to send the connection
-    /// preface. Default: 5 s (hyper: for ever).
+    /// preface. Default: 5 s (hyper: forever).
     pub preface_timeout: Duration,
     /// Silence after which the peer is asked for a sign of life. Default: 30 s (hyper: never).
     pub keep_alive_interval: Duration,

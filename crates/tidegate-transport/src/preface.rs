@@ -2,7 +2,7 @@
 //!
 //! hyper waits for it without a time-out, and cannot end a connection in good order before it is there
 //! (hyper issue 4170). Waiting for the first byte only would not do: a peer that sends half of it would
-//! hold its place for ever, since keep-alive begins behind it.
+//! hold its place forever, since keep-alive begins behind it.
 
 use std::{
     io,

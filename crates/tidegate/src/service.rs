@@ -258,7 +258,7 @@ where
     message.ok_or_else(|| Reason::InvalidRequest.status("the call carries no SubscribeRequest"))
 }
 
-/// A delay between zero and `most` that is different for neighbouring ids: they are spread as the
+/// A delay between zero and `most` that is different for neighboring ids: they are spread as the
 /// multiples of the golden ratio are (Knuth, The Art of Computer Programming 3, section 6.4).
 pub(crate) fn spread(id: u64, most: Duration) -> Duration {
     let fraction = id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;

@@ -1,9 +1,9 @@
 //! The programs, over real sockets.
 
+use tidegate_embedding_tests::{Program, next};
 use tidegate_example_jobs::proto::{
     Position, Progress, RunRequest, WatchRequest, jobs_client::JobsClient,
 };
-use tidegate_embedding_tests::{Program, next};
 use tonic::{
     Code,
     transport::{Channel, Endpoint},

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use tidegate_example_ticker::proto::{SetRequest, Tick, WatchRequest, ticker_client::TickerClient};
 use tidegate_embedding_tests::{Program, next};
+use tidegate_example_ticker::proto::{SetRequest, Tick, WatchRequest, ticker_client::TickerClient};
 use tonic::transport::{Channel, Endpoint};
 
 const TICKER: &str = env!("CARGO_BIN_EXE_ticker");

@@ -67,7 +67,7 @@ async fn main() -> ExitCode {
     let counts = Arc::new(Counts::default());
     let ended = tokio::select! {
         ended = chaos::run(options, Arc::clone(&counts)) => ended,
-        () = show_progress(&counts) => unreachable!("it goes on for ever"),
+        () = show_progress(&counts) => unreachable!("it goes on forever"),
     };
     match ended {
         Ok(report) => {

@@ -1,4 +1,4 @@
-//! The ground truth: what was published, by the acknowledgements that publishers got.
+//! The ground truth: what was published, by the acknowledgments that publishers got.
 
 use std::{
     collections::{BTreeMap, HashMap},

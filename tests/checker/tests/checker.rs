@@ -6,15 +6,15 @@
 use std::{mem, net::SocketAddr};
 
 use tidegate::Stats;
+use tidegate_checker::{
+    Client, Ending, Rules, Stream, Tally, Truth, Violation, check, check_clean_up, check_memory,
+    lean::{Batch, Event, Response},
+};
 use tidegate_proto::v1::{
     Gap, GapReason, Limits, NewEvent, Overflow, Position, PublishRequest, SubscribeRequest,
     event_service_client::EventServiceClient,
 };
 use tidegate_server::{Server, ServerConfig};
-use tidegate_checker::{
-    Client, Ending, Rules, Stream, Tally, Truth, Violation, check, check_clean_up, check_memory,
-    lean::{Batch, Event, Response},
-};
 use tokio::sync::oneshot;
 use tonic::{
     Code, Streaming,

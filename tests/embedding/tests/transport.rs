@@ -6,12 +6,12 @@ use tidegate::{
     SweepRules,
     typed::{Hub, LeaveReason},
 };
-use tidegate_transport::{Http2Config, Server};
 use tidegate_embedding_tests::{
     PATIENCE, Running, Service, next, on,
     proto::{ServerEvent, feed_client::FeedClient, feed_server::FeedServer},
     text, texts, watch, within_patience,
 };
+use tidegate_transport::{Http2Config, Server};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -55,7 +55,7 @@ async fn streams_get_all_in_order_and_a_clean_end() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_not_read_is_reset_and_its_neighbour_lives() {
+async fn a_stream_that_is_not_read_is_reset_and_its_neighbor_lives() {
     let (left, mut leaves) = mpsc::channel(8);
     let hub = Hub::builder().on_leave(move |departure| {
         // Whoever listened may have gone.
@@ -64,7 +64,7 @@ async fn a_stream_that_is_not_read_is_reset_and_its_neighbour_lives() {
     let server = Running::start_on_transport(hub.build(), Http2Config::default()).await;
     let mut client = server.client_with_small_windows().await;
     let mut stalled = client.watch(watch("a")).await.unwrap().into_inner();
-    let mut neighbour = client.watch(watch("b")).await.unwrap().into_inner();
+    let mut neighbor = client.watch(watch("b")).await.unwrap().into_inner();
     let large = "x".repeat(1_000);
     for _ in 0..1_000 {
         server.hub.publish(on("a", &large)).unwrap();
@@ -86,7 +86,7 @@ async fn a_stream_that_is_not_read_is_reset_and_its_neighbour_lives() {
     };
     assert!(matches!(reason, LeaveReason::Ended(_)), "{reason:?}");
     server.hub.publish(on("b", "still here")).unwrap();
-    assert_eq!(texts(&mut neighbour, 1).await, ["still here"]);
+    assert_eq!(texts(&mut neighbor, 1).await, ["still here"]);
     let status = loop {
         if let Err(status) = next(&mut stalled).await {
             break status;

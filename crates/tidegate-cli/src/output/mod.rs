@@ -25,13 +25,13 @@ pub(crate) enum Renderer {
 }
 
 impl Renderer {
-    /// With colours, if standard output can show them and nobody asked for none.
+    /// With colors, if standard output can show them and nobody asked for none.
     pub(crate) fn for_stdout(format: Format) -> Self {
         let choice = anstream::AutoStream::choice(&io::stdout());
         match (format, choice) {
             (Format::Json, _) => Self::Json,
             (Format::Text, anstream::ColorChoice::Never) => Self::Text(text::Styles::plain()),
-            (Format::Text, _) => Self::Text(text::Styles::coloured()),
+            (Format::Text, _) => Self::Text(text::Styles::colored()),
         }
     }
 

@@ -10,7 +10,7 @@ use tidegate_client::{Event, Gap, GoingAway, Subscribed, Update};
 
 use super::{code_name, position, reason, timestamp};
 
-/// How each part of a line looks. All of them plain where colours are not wanted.
+/// How each part of a line looks. All of them plain where colors are not wanted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Styles {
     time: Style,
@@ -36,7 +36,7 @@ impl Styles {
         }
     }
 
-    pub(crate) fn coloured() -> Self {
+    pub(crate) fn colored() -> Self {
         Self {
             time: Style::new().dimmed(),
             topic: AnsiColor::Cyan.on_default(),
@@ -134,7 +134,7 @@ fn line(out: &mut Vec<u8>, style: Style, text: fmt::Arguments<'_>) -> io::Result
     writeln!(out, "{style}{text}{style:#}")
 }
 
-/// Text whose control characters cannot move the cursor, change colours or begin a line.
+/// Text whose control characters cannot move the cursor, change colors or begin a line.
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {
@@ -214,10 +214,10 @@ mod tests {
     }
 
     #[test]
-    fn colours_begin_and_end_on_the_line() {
+    fn colors_begin_and_end_on_the_line() {
         let mut out = Vec::new();
         let update = samples::gap(1, GapReason::Evicted);
-        render(&mut out, &update, &Styles::coloured()).unwrap();
+        render(&mut out, &update, &Styles::colored()).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.starts_with("\x1b["), "{text:?}");
         assert!(text.ends_with("\x1b[0m\n"), "{text:?}");

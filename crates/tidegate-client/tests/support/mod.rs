@@ -142,7 +142,7 @@ impl EventService for Service {
     ) -> Result<Response<PublishResponse>, Status> {
         match request.into_inner().events.as_slice() {
             [] => Err(Status::invalid_argument("nothing to publish")),
-            events => Ok(Response::new(acknowledgement(events.len()))),
+            events => Ok(Response::new(acknowledgment(events.len()))),
         }
     }
 
@@ -290,7 +290,7 @@ pub fn going_away(sequence: u64, reconnect_after: Duration) -> SubscribeResponse
     }))
 }
 
-pub fn acknowledgement(count: usize) -> PublishResponse {
+pub fn acknowledgment(count: usize) -> PublishResponse {
     PublishResponse {
         count: count.try_into().unwrap(),
         ..Default::default()

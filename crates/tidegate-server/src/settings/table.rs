@@ -68,7 +68,7 @@ pub static SETTINGS: &[Setting] = rows! {
      if that is less.";
 
     "stall_timeout", "stall-timeout", "DURATION", TimeOrNone, server.sweep.stall_timeout, RELOADS,
-    "How long a client may leave events unread, taking none, until it is stalled. none is for ever.";
+    "How long a client may leave events unread, taking none, until it is stalled. none is forever.";
 
     "on_stall", "on-stall", "POLICY", OnStall, server.sweep.close_stalled, RELOADS,
     "What happens to a stalled client: park, it stays, at the cost of its place and of what its limits admit; close, \
@@ -86,7 +86,7 @@ pub static SETTINGS: &[Setting] = rows! {
 
     "connections.max_age", "max-connection-age", "DURATION", TimeOrNone, server.max_connection_age, RESTARTS,
     "How old a connection may become, give or take a tenth. Then its streams are told where to resume and it ends, so \
-     that clients behind a load balancer find servers that were added. none is for ever.";
+     that clients behind a load balancer find servers that were added. none is forever.";
 
     "connections.max_age_grace", "max-connection-age-grace", "DURATION", LongerThan0, server.max_connection_age_grace, RESTARTS,
     "How long a connection has to end when it has reached its age.";
@@ -143,7 +143,7 @@ pub static SETTINGS: &[Setting] = rows! {
 
     "auth.jwt.max_age", "jwt-keys-max-age", "DURATION", TimeOrNone, security.jwt.max_age, RESTARTS,
     "How long the keys of a set at an address are trusted when it cannot be had any more. Then tokens that they signed \
-     are refused, and streams of theirs end. none is for ever.";
+     are refused, and streams of theirs end. none is forever.";
 
     "auth.jwt.leeway", "jwt-leeway", "DURATION", Time, security.jwt.leeway, RESTARTS,
     "How far the issuer's clock may be from this one.";

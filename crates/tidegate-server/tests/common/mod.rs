@@ -16,8 +16,8 @@ use std::{
 };
 
 use tidegate::{Encoded, Hub, Stats, proto::*};
-use tidegate_server::{Admission, Controls, DrainReport, Reloader, Server, ServerConfig};
 use tidegate_checker::{Client as Recorded, Ending, Rules, Stream, Truth, check};
+use tidegate_server::{Admission, Controls, DrainReport, Reloader, Server, ServerConfig};
 use tokio::{sync::oneshot, task::JoinHandle, time};
 use tonic::{
     Status, Streaming,
