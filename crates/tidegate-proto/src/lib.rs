@@ -1,7 +1,8 @@
 //! The wire contract of Tidegate: package `tidegate.v1`, as Rust types.
 //!
-//! The `.proto` files under `proto/tidegate/v1/` are the contract; everything in [`v1`] is made from
-//! them by the build. Field numbers never change: clients exist that use them.
+//! The `.proto` files under `proto/tidegate/v1/` are the contract. The build makes everything in [`v1`] from their
+//! compiled form, `proto/descriptors.binpb`, which a test compares with them. Field numbers never change: clients
+//! exist that use them.
 
 /// Package `tidegate.v1`: the messages, and the clients and servers of `EventService` and `AdminService`.
 #[allow(
@@ -20,4 +21,4 @@ pub mod v1 {
 
 /// The encoded `google.protobuf.FileDescriptorSet` of `tidegate.v1` and of what it imports, as server
 /// reflection and generic clients want it.
-pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("../proto/descriptors.binpb");
