@@ -268,26 +268,8 @@ impl<P: Payload> Hub<P> {
     /// Makes a hub.
     #[must_use]
     pub fn new(config: HubConfig) -> Self {
-        let retained = Retained::default();
-        let state = State {
-            head: 0,
-            feeds: HashMap::new(),
-            by_filter: Trie::new(),
-            closed: None,
-        };
         Self {
-            shared: Arc::new(Shared {
-                epoch: config.epoch,
-                most: config.most,
-                memory_budget: config.memory_budget,
-                retained: retained.clone(),
-                publish: Mutex::new(state),
-                history: Mutex::new(History::new(config.history, retained)),
-                predicates: Mutex::new(Live::default()),
-                committed: AtomicU64::new(0),
-                registry: Registry::new(config.client_ids),
-                counters: Counters::default(),
-            }),
+            shared: Arc::new(Shared::new(config)),
         }
     }
 
@@ -303,10 +285,9 @@ impl<P: Payload> Hub<P> {
         events: impl IntoIterator<Item = NewEvent<P>>,
         now: Instant,
     ) -> Result<Published, PublishError> {
-        let retained = &self.shared.retained;
         let events: Vec<_> = events
             .into_iter()
-            .map(|event| event.into_shared(retained))
+            .map(|event| self.shared.share(event))
             .collect();
         self.shared
             .commit(events, now, |head, i| head + 1 + i as u64)
@@ -324,7 +305,7 @@ impl<P: Payload> Hub<P> {
     ) -> Result<Published, PublishError> {
         let (sequences, events): (Vec<_>, Vec<_>) = events
             .into_iter()
-            .map(|(sequence, event)| (sequence, event.into_shared(&self.shared.retained)))
+            .map(|(sequence, event)| (sequence, self.shared.share(event)))
             .unzip();
         self.shared.commit(events, now, |_, i| sequences[i])
     }
@@ -429,8 +410,7 @@ impl<P: Payload> Hub<P> {
 
     /// Ends every subscription with `reason` and refuses all that comes after. The first reason holds.
     pub fn close(&self, reason: CloseReason) {
-        self.shared.publish.lock().closed.get_or_insert(reason);
-        self.shared.registry.close(reason);
+        self.shared.close(reason);
     }
 
     /// Ends one subscription, by its [identity](Subscription::id), unless it has ended before. The first
@@ -479,12 +459,12 @@ impl<P: Payload> Hub<P> {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let shared = &self.shared;
-        let feeds = shared.publish.lock().feeds.len();
+        let feeds = shared.feeds();
         let clients = shared.registry.clients();
         let history = shared.history.lock();
         let (history_events, history_bytes) = (history.len(), history.bytes());
         Stats {
-            retained_bytes: shared.retained.bytes(),
+            retained_bytes: shared.retained_bytes(),
             clients,
             feeds,
             history_events,
@@ -516,11 +496,54 @@ impl From<Refusal> for SubscribeError {
 // ===== impl Shared =====
 
 impl<P: Payload> Shared<P> {
+    pub(crate) fn new(config: HubConfig) -> Self {
+        let retained = Retained::default();
+        let state = State {
+            head: 0,
+            feeds: HashMap::new(),
+            by_filter: Trie::new(),
+            closed: None,
+        };
+        Self {
+            epoch: config.epoch,
+            most: config.most,
+            memory_budget: config.memory_budget,
+            retained: retained.clone(),
+            publish: Mutex::new(state),
+            history: Mutex::new(History::new(config.history, retained)),
+            predicates: Mutex::new(Live::default()),
+            committed: AtomicU64::new(0),
+            registry: Registry::new(config.client_ids),
+            counters: Counters::default(),
+        }
+    }
+
     pub(crate) const fn position(&self, sequence: u64) -> Position {
         Position {
             epoch: self.epoch,
             sequence,
         }
+    }
+
+    /// Refuses all that comes after and ends every subscription. The first reason holds.
+    pub(crate) fn close(&self, reason: CloseReason) {
+        self.publish.lock().closed.get_or_insert(reason);
+        self.registry.close(reason);
+    }
+
+    /// How many feeds there are.
+    pub(crate) fn feeds(&self) -> usize {
+        self.publish.lock().feeds.len()
+    }
+
+    /// How many bytes all events hold.
+    pub(crate) fn retained_bytes(&self) -> u64 {
+        self.retained.bytes()
+    }
+
+    /// Puts `event` into the memory that all its takers will share, and counts it.
+    pub(crate) fn share(&self, event: NewEvent<P>) -> Arc<Event<P>> {
+        event.into_shared(&self.retained)
     }
 
     /// Numbers `events`, in their order, with `sequence(head, i)`, and appends them everywhere.
