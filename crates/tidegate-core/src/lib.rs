@@ -59,6 +59,7 @@ extern crate self as tidegate_core;
 #[path = "../tests/model.rs"]
 mod model;
 
+mod close;
 mod counters;
 mod event;
 mod evicted;
@@ -85,15 +86,13 @@ mod trie;
 mod loom_tests;
 
 pub use crate::{
+    close::CloseReason,
     counters::{GapStats, Stats},
     event::{Event, NewEvent, Payload, Position},
     filter::Filter,
     gap::{Gap, GapReason},
     history::HistoryLimits,
-    hub::{
-        CloseReason, Hub, HubConfig, PublishError, Published, Start, SubscribeError,
-        SubscribeOptions,
-    },
+    hub::{Hub, HubConfig, PublishError, Published, Start, SubscribeError, SubscribeOptions},
     limits::{Limits, Overflow},
     predicate::Predicate,
     registry::{ClientIdPolicy, SubscriptionInfo, SweepRules, Swept},

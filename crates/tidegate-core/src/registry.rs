@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{feed::Feed, hub::CloseReason, signal::Signal, sync::Mutex, topic::ClientId};
+use crate::{close::CloseReason, feed::Feed, signal::Signal, sync::Mutex, topic::ClientId};
 
 /// What happens when a client id that is in use subscribes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

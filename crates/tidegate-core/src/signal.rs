@@ -34,7 +34,7 @@ use std::{
 };
 
 use crate::{
-    hub::CloseReason,
+    close::CloseReason,
     registry::{Holder, SubscriptionInfo},
     sync::{AtomicU64, Mutex},
 };

@@ -38,11 +38,12 @@ use std::{
 };
 
 use crate::{
+    close::CloseReason,
     counters::add,
     event::{Event, Payload, Position},
     feed::{Feed, ParkKey},
     gap::{Gap, GapReason},
-    hub::{CloseReason, Shared, Start},
+    hub::{Shared, Start},
     limits::{Limits, Overflow},
     registry::{Holder, SubscriptionInfo},
     replay::{Opening, Replay},

@@ -4,10 +4,10 @@ use std::{cmp::Reverse, mem, sync::Arc};
 
 use super::{Batch, Filling, Place, Room, Subscription, losses::Losses};
 use crate::{
+    close::CloseReason,
     counters::add,
     event::Payload,
     feed::{Ahead, Backlog, ParkKey},
-    hub::CloseReason,
     limits::Overflow,
 };
 
