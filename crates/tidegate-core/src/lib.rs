@@ -69,6 +69,7 @@ mod gap;
 mod groups;
 mod history;
 mod hub;
+mod info;
 mod latest;
 mod limits;
 pub mod predicate;
@@ -93,9 +94,10 @@ pub use crate::{
     gap::{Gap, GapReason},
     history::HistoryLimits,
     hub::{Hub, HubConfig, PublishError, Published, Start, SubscribeError, SubscribeOptions},
+    info::SubscriptionInfo,
     limits::{Limits, Overflow},
     predicate::Predicate,
-    registry::{ClientIdPolicy, SubscriptionInfo, SweepRules, Swept},
+    registry::{ClientIdPolicy, SweepRules, Swept},
     subscription::{Batch, Room, Subscription},
     topic::{ClientId, NameError, NameErrorKind, Topic},
     topic_set::TopicSet,

@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{close::CloseReason, feed::Feed, signal::Signal, sync::Mutex, topic::ClientId};
+use crate::{
+    close::CloseReason, feed::Feed, info::Holder, signal::Signal, sync::Mutex, topic::ClientId,
+};
 
 /// What happens when a client id that is in use subscribes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,40 +56,10 @@ pub struct Swept {
     pub reset: u64,
 }
 
-/// A subscription that is here, as its last poll left it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SubscriptionInfo {
-    /// The identity of the subscription within its hub.
-    pub id: u64,
-    /// Who holds it.
-    pub client_id: ClientId,
-    /// On whose behalf, where clients prove who they are.
-    pub principal: Option<Arc<str>>,
-    /// How many matching events it has still to see. During a replay, what the current round still has and
-    /// what came since.
-    pub backlog: u64,
-    /// How many events it was handed.
-    pub handed_off: u64,
-    /// How many events it was told that it lost, those of conflation aside.
-    pub lost: u64,
-    /// How many events newer ones replaced, because it asked for
-    /// [`Overflow::Conflate`](crate::Overflow::Conflate).
-    pub conflated: u64,
-    /// Whether the last sweep found it stalled and left it as it is.
-    pub is_stalled: bool,
-}
-
 #[derive(Debug)]
 pub(crate) struct Registry<P> {
     policy: ClientIdPolicy,
     state: Mutex<State<P>>,
-}
-
-/// Who holds a subscription.
-#[derive(Debug, Clone)]
-pub(crate) struct Holder {
-    pub(crate) client: ClientId,
-    pub(crate) principal: Option<Arc<str>>,
 }
 
 /// The feeds of a subscription, to look at how far it is behind.
