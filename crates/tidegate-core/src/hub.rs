@@ -436,16 +436,6 @@ impl<P: Payload> Hub<P> {
     }
 }
 
-impl<P: Payload> Listed<P> {
-    fn info(&self) -> SubscriptionInfo {
-        let tally = self.signal.tally();
-        let stands_at = tally.stands_at.load(Relaxed);
-        let ends = self.feeds.iter().map(|feed| feed.lock().end());
-        let ends = ends.fold(0, u64::wrapping_add);
-        tally.info(self.id, &self.holder, ends.wrapping_sub(stands_at))
-    }
-}
-
 impl From<Refusal> for SubscribeError {
     fn from(refusal: Refusal) -> Self {
         match refusal {

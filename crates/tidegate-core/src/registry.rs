@@ -12,7 +12,13 @@ use std::{
 };
 
 use crate::{
-    close::CloseReason, feed::Feed, info::Holder, signal::Signal, sync::Mutex, topic::ClientId,
+    close::CloseReason,
+    event::Payload,
+    feed::Feed,
+    info::{Holder, SubscriptionInfo},
+    signal::Signal,
+    sync::Mutex,
+    topic::ClientId,
 };
 
 /// What happens when a client id that is in use subscribes again.
@@ -68,10 +74,10 @@ pub(crate) type Feeds<P> = Arc<[Arc<Feed<P>>]>;
 /// What a listing takes of a subscription while it holds the lock.
 #[derive(Debug)]
 pub(crate) struct Listed<P> {
-    pub(crate) id: u64,
-    pub(crate) holder: Holder,
-    pub(crate) signal: Arc<Signal>,
-    pub(crate) feeds: Feeds<P>,
+    id: u64,
+    holder: Holder,
+    signal: Arc<Signal>,
+    feeds: Feeds<P>,
 }
 
 #[derive(Debug)]
@@ -245,6 +251,16 @@ impl<P> Registry<P> {
     /// How many client ids are in use.
     pub(crate) fn clients(&self) -> usize {
         self.state.lock().clients.len()
+    }
+}
+
+impl<P: Payload> Listed<P> {
+    pub(crate) fn info(&self) -> SubscriptionInfo {
+        let tally = self.signal.tally();
+        let stands_at = tally.stands_at.load(Relaxed);
+        let ends = self.feeds.iter().map(|feed| feed.lock().end());
+        let ends = ends.fold(0, u64::wrapping_add);
+        tally.info(self.id, &self.holder, ends.wrapping_sub(stands_at))
     }
 }
 
