@@ -28,8 +28,9 @@ use crate::{
     history::{History, HistoryLimits},
     info::{Holder, SubscriptionInfo},
     limits::{Limits, Overflow},
+    options::{HubConfig, Start, SubscribeOptions},
     predicate::{Live, Predicate},
-    registry::{ClientIdPolicy, Feeds, Listed, Refusal, Registry, SweepRules, Swept},
+    registry::{Feeds, Listed, Refusal, Registry, SweepRules, Swept},
     retained::Retained,
     signal::Signal,
     subscription::{Parts, Subscription},
@@ -41,57 +42,6 @@ use crate::{
 /// Over the memory budget, one part in so many of the sequences that are kept goes at a time: few enough
 /// steps to look at all feeds for each, small enough not to hold the publish lock for long.
 const EVICTION_STEPS: u64 = 32;
-
-/// How a hub is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HubConfig {
-    /// Identity of the sequence space that begins with this hub. Choose one at random for each hub: it
-    /// is what tells positions of another time apart. The core has no source of chance of its own.
-    pub epoch: u64,
-    /// How much history is kept.
-    pub history: HistoryLimits,
-    /// The most that a subscription may ask for; what is asked beyond is lowered to it. Default: 65,536
-    /// events, 64 MiB. Its `overflow` has no meaning.
-    pub most: Limits,
-    /// What happens when a client id that is in use subscribes again.
-    pub client_ids: ClientIdPolicy,
-    /// The most bytes that events may hold, in history and in feeds, with what they take besides their
-    /// payloads. Beyond, the oldest go, for everyone alike, and whoever had still to see one is told. What
-    /// is being handed to a subscriber is counted and cannot be taken back. Default: none.
-    pub memory_budget: u64,
-}
-
-/// What a subscriber asks for.
-#[derive(Debug, Clone)]
-pub struct SubscribeOptions {
-    /// Who it is.
-    pub client_id: ClientId,
-    /// On whose behalf, where clients prove who they are. A client id that is in use by one principal is
-    /// taken for all others, whatever the [`ClientIdPolicy`].
-    pub principal: Option<Arc<str>>,
-    /// What it wants: the union of these, each event once. Its own `$client.<id>` comes with it.
-    pub filters: Vec<Filter>,
-    /// How far it may fall behind.
-    pub limits: Limits,
-    /// Where it begins.
-    pub start: Start,
-    /// Woken when the subscription was ended and has not been polled for the grace of [`Hub::sweep`]: its
-    /// transport holds something that the peer does not take, so no status can reach it. Whoever owns the
-    /// transport drops the stream then.
-    pub reset: Option<Waker>,
-}
-
-/// Where a subscription begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Start {
-    /// With the next event.
-    #[default]
-    Live,
-    /// With what came after a position, as far as history has it, and then live.
-    After(Position),
-    /// With the newest so many matching events of history, and then live.
-    Last(u32),
-}
 
 /// What became of a batch that was published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +79,7 @@ pub enum PublishError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubscribeError {
-    /// The client id is in use, and [`ClientIdPolicy::Reject`] holds, or it is another principal that uses
+    /// The client id is in use, and [`ClientIdPolicy::Reject`](crate::ClientIdPolicy::Reject) holds, or it is another principal that uses
     /// it.
     #[error("the client id is in use")]
     ClientIdTaken,
@@ -177,43 +127,6 @@ pub(crate) struct State<P> {
     /// The same feeds, by each of their filters.
     by_filter: Trie<Arc<Feed<P>>>,
     closed: Option<CloseReason>,
-}
-
-// ===== impl HubConfig =====
-
-impl HubConfig {
-    /// The defaults, in the given epoch.
-    #[must_use]
-    pub fn new(epoch: u64) -> Self {
-        const EVENTS: std::num::NonZeroU64 = std::num::NonZeroU64::new(65_536).expect("not zero");
-        const BYTES: std::num::NonZeroU64 = std::num::NonZeroU64::new(64 << 20).expect("not zero");
-        Self {
-            epoch,
-            history: HistoryLimits::default(),
-            most: Limits {
-                max_events: EVENTS,
-                max_bytes: BYTES,
-                ..Limits::default()
-            },
-            client_ids: ClientIdPolicy::default(),
-            memory_budget: u64::MAX,
-        }
-    }
-}
-
-impl SubscribeOptions {
-    /// A live subscription with default limits.
-    #[must_use]
-    pub fn new(client_id: ClientId, filters: Vec<Filter>) -> Self {
-        Self {
-            client_id,
-            principal: None,
-            filters,
-            limits: Limits::default(),
-            start: Start::default(),
-            reset: None,
-        }
-    }
 }
 
 // ===== impl Hub =====

@@ -72,6 +72,7 @@ mod hub;
 mod info;
 mod latest;
 mod limits;
+mod options;
 pub mod predicate;
 mod registry;
 mod replay;
@@ -93,9 +94,10 @@ pub use crate::{
     filter::Filter,
     gap::{Gap, GapReason},
     history::HistoryLimits,
-    hub::{Hub, HubConfig, PublishError, Published, Start, SubscribeError, SubscribeOptions},
+    hub::{Hub, PublishError, Published, SubscribeError},
     info::SubscriptionInfo,
     limits::{Limits, Overflow},
+    options::{HubConfig, Start, SubscribeOptions},
     predicate::Predicate,
     registry::{ClientIdPolicy, SweepRules, Swept},
     subscription::{Batch, Room, Subscription},
