@@ -74,6 +74,7 @@ mod latest;
 mod limits;
 mod options;
 pub mod predicate;
+mod publish;
 mod registry;
 mod replay;
 mod retained;
@@ -94,11 +95,12 @@ pub use crate::{
     filter::Filter,
     gap::{Gap, GapReason},
     history::HistoryLimits,
-    hub::{Hub, PublishError, Published, SubscribeError},
+    hub::{Hub, SubscribeError},
     info::SubscriptionInfo,
     limits::{Limits, Overflow},
     options::{HubConfig, Start, SubscribeOptions},
     predicate::Predicate,
+    publish::{PublishError, Published},
     registry::{ClientIdPolicy, SweepRules, Swept},
     subscription::{Batch, Room, Subscription},
     topic::{ClientId, NameError, NameErrorKind, Topic},

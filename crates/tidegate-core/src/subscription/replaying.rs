@@ -6,7 +6,7 @@ use super::{
     Batch, Filling, Parts, Place, Room, Subscription, index,
     losses::{Loss, merge_gap},
 };
-use crate::{counters::add, event::Payload, hub::State, replay::Step};
+use crate::{counters::add, event::Payload, publish::State, replay::Step};
 
 /// How many strides of history one poll goes through before it lets other tasks run.
 const STRIDES_PER_POLL: usize = if cfg!(test) { 2 } else { 32 };
