@@ -8,7 +8,7 @@
 
 use std::{cmp::Reverse, mem, sync::Arc};
 
-use super::{Filling, Subscription, losses::Losses};
+use super::{Subscription, losses::Losses, room::Filling};
 use crate::event::Payload;
 
 /// Why a run over the survivors ended.

@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, mem, sync::Arc};
 
-use super::{Batch, Filling, Place, Room, Subscription, losses::Losses};
+use super::{Batch, Place, Room, Subscription, losses::Losses, room::Filling};
 use crate::{
     close::CloseReason,
     counters::add,

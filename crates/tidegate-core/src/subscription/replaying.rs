@@ -3,8 +3,9 @@
 use std::{sync::Arc, task::Context};
 
 use super::{
-    Batch, Filling, Parts, Place, Room, Subscription, index,
+    Batch, Parts, Place, Room, Subscription, index,
     losses::{Loss, merge_gap},
+    room::Filling,
 };
 use crate::{counters::add, event::Payload, publish::State, replay::Step};
 
