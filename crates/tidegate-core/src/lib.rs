@@ -59,6 +59,7 @@ extern crate self as tidegate_core;
 #[path = "../tests/model.rs"]
 mod model;
 
+mod bounds;
 mod close;
 mod counters;
 mod event;
