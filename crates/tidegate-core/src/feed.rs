@@ -301,19 +301,19 @@ impl<P: Payload> FeedState<P> {
         self.subscribers == 0
     }
 
-    /// Puts a cursor at the end and parks it. Returns its number and the key of the registration. `most`
-    /// is the most that a view may keep.
+    /// Puts a cursor at the end and parks it. Returns its number and the key of the registration.
+    /// `max_limits` is the most that a view may keep.
     pub(crate) fn attach(
         &mut self,
         limits: &Limits,
-        most: &Limits,
+        max_limits: &Limits,
         signal: &Arc<Signal>,
         cursor: u32,
     ) -> (u64, ParkKey) {
         let end = self.end();
         if limits.overflow == Overflow::Conflate {
             self.latest
-                .get_or_insert_with(|| Box::new(Latest::new(*most, self.retained.clone())))
+                .get_or_insert_with(|| Box::new(Latest::new(*max_limits, self.retained.clone())))
                 .enter(end);
         } else {
             self.bounds.add(limits);

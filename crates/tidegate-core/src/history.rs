@@ -71,7 +71,7 @@ pub(crate) enum WalkEnd {
     /// The stretch is done.
     Done,
     /// As many entries as allowed were looked at.
-    Most,
+    MaxEntries,
     /// The visitor refused an entry.
     Refused,
 }
@@ -192,34 +192,34 @@ impl<P: Payload> History<P> {
             .partition_point(|entry| entry.event.sequence <= sequence)
     }
 
-    /// Walks over up to `most` entries after `after` and up to `through`, oldest first. `visit` returns
+    /// Walks over up to `max_entries` entries after `after` and up to `through`, oldest first. `visit` returns
     /// false to refuse an entry.
     pub(crate) fn forward(
         &self,
         after: u64,
         through: u64,
-        most: usize,
+        max_entries: usize,
         visit: impl FnMut(&Arc<Event<P>>) -> bool,
     ) -> Walk {
         walk(
             self.entries.range(self.up_to(after)..self.up_to(through)),
-            most,
+            max_entries,
             visit,
         )
     }
 
-    /// Walks over up to `most` entries before `before` and after `after`, newest first.
+    /// Walks over up to `max_entries` entries before `before` and after `after`, newest first.
     pub(crate) fn backward(
         &self,
         before: u64,
         after: u64,
-        most: usize,
+        max_entries: usize,
         visit: impl FnMut(&Arc<Event<P>>) -> bool,
     ) -> Walk {
         let end = self.up_to(before.saturating_sub(1));
         walk(
             self.entries.range(self.up_to(after).min(end)..end).rev(),
-            most,
+            max_entries,
             visit,
         )
     }
@@ -227,11 +227,11 @@ impl<P: Payload> History<P> {
 
 fn walk<'a, P: 'a>(
     mut entries: impl Iterator<Item = &'a Entry<P>>,
-    most: usize,
+    max_entries: usize,
     mut visit: impl FnMut(&'a Arc<Event<P>>) -> bool,
 ) -> Walk {
     let mut last = None;
-    for _ in 0..most {
+    for _ in 0..max_entries {
         let Some(entry) = entries.next() else {
             return Walk {
                 last,
@@ -247,7 +247,7 @@ fn walk<'a, P: 'a>(
         last = Some(entry.event.sequence);
     }
     let end = if entries.next().is_some() {
-        WalkEnd::Most
+        WalkEnd::MaxEntries
     } else {
         WalkEnd::Done
     };

@@ -174,7 +174,7 @@ impl<P: Payload> Hub<P> {
         let parts = Parts {
             id,
             holder,
-            limits: options.limits.clamped(shared.most),
+            limits: options.limits.clamped(shared.max_limits),
             signal,
         };
 

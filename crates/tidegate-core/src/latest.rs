@@ -42,7 +42,7 @@ pub(crate) struct Latest<P> {
     /// What of that the memory budget took.
     evicted: Evicted,
     /// The most that is kept.
-    most: Limits,
+    limits: Limits,
     /// Where the places of survivors are counted.
     retained: Retained,
 }
@@ -80,8 +80,8 @@ impl<P> Hash for Subject<P> {
 }
 
 impl<P: Payload> Latest<P> {
-    /// An empty view that keeps at most `most`.
-    pub(crate) fn new(most: Limits, retained: Retained) -> Self {
+    /// An empty view that keeps what fits `limits`.
+    pub(crate) fn new(limits: Limits, retained: Retained) -> Self {
         Self {
             survivors: BTreeMap::new(),
             by_key: HashMap::new(),
@@ -90,7 +90,7 @@ impl<P: Payload> Latest<P> {
             first: 0,
             evicted_sequence: 0,
             evicted: Evicted::default(),
-            most,
+            limits,
             retained,
         }
     }
@@ -107,7 +107,7 @@ impl<P: Payload> Latest<P> {
         self.survivors.insert(number, Arc::clone(event));
         self.bytes += event.size();
         self.retained.add(PLACE);
-        while !self.most.fits(self.survivors.len() as u64, self.bytes) {
+        while !self.limits.fits(self.survivors.len() as u64, self.bytes) {
             self.evict_oldest();
         }
     }

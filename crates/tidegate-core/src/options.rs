@@ -17,7 +17,7 @@ pub struct HubConfig {
     pub history: HistoryLimits,
     /// The most that a subscription may ask for; what is asked beyond is lowered to it. Default: 65,536
     /// events, 64 MiB. Its `overflow` has no meaning.
-    pub most: Limits,
+    pub max_limits: Limits,
     /// What happens when a client id that is in use subscribes again.
     pub client_ids: ClientIdPolicy,
     /// The most bytes that events may hold, in history and in feeds, with what they take besides their
@@ -67,7 +67,7 @@ impl HubConfig {
         Self {
             epoch,
             history: HistoryLimits::default(),
-            most: Limits {
+            max_limits: Limits {
                 max_events: EVENTS,
                 max_bytes: BYTES,
                 ..Limits::default()

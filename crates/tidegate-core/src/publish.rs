@@ -62,7 +62,7 @@ pub enum PublishError {
 #[derive(Debug)]
 pub(crate) struct Shared<P> {
     pub(crate) epoch: u64,
-    pub(crate) most: Limits,
+    pub(crate) max_limits: Limits,
     memory_budget: u64,
     retained: Retained,
     /// The publish lock.
@@ -100,7 +100,7 @@ impl<P: Payload> Shared<P> {
         };
         Self {
             epoch: config.epoch,
-            most: config.most,
+            max_limits: config.max_limits,
             memory_budget: config.memory_budget,
             retained: retained.clone(),
             publish: Mutex::new(state),

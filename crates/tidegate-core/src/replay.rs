@@ -272,7 +272,7 @@ impl<P: Payload> Replay<P> {
         self.ledger
             .marks
             .push((self.ledger.before, self.ledger.matches));
-        walk.end != WalkEnd::Most || self.ledger.matches == enough
+        walk.end != WalkEnd::MaxEntries || self.ledger.matches == enough
     }
 
     fn read(

@@ -32,7 +32,8 @@ impl<P: Payload> Subscription<P> {
             feed.join();
             cursor.next = feed.end();
             if !matches!(beginning, Beginning::Replay(_)) {
-                let (_, key) = feed.attach(&parts.limits, &shared.most, &parts.signal, index(i));
+                let (_, key) =
+                    feed.attach(&parts.limits, &shared.max_limits, &parts.signal, index(i));
                 cursor.place = Place::Parked(key);
             }
         }

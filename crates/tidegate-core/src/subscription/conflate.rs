@@ -56,7 +56,7 @@ impl<P: Payload> Subscription<P> {
         let limits = &self.parts.limits;
         // One more than may stay tells that something has to go.
         let enough = usize::try_from(limits.max_events.get())
-            .map_or(usize::MAX, |most| most.saturating_add(1));
+            .map_or(usize::MAX, |max| max.saturating_add(1));
         let mut newest_first = Vec::new();
         let mut floor = 0;
         for Reverse((_, i)) in &self.ready {

@@ -100,7 +100,7 @@ impl<P: Payload> Subscription<P> {
                 cursor
                     .feed
                     .lock()
-                    .attach(limits, &self.shared.most, signal, index(i));
+                    .attach(limits, &self.shared.max_limits, signal, index(i));
             cursor.next = next;
             cursor.place = Place::Parked(key);
         }
