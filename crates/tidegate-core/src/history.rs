@@ -187,22 +187,23 @@ impl<P: Payload> History<P> {
     }
 
     /// The number of entries with a sequence up to `sequence`.
-    fn up_to(&self, sequence: u64) -> usize {
+    fn count_up_to(&self, sequence: u64) -> usize {
         self.entries
             .partition_point(|entry| entry.event.sequence <= sequence)
     }
 
-    /// Walks over up to `max_entries` entries after `after` and up to `through`, oldest first. `visit` returns
+    /// Walks over up to `max_entries` entries after `after` and up to `up_to`, oldest first. `visit` returns
     /// false to refuse an entry.
     pub(crate) fn forward(
         &self,
         after: u64,
-        through: u64,
+        up_to: u64,
         max_entries: usize,
         visit: impl FnMut(&Arc<Event<P>>) -> bool,
     ) -> Walk {
         walk(
-            self.entries.range(self.up_to(after)..self.up_to(through)),
+            self.entries
+                .range(self.count_up_to(after)..self.count_up_to(up_to)),
             max_entries,
             visit,
         )
@@ -216,9 +217,11 @@ impl<P: Payload> History<P> {
         max_entries: usize,
         visit: impl FnMut(&Arc<Event<P>>) -> bool,
     ) -> Walk {
-        let end = self.up_to(before.saturating_sub(1));
+        let end = self.count_up_to(before.saturating_sub(1));
         walk(
-            self.entries.range(self.up_to(after).min(end)..end).rev(),
+            self.entries
+                .range(self.count_up_to(after).min(end)..end)
+                .rev(),
             max_entries,
             visit,
         )

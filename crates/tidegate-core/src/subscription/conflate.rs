@@ -36,7 +36,7 @@ impl<P: Payload> Subscription<P> {
             // The losses of all feeds must be settled against one another, as without conflation.
             let shared = Arc::clone(&self.shared);
             let state = shared.publish.lock();
-            let watermark = state.head.min(filling.room.through);
+            let watermark = state.head.min(filling.room.up_to);
             self.parts
                 .signal
                 .take_ready_while_locked(&mut self.arrivals);

@@ -107,7 +107,7 @@ impl<P: Payload> Subscription<P> {
             .signal
             .take_ready_while_locked(&mut self.arrivals);
         self.absorb_arrivals();
-        let watermark = state.head.min(filling.room.through);
+        let watermark = state.head.min(filling.room.up_to);
         let evicted_through = self.survey(0, watermark).evicted_through;
         self.skip_through(evicted_through.max(losses.last()), &mut losses);
         self.run(watermark, filling);

@@ -144,7 +144,7 @@ impl<P: Payload> Subscription<P> {
         let held_back = self
             .ready
             .peek()
-            .is_some_and(|Reverse((head, _))| *head > room.through);
+            .is_some_and(|Reverse((head, _))| *head > room.up_to);
         let left_some = self.replay.is_some() || !(self.ready.is_empty() || held_back);
         self.parts.signal.note(!batch.is_empty(), left_some);
         polled
@@ -199,7 +199,7 @@ impl<P: Payload> Subscription<P> {
     }
 
     /// Whether something live is there that was not taken, for want of room or because of
-    /// [`Room::through`], as the last poll saw it.
+    /// [`Room::up_to`], as the last poll saw it.
     #[must_use]
     pub fn is_behind(&self) -> bool {
         !self.ready.is_empty()
@@ -292,7 +292,7 @@ impl<P: Payload> Subscription<P> {
             if self.replay.is_some() {
                 return Ok(self.replay(cx, room, batch));
             }
-            if self.take_live(watermark.min(room.through), room, batch)? {
+            if self.take_live(watermark.min(room.up_to), room, batch)? {
                 return Ok(true);
             }
             match self.ready.peek() {
@@ -300,7 +300,7 @@ impl<P: Payload> Subscription<P> {
                     self.resume_after = watermark;
                     return Ok(false);
                 }
-                Some(Reverse((head, _))) if *head > room.through => {
+                Some(Reverse((head, _))) if *head > room.up_to => {
                     self.resume_after = self.resume_after.max(watermark.min(head - 1));
                     return Ok(false);
                 }

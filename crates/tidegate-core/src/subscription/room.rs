@@ -18,7 +18,7 @@ pub struct Room {
     pub overhead: u64,
     /// Live events after this sequence are left for later. [`u64::MAX`] leaves none; 0 leaves all, and a
     /// poll then only looks whether the subscription has ended. A replay takes no notice of it.
-    pub through: u64,
+    pub up_to: u64,
 }
 
 /// What one poll handed out: the gaps, then the events, then whether the replay has ended.
@@ -44,7 +44,7 @@ impl Room {
             events,
             bytes: u64::MAX,
             overhead: 0,
-            through: u64::MAX,
+            up_to: u64::MAX,
         }
     }
 
