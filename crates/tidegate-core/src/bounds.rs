@@ -40,7 +40,7 @@ impl Bounds {
         }
     }
 
-    pub(crate) const fn admit(&self, events: usize, bytes: u64) -> bool {
+    pub(crate) const fn fits(&self, events: usize, bytes: u64) -> bool {
         events as u64 <= self.max_events && bytes <= self.max_bytes
     }
 }

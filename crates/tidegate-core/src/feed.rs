@@ -153,9 +153,9 @@ impl<P: Payload> Feed<P> {
     }
 
     /// Whether an event that matches one of the filters belongs here.
-    pub(crate) fn admits(&self, event: &Event<P>) -> bool {
+    pub(crate) fn accepts(&self, event: &Event<P>) -> bool {
         let predicate = self.kind.predicate.as_ref();
-        predicate.is_none_or(|predicate| predicate.admits(event))
+        predicate.is_none_or(|predicate| predicate.accepts(event))
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, FeedState<P>> {
@@ -220,7 +220,7 @@ impl<P: Payload> FeedState<P> {
         while self.ring.len() > 1
             && !self
                 .bounds
-                .admit(self.ring.len(), self.backlog(self.first, self.end()).bytes)
+                .fits(self.ring.len(), self.backlog(self.first, self.end()).bytes)
         {
             let cursors = self.pop_front();
             self.ring[0].cursors += cursors;
@@ -229,7 +229,7 @@ impl<P: Payload> FeedState<P> {
 
     /// Evicts events up to a sequence, the newest too, for the memory budget.
     pub(crate) fn evict_through(&mut self, sequence: u64) {
-        let (from, since) = (
+        let (from, first_sequence) = (
             self.first,
             self.ring.front().map_or(0, |slot| slot.sequence),
         );
@@ -243,7 +243,7 @@ impl<P: Payload> FeedState<P> {
         }
         if self.first > from {
             self.evicted
-                .note(from, self.first, since, self.removed_sequence);
+                .note(from, self.first, first_sequence, self.removed_sequence);
         }
         if let Some(latest) = &mut self.latest {
             latest.evict_through(sequence);

@@ -119,10 +119,10 @@ impl<P: Payload> Latest<P> {
             .first_key_value()
             .is_some_and(|(_, oldest)| oldest.sequence() <= sequence)
         {
-            let (from, since) = (self.first, self.evicted_sequence + 1);
+            let (from, first_sequence) = (self.first, self.evicted_sequence + 1);
             self.evict_oldest();
             self.evicted
-                .note(from, self.first, since, self.evicted_sequence);
+                .note(from, self.first, first_sequence, self.evicted_sequence);
         }
     }
 

@@ -51,7 +51,7 @@ impl<P> Predicate<P> {
     }
 
     /// What it says of `event`: as the publisher noted, or else by a look.
-    pub(crate) fn admits(&self, event: &Event<P>) -> bool {
+    pub(crate) fn accepts(&self, event: &Event<P>) -> bool {
         event
             .verdict(self.id())
             .unwrap_or_else(|| (self.0.test)(event.payload()))
@@ -97,7 +97,7 @@ impl<P> Live<P> {
             let event = Arc::get_mut(event).expect("nobody else has it yet");
             for (predicate, _) in &*self.predicates {
                 if event.verdict(predicate.id()).is_none() {
-                    let verdict = predicate.admits(event);
+                    let verdict = predicate.accepts(event);
                     event.note_verdict(predicate.id(), verdict);
                 }
             }

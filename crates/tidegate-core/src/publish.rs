@@ -285,7 +285,7 @@ impl<P: Payload> State<P> {
                     .matching(event.topic().as_str(), &mut |feed| feeds.push(feed));
                 previous = Some(event.topic());
             }
-            for feed in feeds.iter().filter(|feed| feed.admits(event)) {
+            for feed in feeds.iter().filter(|feed| feed.accepts(event)) {
                 matched += feed.lock().append(event, wake);
             }
         }

@@ -409,6 +409,6 @@ impl<P: Payload> Wanted<P> {
                 || self
                     .predicate
                     .as_ref()
-                    .is_none_or(|predicate| predicate.admits(event)))
+                    .is_none_or(|predicate| predicate.accepts(event)))
     }
 }

@@ -91,18 +91,18 @@ impl<P: Payload> Subscription<P> {
             let cursor = &mut self.cursors[i as usize];
             let mut feed = cursor.feed.lock();
             let latest = feed.latest();
-            let mut since = cursor.since.max(self.resume_after + 1);
+            let mut not_before = cursor.not_before.max(self.resume_after + 1);
             let mut from = cursor.next;
             if latest.has_overtaken(from) {
                 let evicted = latest.evicted().within(from, latest.first());
-                losses.evicted.merge(evicted, since);
+                losses.evicted.merge(evicted, not_before);
                 losses.overflow.add(
                     latest.first() - from - evicted.count,
-                    since,
+                    not_before,
                     latest.evicted_sequence(),
                 );
                 from = latest.first();
-                since = latest.evicted_sequence() + 1;
+                not_before = latest.evicted_sequence() + 1;
             }
             let mut dropped = 0;
             let survivors = latest
@@ -116,14 +116,14 @@ impl<P: Payload> Subscription<P> {
                 }
                 goes
             });
-            let (to, next_since) = kept.next().unwrap_or((feed.end(), feed.newest() + 1));
+            let (to, next_not_before) = kept.next().unwrap_or((feed.end(), feed.newest() + 1));
             drop(kept);
             losses
                 .conflated
-                .add(to - from - dropped, since, next_since - 1);
+                .add(to - from - dropped, not_before, next_not_before - 1);
             let moved = feed.advance_conflating(cursor.next, to, &self.parts.signal, i);
             drop(feed);
-            (cursor.next, cursor.since) = (to, next_since);
+            (cursor.next, cursor.not_before) = (to, next_not_before);
             self.place(i, moved);
         }
     }
@@ -152,7 +152,7 @@ impl<P: Payload> Subscription<P> {
                 self.ready.push(Reverse((head, i)));
                 return RunEnd::Overtaken;
             }
-            let (mut to, mut since) = (cursor.next, cursor.since);
+            let (mut to, mut not_before) = (cursor.next, cursor.not_before);
             let mut is_full = false;
             for (number, event) in feed.latest().from(cursor.next) {
                 if event.sequence() > watermark.min(next_head - 1) {
@@ -164,12 +164,12 @@ impl<P: Payload> Subscription<P> {
                 }
                 losses
                     .conflated
-                    .add(number - to, since, event.sequence() - 1);
-                (to, since) = (number + 1, event.sequence() + 1);
+                    .add(number - to, not_before, event.sequence() - 1);
+                (to, not_before) = (number + 1, event.sequence() + 1);
             }
             let moved = feed.advance_conflating(cursor.next, to, &self.parts.signal, i);
             drop(feed);
-            (cursor.next, cursor.since) = (to, since);
+            (cursor.next, cursor.not_before) = (to, not_before);
             self.place(i, moved);
             if is_full {
                 return RunEnd::Done;
@@ -194,13 +194,13 @@ impl<P: Payload> Subscription<P> {
                 self.ready.push(Reverse((head, i)));
                 continue;
             }
-            let (to, since) = survivor.unwrap_or((feed.end(), feed.newest() + 1));
+            let (to, not_before) = survivor.unwrap_or((feed.end(), feed.newest() + 1));
             losses
                 .conflated
-                .add(to - cursor.next, cursor.since, since - 1);
+                .add(to - cursor.next, cursor.not_before, not_before - 1);
             let moved = feed.advance_conflating(cursor.next, to, &self.parts.signal, i);
             drop(feed);
-            (cursor.next, cursor.since) = (to, since);
+            (cursor.next, cursor.not_before) = (to, not_before);
             self.place(i, moved);
         }
     }

@@ -96,7 +96,7 @@ struct Cursor<P> {
     /// The number of the first event in the feed that was not handed out.
     next: u64,
     /// That event's sequence is not below this.
-    since: u64,
+    not_before: u64,
     place: Place,
 }
 
@@ -359,7 +359,7 @@ impl<P: Payload> Subscription<P> {
     fn absorb_arrivals(&mut self) {
         for Ready { cursor, head } in self.arrivals.drain(..) {
             let ready = &mut self.cursors[cursor as usize];
-            (ready.place, ready.since) = (Place::Ready, head);
+            (ready.place, ready.not_before) = (Place::Ready, head);
             self.ready.push(Reverse((head, cursor)));
         }
         // An idle subscription keeps no memory for it.
@@ -374,7 +374,7 @@ impl<P: Payload> Cursor<P> {
         Self {
             feed,
             next: 0,
-            since: 0,
+            not_before: 0,
             place: Place::Detached,
         }
     }

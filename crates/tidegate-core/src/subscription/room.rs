@@ -49,7 +49,7 @@ impl Room {
     }
 
     /// Whether an event of `size` may be added to `events` that hold `bytes` so far.
-    const fn admits(&self, events: usize, bytes: u64, size: u64) -> bool {
+    const fn fits(&self, events: usize, bytes: u64, size: u64) -> bool {
         events == 0
             || (events < self.events && bytes.saturating_add(size + self.overhead) <= self.bytes)
     }
@@ -65,14 +65,12 @@ pub(super) struct Filling<'a, P> {
 impl<P: Payload> Filling<'_, P> {
     /// Takes `event` unless the room is full.
     pub(super) fn take(&mut self, event: &Arc<Event<P>>) -> bool {
-        let admitted = self
-            .room
-            .admits(self.events.len(), self.bytes, event.size());
-        if admitted {
+        let fits = self.room.fits(self.events.len(), self.bytes, event.size());
+        if fits {
             self.bytes = self.bytes.saturating_add(event.size() + self.room.overhead);
             self.events.push(Arc::clone(event));
         }
-        admitted
+        fits
     }
 }
 
