@@ -192,13 +192,13 @@ impl<P: Payload> FeedState<P> {
         self.evict();
         if !self.parked.is_empty() {
             self.parked_round += 1;
-            let news = self.parked.drain().filter_map(|(signal, cursor)| {
+            let wakers = self.parked.drain().filter_map(|(signal, cursor)| {
                 signal.push_ready(Ready {
                     cursor,
                     head: event.sequence,
                 })
             });
-            wake.extend(news);
+            wake.extend(wakers);
         }
         self.subscribers
     }

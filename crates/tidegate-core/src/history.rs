@@ -56,7 +56,7 @@ pub(crate) struct History<P> {
     /// The sequence of the newest event that is gone; 0 if none is.
     evicted_through: u64,
     /// The sequence of the newest event that the memory budget took; 0 if it took none.
-    budget_took: u64,
+    evicted_for_budget: u64,
 }
 
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl<P: Payload> History<P> {
             entries: VecDeque::new(),
             bytes: 0,
             evicted_through: 0,
-            budget_took: 0,
+            evicted_for_budget: 0,
         }
     }
 
@@ -149,13 +149,13 @@ impl<P: Payload> History<P> {
     pub(crate) fn evict_through(&mut self, sequence: u64) {
         while self.oldest().is_some_and(|oldest| oldest <= sequence) {
             self.evict_oldest();
-            self.budget_took = self.evicted_through;
+            self.evicted_for_budget = self.evicted_through;
         }
     }
 
     /// The sequence of the newest event that the memory budget took; 0 if it took none.
-    pub(crate) const fn budget_took(&self) -> u64 {
-        self.budget_took
+    pub(crate) const fn evicted_for_budget(&self) -> u64 {
+        self.evicted_for_budget
     }
 
     /// The sequence of the oldest event that is kept.

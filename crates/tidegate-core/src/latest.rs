@@ -20,7 +20,7 @@ use crate::{
 
 /// What a survivor takes in the view, in bytes: a place by number and one by key, with what the trees and
 /// tables leave free.
-const PLACE: u64 = 64;
+const SURVIVOR_BYTES: u64 = 64;
 
 /// A view that once had many keys gives its memory back when it has none.
 const MANY_KEYS: usize = 64;
@@ -106,7 +106,7 @@ impl<P: Payload> Latest<P> {
         }
         self.survivors.insert(number, Arc::clone(event));
         self.bytes += event.size();
-        self.retained.add(PLACE);
+        self.retained.add(SURVIVOR_BYTES);
         while !self.limits.fits(self.survivors.len() as u64, self.bytes) {
             self.evict_oldest();
         }
@@ -151,12 +151,12 @@ impl<P: Payload> Latest<P> {
             .remove(&number)
             .expect("every key has a survivor");
         self.bytes -= event.size();
-        self.retained.subtract(PLACE);
+        self.retained.subtract(SURVIVOR_BYTES);
     }
 
     fn forget(&mut self, event: &Arc<Event<P>>) {
         self.bytes -= event.size();
-        self.retained.subtract(PLACE);
+        self.retained.subtract(SURVIVOR_BYTES);
         if let Some(subject) = Subject::of(event) {
             self.by_key.remove(&subject);
         }

@@ -15,7 +15,7 @@ use crate::{
     history::History,
     limits::Limits,
     options::HubConfig,
-    predicate::Live,
+    predicate::PredicateList,
     registry::Registry,
     retained::Retained,
     sync::{AtomicU64, Mutex, MutexGuard},
@@ -69,7 +69,7 @@ pub(crate) struct Shared<P> {
     pub(crate) publish: Mutex<State<P>>,
     pub(crate) history: Mutex<History<P>>,
     /// Written under the publish lock, read by publishers before they take it.
-    predicates: Mutex<Live<P>>,
+    predicates: Mutex<PredicateList<P>>,
     /// Everything up to this sequence is in history and in the feeds. Written under the publish lock.
     pub(crate) committed: AtomicU64,
     pub(crate) registry: Registry<P>,
@@ -105,7 +105,7 @@ impl<P: Payload> Shared<P> {
             retained: retained.clone(),
             publish: Mutex::new(state),
             history: Mutex::new(History::new(config.history, retained)),
-            predicates: Mutex::new(Live::default()),
+            predicates: Mutex::new(PredicateList::default()),
             committed: AtomicU64::new(0),
             registry: Registry::new(config.client_ids),
             counters: Counters::default(),
@@ -175,7 +175,7 @@ impl<P: Payload> Shared<P> {
     fn lock_with_verdicts(&self, events: &mut [Arc<Event<P>>]) -> MutexGuard<'_, State<P>> {
         loop {
             let predicates = self.predicates.lock().clone();
-            predicates.judge(events);
+            predicates.evaluate(events);
             let state = self.publish.lock();
             if self.predicates.lock().version == predicates.version {
                 return state;

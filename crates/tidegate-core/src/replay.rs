@@ -322,7 +322,7 @@ impl<P: Payload> Replay<P> {
         let gone_through = history.evicted_through().min(self.head);
         Some(Overtaken {
             gone_through,
-            by_budget: history.budget_took() > self.after,
+            by_budget: history.evicted_for_budget() > self.after,
             to_mark: self.stretch_to_mark(history, gone_through),
         })
     }

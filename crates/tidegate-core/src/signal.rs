@@ -56,7 +56,7 @@ pub(crate) struct Signal {
 
 /// What a sweep sees of a subscription.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Look {
+pub(crate) struct Snapshot {
     pub(crate) progress: u64,
     /// Whether something is there for it.
     pub(crate) is_behind: bool,
@@ -116,12 +116,12 @@ impl Signal {
         self.state.lock().closed
     }
 
-    pub(crate) fn look(&self) -> Look {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         let (is_closed, is_ready) = {
             let state = self.state.lock();
             (state.closed.is_some(), !state.ready.is_empty())
         };
-        Look {
+        Snapshot {
             progress: self.progress.load(Relaxed),
             is_behind: is_ready || self.left_some.load(Relaxed),
             is_closed,

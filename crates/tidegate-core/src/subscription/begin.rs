@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use super::{Cursor, Parts, Place, Subscription, index};
+use super::{Cursor, CursorState, Parts, Subscription, index};
 use crate::{
     counters::add,
     event::{Payload, Position},
@@ -34,7 +34,7 @@ impl<P: Payload> Subscription<P> {
             if !matches!(beginning, Beginning::Replay(_)) {
                 let (_, key) =
                     feed.attach(&parts.limits, &shared.max_limits, &parts.signal, index(i));
-                cursor.place = Place::Parked(key);
+                cursor.state = CursorState::Parked(key);
             }
         }
         let (replay, opening) = match beginning {
@@ -65,7 +65,7 @@ impl<P: Payload> Subscription<P> {
             closed: None,
             behind_when_ended: 0,
         };
-        subscription.note_place();
+        subscription.note_standing();
         subscription
     }
 }
@@ -118,10 +118,10 @@ impl<P: Payload> Drop for Subscription<P> {
         for cursor in &self.cursors {
             let mut feed = cursor.feed.lock();
             abandoned += feed.end() - cursor.next;
-            match cursor.place {
-                Place::Detached => {}
-                Place::Parked(key) => feed.detach(&self.parts.limits, cursor.next, Some(key)),
-                Place::Ready => feed.detach(&self.parts.limits, cursor.next, None),
+            match cursor.state {
+                CursorState::Detached => {}
+                CursorState::Parked(key) => feed.detach(&self.parts.limits, cursor.next, Some(key)),
+                CursorState::Ready => feed.detach(&self.parts.limits, cursor.next, None),
             }
             if feed.leave() {
                 unused.push(Arc::clone(&cursor.feed));

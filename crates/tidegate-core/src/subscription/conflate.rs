@@ -116,15 +116,15 @@ impl<P: Payload> Subscription<P> {
                 }
                 goes
             });
-            let (to, next_not_before) = kept.next().unwrap_or((feed.end(), feed.newest() + 1));
+            let (to, next_sequence) = kept.next().unwrap_or((feed.end(), feed.newest() + 1));
             drop(kept);
             losses
                 .conflated
-                .add(to - from - dropped, not_before, next_not_before - 1);
+                .add(to - from - dropped, not_before, next_sequence - 1);
             let moved = feed.advance_conflating(cursor.next, to, &self.parts.signal, i);
             drop(feed);
-            (cursor.next, cursor.not_before) = (to, next_not_before);
-            self.place(i, moved);
+            (cursor.next, cursor.not_before) = (to, next_sequence);
+            self.note_moved(i, moved);
         }
     }
 
@@ -170,7 +170,7 @@ impl<P: Payload> Subscription<P> {
             let moved = feed.advance_conflating(cursor.next, to, &self.parts.signal, i);
             drop(feed);
             (cursor.next, cursor.not_before) = (to, not_before);
-            self.place(i, moved);
+            self.note_moved(i, moved);
             if is_full {
                 return RunEnd::Done;
             }
@@ -201,7 +201,7 @@ impl<P: Payload> Subscription<P> {
             let moved = feed.advance_conflating(cursor.next, to, &self.parts.signal, i);
             drop(feed);
             (cursor.next, cursor.not_before) = (to, not_before);
-            self.place(i, moved);
+            self.note_moved(i, moved);
         }
     }
 }

@@ -97,12 +97,12 @@ struct Cursor<P> {
     next: u64,
     /// That event's sequence is not below this.
     not_before: u64,
-    place: Place,
+    state: CursorState,
 }
 
 /// Where a cursor is.
 #[derive(Debug, Clone, Copy)]
-enum Place {
+enum CursorState {
     /// Nowhere: history is being replayed, `next` only counts.
     Detached,
     /// At the end, registered for the next event.
@@ -163,7 +163,7 @@ impl<P: Payload> Subscription<P> {
         let skipped = self.leave_out_through(sequence);
         add(&self.shared.counters.abandoned, skipped);
         self.next_index += skipped;
-        self.note_place();
+        self.note_standing();
     }
 
     /// Where a new subscription can go on after this one: everything up to here was handed out, counted
@@ -341,11 +341,11 @@ impl<P: Payload> Subscription<P> {
         }
         add(&counters.handed_off, batch.events.len() as u64);
         add(&tally.handed_off, batch.events.len() as u64);
-        self.note_place();
+        self.note_standing();
     }
 
     /// Tells those who list subscriptions where this one stands.
-    fn note_place(&self) {
+    fn note_standing(&self) {
         let next = self.cursors.iter().map(|cursor| cursor.next);
         let replaying = self.replay.as_ref().map_or(0, |replay| replay.remaining());
         let stands_at = next.fold(0, u64::wrapping_add).wrapping_sub(replaying);
@@ -359,7 +359,7 @@ impl<P: Payload> Subscription<P> {
     fn absorb_arrivals(&mut self) {
         for Ready { cursor, head } in self.arrivals.drain(..) {
             let ready = &mut self.cursors[cursor as usize];
-            (ready.place, ready.not_before) = (Place::Ready, head);
+            (ready.state, ready.not_before) = (CursorState::Ready, head);
             self.ready.push(Reverse((head, cursor)));
         }
         // An idle subscription keeps no memory for it.
@@ -375,7 +375,7 @@ impl<P: Payload> Cursor<P> {
             feed,
             next: 0,
             not_before: 0,
-            place: Place::Detached,
+            state: CursorState::Detached,
         }
     }
 }

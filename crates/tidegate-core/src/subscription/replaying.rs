@@ -3,7 +3,7 @@
 use std::{sync::Arc, task::Context};
 
 use super::{
-    Batch, Parts, Place, Room, Subscription, index,
+    Batch, CursorState, Parts, Room, Subscription, index,
     losses::{Loss, merge_gap},
     room::Filling,
 };
@@ -102,7 +102,7 @@ impl<P: Payload> Subscription<P> {
                     .lock()
                     .attach(limits, &self.shared.max_limits, signal, index(i));
             cursor.next = next;
-            cursor.place = Place::Parked(key);
+            cursor.state = CursorState::Parked(key);
         }
     }
 }
