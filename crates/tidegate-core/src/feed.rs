@@ -14,6 +14,7 @@ use std::{collections::VecDeque, sync::Arc, task::Waker};
 use slab::Slab;
 
 use crate::{
+    bounds::Bounds,
     event::{Event, Payload},
     evicted::Evicted,
     groups::FilterGroup,
@@ -81,14 +82,6 @@ struct Slot<P> {
 pub(crate) struct ParkKey {
     key: usize,
     round: u64,
-}
-
-/// The largest of the limits in use. Few distinct ones are, so a list beats a tree.
-#[derive(Debug, Default)]
-struct Bounds {
-    in_use: Vec<(u64, u64, u32)>,
-    max_events: u64,
-    max_bytes: u64,
 }
 
 /// What a cursor will find when it has moved.
@@ -160,9 +153,9 @@ impl<P: Payload> Feed<P> {
     }
 
     /// Whether an event that matches one of the filters belongs here.
-    pub(crate) fn admits(&self, event: &Event<P>) -> bool {
+    pub(crate) fn accepts(&self, event: &Event<P>) -> bool {
         let predicate = self.kind.predicate.as_ref();
-        predicate.is_none_or(|predicate| predicate.admits(event))
+        predicate.is_none_or(|predicate| predicate.accepts(event))
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, FeedState<P>> {
@@ -199,13 +192,13 @@ impl<P: Payload> FeedState<P> {
         self.evict();
         if !self.parked.is_empty() {
             self.parked_round += 1;
-            let news = self.parked.drain().filter_map(|(signal, cursor)| {
+            let wakers = self.parked.drain().filter_map(|(signal, cursor)| {
                 signal.push_ready(Ready {
                     cursor,
                     head: event.sequence,
                 })
             });
-            wake.extend(news);
+            wake.extend(wakers);
         }
         self.subscribers
     }
@@ -227,7 +220,7 @@ impl<P: Payload> FeedState<P> {
         while self.ring.len() > 1
             && !self
                 .bounds
-                .admit(self.ring.len(), self.backlog(self.first, self.end()).bytes)
+                .fits(self.ring.len(), self.backlog(self.first, self.end()).bytes)
         {
             let cursors = self.pop_front();
             self.ring[0].cursors += cursors;
@@ -236,7 +229,7 @@ impl<P: Payload> FeedState<P> {
 
     /// Evicts events up to a sequence, the newest too, for the memory budget.
     pub(crate) fn evict_through(&mut self, sequence: u64) {
-        let (from, since) = (
+        let (from, first_sequence) = (
             self.first,
             self.ring.front().map_or(0, |slot| slot.sequence),
         );
@@ -250,7 +243,7 @@ impl<P: Payload> FeedState<P> {
         }
         if self.first > from {
             self.evicted
-                .note(from, self.first, since, self.removed_sequence);
+                .note(from, self.first, first_sequence, self.removed_sequence);
         }
         if let Some(latest) = &mut self.latest {
             latest.evict_through(sequence);
@@ -308,19 +301,19 @@ impl<P: Payload> FeedState<P> {
         self.subscribers == 0
     }
 
-    /// Puts a cursor at the end and parks it. Returns its number and the key of the registration. `most`
-    /// is the most that a view may keep.
+    /// Puts a cursor at the end and parks it. Returns its number and the key of the registration.
+    /// `max_limits` is the most that a view may keep.
     pub(crate) fn attach(
         &mut self,
         limits: &Limits,
-        most: &Limits,
+        max_limits: &Limits,
         signal: &Arc<Signal>,
         cursor: u32,
     ) -> (u64, ParkKey) {
         let end = self.end();
         if limits.overflow == Overflow::Conflate {
             self.latest
-                .get_or_insert_with(|| Box::new(Latest::new(*most, self.retained.clone())))
+                .get_or_insert_with(|| Box::new(Latest::new(*max_limits, self.retained.clone())))
                 .enter(end);
         } else {
             self.bounds.add(limits);
@@ -491,42 +484,5 @@ impl<P: Payload> FeedState<P> {
         self.ring
             .range(self.offset(from)..self.offset(to))
             .map(|slot| &slot.event)
-    }
-}
-
-// ===== impl Bounds =====
-
-impl Bounds {
-    fn add(&mut self, limits: &Limits) {
-        let (events, bytes) = (limits.max_events.get(), limits.max_bytes.get());
-        match self
-            .in_use
-            .iter_mut()
-            .find(|(e, b, _)| (*e, *b) == (events, bytes))
-        {
-            Some((_, _, users)) => *users += 1,
-            None => self.in_use.push((events, bytes, 1)),
-        }
-        self.max_events = self.max_events.max(events);
-        self.max_bytes = self.max_bytes.max(bytes);
-    }
-
-    fn remove(&mut self, limits: &Limits) {
-        let (events, bytes) = (limits.max_events.get(), limits.max_bytes.get());
-        let at = self
-            .in_use
-            .iter()
-            .position(|(e, b, _)| (*e, *b) == (events, bytes))
-            .expect("was added");
-        self.in_use[at].2 -= 1;
-        if self.in_use[at].2 == 0 {
-            self.in_use.swap_remove(at);
-            self.max_events = self.in_use.iter().map(|(e, _, _)| *e).max().unwrap_or(0);
-            self.max_bytes = self.in_use.iter().map(|(_, b, _)| *b).max().unwrap_or(0);
-        }
-    }
-
-    const fn admit(&self, events: usize, bytes: u64) -> bool {
-        events as u64 <= self.max_events && bytes <= self.max_bytes
     }
 }

@@ -56,7 +56,7 @@ pub(crate) struct History<P> {
     /// The sequence of the newest event that is gone; 0 if none is.
     evicted_through: u64,
     /// The sequence of the newest event that the memory budget took; 0 if it took none.
-    budget_took: u64,
+    evicted_for_budget: u64,
 }
 
 #[derive(Debug)]
@@ -71,7 +71,7 @@ pub(crate) enum WalkEnd {
     /// The stretch is done.
     Done,
     /// As many entries as allowed were looked at.
-    Most,
+    MaxEntries,
     /// The visitor refused an entry.
     Refused,
 }
@@ -92,7 +92,7 @@ impl<P: Payload> History<P> {
             entries: VecDeque::new(),
             bytes: 0,
             evicted_through: 0,
-            budget_took: 0,
+            evicted_for_budget: 0,
         }
     }
 
@@ -149,13 +149,13 @@ impl<P: Payload> History<P> {
     pub(crate) fn evict_through(&mut self, sequence: u64) {
         while self.oldest().is_some_and(|oldest| oldest <= sequence) {
             self.evict_oldest();
-            self.budget_took = self.evicted_through;
+            self.evicted_for_budget = self.evicted_through;
         }
     }
 
     /// The sequence of the newest event that the memory budget took; 0 if it took none.
-    pub(crate) const fn budget_took(&self) -> u64 {
-        self.budget_took
+    pub(crate) const fn evicted_for_budget(&self) -> u64 {
+        self.evicted_for_budget
     }
 
     /// The sequence of the oldest event that is kept.
@@ -187,39 +187,42 @@ impl<P: Payload> History<P> {
     }
 
     /// The number of entries with a sequence up to `sequence`.
-    fn up_to(&self, sequence: u64) -> usize {
+    fn count_up_to(&self, sequence: u64) -> usize {
         self.entries
             .partition_point(|entry| entry.event.sequence <= sequence)
     }
 
-    /// Walks over up to `most` entries after `after` and up to `through`, oldest first. `visit` returns
+    /// Walks over up to `max_entries` entries after `after` and up to `up_to`, oldest first. `visit` returns
     /// false to refuse an entry.
     pub(crate) fn forward(
         &self,
         after: u64,
-        through: u64,
-        most: usize,
+        up_to: u64,
+        max_entries: usize,
         visit: impl FnMut(&Arc<Event<P>>) -> bool,
     ) -> Walk {
         walk(
-            self.entries.range(self.up_to(after)..self.up_to(through)),
-            most,
+            self.entries
+                .range(self.count_up_to(after)..self.count_up_to(up_to)),
+            max_entries,
             visit,
         )
     }
 
-    /// Walks over up to `most` entries before `before` and after `after`, newest first.
+    /// Walks over up to `max_entries` entries before `before` and after `after`, newest first.
     pub(crate) fn backward(
         &self,
         before: u64,
         after: u64,
-        most: usize,
+        max_entries: usize,
         visit: impl FnMut(&Arc<Event<P>>) -> bool,
     ) -> Walk {
-        let end = self.up_to(before.saturating_sub(1));
+        let end = self.count_up_to(before.saturating_sub(1));
         walk(
-            self.entries.range(self.up_to(after).min(end)..end).rev(),
-            most,
+            self.entries
+                .range(self.count_up_to(after).min(end)..end)
+                .rev(),
+            max_entries,
             visit,
         )
     }
@@ -227,11 +230,11 @@ impl<P: Payload> History<P> {
 
 fn walk<'a, P: 'a>(
     mut entries: impl Iterator<Item = &'a Entry<P>>,
-    most: usize,
+    max_entries: usize,
     mut visit: impl FnMut(&'a Arc<Event<P>>) -> bool,
 ) -> Walk {
     let mut last = None;
-    for _ in 0..most {
+    for _ in 0..max_entries {
         let Some(entry) = entries.next() else {
             return Walk {
                 last,
@@ -247,7 +250,7 @@ fn walk<'a, P: 'a>(
         last = Some(entry.event.sequence);
     }
     let end = if entries.next().is_some() {
-        WalkEnd::Most
+        WalkEnd::MaxEntries
     } else {
         WalkEnd::Done
     };

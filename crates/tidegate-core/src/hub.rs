@@ -9,165 +9,37 @@
 //! [`Hub::close`] ends every subscription with a reason and lets no further one in.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
-        atomic::Ordering::{Acquire, Relaxed, Release},
+        atomic::Ordering::{Acquire, Relaxed},
     },
-    task::Waker,
     time::Instant,
 };
 
 use crate::{
+    close::CloseReason,
     counters::{Counters, Stats, add},
-    event::{Event, NewEvent, Payload, Position},
-    feed::{Feed, FeedKey, FeedKind},
+    event::{NewEvent, Payload, Position},
+    feed::FeedKind,
     filter::Filter,
     groups::disjoint_groups,
-    history::{History, HistoryLimits},
-    limits::{Limits, Overflow},
-    predicate::{Live, Predicate},
-    registry::{
-        ClientIdPolicy, Feeds, Holder, Listed, Refusal, Registry, SubscriptionInfo, SweepRules,
-        Swept,
-    },
-    retained::Retained,
+    history::HistoryLimits,
+    info::{Holder, SubscriptionInfo},
+    limits::Overflow,
+    options::{HubConfig, Start, SubscribeOptions},
+    predicate::Predicate,
+    publish::{PublishError, Published, Shared},
+    registry::{Feeds, Listed, Refusal, SweepRules, Swept},
     signal::Signal,
     subscription::{Parts, Subscription},
-    sync::{AtomicU64, Mutex, MutexGuard},
     topic::ClientId,
-    trie::Trie,
 };
-
-/// Over the memory budget, one part in so many of the sequences that are kept goes at a time: few enough
-/// steps to look at all feeds for each, small enough not to hold the publish lock for long.
-const EVICTION_STEPS: u64 = 32;
-
-/// How a hub is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HubConfig {
-    /// Identity of the sequence space that begins with this hub. Choose one at random for each hub: it
-    /// is what tells positions of another time apart. The core has no source of chance of its own.
-    pub epoch: u64,
-    /// How much history is kept.
-    pub history: HistoryLimits,
-    /// The most that a subscription may ask for; what is asked beyond is lowered to it. Default: 65,536
-    /// events, 64 MiB. Its `overflow` has no meaning.
-    pub most: Limits,
-    /// What happens when a client id that is in use subscribes again.
-    pub client_ids: ClientIdPolicy,
-    /// The most bytes that events may hold, in history and in feeds, with what they take besides their
-    /// payloads. Beyond, the oldest go, for everyone alike, and whoever had still to see one is told. What
-    /// is being handed to a subscriber is counted and cannot be taken back. Default: none.
-    pub memory_budget: u64,
-}
-
-/// What a subscriber asks for.
-#[derive(Debug, Clone)]
-pub struct SubscribeOptions {
-    /// Who it is.
-    pub client_id: ClientId,
-    /// On whose behalf, where clients prove who they are. A client id that is in use by one principal is
-    /// taken for all others, whatever the [`ClientIdPolicy`].
-    pub principal: Option<Arc<str>>,
-    /// What it wants: the union of these, each event once. Its own `$client.<id>` comes with it.
-    pub filters: Vec<Filter>,
-    /// How far it may fall behind.
-    pub limits: Limits,
-    /// Where it begins.
-    pub start: Start,
-    /// Woken when the subscription was ended and has not been polled for the grace of [`Hub::sweep`]: its
-    /// transport holds something that the peer does not take, so no status can reach it. Whoever owns the
-    /// transport drops the stream then.
-    pub reset: Option<Waker>,
-}
-
-/// Where a subscription begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Start {
-    /// With the next event.
-    #[default]
-    Live,
-    /// With what came after a position, as far as history has it, and then live.
-    After(Position),
-    /// With the newest so many matching events of history, and then live.
-    Last(u32),
-}
-
-/// What became of a batch that was published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Published {
-    /// The epoch of the sequences.
-    pub epoch: u64,
-    /// The sequence of the first event.
-    pub first_sequence: u64,
-    /// The sequence of the last event.
-    pub last_sequence: u64,
-    /// How many events.
-    pub count: usize,
-    /// How many subscriptions matched, summed over the events.
-    pub matched: u64,
-}
-
-/// Why a subscription or a hub has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum CloseReason {
-    /// A newer subscription of the same client id took over. The client must not come back by itself:
-    /// the two would take over from each other forever.
-    #[error("a newer subscription of the same client id took over")]
-    TakenOver,
-    /// The hub is closing. Come back elsewhere, or later.
-    #[error("the hub is shutting down")]
-    ShuttingDown,
-    /// The connection that it came over has reached its greatest age, by [`Hub::end`]. Come back over
-    /// another.
-    #[error("the connection has reached its greatest age")]
-    MaxConnectionAge,
-    /// It was behind by more than its limits, and had asked to be ended then.
-    #[error("the subscriber fell behind by more than its limits")]
-    TooSlow,
-    /// It had something before it and took nothing for the stall timeout of [`SweepRules`].
-    #[error("the subscriber took nothing of what was there for too long")]
-    Stalled,
-    /// The sequences begin anew, in another hub. Resume there: what lies between will be told.
-    #[error("the sequences have begun anew")]
-    EpochChanged,
-    /// The application ended it: [`Hub::disconnect`], [`Hub::end`].
-    #[error("the subscription was ended by the service")]
-    Disconnected,
-    /// The credentials that it began with have expired, by [`Hub::end`]. Come back with new ones.
-    #[error("the credentials have expired")]
-    CredentialsExpired,
-    /// The credentials that it began with are no longer accepted, by [`Hub::end`]. Come back with others.
-    #[error("the credentials are no longer accepted")]
-    CredentialsRevoked,
-    /// What it asked for is no longer allowed, by [`Hub::end`].
-    #[error("what was asked for is no longer allowed")]
-    NoLongerAllowed,
-}
-
-/// Why events were not published. Nothing of the batch was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PublishError {
-    /// The hub is closed.
-    #[error("not published: {0}")]
-    Closed(CloseReason),
-    /// A sequence handed to [`Hub::append`] is not above the one before it.
-    #[error("not appended: sequence {given} is not above {head}")]
-    OutOfOrder {
-        /// The sequence before it.
-        head: u64,
-        /// The sequence that was given.
-        given: u64,
-    },
-}
 
 /// Why a subscription was not let in. Nothing has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubscribeError {
-    /// The client id is in use, and [`ClientIdPolicy::Reject`] holds, or it is another principal that uses
+    /// The client id is in use, and [`ClientIdPolicy::Reject`](crate::ClientIdPolicy::Reject) holds, or it is another principal that uses
     /// it.
     #[error("the client id is in use")]
     ClientIdTaken,
@@ -188,72 +60,6 @@ pub struct Hub<P> {
     shared: Arc<Shared<P>>,
 }
 
-/// What the handles and the subscriptions of a hub share. See the crate's *Lock order*.
-#[derive(Debug)]
-pub(crate) struct Shared<P> {
-    pub(crate) epoch: u64,
-    pub(crate) most: Limits,
-    memory_budget: u64,
-    retained: Retained,
-    /// The publish lock.
-    pub(crate) publish: Mutex<State<P>>,
-    pub(crate) history: Mutex<History<P>>,
-    /// Written under the publish lock, read by publishers before they take it.
-    predicates: Mutex<Live<P>>,
-    /// Everything up to this sequence is in history and in the feeds. Written under the publish lock.
-    pub(crate) committed: AtomicU64,
-    pub(crate) registry: Registry<P>,
-    pub(crate) counters: Counters,
-}
-
-/// What the publish lock guards.
-#[derive(Debug)]
-pub(crate) struct State<P> {
-    /// The sequence of the newest event.
-    pub(crate) head: u64,
-    feeds: HashMap<FeedKey, Arc<Feed<P>>>,
-    /// The same feeds, by each of their filters.
-    by_filter: Trie<Arc<Feed<P>>>,
-    closed: Option<CloseReason>,
-}
-
-// ===== impl HubConfig =====
-
-impl HubConfig {
-    /// The defaults, in the given epoch.
-    #[must_use]
-    pub fn new(epoch: u64) -> Self {
-        const EVENTS: std::num::NonZeroU64 = std::num::NonZeroU64::new(65_536).expect("not zero");
-        const BYTES: std::num::NonZeroU64 = std::num::NonZeroU64::new(64 << 20).expect("not zero");
-        Self {
-            epoch,
-            history: HistoryLimits::default(),
-            most: Limits {
-                max_events: EVENTS,
-                max_bytes: BYTES,
-                ..Limits::default()
-            },
-            client_ids: ClientIdPolicy::default(),
-            memory_budget: u64::MAX,
-        }
-    }
-}
-
-impl SubscribeOptions {
-    /// A live subscription with default limits.
-    #[must_use]
-    pub fn new(client_id: ClientId, filters: Vec<Filter>) -> Self {
-        Self {
-            client_id,
-            principal: None,
-            filters,
-            limits: Limits::default(),
-            start: Start::default(),
-            reset: None,
-        }
-    }
-}
-
 // ===== impl Hub =====
 
 impl<P> Clone for Hub<P> {
@@ -268,26 +74,8 @@ impl<P: Payload> Hub<P> {
     /// Makes a hub.
     #[must_use]
     pub fn new(config: HubConfig) -> Self {
-        let retained = Retained::default();
-        let state = State {
-            head: 0,
-            feeds: HashMap::new(),
-            by_filter: Trie::new(),
-            closed: None,
-        };
         Self {
-            shared: Arc::new(Shared {
-                epoch: config.epoch,
-                most: config.most,
-                memory_budget: config.memory_budget,
-                retained: retained.clone(),
-                publish: Mutex::new(state),
-                history: Mutex::new(History::new(config.history, retained)),
-                predicates: Mutex::new(Live::default()),
-                committed: AtomicU64::new(0),
-                registry: Registry::new(config.client_ids),
-                counters: Counters::default(),
-            }),
+            shared: Arc::new(Shared::new(config)),
         }
     }
 
@@ -303,10 +91,9 @@ impl<P: Payload> Hub<P> {
         events: impl IntoIterator<Item = NewEvent<P>>,
         now: Instant,
     ) -> Result<Published, PublishError> {
-        let retained = &self.shared.retained;
         let events: Vec<_> = events
             .into_iter()
-            .map(|event| event.into_shared(retained))
+            .map(|event| self.shared.share(event))
             .collect();
         self.shared
             .commit(events, now, |head, i| head + 1 + i as u64)
@@ -324,7 +111,7 @@ impl<P: Payload> Hub<P> {
     ) -> Result<Published, PublishError> {
         let (sequences, events): (Vec<_>, Vec<_>) = events
             .into_iter()
-            .map(|(sequence, event)| (sequence, event.into_shared(&self.shared.retained)))
+            .map(|(sequence, event)| (sequence, self.shared.share(event)))
             .unzip();
         self.shared.commit(events, now, |_, i| sequences[i])
     }
@@ -387,7 +174,7 @@ impl<P: Payload> Hub<P> {
         let parts = Parts {
             id,
             holder,
-            limits: options.limits.clamped(shared.most),
+            limits: options.limits.clamped(shared.max_limits),
             signal,
         };
 
@@ -429,8 +216,7 @@ impl<P: Payload> Hub<P> {
 
     /// Ends every subscription with `reason` and refuses all that comes after. The first reason holds.
     pub fn close(&self, reason: CloseReason) {
-        self.shared.publish.lock().closed.get_or_insert(reason);
-        self.shared.registry.close(reason);
+        self.shared.close(reason);
     }
 
     /// Ends one subscription, by its [identity](Subscription::id), unless it has ended before. The first
@@ -479,12 +265,12 @@ impl<P: Payload> Hub<P> {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let shared = &self.shared;
-        let feeds = shared.publish.lock().feeds.len();
+        let feeds = shared.feeds();
         let clients = shared.registry.clients();
         let history = shared.history.lock();
         let (history_events, history_bytes) = (history.len(), history.bytes());
         Stats {
-            retained_bytes: shared.retained.bytes(),
+            retained_bytes: shared.retained_bytes(),
             clients,
             feeds,
             history_events,
@@ -494,208 +280,11 @@ impl<P: Payload> Hub<P> {
     }
 }
 
-impl<P: Payload> Listed<P> {
-    fn info(&self) -> SubscriptionInfo {
-        let tally = self.signal.tally();
-        let stands_at = tally.stands_at.load(Relaxed);
-        let ends = self.feeds.iter().map(|feed| feed.lock().end());
-        let ends = ends.fold(0, u64::wrapping_add);
-        tally.info(self.id, &self.holder, ends.wrapping_sub(stands_at))
-    }
-}
-
 impl From<Refusal> for SubscribeError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Taken => Self::ClientIdTaken,
             Refusal::Closed(reason) => Self::Closed(reason),
         }
-    }
-}
-
-// ===== impl Shared =====
-
-impl<P: Payload> Shared<P> {
-    pub(crate) const fn position(&self, sequence: u64) -> Position {
-        Position {
-            epoch: self.epoch,
-            sequence,
-        }
-    }
-
-    /// Numbers `events`, in their order, with `sequence(head, i)`, and appends them everywhere.
-    fn commit(
-        &self,
-        mut events: Vec<Arc<Event<P>>>,
-        now: Instant,
-        sequence: impl Fn(u64, usize) -> u64,
-    ) -> Result<Published, PublishError> {
-        let mut wake = Vec::new();
-        let published = {
-            let mut state = self.lock_with_verdicts(&mut events);
-            state.number(&mut events, sequence)?;
-            let first = state.head + 1;
-            let first_sequence = events.first().map_or(first, |event| event.sequence);
-            let matched = state.append(&events, &mut wake);
-            self.remember(&events, now);
-            self.keep_within_budget(&state);
-            self.committed.store(state.head, Release);
-            Published {
-                epoch: self.epoch,
-                first_sequence,
-                last_sequence: state.head,
-                count: events.len(),
-                matched,
-            }
-        };
-        wake.into_iter().for_each(Waker::wake);
-        add(&self.counters.published, published.count as u64);
-        add(&self.counters.matched, published.matched);
-        Ok(published)
-    }
-
-    /// Takes the publish lock, with every predicate there is having been asked about `events` before.
-    fn lock_with_verdicts(&self, events: &mut [Arc<Event<P>>]) -> MutexGuard<'_, State<P>> {
-        loop {
-            let predicates = self.predicates.lock().clone();
-            predicates.judge(events);
-            let state = self.publish.lock();
-            if self.predicates.lock().version == predicates.version {
-                return state;
-            }
-        }
-    }
-
-    /// The feed of `kind`, made if there is none.
-    fn feed(&self, state: &mut State<P>, kind: FeedKind<P>) -> Arc<Feed<P>> {
-        let key = kind.key();
-        if let Some(feed) = state.feeds.get(&key) {
-            return Arc::clone(feed);
-        }
-        if let Some(predicate) = &kind.predicate {
-            let mut predicates = self.predicates.lock();
-            *predicates = predicates.with(predicate);
-        }
-        let feed = Arc::new(Feed::new(kind, self.retained.clone()));
-        state.insert(key, &feed);
-        feed
-    }
-
-    fn remember(&self, events: &[Arc<Event<P>>], now: Instant) {
-        let mut history = self.history.lock();
-        for event in events {
-            history.append(event, now);
-        }
-    }
-
-    /// Evicts the oldest events of all, below one sequence for the whole hub: they are shared, so taking
-    /// one from a single feed might free nothing.
-    fn keep_within_budget(&self, state: &State<P>) {
-        while self.retained.bytes() > self.memory_budget {
-            let mut history = self.history.lock();
-            let feeds = state.feeds.values().filter_map(|feed| feed.lock().oldest());
-            let Some(oldest) = feeds.chain(history.oldest()).min() else {
-                // All that is left is on its way to subscribers.
-                return;
-            };
-            let floor = oldest + (state.head - oldest) / EVICTION_STEPS;
-            history.evict_through(floor);
-            drop(history);
-            for feed in state.feeds.values() {
-                feed.lock().evict_through(floor);
-            }
-        }
-    }
-
-    /// Waits until a publisher that holds the publish lock has committed.
-    pub(crate) fn pass_through_publish_lock(&self) {
-        drop(self.publish.lock());
-    }
-
-    /// Forgets those of `feeds` that nobody uses any more.
-    pub(crate) fn forget_unused(&self, feeds: &[Arc<Feed<P>>]) {
-        if feeds.is_empty() {
-            return;
-        }
-        let mut state = self.publish.lock();
-        for feed in feeds {
-            if state.forget_if_unused(feed)
-                && let Some(predicate) = &feed.kind().predicate
-            {
-                let mut predicates = self.predicates.lock();
-                *predicates = predicates.without(predicate);
-            }
-        }
-    }
-}
-
-// ===== impl State =====
-
-impl<P: Payload> State<P> {
-    /// Gives each event its sequence, or none of them when one would be out of order.
-    fn number(
-        &self,
-        events: &mut [Arc<Event<P>>],
-        sequence: impl Fn(u64, usize) -> u64,
-    ) -> Result<(), PublishError> {
-        if let Some(reason) = self.closed {
-            return Err(PublishError::Closed(reason));
-        }
-        let mut head = self.head;
-        for (i, event) in events.iter_mut().enumerate() {
-            let given = sequence(self.head, i);
-            if given <= head {
-                return Err(PublishError::OutOfOrder { head, given });
-            }
-            head = given;
-            Arc::get_mut(event)
-                .expect("nobody else has it yet")
-                .sequence = given;
-        }
-        Ok(())
-    }
-
-    /// Appends numbered events to the feeds that match. Returns how many subscriptions matched.
-    fn append(&mut self, events: &[Arc<Event<P>>], wake: &mut Vec<Waker>) -> u64 {
-        let mut matched = 0;
-        let mut feeds: Vec<&Arc<Feed<P>>> = Vec::new();
-        let mut previous = None;
-        for event in events {
-            // A batch is often of one topic.
-            if previous != Some(event.topic()) {
-                feeds.clear();
-                self.by_filter
-                    .matching(event.topic().as_str(), &mut |feed| feeds.push(feed));
-                previous = Some(event.topic());
-            }
-            for feed in feeds.iter().filter(|feed| feed.admits(event)) {
-                matched += feed.lock().append(event, wake);
-            }
-        }
-        self.head = events.last().map_or(self.head, |event| event.sequence);
-        matched
-    }
-
-    fn insert(&mut self, key: FeedKey, feed: &Arc<Feed<P>>) {
-        for filter in feed.filters().iter() {
-            self.by_filter.insert(filter, Arc::clone(feed));
-        }
-        self.feeds.insert(key, Arc::clone(feed));
-    }
-
-    /// Returns whether it did.
-    fn forget_if_unused(&mut self, feed: &Arc<Feed<P>>) -> bool {
-        let key = feed.kind().key();
-        let known = self.feeds.get(&key);
-        let is_known = known.is_some_and(|known| Arc::ptr_eq(known, feed));
-        let is_forgotten = is_known && feed.lock().is_unused();
-        if is_forgotten {
-            self.feeds.remove(&key);
-            for filter in feed.filters().iter() {
-                self.by_filter
-                    .remove(filter, |other| Arc::ptr_eq(other, feed));
-            }
-        }
-        is_forgotten
     }
 }

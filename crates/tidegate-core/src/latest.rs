@@ -20,7 +20,7 @@ use crate::{
 
 /// What a survivor takes in the view, in bytes: a place by number and one by key, with what the trees and
 /// tables leave free.
-const PLACE: u64 = 64;
+const SURVIVOR_BYTES: u64 = 64;
 
 /// A view that once had many keys gives its memory back when it has none.
 const MANY_KEYS: usize = 64;
@@ -42,7 +42,7 @@ pub(crate) struct Latest<P> {
     /// What of that the memory budget took.
     evicted: Evicted,
     /// The most that is kept.
-    most: Limits,
+    limits: Limits,
     /// Where the places of survivors are counted.
     retained: Retained,
 }
@@ -80,8 +80,8 @@ impl<P> Hash for Subject<P> {
 }
 
 impl<P: Payload> Latest<P> {
-    /// An empty view that keeps at most `most`.
-    pub(crate) fn new(most: Limits, retained: Retained) -> Self {
+    /// An empty view that keeps what fits `limits`.
+    pub(crate) fn new(limits: Limits, retained: Retained) -> Self {
         Self {
             survivors: BTreeMap::new(),
             by_key: HashMap::new(),
@@ -90,7 +90,7 @@ impl<P: Payload> Latest<P> {
             first: 0,
             evicted_sequence: 0,
             evicted: Evicted::default(),
-            most,
+            limits,
             retained,
         }
     }
@@ -106,8 +106,8 @@ impl<P: Payload> Latest<P> {
         }
         self.survivors.insert(number, Arc::clone(event));
         self.bytes += event.size();
-        self.retained.add(PLACE);
-        while !self.most.fits(self.survivors.len() as u64, self.bytes) {
+        self.retained.add(SURVIVOR_BYTES);
+        while !self.limits.fits(self.survivors.len() as u64, self.bytes) {
             self.evict_oldest();
         }
     }
@@ -119,10 +119,10 @@ impl<P: Payload> Latest<P> {
             .first_key_value()
             .is_some_and(|(_, oldest)| oldest.sequence() <= sequence)
         {
-            let (from, since) = (self.first, self.evicted_sequence + 1);
+            let (from, first_sequence) = (self.first, self.evicted_sequence + 1);
             self.evict_oldest();
             self.evicted
-                .note(from, self.first, since, self.evicted_sequence);
+                .note(from, self.first, first_sequence, self.evicted_sequence);
         }
     }
 
@@ -151,12 +151,12 @@ impl<P: Payload> Latest<P> {
             .remove(&number)
             .expect("every key has a survivor");
         self.bytes -= event.size();
-        self.retained.subtract(PLACE);
+        self.retained.subtract(SURVIVOR_BYTES);
     }
 
     fn forget(&mut self, event: &Arc<Event<P>>) {
         self.bytes -= event.size();
-        self.retained.subtract(PLACE);
+        self.retained.subtract(SURVIVOR_BYTES);
         if let Some(subject) = Subject::of(event) {
             self.by_key.remove(&subject);
         }

@@ -59,6 +59,8 @@ extern crate self as tidegate_core;
 #[path = "../tests/model.rs"]
 mod model;
 
+mod bounds;
+mod close;
 mod counters;
 mod event;
 mod evicted;
@@ -68,9 +70,12 @@ mod gap;
 mod groups;
 mod history;
 mod hub;
+mod info;
 mod latest;
 mod limits;
+mod options;
 pub mod predicate;
+mod publish;
 mod registry;
 mod replay;
 mod retained;
@@ -85,18 +90,19 @@ mod trie;
 mod loom_tests;
 
 pub use crate::{
+    close::CloseReason,
     counters::{GapStats, Stats},
     event::{Event, NewEvent, Payload, Position},
     filter::Filter,
     gap::{Gap, GapReason},
     history::HistoryLimits,
-    hub::{
-        CloseReason, Hub, HubConfig, PublishError, Published, Start, SubscribeError,
-        SubscribeOptions,
-    },
+    hub::{Hub, SubscribeError},
+    info::SubscriptionInfo,
     limits::{Limits, Overflow},
+    options::{HubConfig, Start, SubscribeOptions},
     predicate::Predicate,
-    registry::{ClientIdPolicy, SubscriptionInfo, SweepRules, Swept},
+    publish::{PublishError, Published},
+    registry::{ClientIdPolicy, SweepRules, Swept},
     subscription::{Batch, Room, Subscription},
     topic::{ClientId, NameError, NameErrorKind, Topic},
     topic_set::TopicSet,

@@ -46,11 +46,11 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// These limits, none above that of `most`.
-    pub(crate) fn clamped(self, most: Self) -> Self {
+    /// These limits, none above that of `max`.
+    pub(crate) fn clamped(self, max: Self) -> Self {
         Self {
-            max_events: self.max_events.min(most.max_events),
-            max_bytes: self.max_bytes.min(most.max_bytes),
+            max_events: self.max_events.min(max.max_events),
+            max_bytes: self.max_bytes.min(max.max_bytes),
             overflow: self.overflow,
         }
     }

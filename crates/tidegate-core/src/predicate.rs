@@ -30,7 +30,7 @@ struct Test<P> {
 }
 
 /// The predicates of all feeds, as a publisher takes them along.
-pub(crate) struct Live<P> {
+pub(crate) struct PredicateList<P> {
     /// Rises with each that is added.
     pub(crate) version: u64,
     predicates: Arc<[(Predicate<P>, usize)]>,
@@ -51,14 +51,14 @@ impl<P> Predicate<P> {
     }
 
     /// What it says of `event`: as the publisher noted, or else by a look.
-    pub(crate) fn admits(&self, event: &Event<P>) -> bool {
+    pub(crate) fn accepts(&self, event: &Event<P>) -> bool {
         event
             .verdict(self.id())
             .unwrap_or_else(|| (self.0.test)(event.payload()))
     }
 }
 
-impl<P> Live<P> {
+impl<P> PredicateList<P> {
     /// These and one more, or one more user of one of them.
     pub(crate) fn with(&self, predicate: &Predicate<P>) -> Self {
         let mut predicates = self.predicates.to_vec();
@@ -89,7 +89,7 @@ impl<P> Live<P> {
     }
 
     /// Has each event note what each predicate says of it, if it has not.
-    pub(crate) fn judge(&self, events: &mut [Arc<Event<P>>]) {
+    pub(crate) fn evaluate(&self, events: &mut [Arc<Event<P>>]) {
         if self.predicates.is_empty() {
             return;
         }
@@ -97,7 +97,7 @@ impl<P> Live<P> {
             let event = Arc::get_mut(event).expect("nobody else has it yet");
             for (predicate, _) in &*self.predicates {
                 if event.verdict(predicate.id()).is_none() {
-                    let verdict = predicate.admits(event);
+                    let verdict = predicate.accepts(event);
                     event.note_verdict(predicate.id(), verdict);
                 }
             }
@@ -105,7 +105,7 @@ impl<P> Live<P> {
     }
 }
 
-impl<P> Default for Live<P> {
+impl<P> Default for PredicateList<P> {
     fn default() -> Self {
         Self {
             version: 0,
@@ -114,7 +114,7 @@ impl<P> Default for Live<P> {
     }
 }
 
-impl<P> Clone for Live<P> {
+impl<P> Clone for PredicateList<P> {
     fn clone(&self) -> Self {
         Self {
             version: self.version,

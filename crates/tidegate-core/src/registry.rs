@@ -11,7 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{feed::Feed, hub::CloseReason, signal::Signal, sync::Mutex, topic::ClientId};
+use crate::{
+    close::CloseReason,
+    event::Payload,
+    feed::Feed,
+    info::{Holder, SubscriptionInfo},
+    signal::Signal,
+    sync::Mutex,
+    topic::ClientId,
+};
 
 /// What happens when a client id that is in use subscribes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,40 +62,10 @@ pub struct Swept {
     pub reset: u64,
 }
 
-/// A subscription that is here, as its last poll left it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SubscriptionInfo {
-    /// The identity of the subscription within its hub.
-    pub id: u64,
-    /// Who holds it.
-    pub client_id: ClientId,
-    /// On whose behalf, where clients prove who they are.
-    pub principal: Option<Arc<str>>,
-    /// How many matching events it has still to see. During a replay, what the current round still has and
-    /// what came since.
-    pub backlog: u64,
-    /// How many events it was handed.
-    pub handed_off: u64,
-    /// How many events it was told that it lost, those of conflation aside.
-    pub lost: u64,
-    /// How many events newer ones replaced, because it asked for
-    /// [`Overflow::Conflate`](crate::Overflow::Conflate).
-    pub conflated: u64,
-    /// Whether the last sweep found it stalled and left it as it is.
-    pub is_stalled: bool,
-}
-
 #[derive(Debug)]
 pub(crate) struct Registry<P> {
     policy: ClientIdPolicy,
     state: Mutex<State<P>>,
-}
-
-/// Who holds a subscription.
-#[derive(Debug, Clone)]
-pub(crate) struct Holder {
-    pub(crate) client: ClientId,
-    pub(crate) principal: Option<Arc<str>>,
 }
 
 /// The feeds of a subscription, to look at how far it is behind.
@@ -96,10 +74,10 @@ pub(crate) type Feeds<P> = Arc<[Arc<Feed<P>>]>;
 /// What a listing takes of a subscription while it holds the lock.
 #[derive(Debug)]
 pub(crate) struct Listed<P> {
-    pub(crate) id: u64,
-    pub(crate) holder: Holder,
-    pub(crate) signal: Arc<Signal>,
-    pub(crate) feeds: Feeds<P>,
+    id: u64,
+    holder: Holder,
+    signal: Arc<Signal>,
+    feeds: Feeds<P>,
 }
 
 #[derive(Debug)]
@@ -109,13 +87,13 @@ struct State<P> {
     /// Who holds each client id. One that was taken over holds it no more.
     clients: HashMap<ClientId, Vec<u64>>,
     /// Every subscription that was not dropped, those that were ended included.
-    streams: HashMap<u64, Stream<P>>,
+    registrations: HashMap<u64, Registration<P>>,
     /// Set when no further subscription is let in.
     closed: Option<CloseReason>,
 }
 
 #[derive(Debug)]
-struct Stream<P> {
+struct Registration<P> {
     holder: Holder,
     signal: Arc<Signal>,
     /// Empty until it has joined them.
@@ -135,7 +113,7 @@ pub(crate) enum Refusal {
 }
 
 /// What a sweep has to do to a subscription.
-enum Verdict {
+enum SweepAction {
     Leave,
     Stalled,
     Close,
@@ -157,7 +135,7 @@ impl<P> Registry<P> {
         let state = State {
             next_id: 1,
             clients: HashMap::new(),
-            streams: HashMap::new(),
+            registrations: HashMap::new(),
             closed: None,
         };
         Self {
@@ -168,8 +146,8 @@ impl<P> Registry<P> {
 
     /// Enters a subscription of `holder` and returns its identity.
     pub(crate) fn enter(&self, holder: &Holder, signal: &Arc<Signal>) -> Result<u64, Refusal> {
-        let stream = Stream::new(holder.clone(), Arc::clone(signal));
-        let (id, superseded) = self.state.lock().enter(self.policy, stream)?;
+        let registration = Registration::new(holder.clone(), Arc::clone(signal));
+        let (id, superseded) = self.state.lock().enter(self.policy, registration)?;
         for signal in superseded {
             signal.end(CloseReason::TakenOver);
         }
@@ -178,20 +156,20 @@ impl<P> Registry<P> {
 
     /// Notes which feeds the subscription `id` has joined.
     pub(crate) fn joined(&self, id: u64, feeds: Feeds<P>) {
-        if let Some(stream) = self.state.lock().streams.get_mut(&id) {
-            stream.feeds = Some(feeds);
+        if let Some(registration) = self.state.lock().registrations.get_mut(&id) {
+            registration.feeds = Some(feeds);
         }
     }
 
     /// Every subscription that has joined its feeds and was not dropped, those that were ended included.
     pub(crate) fn list(&self) -> Vec<Listed<P>> {
         let state = self.state.lock();
-        let listed = state.streams.iter().filter_map(|(id, stream)| {
+        let listed = state.registrations.iter().filter_map(|(id, registration)| {
             Some(Listed {
                 id: *id,
-                holder: stream.holder.clone(),
-                signal: Arc::clone(&stream.signal),
-                feeds: stream.feeds.clone()?,
+                holder: registration.holder.clone(),
+                signal: Arc::clone(&registration.signal),
+                feeds: registration.feeds.clone()?,
             })
         });
         listed.collect()
@@ -202,8 +180,10 @@ impl<P> Registry<P> {
         let to_end: Vec<_> = {
             let state = self.state.lock();
             let holders = state.clients.get(client).into_iter().flatten();
-            let streams = holders.filter_map(|id| state.streams.get(id));
-            streams.map(|stream| Arc::clone(&stream.signal)).collect()
+            let registrations = holders.filter_map(|id| state.registrations.get(id));
+            registrations
+                .map(|registration| Arc::clone(&registration.signal))
+                .collect()
         };
         to_end.iter().for_each(|signal| signal.end(reason));
         to_end.len()
@@ -220,8 +200,8 @@ impl<P> Registry<P> {
     pub(crate) fn end(&self, id: u64, reason: CloseReason) -> bool {
         let signal = {
             let state = self.state.lock();
-            let stream = state.streams.get(&id);
-            stream.map(|stream| Arc::clone(&stream.signal))
+            let registration = state.registrations.get(&id);
+            registration.map(|registration| Arc::clone(&registration.signal))
         };
         if let Some(signal) = &signal {
             signal.end(reason);
@@ -235,9 +215,9 @@ impl<P> Registry<P> {
             let mut state = self.state.lock();
             state.closed.get_or_insert(reason);
             state
-                .streams
+                .registrations
                 .values()
-                .map(|stream| Arc::clone(&stream.signal))
+                .map(|registration| Arc::clone(&registration.signal))
                 .collect()
         };
         for signal in here {
@@ -250,16 +230,20 @@ impl<P> Registry<P> {
         let mut swept = Swept::default();
         let mut to_close = Vec::new();
         let mut to_reset = Vec::new();
-        for stream in self.state.lock().streams.values_mut() {
-            let verdict = stream.judge(rules, now);
-            let signal = || Arc::clone(&stream.signal);
-            let is_stalled = matches!(verdict, Verdict::Stalled);
-            stream.signal.tally().is_stalled.store(is_stalled, Relaxed);
-            match verdict {
-                Verdict::Leave => {}
-                Verdict::Stalled => swept.stalled += 1,
-                Verdict::Close => to_close.push(signal()),
-                Verdict::Reset => to_reset.push(signal()),
+        for registration in self.state.lock().registrations.values_mut() {
+            let action = registration.check(rules, now);
+            let signal = || Arc::clone(&registration.signal);
+            let is_stalled = matches!(action, SweepAction::Stalled);
+            registration
+                .signal
+                .tally()
+                .is_stalled
+                .store(is_stalled, Relaxed);
+            match action {
+                SweepAction::Leave => {}
+                SweepAction::Stalled => swept.stalled += 1,
+                SweepAction::Close => to_close.push(signal()),
+                SweepAction::Reset => to_reset.push(signal()),
             }
         }
         (swept.closed, swept.reset) = (to_close.len() as u64, to_reset.len() as u64);
@@ -276,29 +260,39 @@ impl<P> Registry<P> {
     }
 }
 
+impl<P: Payload> Listed<P> {
+    pub(crate) fn info(&self) -> SubscriptionInfo {
+        let tally = self.signal.tally();
+        let stands_at = tally.stands_at.load(Relaxed);
+        let ends = self.feeds.iter().map(|feed| feed.lock().end());
+        let ends = ends.fold(0, u64::wrapping_add);
+        tally.info(self.id, &self.holder, ends.wrapping_sub(stands_at))
+    }
+}
+
 impl<P> State<P> {
-    fn remove(&mut self, client: &ClientId, id: u64) -> Option<Stream<P>> {
+    fn remove(&mut self, client: &ClientId, id: u64) -> Option<Registration<P>> {
         if let Entry::Occupied(mut holders) = self.clients.entry(client.clone()) {
             holders.get_mut().retain(|holder| *holder != id);
             if holders.get().is_empty() {
                 holders.remove();
             }
         }
-        self.streams.remove(&id)
+        self.registrations.remove(&id)
     }
 
     fn enter(
         &mut self,
         policy: ClientIdPolicy,
-        stream: Stream<P>,
+        registration: Registration<P>,
     ) -> Result<(u64, Vec<Arc<Signal>>), Refusal> {
         if let Some(reason) = self.closed {
             return Err(Refusal::Closed(reason));
         }
         let id = self.next_id;
-        let Holder { client, principal } = &stream.holder;
+        let Holder { client, principal } = &registration.holder;
         let holders = self.clients.entry(client.clone()).or_default();
-        let is_of_another = |id| self.streams[id].holder.principal != *principal;
+        let is_of_another = |id| self.registrations[id].holder.principal != *principal;
         if holders.iter().any(is_of_another) {
             return Err(Refusal::Taken);
         }
@@ -310,16 +304,20 @@ impl<P> State<P> {
         holders.reserve_exact(1);
         holders.push(id);
         self.next_id += 1;
-        self.streams.insert(id, stream);
-        let signals = superseded.iter().filter_map(|old| self.streams.get(old));
+        self.registrations.insert(id, registration);
+        let signals = superseded
+            .iter()
+            .filter_map(|old| self.registrations.get(old));
         Ok((
             id,
-            signals.map(|stream| Arc::clone(&stream.signal)).collect(),
+            signals
+                .map(|registration| Arc::clone(&registration.signal))
+                .collect(),
         ))
     }
 }
 
-impl<P> Stream<P> {
+impl<P> Registration<P> {
     const fn new(holder: Holder, signal: Arc<Signal>) -> Self {
         Self {
             holder,
@@ -331,36 +329,36 @@ impl<P> Stream<P> {
         }
     }
 
-    fn judge(&mut self, rules: &SweepRules, now: Instant) -> Verdict {
-        let look = self.signal.look();
-        if look.progress != self.progress || !(look.is_behind || look.is_closed) {
-            self.progress = look.progress;
+    fn check(&mut self, rules: &SweepRules, now: Instant) -> SweepAction {
+        let seen = self.signal.snapshot();
+        if seen.progress != self.progress || !(seen.is_behind || seen.is_closed) {
+            self.progress = seen.progress;
             self.stuck_since = None;
         }
-        if !(look.is_behind || look.is_closed) {
-            return Verdict::Leave;
+        if !(seen.is_behind || seen.is_closed) {
+            return SweepAction::Leave;
         }
         let stuck_for = now.saturating_duration_since(*self.stuck_since.get_or_insert(now));
-        if look.is_closed {
+        if seen.is_closed {
             let give_up = stuck_for >= rules.grace && !self.is_reset;
             self.is_reset |= give_up;
             return if give_up {
-                Verdict::Reset
+                SweepAction::Reset
             } else {
-                Verdict::Leave
+                SweepAction::Leave
             };
         }
         if rules
             .stall_timeout
             .is_none_or(|timeout| stuck_for < timeout)
         {
-            return Verdict::Leave;
+            return SweepAction::Leave;
         }
-        if rules.close_stalled || look.ends_when_stalled {
+        if rules.close_stalled || seen.ends_when_stalled {
             // From now on it is the grace that counts.
             self.stuck_since = Some(now);
-            return Verdict::Close;
+            return SweepAction::Close;
         }
-        Verdict::Stalled
+        SweepAction::Stalled
     }
 }

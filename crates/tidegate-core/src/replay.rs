@@ -272,7 +272,7 @@ impl<P: Payload> Replay<P> {
         self.ledger
             .marks
             .push((self.ledger.before, self.ledger.matches));
-        walk.end != WalkEnd::Most || self.ledger.matches == enough
+        walk.end != WalkEnd::MaxEntries || self.ledger.matches == enough
     }
 
     fn read(
@@ -322,7 +322,7 @@ impl<P: Payload> Replay<P> {
         let gone_through = history.evicted_through().min(self.head);
         Some(Overtaken {
             gone_through,
-            by_budget: history.budget_took() > self.after,
+            by_budget: history.evicted_for_budget() > self.after,
             to_mark: self.stretch_to_mark(history, gone_through),
         })
     }
@@ -409,6 +409,6 @@ impl<P: Payload> Wanted<P> {
                 || self
                     .predicate
                     .as_ref()
-                    .is_none_or(|predicate| predicate.admits(event)))
+                    .is_none_or(|predicate| predicate.accepts(event)))
     }
 }

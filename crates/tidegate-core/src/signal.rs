@@ -34,8 +34,8 @@ use std::{
 };
 
 use crate::{
-    hub::CloseReason,
-    registry::{Holder, SubscriptionInfo},
+    close::CloseReason,
+    info::Tally,
     sync::{AtomicU64, Mutex},
 };
 
@@ -54,26 +54,9 @@ pub(crate) struct Signal {
     tally: Tally,
 }
 
-/// What a subscription has come to, as its last poll left it. Written by the subscription, read by
-/// whoever lists subscriptions.
-#[derive(Debug, Default)]
-pub(crate) struct Tally {
-    /// The numbers at which its cursors stand, summed, less what a replay has still to give. What is behind
-    /// is the ends of its feeds, summed, less this.
-    pub(crate) stands_at: AtomicCounter,
-    /// Events that were handed out.
-    pub(crate) handed_off: AtomicCounter,
-    /// Events that were counted by gaps, those of conflation aside.
-    pub(crate) lost: AtomicCounter,
-    /// Events that were counted by gaps of conflation.
-    pub(crate) conflated: AtomicCounter,
-    /// Whether the last sweep found it stalled and left it as it is. Written by sweeps.
-    pub(crate) is_stalled: AtomicBool,
-}
-
 /// What a sweep sees of a subscription.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Look {
+pub(crate) struct Snapshot {
     pub(crate) progress: u64,
     /// Whether something is there for it.
     pub(crate) is_behind: bool,
@@ -98,21 +81,6 @@ pub(crate) struct Ready {
     pub(crate) cursor: u32,
     /// The sequence of the event that came.
     pub(crate) head: u64,
-}
-
-impl Tally {
-    pub(crate) fn info(&self, id: u64, holder: &Holder, backlog: u64) -> SubscriptionInfo {
-        SubscriptionInfo {
-            id,
-            client_id: holder.client.clone(),
-            principal: holder.principal.clone(),
-            backlog,
-            handed_off: self.handed_off.load(Relaxed),
-            lost: self.lost.load(Relaxed),
-            conflated: self.conflated.load(Relaxed),
-            is_stalled: self.is_stalled.load(Relaxed),
-        }
-    }
 }
 
 impl Signal {
@@ -148,12 +116,12 @@ impl Signal {
         self.state.lock().closed
     }
 
-    pub(crate) fn look(&self) -> Look {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         let (is_closed, is_ready) = {
             let state = self.state.lock();
             (state.closed.is_some(), !state.ready.is_empty())
         };
-        Look {
+        Snapshot {
             progress: self.progress.load(Relaxed),
             is_behind: is_ready || self.left_some.load(Relaxed),
             is_closed,

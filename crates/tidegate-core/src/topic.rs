@@ -43,7 +43,7 @@ pub struct NameError {
 }
 
 /// So much of a name is repeated, in bytes.
-const MAX_REPEATED: usize = 64;
+const MAX_QUOTED_BYTES: usize = 64;
 
 /// What is wrong with a topic, a filter or a client id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -92,10 +92,10 @@ impl NameErrorKind {
 impl NameError {
     /// The same error, of `name`.
     pub(crate) fn of(self, name: &str) -> Self {
-        let name = match name.len() <= MAX_REPEATED {
+        let name = match name.len() <= MAX_QUOTED_BYTES {
             true => name.into(),
             false => {
-                let mut ends = (0..=MAX_REPEATED).rev();
+                let mut ends = (0..=MAX_QUOTED_BYTES).rev();
                 let end = ends.find(|end| name.is_char_boundary(*end));
                 format!("{}...", &name[..end.unwrap_or(0)]).into()
             }

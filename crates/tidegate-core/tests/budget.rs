@@ -30,10 +30,10 @@ fn subscribe(
     overflow: Overflow,
     start: Start,
 ) -> Subscription<Bytes> {
-    let most = |n| NonZeroU64::new(n).unwrap();
+    let non_zero = |n| NonZeroU64::new(n).unwrap();
     let limits = Limits {
-        max_events: most(60_000),
-        max_bytes: most(60 << 20),
+        max_events: non_zero(60_000),
+        max_bytes: non_zero(60 << 20),
         overflow,
     };
     let filters = filters

@@ -65,7 +65,7 @@ fn action() -> impl Strategy<Value = Action> {
             events,
             bytes,
             overhead,
-            through: u64::MAX,
+            up_to: u64::MAX,
         },
     );
     let begin = prop_oneof![

@@ -44,7 +44,7 @@ const ROOM: Room = Room {
     events: usize::MAX,
     bytes: (CHUNK_BYTES - BATCH_OVERHEAD) as u64,
     overhead: EVENT_OVERHEAD as u64,
-    through: u64::MAX,
+    up_to: u64::MAX,
 };
 
 thread_local! {
@@ -178,7 +178,10 @@ impl Drainer {
             Some(releases) => releases.through(self.subscription.head().sequence),
             None => u64::MAX,
         };
-        let room = Room { through, ..ROOM };
+        let room = Room {
+            up_to: through,
+            ..ROOM
+        };
         let was_live = !self.subscription.is_replaying();
         match self.subscription.poll_next(cx, room, batch) {
             Poll::Ready(Ok(())) => {

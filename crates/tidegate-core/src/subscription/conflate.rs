@@ -8,7 +8,7 @@
 
 use std::{cmp::Reverse, mem, sync::Arc};
 
-use super::{Filling, Subscription, losses::Losses};
+use super::{Subscription, losses::Losses, room::Filling};
 use crate::event::Payload;
 
 /// Why a run over the survivors ended.
@@ -36,7 +36,7 @@ impl<P: Payload> Subscription<P> {
             // The losses of all feeds must be settled against one another, as without conflation.
             let shared = Arc::clone(&self.shared);
             let state = shared.publish.lock();
-            let watermark = state.head.min(filling.room.through);
+            let watermark = state.head.min(filling.room.up_to);
             self.parts
                 .signal
                 .take_ready_while_locked(&mut self.arrivals);
@@ -56,7 +56,7 @@ impl<P: Payload> Subscription<P> {
         let limits = &self.parts.limits;
         // One more than may stay tells that something has to go.
         let enough = usize::try_from(limits.max_events.get())
-            .map_or(usize::MAX, |most| most.saturating_add(1));
+            .map_or(usize::MAX, |max| max.saturating_add(1));
         let mut newest_first = Vec::new();
         let mut floor = 0;
         for Reverse((_, i)) in &self.ready {
@@ -91,18 +91,18 @@ impl<P: Payload> Subscription<P> {
             let cursor = &mut self.cursors[i as usize];
             let mut feed = cursor.feed.lock();
             let latest = feed.latest();
-            let mut since = cursor.since.max(self.resume_after + 1);
+            let mut not_before = cursor.not_before.max(self.resume_after + 1);
             let mut from = cursor.next;
             if latest.has_overtaken(from) {
                 let evicted = latest.evicted().within(from, latest.first());
-                losses.evicted.merge(evicted, since);
+                losses.evicted.merge(evicted, not_before);
                 losses.overflow.add(
                     latest.first() - from - evicted.count,
-                    since,
+                    not_before,
                     latest.evicted_sequence(),
                 );
                 from = latest.first();
-                since = latest.evicted_sequence() + 1;
+                not_before = latest.evicted_sequence() + 1;
             }
             let mut dropped = 0;
             let survivors = latest
@@ -116,15 +116,15 @@ impl<P: Payload> Subscription<P> {
                 }
                 goes
             });
-            let (to, next_since) = kept.next().unwrap_or((feed.end(), feed.newest() + 1));
+            let (to, next_sequence) = kept.next().unwrap_or((feed.end(), feed.newest() + 1));
             drop(kept);
             losses
                 .conflated
-                .add(to - from - dropped, since, next_since - 1);
+                .add(to - from - dropped, not_before, next_sequence - 1);
             let moved = feed.advance_conflating(cursor.next, to, &self.parts.signal, i);
             drop(feed);
-            (cursor.next, cursor.since) = (to, next_since);
-            self.place(i, moved);
+            (cursor.next, cursor.not_before) = (to, next_sequence);
+            self.note_moved(i, moved);
         }
     }
 
@@ -152,7 +152,7 @@ impl<P: Payload> Subscription<P> {
                 self.ready.push(Reverse((head, i)));
                 return RunEnd::Overtaken;
             }
-            let (mut to, mut since) = (cursor.next, cursor.since);
+            let (mut to, mut not_before) = (cursor.next, cursor.not_before);
             let mut is_full = false;
             for (number, event) in feed.latest().from(cursor.next) {
                 if event.sequence() > watermark.min(next_head - 1) {
@@ -164,13 +164,13 @@ impl<P: Payload> Subscription<P> {
                 }
                 losses
                     .conflated
-                    .add(number - to, since, event.sequence() - 1);
-                (to, since) = (number + 1, event.sequence() + 1);
+                    .add(number - to, not_before, event.sequence() - 1);
+                (to, not_before) = (number + 1, event.sequence() + 1);
             }
             let moved = feed.advance_conflating(cursor.next, to, &self.parts.signal, i);
             drop(feed);
-            (cursor.next, cursor.since) = (to, since);
-            self.place(i, moved);
+            (cursor.next, cursor.not_before) = (to, not_before);
+            self.note_moved(i, moved);
             if is_full {
                 return RunEnd::Done;
             }
@@ -194,14 +194,14 @@ impl<P: Payload> Subscription<P> {
                 self.ready.push(Reverse((head, i)));
                 continue;
             }
-            let (to, since) = survivor.unwrap_or((feed.end(), feed.newest() + 1));
+            let (to, not_before) = survivor.unwrap_or((feed.end(), feed.newest() + 1));
             losses
                 .conflated
-                .add(to - cursor.next, cursor.since, since - 1);
+                .add(to - cursor.next, cursor.not_before, not_before - 1);
             let moved = feed.advance_conflating(cursor.next, to, &self.parts.signal, i);
             drop(feed);
-            (cursor.next, cursor.since) = (to, since);
-            self.place(i, moved);
+            (cursor.next, cursor.not_before) = (to, not_before);
+            self.note_moved(i, moved);
         }
     }
 }

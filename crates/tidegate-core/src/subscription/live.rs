@@ -2,12 +2,12 @@
 
 use std::{cmp::Reverse, mem, sync::Arc};
 
-use super::{Batch, Filling, Place, Room, Subscription, losses::Losses};
+use super::{Batch, CursorState, Room, Subscription, losses::Losses, room::Filling};
 use crate::{
+    close::CloseReason,
     counters::add,
     event::Payload,
     feed::{Ahead, Backlog, ParkKey},
-    hub::CloseReason,
     limits::Overflow,
 };
 
@@ -85,7 +85,7 @@ impl<P: Payload> Subscription<P> {
         let moved = feed.advance(cursor.next, start + taken as u64, &self.parts.signal, i);
         drop(feed);
         cursor.next = start + taken as u64;
-        self.place(i, moved);
+        self.note_moved(i, moved);
         losses
     }
 
@@ -107,7 +107,7 @@ impl<P: Payload> Subscription<P> {
             .signal
             .take_ready_while_locked(&mut self.arrivals);
         self.absorb_arrivals();
-        let watermark = state.head.min(filling.room.through);
+        let watermark = state.head.min(filling.room.up_to);
         let evicted_through = self.survey(0, watermark).evicted_through;
         self.skip_through(evicted_through.max(losses.last()), &mut losses);
         self.run(watermark, filling);
@@ -165,7 +165,7 @@ impl<P: Payload> Subscription<P> {
             let moved = feed.advance(cursor.next, to, &self.parts.signal, i);
             drop(feed);
             cursor.next = to;
-            self.place(i, moved);
+            self.note_moved(i, moved);
         }
     }
 
@@ -195,7 +195,7 @@ impl<P: Payload> Subscription<P> {
             let moved = feed.advance(cursor.next, to, &self.parts.signal, i);
             drop(feed);
             cursor.next = to;
-            self.place(i, moved);
+            self.note_moved(i, moved);
         }
         skipped
     }
@@ -233,7 +233,7 @@ impl<P: Payload> Subscription<P> {
             let moved = feed.advance(cursor.next, to, &self.parts.signal, i);
             drop(feed);
             cursor.next = to;
-            self.place(i, moved);
+            self.note_moved(i, moved);
             if to < end {
                 return RunEnd::Done;
             }
@@ -241,8 +241,8 @@ impl<P: Payload> Subscription<P> {
     }
 
     /// Notes where a cursor is after it has moved.
-    pub(super) fn place(&mut self, i: u32, (ahead, parked): (Ahead, Option<ParkKey>)) {
-        self.cursors[i as usize].place = parked.map_or(Place::Ready, Place::Parked);
+    pub(super) fn note_moved(&mut self, i: u32, (ahead, parked): (Ahead, Option<ParkKey>)) {
+        self.cursors[i as usize].state = parked.map_or(CursorState::Ready, CursorState::Parked);
         if let Ahead::Event(head) = ahead {
             self.ready.push(Reverse((head, i)));
         }

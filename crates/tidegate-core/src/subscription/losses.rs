@@ -86,13 +86,13 @@ impl Loss {
         Self { count, first, last }
     }
 
-    /// Adds what was evicted before a cursor whose first event to come is not before `since`. Events are
+    /// Adds what was evicted before a cursor whose first event to come is not before `not_before`. Events are
     /// evicted together whoever has seen which of them, so a run may begin before that.
-    pub(super) fn merge(&mut self, evicted: EvictedWithin, since: u64) {
+    pub(super) fn merge(&mut self, evicted: EvictedWithin, not_before: u64) {
         let EvictedWithin {
             count, first, last, ..
         } = evicted;
-        self.add(count, first.max(since), last);
+        self.add(count, first.max(not_before), last);
     }
 
     /// Adds `count` events between these sequences, both included.

@@ -3,10 +3,11 @@
 use std::{sync::Arc, task::Context};
 
 use super::{
-    Batch, Filling, Parts, Place, Room, Subscription, index,
+    Batch, CursorState, Parts, Room, Subscription, index,
     losses::{Loss, merge_gap},
+    room::Filling,
 };
-use crate::{counters::add, event::Payload, hub::State, replay::Step};
+use crate::{counters::add, event::Payload, publish::State, replay::Step};
 
 /// How many strides of history one poll goes through before it lets other tasks run.
 const STRIDES_PER_POLL: usize = if cfg!(test) { 2 } else { 32 };
@@ -99,9 +100,9 @@ impl<P: Payload> Subscription<P> {
                 cursor
                     .feed
                     .lock()
-                    .attach(limits, &self.shared.most, signal, index(i));
+                    .attach(limits, &self.shared.max_limits, signal, index(i));
             cursor.next = next;
-            cursor.place = Place::Parked(key);
+            cursor.state = CursorState::Parked(key);
         }
     }
 }

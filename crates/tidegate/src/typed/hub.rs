@@ -103,7 +103,7 @@ impl<T: Value> Builder<T> {
 
     /// The most that a subscription may ask for. Default: 65,536 events, 64 MiB.
     pub fn most(mut self, most: Limits) -> Self {
-        self.config.most = most;
+        self.config.max_limits = most;
         self
     }
 

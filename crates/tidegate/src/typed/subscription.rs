@@ -118,7 +118,7 @@ impl<T: Value> Subscription<T> {
                 events: usize::MAX,
                 bytes: CHUNK_BYTES as u64,
                 overhead: (PREFIX + position_bytes) as u64,
-                through: u64::MAX,
+                up_to: u64::MAX,
             },
             chunk_is_full: false,
             losses,
@@ -273,7 +273,7 @@ impl<T: Value> Subscription<T> {
     /// Looks whether the hub has ended the subscription, and takes nothing.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
         let room = Room {
-            through: 0,
+            up_to: 0,
             ..self.room
         };
         match self.core.poll_next(cx, room, &mut self.batch) {

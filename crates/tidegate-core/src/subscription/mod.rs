@@ -22,10 +22,12 @@
 //! not handed out is lost to it, and for a new subscription to resume. Dropping it frees at once
 //! everything that it held.
 
+mod begin;
 mod conflate;
 mod live;
 mod losses;
 mod replaying;
+mod room;
 
 use std::{
     cmp::Reverse,
@@ -38,44 +40,20 @@ use std::{
 };
 
 use crate::{
+    close::CloseReason,
     counters::add,
-    event::{Event, Payload, Position},
+    event::{Payload, Position},
     feed::{Feed, ParkKey},
     gap::{Gap, GapReason},
-    hub::{CloseReason, Shared, Start},
+    info::{Holder, SubscriptionInfo},
     limits::{Limits, Overflow},
-    registry::{Holder, SubscriptionInfo},
-    replay::{Opening, Replay},
+    publish::Shared,
+    replay::Replay,
     signal::{Ready, Signal},
     topic::ClientId,
 };
 
-/// How much one poll may take.
-#[derive(Debug, Clone, Copy)]
-pub struct Room {
-    /// The most events; at least one is taken.
-    pub events: usize,
-    /// The most bytes; one event is taken whatever its size.
-    pub bytes: u64,
-    /// What an event costs besides its own size.
-    pub overhead: u64,
-    /// Live events after this sequence are left for later. [`u64::MAX`] leaves none; 0 leaves all, and a
-    /// poll then only looks whether the subscription has ended. A replay takes no notice of it.
-    pub through: u64,
-}
-
-/// What one poll handed out: the gaps, then the events, then whether the replay has ended.
-#[derive(Debug)]
-pub struct Batch<P> {
-    /// What is missing before the events, each reason once.
-    pub gaps: Vec<Gap>,
-    /// The index of the first of the events; the others follow without holes.
-    pub first_index: u64,
-    /// In sequence order.
-    pub events: Vec<Arc<Event<P>>>,
-    /// Set once, when the replay that was asked for is done: what follows is live.
-    pub caught_up: Option<Position>,
-}
+pub use room::{Batch, Room};
 
 /// One subscriber's place in the hub. See [the module](self).
 #[derive(Debug)]
@@ -118,89 +96,19 @@ struct Cursor<P> {
     /// The number of the first event in the feed that was not handed out.
     next: u64,
     /// That event's sequence is not below this.
-    since: u64,
-    place: Place,
+    not_before: u64,
+    state: CursorState,
 }
 
 /// Where a cursor is.
 #[derive(Debug, Clone, Copy)]
-enum Place {
+enum CursorState {
     /// Nowhere: history is being replayed, `next` only counts.
     Detached,
     /// At the end, registered for the next event.
     Parked(ParkKey),
     /// Before an event.
     Ready,
-}
-
-// ===== impl Room =====
-
-impl Room {
-    /// Room for so many events of any size.
-    #[must_use]
-    pub const fn events(events: usize) -> Self {
-        Self {
-            events,
-            bytes: u64::MAX,
-            overhead: 0,
-            through: u64::MAX,
-        }
-    }
-
-    /// Whether an event of `size` may be added to `events` that hold `bytes` so far.
-    const fn admits(&self, events: usize, bytes: u64, size: u64) -> bool {
-        events == 0
-            || (events < self.events && bytes.saturating_add(size + self.overhead) <= self.bytes)
-    }
-}
-
-/// What is left of a room while a batch is filled.
-struct Filling<'a, P> {
-    room: Room,
-    bytes: u64,
-    events: &'a mut Vec<Arc<Event<P>>>,
-}
-
-impl<P: Payload> Filling<'_, P> {
-    /// Takes `event` unless the room is full.
-    fn take(&mut self, event: &Arc<Event<P>>) -> bool {
-        let admitted = self
-            .room
-            .admits(self.events.len(), self.bytes, event.size());
-        if admitted {
-            self.bytes = self.bytes.saturating_add(event.size() + self.room.overhead);
-            self.events.push(Arc::clone(event));
-        }
-        admitted
-    }
-}
-
-// ===== impl Batch =====
-
-impl<P> Default for Batch<P> {
-    fn default() -> Self {
-        Self {
-            gaps: Vec::new(),
-            first_index: 0,
-            events: Vec::new(),
-            caught_up: None,
-        }
-    }
-}
-
-impl<P> Batch<P> {
-    /// Whether nothing is in it.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.gaps.is_empty() && self.events.is_empty() && self.caught_up.is_none()
-    }
-
-    /// Takes everything out; keeps the memory.
-    pub fn clear(&mut self) {
-        self.gaps.clear();
-        self.events.clear();
-        self.caught_up = None;
-    }
 }
 
 // ===== impl Subscription: outside =====
@@ -236,7 +144,7 @@ impl<P: Payload> Subscription<P> {
         let held_back = self
             .ready
             .peek()
-            .is_some_and(|Reverse((head, _))| *head > room.through);
+            .is_some_and(|Reverse((head, _))| *head > room.up_to);
         let left_some = self.replay.is_some() || !(self.ready.is_empty() || held_back);
         self.parts.signal.note(!batch.is_empty(), left_some);
         polled
@@ -255,7 +163,7 @@ impl<P: Payload> Subscription<P> {
         let skipped = self.leave_out_through(sequence);
         add(&self.shared.counters.abandoned, skipped);
         self.next_index += skipped;
-        self.note_place();
+        self.note_standing();
     }
 
     /// Where a new subscription can go on after this one: everything up to here was handed out, counted
@@ -291,7 +199,7 @@ impl<P: Payload> Subscription<P> {
     }
 
     /// Whether something live is there that was not taken, for want of room or because of
-    /// [`Room::through`], as the last poll saw it.
+    /// [`Room::up_to`], as the last poll saw it.
     #[must_use]
     pub fn is_behind(&self) -> bool {
         !self.ready.is_empty()
@@ -353,128 +261,6 @@ impl<P: Payload> Subscription<P> {
     }
 }
 
-// ===== impl Subscription: beginning and ending =====
-
-impl<P: Payload> Subscription<P> {
-    /// Begins a subscription to `feeds`, at `head`. The caller holds the publish lock.
-    pub(crate) fn begin(
-        shared: Arc<Shared<P>>,
-        parts: Parts,
-        feeds: &[Arc<Feed<P>>],
-        start: Start,
-        head: u64,
-    ) -> Self {
-        let beginning = Beginning::of(&shared, start, head);
-        let mut cursors: Box<[_]> = feeds.iter().cloned().map(Cursor::new).collect();
-        for (i, cursor) in cursors.iter_mut().enumerate() {
-            let mut feed = cursor.feed.lock();
-            feed.join();
-            cursor.next = feed.end();
-            if !matches!(beginning, Beginning::Replay(_)) {
-                let (_, key) = feed.attach(&parts.limits, &shared.most, &parts.signal, index(i));
-                cursor.place = Place::Parked(key);
-            }
-        }
-        let (replay, opening) = match beginning {
-            Beginning::Live => (None, None),
-            Beginning::CaughtUp(gap) => (None, Some((gap, shared.position(head)))),
-            Beginning::Replay(opening) => {
-                let kinds = cursors.iter().map(|cursor| cursor.feed.kind());
-                (Some(Box::new(Replay::new(opening, head, kinds))), None)
-            }
-        };
-        shared.counters.subscriptions.fetch_add(1, Relaxed);
-        let subscription = Self {
-            resume_after: if replay.is_some() { 0 } else { head },
-            asked: if let Start::After(asked) = start {
-                Some(asked)
-            } else {
-                None
-            },
-            shared,
-            parts,
-            cursors,
-            ready: BinaryHeap::new(),
-            arrivals: Vec::new(),
-            replay,
-            opening,
-            next_index: 0,
-            began_at: head,
-            closed: None,
-            behind_when_ended: 0,
-        };
-        subscription.note_place();
-        subscription
-    }
-}
-
-/// How a subscription begins.
-enum Beginning {
-    Live,
-    /// A replay was asked for and history has nothing for it: its end is said at once, and before that
-    /// what is missing.
-    CaughtUp(Option<Gap>),
-    Replay(Opening),
-}
-
-impl Beginning {
-    /// The beginning for `start`, at `head`. The caller holds the publish lock.
-    fn of<P: Payload>(shared: &Shared<P>, start: Start, head: u64) -> Self {
-        let history = shared.history.lock();
-        let lost = |reason, first_sequence| {
-            Some(Gap {
-                first_sequence,
-                last_sequence: head,
-                count: 0,
-                reason,
-                first_index: 0,
-            })
-        };
-        match start {
-            Start::Live | Start::Last(0) => Self::Live,
-            Start::Last(_) if history.len() == 0 => Self::CaughtUp(None),
-            Start::Last(events) => Self::Replay(Opening::Last(events.into())),
-            Start::After(asked) if asked.epoch != shared.epoch && history.len() == 0 => {
-                Self::CaughtUp(lost(GapReason::EpochChanged, 0))
-            }
-            Start::After(asked) if asked.epoch != shared.epoch => Self::Replay(Opening::OtherEpoch),
-            Start::After(Position { sequence, .. }) if sequence < history.newest().unwrap_or(0) => {
-                Self::Replay(Opening::After(sequence))
-            }
-            Start::After(Position { sequence, .. }) if sequence < history.evicted_through() => {
-                Self::CaughtUp(lost(GapReason::Expired, sequence + 1))
-            }
-            Start::After(_) => Self::CaughtUp(None),
-        }
-    }
-}
-
-impl<P: Payload> Drop for Subscription<P> {
-    fn drop(&mut self) {
-        let mut unused = Vec::new();
-        let mut abandoned = self.replay.as_ref().map_or(0, |replay| replay.remaining());
-        for cursor in &self.cursors {
-            let mut feed = cursor.feed.lock();
-            abandoned += feed.end() - cursor.next;
-            match cursor.place {
-                Place::Detached => {}
-                Place::Parked(key) => feed.detach(&self.parts.limits, cursor.next, Some(key)),
-                Place::Ready => feed.detach(&self.parts.limits, cursor.next, None),
-            }
-            if feed.leave() {
-                unused.push(Arc::clone(&cursor.feed));
-            }
-        }
-        let Shared {
-            registry, counters, ..
-        } = &*self.shared;
-        registry.remove(&self.parts.holder.client, self.parts.id);
-        self.shared.forget_unused(&unused);
-        add(&counters.abandoned, abandoned);
-        counters.subscriptions.fetch_sub(1, Relaxed);
-    }
-}
-
 // ===== impl Subscription: polling =====
 
 impl<P: Payload> Subscription<P> {
@@ -506,7 +292,7 @@ impl<P: Payload> Subscription<P> {
             if self.replay.is_some() {
                 return Ok(self.replay(cx, room, batch));
             }
-            if self.take_live(watermark.min(room.through), room, batch)? {
+            if self.take_live(watermark.min(room.up_to), room, batch)? {
                 return Ok(true);
             }
             match self.ready.peek() {
@@ -514,7 +300,7 @@ impl<P: Payload> Subscription<P> {
                     self.resume_after = watermark;
                     return Ok(false);
                 }
-                Some(Reverse((head, _))) if *head > room.through => {
+                Some(Reverse((head, _))) if *head > room.up_to => {
                     self.resume_after = self.resume_after.max(watermark.min(head - 1));
                     return Ok(false);
                 }
@@ -555,11 +341,11 @@ impl<P: Payload> Subscription<P> {
         }
         add(&counters.handed_off, batch.events.len() as u64);
         add(&tally.handed_off, batch.events.len() as u64);
-        self.note_place();
+        self.note_standing();
     }
 
     /// Tells those who list subscriptions where this one stands.
-    fn note_place(&self) {
+    fn note_standing(&self) {
         let next = self.cursors.iter().map(|cursor| cursor.next);
         let replaying = self.replay.as_ref().map_or(0, |replay| replay.remaining());
         let stands_at = next.fold(0, u64::wrapping_add).wrapping_sub(replaying);
@@ -573,7 +359,7 @@ impl<P: Payload> Subscription<P> {
     fn absorb_arrivals(&mut self) {
         for Ready { cursor, head } in self.arrivals.drain(..) {
             let ready = &mut self.cursors[cursor as usize];
-            (ready.place, ready.since) = (Place::Ready, head);
+            (ready.state, ready.not_before) = (CursorState::Ready, head);
             self.ready.push(Reverse((head, cursor)));
         }
         // An idle subscription keeps no memory for it.
@@ -588,8 +374,8 @@ impl<P: Payload> Cursor<P> {
         Self {
             feed,
             next: 0,
-            since: 0,
-            place: Place::Detached,
+            not_before: 0,
+            state: CursorState::Detached,
         }
     }
 }
