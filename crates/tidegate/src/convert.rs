@@ -16,9 +16,11 @@ use tidegate_core::{
 use tonic::Status;
 
 use crate::{
+    client_ids::anonymous,
     proto,
+    reason::Reason,
     service::{PublishLimits, ServiceConfig},
-    status::{Reason, bad_name},
+    status::bad_name,
     wire::Encoded,
 };
 
@@ -99,23 +101,6 @@ fn client_id(id: &str) -> Result<ClientId, Status> {
         return anonymous().map_err(|e| Reason::Internal.status(format!("no randomness: {e}")));
     }
     ClientId::new(id).map_err(|e| bad_name(Reason::InvalidClientId, "client_id", &e))
-}
-
-/// What begins the client ids that are made here.
-const ANONYMOUS: &str = "anonymous-";
-
-/// A client id that nobody else has.
-pub(crate) fn anonymous() -> Result<ClientId, getrandom::Error> {
-    let random = getrandom::u64()?;
-    Ok(ClientId::new(&format!("{ANONYMOUS}{random:016x}")).expect("is one token"))
-}
-
-/// Whether the id is one that is made here. Nobody can guess one, so who names it was given it.
-pub(crate) fn is_anonymous(id: &ClientId) -> bool {
-    let random = id.as_str().strip_prefix(ANONYMOUS);
-    random.is_some_and(|random| {
-        random.len() == 16 && random.bytes().all(|byte| byte.is_ascii_hexdigit())
-    })
 }
 
 fn limits(limits: Option<&proto::Limits>) -> Result<Limits, Status> {

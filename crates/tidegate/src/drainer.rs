@@ -29,15 +29,13 @@ use crate::{
     calls::Enrolled,
     chunks::Sharing,
     convert,
+    framing::CHUNK_BYTES,
     gate::Permit,
     proto::{CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response},
-    status::{self, Reason},
+    reason::Reason,
+    status,
     wire::{BATCH_OVERHEAD, EVENT_OVERHEAD, Encoded, write_batch, write_response},
 };
-
-/// The most bytes of one chunk: the payload of one HTTP/2 frame of the default size (RFC 9113, section
-/// 6.5.2).
-pub const CHUNK_BYTES: usize = 16_384;
 
 /// How much of a chunk's events one poll takes, with room for what surrounds them.
 const ROOM: Room = Room {

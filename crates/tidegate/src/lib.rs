@@ -47,12 +47,16 @@
 mod access;
 mod calls;
 mod chunks;
+mod client_ids;
 mod convert;
 mod deadline;
 mod drainer;
+mod epoch;
+mod framing;
 mod gate;
 mod measure;
 mod publish;
+mod reason;
 mod reset;
 mod service;
 mod status;
@@ -73,19 +77,12 @@ pub use crate::{
     calls::{CallBody, Calls, RequestBody},
     chunks::ChunkStats,
     convert::{EncodeError, encode, limits_in_force},
-    drainer::{CHUNK_BYTES, Drainer},
-    gate::{Caller, Gate, OverQuota, Place},
+    drainer::Drainer,
+    epoch::random_epoch,
+    framing::CHUNK_BYTES,
+    gate::{Caller, Gate, Place},
+    reason::{Advice, DOMAIN, OverQuota, Reason},
     reset::resettable,
     service::{EventService, PublishLimits, ResponseBody, ResponseFuture, ServiceConfig},
-    status::{Advice, DOMAIN, Reason},
     wire::Encoded,
 };
-
-/// An epoch that no other hub has: 63 random bits and a one, so never 0.
-///
-/// # Errors
-/// When the operating system has no randomness to give.
-pub fn random_epoch() -> std::io::Result<u64> {
-    let random = getrandom::u64().map_err(|e| std::io::Error::other(e.to_string()))?;
-    Ok(random | 1)
-}

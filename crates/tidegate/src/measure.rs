@@ -20,8 +20,8 @@ use tonic_prost::ProstEncoder;
 
 use crate::{
     proto::{PublishRequest, SubscribeRequest},
+    reason::Reason,
     service::{PublishLimits, ServiceConfig},
-    status::Reason,
 };
 
 /// The field of the events in a `PublishRequest`, and of the filters in a `SubscribeRequest`.

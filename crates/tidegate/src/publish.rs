@@ -19,13 +19,14 @@ use tonic::{
 };
 
 use crate::{
-    access::Access,
+    access::{Access, caller},
     convert,
-    gate::{Caller, Gate, caller},
+    gate::{Caller, Gate},
     measure::MeasuringCodec,
     proto::{PublishRequest, PublishResponse},
+    reason::Reason,
     service::PublishLimits,
-    status::{Reason, not_published, unreadable},
+    status::{late, not_published, unreadable},
     wire::Encoded,
 };
 
@@ -138,11 +139,6 @@ impl Publisher {
         let bytes = events.iter().map(|event| event.payload.size() as u64).sum();
         Ok(gate.publish(caller, events.len(), bytes)?)
     }
-}
-
-/// The status for a request that did not come in time.
-pub(crate) fn late() -> Status {
-    Reason::DeadlineExceeded.status("the request did not come in time")
 }
 
 impl UnaryService<PublishRequest> for Publisher {

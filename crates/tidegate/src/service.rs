@@ -25,17 +25,19 @@ use tonic::{
 use tower_service::Service;
 
 use crate::{
-    access::{Access, Guard, Interest},
+    access::{Access, Guard, Interest, caller},
     calls::{CallBody, Calls},
     chunks::{ChunkStats, Sharing},
+    client_ids::is_anonymous,
     convert, deadline,
     drainer::{Drainer, Held},
-    gate::{Gate, Permit, caller},
+    gate::{Gate, Permit},
     measure::MeasuringCodec,
     proto::{SubscribeRequest, SubscribeResponse},
-    publish::{PUBLISH, PUBLISH_STREAM, Publisher, late},
+    publish::{PUBLISH, PUBLISH_STREAM, Publisher},
+    reason::Reason,
     reset,
-    status::{Reason, not_subscribed, unreadable},
+    status::{late, not_subscribed, spread, unreadable},
     wire::Encoded,
 };
 
@@ -217,7 +219,7 @@ impl EventService {
 fn admit(access: Access, options: &mut SubscribeOptions) -> Result<(Access, Interest), Status> {
     let interest = Interest {
         client_id: Some(&options.client_id)
-            .filter(|id| !convert::is_anonymous(id))
+            .filter(|id| !is_anonymous(id))
             .cloned(),
         filters: options.filters.clone(),
     };
@@ -256,13 +258,6 @@ where
         .await
         .map_err(|status| unreadable(status, Reason::InvalidRequest))?;
     message.ok_or_else(|| Reason::InvalidRequest.status("the call carries no SubscribeRequest"))
-}
-
-/// A delay between zero and `most` that is different for neighboring ids: they are spread as the
-/// multiples of the golden ratio are (Knuth, The Art of Computer Programming 3, section 6.4).
-pub(crate) fn spread(id: u64, most: Duration) -> Duration {
-    let fraction = id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-    most.mul_f64(fraction as f64 / f64::from(u32::MAX))
 }
 
 impl<B> Service<http::Request<B>> for EventService

@@ -7,10 +7,7 @@ use prost::Message as _;
 use tidegate_core::Event;
 
 use super::{Shared, Value, shared::Body};
-use crate::{
-    drainer::CHUNK_BYTES,
-    wire::{PREFIX, write_prefix},
-};
+use crate::framing::{CHUNK_BYTES, PREFIX, write_prefix};
 
 /// What is left to send of a message that is larger than a chunk.
 #[derive(Debug, Default)]

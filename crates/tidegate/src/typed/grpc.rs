@@ -34,10 +34,7 @@ use super::{
     Shared, Subscription, Value,
     chunk::{Rest, write_message},
 };
-use crate::{
-    drainer::CHUNK_BYTES,
-    status::{self, Reason},
-};
+use crate::{framing::CHUNK_BYTES, reason::Reason, status};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -353,9 +350,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        framing::PREFIX,
         proto::{Event, Position},
         typed::Hub,
-        wire::PREFIX,
     };
 
     /// A method that answers with the stream that it was given.

@@ -19,7 +19,7 @@ use super::{
     Arrival, Departure, Error, Publication, Subscribe, Undecided, Value, hooks::Hooks,
     position::PositionFields, shared::Body, subscription::Entry,
 };
-use crate::{chunks::Sharing, random_epoch};
+use crate::{chunks::Sharing, epoch::random_epoch};
 
 /// A hub for values of one message type. Its clones are handles to the same hub. See
 /// [the module](super).

@@ -10,7 +10,7 @@ use tonic::Status;
 use super::{
     Error, Hub, Losses, Predicate, Snapshot, Subscription, Undecided, Value, snapshot::Load,
 };
-use crate::{convert::anonymous, reset};
+use crate::{client_ids::anonymous, reset};
 
 /// A subscription that is about to be opened.
 ///

@@ -23,10 +23,9 @@ use super::{
     snapshot::{Load, Stage, Step},
 };
 use crate::{
-    drainer::CHUNK_BYTES,
-    service::spread,
-    status::{self, Reason},
-    wire::PREFIX,
+    framing::{CHUNK_BYTES, PREFIX},
+    reason::Reason,
+    status::{self, spread},
 };
 
 /// From how many bytes on a chunk is worth a system call of its own.
