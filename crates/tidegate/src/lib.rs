@@ -44,24 +44,15 @@
 //! # }
 //! ```
 
-mod access;
-mod calls;
 mod chunks;
 mod client_ids;
-mod convert;
-mod deadline;
-mod drainer;
 mod epoch;
 mod framing;
-mod gate;
-mod measure;
-mod publish;
 mod reason;
 mod reset;
 mod service;
 mod status;
 pub mod typed;
-mod wire;
 
 pub use tidegate_core::*;
 pub use tidegate_macros::encode_once;
@@ -73,16 +64,14 @@ pub use tidegate_proto::v1 as proto;
 pub use tidegate_proto::FILE_DESCRIPTOR_SET;
 
 pub use crate::{
-    access::{Access, Authority},
-    calls::{CallBody, Calls, RequestBody},
     chunks::ChunkStats,
-    convert::{EncodeError, encode, limits_in_force},
-    drainer::Drainer,
     epoch::random_epoch,
     framing::CHUNK_BYTES,
-    gate::{Caller, Gate, Place},
     reason::{Advice, DOMAIN, OverQuota, Reason},
     reset::resettable,
-    service::{EventService, PublishLimits, ResponseBody, ResponseFuture, ServiceConfig},
-    wire::Encoded,
+    service::{
+        Access, Authority, CallBody, Caller, Calls, Drainer, EncodeError, Encoded, EventService,
+        Gate, Place, PublishLimits, RequestBody, ResponseBody, ResponseFuture, ServiceConfig,
+        encode, limits_in_force,
+    },
 };

@@ -21,21 +21,20 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 use tidegate_core::{Batch, CloseReason, Room, Subscription};
+use tidegate_proto::v1::{
+    CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response,
+};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
-use crate::{
+use super::{
     access::Guard,
     calls::Enrolled,
-    chunks::Sharing,
     convert,
-    framing::CHUNK_BYTES,
     gate::Permit,
-    proto::{CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response},
-    reason::Reason,
-    status,
     wire::{BATCH_OVERHEAD, EVENT_OVERHEAD, Encoded, write_batch, write_response},
 };
+use crate::{chunks::Sharing, framing::CHUNK_BYTES, reason::Reason, status};
 
 /// How much of a chunk's events one poll takes, with room for what surrounds them.
 const ROOM: Room = Room {

@@ -1,5 +1,5 @@
 //! `Publish` and `PublishStream` over the hub, served by tonic with requests that are
-//! [measured](crate::measure) before they are decoded.
+//! [measured](super::precheck) before they are decoded.
 
 use std::{
     future::{Ready, ready},
@@ -11,6 +11,7 @@ use std::{
 use bytes::Bytes;
 use http_body::Body;
 use tidegate_core::{Hub, NewEvent, Payload as _};
+use tidegate_proto::v1::{PublishRequest, PublishResponse};
 use tokio::time::timeout;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{
@@ -18,16 +19,17 @@ use tonic::{
     server::{Grpc, StreamingService, UnaryService},
 };
 
-use crate::{
+use super::{
     access::{Access, caller},
+    config::PublishLimits,
     convert,
     gate::{Caller, Gate},
-    measure::MeasuringCodec,
-    proto::{PublishRequest, PublishResponse},
-    reason::Reason,
-    service::PublishLimits,
-    status::{late, not_published, unreadable},
+    precheck::MeasuringCodec,
     wire::Encoded,
+};
+use crate::{
+    reason::Reason,
+    status::{late, not_published, unreadable},
 };
 
 /// The paths of the two methods.

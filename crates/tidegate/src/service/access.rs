@@ -15,7 +15,8 @@ use tidegate_core::{ClientId, CloseReason, Filter, Hub, Topic};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
-use crate::{gate::Caller, reason::Reason, status, wire::Encoded};
+use super::{gate::Caller, wire::Encoded};
+use crate::{reason::Reason, status};
 
 /// Knows one caller, and answers what it may do, at any time anew.
 pub trait Authority: fmt::Debug + Send + Sync + 'static {

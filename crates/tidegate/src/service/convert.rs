@@ -13,16 +13,14 @@ use tidegate_core::{
     ClientId, Filter, Gap, GapReason, Limits, NewEvent, Overflow, Position, Start,
     SubscribeOptions, Topic,
 };
+use tidegate_proto::v1 as proto;
 use tonic::Status;
 
-use crate::{
-    client_ids::anonymous,
-    proto,
-    reason::Reason,
-    service::{PublishLimits, ServiceConfig},
-    status::bad_name,
+use super::{
+    config::{PublishLimits, ServiceConfig},
     wire::Encoded,
 };
+use crate::{client_ids::anonymous, reason::Reason, status::bad_name};
 
 /// What a client may ask for as heartbeat interval.
 const HEARTBEAT_RANGE: std::ops::RangeInclusive<Duration> =

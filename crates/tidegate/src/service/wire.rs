@@ -7,11 +7,9 @@
 use bytes::{BufMut, Bytes};
 use prost::{Message as _, encoding::encode_varint, encoding::encoded_len_varint};
 use tidegate_core::{Batch, Event, Payload};
+use tidegate_proto::v1::{SubscribeResponse, subscribe_response::Response};
 
-use crate::{
-    framing::{PREFIX, write_prefix},
-    proto::{SubscribeResponse, subscribe_response::Response},
-};
+use crate::framing::{PREFIX, write_prefix};
 
 /// Tags of the fields that are written here: number and wire type.
 const RESPONSE_BATCH: u8 = 2 << 3 | 2;
@@ -128,9 +126,9 @@ mod tests {
 
     use proptest::prelude::*;
     use tidegate_core::{ClientId, Filter, Hub, HubConfig, Room, SubscribeOptions};
+    use tidegate_proto::v1 as proto;
 
-    use super::*;
-    use crate::{convert::encode, proto};
+    use super::{super::convert::encode, *};
 
     fn batch_of(events: Vec<proto::NewEvent>, skip: usize) -> Batch<Encoded> {
         let hub = Hub::new(HubConfig::new(1));
