@@ -8,7 +8,13 @@ use tidegate_core::{
 use tonic::Status;
 
 use super::{
-    Error, Hub, Losses, Predicate, Snapshot, Subscription, Undecided, Value, snapshot::Load,
+    error::Error,
+    hub::Hub,
+    losses::{Losses, Undecided},
+    predicate::Predicate,
+    snapshot::{Load, Snapshot},
+    subscription::Subscription,
+    value::Value,
 };
 use crate::{client_ids::anonymous, reset};
 

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll, ready},
 };
 
@@ -16,11 +16,14 @@ use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::{
-    Arrival, Departure, Hub, LeaveReason, Losses, Shared, Value,
     chunk::{Rest, write_messages},
-    losses::Outcome,
-    shared::Body,
+    entry::Entry,
+    hooks::{Arrival, Departure, LeaveReason},
+    hub::Hub,
+    losses::{Losses, Outcome},
+    shared::{Body, Shared},
     snapshot::{Load, Stage, Step},
+    value::Value,
 };
 use crate::{
     framing::{CHUNK_BYTES, PREFIX},
@@ -67,22 +70,6 @@ pub struct Subscription<T: Value> {
     entry: Arc<Entry>,
     /// Set when it has ended: nothing comes after.
     ended: Option<LeaveReason>,
-}
-
-/// A subscription, for those who look at it or end it from outside.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) client_id: ClientId,
-    pub(super) filters: Box<[Filter]>,
-    state: Mutex<EntryState>,
-}
-
-#[derive(Debug, Default)]
-struct EntryState {
-    /// The status to end it with, if the service does.
-    status: Option<Status>,
-    /// Who waits for it to go.
-    waiting: Vec<oneshot::Sender<Departure>>,
 }
 
 /// Ready when the subscription that it is of has gone. See [`Subscription::closed`].
@@ -396,17 +383,7 @@ impl<T: Value> fmt::Debug for Subscription<T> {
     }
 }
 
-// ===== impl Entry, Closed =====
-
-impl Entry {
-    pub(super) fn set_status(&self, status: Status) {
-        self.lock().status.get_or_insert(status);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, EntryState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+// ===== impl Closed =====
 
 impl Future for Closed {
     type Output = Departure;
