@@ -263,7 +263,7 @@ impl<T: Value> Hub<T> {
 
     /// Begins to describe a subscription. It must say what becomes of losses before it can be opened.
     pub fn subscribe(&self) -> Subscribe<T, Undecided> {
-        Subscribe::new(self.clone())
+        Subscribe::new(Arc::clone(&self.inner))
     }
 
     /// Who is here: every subscription, in the order in which they came.

@@ -19,7 +19,7 @@ use super::{
     chunk::{Rest, write_messages},
     entry::Entry,
     hooks::{Arrival, Departure, LeaveReason},
-    hub::Hub,
+    inner::Inner,
     losses::{Losses, Outcome},
     shared::{Body, Shared},
     snapshot::{Load, Stage, Step},
@@ -54,7 +54,7 @@ const IDLE_CAPACITY: usize = 16;
 /// can be dropped at any moment, in a `select!` for example, and nothing is lost.
 #[must_use = "dropping it unsubscribes"]
 pub struct Subscription<T: Value> {
-    hub: Hub<T>,
+    hub: Arc<Inner<T>>,
     core: tidegate_core::Subscription<Body<T>>,
     /// What was taken and not yielded: gaps, then events, each with the next at its end.
     batch: Batch<Body<T>>,
@@ -81,7 +81,7 @@ pub struct Closed(oneshot::Receiver<Departure>);
 
 impl<T: Value> Subscription<T> {
     pub(super) fn new(
-        hub: Hub<T>,
+        hub: Arc<Inner<T>>,
         core: tidegate_core::Subscription<Body<T>>,
         filters: Vec<Filter>,
         losses: Losses<T>,
@@ -92,8 +92,8 @@ impl<T: Value> Subscription<T> {
             filters: filters.clone().into(),
             state: Mutex::default(),
         });
-        hub.inner.entries().insert(core.id(), Arc::clone(&entry));
-        let position_bytes = hub.inner.position.len(u64::MAX);
+        hub.entries().insert(core.id(), Arc::clone(&entry));
+        let position_bytes = hub.position.len(u64::MAX);
         let mut subscription = Self {
             snapshot: None,
             told_through: 0,
@@ -112,7 +112,7 @@ impl<T: Value> Subscription<T> {
             ended: None,
         };
         // From here on there is something that unsubscribes if code of the application panics.
-        subscription.hub.inner.hooks.joined(Arrival {
+        subscription.hub.hooks.joined(Arrival {
             client_id: subscription.client_id().clone(),
             subscription_id: subscription.id(),
             filters,
@@ -226,7 +226,7 @@ impl<T: Value> Subscription<T> {
         let events = &self.batch.events;
         let mut rest = Rest::default();
         // A message tells no index.
-        let chunk = self.hub.inner.sharing.chunk(0, events, || {
+        let chunk = self.hub.sharing.chunk(0, events, || {
             let (chunk, left) = write_messages(events);
             rest = left;
             chunk
@@ -296,7 +296,7 @@ impl<T: Value> Subscription<T> {
                 // It has no position to resume from.
                 return status::ended_without_position(reason);
             }
-            let spread = spread(self.core.id(), self.hub.inner.reconnect_spread);
+            let spread = spread(self.core.id(), self.hub.reconnect_spread);
             status::ended(reason, &self.core, spread)
         })
     }
@@ -360,15 +360,14 @@ impl<T: Value> Unpin for Subscription<T> {}
 impl<T: Value> Drop for Subscription<T> {
     fn drop(&mut self) {
         let departure = self.departure();
-        let inner = &self.hub.inner;
-        inner.entries().remove(&self.core.id());
+        self.hub.entries().remove(&self.core.id());
         let waiting = mem::take(&mut self.entry.lock().waiting);
         for waits in waiting {
             // Whoever waited may have gone.
             let _ = waits.send(departure.clone());
         }
-        inner.hooks.left(departure, &self.entry.filters);
-        inner.gone.notify_waiters();
+        self.hub.hooks.left(departure, &self.entry.filters);
+        self.hub.gone.notify_waiters();
     }
 }
 
