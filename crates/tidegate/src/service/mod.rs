@@ -93,7 +93,12 @@ impl EventService {
     /// Makes the service for `hub`.
     #[must_use]
     pub fn new(hub: Hub<Encoded>, config: ServiceConfig) -> Self {
-        let publisher = Publisher::new(hub.clone(), config.publish.clone(), config.gate.clone());
+        let publisher = Publisher::new(
+            hub.clone(),
+            config.publish.clone(),
+            config.request_timeout,
+            config.gate.clone(),
+        );
         Self {
             sharing: Arc::new(Sharing::new()),
             hub,
@@ -238,17 +243,8 @@ where
             let service = self.clone();
             return Box::pin(async move { Ok(answer(service.subscribe(request).await)) });
         }
-        let access = request.extensions().get::<Access>().cloned();
-        let calls = self.calls.clone();
-        let answer = move |response| answer_to_publish(response, calls, access.as_ref());
-        let publisher = self.publisher.clone();
-        if path == PUBLISH {
-            let response = publisher.serve(request, self.config.request_timeout);
-            Box::pin(async move { Ok(answer(response.await)) })
-        } else {
-            let response = publisher.serve_stream(request);
-            Box::pin(async move { Ok(answer(response.await)) })
-        }
+        let response = self.publisher.clone().call(request, self.calls.clone());
+        Box::pin(async move { Ok(response.await) })
     }
 }
 
@@ -271,20 +267,6 @@ fn not_grpc() -> http::Response<ResponseBody> {
     let mut response = http::Response::new(ResponseBody::default());
     *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
     response
-}
-
-/// Passes on what tonic answers, but for a request that it refused to read: see [`unreadable`].
-fn answer_to_publish(
-    response: http::Response<tonic::body::Body>,
-    calls: Option<Calls>,
-    access: Option<&Access>,
-) -> http::Response<ResponseBody> {
-    match Status::from_header_map(response.headers()) {
-        Some(status) if status.code() == tonic::Code::OutOfRange => {
-            unreadable(status, Reason::BatchTooLarge).into_http()
-        }
-        _ => response.map(|body| ResponseBody::Other(CallBody::new(body, calls, access))),
-    }
 }
 
 fn answer(subscribed: Result<Drainer, Status>) -> http::Response<ResponseBody> {

@@ -15,12 +15,14 @@ use tidegate_proto::v1::{PublishRequest, PublishResponse};
 use tokio::time::timeout;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{
-    Request, Response, Status, Streaming,
+    Code, Request, Response, Status, Streaming,
     server::{Grpc, StreamingService, UnaryService},
 };
 
 use super::{
     access::{Access, caller},
+    body::ResponseBody,
+    calls::{CallBody, Calls},
     config::PublishLimits,
     convert,
     gate::{Caller, Gate},
@@ -33,69 +35,80 @@ use crate::{
 };
 
 /// The paths of the two methods.
-pub(crate) const PUBLISH: &str = "/tidegate.v1.EventService/Publish";
-pub(crate) const PUBLISH_STREAM: &str = "/tidegate.v1.EventService/PublishStream";
+pub(super) const PUBLISH: &str = "/tidegate.v1.EventService/Publish";
+pub(super) const PUBLISH_STREAM: &str = "/tidegate.v1.EventService/PublishStream";
 
 /// The most bytes of a length, in protobuf: of one that is below 4 GiB, as gRPC's messages are.
 const MAX_LENGTH_BYTES: usize = 5;
 
-/// What tonic calls for both methods. Cheap to clone.
+/// Publishes for every call of both methods. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Publisher {
+pub(super) struct Publisher {
     hub: Hub<Encoded>,
     limits: Arc<PublishLimits>,
+    /// How long a call of `Publish` may take to send its request.
+    request_timeout: Duration,
     gate: Option<Arc<dyn Gate>>,
 }
 
-/// On whose behalf a call is made.
-struct Who {
-    /// What it may do; `None` is everything.
+/// One call of either method, on behalf of its caller.
+#[derive(Debug, Clone)]
+struct Call {
+    publisher: Publisher,
+    /// Rights of the caller; `None` allows everything.
     access: Option<Access>,
-    /// Whom its quotas are counted for. Nobody, without a gate.
+    /// Caller that its quotas are counted for. Unknown where there is no gate.
     caller: Caller,
 }
 
+// ===== impl Publisher =====
+
 impl Publisher {
-    pub(crate) fn new(
+    pub(super) fn new(
         hub: Hub<Encoded>,
         limits: PublishLimits,
+        request_timeout: Duration,
         gate: Option<Arc<dyn Gate>>,
     ) -> Self {
         Self {
             hub,
             limits: Arc::new(limits),
+            request_timeout,
             gate,
         }
     }
 
-    /// Serves one call of `Publish`, whose request must come within `request_timeout`.
-    pub(crate) async fn serve<B>(
+    /// Answers one call of `Publish` or `PublishStream`. The response ends with the calls of its connection.
+    pub(super) async fn call<B>(
         self,
         request: http::Request<B>,
-        request_timeout: Duration,
-    ) -> http::Response<tonic::body::Body>
+        calls: Option<Calls>,
+    ) -> http::Response<ResponseBody>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
+        let is_stream = request.uri().path() == PUBLISH_STREAM;
         let mut grpc = self.grpc();
-        match timeout(request_timeout, grpc.unary(self, request)).await {
-            Ok(response) => response,
-            Err(_) => late().into_http(),
+        let request_timeout = self.request_timeout;
+        let call = Call::new(self, request.extensions());
+        let access = call.access.clone();
+        let response = if is_stream {
+            grpc.streaming(call, request).await
+        } else {
+            match timeout(request_timeout, grpc.unary(call, request)).await {
+                Ok(response) => response,
+                Err(_) => return late().into_http(),
+            }
+        };
+        match Status::from_header_map(response.headers()) {
+            // tonic refused to read the request, and no code of ours saw it.
+            Some(status) if status.code() == Code::OutOfRange => {
+                unreadable(status, Reason::BatchTooLarge).into_http()
+            }
+            _ => response
+                .map(|body| ResponseBody::Other(CallBody::new(body, calls, access.as_ref()))),
         }
-    }
-
-    /// Serves one call of `PublishStream`.
-    pub(crate) async fn serve_stream<B>(
-        self,
-        request: http::Request<B>,
-    ) -> http::Response<tonic::body::Body>
-    where
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
-    {
-        let mut grpc = self.grpc();
-        grpc.streaming(self, request).await
     }
 
     fn grpc(&self) -> Grpc<MeasuringCodec<PublishResponse, PublishRequest>> {
@@ -105,18 +118,30 @@ impl Publisher {
         let codec = MeasuringCodec::new(Arc::clone(&self.limits));
         Grpc::new(codec).apply_max_message_size_config(Some(decode), None)
     }
+}
+
+// ===== impl Call =====
+
+impl Call {
+    fn new(publisher: Publisher, extensions: &http::Extensions) -> Self {
+        let caller = publisher.gate.as_ref().map(|_| caller(extensions));
+        Self {
+            publisher,
+            access: extensions.get().cloned(),
+            caller: caller.unwrap_or_default(),
+        }
+    }
 
     /// Publishes one batch: all of it or, with an error, nothing.
-    fn publish(&self, request: PublishRequest, who: &Who) -> Result<PublishResponse, Status> {
-        let events = convert::publish_request(request, &self.limits)?;
-        if let Some(access) = &who.access {
+    fn publish(&self, request: PublishRequest) -> Result<PublishResponse, Status> {
+        let events = convert::publish_request(request, &self.publisher.limits)?;
+        if let Some(access) = &self.access {
             access.check_publish(events.iter().map(|event| &event.topic))?;
         }
-        self.pass_gate(&events, &who.caller)?;
-        let published = self
-            .hub
-            .publish(events, Instant::now())
-            .map_err(not_published)?;
+        // Behind the rights, so that a batch that is not allowed uses up no quota.
+        self.pass_gate(&events)?;
+        let published = self.publisher.hub.publish(events, Instant::now());
+        let published = published.map_err(not_published)?;
         Ok(PublishResponse {
             epoch: published.epoch,
             first_sequence: published.first_sequence,
@@ -126,46 +151,37 @@ impl Publisher {
         })
     }
 
-    fn who(&self, extensions: &http::Extensions) -> Who {
-        let caller = self.gate.as_ref().map(|_| caller(extensions));
-        Who {
-            access: extensions.get().cloned(),
-            caller: caller.unwrap_or_default(),
-        }
-    }
-
-    fn pass_gate(&self, events: &[NewEvent<Encoded>], caller: &Caller) -> Result<(), Status> {
-        let Some(gate) = self.gate.as_ref().filter(|gate| gate.measures_publishing()) else {
+    fn pass_gate(&self, events: &[NewEvent<Encoded>]) -> Result<(), Status> {
+        let gate = self.publisher.gate.as_ref();
+        let Some(gate) = gate.filter(|gate| gate.measures_publishing()) else {
             return Ok(());
         };
         let bytes = events.iter().map(|event| event.payload.size() as u64).sum();
-        Ok(gate.publish(caller, events.len(), bytes)?)
+        Ok(gate.publish(&self.caller, events.len(), bytes)?)
     }
 }
 
-impl UnaryService<PublishRequest> for Publisher {
+impl UnaryService<PublishRequest> for Call {
     type Response = PublishResponse;
     type Future = Ready<Result<Response<PublishResponse>, Status>>;
 
     fn call(&mut self, request: Request<PublishRequest>) -> Self::Future {
-        let who = self.who(request.extensions());
-        ready(self.publish(request.into_inner(), &who).map(Response::new))
+        ready(self.publish(request.into_inner()).map(Response::new))
     }
 }
 
 /// One response a request, in order. The next request is read when the transport asks for the next response, so a
 /// client that does not read its responses is not read either.
-impl StreamingService<PublishRequest> for Publisher {
+impl StreamingService<PublishRequest> for Call {
     type Response = PublishResponse;
     type ResponseStream = Pin<Box<dyn Stream<Item = Result<PublishResponse, Status>> + Send>>;
     type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, requests: Request<Streaming<PublishRequest>>) -> Self::Future {
-        let publisher = self.clone();
-        let who = self.who(requests.extensions());
+        let call = self.clone();
         let responses = requests.into_inner().map(move |request| {
             let request = request.map_err(|status| unreadable(status, Reason::BatchTooLarge))?;
-            publisher.publish(request, &who)
+            call.publish(request)
         });
         ready(Ok(Response::new(Box::pin(responses))))
     }
