@@ -171,7 +171,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{convert::encode, proto::NewEvent, wire::Encoded};
+    use crate::{
+        proto::NewEvent,
+        service::{Encoded, encode},
+    };
 
     fn hub() -> Hub<Encoded> {
         Hub::new(HubConfig::new(1))

@@ -44,20 +44,15 @@
 //! # }
 //! ```
 
-mod access;
-mod calls;
 mod chunks;
-mod convert;
-mod deadline;
-mod drainer;
-mod gate;
-mod measure;
-mod publish;
+mod client_ids;
+mod epoch;
+mod framing;
+mod reason;
 mod reset;
 mod service;
 mod status;
 pub mod typed;
-mod wire;
 
 pub use tidegate_core::*;
 pub use tidegate_macros::encode_once;
@@ -69,23 +64,14 @@ pub use tidegate_proto::v1 as proto;
 pub use tidegate_proto::FILE_DESCRIPTOR_SET;
 
 pub use crate::{
-    access::{Access, Authority},
-    calls::{CallBody, Calls, RequestBody},
     chunks::ChunkStats,
-    convert::{EncodeError, encode, limits_in_force},
-    drainer::{CHUNK_BYTES, Drainer},
-    gate::{Caller, Gate, OverQuota, Place},
+    epoch::random_epoch,
+    framing::CHUNK_BYTES,
+    reason::{Advice, DOMAIN, OverQuota, Reason},
     reset::resettable,
-    service::{EventService, PublishLimits, ResponseBody, ResponseFuture, ServiceConfig},
-    status::{Advice, DOMAIN, Reason},
-    wire::Encoded,
+    service::{
+        Access, Authority, CallBody, Caller, Calls, Drainer, EncodeError, Encoded, EventService,
+        Gate, Place, PublishLimits, RequestBody, ResponseBody, ResponseFuture, ServiceConfig,
+        encode, limits_in_force,
+    },
 };
-
-/// An epoch that no other hub has: 63 random bits and a one, so never 0.
-///
-/// # Errors
-/// When the operating system has no randomness to give.
-pub fn random_epoch() -> std::io::Result<u64> {
-    let random = getrandom::u64().map_err(|e| std::io::Error::other(e.to_string()))?;
-    Ok(random | 1)
-}

@@ -12,169 +12,9 @@ use tidegate_core::{CloseReason, NameError, Payload, PublishError, SubscribeErro
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::gate::OverQuota;
-
-/// The domain of the reasons in `google.rpc.ErrorInfo`.
-pub const DOMAIN: &str = "tidegate";
-
-/// Why a request was refused or a stream ended, as `google.rpc.ErrorInfo` carries it. Names never change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Reason {
-    /// A filter breaks the rules. Mend it.
-    InvalidFilter,
-    /// A topic breaks the rules or is reserved. Mend it.
-    InvalidTopic,
-    /// A client id is not one token of at most 128 bytes. Mend it.
-    InvalidClientId,
-    /// Limits cannot be served. Mend them.
-    InvalidLimits,
-    /// `resume_after` cannot be used as given. Mend it.
-    InvalidPosition,
-    /// Another field cannot be used as given. Mend it.
-    InvalidRequest,
-    /// More filters than the server takes. Use fewer, or wildcards.
-    TooManyFilters,
-    /// More events in one batch than the server takes. Send several.
-    TooManyEvents,
-    /// An event is larger than the server takes.
-    EventTooLarge,
-    /// A batch is larger than the server takes. Send several.
-    BatchTooLarge,
-    /// The client id is in use. Use another, or wait until it is free.
-    ClientIdTaken,
-    /// A newer stream of this client id took over. Do not reconnect.
-    TakenOver,
-    /// The client fell behind by more than its limits. Resume if you can keep up.
-    TooSlow,
-    /// The client took nothing of what was there for too long. Resume, on a connection that is read.
-    Stalled,
-    /// The client, or all of its address or principal, would use more than a quota allows. Come back after the
-    /// delay given.
-    QuotaExceeded,
-    /// `resume_after` is ahead of the newest event. Do not retry with this position.
-    PositionAhead,
-    /// The server is shutting down. Reconnect, after the delay given.
-    ShuttingDown,
-    /// The connection has reached its greatest age. Reconnect, after the delay given.
-    MaxConnectionAge,
-    /// The deadline that the client set has passed. Resume, if it was not meant.
-    DeadlineExceeded,
-    /// The sequences have begun anew. Resume; what lies between will be told.
-    EpochChanged,
-    /// The service ended the stream of its own will. Do not reconnect.
-    Disconnected,
-    /// The call carries no credentials, and the server asks for them.
-    CredentialsMissing,
-    /// The credentials are not accepted. Get others.
-    CredentialsInvalid,
-    /// The credentials have expired. Renew them, and resume.
-    CredentialsExpired,
-    /// The credentials, which were accepted when the stream began, no longer are. Get others, and resume.
-    CredentialsRevoked,
-    /// The keys that the credentials are checked with cannot be had, which is no fault of the caller's. Try again.
-    KeysUnavailable,
-    /// The caller may not do this. Ask for a rule that allows it.
-    NotAllowed,
-    /// A fault of the server.
-    Internal,
-}
-
-/// What a client should do about a [`Reason`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Advice {
-    /// Mend the request: the same one will be refused again.
-    Mend,
-    /// Do not come back by itself.
-    Stop,
-    /// Resume from the last position, after a back-off.
-    Resume,
-    /// Resume from the last position, after the delay that the server gave.
-    ResumeAfterDelay,
-    /// Get new credentials, and resume from the last position with them. Stop if those are refused too.
-    Authenticate,
-    /// Forget the position, subscribe anew, and reload whatever state depends on it.
-    StartAnew,
-}
+use crate::reason::{Advice, DOMAIN, OverQuota, Reason};
 
 impl Reason {
-    /// The name on the wire, the code that tells a client what to do next, and what that is.
-    const fn row(self) -> (&'static str, Code, Advice) {
-        match self {
-            Self::InvalidFilter => ("INVALID_FILTER", Code::InvalidArgument, Advice::Mend),
-            Self::InvalidTopic => ("INVALID_TOPIC", Code::InvalidArgument, Advice::Mend),
-            Self::InvalidClientId => ("INVALID_CLIENT_ID", Code::InvalidArgument, Advice::Mend),
-            Self::InvalidLimits => ("INVALID_LIMITS", Code::InvalidArgument, Advice::Mend),
-            Self::InvalidPosition => ("INVALID_POSITION", Code::InvalidArgument, Advice::Mend),
-            Self::InvalidRequest => ("INVALID_REQUEST", Code::InvalidArgument, Advice::Mend),
-            Self::TooManyFilters => ("TOO_MANY_FILTERS", Code::InvalidArgument, Advice::Mend),
-            Self::TooManyEvents => ("TOO_MANY_EVENTS", Code::InvalidArgument, Advice::Mend),
-            Self::EventTooLarge => ("EVENT_TOO_LARGE", Code::InvalidArgument, Advice::Mend),
-            Self::BatchTooLarge => ("BATCH_TOO_LARGE", Code::InvalidArgument, Advice::Mend),
-            Self::ClientIdTaken => ("CLIENT_ID_TAKEN", Code::AlreadyExists, Advice::Stop),
-            Self::TakenOver => ("TAKEN_OVER", Code::Aborted, Advice::Stop),
-            Self::TooSlow => ("TOO_SLOW", Code::ResourceExhausted, Advice::Resume),
-            Self::Stalled => ("STALLED", Code::ResourceExhausted, Advice::Resume),
-            Self::QuotaExceeded => (
-                "QUOTA_EXCEEDED",
-                Code::ResourceExhausted,
-                Advice::ResumeAfterDelay,
-            ),
-            Self::PositionAhead => ("POSITION_AHEAD", Code::OutOfRange, Advice::StartAnew),
-            Self::ShuttingDown => ("SHUTTING_DOWN", Code::Unavailable, Advice::ResumeAfterDelay),
-            Self::MaxConnectionAge => (
-                "MAX_CONNECTION_AGE",
-                Code::Unavailable,
-                Advice::ResumeAfterDelay,
-            ),
-            Self::DeadlineExceeded => ("DEADLINE_EXCEEDED", Code::DeadlineExceeded, Advice::Resume),
-            Self::EpochChanged => ("EPOCH_CHANGED", Code::Unavailable, Advice::Resume),
-            Self::Disconnected => ("DISCONNECTED", Code::Aborted, Advice::Stop),
-            Self::CredentialsMissing => (
-                "CREDENTIALS_MISSING",
-                Code::Unauthenticated,
-                Advice::Authenticate,
-            ),
-            Self::CredentialsInvalid => (
-                "CREDENTIALS_INVALID",
-                Code::Unauthenticated,
-                Advice::Authenticate,
-            ),
-            Self::CredentialsExpired => (
-                "CREDENTIALS_EXPIRED",
-                Code::Unauthenticated,
-                Advice::Authenticate,
-            ),
-            Self::CredentialsRevoked => (
-                "CREDENTIALS_REVOKED",
-                Code::Unauthenticated,
-                Advice::Authenticate,
-            ),
-            Self::KeysUnavailable => ("KEYS_UNAVAILABLE", Code::Unavailable, Advice::Resume),
-            Self::NotAllowed => ("NOT_ALLOWED", Code::PermissionDenied, Advice::Stop),
-            Self::Internal => ("INTERNAL", Code::Internal, Advice::Resume),
-        }
-    }
-
-    /// The name on the wire.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        self.row().0
-    }
-
-    /// The code that tells a client what to do next.
-    #[must_use]
-    pub const fn code(self) -> Code {
-        self.row().1
-    }
-
-    /// What the client should do.
-    #[must_use]
-    pub const fn advice(self) -> Advice {
-        self.row().2
-    }
-
     fn details(self, metadata: HashMap<String, String>) -> ErrorDetails {
         ErrorDetails::with_error_info(self.as_str(), DOMAIN, metadata)
     }
@@ -253,6 +93,13 @@ pub(crate) fn ended_without_position(reason: CloseReason) -> Status {
     end_reason(reason).status(reason.to_string())
 }
 
+/// A delay between zero and `most` that is different for neighboring ids: they are spread as the
+/// multiples of the golden ratio are (Knuth, The Art of Computer Programming 3, section 6.4).
+pub(crate) fn spread(id: u64, most: Duration) -> Duration {
+    let fraction = id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    most.mul_f64(fraction as f64 / f64::from(u32::MAX))
+}
+
 /// A status as the trailers that end a response.
 pub(crate) fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(3);
@@ -292,6 +139,17 @@ pub(crate) fn over_quota(over: OverQuota) -> Status {
     Status::with_error_details(reason.code(), message, details)
 }
 
+impl From<OverQuota> for Status {
+    fn from(over: OverQuota) -> Self {
+        over_quota(over)
+    }
+}
+
+/// The status for a request that did not come in time.
+pub(crate) fn late() -> Status {
+    Reason::DeadlineExceeded.status("the request did not come in time")
+}
+
 /// The status for a message that tonic could not read. It has a code for one that is too large which
 /// means something else here.
 pub(crate) fn unreadable(status: Status, too_large: Reason) -> Status {
@@ -324,80 +182,4 @@ pub(crate) fn not_published(error: PublishError) -> Status {
 
 pub(crate) fn bad_name(reason: Reason, field: impl Into<String>, error: &NameError) -> Status {
     reason.in_field(field, error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ALL: [Reason; 28] = [
-        Reason::InvalidFilter,
-        Reason::InvalidTopic,
-        Reason::InvalidClientId,
-        Reason::InvalidLimits,
-        Reason::InvalidPosition,
-        Reason::InvalidRequest,
-        Reason::TooManyFilters,
-        Reason::TooManyEvents,
-        Reason::EventTooLarge,
-        Reason::BatchTooLarge,
-        Reason::ClientIdTaken,
-        Reason::TakenOver,
-        Reason::TooSlow,
-        Reason::Stalled,
-        Reason::QuotaExceeded,
-        Reason::PositionAhead,
-        Reason::ShuttingDown,
-        Reason::MaxConnectionAge,
-        Reason::DeadlineExceeded,
-        Reason::EpochChanged,
-        Reason::Disconnected,
-        Reason::CredentialsMissing,
-        Reason::CredentialsInvalid,
-        Reason::CredentialsExpired,
-        Reason::CredentialsRevoked,
-        Reason::KeysUnavailable,
-        Reason::NotAllowed,
-        Reason::Internal,
-    ];
-
-    /// The name of a code as gRPC writes it.
-    fn name(code: Code) -> String {
-        let name = format!("{code:?}");
-        let words = name.char_indices().map(|(i, letter)| match letter {
-            'A'..='Z' if i > 0 => format!("_{letter}"),
-            letter => letter.to_ascii_uppercase().to_string(),
-        });
-        words.collect()
-    }
-
-    /// `docs/protocol.md` has each reason with its code, and advice of that kind.
-    #[test]
-    fn the_protocol_document_has_every_reason_with_its_code_and_advice() {
-        let document = include_str!("../../../docs/protocol.md");
-        for reason in ALL {
-            let cell = format!("`{}`", reason.as_str());
-            let rows: Vec<Vec<&str>> = document
-                .lines()
-                .map(|line| line.split(" | ").collect())
-                .filter(|row: &Vec<_>| row.len() == 4 && row[1].contains(&cell))
-                .collect();
-            let [row] = &rows[..] else {
-                panic!("{cell}: {rows:?}")
-            };
-            assert_eq!(row[0].trim_matches(['|', ' ', '`']), name(reason.code()));
-            let advice = match reason.advice() {
-                Advice::Mend => "stop, and correct",
-                Advice::Stop => "stop",
-                Advice::Resume => "resume with back-off",
-                Advice::ResumeAfterDelay => "resume after",
-                Advice::Authenticate => "renew",
-                Advice::StartAnew => "subscribe anew",
-            };
-            assert!(
-                row[3].contains(advice),
-                "{cell}: {advice} is not in {row:?}"
-            );
-        }
-    }
 }

@@ -6,11 +6,11 @@ use bytes::{BufMut, Bytes};
 use prost::Message as _;
 use tidegate_core::Event;
 
-use super::{Shared, Value, shared::Body};
-use crate::{
-    drainer::CHUNK_BYTES,
-    wire::{PREFIX, write_prefix},
+use super::{
+    shared::{Body, Shared},
+    value::Value,
 };
+use crate::framing::{CHUNK_BYTES, PREFIX, write_prefix};
 
 /// What is left to send of a message that is larger than a chunk.
 #[derive(Debug, Default)]

@@ -10,7 +10,7 @@ use std::{
 use futures_util::future::{Either, select};
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{Hub, Value};
+use super::{hub::Hub, value::Value};
 
 /// What a server waits for to shut down: ready when the hub has closed. See [`Hub::serve_until`].
 #[derive(Debug)]

@@ -3,7 +3,10 @@
 use tidegate_core::{NameError, PublishError, SubscribeError};
 use tonic::Status;
 
-use crate::status::{Reason, bad_name, not_published, not_subscribed};
+use crate::{
+    reason::Reason,
+    status::{bad_name, not_published, not_subscribed},
+};
 
 /// Why a call of a typed hub was refused. Nothing has changed then.
 ///

@@ -6,22 +6,14 @@
 //! a stream yields one at a time, and its chunks are shared by all who are equally far. Any other stream is
 //! encoded by tonic, and so is one that may be compressed or whose messages are limited in size.
 
-use std::{
-    any::Any,
-    future::Future,
-    mem,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::{any::Any, future::Future};
 
-use bytes::Bytes;
-use futures_core::Stream;
 use futures_util::{
     future::{BoxFuture, Either},
     stream::{Empty, empty},
 };
 use http::{Request, Response};
-use http_body::{Body, Frame};
+use http_body::Body;
 use tokio::sync::oneshot;
 use tonic::{
     Status, Streaming,
@@ -31,12 +23,11 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 use super::{
-    Shared, Subscription, Value,
-    chunk::{Rest, write_message},
-};
-use crate::{
-    drainer::CHUNK_BYTES,
-    status::{self, Reason},
+    body::{State, SubscriptionBody},
+    chunk::Rest,
+    shared::Shared,
+    subscription::Subscription,
+    value::Value,
 };
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -53,21 +44,6 @@ pub struct Grpc<C> {
 struct Aside<M, T: Value> {
     method: M,
     kept: Option<oneshot::Sender<Subscription<T>>>,
-}
-
-/// A subscription as the body of a response.
-struct SubscriptionBody<T: Value> {
-    subscription: Subscription<T>,
-    rest: Rest,
-    state: State,
-}
-
-#[derive(Debug)]
-enum State {
-    Streaming,
-    /// All that is left to send is the status.
-    Ending(Box<Status>),
-    Ended,
 }
 
 // ===== impl Grpc =====
@@ -269,83 +245,12 @@ where
     }
 }
 
-// ===== impl SubscriptionBody =====
-
-impl<T: Value> SubscriptionBody<T> {
-    /// The next chunk, or `None` when only the status is left.
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if let Some(chunk) = self.rest.next() {
-            return Poll::Ready(Some(chunk));
-        }
-        if !matches!(self.state, State::Streaming) {
-            return Poll::Ready(None);
-        }
-        match ready!(self.subscription.poll_chunk(cx)) {
-            None => self.poll_items(cx),
-            Some(Ok((chunk, rest))) => {
-                self.rest = rest;
-                Poll::Ready(Some(chunk))
-            }
-            Some(Err(status)) => {
-                self.state = State::Ending(Box::new(status));
-                Poll::Ready(None)
-            }
-        }
-    }
-
-    /// A chunk of what the subscription yields item by item: a snapshot, messages in place of gaps.
-    fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let mut out = Vec::new();
-        while out.len() < CHUNK_BYTES {
-            match Pin::new(&mut self.subscription).poll_next(cx) {
-                Poll::Ready(Some(Ok(item))) => write_message(&item, &mut out),
-                Poll::Ready(Some(Err(status))) => {
-                    self.state = State::Ending(Box::new(status));
-                    break;
-                }
-                Poll::Ready(None) => {
-                    let problem = "the subscription had ended before its method returned it";
-                    self.state = State::Ending(Box::new(Reason::Internal.status(problem)));
-                    break;
-                }
-                Poll::Pending if out.is_empty() => return Poll::Pending,
-                Poll::Pending => break,
-            }
-        }
-        Poll::Ready(Some(Bytes::from(out)).filter(|chunk| !chunk.is_empty()))
-    }
-}
-
-impl<T: Value> Body for SubscriptionBody<T> {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Some(chunk) = ready!(self.poll_chunk(cx)) {
-            return Poll::Ready(Some(Ok(Frame::data(chunk))));
-        }
-        let State::Ending(status) = mem::replace(&mut self.state, State::Ended) else {
-            return Poll::Ready(None);
-        };
-        Poll::Ready(Some(Ok(Frame::trailers(status::trailers(&status)))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self.state, State::Ended)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{
-        future::{Ready, ready},
-        mem::size_of_val,
-    };
+    use std::future::{Ready, ready};
 
-    use bytes::BytesMut;
+    use bytes::{Bytes, BytesMut};
+    use futures_core::Stream;
     use futures_util::StreamExt as _;
     use http_body_util::{BodyExt as _, Full};
     use proptest::prelude::*;
@@ -353,9 +258,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        framing::{CHUNK_BYTES, PREFIX},
         proto::{Event, Position},
         typed::Hub,
-        wire::PREFIX,
     };
 
     /// A method that answers with the stream that it was given.
@@ -522,16 +427,6 @@ mod tests {
         assert!(subscription.next().await.unwrap().is_err());
         let (messages, status) = messages_of(body_of(grpc(), subscription).await).await;
         assert_eq!((messages.len(), status), (0, tonic::Code::Internal as u32));
-    }
-
-    #[test]
-    fn an_idle_body_holds_little_beside_its_subscription() {
-        let body = SubscriptionBody {
-            subscription: open(&hub()),
-            rest: Rest::default(),
-            state: State::Streaming,
-        };
-        assert!(size_of_val(&body) <= size_of::<Subscription<Event>>() + 96);
     }
 
     proptest! {

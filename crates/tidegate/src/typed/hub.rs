@@ -1,10 +1,9 @@
 //! The typed hub and how it is made.
 
 use std::{
-    collections::HashMap,
     fmt,
     marker::PhantomData,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -16,28 +15,22 @@ use tokio::sync::Notify;
 use tonic::Status;
 
 use super::{
-    Arrival, Departure, Error, Publication, Subscribe, Undecided, Value, hooks::Hooks,
-    position::PositionFields, shared::Body, subscription::Entry,
+    error::Error,
+    hooks::{Arrival, Departure, Hooks},
+    inner::Inner,
+    losses::Undecided,
+    position::PositionFields,
+    publication::Publication,
+    shared::Body,
+    subscribe::Subscribe,
+    value::Value,
 };
-use crate::{chunks::Sharing, random_epoch};
+use crate::{chunks::Sharing, epoch::random_epoch};
 
 /// A hub for values of one message type. Its clones are handles to the same hub. See
 /// [the module](super).
 pub struct Hub<T> {
     pub(super) inner: Arc<Inner<T>>,
-}
-
-pub(super) struct Inner<T> {
-    pub(super) core: tidegate_core::Hub<Body<T>>,
-    pub(super) hooks: Hooks,
-    /// The subscriptions that are here, by their identity.
-    pub(super) entries: Mutex<HashMap<u64, Arc<Entry>>>,
-    /// Told when a subscription has gone.
-    pub(super) gone: Notify,
-    pub(super) limits: Limits,
-    pub(super) reconnect_spread: Duration,
-    pub(super) position: PositionFields,
-    pub(super) sharing: Sharing,
 }
 
 /// A client that is here.
@@ -270,7 +263,7 @@ impl<T: Value> Hub<T> {
 
     /// Begins to describe a subscription. It must say what becomes of losses before it can be opened.
     pub fn subscribe(&self) -> Subscribe<T, Undecided> {
-        Subscribe::new(self.clone())
+        Subscribe::new(Arc::clone(&self.inner))
     }
 
     /// Who is here: every subscription, in the order in which they came.
@@ -343,12 +336,6 @@ impl<T: Value> Hub<T> {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.inner.core.stats()
-    }
-}
-
-impl<T> Inner<T> {
-    pub(super) fn entries(&self) -> MutexGuard<'_, HashMap<u64, Arc<Entry>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

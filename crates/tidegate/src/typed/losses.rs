@@ -5,7 +5,7 @@ use std::fmt;
 use tidegate_core::{Gap, GapReason};
 use tonic::Status;
 
-use super::{Shared, Value};
+use super::{shared::Shared, value::Value};
 
 /// What a subscription does about a [`Gap`]. There is no default: see [`Subscribe`](super::Subscribe).
 pub struct Losses<T>(Policy<T>);

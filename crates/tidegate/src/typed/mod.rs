@@ -122,12 +122,15 @@
 //! A peer that does not read cannot be told. tonic's own server keeps its stream for as long as there is the
 //! connection; over connections of the crate `tidegate-transport`, [`Hub::sweep`] has it reset.
 
+mod body;
 mod chunk;
 mod drain;
+mod entry;
 mod error;
 mod grpc;
 mod hooks;
 mod hub;
+mod inner;
 mod losses;
 mod position;
 mod predicate;
@@ -136,6 +139,7 @@ mod shared;
 mod snapshot;
 mod subscribe;
 mod subscription;
+mod value;
 
 pub use self::{
     drain::{Shutdown, Unfinished},
@@ -149,12 +153,8 @@ pub use self::{
     snapshot::Snapshot,
     subscribe::Subscribe,
     subscription::{Closed, Subscription},
+    value::Value,
 };
 
 #[doc(hidden)]
 pub use self::grpc::Grpc;
-
-/// What a [`Hub`] can be for: any protobuf message. It is implemented for all of them.
-pub trait Value: prost::Message + Clone + 'static {}
-
-impl<M: prost::Message + Clone + 'static> Value for M {}

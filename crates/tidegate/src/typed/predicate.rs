@@ -2,7 +2,7 @@
 
 use tidegate_core::Predicate as CorePredicate;
 
-use super::{Value, shared::Body};
+use super::{shared::Body, value::Value};
 
 /// A test of values, for subscriptions that want only those that pass.
 ///

@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use tidegate_core::{ClientId, NameError, Topic};
 
-use super::Error;
+use super::error::Error;
 
 /// Where values go that are published without a topic.
 pub const DEFAULT_TOPIC: &str = "events";

@@ -13,7 +13,7 @@ use prost::{
 };
 use tidegate_core::{Event, Payload, Position, Topic};
 
-use super::{Value, position::PositionFields};
+use super::{position::PositionFields, value::Value};
 
 /// A value that all who get it share, with its encoding, which is made once.
 ///

@@ -10,7 +10,7 @@ use std::{
 use tidegate_core::Position;
 use tonic::Status;
 
-use super::{Shared, Value};
+use super::{shared::Shared, value::Value};
 
 /// The state of the application at a position: what a new subscriber is sent first. Live follows from there.
 ///

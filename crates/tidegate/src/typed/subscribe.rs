@@ -1,6 +1,6 @@
 //! Describing a subscription, and opening it.
 
-use std::{fmt, future::Future, time::Instant};
+use std::{fmt, future::Future, sync::Arc, time::Instant};
 
 use tidegate_core::{
     ClientId, Filter, Gap, Limits, NameError, Overflow, Position, Start, SubscribeOptions,
@@ -8,9 +8,15 @@ use tidegate_core::{
 use tonic::Status;
 
 use super::{
-    Error, Hub, Losses, Predicate, Snapshot, Subscription, Undecided, Value, snapshot::Load,
+    error::Error,
+    inner::Inner,
+    losses::{Losses, Undecided},
+    predicate::Predicate,
+    snapshot::{Load, Snapshot},
+    subscription::Subscription,
+    value::Value,
 };
-use crate::{convert::anonymous, reset};
+use crate::{client_ids::anonymous, reset};
 
 /// A subscription that is about to be opened.
 ///
@@ -24,7 +30,7 @@ use crate::{convert::anonymous, reset};
 /// ```
 #[must_use = "nothing is subscribed before `open`"]
 pub struct Subscribe<T, L = Losses<T>> {
-    hub: Hub<T>,
+    hub: Arc<Inner<T>>,
     client: Option<Result<ClientId, NameError>>,
     filters: Vec<Result<Filter, NameError>>,
     limits: Limits,
@@ -35,9 +41,9 @@ pub struct Subscribe<T, L = Losses<T>> {
 }
 
 impl<T: Value> Subscribe<T, Undecided> {
-    pub(super) fn new(hub: Hub<T>) -> Self {
+    pub(super) fn new(hub: Arc<Inner<T>>) -> Self {
         Self {
-            limits: hub.inner.limits,
+            limits: hub.limits,
             hub,
             client: None,
             filters: Vec::new(),
@@ -64,7 +70,7 @@ impl<T: Value> Subscribe<T, Undecided> {
     }
 
     /// The receiver is not told what it loses: it sees the newest events, and does not know of others. Losses
-    /// are still counted, in [`Hub::clients`] and [`Departure`](super::Departure).
+    /// are still counted, in [`Hub::clients`](super::Hub::clients) and [`Departure`](super::Departure).
     pub fn ignore_losses(self) -> Subscribe<T> {
         self.decided(Losses::ignore())
     }
@@ -85,7 +91,7 @@ impl<T: Value> Subscribe<T, Undecided> {
 
 impl<T: Value, L> Subscribe<T, L> {
     /// Who subscribes: one token of at most 128 bytes, by which others can send to it
-    /// ([`Hub::send`]) and which no two hold at a time, unless the hub was made to allow that. Default: a
+    /// ([`Hub::send`](super::Hub::send)) and which no two hold at a time, unless the hub was made to allow that. Default: a
     /// random one.
     pub fn client_id<N>(mut self, id: N) -> Self
     where
@@ -189,7 +195,7 @@ impl<T: Value> Subscribe<T> {
             start: self.start,
             reset: reset::current(),
         };
-        let core = &self.hub.inner.core;
+        let core = &self.hub.core;
         let predicate = self.predicate.map(|predicate| predicate.core());
         let subscription = core
             .subscribe_matching(options, predicate.as_ref(), Instant::now())

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll, ready},
 };
 
@@ -16,17 +16,19 @@ use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::{
-    Arrival, Departure, Hub, LeaveReason, Losses, Shared, Value,
     chunk::{Rest, write_messages},
-    losses::Outcome,
-    shared::Body,
+    entry::Entry,
+    hooks::{Arrival, Departure, LeaveReason},
+    inner::Inner,
+    losses::{Losses, Outcome},
+    shared::{Body, Shared},
     snapshot::{Load, Stage, Step},
+    value::Value,
 };
 use crate::{
-    drainer::CHUNK_BYTES,
-    service::spread,
-    status::{self, Reason},
-    wire::PREFIX,
+    framing::{CHUNK_BYTES, PREFIX},
+    reason::Reason,
+    status::{self, spread},
 };
 
 /// From how many bytes on a chunk is worth a system call of its own.
@@ -52,7 +54,7 @@ const IDLE_CAPACITY: usize = 16;
 /// can be dropped at any moment, in a `select!` for example, and nothing is lost.
 #[must_use = "dropping it unsubscribes"]
 pub struct Subscription<T: Value> {
-    hub: Hub<T>,
+    hub: Arc<Inner<T>>,
     core: tidegate_core::Subscription<Body<T>>,
     /// What was taken and not yielded: gaps, then events, each with the next at its end.
     batch: Batch<Body<T>>,
@@ -70,22 +72,6 @@ pub struct Subscription<T: Value> {
     ended: Option<LeaveReason>,
 }
 
-/// A subscription, for those who look at it or end it from outside.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) client_id: ClientId,
-    pub(super) filters: Box<[Filter]>,
-    state: Mutex<EntryState>,
-}
-
-#[derive(Debug, Default)]
-struct EntryState {
-    /// The status to end it with, if the service does.
-    status: Option<Status>,
-    /// Who waits for it to go.
-    waiting: Vec<oneshot::Sender<Departure>>,
-}
-
 /// Ready when the subscription that it is of has gone. See [`Subscription::closed`].
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
@@ -95,7 +81,7 @@ pub struct Closed(oneshot::Receiver<Departure>);
 
 impl<T: Value> Subscription<T> {
     pub(super) fn new(
-        hub: Hub<T>,
+        hub: Arc<Inner<T>>,
         core: tidegate_core::Subscription<Body<T>>,
         filters: Vec<Filter>,
         losses: Losses<T>,
@@ -106,8 +92,8 @@ impl<T: Value> Subscription<T> {
             filters: filters.clone().into(),
             state: Mutex::default(),
         });
-        hub.inner.entries().insert(core.id(), Arc::clone(&entry));
-        let position_bytes = hub.inner.position.len(u64::MAX);
+        hub.entries().insert(core.id(), Arc::clone(&entry));
+        let position_bytes = hub.position.len(u64::MAX);
         let mut subscription = Self {
             snapshot: None,
             told_through: 0,
@@ -126,7 +112,7 @@ impl<T: Value> Subscription<T> {
             ended: None,
         };
         // From here on there is something that unsubscribes if code of the application panics.
-        subscription.hub.inner.hooks.joined(Arrival {
+        subscription.hub.hooks.joined(Arrival {
             client_id: subscription.client_id().clone(),
             subscription_id: subscription.id(),
             filters,
@@ -240,7 +226,7 @@ impl<T: Value> Subscription<T> {
         let events = &self.batch.events;
         let mut rest = Rest::default();
         // A message tells no index.
-        let chunk = self.hub.inner.sharing.chunk(0, events, || {
+        let chunk = self.hub.sharing.chunk(0, events, || {
             let (chunk, left) = write_messages(events);
             rest = left;
             chunk
@@ -310,7 +296,7 @@ impl<T: Value> Subscription<T> {
                 // It has no position to resume from.
                 return status::ended_without_position(reason);
             }
-            let spread = spread(self.core.id(), self.hub.inner.reconnect_spread);
+            let spread = spread(self.core.id(), self.hub.reconnect_spread);
             status::ended(reason, &self.core, spread)
         })
     }
@@ -374,15 +360,14 @@ impl<T: Value> Unpin for Subscription<T> {}
 impl<T: Value> Drop for Subscription<T> {
     fn drop(&mut self) {
         let departure = self.departure();
-        let inner = &self.hub.inner;
-        inner.entries().remove(&self.core.id());
+        self.hub.entries().remove(&self.core.id());
         let waiting = mem::take(&mut self.entry.lock().waiting);
         for waits in waiting {
             // Whoever waited may have gone.
             let _ = waits.send(departure.clone());
         }
-        inner.hooks.left(departure, &self.entry.filters);
-        inner.gone.notify_waiters();
+        self.hub.hooks.left(departure, &self.entry.filters);
+        self.hub.gone.notify_waiters();
     }
 }
 
@@ -397,17 +382,7 @@ impl<T: Value> fmt::Debug for Subscription<T> {
     }
 }
 
-// ===== impl Entry, Closed =====
-
-impl Entry {
-    pub(super) fn set_status(&self, status: Status) {
-        self.lock().status.get_or_insert(status);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, EntryState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+// ===== impl Closed =====
 
 impl Future for Closed {
     type Output = Departure;

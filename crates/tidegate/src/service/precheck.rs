@@ -12,17 +12,15 @@ use prost::{
     Message,
     encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
 };
+use tidegate_proto::v1::{PublishRequest, SubscribeRequest};
 use tonic::{
     Status,
     codec::{Codec, DecodeBuf, Decoder},
 };
 use tonic_prost::ProstEncoder;
 
-use crate::{
-    proto::{PublishRequest, SubscribeRequest},
-    service::{PublishLimits, ServiceConfig},
-    status::Reason,
-};
+use super::config::{PublishLimits, ServiceConfig};
+use crate::reason::Reason;
 
 /// The field of the events in a `PublishRequest`, and of the filters in a `SubscribeRequest`.
 const EVENTS: u32 = 1;
@@ -164,9 +162,9 @@ impl<U: Measured> Decoder for MeasuringDecoder<U> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tidegate_proto::v1::NewEvent;
 
     use super::*;
-    use crate::proto::NewEvent;
 
     #[test]
     fn parts_are_found_among_other_fields_and_up_to_what_is_no_message() {

@@ -9,7 +9,7 @@ use http::HeaderMap;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::status::Reason;
+use crate::reason::Reason;
 
 /// No stream lives longer, and no timer need be set for it.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3_600);

@@ -15,10 +15,8 @@ use tidegate_core::{ClientId, CloseReason, Filter, Hub, Topic};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
-use crate::{
-    status::{self, Reason},
-    wire::Encoded,
-};
+use super::{gate::Caller, wire::Encoded};
+use crate::{reason::Reason, status};
 
 /// Knows one caller, and answers what it may do, at any time anew.
 pub trait Authority: fmt::Debug + Send + Sync + 'static {
@@ -127,6 +125,15 @@ impl Access {
         let problem = format!("`{principal}` may not {what}; ask for a rule that allows it");
         Reason::NotAllowed.in_field(field, problem)
     }
+}
+
+/// Who makes a call, by the extensions of its request.
+pub(crate) fn caller(extensions: &http::Extensions) -> Caller {
+    let mut caller: Caller = extensions.get().cloned().unwrap_or_default();
+    if let Some(access) = extensions.get::<Access>() {
+        caller.principal = Some(Arc::clone(access.principal()));
+    }
+    caller
 }
 
 /// Waits until `answer` is something. It is looked for at once, and after each change.

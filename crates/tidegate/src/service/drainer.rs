@@ -21,23 +21,20 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::Frame;
 use tidegate_core::{Batch, CloseReason, Room, Subscription};
+use tidegate_proto::v1::{
+    CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response,
+};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
-use crate::{
+use super::{
     access::Guard,
     calls::Enrolled,
-    chunks::Sharing,
     convert,
     gate::Permit,
-    proto::{CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response},
-    status::{self, Reason},
     wire::{BATCH_OVERHEAD, EVENT_OVERHEAD, Encoded, write_batch, write_response},
 };
-
-/// The most bytes of one chunk: the payload of one HTTP/2 frame of the default size (RFC 9113, section
-/// 6.5.2).
-pub const CHUNK_BYTES: usize = 16_384;
+use crate::{chunks::Sharing, framing::CHUNK_BYTES, reason::Reason, status};
 
 /// How much of a chunk's events one poll takes, with room for what surrounds them.
 const ROOM: Room = Room {

@@ -2,18 +2,14 @@
 //!
 //! Without a [`Gate`] in [`ServiceConfig`](crate::ServiceConfig) everything is let through, at no cost.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use tidegate_core::Limits;
-use tonic::Status;
 
-use crate::{
-    access::Access,
-    status::{Reason, over_quota},
-};
+use crate::reason::{OverQuota, Reason};
 
 /// Who makes a call. Whoever serves a connection puts it into the extensions of each request; a request without
-/// one is of nobody that is known. Where there is an [`Access`] in the extensions too, its principal is the caller's.
+/// one is of nobody that is known. Where there is an [`Access`](crate::Access) in the extensions too, its principal is the caller's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {
     /// Where the connection comes from.
@@ -50,30 +46,6 @@ pub trait Place: fmt::Debug + Send + Sync {
 
     /// The subscription has ended for this reason, or because its client left. Not called if it has not begun.
     fn ended(&mut self, reason: Option<Reason>);
-}
-
-/// Why a call was not let through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OverQuota {
-    /// What there would be too much of. Part of the wire contract, as `quota` in the facts of the status.
-    pub quota: &'static str,
-    /// How long to wait before the call can succeed.
-    pub retry_after: Duration,
-}
-
-impl From<OverQuota> for Status {
-    fn from(over: OverQuota) -> Self {
-        over_quota(over)
-    }
-}
-
-/// Who makes a call, by the extensions of its request.
-pub(crate) fn caller(extensions: &http::Extensions) -> Caller {
-    let mut caller: Caller = extensions.get().cloned().unwrap_or_default();
-    if let Some(access) = extensions.get::<Access>() {
-        caller.principal = Some(Arc::clone(access.principal()));
-    }
-    caller
 }
 
 /// Tells a place how its subscription ended, when that is over.

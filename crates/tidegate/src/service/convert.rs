@@ -13,14 +13,14 @@ use tidegate_core::{
     ClientId, Filter, Gap, GapReason, Limits, NewEvent, Overflow, Position, Start,
     SubscribeOptions, Topic,
 };
+use tidegate_proto::v1 as proto;
 use tonic::Status;
 
-use crate::{
-    proto,
-    service::{PublishLimits, ServiceConfig},
-    status::{Reason, bad_name},
+use super::{
+    config::{PublishLimits, ServiceConfig},
     wire::Encoded,
 };
+use crate::{client_ids::anonymous, reason::Reason, status::bad_name};
 
 /// What a client may ask for as heartbeat interval.
 const HEARTBEAT_RANGE: std::ops::RangeInclusive<Duration> =
@@ -99,23 +99,6 @@ fn client_id(id: &str) -> Result<ClientId, Status> {
         return anonymous().map_err(|e| Reason::Internal.status(format!("no randomness: {e}")));
     }
     ClientId::new(id).map_err(|e| bad_name(Reason::InvalidClientId, "client_id", &e))
-}
-
-/// What begins the client ids that are made here.
-const ANONYMOUS: &str = "anonymous-";
-
-/// A client id that nobody else has.
-pub(crate) fn anonymous() -> Result<ClientId, getrandom::Error> {
-    let random = getrandom::u64()?;
-    Ok(ClientId::new(&format!("{ANONYMOUS}{random:016x}")).expect("is one token"))
-}
-
-/// Whether the id is one that is made here. Nobody can guess one, so who names it was given it.
-pub(crate) fn is_anonymous(id: &ClientId) -> bool {
-    let random = id.as_str().strip_prefix(ANONYMOUS);
-    random.is_some_and(|random| {
-        random.len() == 16 && random.bytes().all(|byte| byte.is_ascii_hexdigit())
-    })
 }
 
 fn limits(limits: Option<&proto::Limits>) -> Result<Limits, Status> {

@@ -4,19 +4,32 @@
 //! methods are served by tonic, but not through its generated service, which decodes a request before
 //! anyone can ask how much it holds.
 
+mod access;
+mod body;
+mod calls;
+mod config;
+mod convert;
+mod deadline;
+mod drainer;
+mod gate;
+mod precheck;
+mod publish;
+mod wire;
+
 use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
 use http::{HeaderValue, header::CONTENT_TYPE};
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body;
 use tidegate_core::{Hub, SubscribeOptions};
+use tidegate_proto::v1::{SubscribeRequest, SubscribeResponse};
 use tokio::time::{self, timeout_at};
 use tonic::{
     Status,
@@ -24,19 +37,30 @@ use tonic::{
 };
 use tower_service::Service;
 
-use crate::{
-    access::{Access, Guard, Interest},
-    calls::{CallBody, Calls},
-    chunks::{ChunkStats, Sharing},
-    convert, deadline,
-    drainer::{Drainer, Held},
-    gate::{Gate, Permit, caller},
-    measure::MeasuringCodec,
-    proto::{SubscribeRequest, SubscribeResponse},
-    publish::{PUBLISH, PUBLISH_STREAM, Publisher, late},
-    reset,
-    status::{Reason, not_subscribed, unreadable},
+pub use self::{
+    access::{Access, Authority},
+    body::ResponseBody,
+    calls::{CallBody, Calls, RequestBody},
+    config::{PublishLimits, ServiceConfig},
+    convert::{EncodeError, encode, limits_in_force},
+    drainer::Drainer,
+    gate::{Caller, Gate, Place},
     wire::Encoded,
+};
+
+use self::{
+    access::{Guard, Interest, caller},
+    drainer::Held,
+    gate::Permit,
+    precheck::MeasuringCodec,
+    publish::{PUBLISH, PUBLISH_STREAM, Publisher},
+};
+use crate::{
+    chunks::{ChunkStats, Sharing},
+    client_ids::is_anonymous,
+    reason::Reason,
+    reset,
+    status::{late, not_subscribed, spread, unreadable},
 };
 
 const SUBSCRIBE: &str = "/tidegate.v1.EventService/Subscribe";
@@ -61,84 +85,20 @@ pub struct EventService {
     calls: Option<Calls>,
 }
 
-/// What the service accepts and how it behaves.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct ServiceConfig {
-    /// The most filters in one subscription. Default: 1,024.
-    pub max_filters: usize,
-    /// Silence after which a heartbeat is sent, where the client does not say. Default: 15 s, below the
-    /// 30 s to 60 s after which proxies cut a silent stream.
-    pub heartbeat_interval: Duration,
-    /// When the server shuts down, clients are told to come back after a delay between zero and this, so
-    /// that they do not all come at once. Default: 5 s.
-    pub reconnect_spread: Duration,
-    /// How long a call of `Subscribe` or `Publish` may take to send its request. Until then it holds a place
-    /// among the streams of its connection, and what it has sent. Default: 10 s.
-    pub request_timeout: Duration,
-    /// What one publish may hold.
-    pub publish: PublishLimits,
-    /// Who lets calls through. Default: none, which lets all through.
-    pub gate: Option<Arc<dyn Gate>>,
-}
-
-/// What one publish may hold. Sizes are of encoded events, with topic, key and attributes.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct PublishLimits {
-    /// The most events in one batch. Default: 1,000.
-    pub max_events: usize,
-    /// The most bytes in one batch. Default: 4 MiB.
-    pub max_batch_bytes: usize,
-    /// The most bytes in one event. Default: 1 MiB.
-    pub max_event_bytes: usize,
-}
-
-/// The body of a response: a subscription, or what tonic answers.
-#[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all long-lived bodies are subscriptions; a box would cost each one an allocation"
-)]
-pub enum ResponseBody {
-    /// A subscription.
-    Subscription(Drainer),
-    /// Any other response.
-    Other(CallBody),
-}
-
 /// A response on its way.
 pub type ResponseFuture =
     Pin<Box<dyn Future<Output = Result<http::Response<ResponseBody>, Infallible>> + Send>>;
-
-impl Default for ServiceConfig {
-    fn default() -> Self {
-        Self {
-            max_filters: 1_024,
-            heartbeat_interval: Duration::from_secs(15),
-            reconnect_spread: Duration::from_secs(5),
-            request_timeout: Duration::from_secs(10),
-            publish: PublishLimits::default(),
-            gate: None,
-        }
-    }
-}
-
-impl Default for PublishLimits {
-    fn default() -> Self {
-        Self {
-            max_events: 1_000,
-            max_batch_bytes: 4 << 20,
-            max_event_bytes: 1 << 20,
-        }
-    }
-}
 
 impl EventService {
     /// Makes the service for `hub`.
     #[must_use]
     pub fn new(hub: Hub<Encoded>, config: ServiceConfig) -> Self {
-        let publisher = Publisher::new(hub.clone(), config.publish.clone(), config.gate.clone());
+        let publisher = Publisher::new(
+            hub.clone(),
+            config.publish.clone(),
+            config.request_timeout,
+            config.gate.clone(),
+        );
         Self {
             sharing: Arc::new(Sharing::new()),
             hub,
@@ -217,7 +177,7 @@ impl EventService {
 fn admit(access: Access, options: &mut SubscribeOptions) -> Result<(Access, Interest), Status> {
     let interest = Interest {
         client_id: Some(&options.client_id)
-            .filter(|id| !convert::is_anonymous(id))
+            .filter(|id| !is_anonymous(id))
             .cloned(),
         filters: options.filters.clone(),
     };
@@ -258,13 +218,6 @@ where
     message.ok_or_else(|| Reason::InvalidRequest.status("the call carries no SubscribeRequest"))
 }
 
-/// A delay between zero and `most` that is different for neighboring ids: they are spread as the
-/// multiples of the golden ratio are (Knuth, The Art of Computer Programming 3, section 6.4).
-pub(crate) fn spread(id: u64, most: Duration) -> Duration {
-    let fraction = id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-    most.mul_f64(fraction as f64 / f64::from(u32::MAX))
-}
-
 impl<B> Service<http::Request<B>> for EventService
 where
     B: Body<Data = Bytes> + Send + 'static,
@@ -290,17 +243,8 @@ where
             let service = self.clone();
             return Box::pin(async move { Ok(answer(service.subscribe(request).await)) });
         }
-        let access = request.extensions().get::<Access>().cloned();
-        let calls = self.calls.clone();
-        let answer = move |response| answer_to_publish(response, calls, access.as_ref());
-        let publisher = self.publisher.clone();
-        if path == PUBLISH {
-            let response = publisher.serve(request, self.config.request_timeout);
-            Box::pin(async move { Ok(answer(response.await)) })
-        } else {
-            let response = publisher.serve_stream(request);
-            Box::pin(async move { Ok(answer(response.await)) })
-        }
+        let response = self.publisher.clone().call(request, self.calls.clone());
+        Box::pin(async move { Ok(response.await) })
     }
 }
 
@@ -325,20 +269,6 @@ fn not_grpc() -> http::Response<ResponseBody> {
     response
 }
 
-/// Passes on what tonic answers, but for a request that it refused to read: see [`unreadable`].
-fn answer_to_publish(
-    response: http::Response<tonic::body::Body>,
-    calls: Option<Calls>,
-    access: Option<&Access>,
-) -> http::Response<ResponseBody> {
-    match Status::from_header_map(response.headers()) {
-        Some(status) if status.code() == tonic::Code::OutOfRange => {
-            unreadable(status, Reason::BatchTooLarge).into_http()
-        }
-        _ => response.map(|body| ResponseBody::Other(CallBody::new(body, calls, access))),
-    }
-}
-
 fn answer(subscribed: Result<Drainer, Status>) -> http::Response<ResponseBody> {
     match subscribed {
         Ok(drainer) => {
@@ -354,41 +284,4 @@ fn answer(subscribed: Result<Drainer, Status>) -> http::Response<ResponseBody> {
 
 impl tonic::server::NamedService for EventService {
     const NAME: &'static str = "tidegate.v1.EventService";
-}
-
-// ===== impl ResponseBody =====
-
-impl Default for ResponseBody {
-    fn default() -> Self {
-        Self::Other(CallBody::new(tonic::body::Body::empty(), None, None))
-    }
-}
-
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        match self.get_mut() {
-            Self::Subscription(drainer) => Pin::new(drainer).poll_frame(cx),
-            Self::Other(body) => Pin::new(body).poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Subscription(drainer) => drainer.is_end_stream(),
-            Self::Other(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Subscription(drainer) => drainer.size_hint(),
-            Self::Other(body) => body.size_hint(),
-        }
-    }
 }

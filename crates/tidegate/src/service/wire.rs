@@ -7,11 +7,9 @@
 use bytes::{BufMut, Bytes};
 use prost::{Message as _, encoding::encode_varint, encoding::encoded_len_varint};
 use tidegate_core::{Batch, Event, Payload};
+use tidegate_proto::v1::{SubscribeResponse, subscribe_response::Response};
 
-use crate::proto::{SubscribeResponse, subscribe_response::Response};
-
-/// The gRPC prefix of a message: a flag for compression and four bytes of length.
-pub(crate) const PREFIX: usize = 5;
+use crate::framing::{PREFIX, write_prefix};
 
 /// Tags of the fields that are written here: number and wire type.
 const RESPONSE_BATCH: u8 = 2 << 3 | 2;
@@ -122,21 +120,15 @@ fn write_field(tag: u8, len: usize, out: &mut Vec<u8>) {
     encode_varint(len as u64, out);
 }
 
-/// Appends the prefix of an uncompressed message of `len` bytes.
-pub(crate) fn write_prefix(len: usize, out: &mut Vec<u8>) {
-    out.put_u8(0);
-    out.put_u32(u32::try_from(len).expect("a message is far smaller than 4 GiB"));
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
 
     use proptest::prelude::*;
     use tidegate_core::{ClientId, Filter, Hub, HubConfig, Room, SubscribeOptions};
+    use tidegate_proto::v1 as proto;
 
-    use super::*;
-    use crate::{convert::encode, proto};
+    use super::{super::convert::encode, *};
 
     fn batch_of(events: Vec<proto::NewEvent>, skip: usize) -> Batch<Encoded> {
         let hub = Hub::new(HubConfig::new(1));

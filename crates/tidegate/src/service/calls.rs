@@ -20,7 +20,8 @@ use tidegate_core::{CloseReason, Hub};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 
-use crate::{access::Access, service::ResponseBody, status, wire::Encoded};
+use super::{access::Access, wire::Encoded};
+use crate::status;
 
 /// The calls of one connection: see
 /// [`EventService::for_connection`](crate::EventService::for_connection). Cheap to clone; the clones
@@ -103,18 +104,6 @@ impl Calls {
             self.shared.hub.end(id, reason);
         }
         self.shared.ended.cancel();
-    }
-
-    /// A response to a call of this connection, for services that are served beside the events. To a caller with an
-    /// access, it ends when the credentials are no longer accepted.
-    #[must_use]
-    pub fn respond(
-        &self,
-        access: Option<&Access>,
-        response: http::Response<tonic::body::Body>,
-    ) -> http::Response<ResponseBody> {
-        let calls = Some(self.clone());
-        response.map(|body| ResponseBody::Other(CallBody::new(body, calls, access)))
     }
 
     /// The body of a request of this connection, for a service that reads on although nobody waits for its

@@ -1,0 +1,188 @@
+//! `Publish` and `PublishStream` over the hub, served by tonic with requests that are
+//! [measured](super::precheck) before they are decoded.
+
+use std::{
+    future::{Ready, ready},
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http_body::Body;
+use tidegate_core::{Hub, NewEvent, Payload as _};
+use tidegate_proto::v1::{PublishRequest, PublishResponse};
+use tokio::time::timeout;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{
+    Code, Request, Response, Status, Streaming,
+    server::{Grpc, StreamingService, UnaryService},
+};
+
+use super::{
+    access::{Access, caller},
+    body::ResponseBody,
+    calls::{CallBody, Calls},
+    config::PublishLimits,
+    convert,
+    gate::{Caller, Gate},
+    precheck::MeasuringCodec,
+    wire::Encoded,
+};
+use crate::{
+    reason::Reason,
+    status::{late, not_published, unreadable},
+};
+
+/// The paths of the two methods.
+pub(super) const PUBLISH: &str = "/tidegate.v1.EventService/Publish";
+pub(super) const PUBLISH_STREAM: &str = "/tidegate.v1.EventService/PublishStream";
+
+/// The most bytes of a length, in protobuf: of one that is below 4 GiB, as gRPC's messages are.
+const MAX_LENGTH_BYTES: usize = 5;
+
+/// Publishes for every call of both methods. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Publisher {
+    hub: Hub<Encoded>,
+    limits: Arc<PublishLimits>,
+    /// How long a call of `Publish` may take to send its request.
+    request_timeout: Duration,
+    gate: Option<Arc<dyn Gate>>,
+}
+
+/// One call of either method, on behalf of its caller.
+#[derive(Debug, Clone)]
+struct Call {
+    publisher: Publisher,
+    /// Rights of the caller; `None` allows everything.
+    access: Option<Access>,
+    /// Caller that its quotas are counted for. Unknown where there is no gate.
+    caller: Caller,
+}
+
+// ===== impl Publisher =====
+
+impl Publisher {
+    pub(super) fn new(
+        hub: Hub<Encoded>,
+        limits: PublishLimits,
+        request_timeout: Duration,
+        gate: Option<Arc<dyn Gate>>,
+    ) -> Self {
+        Self {
+            hub,
+            limits: Arc::new(limits),
+            request_timeout,
+            gate,
+        }
+    }
+
+    /// Answers one call of `Publish` or `PublishStream`. The response ends with the calls of its connection.
+    pub(super) async fn call<B>(
+        self,
+        request: http::Request<B>,
+        calls: Option<Calls>,
+    ) -> http::Response<ResponseBody>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let is_stream = request.uri().path() == PUBLISH_STREAM;
+        let mut grpc = self.grpc();
+        let request_timeout = self.request_timeout;
+        let call = Call::new(self, request.extensions());
+        let access = call.access.clone();
+        let response = if is_stream {
+            grpc.streaming(call, request).await
+        } else {
+            match timeout(request_timeout, grpc.unary(call, request)).await {
+                Ok(response) => response,
+                Err(_) => return late().into_http(),
+            }
+        };
+        match Status::from_header_map(response.headers()) {
+            // tonic refused to read the request, and no code of ours saw it.
+            Some(status) if status.code() == Code::OutOfRange => {
+                unreadable(status, Reason::BatchTooLarge).into_http()
+            }
+            _ => response
+                .map(|body| ResponseBody::Other(CallBody::new(body, calls, access.as_ref()))),
+        }
+    }
+
+    fn grpc(&self) -> Grpc<MeasuringCodec<PublishResponse, PublishRequest>> {
+        // A batch of the most bytes, with the number of the field and the length of each event.
+        let around = self.limits.max_events.saturating_mul(1 + MAX_LENGTH_BYTES);
+        let decode = self.limits.max_batch_bytes.saturating_add(around);
+        let codec = MeasuringCodec::new(Arc::clone(&self.limits));
+        Grpc::new(codec).apply_max_message_size_config(Some(decode), None)
+    }
+}
+
+// ===== impl Call =====
+
+impl Call {
+    fn new(publisher: Publisher, extensions: &http::Extensions) -> Self {
+        let caller = publisher.gate.as_ref().map(|_| caller(extensions));
+        Self {
+            publisher,
+            access: extensions.get().cloned(),
+            caller: caller.unwrap_or_default(),
+        }
+    }
+
+    /// Publishes one batch: all of it or, with an error, nothing.
+    fn publish(&self, request: PublishRequest) -> Result<PublishResponse, Status> {
+        let events = convert::publish_request(request, &self.publisher.limits)?;
+        if let Some(access) = &self.access {
+            access.check_publish(events.iter().map(|event| &event.topic))?;
+        }
+        // Behind the rights, so that a batch that is not allowed uses up no quota.
+        self.pass_gate(&events)?;
+        let published = self.publisher.hub.publish(events, Instant::now());
+        let published = published.map_err(not_published)?;
+        Ok(PublishResponse {
+            epoch: published.epoch,
+            first_sequence: published.first_sequence,
+            count: u32::try_from(published.count).unwrap_or(u32::MAX),
+            matched: published.matched,
+            last_sequence: published.last_sequence,
+        })
+    }
+
+    fn pass_gate(&self, events: &[NewEvent<Encoded>]) -> Result<(), Status> {
+        let gate = self.publisher.gate.as_ref();
+        let Some(gate) = gate.filter(|gate| gate.measures_publishing()) else {
+            return Ok(());
+        };
+        let bytes = events.iter().map(|event| event.payload.size() as u64).sum();
+        Ok(gate.publish(&self.caller, events.len(), bytes)?)
+    }
+}
+
+impl UnaryService<PublishRequest> for Call {
+    type Response = PublishResponse;
+    type Future = Ready<Result<Response<PublishResponse>, Status>>;
+
+    fn call(&mut self, request: Request<PublishRequest>) -> Self::Future {
+        ready(self.publish(request.into_inner()).map(Response::new))
+    }
+}
+
+/// One response a request, in order. The next request is read when the transport asks for the next response, so a
+/// client that does not read its responses is not read either.
+impl StreamingService<PublishRequest> for Call {
+    type Response = PublishResponse;
+    type ResponseStream = Pin<Box<dyn Stream<Item = Result<PublishResponse, Status>> + Send>>;
+    type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, requests: Request<Streaming<PublishRequest>>) -> Self::Future {
+        let call = self.clone();
+        let responses = requests.into_inner().map(move |request| {
+            let request = request.map_err(|status| unreadable(status, Reason::BatchTooLarge))?;
+            call.publish(request)
+        });
+        ready(Ok(Response::new(Box::pin(responses))))
+    }
+}
