@@ -14,8 +14,8 @@ use tidegate_client::{
 };
 
 use crate::{
-    args::ServerArgs,
     exit::{Exit, Failure},
+    server_args::ServerArgs,
 };
 
 /// List who is subscribed, the worst first

@@ -19,6 +19,7 @@ mod publish;
 mod reload;
 mod security;
 mod serve;
+mod server_args;
 mod settings;
 mod signals;
 mod sub;

@@ -9,9 +9,9 @@ use tidegate_server::settings::{bytes, duration};
 use tokio::io::{AsyncWriteExt as _, Stdout};
 
 use crate::{
-    args::ServerArgs,
     exit::Failure,
     output::{Format, Renderer},
+    server_args::ServerArgs,
     signals,
 };
 
