@@ -27,7 +27,7 @@ mod token;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::{
     args::{Cli, Command},
@@ -67,6 +67,6 @@ async fn run(command: Command, log: Option<String>, logs: Logs) -> Result<(), Fa
         #[cfg(target_os = "linux")]
         Command::Bench(args) => bench::run(args).await,
         Command::Token(args) => token::run(&args),
-        Command::Completions(args) => completions::run(&args),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
     }
 }
