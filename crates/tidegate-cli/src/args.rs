@@ -3,15 +3,17 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    admin::{ClientsArgs, KickArgs, StatsArgs},
-    check_config::CheckConfigArgs,
-    completions::CompletionsArgs,
+    commands::{
+        admin::{ClientsArgs, KickArgs, StatsArgs},
+        check_config::CheckConfigArgs,
+        completions::CompletionsArgs,
+        publish::PubArgs,
+        serve::ServeArgs,
+        sub::SubArgs,
+        token::TokenArgs,
+    },
     exit,
     logging::LogArgs,
-    publish::PubArgs,
-    serve::ServeArgs,
-    sub::SubArgs,
-    token::TokenArgs,
 };
 
 /// Stream events over gRPC to every connected client, each at its own pace.
@@ -46,7 +48,7 @@ pub(crate) enum Command {
     Kick(KickArgs),
     Stats(StatsArgs),
     #[cfg(target_os = "linux")]
-    Bench(crate::bench::BenchArgs),
+    Bench(crate::commands::bench::BenchArgs),
     Token(TokenArgs),
     Completions(CompletionsArgs),
 }
