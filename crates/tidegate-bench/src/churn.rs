@@ -18,12 +18,11 @@ use crate::{
     fanout::topic_prefix,
     figures::Cost,
     grpc::Driver,
-    lane::{on_this_thread, spawn},
     latency::Distribution,
     progress::Progress,
-    run::patiently,
     session::{ClientShare, Environment, Session},
     table::{Table, bytes, count, percent},
+    thread::{on_this_thread, patiently, spawn},
     usage::{CpuSpent, CpuTime},
 };
 

@@ -19,7 +19,6 @@ use crate::{
     lane::{self, Outcome},
     progress::Progress,
     publishing::{self, Schedule},
-    run::Totals,
     stream::{Meter, Shared},
     target::Accepted,
     usage::CpuTime,
@@ -47,6 +46,23 @@ pub(crate) struct Snapshot {
     pub(crate) missed: u64,
     pub(crate) server: Option<CpuTime>,
     pub(crate) client: CpuTime,
+}
+
+/// Counts of the whole run. Every stream that was not stalled has settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Totals {
+    /// Events published.
+    pub published: u64,
+    /// Events that the server said it accepted, if it does say.
+    pub accepted: Option<u64>,
+    /// Events delivered.
+    pub delivered: u64,
+    /// Events that were counted as missing.
+    pub missed: u64,
+    /// Streams that missed any.
+    pub streams_with_gaps: usize,
+    /// How many the one that missed most missed.
+    pub most_missed: u64,
 }
 
 // ===== impl Crew =====

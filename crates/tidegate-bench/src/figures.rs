@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use crate::{
+    crew::Totals,
     latency::Distribution,
-    run::{Measured, Totals},
+    run::Measured,
     session::{ClientShare, Environment},
     table::{Table, bytes, count, micros, percent},
     usage::CpuSpent,

@@ -13,11 +13,11 @@ use crate::{
     lane::OPENING,
     plan::{Plan, Shape},
     progress::Progress,
-    run::patiently,
     session::{Environment, Session},
     stream::{Lane, Sampling, Shared, Stream},
     table::{Table, bytes},
     target::Target,
+    thread::patiently,
     usage::CpuTime,
 };
 

@@ -3,29 +3,21 @@
 use std::{
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
-    thread,
-    time::Duration,
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::{
-    sync::{mpsc, watch},
-    task::LocalSet,
-};
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     Error, Latencies,
     plan::StreamPlan,
-    run::patiently,
     stream::{Lane, Meter, Shared, Stream},
     target::Target,
+    thread::{PATIENCE, on_this_thread, patiently, spawn},
 };
 
 /// Connections that are being opened at once, by one thread.
 pub(crate) const OPENING: usize = 32;
-
-/// After so long without any delivery, what has not come is lost.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What one connection has to open.
 #[derive(Debug, Clone)]
@@ -174,26 +166,4 @@ fn outcome(lane: &Lane, streams: &[Rc<Stream>]) -> Outcome {
         most_missed: missed().max().unwrap_or(0),
         streams_with_gaps: missed().filter(|&missed| missed > 0).count(),
     }
-}
-
-/// Starts a thread with a name.
-pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
-    let builder = thread::Builder::new().name(name.into());
-    builder
-        .spawn(run)
-        .map(drop)
-        .map_err(Error::system("cannot start a thread"))
-}
-
-/// Runs a future, and the tasks it spawns locally, on the calling thread alone.
-pub(crate) fn on_this_thread<O>(
-    future: impl Future<Output = Result<O, Error>>,
-) -> Result<O, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        // Between two looks at the sockets, as many tasks as have something to read.
-        .event_interval(61)
-        .build()
-        .map_err(Error::system("cannot start a runtime"))?;
-    LocalSet::new().block_on(&runtime, future)
 }

@@ -19,10 +19,10 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     Error,
     clock::{Timer, nanos},
-    lane::{on_this_thread, spawn},
     payload::Head,
     stream::Shared,
     target::{Accepted, Outgoing, Publisher as _, Target},
+    thread::{on_this_thread, spawn},
 };
 
 /// How fast events are published.

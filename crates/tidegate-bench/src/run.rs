@@ -15,13 +15,13 @@ use std::{
 
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, timeout},
+    time::Instant,
 };
 
 use crate::{
     Error, Latencies, Server,
     clock::{Clock, Window},
-    crew::{Crew, Snapshot},
+    crew::{Crew, Snapshot, Totals},
     gate::Gate,
     lane::{self, ConnectionPlan},
     plan::Plan,
@@ -84,23 +84,6 @@ pub struct Measured {
     pub answers: Latencies,
     /// All of the run, with warm-up and settling.
     pub totals: Totals,
-}
-
-/// Counts of the whole run. Every stream that was not stalled has settled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Totals {
-    /// Events published.
-    pub published: u64,
-    /// Events that the server said it accepted, if it does say.
-    pub accepted: Option<u64>,
-    /// Events delivered.
-    pub delivered: u64,
-    /// Events that were counted as missing.
-    pub missed: u64,
-    /// Streams that missed any.
-    pub streams_with_gaps: usize,
-    /// How many the one that missed most missed.
-    pub most_missed: u64,
 }
 
 // ===== impl Load =====
@@ -266,19 +249,5 @@ impl Load {
             assignment.start().map(|()| published)
         };
         (0..self.publishers).map(start).collect()
-    }
-}
-
-/// Waits for something that takes a moment, but not forever.
-pub(crate) async fn patiently<O>(
-    what: &str,
-    future: impl Future<Output = Result<O, Error>>,
-) -> Result<O, Error> {
-    match timeout(lane::PATIENCE, future).await {
-        Ok(done) => done,
-        Err(_) => Err(Error::Invalid(format!(
-            "{what} took more than {} s; does the server allow so many connections, and so many streams on one?",
-            lane::PATIENCE.as_secs()
-        ))),
     }
 }
