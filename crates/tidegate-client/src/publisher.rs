@@ -31,17 +31,6 @@ pub struct PublisherOptions {
     pub max_unacknowledged_bytes: u32,
 }
 
-impl Default for PublisherOptions {
-    fn default() -> Self {
-        Self {
-            max_batch_events: 1000,
-            max_batch_bytes: 256 * 1024,
-            max_in_flight: 8,
-            max_unacknowledged_bytes: 4 * 1024 * 1024,
-        }
-    }
-}
-
 /// Publishes events in order over one `PublishStream`.
 ///
 /// Events that are ready together share a request; none waits for others to come. Each request is applied
@@ -119,6 +108,19 @@ struct Batcher {
 
 #[derive(Debug)]
 struct AbortOnDrop(JoinHandle<Result<(), Error>>);
+
+// ===== impl PublisherOptions =====
+
+impl Default for PublisherOptions {
+    fn default() -> Self {
+        Self {
+            max_batch_events: 1000,
+            max_batch_bytes: 256 * 1024,
+            max_in_flight: 8,
+            max_unacknowledged_bytes: 4 * 1024 * 1024,
+        }
+    }
+}
 
 // ===== impl Publisher =====
 
