@@ -72,6 +72,18 @@ pub(crate) struct Assignment<T> {
     pub(crate) told: mpsc::Sender<Told>,
 }
 
+/// When events are due.
+#[derive(Debug)]
+struct DueTimes {
+    schedule: Schedule,
+    /// Nanoseconds between two events. `None` flat out.
+    interval: Option<f64>,
+    /// How many events there are in all. `None` flat out.
+    total: Option<u64>,
+    /// The last moment that was asked about, flat out.
+    now: u64,
+}
+
 impl<T: Target> Assignment<T> {
     /// Starts the thread.
     pub(crate) fn start(self) -> Result<(), Error> {
@@ -141,18 +153,6 @@ impl<T: Target> Assignment<T> {
             size: self.work.payload_bytes,
         }
     }
-}
-
-/// When events are due.
-#[derive(Debug)]
-struct DueTimes {
-    schedule: Schedule,
-    /// Nanoseconds between two events. `None` flat out.
-    interval: Option<f64>,
-    /// How many events there are in all. `None` flat out.
-    total: Option<u64>,
-    /// The last moment that was asked about, flat out.
-    now: u64,
 }
 
 impl DueTimes {

@@ -20,15 +20,6 @@ pub struct Backoff {
     pub max: Duration,
 }
 
-impl Default for Backoff {
-    fn default() -> Self {
-        Self {
-            base: Duration::from_millis(100),
-            max: Duration::from_secs(30),
-        }
-    }
-}
-
 /// A [`Backoff`] in use.
 #[derive(Debug)]
 pub(crate) struct Attempts {
@@ -38,6 +29,15 @@ pub(crate) struct Attempts {
     failed: u32,
     /// Source of the jitter; its own, so that tests can seed it.
     random: fastrand::Rng,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self {
+            base: Duration::from_millis(100),
+            max: Duration::from_secs(30),
+        }
+    }
 }
 
 impl Attempts {
