@@ -3,12 +3,12 @@
 use serde::Serialize;
 
 use crate::{
-    crew::Totals,
     latency::Distribution,
     run::Measured,
     session::{ClientShare, Environment},
     table::{Table, bytes, count, micros, percent},
     usage::CpuSpent,
+    workers::Totals,
 };
 
 /// The figures of a window.

@@ -7,7 +7,7 @@ use tokio::{task::LocalSet, time::timeout};
 use crate::Error;
 
 /// After so long without any delivery, what has not come is lost.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Starts a thread with a name.
 pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
@@ -19,9 +19,7 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(
 }
 
 /// Runs a future, and the tasks it spawns locally, on the calling thread alone.
-pub(crate) fn on_this_thread<O>(
-    future: impl Future<Output = Result<O, Error>>,
-) -> Result<O, Error> {
+pub(crate) fn run_local<O>(future: impl Future<Output = Result<O, Error>>) -> Result<O, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Between two looks at the sockets, as many tasks as have something to read.
@@ -32,15 +30,15 @@ pub(crate) fn on_this_thread<O>(
 }
 
 /// Waits for something that takes a moment, but not forever.
-pub(crate) async fn patiently<O>(
+pub(crate) async fn with_timeout<O>(
     what: &str,
     future: impl Future<Output = Result<O, Error>>,
 ) -> Result<O, Error> {
-    match timeout(PATIENCE, future).await {
+    match timeout(TIMEOUT, future).await {
         Ok(done) => done,
         Err(_) => Err(Error::Invalid(format!(
             "{what} took more than {} s; does the server allow so many connections, and so many streams on one?",
-            PATIENCE.as_secs()
+            TIMEOUT.as_secs()
         ))),
     }
 }
