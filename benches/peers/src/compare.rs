@@ -6,11 +6,13 @@ use clap::Args;
 use tidegate_bench::Environment;
 
 use crate::{
+    amount::Amount,
     baselines::Failure,
     document::{Document, Section},
     peer::{Launching, Peer},
+    results::Results,
     turn::Turn,
-    work::{Amount, Sample, Work},
+    work::Work,
 };
 
 /// What to compare.
@@ -45,14 +47,6 @@ pub(crate) struct CompareArgs {
     /// The command that readers can repeat it with.
     #[arg(long, value_name = "TEXT", default_value = "scripts/bench-peers")]
     command_line: String,
-}
-
-/// What a peer did with a work, round by round.
-#[derive(Debug)]
-pub(crate) struct Results {
-    pub(crate) peer: Peer,
-    pub(crate) samples: Vec<Sample>,
-    pub(crate) failures: Vec<String>,
 }
 
 pub(crate) async fn run(args: &CompareArgs) -> Result<(), Failure> {
@@ -100,17 +94,7 @@ fn or_all<T: Copy>(chosen: &[T], all: &[T]) -> Vec<T> {
     if chosen.is_empty() { all } else { chosen }.to_vec()
 }
 
-// ===== impl Results =====
-
 impl Results {
-    const fn new(peer: Peer) -> Self {
-        Self {
-            peer,
-            samples: Vec::new(),
-            failures: Vec::new(),
-        }
-    }
-
     async fn round(
         &mut self,
         work: Work,
@@ -132,24 +116,5 @@ impl Results {
             Ok(sample) => self.samples.push(sample),
             Err(error) => self.failures.push(error.to_string()),
         }
-    }
-
-    /// Says what the last round gave.
-    fn tell(&self, work: Work, round: u32, rounds: u32) {
-        let gave = match (self.samples.last(), self.failures.last()) {
-            (Some(sample), _) if self.samples.len() + self.failures.len() == round as usize => {
-                let values = work.metrics().iter().zip(sample);
-                let told = values
-                    .map(|(metric, value)| format!("{} {value:.3} {}", metric.name, metric.unit));
-                told.collect::<Vec<_>>().join(", ")
-            }
-            (_, Some(failure)) => format!("failed: {failure}"),
-            _ => "not for it".into(),
-        };
-        println!(
-            "{} {round}/{rounds}  {:<18} {gave}",
-            work.title(),
-            self.peer.name()
-        );
     }
 }

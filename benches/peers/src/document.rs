@@ -5,10 +5,11 @@ use std::{fmt::Write as _, fs, path::Path};
 use tidegate_bench::{Environment, Error, digits};
 
 use crate::{
-    compare::Results,
+    amount::Amount,
     peer::Peer,
     plot::{self, Panel},
-    work::{Amount, Metric, Work},
+    results::Results,
+    work::{Metric, Work},
 };
 
 /// The document.
@@ -182,15 +183,6 @@ fn panels(work: Work, results: &[Results]) -> Vec<Panel> {
             .collect(),
     };
     compared.map(panel).collect()
-}
-
-impl Results {
-    /// The values of one metric, in ascending order.
-    fn sorted(&self, place: usize) -> Vec<f64> {
-        let mut values: Vec<f64> = self.samples.iter().map(|sample| sample[place]).collect();
-        values.sort_by(f64::total_cmp);
-        values
-    }
 }
 
 /// The median of sorted values.

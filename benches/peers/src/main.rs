@@ -5,12 +5,14 @@
 //! what a delivery of tidegate costs as the work grows.
 #![expect(clippy::print_stdout, reason = "this is a program for the terminal")]
 
+mod amount;
 mod baselines;
 mod compare;
 mod document;
 mod grow;
 mod peer;
 mod plot;
+mod results;
 mod text;
 mod turn;
 mod work;

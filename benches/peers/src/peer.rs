@@ -8,7 +8,8 @@ use std::{
 
 use clap::ValueEnum;
 use tidegate_bench::{
-    Choice, Cores, Error, Grpc, Idle, IdleMemory, Launch, Load, Measured, Progress, Session, Setup,
+    Cores, Error, Grpc, Idle, IdleMemory, Launch, Load, Measured, Progress, ServerChoice, Session,
+    Setup,
 };
 
 use crate::text::{Text, nats::Nats, raw::Raw, redis::Redis};
@@ -102,7 +103,7 @@ impl Launching {
             launch = launch.with_tls("--tls-certificate", "--tls-key")?;
         }
         let setup = Setup {
-            server: Choice::Child(launch),
+            server: ServerChoice::Child(launch),
             client_cores: Some(self.client_cores.clone()),
             threads: None,
         };

@@ -7,8 +7,8 @@ use tidegate_bench::{
 };
 
 use crate::{
+    amount::Amount,
     peer::{Launching, Peer, Serving},
-    work::Amount,
 };
 
 /// Events that the publisher is ahead of the slowest subscriber at most, flat out. Half of what tidegate and

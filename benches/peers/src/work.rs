@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use tidegate_bench::{Cost, Error, Figures, Pace};
 
 use crate::{
+    amount::Amount,
     peer::{Peer, Serving},
     turn::{AHEAD, Run, Turn},
 };
@@ -23,22 +24,6 @@ pub(crate) enum Work {
     Cores,
     /// Flat out, once by TLS and once without.
     Tls,
-}
-
-/// How much of it.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Amount {
-    /// How long to measure in each round.
-    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
-    pub(crate) seconds: f64,
-
-    /// How long to go on before measuring.
-    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
-    pub(crate) warm_up: f64,
-
-    /// Connections that are idle.
-    #[arg(long, value_name = "N", default_value_t = 2_000)]
-    pub(crate) idle_connections: usize,
 }
 
 /// Something that is measured.

@@ -18,12 +18,11 @@ use crate::{
     fanout::topic_prefix,
     figures::Cost,
     grpc::Driver,
-    lane::{on_this_thread, spawn},
     latency::Distribution,
     progress::Progress,
-    run::patiently,
     session::{ClientShare, Environment, Session},
     table::{Table, bytes, count, percent},
+    thread::{run_local, spawn, with_timeout},
     usage::{CpuSpent, CpuTime},
 };
 
@@ -130,15 +129,15 @@ impl Churn {
         counts: &Arc<Counts>,
     ) -> Result<mpsc::Receiver<Result<Latencies, Error>>, Error> {
         let threads = session.environment.client_threads.min(self.clients);
-        let (told, outcomes) = mpsc::channel(threads);
+        let (sender, outcomes) = mpsc::channel(threads);
         for thread in 0..threads {
             let clients = (thread..self.clients).step_by(threads).len();
-            let (grpc, counts, told) = (grpc.clone(), counts.clone(), told.clone());
+            let (grpc, counts, sender) = (grpc.clone(), counts.clone(), sender.clone());
             let reconnect = self.reconnect;
             spawn("clients", move || {
-                let outcome = on_this_thread(run_clients(&grpc, &counts, clients, reconnect));
+                let outcome = run_local(run_clients(&grpc, &counts, clients, reconnect));
                 // Nobody listens when the run has failed already.
-                let _ = told.blocking_send(outcome);
+                let _ = sender.blocking_send(outcome);
             })?;
         }
         Ok(outcomes)
@@ -225,9 +224,9 @@ async fn run_client(
         let began = Instant::now();
         let (mut client, driver) = match kept.take() {
             Some(kept) => kept,
-            None => patiently("connecting", Driver::open(grpc, 1)).await?,
+            None => with_timeout("connecting", Driver::open(grpc, 1)).await?,
         };
-        patiently("subscribing", async {
+        with_timeout("subscribing", async {
             client.subscribe(&filters).await?.first().await
         })
         .await?;

@@ -4,10 +4,11 @@ use serde::Serialize;
 
 use crate::{
     latency::Distribution,
-    run::{Measured, Totals},
+    run::Measured,
     session::{ClientShare, Environment},
     table::{Table, bytes, count, micros, percent},
     usage::CpuSpent,
+    workers::Totals,
 };
 
 /// The figures of a window.

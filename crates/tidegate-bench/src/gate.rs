@@ -28,7 +28,7 @@ pub(crate) struct Gate {
     settled: [AtomicU64; SLOTS],
     /// How many steps everybody has settled.
     floor: AtomicU64,
-    /// Told when `floor` rises.
+    /// Notified when `floor` rises.
     risen: Notify,
 }
 
@@ -66,7 +66,7 @@ impl Gate {
     }
 
     /// How many events from the one with this number on may be published, once that is not none.
-    pub(crate) async fn admit(&self, number: u64) -> u64 {
+    pub(crate) async fn allowance_from(&self, number: u64) -> u64 {
         loop {
             let end = (self.floor.load(SeqCst) + STEPS_AHEAD) * self.step;
             if self.subscribers == 0 {
@@ -90,19 +90,19 @@ mod tests {
     fn a_publisher_waits_for_the_slowest() {
         let gate = Gate::new(40, 1, 2);
         assert_eq!(gate.step(), 10);
-        assert_eq!(gate.admit(0).now_or_never(), Some(40));
-        assert_eq!(gate.admit(39).now_or_never(), Some(1));
-        assert_eq!(gate.admit(40).now_or_never(), None);
+        assert_eq!(gate.allowance_from(0).now_or_never(), Some(40));
+        assert_eq!(gate.allowance_from(39).now_or_never(), Some(1));
+        assert_eq!(gate.allowance_from(40).now_or_never(), None);
         for step in 0..4 {
             gate.settled(step);
         }
-        assert_eq!(gate.admit(40).now_or_never(), None);
+        assert_eq!(gate.allowance_from(40).now_or_never(), None);
         gate.settled(0);
-        assert_eq!(gate.admit(40).now_or_never(), Some(10));
+        assert_eq!(gate.allowance_from(40).now_or_never(), Some(10));
         for step in 1..4 {
             gate.settled(step);
         }
-        assert_eq!(gate.admit(40).now_or_never(), Some(40));
+        assert_eq!(gate.allowance_from(40).now_or_never(), Some(40));
     }
 
     #[test]
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn nobody_holds_up_nobody() {
         assert_eq!(
-            Gate::new(8, 1, 0).admit(1 << 40).now_or_never(),
+            Gate::new(8, 1, 0).allowance_from(1 << 40).now_or_never(),
             Some(u64::MAX)
         );
     }

@@ -10,14 +10,14 @@ use crate::{
     clock::{Clock, Window},
     fanout::topic_prefix,
     figures::Cost,
-    lane::OPENING,
     plan::{Plan, Shape},
     progress::Progress,
-    run::patiently,
     session::{Environment, Session},
-    stream::{Lane, Sampling, Shared, Stream},
+    stream::{RunShared, Sampling, Stream, ThreadShared},
+    subscribing::OPENING,
     table::{Table, bytes},
     target::Target,
+    thread::with_timeout,
     usage::CpuTime,
 };
 
@@ -114,7 +114,7 @@ impl Idle {
         let plan = Plan::new(self.shape, subscribers, 1, &topic_prefix())?;
         progress.phase("connecting");
         let watched = tokio::task::LocalSet::new();
-        let (connections, lane) = watched
+        let (connections, thread) = watched
             .run_until(self.open(&target, &plan, progress))
             .await?;
         progress.phase("watching");
@@ -127,7 +127,7 @@ impl Idle {
             .map(|(before, after): (CpuTime, CpuTime)| after.since(&before));
         // Only now: what it took to open them has been given back.
         let subscribed = server.resident_bytes()?.unwrap_or(before);
-        if let Some(error) = lane.take_failure() {
+        if let Some(error) = thread.take_failure() {
             return Err(error);
         }
         drop(connections);
@@ -149,9 +149,9 @@ impl Idle {
         target: &T,
         plan: &Plan,
         progress: &Progress,
-    ) -> Result<(Vec<T::Connection>, Rc<Lane>), Error> {
-        let lane = Rc::new(Lane::new(
-            std::sync::Arc::new(Shared {
+    ) -> Result<(Vec<T::Connection>, Rc<ThreadShared>), Error> {
+        let thread = Rc::new(ThreadShared::new(
+            std::sync::Arc::new(RunShared {
                 clock: Clock::start(),
                 window: Window::closed(),
                 gate: None,
@@ -162,9 +162,9 @@ impl Idle {
         ));
         let groups = plan.streams().chunks(self.streams_per_connection);
         let opening = groups.map(|streams| {
-            let new = |plan: &_| Rc::new(Stream::new(lane.clone(), Clone::clone(plan), false));
+            let new = |plan: &_| Rc::new(Stream::new(thread.clone(), Clone::clone(plan), false));
             let streams: Vec<_> = streams.iter().map(new).collect();
-            patiently("subscribing", target.subscribe(streams, false))
+            with_timeout("subscribing", target.subscribe(streams, false))
         });
         let mut opened = 0;
         let connections = stream::iter(opening)
@@ -175,7 +175,7 @@ impl Idle {
             })
             .try_collect()
             .await?;
-        Ok((connections, lane))
+        Ok((connections, thread))
     }
 }
 

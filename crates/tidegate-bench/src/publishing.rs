@@ -19,10 +19,10 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     Error,
     clock::{Timer, nanos},
-    lane::{on_this_thread, spawn},
     payload::Head,
-    stream::Shared,
+    stream::RunShared,
     target::{Accepted, Outgoing, Publisher as _, Target},
+    thread::{run_local, spawn},
 };
 
 /// How fast events are published.
@@ -54,7 +54,7 @@ pub(crate) struct Schedule {
 
 /// What a thread tells.
 #[derive(Debug)]
-pub(crate) enum Told {
+pub(crate) enum Message {
     Connected,
     Ended(Result<Accepted, Error>),
 }
@@ -64,28 +64,40 @@ pub(crate) enum Told {
 pub(crate) struct Assignment<T> {
     pub(crate) target: T,
     pub(crate) work: Work,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<RunShared>,
     /// How many events it has sent.
     pub(crate) published: Arc<AtomicU64>,
     /// Closed when the run is given up.
     pub(crate) schedule: watch::Receiver<Option<Schedule>>,
-    pub(crate) told: mpsc::Sender<Told>,
+    pub(crate) messages: mpsc::Sender<Message>,
+}
+
+/// When events are due.
+#[derive(Debug)]
+struct DueTimes {
+    schedule: Schedule,
+    /// Nanoseconds between two events. `None` flat out.
+    interval: Option<f64>,
+    /// How many events there are in all. `None` flat out.
+    total: Option<u64>,
+    /// The last moment that was asked about, flat out.
+    now: u64,
 }
 
 impl<T: Target> Assignment<T> {
     /// Starts the thread.
     pub(crate) fn start(self) -> Result<(), Error> {
         spawn("publisher", move || {
-            let told = self.told.clone();
-            let outcome = on_this_thread(self.run());
+            let messages = self.messages.clone();
+            let outcome = run_local(self.run());
             // Nobody listens when the run has failed already.
-            let _ = told.blocking_send(Told::Ended(outcome));
+            let _ = messages.blocking_send(Message::Ended(outcome));
         })
     }
 
     async fn run(mut self) -> Result<Accepted, Error> {
         let mut publisher = self.target.publisher().await?;
-        let _ = self.told.send(Told::Connected).await;
+        let _ = self.messages.send(Message::Connected).await;
         let scheduled = self
             .schedule
             .wait_for(Option::is_some)
@@ -109,15 +121,15 @@ impl<T: Target> Assignment<T> {
         let mut number = 0;
         loop {
             timer.until(due.of(number)).await?;
-            let admitted = match &self.shared.gate {
+            let allowed = match &self.shared.gate {
                 Some(gate) => tokio::select! {
-                    admitted = gate.admit(number) => admitted,
+                    allowed = gate.allowance_from(number) => allowed,
                     ended = timer.until(schedule.end) => return ended,
                 },
                 None => u64::MAX,
             };
             let now = self.shared.clock.now();
-            let ready = due.ready(number, now).min(admitted);
+            let ready = due.ready(number, now).min(allowed);
             if ready == 0 {
                 return Ok(());
             }
@@ -141,18 +153,6 @@ impl<T: Target> Assignment<T> {
             size: self.work.payload_bytes,
         }
     }
-}
-
-/// When events are due.
-#[derive(Debug)]
-struct DueTimes {
-    schedule: Schedule,
-    /// Nanoseconds between two events. `None` flat out.
-    interval: Option<f64>,
-    /// How many events there are in all. `None` flat out.
-    total: Option<u64>,
-    /// The last moment that was asked about, flat out.
-    now: u64,
 }
 
 impl DueTimes {

@@ -15,21 +15,21 @@ use std::{
 
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, timeout},
+    time::Instant,
 };
 
 use crate::{
     Error, Latencies, Server,
     clock::{Clock, Window},
-    crew::{Crew, Snapshot},
     gate::Gate,
-    lane::{self, ConnectionPlan},
     plan::Plan,
     progress::Progress,
     publishing::{self, Pace, Schedule, Work},
-    stream::{Meter, Sampling, Shared},
+    stream::{Meter, RunShared, Sampling},
+    subscribing::{self, ConnectionPlan},
     target::Target,
     usage::CpuSpent,
+    workers::{Snapshot, Totals, Workers},
 };
 
 /// What is done to a server.
@@ -86,23 +86,6 @@ pub struct Measured {
     pub totals: Totals,
 }
 
-/// Counts of the whole run. Every stream that was not stalled has settled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Totals {
-    /// Events published.
-    pub published: u64,
-    /// Events that the server said it accepted, if it does say.
-    pub accepted: Option<u64>,
-    /// Events delivered.
-    pub delivered: u64,
-    /// Events that were counted as missing.
-    pub missed: u64,
-    /// Streams that missed any.
-    pub streams_with_gaps: usize,
-    /// How many the one that missed most missed.
-    pub most_missed: u64,
-}
-
 // ===== impl Load =====
 
 impl Load {
@@ -120,25 +103,27 @@ impl Load {
         let before = server.resident_bytes()?;
         progress.phase("connecting");
         let streams = self.plan.streams().len();
-        let mut crew = self.crew(target)?;
-        crew.opened().await?;
+        let mut workers = self.start_workers(target)?;
+        workers.wait_until_connected().await?;
         let subscribed = server.resident_bytes()?;
 
-        let schedule = crew.begin(self.warm_up, self.duration);
+        let schedule = workers.start_publishing(self.warm_up, self.duration);
         let began = Instant::now();
         progress.phase("warming up");
-        crew.watch(began + self.warm_up, progress, None).await?;
-        let first = Snapshot::take(server, &crew)?;
+        workers
+            .watch_until(began + self.warm_up, progress, None)
+            .await?;
+        let first = Snapshot::take(server, &workers)?;
         progress.phase("measuring");
         let end = began + Duration::from_nanos(schedule.end - schedule.begin);
-        crew.watch(end, progress, Some(&first)).await?;
-        let last = Snapshot::take(server, &crew)?;
+        workers.watch_until(end, progress, Some(&first)).await?;
+        let last = Snapshot::take(server, &workers)?;
         let resident = server.resident_bytes()?;
 
         progress.phase("settling");
-        let accepted = crew.publishers_ended().await?;
-        let outcomes = crew.settled().await?;
-        let totals = crew.totals(&accepted, &outcomes)?;
+        let accepted = workers.wait_for_publishers().await?;
+        let outcomes = workers.wait_until_settled().await?;
+        let totals = workers.totals(&accepted, &outcomes)?;
         progress.phase(&format!("{streams} streams settled"));
         let mut latencies = Latencies::new();
         outcomes
@@ -168,13 +153,13 @@ impl Load {
         })
     }
 
-    fn crew<T: Target>(&self, target: &T) -> Result<Crew, Error> {
+    fn start_workers<T: Target>(&self, target: &T) -> Result<Workers, Error> {
         let connections = self.connections();
         let healthy = connections.iter().filter(|connection| !connection.stalled);
         let healthy = healthy.map(|connection| connection.streams.len()).sum();
         let topics = self.plan.topics().len();
         let gate = self.ahead.filter(|_| self.pace == Pace::FlatOut);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(RunShared {
             clock: Clock::start(),
             window: Window::closed(),
             gate: gate.map(|ahead| Gate::new(ahead, topics, healthy)),
@@ -185,16 +170,17 @@ impl Load {
             topics,
         });
         let goal = watch::Sender::new(None);
-        let (lane_told, lanes) = mpsc::channel(2 * self.threads);
-        let meters = self.start_lanes(target, connections, &shared, &goal, &lane_told)?;
+        let (subscriber_messages, subscribers) = mpsc::channel(2 * self.threads);
+        let meters =
+            self.start_subscribers(target, connections, &shared, &goal, &subscriber_messages)?;
         let schedule = watch::Sender::new(None);
-        let (publisher_told, publishers) = mpsc::channel(2 * self.publishers);
-        let published = self.start_publishers(target, &shared, &schedule, &publisher_told)?;
-        Ok(Crew {
+        let (publisher_messages, publishers) = mpsc::channel(2 * self.publishers);
+        let published = self.start_publishers(target, &shared, &schedule, &publisher_messages)?;
+        Ok(Workers {
             shared,
             meters,
             goal,
-            lanes,
+            subscribers,
             published,
             schedule,
             publishers,
@@ -212,39 +198,39 @@ impl Load {
 
     /// Deals the connections out to threads, one after the other, so that each gets its share of the
     /// stalled ones.
-    fn start_lanes<T: Target>(
+    fn start_subscribers<T: Target>(
         &self,
         target: &T,
         connections: Vec<ConnectionPlan>,
-        shared: &Arc<Shared>,
-        goal: &watch::Sender<lane::Goal>,
-        told: &mpsc::Sender<lane::Told>,
+        shared: &Arc<RunShared>,
+        goal: &watch::Sender<subscribing::Goal>,
+        messages: &mpsc::Sender<subscribing::Message>,
     ) -> Result<Vec<Arc<Meter>>, Error> {
-        let mut hands = vec![Vec::new(); self.threads];
+        let mut shares = vec![Vec::new(); self.threads];
         for (number, connection) in connections.into_iter().enumerate() {
-            hands[number % self.threads].push(connection);
+            shares[number % self.threads].push(connection);
         }
         let start = |connections| {
             let meter = Arc::new(Meter::default());
-            let assignment = lane::Assignment {
+            let assignment = subscribing::Assignment {
                 target: target.clone(),
                 connections,
                 shared: shared.clone(),
                 meter: meter.clone(),
                 goal: goal.subscribe(),
-                told: told.clone(),
+                messages: messages.clone(),
             };
             assignment.start().map(|()| meter)
         };
-        hands.into_iter().map(start).collect()
+        shares.into_iter().map(start).collect()
     }
 
     fn start_publishers<T: Target>(
         &self,
         target: &T,
-        shared: &Arc<Shared>,
+        shared: &Arc<RunShared>,
         schedule: &watch::Sender<Option<Schedule>>,
-        told: &mpsc::Sender<publishing::Told>,
+        messages: &mpsc::Sender<publishing::Message>,
     ) -> Result<Vec<Arc<AtomicU64>>, Error> {
         let work = Work {
             topics: self.plan.topics().into(),
@@ -261,24 +247,10 @@ impl Load {
                 shared: shared.clone(),
                 published: published.clone(),
                 schedule: schedule.subscribe(),
-                told: told.clone(),
+                messages: messages.clone(),
             };
             assignment.start().map(|()| published)
         };
         (0..self.publishers).map(start).collect()
-    }
-}
-
-/// Waits for something that takes a moment, but not forever.
-pub(crate) async fn patiently<O>(
-    what: &str,
-    future: impl Future<Output = Result<O, Error>>,
-) -> Result<O, Error> {
-    match timeout(lane::PATIENCE, future).await {
-        Ok(done) => done,
-        Err(_) => Err(Error::Invalid(format!(
-            "{what} took more than {} s; does the server allow so many connections, and so many streams on one?",
-            lane::PATIENCE.as_secs()
-        ))),
     }
 }

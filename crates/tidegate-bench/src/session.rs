@@ -11,7 +11,7 @@ const BUSY: f64 = 0.85;
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// The server.
-    pub server: Choice,
+    pub server: ServerChoice,
     /// The cores that the benchmark is held to. `None`: all.
     pub client_cores: Option<Cores>,
     /// Threads that hold subscribers. `None`: one for each core of the benchmark, or for half of them if
@@ -21,7 +21,7 @@ pub struct Setup {
 
 /// Which server is measured.
 #[derive(Debug, Clone)]
-pub enum Choice {
+pub enum ServerChoice {
     /// One that the benchmark starts, and ends.
     Child(Launch),
     /// One that runs.
@@ -85,8 +85,8 @@ impl Setup {
     pub async fn begin(&self) -> Result<Session, Error> {
         let machine = Machine::this();
         let server = match &self.server {
-            Choice::Child(launch) => launch.start().await?,
-            Choice::Running {
+            ServerChoice::Child(launch) => launch.start().await?,
+            ServerChoice::Running {
                 url,
                 pid,
                 credentials,

@@ -40,7 +40,7 @@ pub(crate) enum Sampling {
 
 /// What all streams of all threads share.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct RunShared {
     /// The clock of the run.
     pub(crate) clock: Clock,
     /// What is measured.
@@ -55,22 +55,22 @@ pub(crate) struct Shared {
 
 /// What the streams of one thread share.
 #[derive(Debug)]
-pub(crate) struct Lane {
-    pub(crate) shared: Arc<Shared>,
+pub(crate) struct ThreadShared {
+    pub(crate) shared: Arc<RunShared>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) latencies: RefCell<Latencies>,
     /// Streams that have still something to settle, once the goal is known.
     pub(crate) unsettled: Cell<usize>,
     /// The first failure.
     failure: RefCell<Option<Error>>,
-    /// Told when nothing is unsettled any more, and on failure.
+    /// Notified when nothing is unsettled any more, and on failure.
     pub(crate) changed: Notify,
 }
 
 /// The accounts of one subscription.
 #[derive(Debug)]
 pub struct Stream {
-    lane: Rc<Lane>,
+    thread: Rc<ThreadShared>,
     plan: StreamPlan,
     /// Whether it is to read nothing.
     stalled: bool,
@@ -88,10 +88,10 @@ pub struct Stream {
     step_share: u64,
 }
 
-// ===== impl Lane =====
+// ===== impl ThreadShared =====
 
-impl Lane {
-    pub(crate) fn new(shared: Arc<Shared>, meter: Arc<Meter>) -> Self {
+impl ThreadShared {
+    pub(crate) fn new(shared: Arc<RunShared>, meter: Arc<Meter>) -> Self {
         Self {
             shared,
             meter,
@@ -111,11 +111,11 @@ impl Lane {
 // ===== impl Stream =====
 
 impl Stream {
-    pub(crate) fn new(lane: Rc<Lane>, plan: StreamPlan, stalled: bool) -> Self {
-        let gate = lane.shared.gate.as_ref();
-        let step_share = gate.map_or(0, |gate| plan.matching(gate.step(), lane.shared.topics));
+    pub(crate) fn new(thread: Rc<ThreadShared>, plan: StreamPlan, stalled: bool) -> Self {
+        let gate = thread.shared.gate.as_ref();
+        let step_share = gate.map_or(0, |gate| plan.matching(gate.step(), thread.shared.topics));
         Self {
-            lane,
+            thread,
             plan,
             stalled,
             origin: Cell::new(0),
@@ -203,7 +203,7 @@ impl Stream {
             })?;
             next = head.number + 1;
             count += 1;
-            if self.lane.shared.sampling == Sampling::Each || count == 1 {
+            if self.thread.shared.sampling == Sampling::Each || count == 1 {
                 heads.push(head);
             }
         }
@@ -218,8 +218,8 @@ impl Stream {
     /// The subscription cannot go on. A stalled one that the server throws out is what was to be seen.
     pub fn fail(&self, error: Error) {
         if !self.stalled {
-            self.lane.failure.borrow_mut().get_or_insert(error);
-            self.lane.changed.notify_one();
+            self.thread.failure.borrow_mut().get_or_insert(error);
+            self.thread.changed.notify_one();
         }
     }
 
@@ -234,7 +234,7 @@ impl Stream {
 
     /// How many of the events that the publishers have sent match, by publisher.
     pub(crate) fn matching(&self, published: &[u64]) -> u64 {
-        let matching = |&published: &u64| self.plan.matching(published, self.lane.shared.topics);
+        let matching = |&published: &u64| self.plan.matching(published, self.thread.shared.topics);
         published.iter().map(matching).sum()
     }
 
@@ -256,13 +256,13 @@ impl Stream {
     }
 
     fn sample(&self, heads: impl Iterator<Item = Head>) {
-        let shared = &self.lane.shared;
+        let shared = &self.thread.shared;
         let most = match shared.sampling {
             Sampling::Each => usize::MAX,
             Sampling::FirstOfBatch => 1,
         };
         let now = shared.clock.now();
-        let mut latencies = self.lane.latencies.borrow_mut();
+        let mut latencies = self.thread.latencies.borrow_mut();
         for head in heads.take(most) {
             if shared.window.contains(head.due) {
                 latencies.record(now.saturating_sub(head.due));
@@ -271,12 +271,12 @@ impl Stream {
     }
 
     fn count_delivered(&self, count: u64) {
-        self.lane.meter.delivered.fetch_add(count, Relaxed);
+        self.thread.meter.delivered.fetch_add(count, Relaxed);
         self.settle(count);
     }
 
     fn count_missed(&self, count: u64) {
-        self.lane.meter.missed.fetch_add(count, Relaxed);
+        self.thread.meter.missed.fetch_add(count, Relaxed);
         self.missed.set(self.missed.get() + count);
         self.settle(count);
     }
@@ -289,12 +289,12 @@ impl Stream {
             && before < goal
             && settled >= goal
         {
-            self.lane.unsettled.set(self.lane.unsettled.get() - 1);
-            if self.lane.unsettled.get() == 0 {
-                self.lane.changed.notify_one();
+            self.thread.unsettled.set(self.thread.unsettled.get() - 1);
+            if self.thread.unsettled.get() == 0 {
+                self.thread.changed.notify_one();
             }
         }
-        if let Some(gate) = &self.lane.shared.gate {
+        if let Some(gate) = &self.thread.shared.gate {
             while settled >= self.step_end.get() {
                 gate.settled(self.step.replace(self.step.get() + 1));
                 self.step_end.set(self.step_end.get() + self.step_share);
@@ -309,7 +309,7 @@ mod tests {
     use crate::plan::{Plan, Shape};
 
     fn stream(gate: Option<Gate>) -> Stream {
-        let shared = Shared {
+        let shared = RunShared {
             clock: Clock::start(),
             window: Window::closed(),
             gate,
@@ -318,9 +318,9 @@ mod tests {
         };
         shared.window.open(0, u64::MAX);
         let plan = Plan::new(Shape::Literal, 1, 1, "p").unwrap();
-        let lane = Rc::new(Lane::new(Arc::new(shared), Arc::default()));
-        lane.unsettled.set(1);
-        Stream::new(lane, plan.streams()[0].clone(), false)
+        let thread = Rc::new(ThreadShared::new(Arc::new(shared), Arc::default()));
+        thread.unsettled.set(1);
+        Stream::new(thread, plan.streams()[0].clone(), false)
     }
 
     fn payload(number: u64) -> [u8; 16] {
@@ -361,7 +361,7 @@ mod tests {
         );
         assert_eq!(
             stream
-                .lane
+                .thread
                 .latencies
                 .borrow()
                 .distribution()
@@ -376,10 +376,10 @@ mod tests {
         let stream = stream(None);
         assert!(!stream.set_goal(stream.matching(&[1, 2])));
         stream.deliver(0, 2, std::iter::empty()).unwrap();
-        assert_eq!(stream.lane.unsettled.get(), 1);
+        assert_eq!(stream.thread.unsettled.get(), 1);
         stream.deliver(2, 2, std::iter::empty()).unwrap();
         stream.deliver(4, 2, std::iter::empty()).unwrap();
-        assert_eq!((stream.lane.unsettled.get(), stream.settled()), (0, 6));
+        assert_eq!((stream.thread.unsettled.get(), stream.settled()), (0, 6));
     }
 
     #[test]
@@ -388,7 +388,7 @@ mod tests {
 
         let stream = stream(Some(Gate::new(40, 1, 1)));
         stream.deliver(0, 25, std::iter::empty()).unwrap();
-        let gate = stream.lane.shared.gate.as_ref().unwrap();
-        assert_eq!(gate.admit(0).now_or_never(), Some(60));
+        let gate = stream.thread.shared.gate.as_ref().unwrap();
+        assert_eq!(gate.allowance_from(0).now_or_never(), Some(60));
     }
 }

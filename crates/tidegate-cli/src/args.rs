@@ -1,19 +1,19 @@
-//! The command line, and the forms of values that several commands share.
+//! The command line.
 
-use clap::{Args, Parser, Subcommand};
-use tidegate_client::Client;
+use clap::{Parser, Subcommand};
 
 use crate::{
-    admin::{ClientsArgs, KickArgs, StatsArgs},
-    check_config::CheckConfigArgs,
-    completions::CompletionsArgs,
-    exit::{self, Failure},
+    commands::{
+        admin::{ClientsArgs, KickArgs, StatsArgs},
+        check_config::CheckConfigArgs,
+        completions::CompletionsArgs,
+        publish::PubArgs,
+        serve::ServeArgs,
+        sub::SubArgs,
+        token::TokenArgs,
+    },
+    exit,
     logging::LogArgs,
-    publish::PubArgs,
-    security::CredentialArgs,
-    serve::ServeArgs,
-    sub::SubArgs,
-    token::TokenArgs,
 };
 
 /// Stream events over gRPC to every connected client, each at its own pace.
@@ -48,50 +48,9 @@ pub(crate) enum Command {
     Kick(KickArgs),
     Stats(StatsArgs),
     #[cfg(target_os = "linux")]
-    Bench(crate::bench::BenchArgs),
+    Bench(crate::commands::bench::BenchArgs),
     Token(TokenArgs),
     Completions(CompletionsArgs),
-}
-
-/// Where the server is, for the commands that speak to one.
-#[derive(Debug, Args)]
-pub(crate) struct ServerArgs {
-    /// The server to speak to.
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "TIDEGATE_SERVER",
-        default_value = "http://127.0.0.1:50051",
-        value_parser = server_url
-    )]
-    pub(crate) server: String,
-
-    #[command(flatten)]
-    pub(crate) credentials: CredentialArgs,
-}
-
-impl ServerArgs {
-    /// A client for the server.
-    pub(crate) fn client(&self) -> Result<Client, Failure> {
-        self.credentials.client(&self.server)
-    }
-}
-
-/// Takes `host:port` for `http://host:port`.
-fn server_url(text: &str) -> Result<String, String> {
-    match text {
-        "" => Err("write it as http://HOST:PORT".into()),
-        url if url.contains("://") => Ok(url.into()),
-        authority => Ok(format!("http://{authority}")),
-    }
-}
-
-/// An attribute, `NAME=VALUE`. The value may be empty and may contain `=`.
-pub(crate) fn attribute(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
-        _ => Err("write it as NAME=VALUE".into()),
-    }
 }
 
 #[cfg(test)]
@@ -122,23 +81,6 @@ mod tests {
             count += 1;
         }
         assert!(count > 10);
-    }
-
-    #[test]
-    fn attributes_have_names() {
-        let pair = |name: &str, value: &str| Ok((name.to_owned(), value.to_owned()));
-        assert_eq!(attribute("a=b"), pair("a", "b"));
-        assert_eq!(attribute("a="), pair("a", ""));
-        assert_eq!(attribute("a=b=c"), pair("a", "b=c"));
-        assert!(attribute("a").is_err());
-        assert!(attribute("=b").is_err());
-    }
-
-    #[test]
-    fn the_scheme_may_be_left_out() {
-        assert_eq!(server_url("host:1"), Ok("http://host:1".into()));
-        assert_eq!(server_url("http://host:1"), Ok("http://host:1".into()));
-        assert!(server_url("").is_err());
     }
 
     #[test]

@@ -3,33 +3,27 @@
 //!
 //! Each command is a module with its arguments and a `run`; [`exit`] turns what comes back into an exit code.
 
-mod admin;
 mod args;
-#[cfg(target_os = "linux")]
-mod bench;
-mod check_config;
-mod completions;
+mod commands;
 mod exit;
 mod lines;
 mod logging;
 mod memory;
 mod output;
-mod publish;
 #[cfg(unix)]
 mod reload;
 mod security;
-mod serve;
+mod server_args;
 mod settings;
 mod signals;
-mod sub;
-mod token;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::{
     args::{Cli, Command},
+    commands::{admin, check_config, completions, publish, serve, sub, token},
     exit::Failure,
     logging::Logs,
 };
@@ -64,8 +58,8 @@ async fn run(command: Command, log: Option<String>, logs: Logs) -> Result<(), Fa
         Command::Kick(args) => admin::kick(args).await,
         Command::Stats(args) => admin::stats(args).await,
         #[cfg(target_os = "linux")]
-        Command::Bench(args) => bench::run(args).await,
+        Command::Bench(args) => commands::bench::run(args).await,
         Command::Token(args) => token::run(&args),
-        Command::Completions(args) => completions::run(&args),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
     }
 }

@@ -22,12 +22,12 @@ pub struct Admin {
 /// Which subscriptions to list.
 #[derive(Clone, Debug, Default)]
 pub struct ListOptions {
-    /// The worst by this first.
+    /// Lists the worst by this measure first. Default: the oldest first.
     pub order: SubscriptionOrder,
-    /// Only those of this client.
+    /// Lists only the streams of this client. Default: those of every client.
     pub client_id: Option<String>,
-    /// At most so many; `None` is all.
-    pub most: Option<usize>,
+    /// The most subscriptions to list. Default: `None`, no limit.
+    pub max_results: Option<usize>,
 }
 
 impl Admin {
@@ -55,9 +55,11 @@ impl Admin {
         &mut self,
         options: &ListOptions,
     ) -> Result<Vec<SubscriptionState>, Error> {
-        let most = options.most.unwrap_or(usize::MAX);
+        let max_results = options.max_results.unwrap_or(usize::MAX);
         let mut request = ListSubscriptionsRequest {
-            page_size: u32::try_from(most).unwrap_or(PAGE_SIZE).min(PAGE_SIZE),
+            page_size: u32::try_from(max_results)
+                .unwrap_or(PAGE_SIZE)
+                .min(PAGE_SIZE),
             order_by: options.order.into(),
             client_id: options.client_id.clone().unwrap_or_default(),
             ..Default::default()
@@ -67,8 +69,8 @@ impl Admin {
             let answer = self.service.list_subscriptions(request.clone()).await;
             let page = answer.map_err(Error::from_status)?.into_inner();
             listed.extend(page.subscriptions);
-            if page.next_page_token.is_empty() || listed.len() >= most {
-                listed.truncate(most);
+            if page.next_page_token.is_empty() || listed.len() >= max_results {
+                listed.truncate(max_results);
                 return Ok(listed);
             }
             request.page_token = page.next_page_token;

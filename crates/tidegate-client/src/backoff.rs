@@ -20,6 +20,17 @@ pub struct Backoff {
     pub max: Duration,
 }
 
+/// A [`Backoff`] in use.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    /// The bounds to keep.
+    backoff: Backoff,
+    /// Failures since a stream last delivered something.
+    failures: u32,
+    /// Source of the jitter; its own, so that tests can seed it.
+    random: fastrand::Rng,
+}
+
 impl Default for Backoff {
     fn default() -> Self {
         Self {
@@ -29,42 +40,31 @@ impl Default for Backoff {
     }
 }
 
-/// A [`Backoff`] in use.
-#[derive(Debug)]
-pub(crate) struct Attempts {
-    /// The bounds to keep.
-    backoff: Backoff,
-    /// Failures since a stream last delivered something.
-    failed: u32,
-    /// Source of the jitter; its own, so that tests can seed it.
-    random: fastrand::Rng,
-}
-
 impl Attempts {
     pub(crate) fn new(backoff: Backoff, random: fastrand::Rng) -> Self {
         Self {
             backoff,
-            failed: 0,
+            failures: 0,
             random,
         }
     }
 
     /// Failures since a stream last delivered something.
-    pub(crate) fn failed(&self) -> u32 {
-        self.failed
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
     }
 
     /// A stream has delivered something.
-    pub(crate) fn succeed(&mut self) {
-        self.failed = 0;
+    pub(crate) fn reset(&mut self) {
+        self.failures = 0;
     }
 
     /// Counts a failure and returns the wait that follows it. `hint` is what the server asked for.
-    pub(crate) fn fail(&mut self, hint: Option<Duration>) -> Duration {
+    pub(crate) fn record_failure(&mut self, hint: Option<Duration>) -> Duration {
         let Backoff { base, max } = self.backoff;
-        let factor = 1u32.checked_shl(self.failed).unwrap_or(u32::MAX);
+        let factor = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);
         let ceiling = base.saturating_mul(factor).min(max);
-        self.failed = self.failed.saturating_add(1);
+        self.failures = self.failures.saturating_add(1);
         hint.unwrap_or_default().min(MAX_HINT) + ceiling.mul_f64(self.random.f64())
     }
 }
@@ -85,14 +85,16 @@ mod tests {
     fn waits_stay_below_a_ceiling_that_doubles() {
         let mut attempts = attempts(100, 1000);
         for ceiling in [100, 200, 400, 800, 1000, 1000] {
-            assert!(attempts.fail(None) <= Duration::from_millis(ceiling));
+            assert!(attempts.record_failure(None) <= Duration::from_millis(ceiling));
         }
     }
 
     #[test]
     fn jitter_is_full() {
         let mut attempts = attempts(1000, 1000);
-        let waits: Vec<_> = (0..1000).map(|_| attempts.fail(None).as_millis()).collect();
+        let waits: Vec<_> = (0..1000)
+            .map(|_| attempts.record_failure(None).as_millis())
+            .collect();
         assert!(waits.iter().any(|wait| *wait < 100));
         assert!(waits.iter().any(|wait| *wait > 900));
     }
@@ -101,27 +103,29 @@ mod tests {
     fn success_starts_again() {
         let mut attempts = attempts(1, 100_000);
         for _ in 0..20 {
-            attempts.fail(None);
+            attempts.record_failure(None);
         }
-        attempts.succeed();
-        assert_eq!(attempts.failed(), 0);
-        assert!(attempts.fail(None) <= Duration::from_millis(1));
+        attempts.reset();
+        assert_eq!(attempts.failures(), 0);
+        assert!(attempts.record_failure(None) <= Duration::from_millis(1));
     }
 
     #[test]
     fn the_servers_hint_is_a_floor_with_a_limit() {
         let mut attempts = attempts(10, 10);
         let hint = Duration::from_secs(2);
-        let wait = attempts.fail(Some(hint));
+        let wait = attempts.record_failure(Some(hint));
         assert!(wait >= hint && wait <= hint + Duration::from_millis(10));
-        assert!(attempts.fail(Some(Duration::MAX)) <= MAX_HINT + Duration::from_millis(10));
+        assert!(
+            attempts.record_failure(Some(Duration::MAX)) <= MAX_HINT + Duration::from_millis(10)
+        );
     }
 
     #[test]
     fn many_failures_do_not_overflow() {
         let mut attempts = attempts(u64::MAX, u64::MAX);
-        attempts.failed = u32::MAX;
-        attempts.fail(None);
-        assert_eq!(attempts.failed(), u32::MAX);
+        attempts.failures = u32::MAX;
+        attempts.record_failure(None);
+        assert_eq!(attempts.failures(), u32::MAX);
     }
 }

@@ -144,8 +144,8 @@ impl Client {
     }
 
     /// Whether what the server no longer accepts may have been renewed.
-    pub(crate) fn renews_token(&self) -> bool {
-        self.credentials.are_renewed()
+    pub(crate) fn may_have_new_token(&self) -> bool {
+        self.credentials.can_change()
     }
 
     fn service(&self, channel: Channel) -> Service {
@@ -240,7 +240,7 @@ impl ClientBuilder {
             .min(MAX_WINDOW);
         let credentials = self.credentials()?;
         let endpoint = self
-            .secured()?
+            .tls_endpoint()?
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(self.keep_alive_interval)
@@ -269,8 +269,8 @@ impl ClientBuilder {
     }
 
     /// The endpoint, with TLS if it is to have it.
-    fn secured(&self) -> Result<Endpoint, Error> {
-        let endpoint = self.parse()?;
+    fn tls_endpoint(&self) -> Result<Endpoint, Error> {
+        let endpoint = self.parse_endpoint()?;
         let has_certificates = self.tls_ca.is_some() || self.tls_identity.is_some();
         if endpoint.uri().scheme_str() == Some("http") {
             return match has_certificates {
@@ -303,7 +303,7 @@ impl ClientBuilder {
         endpoint.tls_config(tls).map_err(invalid)
     }
 
-    fn parse(&self) -> Result<Endpoint, Error> {
+    fn parse_endpoint(&self) -> Result<Endpoint, Error> {
         let invalid = |reason: &str| Error::InvalidEndpoint {
             endpoint: self.endpoint.clone(),
             reason: reason.into(),

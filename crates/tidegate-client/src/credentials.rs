@@ -37,7 +37,7 @@ impl Credentials {
     }
 
     /// Whether another token may be sent next.
-    pub(crate) fn are_renewed(&self) -> bool {
+    pub(crate) fn can_change(&self) -> bool {
         matches!(self.0, Some(Token::File(_)))
     }
 }

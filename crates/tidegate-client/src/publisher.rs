@@ -31,17 +31,6 @@ pub struct PublisherOptions {
     pub max_unacknowledged_bytes: u32,
 }
 
-impl Default for PublisherOptions {
-    fn default() -> Self {
-        Self {
-            max_batch_events: 1000,
-            max_batch_bytes: 256 * 1024,
-            max_in_flight: 8,
-            max_unacknowledged_bytes: 4 * 1024 * 1024,
-        }
-    }
-}
-
 /// Publishes events in order over one `PublishStream`.
 ///
 /// Events that are ready together share a request; none waits for others to come. Each request is applied
@@ -89,21 +78,21 @@ struct Shared {
     /// Events that the server has accepted.
     acknowledged: AtomicU64,
     /// Bytes that `send` may still take. Closed when the task has ended.
-    room: Semaphore,
+    budget: Semaphore,
 }
 
-/// An event, and the room that it takes until it is acknowledged.
+/// An event, and the bytes of budget that it holds until it is acknowledged.
 #[derive(Debug)]
 struct Queued {
     event: NewEvent,
-    room: usize,
+    charge: usize,
 }
 
 /// A request without its response.
 #[derive(Debug)]
 struct InFlight {
     events: u64,
-    room: usize,
+    charge: usize,
 }
 
 /// Makes requests of what is ready.
@@ -120,6 +109,19 @@ struct Batcher {
 #[derive(Debug)]
 struct AbortOnDrop(JoinHandle<Result<(), Error>>);
 
+// ===== impl PublisherOptions =====
+
+impl Default for PublisherOptions {
+    fn default() -> Self {
+        Self {
+            max_batch_events: 1000,
+            max_batch_bytes: 256 * 1024,
+            max_in_flight: 8,
+            max_unacknowledged_bytes: 4 * 1024 * 1024,
+        }
+    }
+}
+
 // ===== impl Publisher =====
 
 impl Publisher {
@@ -129,7 +131,7 @@ impl Publisher {
         let shared = Arc::new(Shared {
             sent: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
-            room: Semaphore::new(room_in(options)),
+            budget: Semaphore::new(budget_bytes(options)),
         });
         let batcher = Batcher {
             events: queue,
@@ -155,17 +157,17 @@ impl Publisher {
     /// # Cancel safety
     /// Cancel safe: if the future is dropped, the event was not taken.
     pub async fn send(&mut self, event: NewEvent) -> Result<(), Closed> {
-        let room = event.encoded_len().clamp(1, room_in(self.options));
+        let charge = event.encoded_len().clamp(1, budget_bytes(self.options));
         // At most `u32::MAX`, which is what `max_unacknowledged_bytes` can hold.
-        let Ok(permits) = self.shared.room.acquire_many(room as u32).await else {
+        let Ok(permits) = self.shared.budget.acquire_many(charge as u32).await else {
             return Err(Closed(event));
         };
-        let Ok(place) = self.events.reserve().await else {
+        let Ok(slot) = self.events.reserve().await else {
             return Err(Closed(event));
         };
         permits.forget();
         self.shared.sent.fetch_add(1, Ordering::Relaxed);
-        place.send(Queued { event, room });
+        slot.send(Queued { event, charge });
         Ok(())
     }
 
@@ -228,7 +230,7 @@ async fn run(
     shared: Arc<Shared>,
 ) -> Result<(), Error> {
     let outcome = exchange(service, batcher, unanswered, &shared).await;
-    shared.room.close();
+    shared.budget.close();
     outcome
 }
 
@@ -248,7 +250,7 @@ async fn exchange(
         shared
             .acknowledged
             .fetch_add(batch.events, Ordering::Relaxed);
-        shared.room.add_permits(batch.room);
+        shared.budget.add_permits(batch.charge);
     }
     Ok(())
 }
@@ -267,7 +269,7 @@ fn match_response(
     }
 }
 
-fn room_in(options: PublisherOptions) -> usize {
+fn budget_bytes(options: PublisherOptions) -> usize {
     (options.max_unacknowledged_bytes as usize).clamp(1, Semaphore::MAX_PERMITS)
 }
 
@@ -283,14 +285,14 @@ impl Batcher {
 
     /// The next request, when one may be sent and there is something to send. `None` at the end.
     async fn batch(&mut self) -> Option<PublishRequest> {
-        // A place first, so that what comes while all are taken makes a larger batch.
-        let place = self.in_flight.reserve().await.ok()?;
+        // A slot first, so that what comes while all are taken makes a larger batch.
+        let slot = self.in_flight.reserve().await.ok()?;
         let first = match self.next.take() {
             Some(first) => first,
             None => self.events.recv().await?,
         };
         let mut bytes = first.event.encoded_len();
-        let mut room = first.room;
+        let mut charge = first.charge;
         let mut events = vec![first.event];
         while events.len() < self.options.max_batch_events {
             let Ok(next) = self.events.try_recv() else {
@@ -301,12 +303,12 @@ impl Batcher {
                 self.next = Some(next);
                 break;
             }
-            room += next.room;
+            charge += next.charge;
             events.push(next.event);
         }
-        place.send(InFlight {
+        slot.send(InFlight {
             events: events.len() as u64,
-            room,
+            charge,
         });
         Some(PublishRequest { events })
     }
@@ -328,8 +330,8 @@ mod tests {
             payload: vec![0; payload].into(),
             ..Default::default()
         };
-        let room = event.encoded_len();
-        Queued { event, room }
+        let charge = event.encoded_len();
+        Queued { event, charge }
     }
 
     fn batcher(
@@ -363,7 +365,7 @@ mod tests {
             let answer = unanswered.recv().await.unwrap();
             assert_eq!(answer.events, request.events.len() as u64);
             let bytes: usize = request.events.iter().map(NewEvent::encoded_len).sum();
-            assert_eq!(answer.room, bytes);
+            assert_eq!(answer.charge, bytes);
             sizes.push(request.events.len());
         }
         assert_eq!(sizes, [3, 2, 1, 1, 1]);
@@ -392,7 +394,12 @@ mod tests {
             count,
             ..Default::default()
         };
-        let batch = || Some(InFlight { events: 3, room: 9 });
+        let batch = || {
+            Some(InFlight {
+                events: 3,
+                charge: 9,
+            })
+        };
         assert!(match_response(&response(3), batch()).is_ok());
         for (count, oldest, expected) in [(2, batch(), 3), (3, None, 0)] {
             assert_eq!(

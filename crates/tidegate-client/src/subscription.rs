@@ -160,7 +160,7 @@ impl Subscription {
                             events: Vec::new().into_iter(),
                         };
                     }
-                    Poll::Ready(Err(status)) => return Poll::Ready(self.broken(status)),
+                    Poll::Ready(Err(status)) => return Poll::Ready(self.stream_failed(status)),
                     Poll::Pending => return self.poll_silence(cx),
                 },
                 State::Streaming { responses, events } => {
@@ -169,14 +169,16 @@ impl Subscription {
                     }
                     match Pin::new(responses).poll_next(cx) {
                         Poll::Ready(Some(Ok(response))) => {
-                            self.watch_silence();
+                            self.restart_silence_timer();
                             if let Some(update) = self.receive(response).transpose() {
                                 return Poll::Ready(update);
                             }
                         }
-                        Poll::Ready(Some(Err(status))) => return Poll::Ready(self.broken(status)),
+                        Poll::Ready(Some(Err(status))) => {
+                            return Poll::Ready(self.stream_failed(status));
+                        }
                         Poll::Ready(None) => {
-                            return Poll::Ready(self.broken(ended_without_status()));
+                            return Poll::Ready(self.stream_failed(ended_without_status()));
                         }
                         Poll::Pending => return self.poll_silence(cx),
                     }
@@ -189,7 +191,7 @@ impl Subscription {
     fn connect(&mut self) {
         let request = self.options.request(self.tracker.position());
         self.state = State::Connecting(Box::pin(self.client.open(request)));
-        self.watch_silence();
+        self.restart_silence_timer();
     }
 
     /// Takes one response in. `None` if there is nothing to yield for it, or not yet.
@@ -206,19 +208,19 @@ impl Subscription {
             }
             Response::Gap(gap) => {
                 self.tracker.gap(&gap)?;
-                self.succeed();
+                self.reset_attempts();
                 Update::Gap(gap)
             }
             Response::Heartbeat(heartbeat) => {
-                let position = self.tracker.stated(heartbeat.position)?;
-                self.succeed();
+                let position = self.tracker.position_stated(heartbeat.position)?;
+                self.reset_attempts();
                 Update::Heartbeat(position)
             }
             Response::CaughtUp(caught_up) => {
-                Update::CaughtUp(self.tracker.stated(caught_up.position)?)
+                Update::CaughtUp(self.tracker.position_stated(caught_up.position)?)
             }
             Response::GoingAway(going_away) => {
-                self.tracker.stated(going_away.resume_after)?;
+                self.tracker.position_stated(going_away.resume_after)?;
                 self.reconnect_after = going_away
                     .reconnect_after
                     .and_then(|after| after.try_into().ok());
@@ -229,8 +231,8 @@ impl Subscription {
     }
 
     fn subscribed(&mut self, subscribed: Subscribed) -> Result<Update, Violation> {
-        let live = self.tracker.position().is_none() && self.options.start == Start::Live;
-        self.tracker.subscribed(&subscribed, live)?;
+        let starts_live = self.tracker.position().is_none() && self.options.start == Start::Live;
+        self.tracker.subscribed(&subscribed, starts_live)?;
         // An id that the server made is kept, so that events for this client find it after a reconnect.
         self.options.client_id.clone_from(&subscribed.client_id);
         Ok(Update::Subscribed(subscribed))
@@ -246,18 +248,18 @@ impl Subscription {
 
     fn event(&mut self, event: Event) -> Result<Update, Error> {
         self.tracker.event(event.sequence)?;
-        self.succeed();
+        self.reset_attempts();
         Ok(Update::Event(event))
     }
 
-    fn succeed(&mut self) {
+    fn reset_attempts(&mut self) {
         if let Some(attempts) = &mut self.attempts {
-            attempts.succeed();
+            attempts.reset();
         }
     }
 
     /// The stream or the attempt at one has failed: waits and tries again, or ends.
-    fn broken(&mut self, status: Status) -> Result<Update, Error> {
+    fn stream_failed(&mut self, status: Status) -> Result<Update, Error> {
         let status = with_cause(status);
         let began = self.tracker.is_subscribed();
         self.tracker.end_stream();
@@ -266,21 +268,23 @@ impl Subscription {
             .tracker
             .position()
             .filter(|_| !began && status.code() == Code::OutOfRange);
-        let again = match ahead {
-            Some(position) => self.abandon(position),
+        let retry = match ahead {
+            Some(position) => self.abandon_position(position),
             // A token that was renewed meanwhile is tried, once: if it is refused, the stream never begins.
-            None if began && status.code() == Code::Unauthenticated => self.client.renews_token(),
+            None if began && status.code() == Code::Unauthenticated => {
+                self.client.may_have_new_token()
+            }
             None => is_transient(&status),
         };
-        let Some(attempts) = self.attempts.as_mut().filter(|_| again) else {
+        let Some(attempts) = self.attempts.as_mut().filter(|_| retry) else {
             return Err(match ahead {
                 Some(position) => Error::PositionAhead { position, status },
                 None => Error::from_status(status),
             });
         };
-        let retry_in = attempts.fail(going_away.max(retry_hint(&status)));
-        let attempt = attempts.failed();
-        self.timer.as_mut().reset(after(retry_in));
+        let retry_in = attempts.record_failure(going_away.max(retry_hint(&status)));
+        let attempt = attempts.failures();
+        self.timer.as_mut().reset(instant_after(retry_in));
         self.state = State::Waiting;
         Ok(Update::Reconnecting {
             status,
@@ -290,7 +294,7 @@ impl Subscription {
     }
 
     /// Gives up a position that is ahead of the server, if the options say so. `false` if they do not.
-    fn abandon(&mut self, position: Position) -> bool {
+    fn abandon_position(&mut self, position: Position) -> bool {
         let position = match self.options.out_of_range {
             OutOfRange::Fail => return false,
             OutOfRange::StartLive => None,
@@ -305,9 +309,9 @@ impl Subscription {
     }
 
     /// A response has come, or an attempt begins: silence is counted from here.
-    fn watch_silence(&mut self) {
+    fn restart_silence_timer(&mut self) {
         let limit = self.silence_limit();
-        self.timer.as_mut().reset(after(limit));
+        self.timer.as_mut().reset(instant_after(limit));
     }
 
     fn silence_limit(&self) -> Duration {
@@ -322,7 +326,7 @@ impl Subscription {
         ready!(self.timer.as_mut().poll(cx));
         let limit = self.silence_limit();
         let message = format!("no response from the server for {limit:?}");
-        Poll::Ready(self.broken(Status::unavailable(message)))
+        Poll::Ready(self.stream_failed(Status::unavailable(message)))
     }
 }
 
@@ -356,7 +360,7 @@ fn ended_without_status() -> Status {
 }
 
 /// The moment in `wait` from now, or as late as a timer goes.
-fn after(wait: Duration) -> Instant {
+fn instant_after(wait: Duration) -> Instant {
     const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
     Instant::now() + wait.min(FOREVER)
 }

@@ -50,19 +50,19 @@ impl Tracker {
         self.stream = None;
     }
 
-    /// The stream begins. `live`: neither a position nor a replay was asked for.
+    /// The stream begins. `starts_live`: neither a position nor a replay was asked for.
     ///
     /// Only then is the head a position to resume after. With a replay it lies beyond what is to come first.
     pub(crate) fn subscribed(
         &mut self,
         subscribed: &Subscribed,
-        live: bool,
+        starts_live: bool,
     ) -> Result<(), Violation> {
         if self.stream.is_some() {
             return Err(Violation::Subscribed);
         }
         let head = required(subscribed.position)?;
-        if live {
+        if starts_live {
             self.position = Some(head);
         }
         self.stream = Some(Stream {
@@ -133,7 +133,10 @@ impl Tracker {
     }
 
     /// The server states a position that is safe to resume after.
-    pub(crate) fn stated(&mut self, position: Option<v1::Position>) -> Result<Position, Violation> {
+    pub(crate) fn position_stated(
+        &mut self,
+        position: Option<v1::Position>,
+    ) -> Result<Position, Violation> {
         let position = required(position)?;
         self.stream_mut()?;
         self.advance(position)?;
@@ -229,7 +232,7 @@ mod tests {
         tracker.batch(0, 1).unwrap();
         tracker.event(3).unwrap();
         assert_eq!(tracker.position(), Some(at(3)));
-        tracker.stated(Some(at(10).into())).unwrap();
+        tracker.position_stated(Some(at(10).into())).unwrap();
         assert_eq!(tracker.position(), Some(at(10)));
     }
 
@@ -351,9 +354,12 @@ mod tests {
     fn a_stated_position_never_moves_back() {
         let mut tracker = live();
         tracker.event(20).unwrap();
-        assert_eq!(tracker.stated(Some(at(15).into())), Ok(at(15)));
+        assert_eq!(tracker.position_stated(Some(at(15).into())), Ok(at(15)));
         assert_eq!(tracker.position(), Some(at(20)));
-        assert_eq!(tracker.stated(None), Err(Violation::MissingPosition));
+        assert_eq!(
+            tracker.position_stated(None),
+            Err(Violation::MissingPosition)
+        );
     }
 
     #[test]
@@ -361,7 +367,7 @@ mod tests {
         let mut tracker = Tracker::new(None);
         assert_eq!(tracker.batch(0, 1), Err(Violation::Subscribed));
         assert_eq!(
-            tracker.stated(Some(at(1).into())),
+            tracker.position_stated(Some(at(1).into())),
             Err(Violation::Subscribed)
         );
         let mut tracker = live();

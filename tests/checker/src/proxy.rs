@@ -68,6 +68,9 @@ enum Fate {
     HalfOpen,
 }
 
+/// The faults of one connection.
+struct Schedule(Rng);
+
 impl Proxy {
     /// Starts a proxy to `target`, on a free port.
     ///
@@ -132,9 +135,6 @@ impl Drop for Proxy {
         self.ends.cancel();
     }
 }
-
-/// The faults of one connection.
-struct Schedule(Rng);
 
 impl Schedule {
     const fn new(rng: Rng) -> Self {

@@ -55,6 +55,19 @@ pub struct Service {
     pub counted: Hub<Counted>,
 }
 
+/// A service that is being served on a free port.
+#[derive(Debug)]
+pub struct Running {
+    /// Where.
+    pub address: SocketAddr,
+    /// Feeds `Watch`.
+    pub hub: Hub<ServerEvent>,
+    /// Feeds `WatchCounted`.
+    pub counted: Hub<Counted>,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<Result<(), Unfinished>>,
+}
+
 #[tonic::async_trait]
 impl Feed for Service {
     type WatchStream = Subscription<ServerEvent>;
@@ -99,19 +112,6 @@ impl Feed for Service {
         let subscription = self.counted.subscribe().ignore_losses();
         Ok(Response::new(subscription.open()?))
     }
-}
-
-/// A service that is being served on a free port.
-#[derive(Debug)]
-pub struct Running {
-    /// Where.
-    pub address: SocketAddr,
-    /// Feeds `Watch`.
-    pub hub: Hub<ServerEvent>,
-    /// Feeds `WatchCounted`.
-    pub counted: Hub<Counted>,
-    stop: oneshot::Sender<()>,
-    served: JoinHandle<Result<(), Unfinished>>,
 }
 
 impl Running {

@@ -58,6 +58,12 @@ pub(crate) struct Client {
     send: SendRequest<Bytes>,
 }
 
+/// What keeps a connection going, and ends it when dropped.
+pub(crate) struct Driver {
+    _task: Task,
+    halt: Rc<std::cell::Cell<bool>>,
+}
+
 // ===== impl Grpc =====
 
 impl Grpc {
@@ -215,12 +221,6 @@ impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// What keeps a connection going, and ends it when dropped.
-pub(crate) struct Driver {
-    _task: Task,
-    halt: Rc<std::cell::Cell<bool>>,
 }
 
 impl Driver {

@@ -41,7 +41,7 @@ struct Answers {
     latencies: RefCell<Latencies>,
     accepted: Cell<u64>,
     failure: RefCell<Option<Error>>,
-    /// Told of each answer, and of the failure.
+    /// Notified of each answer, and of the failure.
     changed: Notify,
 }
 

@@ -23,6 +23,9 @@ pub(crate) struct Styles {
     warning: Style,
 }
 
+/// Text whose control characters cannot move the cursor, change colors or begin a line.
+struct Escaped<'a>(&'a str);
+
 impl Styles {
     pub(crate) fn plain() -> Self {
         let plain = Style::new();
@@ -133,9 +136,6 @@ fn render_going_away(out: &mut Vec<u8>, going_away: &GoingAway, styles: &Styles)
 fn line(out: &mut Vec<u8>, style: Style, text: fmt::Arguments<'_>) -> io::Result<()> {
     writeln!(out, "{style}{text}{style:#}")
 }
-
-/// Text whose control characters cannot move the cursor, change colors or begin a line.
-struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

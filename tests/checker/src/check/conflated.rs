@@ -1,7 +1,11 @@
-//! What holds for a stream that conflates, since it is live.
+//! The rules for a conflating stream once it is live.
 //!
-//! Its gaps count ahead of the survivors, so they have no place of their own: what counts is how much is
-//! settled, and what survived.
+//! Its gaps count ahead of the survivors, so they have no place of their own: the checker compares how much is
+//! settled, and which events survived.
+//!
+//! This module and [`walk`](super::walk) import each other on purpose. A walk owns the account of its conflating part,
+//! and the rules here read the whole walk (log, position, index) beside that account; passing both in pieces would
+//! hide that they are one state.
 
 use tidegate_proto::v1::Overflow;
 

@@ -9,9 +9,9 @@ use tidegate_server::settings::{bytes, duration};
 use tokio::io::{AsyncWriteExt as _, Stdout};
 
 use crate::{
-    args::ServerArgs,
     exit::Failure,
     output::{Format, Renderer},
+    server_args::ServerArgs,
     signals,
 };
 
@@ -131,6 +131,16 @@ enum OverflowArg {
     Disconnect,
 }
 
+/// Writes updates to standard output.
+struct Printer {
+    renderer: Renderer,
+    stdout: Stdout,
+    /// Rendered and not yet written.
+    ready: Vec<u8>,
+    /// `None`: without end.
+    events_left: Option<u64>,
+}
+
 pub(crate) async fn run(args: SubArgs) -> Result<(), Failure> {
     let client = args.server.client()?;
     let subscription = client.subscribe(args.options());
@@ -187,16 +197,6 @@ impl From<OverflowArg> for Overflow {
             OverflowArg::Disconnect => Self::Disconnect,
         }
     }
-}
-
-/// Writes updates to standard output.
-struct Printer {
-    renderer: Renderer,
-    stdout: Stdout,
-    /// Rendered and not yet written.
-    ready: Vec<u8>,
-    /// `None`: without end.
-    events_left: Option<u64>,
 }
 
 impl Printer {

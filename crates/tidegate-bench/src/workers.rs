@@ -16,27 +16,26 @@ use tokio::{
 use crate::{
     Error, Server,
     clock::nanos,
-    lane::{self, Outcome},
     progress::Progress,
     publishing::{self, Schedule},
-    run::Totals,
-    stream::{Meter, Shared},
+    stream::{Meter, RunShared},
+    subscribing::{self, Outcome},
     target::Accepted,
     usage::CpuTime,
 };
 
 /// How long publishers may go on after their time: what they have sent is to be answered.
-const OVERTIME: Duration = Duration::from_secs(30);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The threads of a run.
-pub(crate) struct Crew {
-    pub(crate) shared: Arc<Shared>,
+pub(crate) struct Workers {
+    pub(crate) shared: Arc<RunShared>,
     pub(crate) meters: Vec<Arc<Meter>>,
-    pub(crate) goal: watch::Sender<lane::Goal>,
-    pub(crate) lanes: mpsc::Receiver<lane::Told>,
+    pub(crate) goal: watch::Sender<subscribing::Goal>,
+    pub(crate) subscribers: mpsc::Receiver<subscribing::Message>,
     pub(crate) published: Vec<Arc<AtomicU64>>,
     pub(crate) schedule: watch::Sender<Option<Schedule>>,
-    pub(crate) publishers: mpsc::Receiver<publishing::Told>,
+    pub(crate) publishers: mpsc::Receiver<publishing::Message>,
 }
 
 /// Everything that is read at the begin and at the end of the window.
@@ -49,22 +48,39 @@ pub(crate) struct Snapshot {
     pub(crate) client: CpuTime,
 }
 
-// ===== impl Crew =====
+/// Counts of the whole run. Every stream that was not stalled has settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Totals {
+    /// Events published.
+    pub published: u64,
+    /// Events that the server said it accepted, if it does say.
+    pub accepted: Option<u64>,
+    /// Events delivered.
+    pub delivered: u64,
+    /// Events that were counted as missing.
+    pub missed: u64,
+    /// Streams that missed any.
+    pub streams_with_gaps: usize,
+    /// How many the one that missed most missed.
+    pub most_missed: u64,
+}
 
-impl Crew {
+// ===== impl Workers =====
+
+impl Workers {
     /// Waits until everybody is connected.
-    pub(crate) async fn opened(&mut self) -> Result<(), Error> {
+    pub(crate) async fn wait_until_connected(&mut self) -> Result<(), Error> {
         for _ in 0..self.meters.len() {
-            match self.lanes.recv().await {
-                Some(lane::Told::Ready) => {}
-                Some(lane::Told::Ended(Err(error))) => return Err(error),
+            match self.subscribers.recv().await {
+                Some(subscribing::Message::Ready) => {}
+                Some(subscribing::Message::Ended(Err(error))) => return Err(error),
                 _ => return Err(thread_gone()),
             }
         }
         for _ in 0..self.published.len() {
             match self.publishers.recv().await {
-                Some(publishing::Told::Connected) => {}
-                Some(publishing::Told::Ended(Err(error))) => return Err(error),
+                Some(publishing::Message::Connected) => {}
+                Some(publishing::Message::Ended(Err(error))) => return Err(error),
                 _ => return Err(thread_gone()),
             }
         }
@@ -72,7 +88,7 @@ impl Crew {
     }
 
     /// Lets the publishers begin.
-    pub(crate) fn begin(&self, warm_up: Duration, duration: Duration) -> Schedule {
+    pub(crate) fn start_publishing(&self, warm_up: Duration, duration: Duration) -> Schedule {
         let schedule = publishing::schedule(self.shared.clock.now(), warm_up, duration);
         self.shared
             .window
@@ -82,7 +98,7 @@ impl Crew {
     }
 
     /// Waits for a moment, showing progress. Fails as soon as a thread does.
-    pub(crate) async fn watch(
+    pub(crate) async fn watch_until(
         &mut self,
         until: Instant,
         progress: &Progress,
@@ -95,8 +111,8 @@ impl Crew {
             tokio::select! {
                 biased;
                 () = &mut end => return Ok(()),
-                told = self.lanes.recv() => match told {
-                    Some(lane::Told::Ended(Err(error))) => return Err(error),
+                message = self.subscribers.recv() => match message {
+                    Some(subscribing::Message::Ended(Err(error))) => return Err(error),
                     _ => return Err(thread_gone()),
                 },
                 _ = ticks.tick(), if progress.is_visible() => {
@@ -110,21 +126,21 @@ impl Crew {
     }
 
     /// Waits for the publishers to end.
-    pub(crate) async fn publishers_ended(&mut self) -> Result<Vec<Accepted>, Error> {
+    pub(crate) async fn wait_for_publishers(&mut self) -> Result<Vec<Accepted>, Error> {
         let mut all = Vec::new();
         while all.len() < self.published.len() {
-            let told = tokio::select! {
-                told = self.publishers.recv() => told,
-                told = self.lanes.recv() => match told {
-                    Some(lane::Told::Ended(Err(error))) => return Err(error),
+            let message = tokio::select! {
+                message = self.publishers.recv() => message,
+                message = self.subscribers.recv() => match message {
+                    Some(subscribing::Message::Ended(Err(error))) => return Err(error),
                     _ => return Err(thread_gone()),
                 },
-                () = tokio::time::sleep(OVERTIME) => return Err(Error::Lost(format!(
-                    "the server has not answered all that was published {} s ago", OVERTIME.as_secs()
+                () = tokio::time::sleep(ANSWER_TIMEOUT) => return Err(Error::Lost(format!(
+                    "the server has not answered all that was published {} s ago", ANSWER_TIMEOUT.as_secs()
                 ))),
             };
-            match told {
-                Some(publishing::Told::Ended(ended)) => all.push(ended?),
+            match message {
+                Some(publishing::Message::Ended(ended)) => all.push(ended?),
                 _ => return Err(thread_gone()),
             }
         }
@@ -132,7 +148,7 @@ impl Crew {
     }
 
     /// Waits for every stream to settle. The threads themselves know when to give up.
-    pub(crate) async fn settled(&mut self) -> Result<Vec<Outcome>, Error> {
+    pub(crate) async fn wait_until_settled(&mut self) -> Result<Vec<Outcome>, Error> {
         let published = self
             .published
             .iter()
@@ -140,8 +156,8 @@ impl Crew {
         self.goal.send_replace(Some(published.collect()));
         let mut all = Vec::new();
         while all.len() < self.meters.len() {
-            match self.lanes.recv().await {
-                Some(lane::Told::Ended(outcome)) => all.push(outcome?),
+            match self.subscribers.recv().await {
+                Some(subscribing::Message::Ended(outcome)) => all.push(outcome?),
                 _ => return Err(thread_gone()),
             }
         }
@@ -207,12 +223,12 @@ impl Crew {
 // ===== impl Snapshot =====
 
 impl Snapshot {
-    pub(crate) fn take(server: &Server, crew: &Crew) -> Result<Self, Error> {
+    pub(crate) fn take(server: &Server, workers: &Workers) -> Result<Self, Error> {
         Ok(Self {
             at: Instant::now(),
-            published: crew.published(),
-            delivered: crew.delivered(),
-            missed: crew.missed(),
+            published: workers.published(),
+            delivered: workers.delivered(),
+            missed: workers.missed(),
             server: server.cpu_time()?,
             client: CpuTime::of(std::process::id())?,
         })

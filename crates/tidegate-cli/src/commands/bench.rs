@@ -5,8 +5,8 @@ use std::{io, io::Write as _, path::PathBuf, time::Duration};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use tidegate_bench::{
-    Choice, Churn, Cores, Error, Fanout, Grpc, Idle, Ingest, Launch, Progress, Session, Setup,
-    Shape,
+    Churn, Cores, Error, Fanout, Grpc, Idle, Ingest, Launch, Progress, ServerChoice, Session,
+    Setup, Shape,
 };
 use tidegate_server::settings::duration;
 
@@ -305,12 +305,12 @@ impl Output {
 impl SetupArgs {
     fn setup(&self, credentials: &CredentialArgs) -> Result<Setup, Failure> {
         let server = match &self.server {
-            Some(url) => Choice::Running {
+            Some(url) => ServerChoice::Running {
                 url: url.clone(),
                 pid: self.server_pid,
                 credentials: credentials.of_benchmark()?,
             },
-            None => Choice::Child(self.launch()?),
+            None => ServerChoice::Child(self.launch()?),
         };
         Ok(Setup {
             server,

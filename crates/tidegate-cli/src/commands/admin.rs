@@ -14,8 +14,8 @@ use tidegate_client::{
 };
 
 use crate::{
-    args::ServerArgs,
     exit::{Exit, Failure},
+    server_args::ServerArgs,
 };
 
 /// List who is subscribed, the worst first
@@ -101,7 +101,7 @@ pub(crate) async fn clients(args: ClientsArgs) -> Result<(), Failure> {
     let options = ListOptions {
         order: args.sort.into(),
         client_id: args.client_id,
-        most: (args.limit > 0).then_some(args.limit),
+        max_results: (args.limit > 0).then_some(args.limit),
     };
     let subscriptions = admin.subscriptions(&options).await?;
     let rows: Vec<_> = subscriptions.iter().map(Row::of).collect();

@@ -2,10 +2,10 @@
 
 use std::io::{self, Write as _};
 
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::{args::Cli, exit::Failure};
+use crate::exit::Failure;
 
 /// Print a completion script for a shell
 ///
@@ -19,9 +19,10 @@ pub(crate) struct CompletionsArgs {
     shell: Shell,
 }
 
-pub(crate) fn run(args: &CompletionsArgs) -> Result<(), Failure> {
+/// Prints the script for `command`, the whole command line.
+pub(crate) fn run(args: &CompletionsArgs, mut command: Command) -> Result<(), Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "tidegate", &mut script);
+    clap_complete::generate(args.shell, &mut command, "tidegate", &mut script);
     io::stdout().write_all(&script)?;
     Ok(())
 }

@@ -3,29 +3,21 @@
 use std::{
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
-    thread,
-    time::Duration,
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::{
-    sync::{mpsc, watch},
-    task::LocalSet,
-};
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     Error, Latencies,
     plan::StreamPlan,
-    run::patiently,
-    stream::{Lane, Meter, Shared, Stream},
+    stream::{Meter, RunShared, Stream, ThreadShared},
     target::Target,
+    thread::{TIMEOUT, run_local, spawn, with_timeout},
 };
 
 /// Connections that are being opened at once, by one thread.
 pub(crate) const OPENING: usize = 32;
-
-/// After so long without any delivery, what has not come is lost.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What one connection has to open.
 #[derive(Debug, Clone)]
@@ -36,7 +28,7 @@ pub(crate) struct ConnectionPlan {
 
 /// What a thread tells.
 #[derive(Debug)]
-pub(crate) enum Told {
+pub(crate) enum Message {
     /// All its connections are open and subscribed.
     Ready,
     /// It has ended; nothing else comes.
@@ -61,10 +53,10 @@ pub(crate) type Goal = Option<Arc<[u64]>>;
 pub(crate) struct Assignment<T> {
     pub(crate) target: T,
     pub(crate) connections: Vec<ConnectionPlan>,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<RunShared>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) goal: watch::Receiver<Goal>,
-    pub(crate) told: mpsc::Sender<Told>,
+    pub(crate) messages: mpsc::Sender<Message>,
 }
 
 // ===== impl Assignment =====
@@ -73,77 +65,81 @@ impl<T: Target> Assignment<T> {
     /// Starts the thread.
     pub(crate) fn start(self) -> Result<(), Error> {
         spawn("subscribers", move || {
-            let told = self.told.clone();
-            let outcome = on_this_thread(self.run());
+            let messages = self.messages.clone();
+            let outcome = run_local(self.run());
             // Nobody listens when the run has failed already.
-            let _ = told.blocking_send(Told::Ended(outcome));
+            let _ = messages.blocking_send(Message::Ended(outcome));
         })
     }
 
     async fn run(mut self) -> Result<Outcome, Error> {
-        let lane = Rc::new(Lane::new(self.shared.clone(), self.meter.clone()));
+        let thread = Rc::new(ThreadShared::new(self.shared.clone(), self.meter.clone()));
         let mut healthy = Vec::new();
         let mut opening = Vec::new();
         for connection in std::mem::take(&mut self.connections) {
             let stalled = connection.stalled;
-            let new = |plan| Rc::new(Stream::new(lane.clone(), plan, stalled));
+            let new = |plan| Rc::new(Stream::new(thread.clone(), plan, stalled));
             let streams: Vec<_> = connection.streams.into_iter().map(new).collect();
             if !stalled {
                 healthy.extend(streams.iter().cloned());
             }
-            opening.push(patiently(
+            opening.push(with_timeout(
                 "subscribing",
                 self.target.subscribe(streams, stalled),
             ));
         }
         let opened = stream::iter(opening).buffer_unordered(OPENING);
         let connections: Vec<T::Connection> = opened.try_collect().await?;
-        let _ = self.told.send(Told::Ready).await;
+        let _ = self.messages.send(Message::Ready).await;
 
         let goal = tokio::select! {
             goal = self.goal.wait_for(Option::is_some) => goal.ok().and_then(|goal| goal.clone()),
-            error = failed(&lane) => return Err(error),
+            error = failed(&thread) => return Err(error),
         };
         if let Some(goal) = goal {
-            settle(&lane, &healthy, &goal).await?;
+            settle(&thread, &healthy, &goal).await?;
         }
         drop(connections);
-        Ok(outcome(&lane, &healthy))
+        Ok(outcome(&thread, &healthy))
     }
 }
 
 /// Waits for the first failure.
-async fn failed(lane: &Lane) -> Error {
+async fn failed(thread: &ThreadShared) -> Error {
     loop {
-        if let Some(error) = lane.take_failure() {
+        if let Some(error) = thread.take_failure() {
             return error;
         }
-        lane.changed.notified().await;
+        thread.changed.notified().await;
     }
 }
 
 /// Waits until every stream has settled where it must.
-async fn settle(lane: &Lane, streams: &[Rc<Stream>], published: &[u64]) -> Result<(), Error> {
+async fn settle(
+    thread: &ThreadShared,
+    streams: &[Rc<Stream>],
+    published: &[u64],
+) -> Result<(), Error> {
     let mut unsettled = 0;
     for stream in streams {
         if !stream.set_goal(stream.matching(published)) {
             unsettled += 1;
         }
     }
-    lane.unsettled.set(unsettled);
+    thread.unsettled.set(unsettled);
     let mut before = u64::MAX;
-    while lane.unsettled.get() > 0 {
+    while thread.unsettled.get() > 0 {
         tokio::select! {
-            () = lane.changed.notified() => {}
-            () = tokio::time::sleep(PATIENCE) => {
-                let now = lane.meter.delivered.load(Relaxed) + lane.meter.missed.load(Relaxed);
+            () = thread.changed.notified() => {}
+            () = tokio::time::sleep(TIMEOUT) => {
+                let now = thread.meter.delivered.load(Relaxed) + thread.meter.missed.load(Relaxed);
                 if now == before {
                     break;
                 }
                 before = now;
             }
         }
-        if let Some(error) = lane.take_failure() {
+        if let Some(error) = thread.take_failure() {
             return Err(error);
         }
     }
@@ -167,33 +163,11 @@ fn verify(streams: &[Rc<Stream>], published: &[u64]) -> Result<(), Error> {
     )))
 }
 
-fn outcome(lane: &Lane, streams: &[Rc<Stream>]) -> Outcome {
+fn outcome(thread: &ThreadShared, streams: &[Rc<Stream>]) -> Outcome {
     let missed = || streams.iter().map(|stream| stream.missed());
     Outcome {
-        latencies: lane.latencies.take(),
+        latencies: thread.latencies.take(),
         most_missed: missed().max().unwrap_or(0),
         streams_with_gaps: missed().filter(|&missed| missed > 0).count(),
     }
-}
-
-/// Starts a thread with a name.
-pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
-    let builder = thread::Builder::new().name(name.into());
-    builder
-        .spawn(run)
-        .map(drop)
-        .map_err(Error::system("cannot start a thread"))
-}
-
-/// Runs a future, and the tasks it spawns locally, on the calling thread alone.
-pub(crate) fn on_this_thread<O>(
-    future: impl Future<Output = Result<O, Error>>,
-) -> Result<O, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        // Between two looks at the sockets, as many tasks as have something to read.
-        .event_interval(61)
-        .build()
-        .map_err(Error::system("cannot start a runtime"))?;
-    LocalSet::new().block_on(&runtime, future)
 }

@@ -14,9 +14,9 @@ use tidegate_client::{
 use tokio::io::{AsyncBufRead, BufReader};
 
 use crate::{
-    args::{ServerArgs, attribute},
     exit::{Exit, Failure},
     lines::Lines,
+    server_args::ServerArgs,
     signals,
 };
 
@@ -61,6 +61,14 @@ pub(crate) struct PubArgs {
 
     #[command(flatten)]
     server: ServerArgs,
+}
+
+/// An attribute, `NAME=VALUE`. The value may be empty and may contain `=`.
+fn attribute(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err("write it as NAME=VALUE".into()),
+    }
 }
 
 pub(crate) async fn run(args: PubArgs) -> Result<(), Failure> {
@@ -201,6 +209,16 @@ impl ProgressLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn attributes_have_names() {
+        let pair = |name: &str, value: &str| Ok((name.to_owned(), value.to_owned()));
+        assert_eq!(attribute("a=b"), pair("a", "b"));
+        assert_eq!(attribute("a="), pair("a", ""));
+        assert_eq!(attribute("a=b=c"), pair("a", "b=c"));
+        assert!(attribute("a").is_err());
+        assert!(attribute("=b").is_err());
+    }
 
     #[test]
     fn the_final_line_knows_its_plural() {

@@ -1,0 +1,50 @@
+//! What was measured of a peer.
+
+use crate::{
+    peer::Peer,
+    work::{Sample, Work},
+};
+
+/// What a peer did with a work, round by round.
+#[derive(Debug)]
+pub(crate) struct Results {
+    pub(crate) peer: Peer,
+    pub(crate) samples: Vec<Sample>,
+    pub(crate) failures: Vec<String>,
+}
+
+impl Results {
+    pub(crate) const fn new(peer: Peer) -> Self {
+        Self {
+            peer,
+            samples: Vec::new(),
+            failures: Vec::new(),
+        }
+    }
+
+    /// The values of one metric, in ascending order.
+    pub(crate) fn sorted(&self, place: usize) -> Vec<f64> {
+        let mut values: Vec<f64> = self.samples.iter().map(|sample| sample[place]).collect();
+        values.sort_by(f64::total_cmp);
+        values
+    }
+
+    /// Says what the last round gave.
+    pub(crate) fn tell(&self, work: Work, round: u32, rounds: u32) {
+        let gave = match (self.samples.last(), self.failures.last()) {
+            (Some(sample), _) if self.samples.len() + self.failures.len() == round as usize => {
+                let values = work.metrics().iter().zip(sample);
+                let told = values
+                    .map(|(metric, value)| format!("{} {value:.3} {}", metric.name, metric.unit));
+                told.collect::<Vec<_>>().join(", ")
+            }
+            (_, Some(failure)) => format!("failed: {failure}"),
+            _ => "not for it".into(),
+        };
+        println!(
+            "{} {round}/{rounds}  {:<18} {gave}",
+            work.title(),
+            self.peer.name()
+        );
+    }
+}

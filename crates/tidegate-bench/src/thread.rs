@@ -1,0 +1,44 @@
+//! Threads with a runtime of their own, and waiting with an end to it.
+
+use std::{thread, time::Duration};
+
+use tokio::{task::LocalSet, time::timeout};
+
+use crate::Error;
+
+/// After so long without any delivery, what has not come is lost.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Starts a thread with a name.
+pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    let builder = thread::Builder::new().name(name.into());
+    builder
+        .spawn(run)
+        .map(drop)
+        .map_err(Error::system("cannot start a thread"))
+}
+
+/// Runs a future, and the tasks it spawns locally, on the calling thread alone.
+pub(crate) fn run_local<O>(future: impl Future<Output = Result<O, Error>>) -> Result<O, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Between two looks at the sockets, as many tasks as have something to read.
+        .event_interval(61)
+        .build()
+        .map_err(Error::system("cannot start a runtime"))?;
+    LocalSet::new().block_on(&runtime, future)
+}
+
+/// Waits for something that takes a moment, but not forever.
+pub(crate) async fn with_timeout<O>(
+    what: &str,
+    future: impl Future<Output = Result<O, Error>>,
+) -> Result<O, Error> {
+    match timeout(TIMEOUT, future).await {
+        Ok(done) => done,
+        Err(_) => Err(Error::Invalid(format!(
+            "{what} took more than {} s; does the server allow so many connections, and so many streams on one?",
+            TIMEOUT.as_secs()
+        ))),
+    }
+}
