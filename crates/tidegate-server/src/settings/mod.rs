@@ -12,78 +12,26 @@
 //! file, in the environment and as a flag, [`example`], and what a reload changes.
 
 mod contents;
+mod example;
 mod file;
 mod forms;
+mod reload;
 mod security;
+mod setting;
 mod table;
+mod written;
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{fmt, path::PathBuf};
 
-use self::security::{NEEDS, Security};
+use self::security::NEEDS;
 pub use self::{
-    forms::{bytes, duration},
+    example::example,
+    forms::{SEPARATOR, bytes, duration},
+    reload::{Reloaded, reload},
+    setting::{Configuration, Setting},
     table::SETTINGS,
+    written::{Origin, Problem, Written},
 };
-use crate::config::ServerConfig;
-
-/// A thing that can be set.
-#[derive(Debug)]
-pub struct Setting {
-    /// Where it stands in the file: its section, a dot, its name; or its name alone.
-    pub key: &'static str,
-    /// The long flag, without the dashes.
-    pub flag: &'static str,
-    /// What its value is, for help: `DURATION`, `SIZE`. With three dots, it may have several.
-    pub value_name: &'static str,
-    /// What it is about: whole sentences.
-    pub about: &'static str,
-    /// Whether a reload changes it.
-    pub reloads: bool,
-    get: fn(&Configuration) -> String,
-    set: fn(&mut Configuration, &str) -> Result<(), String>,
-}
-
-/// A configuration as it is meant.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Configuration {
-    /// How the server behaves.
-    pub server: ServerConfig,
-    /// What to log: a filter of `tracing-subscriber`.
-    pub log: String,
-    /// What `server.tls` and `server.auth` are made of.
-    security: Security,
-}
-
-/// Stands between values of a setting that may have several.
-pub const SEPARATOR: &str = ",";
-
-/// A configuration as it is written: for each [`Setting`] that is set, by its key, the text that counts.
-#[derive(Debug, Clone, Default)]
-pub struct Written {
-    values: BTreeMap<&'static str, (String, Origin)>,
-}
-
-/// Where a value stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// In the file, on this line.
-    File(PathBuf, usize),
-    /// In this environment variable.
-    Environment(String),
-    /// In this flag.
-    Flag(&'static str),
-}
-
-/// Something that is wrong with a configuration.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{origin}: {message}")]
-pub struct Problem {
-    /// Where.
-    pub origin: Origin,
-    /// What, and how to mend it.
-    pub message: String,
-}
 
 /// Where values come from.
 #[derive(Clone, Copy)]
@@ -94,25 +42,6 @@ pub struct Sources<'a> {
     pub environment: &'a dyn Fn(&str) -> Option<String>,
     /// What was given on the command line: keys and texts.
     pub flags: &'a [(&'static str, String)],
-}
-
-/// What a reload did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reloaded {
-    /// Keys that were changed.
-    pub changed: Vec<&'static str>,
-    /// Keys that differ and need a restart. The running server keeps what it has.
-    pub needs_restart: Vec<&'static str>,
-}
-
-impl Default for Configuration {
-    fn default() -> Self {
-        Self {
-            server: ServerConfig::default(),
-            log: "warn".into(),
-            security: Security::default(),
-        }
-    }
 }
 
 /// Reads all sources.
@@ -219,178 +148,6 @@ fn too_large(configuration: &Configuration, written: &Written) -> Option<Problem
     })
 }
 
-/// Changes what a reload may in `running` to what it is in `next`.
-pub fn reload(running: &mut Configuration, next: &Configuration) -> Reloaded {
-    let mut reloaded = Reloaded::default();
-    for setting in SETTINGS {
-        let wanted = (setting.get)(next);
-        if (setting.get)(running) == wanted {
-            continue;
-        }
-        if setting.reloads && (setting.set)(running, &wanted).is_ok() {
-            reloaded.changed.push(setting.key);
-        } else {
-            reloaded.needs_restart.push(setting.key);
-        }
-    }
-    reloaded
-}
-
-/// A commented file with every setting at its default.
-#[must_use]
-pub fn example() -> String {
-    let mut text = String::from(EXAMPLE_HEAD);
-    let default = Configuration::default();
-    write_sections(&mut text, |setting, text| {
-        text.push('\n');
-        for line in wrapped(setting.about) {
-            text.push_str(&format!("# {line}\n"));
-        }
-        let reloads = if setting.reloads { "; reloads" } else { "" };
-        let (variable, flag) = (setting.variable(), setting.flag);
-        text.push_str(&format!("# {variable}, --{flag}{reloads}\n"));
-        text.push_str(&format!("{}\n", setting.line(&default)));
-    });
-    text
-}
-
-const EXAMPLE_HEAD: &str = "\
-# Every setting of `tidegate serve`, with its default. Read it with `--config`, check it with
-# `tidegate check-config`. Under each is the environment variable that wins over the file, and the flag that
-# wins over both. What reloads is read again on SIGHUP; the rest needs a restart.
-#
-# Durations are written \"5s\", \"250ms\", \"1m30s\"; sizes \"64KiB\", \"2GiB\", or as a number of bytes.
-";
-
-impl Problem {
-    /// The line in the file; what stands elsewhere comes after all lines.
-    fn place(&self) -> usize {
-        match self.origin {
-            Origin::File(_, line) => line,
-            Origin::Environment(_) | Origin::Flag(_) => usize::MAX,
-        }
-    }
-}
-
-impl Written {
-    /// The configuration that counts, as a file, and behind each value where it comes from.
-    #[must_use]
-    pub fn effective(&self, configuration: &Configuration) -> String {
-        let mut text = String::new();
-        write_sections(&mut text, |setting, text| {
-            let origin = self.origin(setting.key);
-            let origin = origin.map_or_else(|| "default".into(), ToString::to_string);
-            text.push_str(&format!("{} # {origin}\n", setting.line(configuration)));
-        });
-        text
-    }
-
-    /// Where the value of a key stands; `None` if it is the default.
-    #[must_use]
-    pub fn origin(&self, key: &str) -> Option<&Origin> {
-        self.values.get(key).map(|(_, origin)| origin)
-    }
-
-    /// Puts a value over those of weaker sources, unless it is wrong.
-    fn set(
-        &mut self,
-        setting: &'static Setting,
-        text: String,
-        origin: Origin,
-        problems: &mut Vec<Problem>,
-    ) {
-        match setting.check(&text) {
-            Ok(()) => _ = self.values.insert(setting.key, (text, origin)),
-            Err(message) => problems.push(Problem {
-                message: format!("{} = {text:?}: {message}", setting.key),
-                origin,
-            }),
-        }
-    }
-
-    fn meant(&self) -> Configuration {
-        let mut configuration = Configuration::default();
-        for (key, (text, _)) in &self.values {
-            let setting = Setting::of(key).expect("only keys of the table are written");
-            (setting.set)(&mut configuration, text).expect("it was checked");
-        }
-        configuration.server.tls = configuration.security.tls();
-        configuration.server.auth = configuration.security.auth();
-        configuration
-    }
-}
-
-impl Setting {
-    /// The setting with this key.
-    #[must_use]
-    pub fn of(key: &str) -> Option<&'static Self> {
-        SETTINGS.iter().find(|setting| setting.key == key)
-    }
-
-    /// The environment variable.
-    #[must_use]
-    pub fn variable(&self) -> String {
-        format!("TIDEGATE_{}", self.flag.replace('-', "_").to_uppercase())
-    }
-
-    /// The section of the file that it stands in; empty at the top.
-    #[must_use]
-    pub fn section(&self) -> &'static str {
-        self.key.rsplit_once('.').map_or("", |(section, _)| section)
-    }
-
-    /// The text of its default.
-    #[must_use]
-    pub fn default(&self) -> String {
-        (self.get)(&Configuration::default())
-    }
-
-    /// Whether a text can be its value.
-    ///
-    /// # Errors
-    /// What is wrong, and how to write it.
-    pub fn check(&self, text: &str) -> Result<(), String> {
-        (self.set)(&mut Configuration::default(), text)
-    }
-
-    /// Whether it may have several values. Their texts stand in one, with [`SEPARATOR`] between.
-    #[must_use]
-    pub fn takes_several(&self) -> bool {
-        self.value_name.ends_with("...")
-    }
-
-    fn name(&self) -> &'static str {
-        self.key.rsplit_once('.').map_or(self.key, |(_, name)| name)
-    }
-
-    /// Its line of a file.
-    fn line(&self, configuration: &Configuration) -> String {
-        let text = (self.get)(configuration);
-        let literal = match (self.takes_several(), &*text) {
-            (false, _) => literal(&text),
-            (true, "none") => "[]".into(),
-            (true, _) => {
-                let texts: Vec<_> = text
-                    .split(SEPARATOR)
-                    .map(|text| format!("{text:?}"))
-                    .collect();
-                format!("[{}]", texts.join(", "))
-            }
-        };
-        format!("{} = {literal}", self.name())
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path, line) => write!(f, "{}:{line}", path.display()),
-            Self::Environment(variable) => f.write_str(variable),
-            Self::Flag(flag) => write!(f, "--{flag}"),
-        }
-    }
-}
-
 impl fmt::Debug for Sources<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sources")
@@ -398,46 +155,6 @@ impl fmt::Debug for Sources<'_> {
             .field("flags", &self.flags)
             .finish_non_exhaustive()
     }
-}
-
-/// Writes all settings with `write_one`, under their sections.
-fn write_sections(text: &mut String, write_one: impl Fn(&Setting, &mut String)) {
-    let mut section = "";
-    for setting in SETTINGS {
-        if setting.section() != section {
-            section = setting.section();
-            text.push_str(&format!("\n[{section}]\n"));
-        }
-        write_one(setting, text);
-    }
-}
-
-/// A text as TOML writes it: numbers and truths are bare.
-fn literal(text: &str) -> String {
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if is_number || matches!(text, "true" | "false") {
-        text.into()
-    } else {
-        format!("{text:?}")
-    }
-}
-
-/// The words of a text in lines of a readable length.
-fn wrapped(text: &str) -> Vec<String> {
-    const WIDTH: usize = 108;
-    let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
-        let line = lines.last_mut().expect("there is one");
-        if !line.is_empty() && line.len() + 1 + word.len() > WIDTH {
-            lines.push(word.into());
-            continue;
-        }
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line.push_str(word);
-    }
-    lines
 }
 
 #[cfg(test)]
