@@ -6,8 +6,9 @@
 use std::{path::Path, sync::Arc};
 
 use super::{
-    Configuration, Origin, Problem, Written,
     security::{Jwt, Tls},
+    setting::Configuration,
+    written::{Origin, Problem, Written},
 };
 use crate::{
     authorisation::Rules,

@@ -8,7 +8,12 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{Origin, Problem, SEPARATOR, SETTINGS, Setting};
+use super::{
+    forms::SEPARATOR,
+    setting::Setting,
+    table::SETTINGS,
+    written::{Origin, Problem},
+};
 
 /// A name that differs in more letters than this is not meant.
 const MOST_LETTERS: usize = 3;

@@ -7,8 +7,10 @@ use jiff::SignedDuration;
 use tidegate::ClientIdPolicy;
 use tracing_subscriber::EnvFilter;
 
-use super::SEPARATOR;
 use crate::tls::ClientAuth;
+
+/// Stands between values of a setting that may have several.
+pub const SEPARATOR: &str = ",";
 
 /// A way to write a `T`. What is written is read as the same.
 pub(super) trait Form<T> {

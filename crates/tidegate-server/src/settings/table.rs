@@ -1,12 +1,12 @@
 //! The table of all settings, in the order of the file.
 
 use super::{
-    Configuration, Setting,
     forms::{
         Address, ClientIds, Count, File, Form, Heartbeat, Log, LongerThan0, OnStall, OrAuto,
         OrNone, Several, Size, Size32, Some1, SomeSize, Text, Time, TimeOrNone, Truth, WhenAsked,
         Window,
     },
+    setting::{Configuration, Setting},
 };
 
 /// Whether a reload changes a setting.
@@ -246,3 +246,11 @@ pub static SETTINGS: &[Setting] = rows! {
     "http2.tcp_notsent_lowat", "http2-tcp-notsent-lowat", "SIZE", Size32, server.http2.tcp_notsent_lowat, RESTARTS,
     "Bytes that the kernel may hold unsent for a connection before it asks for no more.";
 };
+
+impl Setting {
+    /// The setting with this key.
+    #[must_use]
+    pub fn of(key: &str) -> Option<&'static Self> {
+        SETTINGS.iter().find(|setting| setting.key == key)
+    }
+}

@@ -1,0 +1,96 @@
+//! Settings as a file.
+
+use super::{
+    forms::SEPARATOR,
+    setting::{Configuration, Setting},
+    table::SETTINGS,
+};
+
+/// A commented file with every setting at its default.
+#[must_use]
+pub fn example() -> String {
+    let mut text = String::from(EXAMPLE_HEAD);
+    let default = Configuration::default();
+    write_sections(&mut text, |setting, text| {
+        text.push('\n');
+        for line in wrapped(setting.about) {
+            text.push_str(&format!("# {line}\n"));
+        }
+        let reloads = if setting.reloads { "; reloads" } else { "" };
+        let (variable, flag) = (setting.variable(), setting.flag);
+        text.push_str(&format!("# {variable}, --{flag}{reloads}\n"));
+        text.push_str(&format!("{}\n", setting.line(&default)));
+    });
+    text
+}
+
+const EXAMPLE_HEAD: &str = "\
+# Every setting of `tidegate serve`, with its default. Read it with `--config`, check it with
+# `tidegate check-config`. Under each is the environment variable that wins over the file, and the flag that
+# wins over both. What reloads is read again on SIGHUP; the rest needs a restart.
+#
+# Durations are written \"5s\", \"250ms\", \"1m30s\"; sizes \"64KiB\", \"2GiB\", or as a number of bytes.
+";
+
+impl Setting {
+    fn name(&self) -> &'static str {
+        self.key.rsplit_once('.').map_or(self.key, |(_, name)| name)
+    }
+
+    /// Its line of a file.
+    pub(super) fn line(&self, configuration: &Configuration) -> String {
+        let text = (self.get)(configuration);
+        let literal = match (self.takes_several(), &*text) {
+            (false, _) => literal(&text),
+            (true, "none") => "[]".into(),
+            (true, _) => {
+                let texts: Vec<_> = text
+                    .split(SEPARATOR)
+                    .map(|text| format!("{text:?}"))
+                    .collect();
+                format!("[{}]", texts.join(", "))
+            }
+        };
+        format!("{} = {literal}", self.name())
+    }
+}
+
+/// Writes all settings with `write_one`, under their sections.
+pub(super) fn write_sections(text: &mut String, write_one: impl Fn(&Setting, &mut String)) {
+    let mut section = "";
+    for setting in SETTINGS {
+        if setting.section() != section {
+            section = setting.section();
+            text.push_str(&format!("\n[{section}]\n"));
+        }
+        write_one(setting, text);
+    }
+}
+
+/// A text as TOML writes it: numbers and truths are bare.
+fn literal(text: &str) -> String {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if is_number || matches!(text, "true" | "false") {
+        text.into()
+    } else {
+        format!("{text:?}")
+    }
+}
+
+/// The words of a text in lines of a readable length.
+fn wrapped(text: &str) -> Vec<String> {
+    const WIDTH: usize = 108;
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is one");
+        if !line.is_empty() && line.len() + 1 + word.len() > WIDTH {
+            lines.push(word.into());
+            continue;
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    lines
+}

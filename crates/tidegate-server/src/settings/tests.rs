@@ -1,0 +1,284 @@
+use std::{collections::HashSet, fs, path::Path, time::Duration};
+
+use super::*;
+use crate::{
+    jwt::{JwksUrl, JwtKeys},
+    tls::ClientAuth,
+};
+
+fn nothing(_: &str) -> Option<String> {
+    None
+}
+
+/// What is wrong with a file, by line.
+fn problems(text: &str) -> Vec<(usize, String)> {
+    let path = PathBuf::from("t.toml");
+    let read = read(Sources {
+        file: Some((&path, text)),
+        environment: &nothing,
+        flags: &[],
+    });
+    let told = read.unwrap_err().into_iter().map(|problem| {
+        let Origin::File(_, line) = problem.origin else {
+            panic!("{problem}")
+        };
+        (line, problem.message)
+    });
+    told.collect()
+}
+
+#[test]
+fn the_table_is_consistent() {
+    let keys: HashSet<_> = SETTINGS.iter().map(|setting| setting.key).collect();
+    let flags: HashSet<_> = SETTINGS.iter().map(|setting| setting.flag).collect();
+    assert_eq!((keys.len(), flags.len()), (SETTINGS.len(), SETTINGS.len()));
+    let mut sections: Vec<_> = SETTINGS.iter().map(Setting::section).collect();
+    sections.dedup();
+    let distinct: HashSet<_> = sections.iter().collect();
+    assert_eq!(
+        distinct.len(),
+        sections.len(),
+        "a section stands in two places"
+    );
+    for setting in SETTINGS {
+        setting.check(&setting.default()).unwrap();
+        assert!(
+            setting.check("\u{1}").is_err(),
+            "{} takes anything",
+            setting.key
+        );
+        assert!(setting.about.ends_with('.'), "{}", setting.key);
+    }
+}
+
+#[test]
+fn the_example_has_every_setting_at_its_default() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/tidegate.example.toml");
+    if std::env::var_os("UPDATE_EXAMPLE").is_some() {
+        fs::write(&path, example()).unwrap();
+    }
+    let listed = fs::read_to_string(&path).unwrap();
+    assert_eq!(listed, example(), "set UPDATE_EXAMPLE=1 if that is meant");
+    let (configuration, written) = read(Sources {
+        file: Some((&path, &listed)),
+        environment: &nothing,
+        flags: &[],
+    })
+    .unwrap();
+    for setting in SETTINGS {
+        assert!(written.origin(setting.key).is_some(), "{}", setting.key);
+        assert_eq!((setting.get)(&configuration), setting.default());
+    }
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let path = PathBuf::from("t.toml");
+    let text = "drain_timeout = \"1s\"\nheartbeat = \"2s\"\n[history]\nevents = 3\n";
+    let environment = |name: &str| match name {
+        "TIDEGATE_HEARTBEAT" => Some("20s".to_owned()),
+        "TIDEGATE_HISTORY_EVENTS" => Some("30".to_owned()),
+        _ => None,
+    };
+    let (configuration, written) = read(Sources {
+        file: Some((&path, text)),
+        environment: &environment,
+        flags: &[("history.events", "300".into())],
+    })
+    .unwrap();
+    let server = &configuration.server;
+    assert_eq!(server.drain_timeout.as_secs(), 1);
+    assert_eq!(server.service.heartbeat_interval.as_secs(), 20);
+    assert_eq!(server.history.max_events, 300);
+    let effective = written.effective(&configuration);
+    for line in [
+        "drain_timeout = \"1s\" # t.toml:1",
+        "heartbeat = \"20s\" # TIDEGATE_HEARTBEAT",
+        "[history]\nevents = 300 # --history-events",
+        "max_filters = 1024 # default",
+    ] {
+        assert!(effective.contains(line), "{line} is not in:\n{effective}");
+    }
+    // What is printed means the same when it is read.
+    let (again, _) = read(Sources {
+        file: Some((&path, &effective)),
+        environment: &nothing,
+        flags: &[],
+    })
+    .unwrap();
+    for setting in SETTINGS {
+        assert_eq!((setting.get)(&again), (setting.get)(&configuration));
+    }
+}
+
+#[test]
+fn all_that_is_wrong_is_told_at_once_each_with_its_line() {
+    let text = "\
+drain_timeout = 5
+heartbeet = \"5s\"
+history = 3
+log = [\"debug\"]
+http = \"50080\"
+
+[limits]
+max_filters = -1
+max_event_bytes = \"2 apples\"
+client_ids = \"reject\"
+
+[histroy]
+events = 1
+
+[quotas.address]
+publish_events = 0
+publish_bytes = \"1MiB\"
+";
+    let told = problems(text);
+    for (line, part) in [
+        (1, "drain_timeout = \"5\": write it with a unit"),
+        (2, "there is no `heartbeet`; did you mean `heartbeat`?"),
+        (3, "`history` is a section: write [history]"),
+        (
+            4,
+            "log: must be a text in quotes, a whole number, true or false",
+        ),
+        (5, "http = \"50080\": write it as ADDRESS:PORT"),
+        (8, "limits.max_filters = \"-1\": must be a whole number"),
+        (
+            9,
+            "limits.max_event_bytes = \"2 apples\": write it as a number of bytes",
+        ),
+        (
+            10,
+            "there is no `limits.client_ids`; did you mean `client_ids`?",
+        ),
+        (12, "there is no section `histroy`; did you mean `history`?"),
+        (
+            16,
+            "quotas.address.publish_events = \"0\": must be at least 1",
+        ),
+    ] {
+        assert!(
+            told.iter()
+                .any(|(at, message)| *at == line && message.contains(part)),
+            "{line}: {part} is not in {told:#?}"
+        );
+    }
+    assert_eq!(told.len(), 10, "{told:#?}");
+    assert!(told.is_sorted_by_key(|(line, _)| *line));
+}
+
+#[test]
+fn what_is_no_toml_is_told_with_its_line_together_with_the_rest() {
+    let told = problems("listen = \nhttp = \"x\"\nlog = \"a\"\nlog = \"b\"\n");
+    let lines: Vec<_> = told.iter().map(|(line, _)| *line).collect();
+    assert!(
+        lines.contains(&1) && lines.contains(&2) && lines.contains(&4),
+        "{told:#?}"
+    );
+}
+
+#[test]
+fn contradictions_are_told_where_they_were_written() {
+    let told = problems("\n[limits]\nmax_event_bytes = \"8MiB\"\n");
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].0, 3);
+    assert!(told[0].1.contains("above limits.max_publish_bytes"));
+    let told =
+        problems("[tls]\nkey = \"k\"\nclient_auth = \"optional\"\n[auth.jwt]\nkeys = [\"a\"]\n");
+    let told: Vec<_> = told.iter().map(|(line, told)| (*line, &**told)).collect();
+    assert_eq!(
+        told,
+        [
+            (2, "tls.key needs tls.certificate too: set it"),
+            (3, "tls.client_auth needs tls.client_ca too: set it"),
+            (5, "auth.jwt.keys needs auth.jwt.issuer too: set it"),
+        ]
+    );
+}
+
+#[test]
+fn tls_and_credentials_are_made_of_their_settings() {
+    let text = "\
+[tls]
+certificate = \"c.pem\"
+key = \"k.pem\"
+client_ca = \"ca.pem\"
+client_auth = \"optional\"
+[auth]
+tokens = \"tokens\"
+rules = \"rules.toml\"
+insecure = true
+[auth.jwt]
+issuer = \"i\"
+audience = \"7\"
+public_keys = [\"a.pem\", \"1\"]
+keys = \"set.json,https://issuer.example/keys\"
+refresh = \"1m\"
+";
+    let path = PathBuf::from("t.toml");
+    let of = |text: &str| {
+        read(Sources {
+            file: Some((&path, text)),
+            environment: &nothing,
+            flags: &[("auth.jwt.secrets", "s1,s2".into())],
+        })
+        .unwrap()
+    };
+    let (configuration, written) = of(text);
+    let tls = configuration.server.tls.as_ref().unwrap();
+    assert_eq!(tls.client_ca.as_deref(), Some(Path::new("ca.pem")));
+    assert_eq!(tls.client_auth, ClientAuth::Optional);
+    let auth = &configuration.server.auth;
+    assert!(auth.tokens.is_some() && auth.rules_file.is_some() && auth.insecure);
+    let jwt = auth.jwt.as_ref().unwrap();
+    assert_eq!((&*jwt.issuer, &*jwt.audience), ("i", "7"));
+    let mut set = JwksUrl::new("https://issuer.example/keys");
+    set.refresh_interval = Duration::from_secs(60);
+    let keys = [
+        JwtKeys::Pem("a.pem".into()),
+        JwtKeys::Pem("1".into()),
+        JwtKeys::Secret("s1".into()),
+        JwtKeys::Secret("s2".into()),
+        JwtKeys::JwksFile("set.json".into()),
+        JwtKeys::JwksUrl(set),
+    ];
+    assert_eq!(jwt.keys, keys);
+    // What is printed means the same.
+    let (again, _) = of(&written.effective(&configuration));
+    assert_eq!(again.server.auth.jwt.unwrap().keys, keys);
+    let told = problems("[auth.jwt]\nsecrets = [\"a,b\"]\n");
+    assert!(told[0].1.contains("without commas"), "{told:?}");
+}
+
+#[test]
+fn the_environment_is_checked_and_named() {
+    let environment = |name: &str| (name == "TIDEGATE_ON_STALL").then(|| "panic".to_owned());
+    let told = read(Sources {
+        file: None,
+        environment: &environment,
+        flags: &[],
+    })
+    .unwrap_err();
+    assert_eq!(
+        told[0].to_string(),
+        "TIDEGATE_ON_STALL: on_stall = \"panic\": must be park or close"
+    );
+}
+
+#[test]
+fn a_reload_changes_what_it_may_and_names_the_rest() {
+    let mut running = Configuration::default();
+    let mut next = Configuration::default();
+    next.server.history.max_events = 5;
+    next.server.quotas.observe_only = true;
+    next.server.service.max_filters = 7;
+    let reloaded = reload(&mut running, &next);
+    assert_eq!(reloaded.changed, ["history.events", "quotas.observe_only"]);
+    assert_eq!(reloaded.needs_restart, ["limits.max_filters"]);
+    assert_eq!(running.server.history.max_events, 5);
+    assert_ne!(running.server.service.max_filters, 7);
+    // What needs a restart is named again.
+    let again = reload(&mut running, &next);
+    assert_eq!(again.changed, [""; 0]);
+    assert_eq!(again.needs_restart, ["limits.max_filters"]);
+}
