@@ -33,7 +33,7 @@ const ENDINGS: [&str; 12] = [
 
 #[derive(Debug)]
 pub(crate) struct Books {
-    pub(crate) quotas: Quotas,
+    pub(crate) quotas: Arc<Quotas>,
     pages: Mutex<Pages>,
 }
 
@@ -76,7 +76,7 @@ impl Books {
             endings: ENDINGS.map(|ending| (ending, 0)).into(),
         };
         Self {
-            quotas,
+            quotas: Arc::new(quotas),
             pages: Mutex::new(pages),
         }
     }

@@ -12,9 +12,8 @@ use tidegate::{CloseReason, Reason};
 use tonic::{Code, Status};
 
 use crate::{
-    books::Books,
     identity::{Identity, invalid},
-    quotas::OwnedConnection,
+    quotas::{OwnedConnection, Quotas},
     session::Admitted,
     tls::Certificates,
     tokens::{Digest, digest},
@@ -30,7 +29,7 @@ pub(crate) struct Caller {
     /// Where it is.
     address: IpAddr,
     /// Where it is counted.
-    books: Arc<Books>,
+    quotas: Arc<Quotas>,
     /// Counts the connection, as soon as it belongs to somebody.
     owned: Mutex<Option<OwnedConnection>>,
     /// What its certificate gives it.
@@ -43,18 +42,18 @@ impl Caller {
     /// The client of a connection from `address`, on which it showed `certificates`, which were found good.
     pub(crate) fn new(
         identity: Arc<Identity>,
-        books: Arc<Books>,
+        quotas: Arc<Quotas>,
         address: IpAddr,
         certificates: Option<Certificates>,
     ) -> Self {
         let by_certificate = certificates.and_then(|shown| identity.admit_certificate(shown));
         let owner = by_certificate.as_ref();
         let owned =
-            owner.and_then(|owner| OwnedConnection::of_silent(&books, owner.access.principal()));
+            owner.and_then(|owner| OwnedConnection::of_silent(&quotas, owner.access.principal()));
         Self {
             identity,
             address,
-            books,
+            quotas,
             owned: Mutex::new(owned),
             by_certificate,
             last: Mutex::default(),
@@ -79,7 +78,7 @@ impl Caller {
             // That of the certificate, if it shows one, whose ever the first call is.
             let owner = self.by_certificate.as_ref().unwrap_or(admitted);
             let principal = owner.access.principal();
-            *owned = Some(OwnedConnection::of(&self.books, principal)?);
+            *owned = Some(OwnedConnection::of(&self.quotas, principal)?);
         }
         Ok(())
     }
@@ -105,7 +104,7 @@ impl Caller {
 
     /// Finds out whose token it is, unless too many from here were bad and it was not found good before.
     async fn look_at(&self, token: &str, hash: Digest) -> Result<Admitted, Status> {
-        let (quotas, found_good) = (&self.books.quotas, self.identity.found_good());
+        let (quotas, found_good) = (&self.quotas, self.identity.found_good());
         if !found_good.has(self.address, hash) {
             quotas.look_at_credentials(self.address, Instant::now())?;
         }

@@ -21,7 +21,7 @@ use crate::{
     identity::Identity,
     lags::{Lags, index},
     metrics::Histograms,
-    quotas::QuotaCount,
+    quotas::{QuotaCount, Quotas},
 };
 
 /// Looks at a running server, and steers it. Cheap to clone; the clones are of the same server.
@@ -225,8 +225,8 @@ impl Controls {
         &self.shared.hub
     }
 
-    pub(crate) fn books(&self) -> &Arc<Books> {
-        &self.shared.books
+    pub(crate) fn quotas(&self) -> &Arc<Quotas> {
+        &self.shared.books.quotas
     }
 
     pub(crate) fn histograms(&self) -> &Histograms {

@@ -35,7 +35,7 @@ use std::{
 
 use tidegate::{Caller, OverQuota};
 
-use crate::{admission::network_of, books::Books};
+use crate::admission::network_of;
 
 /// When a place may be free again is not known; this is how long to wait before asking.
 const RETRY_PLACE: Duration = Duration::from_secs(10);
@@ -158,7 +158,7 @@ pub(crate) struct Used {
 /// Counts a connection for its principal as long as it is there.
 #[derive(Debug)]
 pub(crate) struct OwnedConnection {
-    books: Arc<Books>,
+    quotas: Arc<Quotas>,
     owner: User,
 }
 
@@ -327,18 +327,17 @@ impl OwnedConnection {
     ///
     /// # Errors
     /// [`OverQuota`].
-    pub(crate) fn of(books: &Arc<Books>, principal: &Arc<str>) -> Result<Self, OverQuota> {
-        Self::enter(books, principal, true)
+    pub(crate) fn of(quotas: &Arc<Quotas>, principal: &Arc<str>) -> Result<Self, OverQuota> {
+        Self::enter(quotas, principal, true)
     }
 
     /// The same before any call was made, which could be told or counted that it is too many.
-    pub(crate) fn of_silent(books: &Arc<Books>, principal: &Arc<str>) -> Option<Self> {
-        Self::enter(books, principal, false).ok()
+    pub(crate) fn of_silent(quotas: &Arc<Quotas>, principal: &Arc<str>) -> Option<Self> {
+        Self::enter(quotas, principal, false).ok()
     }
 
-    fn enter(books: &Arc<Books>, principal: &Arc<str>, is_call: bool) -> Result<Self, OverQuota> {
+    fn enter(quotas: &Arc<Quotas>, principal: &Arc<str>, is_call: bool) -> Result<Self, OverQuota> {
         let owner = User::Principal(Arc::clone(principal));
-        let quotas = &books.quotas;
         let mut state = quotas.state();
         let State { config, users } = &mut *state;
         let open = users.get(&owner).map_or(0, |usage| usage.connections);
@@ -351,7 +350,7 @@ impl OwnedConnection {
         users.entry(owner.clone()).or_default().connections += 1;
         drop(state);
         Ok(Self {
-            books: Arc::clone(books),
+            quotas: Arc::clone(quotas),
             owner,
         })
     }
@@ -359,7 +358,7 @@ impl OwnedConnection {
 
 impl Drop for OwnedConnection {
     fn drop(&mut self) {
-        let mut state = self.books.quotas.state();
+        let mut state = self.quotas.state();
         if let Some(usage) = state.users.get_mut(&self.owner) {
             usage.connections -= 1;
         }

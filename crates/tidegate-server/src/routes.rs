@@ -146,9 +146,9 @@ impl Routes {
         certificates: Option<Certificates>,
     ) -> (ConnectionRoutes, Calls) {
         let (events, calls) = self.events.for_connection();
-        let books = self.beside.controls.books();
+        let quotas = self.beside.controls.quotas();
         let caller = self.identity.clone().map(|identity| {
-            let caller = Caller::new(identity, Arc::clone(books), peer.ip(), certificates);
+            let caller = Caller::new(identity, Arc::clone(quotas), peer.ip(), certificates);
             Arc::new(caller)
         });
         let routes = ConnectionRoutes {
