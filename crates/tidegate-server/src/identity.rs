@@ -23,7 +23,7 @@ use std::{
 
 use rustls::server::danger::ClientCertVerifier;
 use tidegate::Reason;
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 use tonic::Status;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
@@ -33,7 +33,7 @@ use crate::{
     found_good::FoundGood,
     jwks::Fetcher,
     jwt::{JwksUrl, JwtConfig, JwtKeys, Keys, Refused, Verified},
-    policy::{Credential, Policy},
+    policy::{Credential, Policies, Policy},
     session::{Admitted, Session},
     tls::{Certificates, Tls},
     tokens::{Digest, Tokens},
@@ -68,7 +68,7 @@ pub(crate) struct Identity {
     rules: Files,
     keys: Files,
     fetchers: Vec<Fetched>,
-    policy: watch::Sender<Arc<Policy>>,
+    policies: Arc<Policies>,
     found_good: FoundGood,
     fetch_failures: AtomicU64,
 }
@@ -149,37 +149,20 @@ impl Identity {
             rules: Files::new(config.rules_file.clone()),
             keys,
             fetchers,
-            policy: watch::Sender::new(Arc::new(policy)),
+            policies: Arc::new(Policies::new(policy)),
             found_good: FoundGood::default(),
             fetch_failures: AtomicU64::new(0),
             config,
         };
         identity.reload(true).into_iter().try_for_each(Err)?;
-        if identity.policy().rules.is_empty() && identity.config.jwt.is_none() {
+        if identity.policies.current().rules.is_empty() && identity.config.jwt.is_none() {
             tracing::warn!("there is no rule: nobody may do anything");
         }
         Ok(Some(Arc::new(identity)))
     }
 
-    pub(crate) fn policy(&self) -> Arc<Policy> {
-        Arc::clone(&self.policy.borrow())
-    }
-
     pub(crate) fn found_good(&self) -> &FoundGood {
         &self.found_good
-    }
-
-    /// A watch over the policy, which has seen the present one.
-    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Policy>> {
-        self.policy.subscribe()
-    }
-
-    fn amend(&self, change: impl FnOnce(&mut Policy)) {
-        self.policy.send_modify(|policy| {
-            let mut new = Policy::clone(policy);
-            change(&mut new);
-            *policy = Arc::new(new);
-        });
     }
 
     /// Reads again what has changed, or in any case with `anyway`. Each file that cannot be used leaves what
@@ -199,7 +182,8 @@ impl Identity {
         };
         let tokens = Tokens::parse(&contents?.concat());
         let tokens = tokens.map_err(|problem| SecurityError::invalid(path, problem))?;
-        self.amend(|policy| policy.tokens = Arc::new(tokens));
+        self.policies
+            .amend(|policy| policy.tokens = Arc::new(tokens));
         Ok(())
     }
 
@@ -213,7 +197,7 @@ impl Identity {
             Some(path) => Rules::parse(&contents?.concat(), rules)
                 .map_err(|problem| SecurityError::invalid(path, problem))?,
         };
-        self.amend(|policy| policy.rules = Arc::new(rules));
+        self.policies.amend(|policy| policy.rules = Arc::new(rules));
         Ok(())
     }
 
@@ -227,13 +211,13 @@ impl Identity {
         for (source, content) in files.zip(contents?) {
             keys.extend(&source.parse(&content)?);
         }
-        self.amend(|policy| policy.keys = Arc::new(keys));
+        self.policies.amend(|policy| policy.keys = Arc::new(keys));
         Ok(())
     }
 
     /// Takes over who vouches for clients now.
     pub(crate) fn set_verifier(&self, verifier: Option<Arc<dyn ClientCertVerifier>>) {
-        self.amend(|policy| policy.verifier = verifier);
+        self.policies.amend(|policy| policy.verifier = verifier);
     }
 
     /// Fetches the key sets whose last look is older than `age` says. Returns whether any was looked at.
@@ -270,7 +254,7 @@ impl Identity {
 
     /// Forgets keys that could not be fetched again for too long.
     fn distrust(&self, i: usize) {
-        if self.policy().fetched[i].is_empty() {
+        if self.policies.current().fetched[i].is_empty() {
             return;
         }
         let url = &self.fetchers[i].fetcher.config().url;
@@ -278,7 +262,8 @@ impl Identity {
             url,
             "keys could not be fetched for longer than they are trusted; tokens that they signed are refused"
         );
-        self.amend(|policy| policy.fetched[i] = Arc::default());
+        self.policies
+            .amend(|policy| policy.fetched[i] = Arc::default());
     }
 
     /// How often a key set could not be fetched.
@@ -287,18 +272,15 @@ impl Identity {
     }
 
     fn take_over(&self, i: usize, keys: Keys) {
-        if self.policy().fetched[i].fingerprints() != keys.fingerprints() {
-            self.amend(|policy| policy.fetched[i] = Arc::new(keys));
+        if self.policies.current().fetched[i].fingerprints() != keys.fingerprints() {
+            self.policies
+                .amend(|policy| policy.fetched[i] = Arc::new(keys));
         }
     }
 
     /// Whom the token with this hash names.
-    pub(crate) async fn admit_token(
-        self: &Arc<Self>,
-        token: &str,
-        hash: Digest,
-    ) -> Result<Admitted, Status> {
-        let policy = self.policy();
+    pub(crate) async fn admit_token(&self, token: &str, hash: Digest) -> Result<Admitted, Status> {
+        let policy = self.policies.current();
         if let Some(principal) = policy.tokens.principal(&hash) {
             return Ok(self.admit(Arc::clone(principal), Credential::Token(hash), None, None));
         }
@@ -309,7 +291,7 @@ impl Identity {
         if matches!(verified, Err(Refused::UnknownKey)) && !self.fetchers.is_empty() {
             // Somebody else may have had them fetched meanwhile.
             self.fetch(|set| set.config().unknown_key_interval).await;
-            verified = jwt.verify(&self.policy().all_keys(), token);
+            verified = jwt.verify(&self.policies.current().all_keys(), token);
         }
         match verified {
             Ok(Verified {
@@ -332,10 +314,7 @@ impl Identity {
     }
 
     /// Whom a certificate that was found good names. `None` if it names nobody.
-    pub(crate) fn admit_certificate(
-        self: &Arc<Self>,
-        certificates: Certificates,
-    ) -> Option<Admitted> {
+    pub(crate) fn admit_certificate(&self, certificates: Certificates) -> Option<Admitted> {
         let (_, certificate) = X509Certificate::from_der(certificates.first()?).ok()?;
         let principal = named_by(&certificate)?;
         let end = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
@@ -344,14 +323,14 @@ impl Identity {
     }
 
     fn admit(
-        self: &Arc<Self>,
+        &self,
         principal: Arc<str>,
         credential: Credential,
         expires: Option<SystemTime>,
         claimed: Option<Rights>,
     ) -> Admitted {
         Admitted::new(Session::new(
-            Arc::clone(self),
+            Arc::clone(&self.policies),
             principal,
             credential,
             expires,
