@@ -19,8 +19,7 @@ use crate::{
     books::{Books, Subscriber},
     config::ServerConfig,
     identity::Identity,
-    lags::{Lags, index},
-    metrics::Histograms,
+    lags::{Histograms, Lags, index},
     quotas::{QuotaCount, Quotas},
 };
 
