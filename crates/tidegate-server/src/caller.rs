@@ -12,11 +12,11 @@ use tidegate::{CloseReason, Reason};
 use tonic::{Code, Status};
 
 use crate::{
+    digest::{Digest, digest},
     identity::{Identity, invalid},
     quotas::{OwnedConnection, Quotas},
     session::Admitted,
     tls::Certificates,
-    tokens::{Digest, digest},
 };
 
 /// Longer tokens are not even hashed. Headers are bounded as a whole as well.

@@ -29,6 +29,7 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 
 use crate::{
     authorisation::{Rights, Rule, Rules},
+    digest::Digest,
     files::{Files, SecurityError},
     found_good::FoundGood,
     jwks::Fetcher,
@@ -36,7 +37,7 @@ use crate::{
     policy::{Credential, Policies, Policy},
     session::{Admitted, Session},
     tls::{Certificates, Tls},
-    tokens::{Digest, Tokens},
+    tokens::Tokens,
 };
 
 /// Who may call, and what they may do. Authentication is on as soon as there is a way to tell who calls: tokens,

@@ -35,8 +35,8 @@ use x509_parser::{
 
 use crate::{
     authorisation::Rights,
+    digest::{Digest, digest},
     files::SecurityError,
-    tokens::{Digest, digest},
 };
 
 /// Fewer bytes make no secret for HS256 (RFC 7518, section 3.2).

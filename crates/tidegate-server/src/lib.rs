@@ -43,6 +43,7 @@ mod config;
 mod connection;
 mod controls;
 mod descriptors;
+mod digest;
 mod files;
 mod found_good;
 mod http;

@@ -8,12 +8,7 @@ use rustls::{
 };
 use tokio::sync::watch;
 
-use crate::{
-    authorisation::Rules,
-    jwt::Keys,
-    tls::Certificates,
-    tokens::{Digest, Tokens},
-};
+use crate::{authorisation::Rules, digest::Digest, jwt::Keys, tls::Certificates, tokens::Tokens};
 
 /// The policy in force, which is replaced as a whole.
 // Sessions share the sender, not a receiver: `changed` of a receiver returns at once when the sender is gone, and
