@@ -3,19 +3,17 @@
 //! A connection beyond a cap is reset at once: it costs no task, no buffer and, since a reset leaves no
 //! state behind, nothing in the kernel. Waiting instead would fill the queue of the listener, and whoever
 //! fills it decides who gets in.
-//!
-//! # What an address is
-//! An IPv4 address, or the first 64 bits of an IPv6 address: a single host is commonly given all that
-//! share these.
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
+
+use crate::address::network_of;
 
 /// The connections of a server in numbers. Cheap to clone; the clones see the same.
 #[derive(Debug, Clone)]
@@ -159,14 +157,6 @@ impl Drop for Admitted {
                 open.by_address.remove(&self.address);
             }
         }
-    }
-}
-
-/// What is counted as one address: see [the module](self).
-pub(crate) fn network_of(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address => address,
     }
 }
 

@@ -34,6 +34,7 @@
 //! for all whose credentials are accepted. Certificates, tokens, keys and rules are read again when their files
 //! change: [`Reloader`].
 
+mod address;
 mod admin;
 mod admission;
 mod authorisation;

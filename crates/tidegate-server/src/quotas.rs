@@ -1,6 +1,6 @@
 //! How much one address, or one principal, may use.
 //!
-//! An address is what [`Admission`](crate::Admission) takes for one. A principal is whom the credentials of a call
+//! An address is what [`network_of`] makes of one. A principal is whom the credentials of a call
 //! stand for; a call without one is held to the quotas of its address only.
 //!
 //! # Rates
@@ -35,7 +35,7 @@ use std::{
 
 use tidegate::{Caller, OverQuota};
 
-use crate::admission::network_of;
+use crate::address::network_of;
 
 /// When a place may be free again is not known; this is how long to wait before asking.
 const RETRY_PLACE: Duration = Duration::from_secs(10);
