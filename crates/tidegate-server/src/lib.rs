@@ -45,6 +45,7 @@ mod connection;
 mod controls;
 mod descriptors;
 mod digest;
+mod error;
 mod files;
 mod found_good;
 mod http;
@@ -72,12 +73,13 @@ pub use crate::{
     authorisation::{Grant, Rule},
     config::ServerConfig,
     controls::{Controls, ServerStats, SubscriptionState},
+    error::BindError,
     files::SecurityError,
     identity::AuthConfig,
     jwt::{JwksUrl, JwtConfig, JwtKeys},
     quotas::{Quota, QuotaConfig, QuotaCount},
     reload::Reloader,
-    server::{BindError, DrainReport, Server},
+    server::{DrainReport, Server},
     tls::{ClientAuth, TlsConfig},
     tokens::token_line,
 };

@@ -11,10 +11,11 @@ use super::{
 };
 use crate::{
     authorisation::Rules,
+    error::BindError,
     files::{self, SecurityError},
     jwks::Fetcher,
     jwt::JwtKeys,
-    server::{BindError, security},
+    server::security,
     tls::{self, TlsConfig},
     tokens::Tokens,
 };
