@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::time;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{files::SecurityError, identity::Identity, tls::Tls};
+use crate::{
+    config::ServerConfig, error::BindError, files::SecurityError, identity::Identity, tls::Tls,
+};
 
 /// How often files are looked at. What was withdrawn must have ended after 5 s.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -18,6 +20,22 @@ pub struct Reloader {
 }
 
 impl Reloader {
+    /// Reads the certificates, credentials and rules that `config` names.
+    ///
+    /// # Errors
+    /// When they cannot be used, or credentials would go over the network without TLS.
+    pub(crate) fn new(config: &ServerConfig) -> Result<Self, BindError> {
+        let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
+        let auth = &config.auth;
+        let is_open = tls.is_none() && !config.listen.ip().is_loopback();
+        if auth.takes_tokens() && is_open && !auth.insecure {
+            let address = config.listen;
+            return Err(BindError::PlaintextCredentials { address });
+        }
+        let identity = Identity::new(auth.clone(), tls.as_deref())?;
+        Ok(Self { tls, identity })
+    }
+
     /// Reads all files again now, as the server itself does within 2 s of their change, and fetches key sets.
     /// When it is done, all of it is in force: new connections get the new certificate, and streams that
     /// would not be let in any more end.

@@ -29,12 +29,10 @@ use crate::{
     descriptors::room_for_connections,
     error::BindError,
     http::HttpListener,
-    identity::Identity,
     memory,
     quotas::Quotas,
     reload::Reloader,
     routes::Routes,
-    tls::Tls,
 };
 
 /// How often history is looked through for what is too old, and subscriptions for what is stuck, unless
@@ -76,7 +74,7 @@ impl Server {
     /// # Errors
     /// [`BindError`].
     pub async fn bind(config: ServerConfig) -> Result<Self, BindError> {
-        let reloader = security(&config)?;
+        let reloader = Reloader::new(&config)?;
         let max_connections = room_for_connections(config.max_connections)?;
         let memory_budget = config.memory_budget.unwrap_or_else(memory::default_budget);
         warn_of_small_budget(memory_budget, &config);
@@ -281,19 +279,6 @@ impl Server {
             streams_cut,
         }
     }
-}
-
-/// Reads certificates, credentials and rules.
-pub(crate) fn security(config: &ServerConfig) -> Result<Reloader, BindError> {
-    let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
-    let auth = &config.auth;
-    let is_open = tls.is_none() && !config.listen.ip().is_loopback();
-    if auth.takes_tokens() && is_open && !auth.insecure {
-        let address = config.listen;
-        return Err(BindError::PlaintextCredentials { address });
-    }
-    let identity = Identity::new(auth.clone(), tls.as_deref())?;
-    Ok(Reloader { tls, identity })
 }
 
 /// Warns of a memory budget that cannot hold what may be published at once: of such a publish only the end is there

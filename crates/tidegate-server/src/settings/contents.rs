@@ -15,7 +15,7 @@ use crate::{
     files::{self, SecurityError},
     jwks::Fetcher,
     jwt::JwtKeys,
-    server::security,
+    reload::Reloader,
     tls::{self, TlsConfig},
     tokens::Tokens,
 };
@@ -40,7 +40,7 @@ pub(super) fn problems(configuration: &Configuration, written: &Written) -> Vec<
 
 /// What is wrong with what each file alone allows.
 pub(super) fn together(configuration: &Configuration, written: &Written) -> Option<Problem> {
-    let error = security(&configuration.server).err()?;
+    let error = Reloader::new(&configuration.server).err()?;
     let keys: &[&str] = match &error {
         BindError::PlaintextCredentials { .. } => &["listen", "auth.tokens", "auth.jwt.issuer"],
         _ => &["auth.rules", "auth.jwt.issuer", "tls.certificate"],
