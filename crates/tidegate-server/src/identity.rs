@@ -14,16 +14,12 @@
 
 use std::{
     path::PathBuf,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use rustls::server::danger::ClientCertVerifier;
 use tidegate::Reason;
-use tokio::time::Instant;
 use tonic::Status;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
@@ -32,7 +28,7 @@ use crate::{
     digest::Digest,
     files::{Files, SecurityError},
     found_good::FoundGood,
-    jwks::Fetcher,
+    jwks::KeySets,
     jwt::{JwksUrl, JwtConfig, JwtKeys, Keys, Refused, Verified},
     policy::{Credential, Policies, Policy},
     session::{Admitted, Session},
@@ -68,20 +64,9 @@ pub(crate) struct Identity {
     tokens: Files,
     rules: Files,
     keys: Files,
-    fetchers: Vec<Fetched>,
+    key_sets: KeySets,
     policies: Arc<Policies>,
     found_good: FoundGood,
-    fetch_failures: AtomicU64,
-}
-
-/// A key set that is fetched.
-#[derive(Debug)]
-struct Fetched {
-    fetcher: Fetcher,
-    /// When it was last looked at. Held while it is, so that all who need it wait for one answer.
-    last: tokio::sync::Mutex<Option<Instant>>,
-    /// When it was last had.
-    had: Mutex<Option<Instant>>,
 }
 
 // ===== impl AuthConfig =====
@@ -130,29 +115,21 @@ impl Identity {
         }
         let paths = config.key_sources().iter().filter_map(JwtKeys::path);
         let keys = Files::new(paths.map(PathBuf::from));
-        let fetchers = config
-            .key_sources()
-            .iter()
-            .filter_map(|source| match source {
-                JwtKeys::JwksUrl(set) => Some(Fetched::new(set.clone())),
-                _ => None,
-            });
-        let fetchers = fetchers.collect::<Result<Vec<_>, _>>()?;
+        let key_sets = KeySets::new(config.key_sources())?;
         let policy = Policy {
             tokens: Arc::default(),
             rules: Arc::default(),
             keys: Arc::default(),
-            fetched: vec![Arc::default(); fetchers.len()],
+            fetched: vec![Arc::default(); key_sets.len()],
             verifier: tls.and_then(Tls::verifier),
         };
         let identity = Self {
             tokens: Files::new(config.tokens.clone()),
             rules: Files::new(config.rules_file.clone()),
             keys,
-            fetchers,
+            key_sets,
             policies: Arc::new(Policies::new(policy)),
             found_good: FoundGood::default(),
-            fetch_failures: AtomicU64::new(0),
             config,
         };
         identity.reload(true).into_iter().try_for_each(Err)?;
@@ -221,62 +198,14 @@ impl Identity {
         self.policies.amend(|policy| policy.verifier = verifier);
     }
 
-    /// Fetches the key sets whose last look is older than `age` says. Returns whether any was looked at.
-    pub(crate) async fn fetch(&self, age: impl Fn(&Fetcher) -> Duration) -> bool {
-        let mut has_looked = false;
-        for (i, fetched) in self.fetchers.iter().enumerate() {
-            let mut last = fetched.last.lock().await;
-            let mut age = age(&fetched.fetcher);
-            if !fetched.is_trusted() {
-                // Its tokens are refused, or will be: it is asked for as for an unknown key.
-                age = age.min(fetched.fetcher.config().unknown_key_interval);
-            }
-            if last.is_some_and(|last| last.elapsed() < age) {
-                continue;
-            }
-            *last = Some(Instant::now());
-            has_looked = true;
-            match fetched.fetcher.fetch().await {
-                Ok(keys) => {
-                    fetched.note_had();
-                    self.take_over(i, keys);
-                }
-                Err(error) => {
-                    self.fetch_failures.fetch_add(1, Relaxed);
-                    tracing::error!(%error, "cannot fetch keys; those from before stay while they are trusted");
-                    if !fetched.is_trusted() {
-                        self.distrust(i);
-                    }
-                }
-            }
-        }
-        has_looked
-    }
-
-    /// Forgets keys that could not be fetched again for too long.
-    fn distrust(&self, i: usize) {
-        if self.policies.current().fetched[i].is_empty() {
-            return;
-        }
-        let url = &self.fetchers[i].fetcher.config().url;
-        tracing::error!(
-            url,
-            "keys could not be fetched for longer than they are trusted; tokens that they signed are refused"
-        );
-        self.policies
-            .amend(|policy| policy.fetched[i] = Arc::default());
+    /// Fetches the key sets whose last look is older than `age` says.
+    pub(crate) async fn fetch(&self, age: impl Fn(&JwksUrl) -> Duration) {
+        self.key_sets.fetch(&self.policies, age).await;
     }
 
     /// How often a key set could not be fetched.
     pub(crate) fn fetch_failures(&self) -> u64 {
-        self.fetch_failures.load(Relaxed)
-    }
-
-    fn take_over(&self, i: usize, keys: Keys) {
-        if self.policies.current().fetched[i].fingerprints() != keys.fingerprints() {
-            self.policies
-                .amend(|policy| policy.fetched[i] = Arc::new(keys));
-        }
+        self.key_sets.failures()
     }
 
     /// Whom the token with this hash names.
@@ -289,9 +218,9 @@ impl Identity {
             return Err(invalid());
         };
         let mut verified = jwt.verify(&policy.all_keys(), token);
-        if matches!(verified, Err(Refused::UnknownKey)) && !self.fetchers.is_empty() {
+        if matches!(verified, Err(Refused::UnknownKey)) && !self.key_sets.is_empty() {
             // Somebody else may have had them fetched meanwhile.
-            self.fetch(|set| set.config().unknown_key_interval).await;
+            self.fetch(|set| set.unknown_key_interval).await;
             verified = jwt.verify(&self.policies.current().all_keys(), token);
         }
         match verified {
@@ -305,7 +234,7 @@ impl Identity {
                 Err(Reason::CredentialsExpired.status("the token has expired; get a new one"))
             }
             // The token may be good: who is at fault is the address of the keys.
-            Err(Refused::UnknownKey) if !self.fetchers.iter().all(Fetched::is_trusted) => {
+            Err(Refused::UnknownKey) if !self.key_sets.are_trusted() => {
                 Err(Reason::KeysUnavailable.status(
                     "keys that tokens may be signed with cannot be had, or not for too long; try again later",
                 ))
@@ -337,27 +266,6 @@ impl Identity {
             expires,
             claimed,
         ))
-    }
-}
-
-impl Fetched {
-    fn new(config: JwksUrl) -> Result<Self, SecurityError> {
-        Ok(Self {
-            fetcher: Fetcher::new(config)?,
-            last: tokio::sync::Mutex::default(),
-            had: Mutex::default(),
-        })
-    }
-
-    /// Whether it was had, and not so long ago that its keys are trusted no more.
-    fn is_trusted(&self) -> bool {
-        let had = *self.had.lock().unwrap_or_else(PoisonError::into_inner);
-        let max_age = self.fetcher.config().max_age;
-        had.is_some_and(|had| max_age.is_none_or(|max_age| had.elapsed() < max_age))
-    }
-
-    fn note_had(&self) {
-        *self.had.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 }
 

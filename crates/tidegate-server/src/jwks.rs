@@ -1,8 +1,16 @@
-//! A key set at an address: fetching it.
+//! Key sets at addresses: fetching them, and trusting what was fetched.
 //!
-//! One request, over a connection of its own: `GET`, no redirects, a bounded answer in bounded time.
+//! A fetch is one request, over a connection of its own: `GET`, no redirects, a bounded answer in bounded time.
 
-use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, StatusCode, Uri, header};
@@ -10,12 +18,16 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{client::conn::http1, rt};
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
 use tokio_rustls::TlsConnector;
 
 use crate::{
     files::{self, SecurityError},
     jwt::{JwksUrl, JwtKeys, Keys},
+    policy::Policies,
     tls,
 };
 
@@ -24,6 +36,23 @@ const MAX_BYTES: usize = 1 << 20;
 
 /// How long all of it may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The key sets at addresses, in the order of the configuration.
+#[derive(Debug)]
+pub(crate) struct KeySets {
+    sets: Vec<KeySet>,
+    failures: AtomicU64,
+}
+
+/// A key set that is fetched.
+#[derive(Debug)]
+struct KeySet {
+    fetcher: Fetcher,
+    /// When it was last looked at. Held while it is, so that all who need it wait for one answer.
+    last: tokio::sync::Mutex<Option<Instant>>,
+    /// When it was last had.
+    had: Mutex<Option<Instant>>,
+}
 
 /// Fetches the key set at one address.
 #[derive(Debug)]
@@ -37,6 +66,111 @@ pub(crate) struct Fetcher {
 }
 
 type Failure = Box<dyn Error + Send + Sync>;
+
+// ===== impl KeySets =====
+
+impl KeySets {
+    /// The key sets of those of `sources` that are addresses.
+    pub(crate) fn new(sources: &[JwtKeys]) -> Result<Self, SecurityError> {
+        let sets = sources.iter().filter_map(|source| match source {
+            JwtKeys::JwksUrl(set) => Some(KeySet::new(set.clone())),
+            _ => None,
+        });
+        Ok(Self {
+            sets: sets.collect::<Result<_, _>>()?,
+            failures: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.sets.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sets.is_empty()
+    }
+
+    /// Whether all of them were had, and not so long ago that their keys are trusted no more.
+    pub(crate) fn are_trusted(&self) -> bool {
+        self.sets.iter().all(KeySet::is_trusted)
+    }
+
+    /// How often a key set could not be fetched.
+    pub(crate) fn failures(&self) -> u64 {
+        self.failures.load(Relaxed)
+    }
+
+    /// Fetches the key sets whose last look is older than `age` says, and puts their keys into the policy.
+    pub(crate) async fn fetch(&self, policies: &Policies, age: impl Fn(&JwksUrl) -> Duration) {
+        for (i, set) in self.sets.iter().enumerate() {
+            let mut last = set.last.lock().await;
+            let mut age = age(set.fetcher.config());
+            if !set.is_trusted() {
+                // Its tokens are refused, or will be: it is asked for as for an unknown key.
+                age = age.min(set.fetcher.config().unknown_key_interval);
+            }
+            if last.is_some_and(|last| last.elapsed() < age) {
+                continue;
+            }
+            *last = Some(Instant::now());
+            match set.fetcher.fetch().await {
+                Ok(keys) => {
+                    set.note_had();
+                    take_over(policies, i, keys);
+                }
+                Err(error) => {
+                    self.failures.fetch_add(1, Relaxed);
+                    tracing::error!(%error, "cannot fetch keys; those from before stay while they are trusted");
+                    if !set.is_trusted() {
+                        self.distrust(policies, i);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Forgets keys that could not be fetched again for too long.
+    fn distrust(&self, policies: &Policies, i: usize) {
+        if policies.current().fetched[i].is_empty() {
+            return;
+        }
+        let url = &self.sets[i].fetcher.config().url;
+        tracing::error!(
+            url,
+            "keys could not be fetched for longer than they are trusted; tokens that they signed are refused"
+        );
+        policies.amend(|policy| policy.fetched[i] = Arc::default());
+    }
+}
+
+fn take_over(policies: &Policies, i: usize, keys: Keys) {
+    if policies.current().fetched[i].fingerprints() != keys.fingerprints() {
+        policies.amend(|policy| policy.fetched[i] = Arc::new(keys));
+    }
+}
+
+impl KeySet {
+    fn new(config: JwksUrl) -> Result<Self, SecurityError> {
+        Ok(Self {
+            fetcher: Fetcher::new(config)?,
+            last: tokio::sync::Mutex::default(),
+            had: Mutex::default(),
+        })
+    }
+
+    /// Whether it was had, and not so long ago that its keys are trusted no more.
+    fn is_trusted(&self) -> bool {
+        let had = *self.had.lock().unwrap_or_else(PoisonError::into_inner);
+        let max_age = self.fetcher.config().max_age;
+        had.is_some_and(|had| max_age.is_none_or(|max_age| had.elapsed() < max_age))
+    }
+
+    fn note_had(&self) {
+        *self.had.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+}
+
+// ===== impl Fetcher =====
 
 impl Fetcher {
     /// Checks the address, and gets ready to trust whoever may vouch for it.
@@ -68,12 +202,12 @@ impl Fetcher {
         })
     }
 
-    pub(crate) fn config(&self) -> &JwksUrl {
+    fn config(&self) -> &JwksUrl {
         &self.config
     }
 
     /// Fetches the keys.
-    pub(crate) async fn fetch(&self) -> Result<Keys, SecurityError> {
+    async fn fetch(&self) -> Result<Keys, SecurityError> {
         let fetched = timeout(TIMEOUT, self.get()).await;
         let failed = |problem: String| SecurityError::invalid(&self.config.url, problem);
         let content = fetched

@@ -80,7 +80,7 @@ impl Reloader {
             let mut ticks = time::interval(INTERVAL);
             while let Some(identity) = &self.identity {
                 ticks.tick().await;
-                identity.fetch(|set| set.config().refresh_interval).await;
+                identity.fetch(|set| set.refresh_interval).await;
             }
         };
         tokio::join!(files, keys);
