@@ -12,6 +12,8 @@
 //! Nothing is done for a server without authentication. With it, the last token of each connection is
 //! remembered, so that a client that makes many calls has its token checked once.
 
+mod config;
+
 use std::{
     path::PathBuf,
     sync::Arc,
@@ -23,39 +25,19 @@ use tidegate::Reason;
 use tonic::Status;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
+pub use self::config::AuthConfig;
 use crate::{
-    authorisation::{Rights, Rule, Rules},
+    authorisation::{Rights, Rules},
     digest::Digest,
     files::{Files, SecurityError},
     found_good::FoundGood,
     jwks::KeySets,
-    jwt::{JwksUrl, JwtConfig, JwtKeys, Keys, Refused, Verified},
+    jwt::{JwksUrl, JwtKeys, Keys, Refused, Verified},
     policy::{Credential, Policies, Policy},
     session::{Admitted, Session},
     tls::{Certificates, Tls},
     tokens::Tokens,
 };
-
-/// Who may call, and what they may do. Authentication is on as soon as there is a way to tell who calls: tokens,
-/// JSON Web Tokens, or [certificates](crate::TlsConfig::client_ca). Then everything is denied that no rule
-/// allows.
-///
-/// The files are looked at every 2 s, and read again when they have changed. One that cannot be used leaves what
-/// was there before, and is logged as an error.
-#[derive(Debug, Clone, Default)]
-pub struct AuthConfig {
-    /// A file of bearer tokens by their hashes. Default: `None`.
-    pub tokens: Option<PathBuf>,
-    /// What JSON Web Tokens are accepted. Default: `None`.
-    pub jwt: Option<JwtConfig>,
-    /// What principals may do. Default: nothing.
-    pub rules: Vec<Rule>,
-    /// A file of more rules: an array of tables `rule`, in TOML, with the fields of [`Rule`]. Default: `None`.
-    pub rules_file: Option<PathBuf>,
-    /// Whether to take credentials without TLS from beyond this machine. Whoever is between can read and use
-    /// them. Default: false.
-    pub insecure: bool,
-}
 
 /// Finds out who calls.
 #[derive(Debug)]
@@ -67,23 +49,6 @@ pub(crate) struct Identity {
     key_sets: KeySets,
     policies: Arc<Policies>,
     found_good: FoundGood,
-}
-
-// ===== impl AuthConfig =====
-
-impl AuthConfig {
-    /// Whether callers must prove who they are, certificates aside.
-    pub(crate) fn takes_tokens(&self) -> bool {
-        self.tokens.is_some() || self.jwt.is_some()
-    }
-
-    fn has_rules(&self) -> bool {
-        self.rules_file.is_some() || !self.rules.is_empty()
-    }
-
-    fn key_sources(&self) -> &[JwtKeys] {
-        self.jwt.as_ref().map_or(&[], |jwt| &jwt.keys)
-    }
 }
 
 // ===== impl Identity =====
