@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr};
 
-use crate::{descriptors::TooFew, files::SecurityError};
+use crate::{files::SecurityError, network::descriptors::TooFew};
 
 /// Why a server could not be made.
 #[derive(Debug, thiserror::Error)]

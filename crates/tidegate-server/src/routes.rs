@@ -20,8 +20,10 @@ use tonic_reflection::server::Builder;
 use tower::{Service, util::BoxCloneSyncService};
 
 use crate::{
-    admin::Admin, caller::Caller, config::ServerConfig, controls::Controls, identity::Identity,
-    tls::Certificates,
+    config::ServerConfig,
+    identity::{Identity, peer::Caller},
+    network::tls::Certificates,
+    operations::{admin::Admin, controls::Controls},
 };
 
 const ADMIN: &str = "/tidegate.v1.AdminService/";

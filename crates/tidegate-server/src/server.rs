@@ -21,17 +21,23 @@ use tokio::{
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::{
-    admission::{Admission, ConnectionStats},
-    books::{Books, Doorkeeper},
     config::ServerConfig,
     connection::Connections,
-    controls::{Controls, Live},
-    descriptors::room_for_connections,
     error::BindError,
-    http::HttpListener,
     memory,
-    quotas::Quotas,
-    reload::Reloader,
+    network::{
+        admission::{Admission, ConnectionStats},
+        descriptors::room_for_connections,
+    },
+    operations::{
+        controls::{Controls, Live},
+        http::HttpListener,
+        reload::Reloader,
+    },
+    quotas::{
+        Quotas,
+        subscribers::{Books, Doorkeeper},
+    },
     routes::Routes,
 };
 

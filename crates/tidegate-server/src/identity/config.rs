@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::{
-    authorisation::Rule,
+use super::{
     jwt::{JwtConfig, JwtKeys},
+    rules::Rule,
 };
 
 /// Who may call, and what they may do. Authentication is on as soon as there is a way to tell who calls: tokens,

@@ -10,14 +10,11 @@ use super::{
     security::{Jwt, Tls},
 };
 use crate::{
-    authorisation::Rules,
     error::BindError,
     files::{self, SecurityError},
-    jwks::Fetcher,
-    jwt::JwtKeys,
-    reload::Reloader,
-    tls::{self, TlsConfig},
-    tokens::Tokens,
+    identity::{jwks::Fetcher, jwt::JwtKeys, rules::Rules, tokens::Tokens},
+    network::tls::{self, TlsConfig},
+    operations::reload::Reloader,
 };
 
 /// What is wrong with the files of `configuration`. When nothing is, whether a server would take them together.

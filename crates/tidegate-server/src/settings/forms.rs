@@ -8,7 +8,7 @@ use tidegate::ClientIdPolicy;
 use tracing_subscriber::EnvFilter;
 
 use super::SEPARATOR;
-use crate::tls::ClientAuth;
+use crate::network::tls::ClientAuth;
 
 /// A way to write a `T`. What is written is read as the same.
 pub(super) trait Form<T> {

@@ -446,8 +446,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        jwt::{JwksUrl, JwtKeys},
-        tls::ClientAuth,
+        identity::jwt::{JwksUrl, JwtKeys},
+        network::tls::ClientAuth,
     };
 
     fn nothing(_: &str) -> Option<String> {

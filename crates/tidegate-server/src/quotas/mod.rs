@@ -20,6 +20,8 @@
 // A general rate limiter, such as governor's, refuses forever what is larger than its bucket; and its buckets
 // would stand in a map of their own beside the counts of subscriptions.
 
+pub(crate) mod subscribers;
+
 use std::{
     collections::HashMap,
     net::IpAddr,

@@ -33,8 +33,8 @@ use x509_parser::{
     x509::SubjectPublicKeyInfo,
 };
 
+use super::rules::Rights;
 use crate::{
-    authorisation::Rights,
     digest::{Digest, digest},
     files::SecurityError,
 };

@@ -24,11 +24,13 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::{
-    files::{self, SecurityError},
+use super::{
     jwt::{JwksUrl, JwtKeys, Keys},
     policy::Policies,
-    tls,
+};
+use crate::{
+    files::{self, SecurityError},
+    network::tls,
 };
 
 /// The largest key set that is read.

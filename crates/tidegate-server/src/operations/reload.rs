@@ -6,7 +6,8 @@ use tokio::time;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    config::ServerConfig, error::BindError, files::SecurityError, identity::Identity, tls::Tls,
+    config::ServerConfig, error::BindError, files::SecurityError, identity::Identity,
+    network::tls::Tls,
 };
 
 /// How often files are looked at. What was withdrawn must have ended after 5 s.

@@ -11,12 +11,11 @@ use subtle::ConstantTimeEq as _;
 use tidegate::{CloseReason, Reason};
 use tonic::{Code, Status};
 
+use super::{Identity, invalid, session::Admitted};
 use crate::{
     digest::{Digest, digest},
-    identity::{Identity, invalid},
+    network::tls::Certificates,
     quotas::{OwnedConnection, Quotas},
-    session::Admitted,
-    tls::Certificates,
 };
 
 /// Longer tokens are not even hashed. Headers are bounded as a whole as well.

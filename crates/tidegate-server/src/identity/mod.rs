@@ -13,6 +13,14 @@
 //! remembered, so that a client that makes many calls has its token checked once.
 
 mod config;
+pub(crate) mod jwks;
+pub(crate) mod jwt;
+mod known_tokens;
+pub(crate) mod peer;
+mod policy;
+pub(crate) mod rules;
+mod session;
+pub(crate) mod tokens;
 
 use std::{
     path::PathBuf,
@@ -26,17 +34,19 @@ use tonic::Status;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
 pub use self::config::AuthConfig;
-use crate::{
-    authorisation::{Rights, Rules},
-    digest::Digest,
-    files::{Files, SecurityError},
-    found_good::FoundGood,
+use self::{
     jwks::KeySets,
     jwt::{JwksUrl, JwtKeys, Keys, Refused, Verified},
+    known_tokens::FoundGood,
     policy::{Credential, Policies, Policy},
+    rules::{Rights, Rules},
     session::{Admitted, Session},
-    tls::{Certificates, Tls},
     tokens::Tokens,
+};
+use crate::{
+    digest::Digest,
+    files::{Files, SecurityError},
+    network::tls::{Certificates, Tls},
 };
 
 /// Finds out who calls.

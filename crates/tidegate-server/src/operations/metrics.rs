@@ -12,11 +12,11 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{
+use super::{
     controls::{Controls, ServerStats},
     lags::Histograms,
-    quotas::CONNECTIONS,
 };
+use crate::quotas::CONNECTIONS;
 
 /// What the names begin with.
 const PREFIX: &str = "tidegate";

@@ -14,13 +14,15 @@ use tidegate::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::lags::{Histograms, Lags, index};
 use crate::{
-    admission::{Admission, ConnectionStats},
-    books::{Books, Subscriber},
     config::ServerConfig,
     identity::Identity,
-    lags::{Histograms, Lags, index},
-    quotas::{QuotaCount, Quotas},
+    network::admission::{Admission, ConnectionStats},
+    quotas::{
+        QuotaCount, Quotas,
+        subscribers::{Books, Subscriber},
+    },
 };
 
 /// Looks at a running server, and steers it. Cheap to clone; the clones are of the same server.

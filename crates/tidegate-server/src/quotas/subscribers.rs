@@ -10,7 +10,7 @@ use std::{
 
 use tidegate::{Caller, Gate, Limits, OverQuota, Place, Reason};
 
-use crate::quotas::{Quotas, Used};
+use super::{Quotas, Used};
 
 /// How a stream ended whose client left, or whose connection broke.
 pub(crate) const CLIENT_LEFT: &str = "CLIENT_LEFT";

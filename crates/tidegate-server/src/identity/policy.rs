@@ -8,7 +8,8 @@ use rustls::{
 };
 use tokio::sync::watch;
 
-use crate::{authorisation::Rules, digest::Digest, jwt::Keys, tls::Certificates, tokens::Tokens};
+use super::{jwt::Keys, rules::Rules, tokens::Tokens};
+use crate::{digest::Digest, network::tls::Certificates};
 
 /// The policy in force, which is replaced as a whole.
 // Sessions share the sender, not a receiver: `changed` of a receiver returns at once when the sender is gone, and

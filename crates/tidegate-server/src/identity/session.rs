@@ -10,9 +10,9 @@ use std::{
 use tidegate::{Access, Authority, ClientId, CloseReason, Filter, Topic};
 use tokio::time::sleep;
 
-use crate::{
-    authorisation::Rights,
+use super::{
     policy::{Credential, Policies, Policy},
+    rules::Rights,
 };
 
 /// The longest that is slept toward the end of credentials: the clock may be set meanwhile.
