@@ -382,7 +382,7 @@ fn users(caller: &Caller) -> Vec<User> {
 impl State {
     /// Of what `user` would have too much with one more subscription of `filters`.
     fn over_places(&self, user: &User, filters: &[Arc<str>]) -> Option<Kind> {
-        let quota = self.config.of(user);
+        let quota = user.quota(&self.config);
         let nothing = Usage::default();
         let usage = self.users.get(user).unwrap_or(&nothing);
         if exceeds(usage.subscriptions + 1, quota.subscriptions) {
@@ -401,7 +401,7 @@ impl State {
 
     /// Of what `user` has published too much, and how long it has to wait.
     fn over_rates(&self, user: &User, now: Instant) -> Option<(Kind, Duration)> {
-        let quota = self.config.of(user);
+        let quota = user.quota(&self.config);
         let usage = self.users.get(user)?;
         let events = usage.events.wait(quota.publish_events, now);
         let bytes = usage.bytes.wait(quota.publish_bytes, now);
@@ -413,7 +413,7 @@ impl State {
     }
 
     fn take(&mut self, user: &User, events: f64, bytes: f64, now: Instant) {
-        let quota = *self.config.of(user);
+        let quota = *user.quota(&self.config);
         if !quota.has_rates() {
             return;
         }
@@ -425,7 +425,7 @@ impl State {
     fn forget_idle(&mut self, now: Instant) {
         let config = self.config;
         self.users.retain(|user, usage| {
-            let quota = config.of(user);
+            let quota = user.quota(&config);
             usage.subscriptions > 0
                 || usage.connections > 0
                 || !usage
@@ -460,6 +460,18 @@ impl Usage {
                     self.filters.remove(filter);
                 }
             }
+        }
+    }
+}
+
+// ===== impl User =====
+
+impl User {
+    /// The quota of `config` that holds for it.
+    const fn quota<'a>(&self, config: &'a QuotaConfig) -> &'a Quota {
+        match self {
+            Self::Address(_) => &config.address,
+            Self::Principal(_) => &config.principal,
         }
     }
 }
@@ -535,13 +547,6 @@ impl Default for QuotaConfig {
 }
 
 impl QuotaConfig {
-    const fn of(&self, user: &User) -> &Quota {
-        match user {
-            User::Address(_) => &self.address,
-            User::Principal(_) => &self.principal,
-        }
-    }
-
     const fn has_rates(&self) -> bool {
         self.address.has_rates() || self.principal.has_rates()
     }
