@@ -20,7 +20,10 @@
 // A general rate limiter, such as governor's, refuses forever what is larger than its bucket; and its buckets
 // would stand in a map of their own beside the counts of subscriptions.
 
+mod bucket;
+mod config;
 pub(crate) mod subscribers;
+mod usage;
 
 use std::{
     collections::HashMap,
@@ -37,6 +40,9 @@ use std::{
 
 use tidegate::{Caller, OverQuota};
 
+pub use self::config::{Quota, QuotaConfig};
+pub(crate) use self::usage::CONNECTIONS;
+use self::usage::{Kind, State, User, exceeds, users};
 use crate::address::network_of;
 
 /// When a place may be free again is not known; this is how long to wait before asking.
@@ -44,37 +50,6 @@ const RETRY_PLACE: Duration = Duration::from_secs(10);
 
 /// No rate asks for less patience than this.
 const SHORTEST_RETRY: Duration = Duration::from_millis(1);
-
-/// How much everyone may use. Default: as much as they like, but for bad credentials.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QuotaConfig {
-    /// What may come from one address.
-    pub address: Quota,
-    /// What one principal may use, whatever its addresses.
-    pub principal: Quota,
-    /// Connections at once that belong to one principal. A connection belongs to the first whose credentials were
-    /// accepted on it. Default: `None`.
-    pub principal_connections: Option<usize>,
-    /// Bad credentials that are looked at from one address in a second. Beyond, what was not found good from there
-    /// before is refused without a look. Default: 100.
-    pub address_auth_failures: Option<u64>,
-    /// Whether what is over a quota is counted and logged, but let pass. It holds for
-    /// [`ServerConfig::max_connections_per_address`](crate::ServerConfig) too.
-    pub observe_only: bool,
-}
-
-/// How much one may use. `None` is no bound.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Quota {
-    /// Subscriptions at once.
-    pub subscriptions: Option<usize>,
-    /// Distinct filters in all its subscriptions together.
-    pub filters: Option<usize>,
-    /// Events published in a second.
-    pub publish_events: Option<u64>,
-    /// Bytes published in a second, as encoded events.
-    pub publish_bytes: Option<u64>,
-}
 
 /// How often one quota was exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,21 +61,6 @@ pub struct QuotaCount {
     /// Calls that were let pass because quotas are only observed.
     pub observed: u64,
 }
-
-/// What there is a quota of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Subscriptions,
-    Filters,
-    PublishEvents,
-    PublishBytes,
-    Connections,
-    AuthFailures,
-}
-
-/// The name of the quota on connections, of a principal here and of an address in
-/// [`Admission`](crate::Admission).
-pub(crate) const CONNECTIONS: &str = "connections";
 
 /// Keeps the quotas of a server.
 #[derive(Debug)]
@@ -117,37 +77,6 @@ struct Counts {
     observed: AtomicU64,
     /// How much of both has been logged.
     logged: AtomicU64,
-}
-
-#[derive(Debug)]
-struct State {
-    config: QuotaConfig,
-    /// Who uses something, or did a moment ago.
-    users: HashMap<User, Usage>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum User {
-    Address(IpAddr),
-    Principal(Arc<str>),
-}
-
-#[derive(Debug, Default)]
-struct Usage {
-    subscriptions: usize,
-    /// How many subscriptions hold each filter. None is 0.
-    filters: HashMap<Arc<str>, usize>,
-    events: Bucket,
-    bytes: Bucket,
-    connections: usize,
-    auth_failures: Bucket,
-}
-
-/// What is left of a rate.
-#[derive(Debug, Default)]
-struct Bucket {
-    /// When something was taken last, and what was left then. Nothing was ever taken: full.
-    taken: Option<(Instant, f64)>,
 }
 
 /// What one subscription uses. Give it back with [`Quotas::give_back`].
@@ -364,197 +293,6 @@ impl Drop for OwnedConnection {
         if let Some(usage) = state.users.get_mut(&self.owner) {
             usage.connections -= 1;
         }
-    }
-}
-
-fn users(caller: &Caller) -> Vec<User> {
-    let address = caller.address.map(|address| network_of(address.ip()));
-    let principal = caller.principal.clone().map(User::Principal);
-    address
-        .map(User::Address)
-        .into_iter()
-        .chain(principal)
-        .collect()
-}
-
-// ===== impl State =====
-
-impl State {
-    /// Of what `user` would have too much with one more subscription of `filters`.
-    fn over_places(&self, user: &User, filters: &[Arc<str>]) -> Option<Kind> {
-        let quota = user.quota(&self.config);
-        let nothing = Usage::default();
-        let usage = self.users.get(user).unwrap_or(&nothing);
-        if exceeds(usage.subscriptions + 1, quota.subscriptions) {
-            return Some(Kind::Subscriptions);
-        }
-        let max_filters = quota.filters?;
-        let new = filters
-            .iter()
-            .enumerate()
-            .filter(|(i, filter)| {
-                !usage.filters.contains_key(*filter) && !filters[..*i].contains(filter)
-            })
-            .count();
-        (usage.filters.len() + new > max_filters).then_some(Kind::Filters)
-    }
-
-    /// Of what `user` has published too much, and how long it has to wait.
-    fn over_rates(&self, user: &User, now: Instant) -> Option<(Kind, Duration)> {
-        let quota = user.quota(&self.config);
-        let usage = self.users.get(user)?;
-        let events = usage.events.wait(quota.publish_events, now);
-        let bytes = usage.bytes.wait(quota.publish_bytes, now);
-        let waits = [(Kind::PublishEvents, events), (Kind::PublishBytes, bytes)];
-        waits
-            .into_iter()
-            .filter_map(|(kind, wait)| Some((kind, wait?)))
-            .max_by_key(|(_, wait)| *wait)
-    }
-
-    fn take(&mut self, user: &User, events: f64, bytes: f64, now: Instant) {
-        let quota = *user.quota(&self.config);
-        if !quota.has_rates() {
-            return;
-        }
-        let usage = self.users.entry(user.clone()).or_default();
-        usage.events.take(events, quota.publish_events, now);
-        usage.bytes.take(bytes, quota.publish_bytes, now);
-    }
-
-    fn forget_idle(&mut self, now: Instant) {
-        let config = self.config;
-        self.users.retain(|user, usage| {
-            let quota = user.quota(&config);
-            usage.subscriptions > 0
-                || usage.connections > 0
-                || !usage
-                    .auth_failures
-                    .is_full(config.address_auth_failures, now)
-                || !usage.events.is_full(quota.publish_events, now)
-                || !usage.bytes.is_full(quota.publish_bytes, now)
-        });
-    }
-}
-
-fn exceeds(count: usize, most: Option<usize>) -> bool {
-    most.is_some_and(|most| count > most)
-}
-
-// ===== impl Usage =====
-
-impl Usage {
-    fn add(&mut self, filters: &[Arc<str>]) {
-        self.subscriptions += 1;
-        for filter in filters {
-            *self.filters.entry(Arc::clone(filter)).or_default() += 1;
-        }
-    }
-
-    fn subtract(&mut self, filters: &[Arc<str>]) {
-        self.subscriptions -= 1;
-        for filter in filters {
-            if let Some(holders) = self.filters.get_mut(filter) {
-                *holders -= 1;
-                if *holders == 0 {
-                    self.filters.remove(filter);
-                }
-            }
-        }
-    }
-}
-
-// ===== impl User =====
-
-impl User {
-    /// The quota of `config` that holds for it.
-    const fn quota<'a>(&self, config: &'a QuotaConfig) -> &'a Quota {
-        match self {
-            Self::Address(_) => &config.address,
-            Self::Principal(_) => &config.principal,
-        }
-    }
-}
-
-// ===== impl Bucket =====
-
-impl Bucket {
-    /// What is left of `rate` at `now`; below 0 is a debt.
-    fn left(&self, rate: f64, now: Instant) -> f64 {
-        self.taken.map_or(rate, |(at, left)| {
-            let since = now.saturating_duration_since(at).as_secs_f64();
-            (left + rate * since).min(rate)
-        })
-    }
-
-    /// How long to wait until something is left; `None` if something is.
-    fn wait(&self, rate: Option<u64>, now: Instant) -> Option<Duration> {
-        let rate = rate? as f64;
-        let left = self.left(rate, now);
-        (left <= 0.0).then(|| Duration::from_secs_f64(-left / rate))
-    }
-
-    fn take(&mut self, amount: f64, rate: Option<u64>, now: Instant) {
-        self.taken = rate.map(|rate| (now, self.left(rate as f64, now) - amount));
-    }
-
-    fn is_full(&self, rate: Option<u64>, now: Instant) -> bool {
-        rate.is_none_or(|rate| self.left(rate as f64, now) >= rate as f64)
-    }
-}
-
-// ===== impl the rest =====
-
-impl Kind {
-    const ALL: [Self; 6] = [
-        Self::Subscriptions,
-        Self::Filters,
-        Self::PublishEvents,
-        Self::PublishBytes,
-        Self::Connections,
-        Self::AuthFailures,
-    ];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Subscriptions => "subscriptions",
-            Self::Filters => "filters",
-            Self::PublishEvents => "publish_events",
-            Self::PublishBytes => "publish_bytes",
-            Self::Connections => CONNECTIONS,
-            Self::AuthFailures => "auth_failures",
-        }
-    }
-
-    const fn exceeded(self, retry_after: Duration) -> OverQuota {
-        OverQuota {
-            quota: self.name(),
-            retry_after,
-        }
-    }
-}
-
-impl Default for QuotaConfig {
-    fn default() -> Self {
-        Self {
-            address: Quota::default(),
-            principal: Quota::default(),
-            principal_connections: None,
-            address_auth_failures: Some(100),
-            observe_only: false,
-        }
-    }
-}
-
-impl QuotaConfig {
-    const fn has_rates(&self) -> bool {
-        self.address.has_rates() || self.principal.has_rates()
-    }
-}
-
-impl Quota {
-    const fn has_rates(&self) -> bool {
-        self.publish_events.is_some() || self.publish_bytes.is_some()
     }
 }
 
