@@ -21,7 +21,7 @@ use tower::{Service, util::BoxCloneSyncService};
 
 use crate::{
     config::ServerConfig,
-    identity::{Identity, peer::Caller},
+    identity::{Identity, peer::Peer},
     network::tls::Certificates,
     operations::{admin::Admin, controls::Controls},
 };
@@ -69,9 +69,9 @@ pub(crate) struct ConnectionRoutes {
     beside: Arc<Beside>,
     calls: Calls,
     /// Where the connection comes from.
-    peer: SocketAddr,
+    address: SocketAddr,
     /// Who is at the other end. `None` if nobody is asked.
-    caller: Option<Arc<Caller>>,
+    peer: Option<Arc<Peer>>,
 }
 
 #[derive(Debug)]
@@ -141,24 +141,24 @@ impl Routes {
         }
     }
 
-    /// The services of a connection from `peer`, whose client showed `certificates`.
+    /// The services of a connection from `address`, whose client showed `certificates`.
     pub(crate) fn for_connection(
         &self,
-        peer: SocketAddr,
+        address: SocketAddr,
         certificates: Option<Certificates>,
     ) -> (ConnectionRoutes, Calls) {
         let (events, calls) = self.events.for_connection();
         let quotas = self.beside.controls.quotas();
-        let caller = self.identity.clone().map(|identity| {
-            let caller = Caller::new(identity, Arc::clone(quotas), peer.ip(), certificates);
-            Arc::new(caller)
+        let peer = self.identity.clone().map(|identity| {
+            let peer = Peer::new(identity, Arc::clone(quotas), address.ip(), certificates);
+            Arc::new(peer)
         });
         let routes = ConnectionRoutes {
             events,
             beside: Arc::clone(&self.beside),
             calls: calls.clone(),
+            address,
             peer,
-            caller,
         };
         (routes, calls)
     }
@@ -174,13 +174,13 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
     }
 
     fn call(&mut self, mut request: http::Request<Incoming>) -> ResponseFuture {
-        let caller = self.caller.clone();
-        let Some(caller) = caller.filter(|_| !OPEN.contains(&request.uri().path())) else {
+        let peer = self.peer.clone();
+        let Some(peer) = peer.filter(|_| !OPEN.contains(&request.uri().path())) else {
             return self.route(request, None);
         };
         let mut routes = self.clone();
         Box::pin(async move {
-            match routes.admit(&caller, &request).await {
+            match routes.admit(&peer, &request).await {
                 Ok(access) => {
                     request.extensions_mut().insert(access.clone());
                     routes.route(request, Some(access)).await
@@ -195,10 +195,10 @@ impl ConnectionRoutes {
     /// Whether the caller may make this call, as far as that depends on the method alone.
     async fn admit(
         &self,
-        caller: &Caller,
+        peer: &Peer,
         request: &http::Request<Incoming>,
     ) -> Result<Access, Status> {
-        let admitted = caller
+        let admitted = peer
             .identify(request.headers())
             .await
             .inspect_err(|status| {
@@ -238,7 +238,7 @@ impl ConnectionRoutes {
         }
         if !path.starts_with("/grpc.") {
             request.extensions_mut().insert(tidegate::Caller {
-                address: Some(self.peer),
+                address: Some(self.address),
                 principal: None,
             });
             return self.events.call(request);

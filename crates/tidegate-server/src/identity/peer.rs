@@ -23,7 +23,7 @@ const MAX_TOKEN_BYTES: usize = 8 << 10;
 
 /// The client at the other end of a connection.
 #[derive(Debug)]
-pub(crate) struct Caller {
+pub(crate) struct Peer {
     identity: Arc<Identity>,
     /// Where it is.
     address: IpAddr,
@@ -37,7 +37,7 @@ pub(crate) struct Caller {
     last: Mutex<Option<(Digest, Admitted)>>,
 }
 
-impl Caller {
+impl Peer {
     /// The client of a connection from `address`, on which it showed `certificates`, which were found good.
     pub(crate) fn new(
         identity: Arc<Identity>,
