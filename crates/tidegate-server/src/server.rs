@@ -215,8 +215,8 @@ impl Server {
         tasks: &TaskTracker,
         cut: &Arc<AtomicUsize>,
     ) {
-        let admitted = match self.admission.admit(peer.ip()) {
-            Ok(admitted) => admitted,
+        let permit = match self.admission.admit(peer.ip()) {
+            Ok(permit) => permit,
             Err(refusal) => {
                 tracing::debug!(%peer, %refusal, "connection refused");
                 // Closed with a reset, which leaves nothing to wait for. If it fails, it is closed anyhow.
@@ -231,7 +231,7 @@ impl Server {
             if connections.serve(stream, peer).await {
                 cut.fetch_add(1, Relaxed);
             }
-            drop(admitted);
+            drop(permit);
         });
     }
 

@@ -36,7 +36,7 @@ pub struct ConnectionStats {
 
 /// Counts one connection for as long as it is there.
 #[derive(Debug)]
-pub(crate) struct Admitted {
+pub(crate) struct ConnectionPermit {
     shared: Arc<Shared>,
     address: IpAddr,
 }
@@ -101,17 +101,17 @@ impl Admission {
         self.shared.observe_only.store(observe_only, Relaxed);
     }
 
-    pub(crate) fn admit(&self, peer: IpAddr) -> Result<Admitted, Refusal> {
+    pub(crate) fn admit(&self, peer: IpAddr) -> Result<ConnectionPermit, Refusal> {
         let address = network_of(peer);
-        let admitted = self.shared.enter(address);
-        match admitted {
+        let entered = self.shared.enter(address);
+        match entered {
             Ok(()) => {}
             Err(Refusal::Full) => _ = self.shared.refused.fetch_add(1, Relaxed),
             Err(Refusal::AddressFull) => {
                 _ = self.shared.refused_by_address.fetch_add(1, Relaxed);
             }
         }
-        admitted.map(|()| Admitted {
+        entered.map(|()| ConnectionPermit {
             shared: Arc::clone(&self.shared),
             address,
         })
@@ -147,7 +147,7 @@ impl Shared {
     }
 }
 
-impl Drop for Admitted {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut open = self.shared.open();
         open.total -= 1;
@@ -164,7 +164,7 @@ impl Drop for Admitted {
 mod tests {
     use super::*;
 
-    fn admit(admission: &Admission, peer: &str) -> Result<Admitted, Refusal> {
+    fn admit(admission: &Admission, peer: &str) -> Result<ConnectionPermit, Refusal> {
         admission.admit(peer.parse().unwrap())
     }
 
