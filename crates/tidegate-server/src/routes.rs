@@ -198,7 +198,7 @@ impl ConnectionRoutes {
         peer: &Peer,
         request: &http::Request<Incoming>,
     ) -> Result<Access, Status> {
-        let admitted = peer
+        let authenticated = peer
             .identify(request.headers())
             .await
             .inspect_err(|status| {
@@ -207,10 +207,10 @@ impl ConnectionRoutes {
                 }
             })?;
         let path = request.uri().path();
-        if FOR_PRINCIPALS.contains(&path) || admitted.may_administer() {
-            return Ok(admitted.access);
+        if FOR_PRINCIPALS.contains(&path) || authenticated.may_administer() {
+            return Ok(authenticated.access);
         }
-        let principal = admitted.access.principal();
+        let principal = authenticated.access.principal();
         Err(Reason::NotAllowed.status(format!(
             "`{principal}` may not call `{path}`; ask for a rule with `admin = true`"
         )))

@@ -40,7 +40,7 @@ use self::{
     known_tokens::FoundGood,
     policy::{Credential, Policies, Policy},
     rules::{Rights, Rules},
-    session::{Admitted, Session},
+    session::{Authenticated, Session},
     tokens::Tokens,
 };
 use crate::{
@@ -184,7 +184,11 @@ impl Identity {
     }
 
     /// Whom the token with this hash names.
-    pub(crate) async fn admit_token(&self, token: &str, hash: Digest) -> Result<Admitted, Status> {
+    pub(crate) async fn admit_token(
+        &self,
+        token: &str,
+        hash: Digest,
+    ) -> Result<Authenticated, Status> {
         let policy = self.policies.current();
         if let Some(principal) = policy.tokens.principal(&hash) {
             return Ok(self.admit(Arc::clone(principal), Credential::Token(hash), None, None));
@@ -219,7 +223,7 @@ impl Identity {
     }
 
     /// Whom a certificate that was found good names. `None` if it names nobody.
-    pub(crate) fn admit_certificate(&self, certificates: Certificates) -> Option<Admitted> {
+    pub(crate) fn admit_certificate(&self, certificates: Certificates) -> Option<Authenticated> {
         let (_, certificate) = X509Certificate::from_der(certificates.first()?).ok()?;
         let principal = named_by(&certificate)?;
         let end = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
@@ -233,8 +237,8 @@ impl Identity {
         credential: Credential,
         expires: Option<SystemTime>,
         claimed: Option<Rights>,
-    ) -> Admitted {
-        Admitted::new(Session::new(
+    ) -> Authenticated {
+        Authenticated::new(Session::new(
             Arc::clone(&self.policies),
             principal,
             credential,

@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq as _;
 use tidegate::{CloseReason, Reason};
 use tonic::{Code, Status};
 
-use super::{Identity, invalid, session::Admitted};
+use super::{Identity, invalid, session::Authenticated};
 use crate::{
     digest::{Digest, digest},
     network::tls::Certificates,
@@ -32,9 +32,9 @@ pub(crate) struct Peer {
     /// Counts the connection, as soon as it belongs to somebody.
     owned: Mutex<Option<OwnedConnection>>,
     /// What its certificate gives it.
-    by_certificate: Option<Admitted>,
+    by_certificate: Option<Authenticated>,
     /// The last token that was accepted, and what it gives.
-    last: Mutex<Option<(Digest, Admitted)>>,
+    last: Mutex<Option<(Digest, Authenticated)>>,
 }
 
 impl Peer {
@@ -64,25 +64,25 @@ impl Peer {
     /// # Errors
     /// The status to answer with when there are no credentials, or they are not accepted, or not looked at, or their
     /// principal has too many connections. A bad token is not made up for by a good certificate.
-    pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Admitted, Status> {
-        let admitted = self.find_out(headers).await?;
-        self.own(&admitted)?;
-        Ok(admitted)
+    pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Authenticated, Status> {
+        let authenticated = self.find_out(headers).await?;
+        self.own(&authenticated)?;
+        Ok(authenticated)
     }
 
     /// Sees to it that the connection belongs to somebody.
-    fn own(&self, admitted: &Admitted) -> Result<(), Status> {
+    fn own(&self, authenticated: &Authenticated) -> Result<(), Status> {
         let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
         if owned.is_none() {
             // That of the certificate, if it shows one, whose ever the first call is.
-            let owner = self.by_certificate.as_ref().unwrap_or(admitted);
+            let owner = self.by_certificate.as_ref().unwrap_or(authenticated);
             let principal = owner.access.principal();
             *owned = Some(OwnedConnection::of(&self.quotas, principal)?);
         }
         Ok(())
     }
 
-    async fn find_out(&self, headers: &HeaderMap) -> Result<Admitted, Status> {
+    async fn find_out(&self, headers: &HeaderMap) -> Result<Authenticated, Status> {
         let mut given = headers.get_all(AUTHORIZATION).iter();
         let Some(header) = given.next() else {
             return self.by_certificate();
@@ -93,16 +93,16 @@ impl Peer {
             return Err(invalid());
         };
         let hash = digest(token.as_bytes());
-        if let Some(admitted) = self.remembered(&hash) {
-            return Ok(admitted);
+        if let Some(authenticated) = self.remembered(&hash) {
+            return Ok(authenticated);
         }
-        let admitted = self.look_at(token, hash).await?;
-        *self.last() = Some((hash, admitted.clone()));
-        Ok(admitted)
+        let authenticated = self.look_at(token, hash).await?;
+        *self.last() = Some((hash, authenticated.clone()));
+        Ok(authenticated)
     }
 
     /// Finds out whose token it is, unless too many from here were bad and it was not found good before.
-    async fn look_at(&self, token: &str, hash: Digest) -> Result<Admitted, Status> {
+    async fn look_at(&self, token: &str, hash: Digest) -> Result<Authenticated, Status> {
         let (quotas, found_good) = (&self.quotas, self.identity.found_good());
         if !found_good.has(self.address, hash) {
             quotas.look_at_credentials(self.address, Instant::now())?;
@@ -119,14 +119,14 @@ impl Peer {
         found
     }
 
-    fn by_certificate(&self) -> Result<Admitted, Status> {
-        let admitted = self.by_certificate.clone().ok_or_else(|| {
+    fn by_certificate(&self) -> Result<Authenticated, Status> {
+        let authenticated = self.by_certificate.clone().ok_or_else(|| {
             Reason::CredentialsMissing.status(
                 "the call has no credentials; send a token as `authorization: Bearer TOKEN`",
             )
         })?;
-        match admitted.access.ended() {
-            None => Ok(admitted),
+        match authenticated.access.ended() {
+            None => Ok(authenticated),
             Some(CloseReason::CredentialsExpired) => Err(Reason::CredentialsExpired
                 .status("the certificate of this connection has expired; connect with a new one")),
             Some(_) => Err(invalid()),
@@ -134,15 +134,19 @@ impl Peer {
     }
 
     /// What the last token gave, if it is the same and still accepted.
-    fn remembered(&self, hash: &Digest) -> Option<Admitted> {
+    fn remembered(&self, hash: &Digest) -> Option<Authenticated> {
         let last = self.last();
-        let (last_hash, admitted) = last.as_ref()?;
+        let (last_hash, authenticated) = last.as_ref()?;
         let is_same = bool::from(last_hash.ct_eq(hash));
-        let admitted = is_same.then(|| admitted.clone())?;
-        admitted.access.ended().is_none().then_some(admitted)
+        let authenticated = is_same.then(|| authenticated.clone())?;
+        authenticated
+            .access
+            .ended()
+            .is_none()
+            .then_some(authenticated)
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<(Digest, Admitted)>> {
+    fn last(&self) -> MutexGuard<'_, Option<(Digest, Authenticated)>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -20,7 +20,7 @@ const CLOCK_CHECK: Duration = Duration::from_secs(5);
 
 /// A principal whose credentials were accepted.
 #[derive(Debug, Clone)]
-pub(crate) struct Admitted {
+pub(crate) struct Authenticated {
     session: Arc<Session>,
     pub(crate) access: Access,
 }
@@ -47,9 +47,9 @@ struct Standing {
     rights: Rights,
 }
 
-// ===== impl Admitted =====
+// ===== impl Authenticated =====
 
-impl Admitted {
+impl Authenticated {
     pub(crate) fn new(session: Session) -> Self {
         let session = Arc::new(session);
         Self {
