@@ -21,7 +21,7 @@ use tower::{Service, util::BoxCloneSyncService};
 
 use crate::{
     config::ServerConfig,
-    identity::{Identity, peer::Peer},
+    identity::{Authenticator, peer::Peer},
     network::tls::Certificates,
     operations::{admin::Admin, controls::Controls},
 };
@@ -59,7 +59,7 @@ pub(crate) struct Routes {
     events: EventService,
     beside: Arc<Beside>,
     /// `None` if nobody is asked for credentials.
-    identity: Option<Arc<Identity>>,
+    authenticator: Option<Arc<Authenticator>>,
 }
 
 /// The services of one connection.
@@ -92,7 +92,7 @@ struct Beside {
 impl Routes {
     pub(crate) fn new(
         events: EventService,
-        identity: Option<Arc<Identity>>,
+        authenticator: Option<Arc<Authenticator>>,
         controls: Controls,
         config: &ServerConfig,
     ) -> Self {
@@ -126,7 +126,7 @@ impl Routes {
         Self {
             events,
             beside: Arc::new(beside),
-            identity,
+            authenticator,
         }
     }
 
@@ -149,8 +149,13 @@ impl Routes {
     ) -> (ConnectionRoutes, Calls) {
         let (events, calls) = self.events.for_connection();
         let quotas = self.beside.controls.quotas();
-        let peer = self.identity.clone().map(|identity| {
-            let peer = Peer::new(identity, Arc::clone(quotas), address.ip(), certificates);
+        let peer = self.authenticator.clone().map(|authenticator| {
+            let peer = Peer::new(
+                authenticator,
+                Arc::clone(quotas),
+                address.ip(),
+                certificates,
+            );
             Arc::new(peer)
         });
         let routes = ConnectionRoutes {

@@ -113,11 +113,16 @@ impl Server {
             events.clone(),
             admission.clone(),
             books,
-            reloader.identity.clone(),
+            reloader.authenticator.clone(),
             memory_budget,
             &config,
         );
-        let routes = Routes::new(events, reloader.identity.clone(), controls.clone(), &config);
+        let routes = Routes::new(
+            events,
+            reloader.authenticator.clone(),
+            controls.clone(),
+            &config,
+        );
         routes.set_serving(true).await;
         tracing::info!(
             %local_addr,

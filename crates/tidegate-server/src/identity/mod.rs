@@ -51,7 +51,7 @@ use crate::{
 
 /// Finds out who calls.
 #[derive(Debug)]
-pub(crate) struct Identity {
+pub(crate) struct Authenticator {
     config: AuthConfig,
     tokens: Files,
     rules: Files,
@@ -61,9 +61,9 @@ pub(crate) struct Identity {
     found_good: FoundGood,
 }
 
-// ===== impl Identity =====
+// ===== impl Authenticator =====
 
-impl Identity {
+impl Authenticator {
     /// Reads all files. `None` without authentication.
     ///
     /// # Errors
@@ -98,7 +98,7 @@ impl Identity {
             fetched: vec![Arc::default(); key_sets.len()],
             verifier: tls.and_then(Tls::verifier),
         };
-        let identity = Self {
+        let authenticator = Self {
             tokens: Files::new(config.tokens.clone()),
             rules: Files::new(config.rules_file.clone()),
             keys,
@@ -107,11 +107,11 @@ impl Identity {
             found_good: FoundGood::default(),
             config,
         };
-        identity.reload(true).into_iter().try_for_each(Err)?;
-        if identity.policies.current().rules.is_empty() && identity.config.jwt.is_none() {
+        authenticator.reload(true).into_iter().try_for_each(Err)?;
+        if authenticator.policies.current().rules.is_empty() && authenticator.config.jwt.is_none() {
             tracing::warn!("there is no rule: nobody may do anything");
         }
-        Ok(Some(Arc::new(identity)))
+        Ok(Some(Arc::new(authenticator)))
     }
 
     pub(crate) fn found_good(&self) -> &FoundGood {

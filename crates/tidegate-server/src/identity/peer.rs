@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq as _;
 use tidegate::{CloseReason, Reason};
 use tonic::{Code, Status};
 
-use super::{Identity, invalid, session::Authenticated};
+use super::{Authenticator, invalid, session::Authenticated};
 use crate::{
     digest::{Digest, digest},
     network::tls::Certificates,
@@ -24,7 +24,7 @@ const MAX_TOKEN_BYTES: usize = 8 << 10;
 /// The client at the other end of a connection.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    identity: Arc<Identity>,
+    authenticator: Arc<Authenticator>,
     /// Where it is.
     address: IpAddr,
     /// Where it is counted.
@@ -40,17 +40,17 @@ pub(crate) struct Peer {
 impl Peer {
     /// The client of a connection from `address`, on which it showed `certificates`, which were found good.
     pub(crate) fn new(
-        identity: Arc<Identity>,
+        authenticator: Arc<Authenticator>,
         quotas: Arc<Quotas>,
         address: IpAddr,
         certificates: Option<Certificates>,
     ) -> Self {
-        let by_certificate = certificates.and_then(|shown| identity.admit_certificate(shown));
+        let by_certificate = certificates.and_then(|shown| authenticator.admit_certificate(shown));
         let owner = by_certificate.as_ref();
         let owned =
             owner.and_then(|owner| OwnedConnection::of_silent(&quotas, owner.access.principal()));
         Self {
-            identity,
+            authenticator,
             address,
             quotas,
             owned: Mutex::new(owned),
@@ -103,11 +103,11 @@ impl Peer {
 
     /// Finds out whose token it is, unless too many from here were bad and it was not found good before.
     async fn look_at(&self, token: &str, hash: Digest) -> Result<Authenticated, Status> {
-        let (quotas, found_good) = (&self.quotas, self.identity.found_good());
+        let (quotas, found_good) = (&self.quotas, self.authenticator.found_good());
         if !found_good.has(self.address, hash) {
             quotas.look_at_credentials(self.address, Instant::now())?;
         }
-        let found = self.identity.admit_token(token, hash).await;
+        let found = self.authenticator.admit_token(token, hash).await;
         match &found {
             Ok(_) => found_good.add(self.address, hash),
             Err(status) if status.code() == Code::Unauthenticated => {

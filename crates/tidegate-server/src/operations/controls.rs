@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::lags::{Histograms, Lags, index};
 use crate::{
     config::ServerConfig,
-    identity::Identity,
+    identity::Authenticator,
     network::admission::{Admission, ConnectionStats},
     quotas::{
         QuotaCount, Quotas,
@@ -93,7 +93,7 @@ struct Shared {
     admission: Admission,
     books: Arc<Books>,
     /// `None` if nobody is asked for credentials.
-    identity: Option<Arc<Identity>>,
+    authenticator: Option<Arc<Authenticator>>,
     live: Mutex<Live>,
     lags: Mutex<Lags>,
     histograms: Histograms,
@@ -112,7 +112,7 @@ impl Controls {
         events: EventService,
         admission: Admission,
         books: Arc<Books>,
-        identity: Option<Arc<Identity>>,
+        authenticator: Option<Arc<Authenticator>>,
         memory_budget: u64,
         config: &ServerConfig,
     ) -> Self {
@@ -121,7 +121,7 @@ impl Controls {
             events,
             admission,
             books,
-            identity,
+            authenticator,
             live: Mutex::new(Live::of(config)),
             lags: Mutex::default(),
             histograms: Histograms::default(),
@@ -156,9 +156,9 @@ impl Controls {
             auth_failures: self.shared.auth_failures.load(Relaxed),
             key_fetch_failures: self
                 .shared
-                .identity
+                .authenticator
                 .as_ref()
-                .map_or(0, |identity| identity.fetch_failures()),
+                .map_or(0, |authenticator| authenticator.fetch_failures()),
             memory_budget: self.shared.memory_budget,
             is_ready: self.is_ready(),
             uptime: self.shared.started.0.elapsed(),

@@ -6,7 +6,7 @@ use tokio::time;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    config::ServerConfig, error::BindError, files::SecurityError, identity::Identity,
+    config::ServerConfig, error::BindError, files::SecurityError, identity::Authenticator,
     network::tls::Tls,
 };
 
@@ -17,7 +17,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct Reloader {
     pub(crate) tls: Option<Arc<Tls>>,
-    pub(crate) identity: Option<Arc<Identity>>,
+    pub(crate) authenticator: Option<Arc<Authenticator>>,
 }
 
 impl Reloader {
@@ -33,8 +33,8 @@ impl Reloader {
             let address = config.listen;
             return Err(BindError::PlaintextCredentials { address });
         }
-        let identity = Identity::new(auth.clone(), tls.as_deref())?;
-        Ok(Self { tls, identity })
+        let authenticator = Authenticator::new(auth.clone(), tls.as_deref())?;
+        Ok(Self { tls, authenticator })
     }
 
     /// Reads all files again now, as the server itself does within 2 s of their change, and fetches key sets.
@@ -45,8 +45,8 @@ impl Reloader {
     /// For each file that cannot be used. What it was before stays, and so do the others' news.
     pub async fn reload(&self) -> Result<(), Vec<SecurityError>> {
         let errors = self.clone().reload_files(true).await;
-        if let Some(identity) = &self.identity {
-            identity.fetch(|_| Duration::ZERO).await;
+        if let Some(authenticator) = &self.authenticator {
+            authenticator.fetch(|_| Duration::ZERO).await;
         }
         match errors.is_empty() {
             true => Ok(()),
@@ -57,7 +57,7 @@ impl Reloader {
     /// Whether there is anything to read.
     #[must_use]
     pub const fn has_files(&self) -> bool {
-        self.tls.is_some() || self.identity.is_some()
+        self.tls.is_some() || self.authenticator.is_some()
     }
 
     /// Does so forever, whenever something has changed, until what is returned is dropped.
@@ -79,9 +79,9 @@ impl Reloader {
         };
         let keys = async {
             let mut ticks = time::interval(INTERVAL);
-            while let Some(identity) = &self.identity {
+            while let Some(authenticator) = &self.authenticator {
                 ticks.tick().await;
-                identity.fetch(|set| set.refresh_interval).await;
+                authenticator.fetch(|set| set.refresh_interval).await;
             }
         };
         tokio::join!(files, keys);
@@ -100,15 +100,15 @@ impl Reloader {
                 Ok(false) => {}
                 Ok(true) => {
                     tracing::info!("read the certificate again");
-                    if let Some(identity) = &self.identity {
-                        identity.set_verifier(tls.verifier());
+                    if let Some(authenticator) = &self.authenticator {
+                        authenticator.set_verifier(tls.verifier());
                     }
                 }
                 Err(error) => errors.push(error),
             }
         }
-        if let Some(identity) = &self.identity {
-            errors.extend(identity.reload(anyway));
+        if let Some(authenticator) = &self.authenticator {
+            errors.extend(authenticator.reload(anyway));
         }
         errors
     }
