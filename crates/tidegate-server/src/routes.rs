@@ -185,7 +185,7 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
         };
         let mut routes = self.clone();
         Box::pin(async move {
-            match routes.admit(&peer, &request).await {
+            match routes.authorize(&peer, &request).await {
                 Ok(access) => {
                     request.extensions_mut().insert(access.clone());
                     routes.route(request, Some(access)).await
@@ -198,7 +198,7 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
 
 impl ConnectionRoutes {
     /// Whether the caller may make this call, as far as that depends on the method alone.
-    async fn admit(
+    async fn authorize(
         &self,
         peer: &Peer,
         request: &http::Request<Incoming>,

@@ -184,14 +184,19 @@ impl Authenticator {
     }
 
     /// Whom the token with this hash names.
-    pub(crate) async fn admit_token(
+    pub(crate) async fn authenticate_token(
         &self,
         token: &str,
         hash: Digest,
     ) -> Result<Authenticated, Status> {
         let policy = self.policies.current();
         if let Some(principal) = policy.tokens.principal(&hash) {
-            return Ok(self.admit(Arc::clone(principal), Credential::Token(hash), None, None));
+            return Ok(self.begin_session(
+                Arc::clone(principal),
+                Credential::Token(hash),
+                None,
+                None,
+            ));
         }
         let Some(jwt) = &self.config.jwt else {
             return Err(invalid());
@@ -208,7 +213,7 @@ impl Authenticator {
                 expires,
                 rights,
                 key,
-            }) => Ok(self.admit(principal, Credential::Jwt(key), Some(expires), rights)),
+            }) => Ok(self.begin_session(principal, Credential::Jwt(key), Some(expires), rights)),
             Err(Refused::Expired) => {
                 Err(Reason::CredentialsExpired.status("the token has expired; get a new one"))
             }
@@ -223,15 +228,18 @@ impl Authenticator {
     }
 
     /// Whom a certificate that was found good names. `None` if it names nobody.
-    pub(crate) fn admit_certificate(&self, certificates: Certificates) -> Option<Authenticated> {
+    pub(crate) fn authenticate_certificate(
+        &self,
+        certificates: Certificates,
+    ) -> Option<Authenticated> {
         let (_, certificate) = X509Certificate::from_der(certificates.first()?).ok()?;
         let principal = named_by(&certificate)?;
         let end = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
         let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(end));
-        Some(self.admit(principal, Credential::Certificate(certificates), end, None))
+        Some(self.begin_session(principal, Credential::Certificate(certificates), end, None))
     }
 
-    fn admit(
+    fn begin_session(
         &self,
         principal: Arc<str>,
         credential: Credential,

@@ -45,7 +45,8 @@ impl Peer {
         address: IpAddr,
         certificates: Option<Certificates>,
     ) -> Self {
-        let by_certificate = certificates.and_then(|shown| authenticator.admit_certificate(shown));
+        let by_certificate =
+            certificates.and_then(|shown| authenticator.authenticate_certificate(shown));
         let owner = by_certificate.as_ref();
         let owned =
             owner.and_then(|owner| OwnedConnection::of_silent(&quotas, owner.access.principal()));
@@ -65,13 +66,13 @@ impl Peer {
     /// The status to answer with when there are no credentials, or they are not accepted, or not looked at, or their
     /// principal has too many connections. A bad token is not made up for by a good certificate.
     pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Authenticated, Status> {
-        let authenticated = self.find_out(headers).await?;
-        self.own(&authenticated)?;
+        let authenticated = self.authenticate(headers).await?;
+        self.assign_owner(&authenticated)?;
         Ok(authenticated)
     }
 
     /// Sees to it that the connection belongs to somebody.
-    fn own(&self, authenticated: &Authenticated) -> Result<(), Status> {
+    fn assign_owner(&self, authenticated: &Authenticated) -> Result<(), Status> {
         let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
         if owned.is_none() {
             // That of the certificate, if it shows one, whose ever the first call is.
@@ -82,7 +83,7 @@ impl Peer {
         Ok(())
     }
 
-    async fn find_out(&self, headers: &HeaderMap) -> Result<Authenticated, Status> {
+    async fn authenticate(&self, headers: &HeaderMap) -> Result<Authenticated, Status> {
         let mut given = headers.get_all(AUTHORIZATION).iter();
         let Some(header) = given.next() else {
             return self.by_certificate();
@@ -96,18 +97,18 @@ impl Peer {
         if let Some(authenticated) = self.remembered(&hash) {
             return Ok(authenticated);
         }
-        let authenticated = self.look_at(token, hash).await?;
+        let authenticated = self.verify_token(token, hash).await?;
         *self.last() = Some((hash, authenticated.clone()));
         Ok(authenticated)
     }
 
     /// Finds out whose token it is, unless too many from here were bad and it was not found good before.
-    async fn look_at(&self, token: &str, hash: Digest) -> Result<Authenticated, Status> {
+    async fn verify_token(&self, token: &str, hash: Digest) -> Result<Authenticated, Status> {
         let (quotas, found_good) = (&self.quotas, self.authenticator.found_good());
         if !found_good.has(self.address, hash) {
-            quotas.look_at_credentials(self.address, Instant::now())?;
+            quotas.check_auth_failures(self.address, Instant::now())?;
         }
-        let found = self.authenticator.admit_token(token, hash).await;
+        let found = self.authenticator.authenticate_token(token, hash).await;
         match &found {
             Ok(_) => found_good.add(self.address, hash),
             Err(status) if status.code() == Code::Unauthenticated => {

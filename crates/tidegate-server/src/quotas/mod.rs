@@ -183,7 +183,7 @@ impl Quotas {
     ///
     /// # Errors
     /// [`OverQuota`], until [`note_auth_failure`](Self::note_auth_failure) has been quiet for long enough.
-    pub(crate) fn look_at_credentials(
+    pub(crate) fn check_auth_failures(
         &self,
         address: IpAddr,
         now: Instant,
