@@ -36,7 +36,7 @@ use crate::{
     },
     quotas::{
         Quotas,
-        subscribers::{Books, Doorkeeper},
+        subscribers::{QuotaGate, Subscribers},
     },
     routes::Routes,
 };
@@ -104,15 +104,15 @@ impl Server {
         };
         let admission = Admission::new(max_connections, config.max_connections_per_address);
         admission.observe_only(config.quotas.observe_only);
-        let books = Arc::new(Books::new(Quotas::new(config.quotas)));
+        let subscribers = Arc::new(Subscribers::new(Quotas::new(config.quotas)));
         let mut service = config.service.clone();
-        service.gate = Some(Arc::new(Doorkeeper(Arc::clone(&books))));
+        service.gate = Some(Arc::new(QuotaGate(Arc::clone(&subscribers))));
         let events = EventService::new(hub.clone(), service);
         let controls = Controls::new(
             hub.clone(),
             events.clone(),
             admission.clone(),
-            books,
+            subscribers,
             reloader.authenticator.clone(),
             memory_budget,
             &config,

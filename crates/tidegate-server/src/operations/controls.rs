@@ -21,7 +21,7 @@ use crate::{
     network::admission::{Admission, ConnectionStats},
     quotas::{
         QuotaCount, Quotas,
-        subscribers::{Books, Subscriber},
+        subscribers::{Subscriber, Subscribers},
     },
 };
 
@@ -91,7 +91,7 @@ struct Shared {
     hub: Hub<Encoded>,
     events: EventService,
     admission: Admission,
-    books: Arc<Books>,
+    subscribers: Arc<Subscribers>,
     /// `None` if nobody is asked for credentials.
     authenticator: Option<Arc<Authenticator>>,
     live: Mutex<Live>,
@@ -111,7 +111,7 @@ impl Controls {
         hub: Hub<Encoded>,
         events: EventService,
         admission: Admission,
-        books: Arc<Books>,
+        subscribers: Arc<Subscribers>,
         authenticator: Option<Arc<Authenticator>>,
         memory_budget: u64,
         config: &ServerConfig,
@@ -120,7 +120,7 @@ impl Controls {
             hub,
             events,
             admission,
-            books,
+            subscribers,
             authenticator,
             live: Mutex::new(Live::of(config)),
             lags: Mutex::default(),
@@ -143,16 +143,16 @@ impl Controls {
             hub,
             events,
             admission,
-            books,
+            subscribers,
             ..
         } = &*self.shared;
         ServerStats {
             hub: hub.stats(),
             chunks: events.chunk_stats(),
             connections: admission.stats(),
-            quotas: books.quotas.counts().into(),
-            streams_begun: books.begun(),
-            streams_ended: books.endings(),
+            quotas: subscribers.quotas.counts().into(),
+            streams_begun: subscribers.begun(),
+            streams_ended: subscribers.endings(),
             auth_failures: self.shared.auth_failures.load(Relaxed),
             key_fetch_failures: self
                 .shared
@@ -173,7 +173,7 @@ impl Controls {
         let mut lags = self.lags();
         lags.look(&infos, now);
         let states = infos.into_iter().filter_map(|info| {
-            let subscriber = self.shared.books.subscriber(info.id)?;
+            let subscriber = self.shared.subscribers.subscriber(info.id)?;
             let lag = lags.of(info.id, now);
             Some(SubscriptionState::new(info, subscriber, lag))
         });
@@ -213,7 +213,7 @@ impl Controls {
         shared
             .hub
             .set_history_limits(config.history, Instant::now());
-        shared.books.quotas.set(config.quotas);
+        shared.subscribers.quotas.set(config.quotas);
         shared.admission.observe_only(config.quotas.observe_only);
     }
 
@@ -227,7 +227,7 @@ impl Controls {
     }
 
     pub(crate) fn quotas(&self) -> &Arc<Quotas> {
-        &self.shared.books.quotas
+        &self.shared.subscribers.quotas
     }
 
     pub(crate) fn histograms(&self) -> &Histograms {
@@ -245,7 +245,7 @@ impl Controls {
 
     /// Looks at how far everyone is behind, and tidies up.
     pub(crate) fn keep_up(&self, now: Instant) {
-        self.shared.books.quotas.keep_up(now);
+        self.shared.subscribers.quotas.keep_up(now);
         if !self.shared.is_watched {
             return;
         }

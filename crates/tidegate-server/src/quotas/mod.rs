@@ -79,9 +79,9 @@ struct Counts {
     logged: AtomicU64,
 }
 
-/// What one subscription uses. Give it back with [`Quotas::give_back`].
+/// What one subscription uses. Give it back with [`Quotas::release`].
 #[derive(Debug)]
-pub(crate) struct Used {
+pub(crate) struct SubscriptionUsage {
     users: Vec<User>,
     filters: Arc<[Arc<str>]>,
 }
@@ -134,7 +134,7 @@ impl Quotas {
         &self,
         caller: &Caller,
         filters: Arc<[Arc<str>]>,
-    ) -> Result<Used, OverQuota> {
+    ) -> Result<SubscriptionUsage, OverQuota> {
         let mut state = self.state();
         let users = users(caller);
         for user in &users {
@@ -145,14 +145,14 @@ impl Quotas {
         for user in &users {
             state.users.entry(user.clone()).or_default().add(&filters);
         }
-        Ok(Used { users, filters })
+        Ok(SubscriptionUsage { users, filters })
     }
 
-    pub(crate) fn give_back(&self, used: &Used) {
+    pub(crate) fn release(&self, held: &SubscriptionUsage) {
         let mut state = self.state();
-        for user in &used.users {
+        for user in &held.users {
             if let Some(usage) = state.users.get_mut(user) {
-                usage.subtract(&used.filters);
+                usage.subtract(&held.filters);
             }
         }
     }
@@ -351,7 +351,7 @@ mod tests {
         quotas
             .subscribe(&from("192.0.2.1"), filters(&["a"]))
             .unwrap();
-        quotas.give_back(&held);
+        quotas.release(&held);
         quotas
             .subscribe(&known("192.0.2.2", "p"), filters(&["a"]))
             .unwrap();
@@ -371,11 +371,11 @@ mod tests {
         let second = quotas.subscribe(&caller, filters(&["b"])).unwrap();
         let refused = quotas.subscribe(&caller, filters(&["c"])).unwrap_err();
         assert_eq!(refused.quota, "filters");
-        quotas.give_back(&first);
+        quotas.release(&first);
         // Only b is held still.
         quotas.subscribe(&caller, filters(&["c"])).unwrap();
         quotas.subscribe(&caller, filters(&["a"])).unwrap_err();
-        quotas.give_back(&second);
+        quotas.release(&second);
     }
 
     #[test]
@@ -433,9 +433,9 @@ mod tests {
     fn who_uses_nothing_any_more_is_forgotten() {
         let quotas = quotas(rate(10), Quota::default());
         let (caller, now) = (from("192.0.2.1"), Instant::now());
-        let used = quotas.subscribe(&caller, filters(&["a"])).unwrap();
+        let usage = quotas.subscribe(&caller, filters(&["a"])).unwrap();
         quotas.publish(&caller, 20, 0, now).unwrap();
-        quotas.give_back(&used);
+        quotas.release(&usage);
         quotas.keep_up(now + Duration::from_secs(1));
         assert_eq!(quotas.state().users.len(), 1, "it has a debt");
         quotas.keep_up(now + Duration::from_secs(2));
