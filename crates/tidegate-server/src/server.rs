@@ -103,7 +103,7 @@ impl Server {
             None => None,
         };
         let admission = Admission::new(max_connections, config.max_connections_per_address);
-        admission.observe_only(config.quotas.observe_only);
+        admission.set_observe_only(config.quotas.observe_only);
         let subscribers = Arc::new(Subscribers::new(Quotas::new(config.quotas)));
         let mut service = config.service.clone();
         service.gate = Some(Arc::new(QuotaGate(Arc::clone(&subscribers))));

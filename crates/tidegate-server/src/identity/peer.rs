@@ -48,8 +48,8 @@ impl Peer {
         let by_certificate =
             certificates.and_then(|shown| authenticator.authenticate_certificate(shown));
         let owner = by_certificate.as_ref();
-        let owned =
-            owner.and_then(|owner| OwnedConnection::of_silent(&quotas, owner.access.principal()));
+        let owned = owner
+            .and_then(|owner| OwnedConnection::claim_silently(&quotas, owner.access.principal()));
         Self {
             authenticator,
             address,
@@ -78,7 +78,7 @@ impl Peer {
             // That of the certificate, if it shows one, whose ever the first call is.
             let owner = self.by_certificate.as_ref().unwrap_or(authenticated);
             let principal = owner.access.principal();
-            *owned = Some(OwnedConnection::of(&self.quotas, principal)?);
+            *owned = Some(OwnedConnection::claim(&self.quotas, principal)?);
         }
         Ok(())
     }

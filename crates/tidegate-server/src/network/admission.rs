@@ -97,7 +97,7 @@ impl Admission {
     }
 
     /// Sets whether connections beyond the cap for their address are counted, but let in.
-    pub(crate) fn observe_only(&self, observe_only: bool) {
+    pub(crate) fn set_observe_only(&self, observe_only: bool) {
         self.shared.observe_only.store(observe_only, Relaxed);
     }
 

@@ -214,7 +214,9 @@ impl Controls {
             .hub
             .set_history_limits(config.history, Instant::now());
         shared.subscribers.quotas.set(config.quotas);
-        shared.admission.observe_only(config.quotas.observe_only);
+        shared
+            .admission
+            .set_observe_only(config.quotas.observe_only);
     }
 
     /// When the server was made.

@@ -46,10 +46,10 @@ use self::usage::{Kind, State, User, exceeds, users};
 use crate::address::network_of;
 
 /// When a place may be free again is not known; this is how long to wait before asking.
-const RETRY_PLACE: Duration = Duration::from_secs(10);
+const COUNT_RETRY: Duration = Duration::from_secs(10);
 
 /// No rate asks for less patience than this.
-const SHORTEST_RETRY: Duration = Duration::from_millis(1);
+const MIN_RATE_RETRY: Duration = Duration::from_millis(1);
 
 /// How often one quota was exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,8 +138,8 @@ impl Quotas {
         let mut state = self.state();
         let users = users(caller);
         for user in &users {
-            if let Some(kind) = state.over_places(user, &filters) {
-                self.exceed(kind, RETRY_PLACE, state.config.observe_only)?;
+            if let Some(kind) = state.count_exceeded(user, &filters) {
+                self.exceed(kind, COUNT_RETRY, state.config.observe_only)?;
             }
         }
         for user in &users {
@@ -168,10 +168,10 @@ impl Quotas {
         let users = users(caller);
         let waits = users
             .iter()
-            .filter_map(|user| state.over_rates(user, now))
+            .filter_map(|user| state.rate_exceeded(user, now))
             .max_by_key(|(_, wait)| *wait);
         if let Some((kind, wait)) = waits {
-            return self.exceed(kind, wait.max(SHORTEST_RETRY), state.config.observe_only);
+            return self.exceed(kind, wait.max(MIN_RATE_RETRY), state.config.observe_only);
         }
         for user in &users {
             state.take(user, events as f64, bytes as f64, now);
@@ -193,7 +193,7 @@ impl Quotas {
         let usage = state.users.get(&User::Address(network_of(address)));
         match usage.and_then(|usage| usage.auth_failures.wait(rate, now)) {
             Some(wait) => {
-                let wait = wait.max(SHORTEST_RETRY);
+                let wait = wait.max(MIN_RATE_RETRY);
                 self.exceed(Kind::AuthFailures, wait, state.config.observe_only)
             }
             None => Ok(()),
@@ -258,12 +258,12 @@ impl OwnedConnection {
     ///
     /// # Errors
     /// [`OverQuota`].
-    pub(crate) fn of(quotas: &Arc<Quotas>, principal: &Arc<str>) -> Result<Self, OverQuota> {
+    pub(crate) fn claim(quotas: &Arc<Quotas>, principal: &Arc<str>) -> Result<Self, OverQuota> {
         Self::enter(quotas, principal, true)
     }
 
     /// The same before any call was made, which could be told or counted that it is too many.
-    pub(crate) fn of_silent(quotas: &Arc<Quotas>, principal: &Arc<str>) -> Option<Self> {
+    pub(crate) fn claim_silently(quotas: &Arc<Quotas>, principal: &Arc<str>) -> Option<Self> {
         Self::enter(quotas, principal, false).ok()
     }
 
@@ -274,9 +274,9 @@ impl OwnedConnection {
         let open = users.get(&owner).map_or(0, |usage| usage.connections);
         if exceeds(open + 1, config.principal_connections) {
             if !is_call {
-                return Err(Kind::Connections.exceeded(RETRY_PLACE));
+                return Err(Kind::Connections.exceeded(COUNT_RETRY));
             }
-            quotas.exceed(Kind::Connections, RETRY_PLACE, config.observe_only)?;
+            quotas.exceed(Kind::Connections, COUNT_RETRY, config.observe_only)?;
         }
         users.entry(owner.clone()).or_default().connections += 1;
         drop(state);

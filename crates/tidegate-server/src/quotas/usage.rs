@@ -58,7 +58,7 @@ pub(super) struct Usage {
 
 impl State {
     /// Of what `user` would have too much with one more subscription of `filters`.
-    pub(super) fn over_places(&self, user: &User, filters: &[Arc<str>]) -> Option<Kind> {
+    pub(super) fn count_exceeded(&self, user: &User, filters: &[Arc<str>]) -> Option<Kind> {
         let quota = user.quota(&self.config);
         let nothing = Usage::default();
         let usage = self.users.get(user).unwrap_or(&nothing);
@@ -77,7 +77,7 @@ impl State {
     }
 
     /// Of what `user` has published too much, and how long it has to wait.
-    pub(super) fn over_rates(&self, user: &User, now: Instant) -> Option<(Kind, Duration)> {
+    pub(super) fn rate_exceeded(&self, user: &User, now: Instant) -> Option<(Kind, Duration)> {
         let quota = user.quota(&self.config);
         let usage = self.users.get(user)?;
         let events = usage.events.wait(quota.publish_events, now);
@@ -114,8 +114,8 @@ impl State {
     }
 }
 
-pub(super) fn exceeds(count: usize, most: Option<usize>) -> bool {
-    most.is_some_and(|most| count > most)
+pub(super) fn exceeds(count: usize, limit: Option<usize>) -> bool {
+    limit.is_some_and(|limit| count > limit)
 }
 
 pub(super) fn users(caller: &Caller) -> Vec<User> {
