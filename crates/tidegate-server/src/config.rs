@@ -8,7 +8,7 @@ use std::{
 use tidegate::{ClientIdPolicy, HistoryLimits, ServiceConfig, SweepRules};
 use tidegate_transport::Http2Config;
 
-use crate::{identity::AuthConfig, quotas::QuotaConfig, tls::TlsConfig};
+use crate::{identity::AuthConfig, network::tls::TlsConfig, quotas::QuotaConfig};
 
 /// How a server behaves.
 #[derive(Debug, Clone)]

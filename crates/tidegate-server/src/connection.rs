@@ -11,8 +11,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    network::tls::{Certificates, Tls, Transport},
     routes::Routes,
-    tls::{Certificates, Tls, Transport},
 };
 
 /// Serves connections, each with the same limits.

@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::tokens::{Digest, digest};
+use crate::digest::{Digest, digest};
 
 /// Why something about certificates, credentials or rules cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -34,48 +34,42 @@
 //! for all whose credentials are accepted. Certificates, tokens, keys and rules are read again when their files
 //! change: [`Reloader`].
 
-mod admin;
-mod admission;
-mod authorisation;
-mod books;
-mod caller;
+mod address;
 mod config;
 mod connection;
-mod controls;
-mod descriptors;
+mod digest;
+mod error;
 mod files;
-mod found_good;
-mod http;
 mod identity;
-mod jwks;
-mod jwt;
-mod lags;
 mod memory;
-mod metrics;
-mod policy;
+mod network;
+mod operations;
 mod quotas;
-mod reload;
 mod routes;
 mod server;
-mod session;
 pub mod settings;
-mod tls;
-mod tokens;
 
 pub use tidegate::{ClientIdPolicy, Encoded, Hub, SweepRules, TopicSet};
 pub use tidegate_transport::Http2Config;
 
 pub use crate::{
-    admission::{Admission, ConnectionStats},
-    authorisation::{Grant, Rule},
     config::ServerConfig,
-    controls::{Controls, ServerStats, SubscriptionState},
+    error::BindError,
     files::SecurityError,
-    identity::AuthConfig,
-    jwt::{JwksUrl, JwtConfig, JwtKeys},
+    identity::{
+        AuthConfig,
+        jwt::{JwksUrl, JwtConfig, JwtKeys},
+        rules::{Grant, Rule},
+        tokens::token_line,
+    },
+    network::{
+        admission::{Admission, ConnectionStats},
+        tls::{ClientAuth, TlsConfig},
+    },
+    operations::{
+        controls::{Controls, ServerStats, SubscriptionState},
+        reload::Reloader,
+    },
     quotas::{Quota, QuotaConfig, QuotaCount},
-    reload::Reloader,
-    server::{BindError, DrainReport, Server},
-    tls::{ClientAuth, TlsConfig},
-    tokens::token_line,
+    server::{DrainReport, Server},
 };

@@ -20,8 +20,10 @@ use tonic_reflection::server::Builder;
 use tower::{Service, util::BoxCloneSyncService};
 
 use crate::{
-    admin::Admin, caller::Caller, config::ServerConfig, controls::Controls, identity::Identity,
-    tls::Certificates,
+    config::ServerConfig,
+    identity::{Authenticator, peer::Peer},
+    network::tls::Certificates,
+    operations::{admin::Admin, controls::Controls},
 };
 
 const ADMIN: &str = "/tidegate.v1.AdminService/";
@@ -57,7 +59,7 @@ pub(crate) struct Routes {
     events: EventService,
     beside: Arc<Beside>,
     /// `None` if nobody is asked for credentials.
-    identity: Option<Arc<Identity>>,
+    authenticator: Option<Arc<Authenticator>>,
 }
 
 /// The services of one connection.
@@ -67,9 +69,9 @@ pub(crate) struct ConnectionRoutes {
     beside: Arc<Beside>,
     calls: Calls,
     /// Where the connection comes from.
-    peer: SocketAddr,
+    address: SocketAddr,
     /// Who is at the other end. `None` if nobody is asked.
-    caller: Option<Arc<Caller>>,
+    peer: Option<Arc<Peer>>,
 }
 
 #[derive(Debug)]
@@ -90,7 +92,7 @@ struct Beside {
 impl Routes {
     pub(crate) fn new(
         events: EventService,
-        identity: Option<Arc<Identity>>,
+        authenticator: Option<Arc<Authenticator>>,
         controls: Controls,
         config: &ServerConfig,
     ) -> Self {
@@ -124,7 +126,7 @@ impl Routes {
         Self {
             events,
             beside: Arc::new(beside),
-            identity,
+            authenticator,
         }
     }
 
@@ -139,24 +141,29 @@ impl Routes {
         }
     }
 
-    /// The services of a connection from `peer`, whose client showed `certificates`.
+    /// The services of a connection from `address`, whose client showed `certificates`.
     pub(crate) fn for_connection(
         &self,
-        peer: SocketAddr,
+        address: SocketAddr,
         certificates: Option<Certificates>,
     ) -> (ConnectionRoutes, Calls) {
         let (events, calls) = self.events.for_connection();
-        let books = self.beside.controls.books();
-        let caller = self.identity.clone().map(|identity| {
-            let caller = Caller::new(identity, Arc::clone(books), peer.ip(), certificates);
-            Arc::new(caller)
+        let quotas = self.beside.controls.quotas();
+        let peer = self.authenticator.clone().map(|authenticator| {
+            let peer = Peer::new(
+                authenticator,
+                Arc::clone(quotas),
+                address.ip(),
+                certificates,
+            );
+            Arc::new(peer)
         });
         let routes = ConnectionRoutes {
             events,
             beside: Arc::clone(&self.beside),
             calls: calls.clone(),
+            address,
             peer,
-            caller,
         };
         (routes, calls)
     }
@@ -172,13 +179,13 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
     }
 
     fn call(&mut self, mut request: http::Request<Incoming>) -> ResponseFuture {
-        let caller = self.caller.clone();
-        let Some(caller) = caller.filter(|_| !OPEN.contains(&request.uri().path())) else {
+        let peer = self.peer.clone();
+        let Some(peer) = peer.filter(|_| !OPEN.contains(&request.uri().path())) else {
             return self.route(request, None);
         };
         let mut routes = self.clone();
         Box::pin(async move {
-            match routes.admit(&caller, &request).await {
+            match routes.authorize(&peer, &request).await {
                 Ok(access) => {
                     request.extensions_mut().insert(access.clone());
                     routes.route(request, Some(access)).await
@@ -191,12 +198,12 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
 
 impl ConnectionRoutes {
     /// Whether the caller may make this call, as far as that depends on the method alone.
-    async fn admit(
+    async fn authorize(
         &self,
-        caller: &Caller,
+        peer: &Peer,
         request: &http::Request<Incoming>,
     ) -> Result<Access, Status> {
-        let admitted = caller
+        let authenticated = peer
             .identify(request.headers())
             .await
             .inspect_err(|status| {
@@ -205,10 +212,10 @@ impl ConnectionRoutes {
                 }
             })?;
         let path = request.uri().path();
-        if FOR_PRINCIPALS.contains(&path) || admitted.may_administer() {
-            return Ok(admitted.access);
+        if FOR_PRINCIPALS.contains(&path) || authenticated.may_administer() {
+            return Ok(authenticated.access);
         }
-        let principal = admitted.access.principal();
+        let principal = authenticated.access.principal();
         Err(Reason::NotAllowed.status(format!(
             "`{principal}` may not call `{path}`; ask for a rule with `admin = true`"
         )))
@@ -236,7 +243,7 @@ impl ConnectionRoutes {
         }
         if !path.starts_with("/grpc.") {
             request.extensions_mut().insert(tidegate::Caller {
-                address: Some(self.peer),
+                address: Some(self.address),
                 principal: None,
             });
             return self.events.call(request);

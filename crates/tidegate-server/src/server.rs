@@ -2,7 +2,6 @@
 
 use std::{
     future::Future,
-    io,
     net::SocketAddr,
     pin::pin,
     sync::{
@@ -22,20 +21,24 @@ use tokio::{
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::{
-    admission::{Admission, ConnectionStats},
-    books::{Books, Doorkeeper},
     config::ServerConfig,
     connection::Connections,
-    controls::{Controls, Live},
-    descriptors::{TooFew, room_for_connections},
-    files::SecurityError,
-    http::HttpListener,
-    identity::Identity,
+    error::BindError,
     memory,
-    quotas::Quotas,
-    reload::Reloader,
+    network::{
+        admission::{Admission, ConnectionStats},
+        descriptors::room_for_connections,
+    },
+    operations::{
+        controls::{Controls, Live},
+        http::HttpListener,
+        reload::Reloader,
+    },
+    quotas::{
+        Quotas,
+        subscribers::{QuotaGate, Subscribers},
+    },
     routes::Routes,
-    tls::Tls,
 };
 
 /// How often history is looked through for what is too old, and subscriptions for what is stuck, unless
@@ -58,45 +61,6 @@ pub struct Server {
     reloader: Reloader,
 }
 
-/// Why a server could not be made.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BindError {
-    /// The address could not be had.
-    #[error("cannot listen on {address}: is another server running there? Port 0 takes a free one")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the operating system says.
-        source: io::Error,
-    },
-    /// The process may not open as many files as [`ServerConfig::max_connections`] needs.
-    #[error(
-        "the process may open {allowed} files, and {needed} are needed for so many connections: raise the \
-         limit (`ulimit -Hn`, or LimitNOFILE= of systemd), or lower the cap on connections"
-    )]
-    Descriptors {
-        /// How many it may open.
-        allowed: usize,
-        /// How many it needs.
-        needed: usize,
-    },
-    /// Credentials would go over the network for everyone to read.
-    #[error(
-        "credentials would be sent to {address} without TLS, and whoever is between could use them: give a certificate and its key, listen on a loopback address, or say `insecure`"
-    )]
-    PlaintextCredentials {
-        /// The address.
-        address: SocketAddr,
-    },
-    /// Certificates, credentials or rules cannot be used.
-    #[error(transparent)]
-    Security(#[from] SecurityError),
-    /// There is no randomness for an epoch.
-    #[error("the operating system has no randomness to give")]
-    Randomness(#[source] io::Error),
-}
-
 /// How a server ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainReport {
@@ -116,7 +80,7 @@ impl Server {
     /// # Errors
     /// [`BindError`].
     pub async fn bind(config: ServerConfig) -> Result<Self, BindError> {
-        let reloader = security(&config)?;
+        let reloader = Reloader::new(&config)?;
         let max_connections = room_for_connections(config.max_connections)?;
         let memory_budget = config.memory_budget.unwrap_or_else(memory::default_budget);
         warn_of_small_budget(memory_budget, &config);
@@ -139,21 +103,26 @@ impl Server {
             None => None,
         };
         let admission = Admission::new(max_connections, config.max_connections_per_address);
-        admission.observe_only(config.quotas.observe_only);
-        let books = Arc::new(Books::new(Quotas::new(config.quotas)));
+        admission.set_observe_only(config.quotas.observe_only);
+        let subscribers = Arc::new(Subscribers::new(Quotas::new(config.quotas)));
         let mut service = config.service.clone();
-        service.gate = Some(Arc::new(Doorkeeper(Arc::clone(&books))));
+        service.gate = Some(Arc::new(QuotaGate(Arc::clone(&subscribers))));
         let events = EventService::new(hub.clone(), service);
         let controls = Controls::new(
             hub.clone(),
             events.clone(),
             admission.clone(),
-            books,
-            reloader.identity.clone(),
+            subscribers,
+            reloader.authenticator.clone(),
             memory_budget,
             &config,
         );
-        let routes = Routes::new(events, reloader.identity.clone(), controls.clone(), &config);
+        let routes = Routes::new(
+            events,
+            reloader.authenticator.clone(),
+            controls.clone(),
+            &config,
+        );
         routes.set_serving(true).await;
         tracing::info!(
             %local_addr,
@@ -251,8 +220,8 @@ impl Server {
         tasks: &TaskTracker,
         cut: &Arc<AtomicUsize>,
     ) {
-        let admitted = match self.admission.admit(peer.ip()) {
-            Ok(admitted) => admitted,
+        let permit = match self.admission.admit(peer.ip()) {
+            Ok(permit) => permit,
             Err(refusal) => {
                 tracing::debug!(%peer, %refusal, "connection refused");
                 // Closed with a reset, which leaves nothing to wait for. If it fails, it is closed anyhow.
@@ -267,7 +236,7 @@ impl Server {
             if connections.serve(stream, peer).await {
                 cut.fetch_add(1, Relaxed);
             }
-            drop(admitted);
+            drop(permit);
         });
     }
 
@@ -321,25 +290,6 @@ impl Server {
             streams_cut,
         }
     }
-}
-
-impl From<TooFew> for BindError {
-    fn from(TooFew { allowed, needed }: TooFew) -> Self {
-        Self::Descriptors { allowed, needed }
-    }
-}
-
-/// Reads certificates, credentials and rules.
-pub(crate) fn security(config: &ServerConfig) -> Result<Reloader, BindError> {
-    let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
-    let auth = &config.auth;
-    let is_open = tls.is_none() && !config.listen.ip().is_loopback();
-    if auth.takes_tokens() && is_open && !auth.insecure {
-        let address = config.listen;
-        return Err(BindError::PlaintextCredentials { address });
-    }
-    let identity = Identity::new(auth.clone(), tls.as_deref())?;
-    Ok(Reloader { tls, identity })
 }
 
 /// Warns of a memory budget that cannot hold what may be published at once: of such a publish only the end is there

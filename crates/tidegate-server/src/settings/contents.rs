@@ -11,13 +11,11 @@ use super::{
     written::{Origin, Problem, Written},
 };
 use crate::{
-    authorisation::Rules,
+    error::BindError,
     files::{self, SecurityError},
-    jwks::Fetcher,
-    jwt::JwtKeys,
-    server::{BindError, security},
-    tls::{self, TlsConfig},
-    tokens::Tokens,
+    identity::{jwks::Fetcher, jwt::JwtKeys, rules::Rules, tokens::Tokens},
+    network::tls::{self, TlsConfig},
+    operations::reload::Reloader,
 };
 
 /// What is wrong with the files of `configuration`. When nothing is, whether a server would take them together.
@@ -40,7 +38,7 @@ pub(super) fn problems(configuration: &Configuration, written: &Written) -> Vec<
 
 /// What is wrong with what each file alone allows.
 pub(super) fn together(configuration: &Configuration, written: &Written) -> Option<Problem> {
-    let error = security(&configuration.server).err()?;
+    let error = Reloader::new(&configuration.server).err()?;
     let keys: &[&str] = match &error {
         BindError::PlaintextCredentials { .. } => &["listen", "auth.tokens", "auth.jwt.issuer"],
         _ => &["auth.rules", "auth.jwt.issuer", "tls.certificate"],

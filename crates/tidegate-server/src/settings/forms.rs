@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 use tidegate::ClientIdPolicy;
 use tracing_subscriber::EnvFilter;
 
-use crate::tls::ClientAuth;
+use crate::network::tls::ClientAuth;
 
 /// Stands between values of a setting that may have several.
 pub const SEPARATOR: &str = ",";

@@ -3,9 +3,11 @@
 use std::{path::PathBuf, time::Duration};
 
 use crate::{
-    identity::AuthConfig,
-    jwt::{JwksUrl, JwtConfig, JwtKeys},
-    tls::{ClientAuth, TlsConfig},
+    identity::{
+        AuthConfig,
+        jwt::{JwksUrl, JwtConfig, JwtKeys},
+    },
+    network::tls::{ClientAuth, TlsConfig},
 };
 
 /// What TLS and credentials are made of.

@@ -2,8 +2,8 @@ use std::{collections::HashSet, fs, path::Path, time::Duration};
 
 use super::*;
 use crate::{
-    jwt::{JwksUrl, JwtKeys},
-    tls::ClientAuth,
+    identity::jwt::{JwksUrl, JwtKeys},
+    network::tls::ClientAuth,
 };
 
 fn nothing(_: &str) -> Option<String> {

@@ -1,5 +1,5 @@
-//! The books of a server: who is subscribed, from where, since when and to what; how streams ended; and the
-//! quotas, which are kept here because whoever is let in is written down in the same moment.
+//! The subscribers of a server: who is subscribed, from where, since when and to what, and how streams ended. The
+//! gate of the event service records them, because it is asked before each subscription begins.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,7 +10,7 @@ use std::{
 
 use tidegate::{Caller, Gate, Limits, OverQuota, Place, Reason};
 
-use crate::quotas::{Quotas, Used};
+use super::{Quotas, SubscriptionUsage};
 
 /// How a stream ended whose client left, or whose connection broke.
 pub(crate) const CLIENT_LEFT: &str = "CLIENT_LEFT";
@@ -32,15 +32,15 @@ const ENDINGS: [&str; 12] = [
 ];
 
 #[derive(Debug)]
-pub(crate) struct Books {
-    pub(crate) quotas: Quotas,
-    pages: Mutex<Pages>,
+pub(crate) struct Subscribers {
+    pub(crate) quotas: Arc<Quotas>,
+    records: Mutex<Records>,
 }
 
 #[derive(Debug)]
-struct Pages {
-    /// By the identity of the subscription.
-    subscribers: HashMap<u64, Subscriber>,
+struct Records {
+    /// The subscriptions that are open, by their ids.
+    open: HashMap<u64, Subscriber>,
     begun: u64,
     endings: BTreeMap<&'static str, u64>,
 }
@@ -56,63 +56,67 @@ pub(crate) struct Subscriber {
 
 /// The gate of the event service.
 #[derive(Debug, Clone)]
-pub(crate) struct Doorkeeper(pub(crate) Arc<Books>);
+pub(crate) struct QuotaGate(pub(crate) Arc<Subscribers>);
 
 #[derive(Debug)]
-struct Taken {
-    books: Arc<Books>,
+struct SubscriptionPermit {
+    subscribers: Arc<Subscribers>,
     caller: Caller,
     filters: Arc<[Arc<str>]>,
-    used: Used,
-    /// The identity of the subscription, when it has begun and not ended.
+    usage: SubscriptionUsage,
+    /// The id of the subscription, when it has begun and not ended.
     id: Option<u64>,
 }
 
-impl Books {
+impl Subscribers {
     pub(crate) fn new(quotas: Quotas) -> Self {
-        let pages = Pages {
-            subscribers: HashMap::new(),
+        let records = Records {
+            open: HashMap::new(),
             begun: 0,
             endings: ENDINGS.map(|ending| (ending, 0)).into(),
         };
         Self {
-            quotas,
-            pages: Mutex::new(pages),
+            quotas: Arc::new(quotas),
+            records: Mutex::new(records),
         }
     }
 
     pub(crate) fn subscriber(&self, id: u64) -> Option<Subscriber> {
-        self.pages().subscribers.get(&id).cloned()
+        self.records().open.get(&id).cloned()
     }
 
     /// How many streams have begun.
     pub(crate) fn begun(&self) -> u64 {
-        self.pages().begun
+        self.records().begun
     }
 
     /// How many streams ended for each reason.
     pub(crate) fn endings(&self) -> Vec<(&'static str, u64)> {
-        let pages = self.pages();
-        pages.endings.iter().map(|(name, n)| (*name, *n)).collect()
+        let records = self.records();
+        records
+            .endings
+            .iter()
+            .map(|(name, n)| (*name, *n))
+            .collect()
     }
 
-    fn pages(&self) -> MutexGuard<'_, Pages> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Gate for Doorkeeper {
+impl Gate for QuotaGate {
     fn subscribe(&self, caller: &Caller, filters: &[String]) -> Result<Box<dyn Place>, OverQuota> {
         let filters: Arc<[Arc<str>]> = filters
             .iter()
             .map(|filter| filter.as_str().into())
             .collect();
-        let used = self.0.quotas.subscribe(caller, Arc::clone(&filters))?;
-        Ok(Box::new(Taken {
-            books: Arc::clone(&self.0),
+        let usage = self.0.quotas.subscribe(caller, Arc::clone(&filters))?;
+        Ok(Box::new(SubscriptionPermit {
+            subscribers: Arc::clone(&self.0),
             caller: caller.clone(),
             filters,
-            used,
+            usage,
             id: None,
         }))
     }
@@ -126,7 +130,7 @@ impl Gate for Doorkeeper {
     }
 }
 
-impl Place for Taken {
+impl Place for SubscriptionPermit {
     fn begun(&mut self, id: u64, limits: &Limits) {
         let subscriber = Subscriber {
             address: self.caller.address,
@@ -134,23 +138,28 @@ impl Place for Taken {
             limits: *limits,
             since: SystemTime::now(),
         };
-        let mut pages = self.books.pages();
-        pages.begun += 1;
-        pages.subscribers.insert(id, subscriber);
+        let mut records = self.subscribers.records();
+        records.begun += 1;
+        records.open.insert(id, subscriber);
         self.id = Some(id);
     }
 
     fn ended(&mut self, reason: Option<Reason>) {
         let ending = reason.map_or(CLIENT_LEFT, Reason::as_str);
-        *self.books.pages().endings.entry(ending).or_default() += 1;
+        *self
+            .subscribers
+            .records()
+            .endings
+            .entry(ending)
+            .or_default() += 1;
     }
 }
 
-impl Drop for Taken {
+impl Drop for SubscriptionPermit {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.books.pages().subscribers.remove(&id);
+            self.subscribers.records().open.remove(&id);
         }
-        self.books.quotas.give_back(&self.used);
+        self.subscribers.quotas.release(&self.usage);
     }
 }

@@ -10,10 +10,9 @@ use std::{
 use tidegate::{Access, Authority, ClientId, CloseReason, Filter, Topic};
 use tokio::time::sleep;
 
-use crate::{
-    authorisation::Rights,
-    identity::Identity,
-    policy::{Credential, Policy},
+use super::{
+    policy::{Credential, Policies, Policy},
+    rules::Rights,
 };
 
 /// The longest that is slept toward the end of credentials: the clock may be set meanwhile.
@@ -21,7 +20,7 @@ const CLOCK_CHECK: Duration = Duration::from_secs(5);
 
 /// A principal whose credentials were accepted.
 #[derive(Debug, Clone)]
-pub(crate) struct Admitted {
+pub(crate) struct Authenticated {
     session: Arc<Session>,
     pub(crate) access: Access,
 }
@@ -29,7 +28,7 @@ pub(crate) struct Admitted {
 /// One principal with one credential.
 #[derive(Debug)]
 pub(crate) struct Session {
-    identity: Arc<Identity>,
+    policies: Arc<Policies>,
     principal: Arc<str>,
     credential: Credential,
     /// When the credential ends by itself.
@@ -48,9 +47,9 @@ struct Standing {
     rights: Rights,
 }
 
-// ===== impl Admitted =====
+// ===== impl Authenticated =====
 
-impl Admitted {
+impl Authenticated {
     pub(crate) fn new(session: Session) -> Self {
         let session = Arc::new(session);
         Self {
@@ -69,16 +68,16 @@ impl Admitted {
 
 impl Session {
     pub(crate) fn new(
-        identity: Arc<Identity>,
+        policies: Arc<Policies>,
         principal: Arc<str>,
         credential: Credential,
         expires: Option<SystemTime>,
         claimed: Option<Rights>,
     ) -> Self {
-        let policy = identity.policy();
+        let policy = policies.current();
         let standing = Standing::new(policy, &principal, &credential, claimed.as_ref());
         Self {
-            identity,
+            policies,
             principal,
             credential,
             expires,
@@ -88,7 +87,7 @@ impl Session {
     }
 
     fn standing(&self) -> Arc<Standing> {
-        let policy = self.identity.policy();
+        let policy = self.policies.current();
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&standing.policy, &policy) {
             let claimed = self.claimed.as_ref();
@@ -147,7 +146,7 @@ impl Authority for Session {
     }
 
     fn changed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let mut policy = self.identity.watch();
+        let mut policy = self.policies.watch();
         let expires = self.expires;
         Box::pin(async move {
             tokio::select! {

@@ -15,11 +15,9 @@
 
 use std::sync::Arc;
 
-use aws_lc_rs::digest::SHA256;
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
-/// A SHA-256.
-pub(crate) type Digest = [u8; 32];
+use crate::digest::{Digest, digest};
 
 /// What stands before the hash in the file.
 const SCHEME: &str = "sha256:";
@@ -32,11 +30,6 @@ pub(crate) struct Tokens(Vec<Token>);
 struct Token {
     principal: Arc<str>,
     hash: Digest,
-}
-
-pub(crate) fn digest(bytes: &[u8]) -> Digest {
-    let digest = aws_lc_rs::digest::digest(&SHA256, bytes);
-    digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
 /// The line of a token file for `token`, of `principal`.

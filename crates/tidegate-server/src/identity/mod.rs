@@ -12,97 +12,58 @@
 //! Nothing is done for a server without authentication. With it, the last token of each connection is
 //! remembered, so that a client that makes many calls has its token checked once.
 
+mod config;
+pub(crate) mod jwks;
+pub(crate) mod jwt;
+mod known_tokens;
+pub(crate) mod peer;
+mod policy;
+pub(crate) mod rules;
+mod session;
+pub(crate) mod tokens;
+
 use std::{
     path::PathBuf,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use rustls::server::danger::ClientCertVerifier;
 use tidegate::Reason;
-use tokio::{sync::watch, time::Instant};
 use tonic::Status;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
-use crate::{
-    authorisation::{Rights, Rule, Rules},
-    files::{Files, SecurityError},
-    found_good::FoundGood,
-    jwks::Fetcher,
-    jwt::{JwksUrl, JwtConfig, JwtKeys, Keys, Refused, Verified},
-    policy::{Credential, Policy},
-    session::{Admitted, Session},
-    tls::{Certificates, Tls},
-    tokens::{Digest, Tokens},
+pub use self::config::AuthConfig;
+use self::{
+    jwks::KeySets,
+    jwt::{JwksUrl, JwtKeys, Keys, Refused, Verified},
+    known_tokens::FoundGood,
+    policy::{Credential, Policies, Policy},
+    rules::{Rights, Rules},
+    session::{Authenticated, Session},
+    tokens::Tokens,
 };
-
-/// Who may call, and what they may do. Authentication is on as soon as there is a way to tell who calls: tokens,
-/// JSON Web Tokens, or [certificates](crate::TlsConfig::client_ca). Then everything is denied that no rule
-/// allows.
-///
-/// The files are looked at every 2 s, and read again when they have changed. One that cannot be used leaves what
-/// was there before, and is logged as an error.
-#[derive(Debug, Clone, Default)]
-pub struct AuthConfig {
-    /// A file of bearer tokens by their hashes. Default: `None`.
-    pub tokens: Option<PathBuf>,
-    /// What JSON Web Tokens are accepted. Default: `None`.
-    pub jwt: Option<JwtConfig>,
-    /// What principals may do. Default: nothing.
-    pub rules: Vec<Rule>,
-    /// A file of more rules: an array of tables `rule`, in TOML, with the fields of [`Rule`]. Default: `None`.
-    pub rules_file: Option<PathBuf>,
-    /// Whether to take credentials without TLS from beyond this machine. Whoever is between can read and use
-    /// them. Default: false.
-    pub insecure: bool,
-}
+use crate::{
+    digest::Digest,
+    files::{Files, SecurityError},
+    network::tls::{Certificates, Tls},
+};
 
 /// Finds out who calls.
 #[derive(Debug)]
-pub(crate) struct Identity {
+pub(crate) struct Authenticator {
     config: AuthConfig,
     tokens: Files,
     rules: Files,
     keys: Files,
-    fetchers: Vec<Fetched>,
-    policy: watch::Sender<Arc<Policy>>,
+    key_sets: KeySets,
+    policies: Arc<Policies>,
     found_good: FoundGood,
-    fetch_failures: AtomicU64,
 }
 
-/// A key set that is fetched.
-#[derive(Debug)]
-struct Fetched {
-    fetcher: Fetcher,
-    /// When it was last looked at. Held while it is, so that all who need it wait for one answer.
-    last: tokio::sync::Mutex<Option<Instant>>,
-    /// When it was last had.
-    had: Mutex<Option<Instant>>,
-}
+// ===== impl Authenticator =====
 
-// ===== impl AuthConfig =====
-
-impl AuthConfig {
-    /// Whether callers must prove who they are, certificates aside.
-    pub(crate) fn takes_tokens(&self) -> bool {
-        self.tokens.is_some() || self.jwt.is_some()
-    }
-
-    fn has_rules(&self) -> bool {
-        self.rules_file.is_some() || !self.rules.is_empty()
-    }
-
-    fn key_sources(&self) -> &[JwtKeys] {
-        self.jwt.as_ref().map_or(&[], |jwt| &jwt.keys)
-    }
-}
-
-// ===== impl Identity =====
-
-impl Identity {
+impl Authenticator {
     /// Reads all files. `None` without authentication.
     ///
     /// # Errors
@@ -129,57 +90,32 @@ impl Identity {
         }
         let paths = config.key_sources().iter().filter_map(JwtKeys::path);
         let keys = Files::new(paths.map(PathBuf::from));
-        let fetchers = config
-            .key_sources()
-            .iter()
-            .filter_map(|source| match source {
-                JwtKeys::JwksUrl(set) => Some(Fetched::new(set.clone())),
-                _ => None,
-            });
-        let fetchers = fetchers.collect::<Result<Vec<_>, _>>()?;
+        let key_sets = KeySets::new(config.key_sources())?;
         let policy = Policy {
             tokens: Arc::default(),
             rules: Arc::default(),
             keys: Arc::default(),
-            fetched: vec![Arc::default(); fetchers.len()],
+            fetched: vec![Arc::default(); key_sets.len()],
             verifier: tls.and_then(Tls::verifier),
         };
-        let identity = Self {
+        let authenticator = Self {
             tokens: Files::new(config.tokens.clone()),
             rules: Files::new(config.rules_file.clone()),
             keys,
-            fetchers,
-            policy: watch::Sender::new(Arc::new(policy)),
+            key_sets,
+            policies: Arc::new(Policies::new(policy)),
             found_good: FoundGood::default(),
-            fetch_failures: AtomicU64::new(0),
             config,
         };
-        identity.reload(true).into_iter().try_for_each(Err)?;
-        if identity.policy().rules.is_empty() && identity.config.jwt.is_none() {
+        authenticator.reload(true).into_iter().try_for_each(Err)?;
+        if authenticator.policies.current().rules.is_empty() && authenticator.config.jwt.is_none() {
             tracing::warn!("there is no rule: nobody may do anything");
         }
-        Ok(Some(Arc::new(identity)))
-    }
-
-    pub(crate) fn policy(&self) -> Arc<Policy> {
-        Arc::clone(&self.policy.borrow())
+        Ok(Some(Arc::new(authenticator)))
     }
 
     pub(crate) fn found_good(&self) -> &FoundGood {
         &self.found_good
-    }
-
-    /// A watch over the policy, which has seen the present one.
-    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Policy>> {
-        self.policy.subscribe()
-    }
-
-    fn amend(&self, change: impl FnOnce(&mut Policy)) {
-        self.policy.send_modify(|policy| {
-            let mut new = Policy::clone(policy);
-            change(&mut new);
-            *policy = Arc::new(new);
-        });
     }
 
     /// Reads again what has changed, or in any case with `anyway`. Each file that cannot be used leaves what
@@ -199,7 +135,8 @@ impl Identity {
         };
         let tokens = Tokens::parse(&contents?.concat());
         let tokens = tokens.map_err(|problem| SecurityError::invalid(path, problem))?;
-        self.amend(|policy| policy.tokens = Arc::new(tokens));
+        self.policies
+            .amend(|policy| policy.tokens = Arc::new(tokens));
         Ok(())
     }
 
@@ -213,7 +150,7 @@ impl Identity {
             Some(path) => Rules::parse(&contents?.concat(), rules)
                 .map_err(|problem| SecurityError::invalid(path, problem))?,
         };
-        self.amend(|policy| policy.rules = Arc::new(rules));
+        self.policies.amend(|policy| policy.rules = Arc::new(rules));
         Ok(())
     }
 
@@ -227,89 +164,48 @@ impl Identity {
         for (source, content) in files.zip(contents?) {
             keys.extend(&source.parse(&content)?);
         }
-        self.amend(|policy| policy.keys = Arc::new(keys));
+        self.policies.amend(|policy| policy.keys = Arc::new(keys));
         Ok(())
     }
 
     /// Takes over who vouches for clients now.
     pub(crate) fn set_verifier(&self, verifier: Option<Arc<dyn ClientCertVerifier>>) {
-        self.amend(|policy| policy.verifier = verifier);
+        self.policies.amend(|policy| policy.verifier = verifier);
     }
 
-    /// Fetches the key sets whose last look is older than `age` says. Returns whether any was looked at.
-    pub(crate) async fn fetch(&self, age: impl Fn(&Fetcher) -> Duration) -> bool {
-        let mut has_looked = false;
-        for (i, fetched) in self.fetchers.iter().enumerate() {
-            let mut last = fetched.last.lock().await;
-            let mut age = age(&fetched.fetcher);
-            if !fetched.is_trusted() {
-                // Its tokens are refused, or will be: it is asked for as for an unknown key.
-                age = age.min(fetched.fetcher.config().unknown_key_interval);
-            }
-            if last.is_some_and(|last| last.elapsed() < age) {
-                continue;
-            }
-            *last = Some(Instant::now());
-            has_looked = true;
-            match fetched.fetcher.fetch().await {
-                Ok(keys) => {
-                    fetched.note_had();
-                    self.take_over(i, keys);
-                }
-                Err(error) => {
-                    self.fetch_failures.fetch_add(1, Relaxed);
-                    tracing::error!(%error, "cannot fetch keys; those from before stay while they are trusted");
-                    if !fetched.is_trusted() {
-                        self.distrust(i);
-                    }
-                }
-            }
-        }
-        has_looked
-    }
-
-    /// Forgets keys that could not be fetched again for too long.
-    fn distrust(&self, i: usize) {
-        if self.policy().fetched[i].is_empty() {
-            return;
-        }
-        let url = &self.fetchers[i].fetcher.config().url;
-        tracing::error!(
-            url,
-            "keys could not be fetched for longer than they are trusted; tokens that they signed are refused"
-        );
-        self.amend(|policy| policy.fetched[i] = Arc::default());
+    /// Fetches the key sets whose last look is older than `age` says.
+    pub(crate) async fn fetch(&self, age: impl Fn(&JwksUrl) -> Duration) {
+        self.key_sets.fetch(&self.policies, age).await;
     }
 
     /// How often a key set could not be fetched.
     pub(crate) fn fetch_failures(&self) -> u64 {
-        self.fetch_failures.load(Relaxed)
-    }
-
-    fn take_over(&self, i: usize, keys: Keys) {
-        if self.policy().fetched[i].fingerprints() != keys.fingerprints() {
-            self.amend(|policy| policy.fetched[i] = Arc::new(keys));
-        }
+        self.key_sets.failures()
     }
 
     /// Whom the token with this hash names.
-    pub(crate) async fn admit_token(
-        self: &Arc<Self>,
+    pub(crate) async fn authenticate_token(
+        &self,
         token: &str,
         hash: Digest,
-    ) -> Result<Admitted, Status> {
-        let policy = self.policy();
+    ) -> Result<Authenticated, Status> {
+        let policy = self.policies.current();
         if let Some(principal) = policy.tokens.principal(&hash) {
-            return Ok(self.admit(Arc::clone(principal), Credential::Token(hash), None, None));
+            return Ok(self.begin_session(
+                Arc::clone(principal),
+                Credential::Token(hash),
+                None,
+                None,
+            ));
         }
         let Some(jwt) = &self.config.jwt else {
             return Err(invalid());
         };
         let mut verified = jwt.verify(&policy.all_keys(), token);
-        if matches!(verified, Err(Refused::UnknownKey)) && !self.fetchers.is_empty() {
+        if matches!(verified, Err(Refused::UnknownKey)) && !self.key_sets.is_empty() {
             // Somebody else may have had them fetched meanwhile.
-            self.fetch(|set| set.config().unknown_key_interval).await;
-            verified = jwt.verify(&self.policy().all_keys(), token);
+            self.fetch(|set| set.unknown_key_interval).await;
+            verified = jwt.verify(&self.policies.current().all_keys(), token);
         }
         match verified {
             Ok(Verified {
@@ -317,12 +213,12 @@ impl Identity {
                 expires,
                 rights,
                 key,
-            }) => Ok(self.admit(principal, Credential::Jwt(key), Some(expires), rights)),
+            }) => Ok(self.begin_session(principal, Credential::Jwt(key), Some(expires), rights)),
             Err(Refused::Expired) => {
                 Err(Reason::CredentialsExpired.status("the token has expired; get a new one"))
             }
             // The token may be good: who is at fault is the address of the keys.
-            Err(Refused::UnknownKey) if !self.fetchers.iter().all(Fetched::is_trusted) => {
+            Err(Refused::UnknownKey) if !self.key_sets.are_trusted() => {
                 Err(Reason::KeysUnavailable.status(
                     "keys that tokens may be signed with cannot be had, or not for too long; try again later",
                 ))
@@ -332,52 +228,31 @@ impl Identity {
     }
 
     /// Whom a certificate that was found good names. `None` if it names nobody.
-    pub(crate) fn admit_certificate(
-        self: &Arc<Self>,
+    pub(crate) fn authenticate_certificate(
+        &self,
         certificates: Certificates,
-    ) -> Option<Admitted> {
+    ) -> Option<Authenticated> {
         let (_, certificate) = X509Certificate::from_der(certificates.first()?).ok()?;
         let principal = named_by(&certificate)?;
         let end = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
         let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(end));
-        Some(self.admit(principal, Credential::Certificate(certificates), end, None))
+        Some(self.begin_session(principal, Credential::Certificate(certificates), end, None))
     }
 
-    fn admit(
-        self: &Arc<Self>,
+    fn begin_session(
+        &self,
         principal: Arc<str>,
         credential: Credential,
         expires: Option<SystemTime>,
         claimed: Option<Rights>,
-    ) -> Admitted {
-        Admitted::new(Session::new(
-            Arc::clone(self),
+    ) -> Authenticated {
+        Authenticated::new(Session::new(
+            Arc::clone(&self.policies),
             principal,
             credential,
             expires,
             claimed,
         ))
-    }
-}
-
-impl Fetched {
-    fn new(config: JwksUrl) -> Result<Self, SecurityError> {
-        Ok(Self {
-            fetcher: Fetcher::new(config)?,
-            last: tokio::sync::Mutex::default(),
-            had: Mutex::default(),
-        })
-    }
-
-    /// Whether it was had, and not so long ago that its keys are trusted no more.
-    fn is_trusted(&self) -> bool {
-        let had = *self.had.lock().unwrap_or_else(PoisonError::into_inner);
-        let max_age = self.fetcher.config().max_age;
-        had.is_some_and(|had| max_age.is_none_or(|max_age| had.elapsed() < max_age))
-    }
-
-    fn note_had(&self) {
-        *self.had.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 }
 

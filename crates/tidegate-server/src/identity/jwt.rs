@@ -33,10 +33,10 @@ use x509_parser::{
     x509::SubjectPublicKeyInfo,
 };
 
+use super::rules::Rights;
 use crate::{
-    authorisation::Rights,
+    digest::{Digest, digest},
     files::SecurityError,
-    tokens::{Digest, digest},
 };
 
 /// Fewer bytes make no secret for HS256 (RFC 7518, section 3.2).

@@ -10,7 +10,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{admission::network_of, tokens::Digest};
+use crate::{address::network_of, digest::Digest};
 
 /// How many are remembered at least; at most it is twice as many, of some 64 bytes each.
 const MOST: usize = 16_384;

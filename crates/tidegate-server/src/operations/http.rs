@@ -18,7 +18,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{controls::Controls, metrics};
+use super::{controls::Controls, metrics};
 
 /// Connections at once; who comes beyond waits. A scraper needs one.
 const MAX_CONNECTIONS: usize = 32;

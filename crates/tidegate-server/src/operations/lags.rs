@@ -10,7 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prometheus_client::metrics::histogram::Histogram;
 use tidegate::SubscriptionInfo;
+
+/// The upper bounds of the backlog histogram, in events.
+const BACKLOG_BOUNDS: [f64; 9] = [0.0, 1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 8_192.0, 65_536.0];
+
+/// The upper bounds of the lag histogram, in seconds. Lags are found about once a second.
+const LAG_BOUNDS: [f64; 8] = [0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0];
 
 /// The lags of those that are behind.
 #[derive(Debug, Default)]
@@ -25,6 +32,13 @@ struct Mark {
     index: u64,
     /// How long it took to come to the mark before.
     took: Duration,
+}
+
+/// How far subscriptions are behind, looked at about once a second.
+#[derive(Debug)]
+pub(crate) struct Histograms {
+    pub(crate) backlog: Histogram,
+    pub(crate) lag: Histogram,
 }
 
 impl Lags {
@@ -58,6 +72,22 @@ impl Mark {
 
     fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.set)
+    }
+}
+
+impl Default for Histograms {
+    fn default() -> Self {
+        Self {
+            backlog: Histogram::new(BACKLOG_BOUNDS),
+            lag: Histogram::new(LAG_BOUNDS),
+        }
+    }
+}
+
+impl Histograms {
+    pub(crate) fn observe(&self, backlog: u64, lag: Duration) {
+        self.backlog.observe(backlog as f64);
+        self.lag.observe(lag.as_secs_f64());
     }
 }
 

@@ -10,7 +10,7 @@ use tidegate::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::controls::{Controls, ServerStats, SubscriptionState};
+use super::controls::{Controls, ServerStats, SubscriptionState};
 
 /// How many subscriptions a page has if nothing else is asked for, and at most.
 const PAGE: (u32, u32) = (100, 1_000);

@@ -3,35 +3,23 @@
 //! Every number is read when it is asked for; only the histograms are kept. No label names a client, a filter or an
 //! address: what there is of each is listed by the admin service. `docs/metrics.md` explains each name.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text::encode},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, histogram::Histogram},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
 
-use crate::{
+use super::{
     controls::{Controls, ServerStats},
-    quotas::CONNECTIONS,
+    lags::Histograms,
 };
+use crate::quotas::CONNECTIONS;
 
 /// What the names begin with.
 const PREFIX: &str = "tidegate";
-
-/// The upper bounds of the backlog histogram, in events.
-const BACKLOG_BOUNDS: [f64; 9] = [0.0, 1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 8_192.0, 65_536.0];
-
-/// The upper bounds of the lag histogram, in seconds. Lags are found about once a second.
-const LAG_BOUNDS: [f64; 8] = [0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0];
-
-/// How far subscriptions are behind, looked at about once a second.
-#[derive(Debug)]
-pub(crate) struct Histograms {
-    backlog: Histogram,
-    lag: Histogram,
-}
 
 /// A metric and its values, each with its label.
 struct Family {
@@ -51,22 +39,6 @@ enum Values {
 
 #[derive(Debug)]
 struct Reader(Controls);
-
-impl Default for Histograms {
-    fn default() -> Self {
-        Self {
-            backlog: Histogram::new(BACKLOG_BOUNDS),
-            lag: Histogram::new(LAG_BOUNDS),
-        }
-    }
-}
-
-impl Histograms {
-    pub(crate) fn observe(&self, backlog: u64, lag: Duration) {
-        self.backlog.observe(backlog as f64);
-        self.lag.observe(lag.as_secs_f64());
-    }
-}
 
 /// All metrics in the OpenMetrics text format, which Prometheus reads.
 pub(crate) fn text(controls: &Controls) -> Result<String, fmt::Error> {

@@ -11,13 +11,11 @@ use subtle::ConstantTimeEq as _;
 use tidegate::{CloseReason, Reason};
 use tonic::{Code, Status};
 
+use super::{Authenticator, invalid, session::Authenticated};
 use crate::{
-    books::Books,
-    identity::{Identity, invalid},
-    quotas::OwnedConnection,
-    session::Admitted,
-    tls::Certificates,
-    tokens::{Digest, digest},
+    digest::{Digest, digest},
+    network::tls::Certificates,
+    quotas::{OwnedConnection, Quotas},
 };
 
 /// Longer tokens are not even hashed. Headers are bounded as a whole as well.
@@ -25,36 +23,37 @@ const MAX_TOKEN_BYTES: usize = 8 << 10;
 
 /// The client at the other end of a connection.
 #[derive(Debug)]
-pub(crate) struct Caller {
-    identity: Arc<Identity>,
+pub(crate) struct Peer {
+    authenticator: Arc<Authenticator>,
     /// Where it is.
     address: IpAddr,
     /// Where it is counted.
-    books: Arc<Books>,
+    quotas: Arc<Quotas>,
     /// Counts the connection, as soon as it belongs to somebody.
     owned: Mutex<Option<OwnedConnection>>,
     /// What its certificate gives it.
-    by_certificate: Option<Admitted>,
+    by_certificate: Option<Authenticated>,
     /// The last token that was accepted, and what it gives.
-    last: Mutex<Option<(Digest, Admitted)>>,
+    last: Mutex<Option<(Digest, Authenticated)>>,
 }
 
-impl Caller {
+impl Peer {
     /// The client of a connection from `address`, on which it showed `certificates`, which were found good.
     pub(crate) fn new(
-        identity: Arc<Identity>,
-        books: Arc<Books>,
+        authenticator: Arc<Authenticator>,
+        quotas: Arc<Quotas>,
         address: IpAddr,
         certificates: Option<Certificates>,
     ) -> Self {
-        let by_certificate = certificates.and_then(|shown| identity.admit_certificate(shown));
+        let by_certificate =
+            certificates.and_then(|shown| authenticator.authenticate_certificate(shown));
         let owner = by_certificate.as_ref();
-        let owned =
-            owner.and_then(|owner| OwnedConnection::of_silent(&books, owner.access.principal()));
+        let owned = owner
+            .and_then(|owner| OwnedConnection::claim_silently(&quotas, owner.access.principal()));
         Self {
-            identity,
+            authenticator,
             address,
-            books,
+            quotas,
             owned: Mutex::new(owned),
             by_certificate,
             last: Mutex::default(),
@@ -66,25 +65,25 @@ impl Caller {
     /// # Errors
     /// The status to answer with when there are no credentials, or they are not accepted, or not looked at, or their
     /// principal has too many connections. A bad token is not made up for by a good certificate.
-    pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Admitted, Status> {
-        let admitted = self.find_out(headers).await?;
-        self.own(&admitted)?;
-        Ok(admitted)
+    pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Authenticated, Status> {
+        let authenticated = self.authenticate(headers).await?;
+        self.assign_owner(&authenticated)?;
+        Ok(authenticated)
     }
 
     /// Sees to it that the connection belongs to somebody.
-    fn own(&self, admitted: &Admitted) -> Result<(), Status> {
+    fn assign_owner(&self, authenticated: &Authenticated) -> Result<(), Status> {
         let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
         if owned.is_none() {
             // That of the certificate, if it shows one, whose ever the first call is.
-            let owner = self.by_certificate.as_ref().unwrap_or(admitted);
+            let owner = self.by_certificate.as_ref().unwrap_or(authenticated);
             let principal = owner.access.principal();
-            *owned = Some(OwnedConnection::of(&self.books, principal)?);
+            *owned = Some(OwnedConnection::claim(&self.quotas, principal)?);
         }
         Ok(())
     }
 
-    async fn find_out(&self, headers: &HeaderMap) -> Result<Admitted, Status> {
+    async fn authenticate(&self, headers: &HeaderMap) -> Result<Authenticated, Status> {
         let mut given = headers.get_all(AUTHORIZATION).iter();
         let Some(header) = given.next() else {
             return self.by_certificate();
@@ -95,21 +94,21 @@ impl Caller {
             return Err(invalid());
         };
         let hash = digest(token.as_bytes());
-        if let Some(admitted) = self.remembered(&hash) {
-            return Ok(admitted);
+        if let Some(authenticated) = self.remembered(&hash) {
+            return Ok(authenticated);
         }
-        let admitted = self.look_at(token, hash).await?;
-        *self.last() = Some((hash, admitted.clone()));
-        Ok(admitted)
+        let authenticated = self.verify_token(token, hash).await?;
+        *self.last() = Some((hash, authenticated.clone()));
+        Ok(authenticated)
     }
 
     /// Finds out whose token it is, unless too many from here were bad and it was not found good before.
-    async fn look_at(&self, token: &str, hash: Digest) -> Result<Admitted, Status> {
-        let (quotas, found_good) = (&self.books.quotas, self.identity.found_good());
+    async fn verify_token(&self, token: &str, hash: Digest) -> Result<Authenticated, Status> {
+        let (quotas, found_good) = (&self.quotas, self.authenticator.found_good());
         if !found_good.has(self.address, hash) {
-            quotas.look_at_credentials(self.address, Instant::now())?;
+            quotas.check_auth_failures(self.address, Instant::now())?;
         }
-        let found = self.identity.admit_token(token, hash).await;
+        let found = self.authenticator.authenticate_token(token, hash).await;
         match &found {
             Ok(_) => found_good.add(self.address, hash),
             Err(status) if status.code() == Code::Unauthenticated => {
@@ -121,14 +120,14 @@ impl Caller {
         found
     }
 
-    fn by_certificate(&self) -> Result<Admitted, Status> {
-        let admitted = self.by_certificate.clone().ok_or_else(|| {
+    fn by_certificate(&self) -> Result<Authenticated, Status> {
+        let authenticated = self.by_certificate.clone().ok_or_else(|| {
             Reason::CredentialsMissing.status(
                 "the call has no credentials; send a token as `authorization: Bearer TOKEN`",
             )
         })?;
-        match admitted.access.ended() {
-            None => Ok(admitted),
+        match authenticated.access.ended() {
+            None => Ok(authenticated),
             Some(CloseReason::CredentialsExpired) => Err(Reason::CredentialsExpired
                 .status("the certificate of this connection has expired; connect with a new one")),
             Some(_) => Err(invalid()),
@@ -136,15 +135,19 @@ impl Caller {
     }
 
     /// What the last token gave, if it is the same and still accepted.
-    fn remembered(&self, hash: &Digest) -> Option<Admitted> {
+    fn remembered(&self, hash: &Digest) -> Option<Authenticated> {
         let last = self.last();
-        let (last_hash, admitted) = last.as_ref()?;
+        let (last_hash, authenticated) = last.as_ref()?;
         let is_same = bool::from(last_hash.ct_eq(hash));
-        let admitted = is_same.then(|| admitted.clone())?;
-        admitted.access.ended().is_none().then_some(admitted)
+        let authenticated = is_same.then(|| authenticated.clone())?;
+        authenticated
+            .access
+            .ended()
+            .is_none()
+            .then_some(authenticated)
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<(Digest, Admitted)>> {
+    fn last(&self) -> MutexGuard<'_, Option<(Digest, Authenticated)>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

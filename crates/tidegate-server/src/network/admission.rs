@@ -3,19 +3,17 @@
 //! A connection beyond a cap is reset at once: it costs no task, no buffer and, since a reset leaves no
 //! state behind, nothing in the kernel. Waiting instead would fill the queue of the listener, and whoever
 //! fills it decides who gets in.
-//!
-//! # What an address is
-//! An IPv4 address, or the first 64 bits of an IPv6 address: a single host is commonly given all that
-//! share these.
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
+
+use crate::address::network_of;
 
 /// The connections of a server in numbers. Cheap to clone; the clones see the same.
 #[derive(Debug, Clone)]
@@ -38,7 +36,7 @@ pub struct ConnectionStats {
 
 /// Counts one connection for as long as it is there.
 #[derive(Debug)]
-pub(crate) struct Admitted {
+pub(crate) struct ConnectionPermit {
     shared: Arc<Shared>,
     address: IpAddr,
 }
@@ -99,21 +97,21 @@ impl Admission {
     }
 
     /// Sets whether connections beyond the cap for their address are counted, but let in.
-    pub(crate) fn observe_only(&self, observe_only: bool) {
+    pub(crate) fn set_observe_only(&self, observe_only: bool) {
         self.shared.observe_only.store(observe_only, Relaxed);
     }
 
-    pub(crate) fn admit(&self, peer: IpAddr) -> Result<Admitted, Refusal> {
+    pub(crate) fn admit(&self, peer: IpAddr) -> Result<ConnectionPermit, Refusal> {
         let address = network_of(peer);
-        let admitted = self.shared.enter(address);
-        match admitted {
+        let entered = self.shared.enter(address);
+        match entered {
             Ok(()) => {}
             Err(Refusal::Full) => _ = self.shared.refused.fetch_add(1, Relaxed),
             Err(Refusal::AddressFull) => {
                 _ = self.shared.refused_by_address.fetch_add(1, Relaxed);
             }
         }
-        admitted.map(|()| Admitted {
+        entered.map(|()| ConnectionPermit {
             shared: Arc::clone(&self.shared),
             address,
         })
@@ -149,7 +147,7 @@ impl Shared {
     }
 }
 
-impl Drop for Admitted {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut open = self.shared.open();
         open.total -= 1;
@@ -162,19 +160,11 @@ impl Drop for Admitted {
     }
 }
 
-/// What is counted as one address: see [the module](self).
-pub(crate) fn network_of(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address => address,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn admit(admission: &Admission, peer: &str) -> Result<Admitted, Refusal> {
+    fn admit(admission: &Admission, peer: &str) -> Result<ConnectionPermit, Refusal> {
         admission.admit(peer.parse().unwrap())
     }
 

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::time;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{files::SecurityError, identity::Identity, tls::Tls};
+use crate::{
+    config::ServerConfig, error::BindError, files::SecurityError, identity::Authenticator,
+    network::tls::Tls,
+};
 
 /// How often files are looked at. What was withdrawn must have ended after 5 s.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -14,10 +17,26 @@ const INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct Reloader {
     pub(crate) tls: Option<Arc<Tls>>,
-    pub(crate) identity: Option<Arc<Identity>>,
+    pub(crate) authenticator: Option<Arc<Authenticator>>,
 }
 
 impl Reloader {
+    /// Reads the certificates, credentials and rules that `config` names.
+    ///
+    /// # Errors
+    /// When they cannot be used, or credentials would go over the network without TLS.
+    pub(crate) fn new(config: &ServerConfig) -> Result<Self, BindError> {
+        let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
+        let auth = &config.auth;
+        let is_open = tls.is_none() && !config.listen.ip().is_loopback();
+        if auth.takes_tokens() && is_open && !auth.insecure {
+            let address = config.listen;
+            return Err(BindError::PlaintextCredentials { address });
+        }
+        let authenticator = Authenticator::new(auth.clone(), tls.as_deref())?;
+        Ok(Self { tls, authenticator })
+    }
+
     /// Reads all files again now, as the server itself does within 2 s of their change, and fetches key sets.
     /// When it is done, all of it is in force: new connections get the new certificate, and streams that
     /// would not be let in any more end.
@@ -26,8 +45,8 @@ impl Reloader {
     /// For each file that cannot be used. What it was before stays, and so do the others' news.
     pub async fn reload(&self) -> Result<(), Vec<SecurityError>> {
         let errors = self.clone().reload_files(true).await;
-        if let Some(identity) = &self.identity {
-            identity.fetch(|_| Duration::ZERO).await;
+        if let Some(authenticator) = &self.authenticator {
+            authenticator.fetch(|_| Duration::ZERO).await;
         }
         match errors.is_empty() {
             true => Ok(()),
@@ -38,7 +57,7 @@ impl Reloader {
     /// Whether there is anything to read.
     #[must_use]
     pub const fn has_files(&self) -> bool {
-        self.tls.is_some() || self.identity.is_some()
+        self.tls.is_some() || self.authenticator.is_some()
     }
 
     /// Does so forever, whenever something has changed, until what is returned is dropped.
@@ -60,9 +79,9 @@ impl Reloader {
         };
         let keys = async {
             let mut ticks = time::interval(INTERVAL);
-            while let Some(identity) = &self.identity {
+            while let Some(authenticator) = &self.authenticator {
                 ticks.tick().await;
-                identity.fetch(|set| set.config().refresh_interval).await;
+                authenticator.fetch(|set| set.refresh_interval).await;
             }
         };
         tokio::join!(files, keys);
@@ -81,15 +100,15 @@ impl Reloader {
                 Ok(false) => {}
                 Ok(true) => {
                     tracing::info!("read the certificate again");
-                    if let Some(identity) = &self.identity {
-                        identity.set_verifier(tls.verifier());
+                    if let Some(authenticator) = &self.authenticator {
+                        authenticator.set_verifier(tls.verifier());
                     }
                 }
                 Err(error) => errors.push(error),
             }
         }
-        if let Some(identity) = &self.identity {
-            errors.extend(identity.reload(anyway));
+        if let Some(authenticator) = &self.authenticator {
+            errors.extend(authenticator.reload(anyway));
         }
         errors
     }

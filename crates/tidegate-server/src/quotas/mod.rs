@@ -1,6 +1,6 @@
 //! How much one address, or one principal, may use.
 //!
-//! An address is what [`Admission`](crate::Admission) takes for one. A principal is whom the credentials of a call
+//! An address is what [`network_of`] makes of one. A principal is whom the credentials of a call
 //! stand for; a call without one is held to the quotas of its address only.
 //!
 //! # Rates
@@ -20,6 +20,11 @@
 // A general rate limiter, such as governor's, refuses forever what is larger than its bucket; and its buckets
 // would stand in a map of their own beside the counts of subscriptions.
 
+mod bucket;
+mod config;
+pub(crate) mod subscribers;
+mod usage;
+
 use std::{
     collections::HashMap,
     net::IpAddr,
@@ -35,44 +40,16 @@ use std::{
 
 use tidegate::{Caller, OverQuota};
 
-use crate::{admission::network_of, books::Books};
+pub use self::config::{Quota, QuotaConfig};
+pub(crate) use self::usage::CONNECTIONS;
+use self::usage::{Kind, State, User, exceeds, users};
+use crate::address::network_of;
 
 /// When a place may be free again is not known; this is how long to wait before asking.
-const RETRY_PLACE: Duration = Duration::from_secs(10);
+const COUNT_RETRY: Duration = Duration::from_secs(10);
 
 /// No rate asks for less patience than this.
-const SHORTEST_RETRY: Duration = Duration::from_millis(1);
-
-/// How much everyone may use. Default: as much as they like, but for bad credentials.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QuotaConfig {
-    /// What may come from one address.
-    pub address: Quota,
-    /// What one principal may use, whatever its addresses.
-    pub principal: Quota,
-    /// Connections at once that belong to one principal. A connection belongs to the first whose credentials were
-    /// accepted on it. Default: `None`.
-    pub principal_connections: Option<usize>,
-    /// Bad credentials that are looked at from one address in a second. Beyond, what was not found good from there
-    /// before is refused without a look. Default: 100.
-    pub address_auth_failures: Option<u64>,
-    /// Whether what is over a quota is counted and logged, but let pass. It holds for
-    /// [`ServerConfig::max_connections_per_address`](crate::ServerConfig) too.
-    pub observe_only: bool,
-}
-
-/// How much one may use. `None` is no bound.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Quota {
-    /// Subscriptions at once.
-    pub subscriptions: Option<usize>,
-    /// Distinct filters in all its subscriptions together.
-    pub filters: Option<usize>,
-    /// Events published in a second.
-    pub publish_events: Option<u64>,
-    /// Bytes published in a second, as encoded events.
-    pub publish_bytes: Option<u64>,
-}
+const MIN_RATE_RETRY: Duration = Duration::from_millis(1);
 
 /// How often one quota was exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,21 +61,6 @@ pub struct QuotaCount {
     /// Calls that were let pass because quotas are only observed.
     pub observed: u64,
 }
-
-/// What there is a quota of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Subscriptions,
-    Filters,
-    PublishEvents,
-    PublishBytes,
-    Connections,
-    AuthFailures,
-}
-
-/// The name of the quota on connections, of a principal here and of an address in
-/// [`Admission`](crate::Admission).
-pub(crate) const CONNECTIONS: &str = "connections";
 
 /// Keeps the quotas of a server.
 #[derive(Debug)]
@@ -117,40 +79,9 @@ struct Counts {
     logged: AtomicU64,
 }
 
+/// What one subscription uses. Give it back with [`Quotas::release`].
 #[derive(Debug)]
-struct State {
-    config: QuotaConfig,
-    /// Who uses something, or did a moment ago.
-    users: HashMap<User, Usage>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum User {
-    Address(IpAddr),
-    Principal(Arc<str>),
-}
-
-#[derive(Debug, Default)]
-struct Usage {
-    subscriptions: usize,
-    /// How many subscriptions hold each filter. None is 0.
-    filters: HashMap<Arc<str>, usize>,
-    events: Bucket,
-    bytes: Bucket,
-    connections: usize,
-    auth_failures: Bucket,
-}
-
-/// What is left of a rate.
-#[derive(Debug, Default)]
-struct Bucket {
-    /// When something was taken last, and what was left then. Nothing was ever taken: full.
-    taken: Option<(Instant, f64)>,
-}
-
-/// What one subscription uses. Give it back with [`Quotas::give_back`].
-#[derive(Debug)]
-pub(crate) struct Used {
+pub(crate) struct SubscriptionUsage {
     users: Vec<User>,
     filters: Arc<[Arc<str>]>,
 }
@@ -158,7 +89,7 @@ pub(crate) struct Used {
 /// Counts a connection for its principal as long as it is there.
 #[derive(Debug)]
 pub(crate) struct OwnedConnection {
-    books: Arc<Books>,
+    quotas: Arc<Quotas>,
     owner: User,
 }
 
@@ -203,25 +134,25 @@ impl Quotas {
         &self,
         caller: &Caller,
         filters: Arc<[Arc<str>]>,
-    ) -> Result<Used, OverQuota> {
+    ) -> Result<SubscriptionUsage, OverQuota> {
         let mut state = self.state();
         let users = users(caller);
         for user in &users {
-            if let Some(kind) = state.over_places(user, &filters) {
-                self.exceed(kind, RETRY_PLACE, state.config.observe_only)?;
+            if let Some(kind) = state.count_exceeded(user, &filters) {
+                self.exceed(kind, COUNT_RETRY, state.config.observe_only)?;
             }
         }
         for user in &users {
             state.users.entry(user.clone()).or_default().add(&filters);
         }
-        Ok(Used { users, filters })
+        Ok(SubscriptionUsage { users, filters })
     }
 
-    pub(crate) fn give_back(&self, used: &Used) {
+    pub(crate) fn release(&self, held: &SubscriptionUsage) {
         let mut state = self.state();
-        for user in &used.users {
+        for user in &held.users {
             if let Some(usage) = state.users.get_mut(user) {
-                usage.subtract(&used.filters);
+                usage.subtract(&held.filters);
             }
         }
     }
@@ -237,10 +168,10 @@ impl Quotas {
         let users = users(caller);
         let waits = users
             .iter()
-            .filter_map(|user| state.over_rates(user, now))
+            .filter_map(|user| state.rate_exceeded(user, now))
             .max_by_key(|(_, wait)| *wait);
         if let Some((kind, wait)) = waits {
-            return self.exceed(kind, wait.max(SHORTEST_RETRY), state.config.observe_only);
+            return self.exceed(kind, wait.max(MIN_RATE_RETRY), state.config.observe_only);
         }
         for user in &users {
             state.take(user, events as f64, bytes as f64, now);
@@ -252,7 +183,7 @@ impl Quotas {
     ///
     /// # Errors
     /// [`OverQuota`], until [`note_auth_failure`](Self::note_auth_failure) has been quiet for long enough.
-    pub(crate) fn look_at_credentials(
+    pub(crate) fn check_auth_failures(
         &self,
         address: IpAddr,
         now: Instant,
@@ -262,7 +193,7 @@ impl Quotas {
         let usage = state.users.get(&User::Address(network_of(address)));
         match usage.and_then(|usage| usage.auth_failures.wait(rate, now)) {
             Some(wait) => {
-                let wait = wait.max(SHORTEST_RETRY);
+                let wait = wait.max(MIN_RATE_RETRY);
                 self.exceed(Kind::AuthFailures, wait, state.config.observe_only)
             }
             None => Ok(()),
@@ -327,31 +258,30 @@ impl OwnedConnection {
     ///
     /// # Errors
     /// [`OverQuota`].
-    pub(crate) fn of(books: &Arc<Books>, principal: &Arc<str>) -> Result<Self, OverQuota> {
-        Self::enter(books, principal, true)
+    pub(crate) fn claim(quotas: &Arc<Quotas>, principal: &Arc<str>) -> Result<Self, OverQuota> {
+        Self::enter(quotas, principal, true)
     }
 
     /// The same before any call was made, which could be told or counted that it is too many.
-    pub(crate) fn of_silent(books: &Arc<Books>, principal: &Arc<str>) -> Option<Self> {
-        Self::enter(books, principal, false).ok()
+    pub(crate) fn claim_silently(quotas: &Arc<Quotas>, principal: &Arc<str>) -> Option<Self> {
+        Self::enter(quotas, principal, false).ok()
     }
 
-    fn enter(books: &Arc<Books>, principal: &Arc<str>, is_call: bool) -> Result<Self, OverQuota> {
+    fn enter(quotas: &Arc<Quotas>, principal: &Arc<str>, is_call: bool) -> Result<Self, OverQuota> {
         let owner = User::Principal(Arc::clone(principal));
-        let quotas = &books.quotas;
         let mut state = quotas.state();
         let State { config, users } = &mut *state;
         let open = users.get(&owner).map_or(0, |usage| usage.connections);
         if exceeds(open + 1, config.principal_connections) {
             if !is_call {
-                return Err(Kind::Connections.exceeded(RETRY_PLACE));
+                return Err(Kind::Connections.exceeded(COUNT_RETRY));
             }
-            quotas.exceed(Kind::Connections, RETRY_PLACE, config.observe_only)?;
+            quotas.exceed(Kind::Connections, COUNT_RETRY, config.observe_only)?;
         }
         users.entry(owner.clone()).or_default().connections += 1;
         drop(state);
         Ok(Self {
-            books: Arc::clone(books),
+            quotas: Arc::clone(quotas),
             owner,
         })
     }
@@ -359,196 +289,10 @@ impl OwnedConnection {
 
 impl Drop for OwnedConnection {
     fn drop(&mut self) {
-        let mut state = self.books.quotas.state();
+        let mut state = self.quotas.state();
         if let Some(usage) = state.users.get_mut(&self.owner) {
             usage.connections -= 1;
         }
-    }
-}
-
-fn users(caller: &Caller) -> Vec<User> {
-    let address = caller.address.map(|address| network_of(address.ip()));
-    let principal = caller.principal.clone().map(User::Principal);
-    address
-        .map(User::Address)
-        .into_iter()
-        .chain(principal)
-        .collect()
-}
-
-// ===== impl State =====
-
-impl State {
-    /// Of what `user` would have too much with one more subscription of `filters`.
-    fn over_places(&self, user: &User, filters: &[Arc<str>]) -> Option<Kind> {
-        let quota = self.config.of(user);
-        let nothing = Usage::default();
-        let usage = self.users.get(user).unwrap_or(&nothing);
-        if exceeds(usage.subscriptions + 1, quota.subscriptions) {
-            return Some(Kind::Subscriptions);
-        }
-        let max_filters = quota.filters?;
-        let new = filters
-            .iter()
-            .enumerate()
-            .filter(|(i, filter)| {
-                !usage.filters.contains_key(*filter) && !filters[..*i].contains(filter)
-            })
-            .count();
-        (usage.filters.len() + new > max_filters).then_some(Kind::Filters)
-    }
-
-    /// Of what `user` has published too much, and how long it has to wait.
-    fn over_rates(&self, user: &User, now: Instant) -> Option<(Kind, Duration)> {
-        let quota = self.config.of(user);
-        let usage = self.users.get(user)?;
-        let events = usage.events.wait(quota.publish_events, now);
-        let bytes = usage.bytes.wait(quota.publish_bytes, now);
-        let waits = [(Kind::PublishEvents, events), (Kind::PublishBytes, bytes)];
-        waits
-            .into_iter()
-            .filter_map(|(kind, wait)| Some((kind, wait?)))
-            .max_by_key(|(_, wait)| *wait)
-    }
-
-    fn take(&mut self, user: &User, events: f64, bytes: f64, now: Instant) {
-        let quota = *self.config.of(user);
-        if !quota.has_rates() {
-            return;
-        }
-        let usage = self.users.entry(user.clone()).or_default();
-        usage.events.take(events, quota.publish_events, now);
-        usage.bytes.take(bytes, quota.publish_bytes, now);
-    }
-
-    fn forget_idle(&mut self, now: Instant) {
-        let config = self.config;
-        self.users.retain(|user, usage| {
-            let quota = config.of(user);
-            usage.subscriptions > 0
-                || usage.connections > 0
-                || !usage
-                    .auth_failures
-                    .is_full(config.address_auth_failures, now)
-                || !usage.events.is_full(quota.publish_events, now)
-                || !usage.bytes.is_full(quota.publish_bytes, now)
-        });
-    }
-}
-
-fn exceeds(count: usize, most: Option<usize>) -> bool {
-    most.is_some_and(|most| count > most)
-}
-
-// ===== impl Usage =====
-
-impl Usage {
-    fn add(&mut self, filters: &[Arc<str>]) {
-        self.subscriptions += 1;
-        for filter in filters {
-            *self.filters.entry(Arc::clone(filter)).or_default() += 1;
-        }
-    }
-
-    fn subtract(&mut self, filters: &[Arc<str>]) {
-        self.subscriptions -= 1;
-        for filter in filters {
-            if let Some(holders) = self.filters.get_mut(filter) {
-                *holders -= 1;
-                if *holders == 0 {
-                    self.filters.remove(filter);
-                }
-            }
-        }
-    }
-}
-
-// ===== impl Bucket =====
-
-impl Bucket {
-    /// What is left of `rate` at `now`; below 0 is a debt.
-    fn left(&self, rate: f64, now: Instant) -> f64 {
-        self.taken.map_or(rate, |(at, left)| {
-            let since = now.saturating_duration_since(at).as_secs_f64();
-            (left + rate * since).min(rate)
-        })
-    }
-
-    /// How long to wait until something is left; `None` if something is.
-    fn wait(&self, rate: Option<u64>, now: Instant) -> Option<Duration> {
-        let rate = rate? as f64;
-        let left = self.left(rate, now);
-        (left <= 0.0).then(|| Duration::from_secs_f64(-left / rate))
-    }
-
-    fn take(&mut self, amount: f64, rate: Option<u64>, now: Instant) {
-        self.taken = rate.map(|rate| (now, self.left(rate as f64, now) - amount));
-    }
-
-    fn is_full(&self, rate: Option<u64>, now: Instant) -> bool {
-        rate.is_none_or(|rate| self.left(rate as f64, now) >= rate as f64)
-    }
-}
-
-// ===== impl the rest =====
-
-impl Kind {
-    const ALL: [Self; 6] = [
-        Self::Subscriptions,
-        Self::Filters,
-        Self::PublishEvents,
-        Self::PublishBytes,
-        Self::Connections,
-        Self::AuthFailures,
-    ];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Subscriptions => "subscriptions",
-            Self::Filters => "filters",
-            Self::PublishEvents => "publish_events",
-            Self::PublishBytes => "publish_bytes",
-            Self::Connections => CONNECTIONS,
-            Self::AuthFailures => "auth_failures",
-        }
-    }
-
-    const fn exceeded(self, retry_after: Duration) -> OverQuota {
-        OverQuota {
-            quota: self.name(),
-            retry_after,
-        }
-    }
-}
-
-impl Default for QuotaConfig {
-    fn default() -> Self {
-        Self {
-            address: Quota::default(),
-            principal: Quota::default(),
-            principal_connections: None,
-            address_auth_failures: Some(100),
-            observe_only: false,
-        }
-    }
-}
-
-impl QuotaConfig {
-    const fn of(&self, user: &User) -> &Quota {
-        match user {
-            User::Address(_) => &self.address,
-            User::Principal(_) => &self.principal,
-        }
-    }
-
-    const fn has_rates(&self) -> bool {
-        self.address.has_rates() || self.principal.has_rates()
-    }
-}
-
-impl Quota {
-    const fn has_rates(&self) -> bool {
-        self.publish_events.is_some() || self.publish_bytes.is_some()
     }
 }
 
@@ -607,7 +351,7 @@ mod tests {
         quotas
             .subscribe(&from("192.0.2.1"), filters(&["a"]))
             .unwrap();
-        quotas.give_back(&held);
+        quotas.release(&held);
         quotas
             .subscribe(&known("192.0.2.2", "p"), filters(&["a"]))
             .unwrap();
@@ -627,11 +371,11 @@ mod tests {
         let second = quotas.subscribe(&caller, filters(&["b"])).unwrap();
         let refused = quotas.subscribe(&caller, filters(&["c"])).unwrap_err();
         assert_eq!(refused.quota, "filters");
-        quotas.give_back(&first);
+        quotas.release(&first);
         // Only b is held still.
         quotas.subscribe(&caller, filters(&["c"])).unwrap();
         quotas.subscribe(&caller, filters(&["a"])).unwrap_err();
-        quotas.give_back(&second);
+        quotas.release(&second);
     }
 
     #[test]
@@ -689,9 +433,9 @@ mod tests {
     fn who_uses_nothing_any_more_is_forgotten() {
         let quotas = quotas(rate(10), Quota::default());
         let (caller, now) = (from("192.0.2.1"), Instant::now());
-        let used = quotas.subscribe(&caller, filters(&["a"])).unwrap();
+        let usage = quotas.subscribe(&caller, filters(&["a"])).unwrap();
         quotas.publish(&caller, 20, 0, now).unwrap();
-        quotas.give_back(&used);
+        quotas.release(&usage);
         quotas.keep_up(now + Duration::from_secs(1));
         assert_eq!(quotas.state().users.len(), 1, "it has a debt");
         quotas.keep_up(now + Duration::from_secs(2));

@@ -1,4 +1,4 @@
-//! What answers depend on, at one moment.
+//! The policy in force, and how it is replaced.
 
 use std::sync::Arc;
 
@@ -6,15 +6,18 @@ use rustls::{
     pki_types::{CertificateDer, UnixTime},
     server::danger::ClientCertVerifier,
 };
+use tokio::sync::watch;
 
-use crate::{
-    authorisation::Rules,
-    jwt::Keys,
-    tls::Certificates,
-    tokens::{Digest, Tokens},
-};
+use super::{jwt::Keys, rules::Rules, tokens::Tokens};
+use crate::{digest::Digest, network::tls::Certificates};
 
-/// All that answers depend on.
+/// The policy in force, which is replaced as a whole.
+// Sessions share the sender, not a receiver: `changed` of a receiver returns at once when the sender is gone, and
+// whoever waits for a change would spin.
+#[derive(Debug)]
+pub(crate) struct Policies(watch::Sender<Arc<Policy>>);
+
+/// Everything that the answer to a call depends on, at one moment.
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
     pub(crate) tokens: Arc<Tokens>,
@@ -36,6 +39,36 @@ pub(crate) enum Credential {
     Jwt(Digest),
     Certificate(Certificates),
 }
+
+// ===== impl Policies =====
+
+impl Policies {
+    pub(crate) fn new(policy: Policy) -> Self {
+        Self(watch::Sender::new(Arc::new(policy)))
+    }
+
+    /// The policy in force.
+    pub(crate) fn current(&self) -> Arc<Policy> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// A watch that is told of every policy after the one in force.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Policy>> {
+        self.0.subscribe()
+    }
+
+    /// Puts a changed copy of the policy in its place.
+    pub(crate) fn amend(&self, change: impl FnOnce(&mut Policy)) {
+        // Under the lock of the watch, so that of two changes at once neither is lost.
+        self.0.send_modify(|policy| {
+            let mut new = Policy::clone(policy);
+            change(&mut new);
+            *policy = Arc::new(new);
+        });
+    }
+}
+
+// ===== impl Policy =====
 
 impl Policy {
     pub(crate) fn all_keys(&self) -> Keys {

@@ -14,14 +14,15 @@ use tidegate::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::lags::{Histograms, Lags, index};
 use crate::{
-    admission::{Admission, ConnectionStats},
-    books::{Books, Subscriber},
     config::ServerConfig,
-    identity::Identity,
-    lags::{Lags, index},
-    metrics::Histograms,
-    quotas::QuotaCount,
+    identity::Authenticator,
+    network::admission::{Admission, ConnectionStats},
+    quotas::{
+        QuotaCount, Quotas,
+        subscribers::{Subscriber, Subscribers},
+    },
 };
 
 /// Looks at a running server, and steers it. Cheap to clone; the clones are of the same server.
@@ -90,9 +91,9 @@ struct Shared {
     hub: Hub<Encoded>,
     events: EventService,
     admission: Admission,
-    books: Arc<Books>,
+    subscribers: Arc<Subscribers>,
     /// `None` if nobody is asked for credentials.
-    identity: Option<Arc<Identity>>,
+    authenticator: Option<Arc<Authenticator>>,
     live: Mutex<Live>,
     lags: Mutex<Lags>,
     histograms: Histograms,
@@ -110,8 +111,8 @@ impl Controls {
         hub: Hub<Encoded>,
         events: EventService,
         admission: Admission,
-        books: Arc<Books>,
-        identity: Option<Arc<Identity>>,
+        subscribers: Arc<Subscribers>,
+        authenticator: Option<Arc<Authenticator>>,
         memory_budget: u64,
         config: &ServerConfig,
     ) -> Self {
@@ -119,8 +120,8 @@ impl Controls {
             hub,
             events,
             admission,
-            books,
-            identity,
+            subscribers,
+            authenticator,
             live: Mutex::new(Live::of(config)),
             lags: Mutex::default(),
             histograms: Histograms::default(),
@@ -142,22 +143,22 @@ impl Controls {
             hub,
             events,
             admission,
-            books,
+            subscribers,
             ..
         } = &*self.shared;
         ServerStats {
             hub: hub.stats(),
             chunks: events.chunk_stats(),
             connections: admission.stats(),
-            quotas: books.quotas.counts().into(),
-            streams_begun: books.begun(),
-            streams_ended: books.endings(),
+            quotas: subscribers.quotas.counts().into(),
+            streams_begun: subscribers.begun(),
+            streams_ended: subscribers.endings(),
             auth_failures: self.shared.auth_failures.load(Relaxed),
             key_fetch_failures: self
                 .shared
-                .identity
+                .authenticator
                 .as_ref()
-                .map_or(0, |identity| identity.fetch_failures()),
+                .map_or(0, |authenticator| authenticator.fetch_failures()),
             memory_budget: self.shared.memory_budget,
             is_ready: self.is_ready(),
             uptime: self.shared.started.0.elapsed(),
@@ -172,7 +173,7 @@ impl Controls {
         let mut lags = self.lags();
         lags.look(&infos, now);
         let states = infos.into_iter().filter_map(|info| {
-            let subscriber = self.shared.books.subscriber(info.id)?;
+            let subscriber = self.shared.subscribers.subscriber(info.id)?;
             let lag = lags.of(info.id, now);
             Some(SubscriptionState::new(info, subscriber, lag))
         });
@@ -212,8 +213,10 @@ impl Controls {
         shared
             .hub
             .set_history_limits(config.history, Instant::now());
-        shared.books.quotas.set(config.quotas);
-        shared.admission.observe_only(config.quotas.observe_only);
+        shared.subscribers.quotas.set(config.quotas);
+        shared
+            .admission
+            .set_observe_only(config.quotas.observe_only);
     }
 
     /// When the server was made.
@@ -225,8 +228,8 @@ impl Controls {
         &self.shared.hub
     }
 
-    pub(crate) fn books(&self) -> &Arc<Books> {
-        &self.shared.books
+    pub(crate) fn quotas(&self) -> &Arc<Quotas> {
+        &self.shared.subscribers.quotas
     }
 
     pub(crate) fn histograms(&self) -> &Histograms {
@@ -244,7 +247,7 @@ impl Controls {
 
     /// Looks at how far everyone is behind, and tidies up.
     pub(crate) fn keep_up(&self, now: Instant) {
-        self.shared.books.quotas.keep_up(now);
+        self.shared.subscribers.quotas.keep_up(now);
         if !self.shared.is_watched {
             return;
         }

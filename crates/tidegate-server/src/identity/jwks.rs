@@ -1,0 +1,276 @@
+//! Key sets at addresses: fetching them, and trusting what was fetched.
+//!
+//! A fetch is one request, over a connection of its own: `GET`, no redirects, a bounded answer in bounded time.
+
+use std::{
+    error::Error,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{client::conn::http1, rt};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+use tokio_rustls::TlsConnector;
+
+use super::{
+    jwt::{JwksUrl, JwtKeys, Keys},
+    policy::Policies,
+};
+use crate::{
+    files::{self, SecurityError},
+    network::tls,
+};
+
+/// The largest key set that is read.
+const MAX_BYTES: usize = 1 << 20;
+
+/// How long all of it may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The key sets at addresses, in the order of the configuration.
+#[derive(Debug)]
+pub(crate) struct KeySets {
+    sets: Vec<KeySet>,
+    failures: AtomicU64,
+}
+
+/// A key set that is fetched.
+#[derive(Debug)]
+struct KeySet {
+    fetcher: Fetcher,
+    /// When it was last looked at. Held while it is, so that all who need it wait for one answer.
+    last: tokio::sync::Mutex<Option<Instant>>,
+    /// When it was last had.
+    had: Mutex<Option<Instant>>,
+}
+
+/// Fetches the key set at one address.
+#[derive(Debug)]
+pub(crate) struct Fetcher {
+    config: JwksUrl,
+    host: String,
+    port: u16,
+    uri: Uri,
+    /// `None` without TLS.
+    tls: Option<Arc<ClientConfig>>,
+}
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+// ===== impl KeySets =====
+
+impl KeySets {
+    /// The key sets of those of `sources` that are addresses.
+    pub(crate) fn new(sources: &[JwtKeys]) -> Result<Self, SecurityError> {
+        let sets = sources.iter().filter_map(|source| match source {
+            JwtKeys::JwksUrl(set) => Some(KeySet::new(set.clone())),
+            _ => None,
+        });
+        Ok(Self {
+            sets: sets.collect::<Result<_, _>>()?,
+            failures: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.sets.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sets.is_empty()
+    }
+
+    /// Whether all of them were had, and not so long ago that their keys are trusted no more.
+    pub(crate) fn are_trusted(&self) -> bool {
+        self.sets.iter().all(KeySet::is_trusted)
+    }
+
+    /// How often a key set could not be fetched.
+    pub(crate) fn failures(&self) -> u64 {
+        self.failures.load(Relaxed)
+    }
+
+    /// Fetches the key sets whose last look is older than `age` says, and puts their keys into the policy.
+    pub(crate) async fn fetch(&self, policies: &Policies, age: impl Fn(&JwksUrl) -> Duration) {
+        for (i, set) in self.sets.iter().enumerate() {
+            let mut last = set.last.lock().await;
+            let mut age = age(set.fetcher.config());
+            if !set.is_trusted() {
+                // Its tokens are refused, or will be: it is asked for as for an unknown key.
+                age = age.min(set.fetcher.config().unknown_key_interval);
+            }
+            if last.is_some_and(|last| last.elapsed() < age) {
+                continue;
+            }
+            *last = Some(Instant::now());
+            match set.fetcher.fetch().await {
+                Ok(keys) => {
+                    set.note_had();
+                    take_over(policies, i, keys);
+                }
+                Err(error) => {
+                    self.failures.fetch_add(1, Relaxed);
+                    tracing::error!(%error, "cannot fetch keys; those from before stay while they are trusted");
+                    if !set.is_trusted() {
+                        self.distrust(policies, i);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Forgets keys that could not be fetched again for too long.
+    fn distrust(&self, policies: &Policies, i: usize) {
+        if policies.current().fetched[i].is_empty() {
+            return;
+        }
+        let url = &self.sets[i].fetcher.config().url;
+        tracing::error!(
+            url,
+            "keys could not be fetched for longer than they are trusted; tokens that they signed are refused"
+        );
+        policies.amend(|policy| policy.fetched[i] = Arc::default());
+    }
+}
+
+fn take_over(policies: &Policies, i: usize, keys: Keys) {
+    if policies.current().fetched[i].fingerprints() != keys.fingerprints() {
+        policies.amend(|policy| policy.fetched[i] = Arc::new(keys));
+    }
+}
+
+impl KeySet {
+    fn new(config: JwksUrl) -> Result<Self, SecurityError> {
+        Ok(Self {
+            fetcher: Fetcher::new(config)?,
+            last: tokio::sync::Mutex::default(),
+            had: Mutex::default(),
+        })
+    }
+
+    /// Whether it was had, and not so long ago that its keys are trusted no more.
+    fn is_trusted(&self) -> bool {
+        let had = *self.had.lock().unwrap_or_else(PoisonError::into_inner);
+        let max_age = self.fetcher.config().max_age;
+        had.is_some_and(|had| max_age.is_none_or(|max_age| had.elapsed() < max_age))
+    }
+
+    fn note_had(&self) {
+        *self.had.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+}
+
+// ===== impl Fetcher =====
+
+impl Fetcher {
+    /// Checks the address, and gets ready to trust whoever may vouch for it.
+    pub(crate) fn new(config: JwksUrl) -> Result<Self, SecurityError> {
+        let invalid = |problem: &str| SecurityError::invalid(&config.url, problem);
+        let uri: Uri = config.url.parse().map_err(|_| invalid("it is not a URL"))?;
+        let host = uri.host().ok_or_else(|| invalid("it names no host"))?;
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let is_local = host == "localhost"
+            || host
+                .parse()
+                .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+        let (default_port, tls) = match uri.scheme_str() {
+            Some("https") => (443, Some(trusting(config.ca.as_ref())?)),
+            Some("http") if is_local => (80, None),
+            Some("http") => {
+                return Err(invalid(
+                    "whoever is between could change the keys; use https",
+                ));
+            }
+            _ => return Err(invalid("it must begin with https://")),
+        };
+        Ok(Self {
+            port: uri.port_u16().unwrap_or(default_port),
+            host,
+            uri,
+            tls,
+            config,
+        })
+    }
+
+    fn config(&self) -> &JwksUrl {
+        &self.config
+    }
+
+    /// Fetches the keys.
+    async fn fetch(&self) -> Result<Keys, SecurityError> {
+        let fetched = timeout(TIMEOUT, self.get()).await;
+        let failed = |problem: String| SecurityError::invalid(&self.config.url, problem);
+        let content = fetched
+            .map_err(|_| failed(format!("no answer within {TIMEOUT:?}")))?
+            .map_err(|error| failed(error.to_string()))?;
+        JwtKeys::JwksUrl(self.config.clone()).parse(&content)
+    }
+
+    async fn get(&self) -> Result<Bytes, Failure> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        match &self.tls {
+            None => self.exchange(TokioIo::new(stream)).await,
+            Some(config) => {
+                let connector = TlsConnector::from(Arc::clone(config));
+                let name = ServerName::try_from(self.host.clone())?;
+                let stream = connector.connect(name, stream).await?;
+                self.exchange(TokioIo::new(stream)).await
+            }
+        }
+    }
+
+    async fn exchange(
+        &self,
+        io: impl rt::Read + rt::Write + Unpin + Send + 'static,
+    ) -> Result<Bytes, Failure> {
+        let (mut sender, connection) = http1::handshake(io).await?;
+        let authority = self.uri.authority().ok_or("it names no host")?;
+        let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
+        let request = Request::get(path)
+            .header(header::HOST, authority.as_str())
+            .header(header::ACCEPT, "application/json")
+            .body(Empty::<Bytes>::new())?;
+        let answer = async {
+            let response = sender.send_request(request).await?;
+            if response.status() != StatusCode::OK {
+                return Err(format!("the answer is {}", response.status()).into());
+            }
+            let body = Limited::new(response.into_body(), MAX_BYTES);
+            Ok(body.collect().await?.to_bytes())
+        };
+        tokio::pin!(answer);
+        tokio::select! {
+            answer = &mut answer => answer,
+            ended = connection => {
+                ended?;
+                // All of it has come, or the answer says what has not.
+                answer.await
+            }
+        }
+    }
+}
+
+fn trusting(ca: Option<&PathBuf>) -> Result<Arc<ClientConfig>, SecurityError> {
+    let roots = match ca {
+        Some(path) => tls::roots(path, &files::read(path)?)?,
+        None => tls::system_roots(),
+    };
+    let config = ClientConfig::builder_with_provider(tls::provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider has what these versions need")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
