@@ -69,7 +69,7 @@ def test_peers_that_take_no_notice_hold_up_the_end_no_longer_than_the_drain_time
 
 
 def test_at_its_age_a_connection_says_goodbye_twice_and_its_streams_lose_nothing(besiege):
-    with besiege("--max-connection-age", "1s", neighbor_resumes=True) as siege:
+    with besiege("--connections-max-age", "1s", neighbor_resumes=True) as siege:
         request = subscribe_request()
         peer = siege.greeted((INITIAL_WINDOW_SIZE, 1 << 20))
         stream = peer.call(SUBSCRIBE, message(request))

@@ -41,7 +41,7 @@ GREETINGS = {
 
 def test_what_is_no_http2_is_closed_at_once(besiege):
     # Not by the deadline for the preface.
-    with besiege("--preface-timeout", "1h") as siege:
+    with besiege("--http2-preface-timeout", "1h") as siege:
         began = time.monotonic()
         peers = [siege.peer(says=says) for says in GREETINGS.values() for _ in range(20)]
         for peer in peers:
@@ -86,7 +86,7 @@ def test_a_call_without_a_message_or_with_one_too_many_is_not_left_open(besiege)
 
 
 def test_a_length_that_is_claimed_and_not_sent_holds_no_memory(besiege):
-    with besiege("--request-timeout", "1s") as siege:
+    with besiege("--limits-request-timeout", "1s") as siege:
         peer = siege.greeted()
         claims = {SUBSCRIBE: 512 << 10, PUBLISH: 4 * MIB, PUBLISH_STREAM: 4 * MIB}
         for path, limit in claims.items():

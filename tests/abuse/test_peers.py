@@ -75,7 +75,7 @@ def await_ends(peers: list[Peer], patience: float) -> list[float]:
 
 
 def test_silent_connections_are_closed_at_the_deadline_for_the_preface(besiege):
-    with besiege("--preface-timeout", "1s") as siege:
+    with besiege("--http2-preface-timeout", "1s") as siege:
         peers = [siege.peer() for _ in range(500)]
         ended = await_ends(peers, 1 + SLACK_SECONDS)
         siege.note("closed", f"500, after {ended[0]:.2f} s to {ended[-1]:.2f} s")
@@ -83,7 +83,7 @@ def test_silent_connections_are_closed_at_the_deadline_for_the_preface(besiege):
 
 
 def test_a_preface_that_trickles_is_closed_at_the_same_deadline(besiege):
-    with besiege("--preface-timeout", "1s") as siege:
+    with besiege("--http2-preface-timeout", "1s") as siege:
         peer = siege.peer()
         for byte in PREFACE[:-1]:
             peer.send(bytes([byte]))
@@ -97,7 +97,7 @@ def test_a_preface_that_trickles_is_closed_at_the_same_deadline(besiege):
 
 
 def test_a_peer_that_says_nothing_after_its_preface_is_closed_by_keep_alive(besiege):
-    with besiege("--keep-alive-interval", "500ms", "--keep-alive-timeout", "500ms") as siege:
+    with besiege("--http2-keep-alive-interval", "500ms", "--http2-keep-alive-timeout", "500ms") as siege:
         peer = siege.peer(PREFACE)
         peer.acknowledges = False
         began = time.monotonic()
@@ -211,7 +211,7 @@ def test_rapid_reset_ends_the_connection_and_leaves_nothing(besiege):
 
 def test_the_cap_on_streams_holds_exactly(besiege):
     cap = 50
-    with besiege("--max-streams", str(cap)) as siege:
+    with besiege("--http2-max-streams", str(cap)) as siege:
         peer = siege.greeted()
         streams = [peer.call(SUBSCRIBE, SUBSCRIBE_BODY) for _ in range(cap + 10)]
         for stream in streams[cap:]:
@@ -227,7 +227,7 @@ def test_the_cap_on_streams_holds_exactly(besiege):
 
 def test_peers_that_stop_reading_their_sockets_hold_little_and_are_cut(besiege):
     connections, streams, patience = 5, 20, 2
-    with besiege("--write-timeout", f"{patience}s", "--history-bytes", "1MiB", "--keep-alive-interval", "1h") as siege:
+    with besiege("--http2-write-timeout", f"{patience}s", "--history-bytes", "1MiB", "--http2-keep-alive-interval", "1h") as siege:
         request = subscribe_request()
         peers = []
         for _ in range(connections):
@@ -427,7 +427,7 @@ def test_a_storm_of_subscribers_who_all_replay_is_served_whole_beside_the_others
 
 def test_clients_that_reconnect_in_a_tight_loop_cost_a_connection_each_and_leave_nothing(besiege):
     loops, times, places = 4, 150, 2
-    with besiege("--quota-address-subscriptions", str(places)) as siege:
+    with besiege("--quotas-address-subscriptions", str(places)) as siege:
         held = siege.greeted(source="127.0.0.3")
         for _ in range(places):
             held.call(SUBSCRIBE, SUBSCRIBE_BODY)
@@ -464,7 +464,7 @@ def test_clients_that_reconnect_in_a_tight_loop_cost_a_connection_each_and_leave
 
 
 def test_peers_that_fall_off_the_network_are_found_dead(besiege):
-    with besiege("--keep-alive-interval", "1s", "--keep-alive-timeout", "1s", "--write-timeout", "10s") as siege:
+    with besiege("--http2-keep-alive-interval", "1s", "--http2-keep-alive-timeout", "1s", "--http2-write-timeout", "10s") as siege:
         peers = [siege.greeted() for _ in range(20)]
         for peer in peers:
             peer.call(SUBSCRIBE, SUBSCRIBE_BODY)

@@ -116,7 +116,7 @@ def test_the_command_line_shows_a_token_and_trusts_whom_it_is_told(secure, folde
 
 
 def test_a_server_takes_no_tokens_without_tls_from_elsewhere(binary, folder):
-    command = [binary, "serve", "--listen", "0.0.0.0:0", "--tokens", str(folder / "tokens")]
+    command = [binary, "serve", "--listen", "0.0.0.0:0", "--auth-tokens", str(folder / "tokens")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 1
     assert "without TLS" in ended.stderr

@@ -1,10 +1,13 @@
 //! The settings of the server as flags, and reading them from all sources.
 
-use std::{env, fs, io, path::PathBuf};
+use std::{collections::BTreeMap, env, ffi::OsString, fs, io, path::PathBuf};
 
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use clap::{
+    Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use tidegate_server::settings::{
-    Configuration, Problem, SEPARATOR, SETTINGS, Setting, Sources, Written, check, read,
+    Configuration, Problem, SEPARATOR, SETTINGS, Setting, Sources, VARIABLES, Written, check, read,
 };
 
 use crate::exit::{Exit, Failure};
@@ -23,6 +26,15 @@ const FILE: &str = "config";
 
 /// The variable of the file.
 const FILE_VARIABLE: &str = "TIDEGATE_CONFIG";
+
+/// Variables of the program that are no settings of the server.
+const NO_SETTINGS: &[&str] = &[
+    FILE_VARIABLE,
+    "TIDEGATE_SERVER",
+    "TIDEGATE_TLS_CA",
+    "TIDEGATE_TOKEN",
+    "TIDEGATE_TOKEN_FILE",
+];
 
 /// The key of a setting that is a flag of every command.
 const LOG: &str = "log";
@@ -66,7 +78,7 @@ impl SettingArgs {
         let text = text.transpose().map_err(|error| self.unreadable(&error))?;
         read(Sources {
             file: self.file.as_ref().zip(text.as_deref()),
-            environment: &|name| env::var(name).ok(),
+            environment: &environment(),
             flags: &self.given,
         })
         .map_err(|problems| Failure::new(Exit::Usage, told(&problems)))
@@ -89,6 +101,16 @@ fn told(problems: &[Problem]) -> String {
         "the configuration has {count}:{}",
         lines.collect::<String>()
     )
+}
+
+/// The variables that are settings, or ought to be.
+fn environment() -> BTreeMap<String, String> {
+    // What is not Unicode is replaced, not passed over: the setting refuses it, or the file is not found.
+    let text = |text: OsString| text.to_string_lossy().into_owned();
+    env::vars_os()
+        .map(|(name, value)| (text(name), text(value)))
+        .filter(|(name, _)| name.starts_with(VARIABLES) && !NO_SETTINGS.contains(&name.as_str()))
+        .collect()
 }
 
 fn file_of_environment() -> Option<PathBuf> {
@@ -142,9 +164,32 @@ impl FromArgMatches for SettingArgs {
     }
 }
 
+/// Names the setting that was probably meant by a flag of `tidegate serve` that does not exist. What clap itself finds
+/// is nearest by letters, and has other words.
+pub(crate) fn suggest(mut error: clap::Error) -> clap::Error {
+    if let Some(setting) = meant(&error) {
+        let flag = format!("--{}", setting.flag());
+        error.insert(ContextKind::SuggestedArg, ContextValue::String(flag));
+        // It shows what clap found.
+        error.remove(ContextKind::Usage);
+    }
+    error
+}
+
+fn meant(error: &clap::Error) -> Option<&'static Setting> {
+    let usage = error.get(ContextKind::Usage)?;
+    let is_serve = usage.to_string().contains("tidegate serve");
+    match error.get(ContextKind::InvalidArg)? {
+        ContextValue::String(flag) if is_serve && error.kind() == ErrorKind::UnknownArgument => {
+            Setting::nearest(flag.strip_prefix("--")?)
+        }
+        _ => None,
+    }
+}
+
 fn flag(setting: &'static Setting) -> Arg {
     let arg = Arg::new(setting.key)
-        .long(setting.flag)
+        .long(setting.flag())
         .value_name(setting.value_name)
         .help(format!(
             "{} [default: {}]",
@@ -168,5 +213,42 @@ fn flag(setting: &'static Setting) -> Arg {
         "limits" => arg.help_heading("Limits on requests"),
         "http2" => arg.help_heading("HTTP/2").hide_short_help(true),
         _ => arg.help_heading("Quotas").hide_short_help(true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::args::Cli;
+
+    fn variables(command: &Command) -> Vec<String> {
+        let own = command.get_arguments().filter_map(Arg::get_env);
+        let own = own.map(|name| name.to_str().unwrap().to_owned());
+        own.chain(command.get_subcommands().flat_map(variables))
+            .collect()
+    }
+
+    #[test]
+    fn variables_of_other_commands_are_known() {
+        let variables = variables(&Cli::command()).into_iter();
+        let known: HashSet<_> = NO_SETTINGS.iter().map(ToString::to_string).collect();
+        let used: HashSet<_> = variables.chain([FILE_VARIABLE.to_owned()]).collect();
+        assert_eq!(known, used);
+    }
+
+    #[test]
+    fn a_flag_is_suggested_by_its_words_and_for_the_server_only() {
+        let told = |arguments: &[&str]| {
+            let error = Cli::command().try_get_matches_from(arguments).unwrap_err();
+            suggest(error).to_string()
+        };
+        let served = told(&["tidegate", "serve", "--max-streams", "5"]);
+        assert!(served.contains("'--http2-max-streams'"), "{served}");
+        let published = told(&["tidegate", "pub", "--max-streams", "5"]);
+        assert!(!published.contains("http2"), "{published}");
     }
 }

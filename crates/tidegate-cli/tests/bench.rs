@@ -312,9 +312,9 @@ fn a_running_server_is_shown_credentials_and_its_certificate_is_checked() {
         &certificate,
         "--tls-key",
         &key,
-        "--tokens",
+        "--auth-tokens",
         &tokens,
-        "--rules",
+        "--auth-rules",
         &rules,
     ]);
     let url = format!("https://{}", server.address());

@@ -275,7 +275,7 @@ fn every_setting_is_a_flag_and_a_wrong_value_is_told() {
     let help = tidegate(&["serve", "--help"]).output().unwrap();
     let help = said(&help.stdout);
     for setting in SETTINGS {
-        let flag = format!("--{}", setting.flag);
+        let flag = format!("--{}", setting.flag());
         assert!(
             help.split_whitespace()
                 .any(|word| word == flag || word.starts_with(&format!("{flag}["))),
@@ -287,6 +287,43 @@ fn every_setting_is_a_flag_and_a_wrong_value_is_told() {
         .unwrap();
     assert_eq!(wrong.status.code(), Some(2));
     assert!(said(&wrong.stderr).contains("must be park or close"));
+}
+
+#[test]
+fn former_names_of_settings_are_refused_and_the_present_ones_are_named() {
+    let refused = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(output.stdout.is_empty());
+        said(&output.stderr).to_owned()
+    };
+    let told = refused(&mut tidegate(&["serve", "--preface-timeout", "5s"]));
+    assert!(
+        told.contains("'--preface-timeout'") && told.contains("'--http2-preface-timeout'"),
+        "{told}"
+    );
+    let expected = "TIDEGATE_MAX_CONNECTIONS: there is no such setting; did you mean TIDEGATE_CONNECTIONS_MAX?";
+    for command in ["serve", "check-config"] {
+        let told = refused(tidegate(&[command]).env("TIDEGATE_MAX_CONNECTIONS", "5"));
+        assert!(told.lines().any(|line| line == expected), "{told}");
+    }
+}
+
+#[test]
+fn variables_of_other_commands_and_other_programs_are_no_settings() {
+    let mut checked = tidegate(&["check-config"]);
+    for name in [
+        "SERVER",
+        "TOKEN",
+        "TOKEN_FILE",
+        "TLS_CA",
+        "PORT",
+        "SERVICE_HOST",
+    ] {
+        checked.env(format!("TIDEGATE_{name}"), "x");
+    }
+    let checked = checked.output().unwrap();
+    assert!(checked.status.success(), "{}", said(&checked.stderr));
 }
 
 /// A server whose log is read.
@@ -358,7 +395,7 @@ async fn a_hangup_reads_the_file_again_and_a_bad_file_changes_nothing() {
 fn a_hangup_reads_tokens_again_without_a_configuration_file_too() {
     let tokens = File::new("tokens", "");
     let mut command = tidegate(&["serve", "--listen", "127.0.0.1:0", "--log", "info"]);
-    command.args(["--tokens", tokens.path()]);
+    command.args(["--auth-tokens", tokens.path()]);
     command.stderr(Stdio::piped());
     let mut server = Serve::spawn(command);
     let mut log = BufReader::new(server.child.stderr.take().unwrap());

@@ -101,7 +101,7 @@ async fn with_64_descriptors_a_flood_is_refused_and_who_is_inside_goes_on() {
 
 #[test]
 fn a_cap_for_which_there_are_too_few_descriptors_refuses_to_start() {
-    let ended = Serve::command_with_descriptors(64, &["--max-connections", "100"])
+    let ended = Serve::command_with_descriptors(64, &["--connections-max", "100"])
         .output()
         .unwrap();
     let message = String::from_utf8(ended.stderr).unwrap();

@@ -27,7 +27,7 @@ fn options() -> SubscribeOptions {
 
 #[tokio::test]
 async fn a_subscription_over_a_quota_is_tried_again_when_the_server_says_and_comes_in() {
-    let server = Serve::start(&["--quota-address-subscriptions", "1"]);
+    let server = Serve::start(&["--quotas-address-subscriptions", "1"]);
     let client = Client::connect_lazy(server.url()).unwrap();
     let mut holder = client.subscribe(options());
     assert!(matches!(next(&mut holder).await, Ok(Update::Subscribed(_))));
@@ -60,7 +60,7 @@ async fn a_subscription_over_a_quota_is_tried_again_when_the_server_says_and_com
 
 #[tokio::test]
 async fn without_reconnecting_a_quota_ends_it() {
-    let server = Serve::start(&["--quota-address-subscriptions", "1"]);
+    let server = Serve::start(&["--quotas-address-subscriptions", "1"]);
     let client = Client::connect_lazy(server.url()).unwrap();
     let mut holder = client.subscribe(options());
     assert!(matches!(next(&mut holder).await, Ok(Update::Subscribed(_))));

@@ -1,6 +1,6 @@
 //! The configuration: file, environment and flags.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use tidegate_server::settings::{Configuration, Origin, SETTINGS, Sources, read, reload};
 
@@ -13,7 +13,10 @@ pub fn config(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let mut parts = text.splitn(3, '\0');
     let file = parts.next().unwrap_or_default();
-    let environment = pairs(parts.next().unwrap_or_default());
+    let environment = pairs(parts.next().unwrap_or_default())
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
     let given = pairs(parts.next().unwrap_or_default());
     // The command line knows its flags, and hands on none that is not there.
     let flags: Vec<_> = SETTINGS
@@ -23,7 +26,7 @@ pub fn config(bytes: &[u8]) {
     let path = PathBuf::from("fuzz.toml");
     let outcome = read(Sources {
         file: Some((&path, file)),
-        environment: &|name| value(&environment, name),
+        environment: &environment,
         flags: &flags,
     });
     let (configuration, written) = match outcome {
@@ -43,7 +46,7 @@ pub fn config(bytes: &[u8]) {
     let printed = written.effective(&configuration);
     let again = read(Sources {
         file: Some((&path, &printed)),
-        environment: &|_| None,
+        environment: &BTreeMap::new(),
         flags: &[],
     });
     let (mut again, rewritten) = again.unwrap_or_else(|problems| panic!("{problems:?}\n{printed}"));

@@ -8,7 +8,7 @@ use crate::exit::{Exit, Failure};
 
 /// Print the line of a token file for a token
 ///
-/// Reads the token from standard input, one line, and prints the line that `tidegate serve --tokens FILE`
+/// Reads the token from standard input, one line, and prints the line that `tidegate serve --auth-tokens FILE`
 /// takes: the principal, and a hash from which nobody can tell the token.
 ///
 /// A token must be long and random, for its hash can be tried quickly:

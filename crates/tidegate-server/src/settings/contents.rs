@@ -49,7 +49,9 @@ pub(super) fn together(configuration: &Configuration, written: &Written) -> Opti
         other => other.to_string(),
     };
     Some(Problem {
-        origin: origin.cloned().unwrap_or(Origin::Flag("insecure")),
+        origin: origin
+            .cloned()
+            .unwrap_or_else(|| Origin::Flag("auth-insecure".into())),
         message,
     })
 }

@@ -17,7 +17,7 @@ pub fn example() -> String {
             text.push_str(&format!("# {line}\n"));
         }
         let reloads = if setting.reloads { "; reloads" } else { "" };
-        let (variable, flag) = (setting.variable(), setting.flag);
+        let (variable, flag) = (setting.variable(), setting.flag());
         text.push_str(&format!("# {variable}, --{flag}{reloads}\n"));
         text.push_str(&format!("{}\n", setting.line(&default)));
     });

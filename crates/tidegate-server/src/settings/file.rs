@@ -2,7 +2,6 @@
 
 use std::{ops::Range, path::PathBuf};
 
-use strsim::levenshtein;
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -10,13 +9,11 @@ use toml::{
 
 use super::{
     forms::SEPARATOR,
+    names::nearest,
     setting::Setting,
     table::SETTINGS,
     written::{Origin, Problem},
 };
-
-/// A name that differs in more letters than this is not meant.
-const MOST_LETTERS: usize = 3;
 
 /// What is set in a file, and on which lines. What is wrong with it is added to `problems`.
 pub(super) fn values(
@@ -66,15 +63,15 @@ impl Reader<'_> {
                 self.tell(at, format!("`{key}` is a section: write [{key}]"));
             }
             (None, DeValue::Table(_)) => {
-                let sections = SETTINGS.iter().map(Setting::section);
-                self.tell(
-                    at,
-                    format!("there is no section `{key}`{}", nearest(key, sections)),
-                );
+                let meant = did_you_mean(nearest(key, SETTINGS.iter().map(Setting::section)));
+                self.tell(at, format!("there is no section `{key}`{meant}"));
             }
             (None, _) => {
-                let keys = SETTINGS.iter().map(|setting| setting.key);
-                self.tell(at, format!("there is no `{key}`{}", nearest(key, keys)));
+                let name = key.rsplit('.').next().unwrap_or_default();
+                // It may stand in the wrong section.
+                let meant = Setting::nearest(key).or_else(|| Setting::nearest(name));
+                let meant = did_you_mean(meant.map(|setting| setting.key));
+                self.tell(at, format!("there is no `{key}`{meant}"));
             }
         }
     }
@@ -145,19 +142,6 @@ fn text_of_several(values: &[Spanned<DeValue<'_>>]) -> Option<String> {
 }
 
 /// The end of a message that names what was meant, if anything comes near.
-fn nearest(key: &str, names: impl Iterator<Item = &'static str>) -> String {
-    let nearest = names
-        .filter(|name| !name.is_empty())
-        .map(|name| (distance(key, name), name))
-        .min();
-    match nearest {
-        Some((distance, name)) if distance <= MOST_LETTERS => format!("; did you mean `{name}`?"),
-        _ => String::new(),
-    }
-}
-
-/// In how many letters two keys differ. A name in the wrong section is as near as a slip of one letter.
-fn distance(key: &str, name: &str) -> usize {
-    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
-    levenshtein(key, name).min(levenshtein(&last(key), &last(name)) + 1)
+fn did_you_mean(meant: Option<&str>) -> String {
+    meant.map_or_else(String::new, |name| format!("; did you mean `{name}`?"))
 }

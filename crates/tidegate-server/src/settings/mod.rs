@@ -15,31 +15,32 @@ mod contents;
 mod example;
 mod file;
 mod forms;
+mod names;
 mod reload;
 mod security;
 mod setting;
 mod table;
 mod written;
 
-use std::{fmt, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use self::security::NEEDS;
 pub use self::{
     example::example,
     forms::{SEPARATOR, bytes, duration},
     reload::{Reloaded, reload},
-    setting::{Configuration, Setting},
+    setting::{Configuration, Setting, VARIABLES},
     table::SETTINGS,
     written::{Origin, Problem, Written},
 };
 
 /// Where values come from.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
     /// The path and the text of the file.
     pub file: Option<(&'a PathBuf, &'a str)>,
-    /// Looks a variable of the environment up.
-    pub environment: &'a dyn Fn(&str) -> Option<String>,
+    /// The variables of the environment, by their names. Those that do not begin with [`VARIABLES`] do not matter.
+    pub environment: &'a BTreeMap<String, String>,
     /// What was given on the command line: keys and texts.
     pub flags: &'a [(&'static str, String)],
 }
@@ -97,18 +98,36 @@ fn read_what_can_be(sources: Sources<'_>) -> (Configuration, Written, Vec<Proble
     }
     for setting in SETTINGS {
         let variable = setting.variable();
-        if let Some(text) = (sources.environment)(&variable) {
-            written.set(setting, text, Origin::Environment(variable), &mut problems);
+        if let Some(text) = sources.environment.get(&variable) {
+            let origin = Origin::Environment(variable);
+            written.set(setting, text.clone(), origin, &mut problems);
         }
     }
+    problems.extend(
+        sources
+            .environment
+            .keys()
+            .filter_map(|name| misspelled(name)),
+    );
     for (key, text) in sources.flags {
         let setting = Setting::of(key).expect("flags are made from the table");
-        let origin = Origin::Flag(setting.flag);
+        let origin = Origin::Flag(setting.flag());
         written.set(setting, text.clone(), origin, &mut problems);
     }
     let configuration = written.meant();
     problems.extend(contradictions(&configuration, &written));
     (configuration, written, problems)
+}
+
+/// What is wrong with a variable that is no setting and comes near one. What comes near none is somebody else's:
+/// orchestrators set `TIDEGATE_PORT` and the like for a service named `tidegate`.
+fn misspelled(variable: &str) -> Option<Problem> {
+    let name = variable.strip_prefix(VARIABLES)?;
+    let meant = Setting::nearest(name).map(Setting::variable)?;
+    (meant != variable).then(|| Problem {
+        origin: Origin::Environment(variable.into()),
+        message: format!("there is no such setting; did you mean {meant}?"),
+    })
 }
 
 /// What is right by itself and wrong together.
@@ -146,15 +165,6 @@ fn too_large(configuration: &Configuration, written: &Written) -> Option<Problem
                   published: lower it, or raise the other"
             .into(),
     })
-}
-
-impl fmt::Debug for Sources<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sources")
-            .field("file", &self.file)
-            .field("flags", &self.flags)
-            .finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

@@ -3,13 +3,14 @@
 use super::security::Security;
 use crate::config::ServerConfig;
 
+/// The beginning of the environment variable of every setting.
+pub const VARIABLES: &str = "TIDEGATE_";
+
 /// A thing that can be set.
 #[derive(Debug)]
 pub struct Setting {
     /// Where it stands in the file: its section, a dot, its name; or its name alone.
     pub key: &'static str,
-    /// The long flag, without the dashes.
-    pub flag: &'static str,
     /// What its value is, for help: `DURATION`, `SIZE`. With three dots, it may have several.
     pub value_name: &'static str,
     /// What it is about: whole sentences.
@@ -43,10 +44,16 @@ impl Default for Configuration {
 }
 
 impl Setting {
-    /// The environment variable.
+    /// The long flag, without the dashes before it: `http2-stream-window` for the key `http2.stream_window`.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.key.replace(['.', '_'], "-")
+    }
+
+    /// The environment variable: `TIDEGATE_HTTP2_STREAM_WINDOW` for the key `http2.stream_window`.
     #[must_use]
     pub fn variable(&self) -> String {
-        format!("TIDEGATE_{}", self.flag.replace('-', "_").to_uppercase())
+        format!("{VARIABLES}{}", self.key.replace('.', "_").to_uppercase())
     }
 
     /// The section of the file that it stands in; empty at the top.

@@ -1,4 +1,9 @@
-use std::{collections::HashSet, fs, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    path::Path,
+    time::Duration,
+};
 
 use super::*;
 use crate::{
@@ -6,8 +11,10 @@ use crate::{
     network::tls::ClientAuth,
 };
 
-fn nothing(_: &str) -> Option<String> {
-    None
+static NOTHING: BTreeMap<String, String> = BTreeMap::new();
+
+fn environment<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
+    BTreeMap::from(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())))
 }
 
 /// What is wrong with a file, by line.
@@ -15,7 +22,7 @@ fn problems(text: &str) -> Vec<(usize, String)> {
     let path = PathBuf::from("t.toml");
     let read = read(Sources {
         file: Some((&path, text)),
-        environment: &nothing,
+        environment: &NOTHING,
         flags: &[],
     });
     let told = read.unwrap_err().into_iter().map(|problem| {
@@ -30,7 +37,7 @@ fn problems(text: &str) -> Vec<(usize, String)> {
 #[test]
 fn the_table_is_consistent() {
     let keys: HashSet<_> = SETTINGS.iter().map(|setting| setting.key).collect();
-    let flags: HashSet<_> = SETTINGS.iter().map(|setting| setting.flag).collect();
+    let flags: HashSet<_> = SETTINGS.iter().map(Setting::flag).collect();
     assert_eq!((keys.len(), flags.len()), (SETTINGS.len(), SETTINGS.len()));
     let mut sections: Vec<_> = SETTINGS.iter().map(Setting::section).collect();
     sections.dedup();
@@ -61,7 +68,7 @@ fn the_example_has_every_setting_at_its_default() {
     assert_eq!(listed, example(), "set UPDATE_EXAMPLE=1 if that is meant");
     let (configuration, written) = read(Sources {
         file: Some((&path, &listed)),
-        environment: &nothing,
+        environment: &NOTHING,
         flags: &[],
     })
     .unwrap();
@@ -75,11 +82,10 @@ fn the_example_has_every_setting_at_its_default() {
 fn flags_win_over_the_environment_and_that_over_the_file() {
     let path = PathBuf::from("t.toml");
     let text = "drain_timeout = \"1s\"\nheartbeat = \"2s\"\n[history]\nevents = 3\n";
-    let environment = |name: &str| match name {
-        "TIDEGATE_HEARTBEAT" => Some("20s".to_owned()),
-        "TIDEGATE_HISTORY_EVENTS" => Some("30".to_owned()),
-        _ => None,
-    };
+    let environment = environment([
+        ("TIDEGATE_HEARTBEAT", "20s"),
+        ("TIDEGATE_HISTORY_EVENTS", "30"),
+    ]);
     let (configuration, written) = read(Sources {
         file: Some((&path, text)),
         environment: &environment,
@@ -102,7 +108,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     // What is printed means the same when it is read.
     let (again, _) = read(Sources {
         file: Some((&path, &effective)),
-        environment: &nothing,
+        environment: &NOTHING,
         flags: &[],
     })
     .unwrap();
@@ -219,7 +225,7 @@ refresh = \"1m\"
     let of = |text: &str| {
         read(Sources {
             file: Some((&path, text)),
-            environment: &nothing,
+            environment: &NOTHING,
             flags: &[("auth.jwt.secrets", "s1,s2".into())],
         })
         .unwrap()
@@ -252,7 +258,7 @@ refresh = \"1m\"
 
 #[test]
 fn the_environment_is_checked_and_named() {
-    let environment = |name: &str| (name == "TIDEGATE_ON_STALL").then(|| "panic".to_owned());
+    let environment = environment([("TIDEGATE_ON_STALL", "panic")]);
     let told = read(Sources {
         file: None,
         environment: &environment,
@@ -263,6 +269,127 @@ fn the_environment_is_checked_and_named() {
         told[0].to_string(),
         "TIDEGATE_ON_STALL: on_stall = \"panic\": must be park or close"
     );
+}
+
+/// Flags that were renamed, and the keys that name them now.
+const FORMER_FLAGS: &[(&str, &str)] = &[
+    ("max-connections", "connections.max"),
+    ("max-connections-per-address", "connections.max_per_address"),
+    ("max-connection-age", "connections.max_age"),
+    ("max-connection-age-grace", "connections.max_age_grace"),
+    ("tls-client-crl", "tls.client_crls"),
+    ("tokens", "auth.tokens"),
+    ("rules", "auth.rules"),
+    ("insecure", "auth.insecure"),
+    ("jwt-issuer", "auth.jwt.issuer"),
+    ("jwt-audience", "auth.jwt.audience"),
+    ("jwt-public-key", "auth.jwt.public_keys"),
+    ("jwt-secret", "auth.jwt.secrets"),
+    ("jwt-keys", "auth.jwt.keys"),
+    ("jwt-keys-ca", "auth.jwt.keys_ca"),
+    ("jwt-refresh", "auth.jwt.refresh"),
+    ("jwt-keys-max-age", "auth.jwt.max_age"),
+    ("jwt-leeway", "auth.jwt.leeway"),
+    ("request-timeout", "limits.request_timeout"),
+    ("max-filters", "limits.max_filters"),
+    ("max-publish-events", "limits.max_publish_events"),
+    ("max-publish-bytes", "limits.max_publish_bytes"),
+    ("max-event-bytes", "limits.max_event_bytes"),
+    ("quota-observe-only", "quotas.observe_only"),
+    (
+        "quota-address-subscriptions",
+        "quotas.address.subscriptions",
+    ),
+    ("quota-address-filters", "quotas.address.filters"),
+    (
+        "quota-address-publish-events",
+        "quotas.address.publish_events",
+    ),
+    (
+        "quota-address-publish-bytes",
+        "quotas.address.publish_bytes",
+    ),
+    (
+        "quota-address-auth-failures",
+        "quotas.address.auth_failures",
+    ),
+    (
+        "quota-principal-connections",
+        "quotas.principal.connections",
+    ),
+    (
+        "quota-principal-subscriptions",
+        "quotas.principal.subscriptions",
+    ),
+    ("quota-principal-filters", "quotas.principal.filters"),
+    (
+        "quota-principal-publish-events",
+        "quotas.principal.publish_events",
+    ),
+    (
+        "quota-principal-publish-bytes",
+        "quotas.principal.publish_bytes",
+    ),
+    ("max-streams", "http2.max_streams"),
+    ("preface-timeout", "http2.preface_timeout"),
+    ("keep-alive-interval", "http2.keep_alive_interval"),
+    ("keep-alive-timeout", "http2.keep_alive_timeout"),
+    ("write-timeout", "http2.write_timeout"),
+];
+
+#[test]
+fn flags_and_variables_are_made_from_keys() {
+    let setting = Setting::of("http2.stream_window").unwrap();
+    assert_eq!(setting.flag(), "http2-stream-window");
+    assert_eq!(setting.variable(), "TIDEGATE_HTTP2_STREAM_WINDOW");
+}
+
+#[test]
+fn a_former_name_is_refused_and_the_present_one_is_named() {
+    for (flag, key) in FORMER_FLAGS {
+        let setting = Setting::nearest(flag).unwrap_or_else(|| panic!("{flag}"));
+        assert_eq!(setting.key, *key, "{flag}");
+        let variable = format!("TIDEGATE_{}", flag.replace('-', "_").to_uppercase());
+        let told = read(Sources {
+            file: None,
+            environment: &environment([(&variable, "1")]),
+            flags: &[],
+        });
+        let expected = format!(
+            "{variable}: there is no such setting; did you mean {}?",
+            setting.variable()
+        );
+        assert_eq!(told.unwrap_err()[0].to_string(), expected);
+    }
+}
+
+#[test]
+fn variables_that_orchestrators_set_are_left_alone() {
+    for service in [
+        "TIDEGATE",
+        "TIDEGATE_ADMIN",
+        "TIDEGATE_HTTP",
+        "TIDEGATE_LISTEN_TLS",
+    ] {
+        for name in [
+            "SERVICE_HOST",
+            "SERVICE_PORT",
+            "SERVICE_PORT_HTTP",
+            "PORT",
+            "PORT_50051_TCP",
+            "PORT_50051_TCP_PROTO",
+            "PORT_50051_TCP_PORT",
+            "PORT_50051_TCP_ADDR",
+        ] {
+            let name = format!("{service}_{name}");
+            let read = read(Sources {
+                file: None,
+                environment: &environment([(&name, "tcp://10.0.0.1:50051")]),
+                flags: &[],
+            });
+            assert!(read.is_ok(), "{}", read.unwrap_err()[0]);
+        }
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub enum Origin {
     /// In this environment variable.
     Environment(String),
     /// In this flag.
-    Flag(&'static str),
+    Flag(String),
 }
 
 /// Something that is wrong with a configuration.

@@ -1,0 +1,48 @@
+//! The setting that was probably meant by a name that no setting has.
+//!
+//! One measure serves all sources, because flags and variables are made of the same words as keys: `--max-filters` and
+//! `TIDEGATE_MAX_FILTERS` both have the words of `limits.max_filters`, less one.
+
+use strsim::levenshtein;
+
+use super::{setting::Setting, table::SETTINGS};
+
+impl Setting {
+    /// The setting whose key has the words of `name`, or most of them, whatever stands between the words.
+    #[must_use]
+    pub fn nearest(name: &str) -> Option<&'static Self> {
+        Self::of(nearest(name, SETTINGS.iter().map(|setting| setting.key))?)
+    }
+}
+
+/// The one of `names` that has more than half of the words of `name`; of several, the one that lacks the fewest of
+/// them, has the fewest others, and differs in the fewest letters.
+pub(super) fn nearest(
+    name: &str,
+    names: impl Iterator<Item = &'static str>,
+) -> Option<&'static str> {
+    let wanted = words(name);
+    let by_distance = names.filter_map(|candidate| {
+        let found = words(candidate);
+        let lacking = words_without_match(&wanted, &found);
+        let others = words_without_match(&found, &wanted);
+        let letters = levenshtein(&wanted.join("."), &found.join("."));
+        (lacking * 2 < wanted.len()).then_some(((lacking, others, letters), candidate))
+    });
+    by_distance.min().map(|(_, candidate)| candidate)
+}
+
+fn words(name: &str) -> Vec<String> {
+    name.split(['.', '_', '-']).map(str::to_lowercase).collect()
+}
+
+fn words_without_match(words: &[String], others: &[String]) -> usize {
+    let has_match = |word: &&String| others.iter().any(|other| is_near(word, other));
+    words.len() - words.iter().filter(has_match).count()
+}
+
+/// Whether two words differ by no more than a slip of the keyboard, or a plural: one letter in words of three to six,
+/// two in those of seven to ten.
+fn is_near(word: &str, other: &str) -> bool {
+    levenshtein(word, other) <= (word.len().min(other.len()) + 1) / 4
+}
