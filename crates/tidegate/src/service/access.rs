@@ -11,12 +11,12 @@
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
-use tidegate_core::{ClientId, CloseReason, Filter, Hub, Topic};
+use tidegate_core::{ClientId, CloseReason, Filter, Hub, SubscribeOptions, Topic};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
 use super::{gate::Caller, wire::Encoded};
-use crate::{reason::Reason, status};
+use crate::{client_ids::is_anonymous, reason::Reason, status};
 
 /// Knows one caller, and answers what it may do, at any time anew.
 pub trait Authority: fmt::Debug + Send + Sync + 'static {
@@ -48,15 +48,15 @@ pub struct Access(Arc<dyn Authority>);
 
 /// What a subscription was let in for.
 #[derive(Debug, Clone)]
-pub(crate) struct Interest {
+pub(super) struct Interest {
     /// The id that the client chose, if it did, and was not given one when it came first.
-    pub(crate) client_id: Option<ClientId>,
-    pub(crate) filters: Vec<Filter>,
+    client_id: Option<ClientId>,
+    filters: Vec<Filter>,
 }
 
 /// Ends a subscription when it would not be let in any more. Dropped with it.
 #[derive(Debug)]
-pub(crate) struct Guard {
+pub(super) struct Guard {
     /// Held for its drop.
     _watch: AbortOnDropHandle<()>,
 }
@@ -88,7 +88,7 @@ impl Access {
         Box::pin(until(authority, |authority| authority.ended()))
     }
 
-    pub(crate) fn check_subscribe(&self, interest: &Interest) -> Result<(), Status> {
+    pub(super) fn check_subscribe(&self, interest: &Interest) -> Result<(), Status> {
         if let Some(id) = &interest.client_id
             && !self.0.may_be_client(id)
         {
@@ -104,7 +104,7 @@ impl Access {
     }
 
     /// Checks the topics of a batch, in their order.
-    pub(crate) fn check_publish<'a>(
+    pub(super) fn check_publish<'a>(
         &self,
         topics: impl Iterator<Item = &'a Topic>,
     ) -> Result<(), Status> {
@@ -128,7 +128,7 @@ impl Access {
 }
 
 /// Who makes a call, by the extensions of its request.
-pub(crate) fn caller(extensions: &http::Extensions) -> Caller {
+pub(super) fn caller(extensions: &http::Extensions) -> Caller {
     let mut caller: Caller = extensions.get().cloned().unwrap_or_default();
     if let Some(access) = extensions.get::<Access>() {
         caller.principal = Some(Arc::clone(access.principal()));
@@ -154,6 +154,14 @@ async fn until(
 // ===== impl Interest =====
 
 impl Interest {
+    pub(super) fn of(options: &SubscribeOptions) -> Self {
+        let client_id = Some(&options.client_id).filter(|id| !is_anonymous(id));
+        Self {
+            client_id: client_id.cloned(),
+            filters: options.filters.clone(),
+        }
+    }
+
     fn end_under(&self, authority: &dyn Authority) -> Option<CloseReason> {
         let is_allowed = || {
             let mut filters = self.filters.iter();
@@ -170,7 +178,7 @@ impl Interest {
 
 impl Guard {
     /// Watches over the subscription `id` of `hub`.
-    pub(crate) fn new(access: &Access, interest: Interest, hub: Hub<Encoded>, id: u64) -> Self {
+    pub(super) fn new(access: &Access, interest: Interest, hub: Hub<Encoded>, id: u64) -> Self {
         let authority = Arc::clone(&access.0);
         let watch = async move {
             let reason = until(authority, |authority| interest.end_under(authority)).await;

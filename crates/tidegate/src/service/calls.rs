@@ -33,7 +33,7 @@ pub struct Calls {
 
 /// Counts a subscription among the calls of its connection for as long as it is there.
 #[derive(Debug)]
-pub(crate) struct Enrolled {
+pub(super) struct Enrolled {
     calls: Calls,
     id: u64,
 }
@@ -79,7 +79,7 @@ pub struct RequestBody<B> {
 // ===== impl Calls =====
 
 impl Calls {
-    pub(crate) fn new(hub: Hub<Encoded>) -> Self {
+    pub(super) fn new(hub: Hub<Encoded>) -> Self {
         let shared = Shared {
             hub,
             ended: CancellationToken::new(),
@@ -116,7 +116,7 @@ impl Calls {
         }
     }
 
-    pub(crate) fn enroll(&self, id: u64) -> Enrolled {
+    pub(super) fn enroll(&self, id: u64) -> Enrolled {
         let reason = {
             let mut state = self.state();
             state.subscriptions.insert(id);
@@ -146,7 +146,7 @@ impl Drop for Enrolled {
 // ===== impl CallBody =====
 
 impl CallBody {
-    pub(crate) fn new(
+    pub(super) fn new(
         body: tonic::body::Body,
         calls: Option<Calls>,
         access: Option<&Access>,

@@ -38,15 +38,15 @@ const MAX_FILTER_TOKENS: usize = 8_192;
 
 /// A subscribe request that keeps all rules.
 #[derive(Debug)]
-pub(crate) struct Wanted {
-    pub(crate) options: SubscribeOptions,
-    pub(crate) heartbeat_interval: Duration,
-    pub(crate) min_interval: Option<Duration>,
+pub(super) struct Wanted {
+    pub(super) options: SubscribeOptions,
+    pub(super) heartbeat_interval: Duration,
+    pub(super) min_interval: Option<Duration>,
 }
 
 // ===== subscribing =====
 
-pub(crate) fn subscribe_request(
+pub(super) fn subscribe_request(
     request: &proto::SubscribeRequest,
     config: &ServiceConfig,
 ) -> Result<Wanted, Status> {
@@ -164,7 +164,7 @@ fn min_interval(asked: Option<prost_types::Duration>) -> Result<Option<Duration>
 // ===== publishing =====
 
 /// Checks a whole batch and encodes its events, or says what is wrong with the first bad one.
-pub(crate) fn publish_request(
+pub(super) fn publish_request(
     request: proto::PublishRequest,
     limits: &PublishLimits,
 ) -> Result<Vec<NewEvent<Encoded>>, Status> {
@@ -258,14 +258,14 @@ impl EncodeError {
 
 // ===== answering =====
 
-pub(crate) const fn position(position: Position) -> proto::Position {
+pub(super) const fn position(position: Position) -> proto::Position {
     proto::Position {
         epoch: position.epoch,
         sequence: position.sequence,
     }
 }
 
-pub(crate) fn gap(gap: &Gap) -> proto::Gap {
+pub(super) fn gap(gap: &Gap) -> proto::Gap {
     let reason = match gap.reason {
         GapReason::Overflow => proto::GapReason::Overflow,
         GapReason::Expired => proto::GapReason::Expired,

@@ -15,7 +15,7 @@ use crate::reason::Reason;
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// When the call with these headers is to end, if its client says so.
-pub(crate) fn of(headers: &HeaderMap) -> Result<Option<Instant>, Status> {
+pub(super) fn of(headers: &HeaderMap) -> Result<Option<Instant>, Status> {
     let Some(value) = headers.get("grpc-timeout") else {
         return Ok(None);
     };

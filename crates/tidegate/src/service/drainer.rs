@@ -74,13 +74,26 @@ pub struct Drainer {
 
 /// What a subscription has elsewhere for as long as it is there.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(super) struct Held {
     /// Told how it ended.
-    pub(crate) permit: Permit,
+    pub(super) permit: Permit,
     /// Its place among the calls of its connection.
-    pub(crate) _enrolled: Option<Enrolled>,
+    pub(super) _enrolled: Option<Enrolled>,
     /// Who watches over it, where callers prove who they are.
-    pub(crate) _guard: Option<Guard>,
+    pub(super) _guard: Option<Guard>,
+}
+
+/// When things are sent.
+#[derive(Debug)]
+pub(super) struct Timing {
+    /// Silence after which a heartbeat is sent.
+    pub(super) heartbeat_interval: Duration,
+    /// Shortest time between two releases of live events. `None` for no limit.
+    pub(super) min_interval: Option<Duration>,
+    /// Delay after which the client is told to come back, if the server goes away.
+    pub(super) reconnect_after: Duration,
+    /// When the client wants the stream to end, if it said so.
+    pub(super) deadline: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -96,27 +109,29 @@ enum State {
 }
 
 impl Drainer {
-    pub(crate) fn new(
+    pub(super) fn new(
         subscription: Subscription<Encoded>,
         sharing: Arc<Sharing>,
         held: Held,
-        heartbeat_interval: Duration,
-        min_interval: Option<Duration>,
-        reconnect_after: Duration,
-        deadline: Option<Instant>,
+        timing: Timing,
     ) -> Self {
         let now = Instant::now();
+        let releases = timing
+            .min_interval
+            .map(|interval| Releases::new(interval, now));
         Self {
             subscription,
             sharing,
             held,
             rest: Bytes::new(),
-            timer: Box::pin(sleep_until(now + heartbeat_interval)),
-            heartbeat_interval,
-            releases: min_interval.map(|interval| Box::new(Releases::new(interval, now))),
+            timer: Box::pin(sleep_until(now + timing.heartbeat_interval)),
+            heartbeat_interval: timing.heartbeat_interval,
+            releases: releases.map(Box::new),
             last_sent: now,
-            reconnect_after,
-            deadline: deadline.map(|deadline| Box::pin(sleep_until(deadline))),
+            reconnect_after: timing.reconnect_after,
+            deadline: timing
+                .deadline
+                .map(|deadline| Box::pin(sleep_until(deadline))),
             state: State::Opening,
         }
     }

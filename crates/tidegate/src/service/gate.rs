@@ -50,20 +50,20 @@ pub trait Place: fmt::Debug + Send + Sync {
 
 /// Tells a place how its subscription ended, when that is over.
 #[derive(Debug)]
-pub(crate) struct Permit(Option<Box<dyn Place>>);
+pub(super) struct Permit(Option<Box<dyn Place>>);
 
 impl Permit {
-    pub(crate) const fn new(place: Option<Box<dyn Place>>) -> Self {
+    pub(super) const fn new(place: Option<Box<dyn Place>>) -> Self {
         Self(place)
     }
 
-    pub(crate) fn begun(&mut self, id: u64, limits: &Limits) {
+    pub(super) fn begun(&mut self, id: u64, limits: &Limits) {
         if let Some(place) = &mut self.0 {
             place.begun(id, limits);
         }
     }
 
-    pub(crate) fn ended(&mut self, reason: Option<Reason>) {
+    pub(super) fn ended(&mut self, reason: Option<Reason>) {
         if let Some(mut place) = self.0.take() {
             place.ended(reason);
         }

@@ -27,7 +27,7 @@ const EVENTS: u32 = 1;
 const FILTERS: u32 = 2;
 
 /// A request whose bytes can be told to break its limits.
-pub(crate) trait Measured: Message + Default + 'static {
+pub(super) trait Measured: Message + Default + 'static {
     /// What it must keep.
     type Limits: fmt::Debug + Send + Sync + 'static;
 
@@ -111,17 +111,17 @@ impl Iterator for Parts<'_> {
 
 /// Encodes answers as prost does, and decodes requests that keep their limits.
 #[derive(Debug)]
-pub(crate) struct MeasuringCodec<T, U: Measured> {
+pub(super) struct MeasuringCodec<T, U: Measured> {
     limits: Arc<U::Limits>,
     answers: PhantomData<fn() -> T>,
 }
 
 /// The half of a [`MeasuringCodec`] that decodes.
 #[derive(Debug)]
-pub(crate) struct MeasuringDecoder<U: Measured>(Arc<U::Limits>);
+pub(super) struct MeasuringDecoder<U: Measured>(Arc<U::Limits>);
 
 impl<T, U: Measured> MeasuringCodec<T, U> {
-    pub(crate) const fn new(limits: Arc<U::Limits>) -> Self {
+    pub(super) const fn new(limits: Arc<U::Limits>) -> Self {
         Self {
             limits,
             answers: PhantomData,

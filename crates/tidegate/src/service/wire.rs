@@ -19,10 +19,10 @@ const EVENT_SEQUENCE: u8 = 1 << 3;
 
 /// The most that [`write_batch`] writes besides the events: the prefix, the tag and length of the batch,
 /// and the index.
-pub(crate) const BATCH_OVERHEAD: usize = PREFIX + (1 + 5) + (1 + 10);
+pub(super) const BATCH_OVERHEAD: usize = PREFIX + (1 + 5) + (1 + 10);
 
 /// The most that an event takes besides its own bytes: tag, length, and the sequence with its tag.
-pub(crate) const EVENT_OVERHEAD: usize = (1 + 5) + (1 + 10);
+pub(super) const EVENT_OVERHEAD: usize = (1 + 5) + (1 + 10);
 
 /// An event of `tidegate.v1` in its encoded form, without the sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct Encoded(Bytes);
 
 impl Encoded {
     /// Takes the encoded form of a [`proto::Event`](crate::proto::Event) whose sequence is 0.
-    pub(crate) const fn new(event: Bytes) -> Self {
+    pub(super) const fn new(event: Bytes) -> Self {
         Self(event)
     }
 
@@ -48,7 +48,7 @@ impl Payload for Encoded {
 }
 
 /// Appends `response` to `out` as one gRPC message.
-pub(crate) fn write_response(response: Response, out: &mut Vec<u8>) {
+pub(super) fn write_response(response: Response, out: &mut Vec<u8>) {
     let response = SubscribeResponse {
         response: Some(response),
     };
@@ -60,7 +60,7 @@ pub(crate) fn write_response(response: Response, out: &mut Vec<u8>) {
 ///
 /// Several events must fit. Of a single one that does not, only the beginning is written, and the rest
 /// returned: a slice of the shared event, to be sent after, in pieces of `most` bytes.
-pub(crate) fn write_batch(batch: &Batch<Encoded>, most: usize, out: &mut Vec<u8>) -> Option<Bytes> {
+pub(super) fn write_batch(batch: &Batch<Encoded>, most: usize, out: &mut Vec<u8>) -> Option<Bytes> {
     let end = out.len() + most;
     let index_len = if batch.first_index == 0 {
         0

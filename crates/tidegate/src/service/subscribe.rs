@@ -1,0 +1,230 @@
+//! `Subscribe`, from a request to a stream, in four stages.
+//!
+//! 1. *Read*: the message comes in time and keeps every rule that can be checked without the hub.
+//! 2. *Admit*: the rights of the caller allow it, and then its quotas do.
+//! 3. *Begin*: the hub has the subscription, and everything that watches over it knows.
+//! 4. *Stream*: the subscription is the body of the response.
+//!
+//! A call that is refused in one stage has left no trace in those behind it: what is not valid is not counted by the
+//! gate, and what is not admitted does not take a client id over.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
+use http_body::Body;
+use tidegate_core::{Hub, SubscribeOptions, Subscription};
+use tidegate_proto::v1::{SubscribeRequest, SubscribeResponse};
+use tokio::time::{self, timeout_at};
+use tonic::{
+    Status,
+    codec::{Codec as _, Streaming},
+};
+
+use super::{
+    access::{Access, Guard, Interest, caller},
+    body::ResponseBody,
+    calls::Calls,
+    config::ServiceConfig,
+    convert::{self, Wanted},
+    deadline,
+    drainer::{Drainer, Held, Timing},
+    gate::{Caller, Permit},
+    precheck::MeasuringCodec,
+    wire::Encoded,
+};
+use crate::{
+    chunks::{ChunkStats, Sharing},
+    reason::Reason,
+    reset,
+    status::{late, not_subscribed, spread, unreadable},
+};
+
+/// The path of the method.
+pub(super) const SUBSCRIBE: &str = "/tidegate.v1.EventService/Subscribe";
+
+/// A subscribe request is a client id and filters; 1,024 of the longest take 272 KiB.
+const MAX_REQUEST_BYTES: usize = 512 << 10;
+
+/// Opens the subscriptions of a service. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Subscriber {
+    hub: Hub<Encoded>,
+    /// What its subscriptions have in common.
+    sharing: Arc<Sharing>,
+    config: Arc<ServiceConfig>,
+}
+
+/// A subscription that may begin.
+struct Admitted {
+    options: SubscribeOptions,
+    permit: Permit,
+    /// Rights that it was let in with, where callers have any.
+    rights: Option<(Access, Interest)>,
+}
+
+impl Subscriber {
+    pub(super) fn new(hub: Hub<Encoded>, config: ServiceConfig) -> Self {
+        Self {
+            hub,
+            sharing: Arc::new(Sharing::new()),
+            config: Arc::new(config),
+        }
+    }
+
+    pub(super) const fn hub(&self) -> &Hub<Encoded> {
+        &self.hub
+    }
+
+    pub(super) fn chunk_stats(&self) -> ChunkStats {
+        self.sharing.stats()
+    }
+
+    /// Answers one call. The stream ends with the calls of its connection.
+    pub(super) async fn call<B>(
+        self,
+        request: http::Request<B>,
+        calls: Option<Calls>,
+    ) -> http::Response<ResponseBody>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        match self.subscribe(request, calls).await {
+            Ok(drainer) => {
+                let mut response = http::Response::new(ResponseBody::Subscription(drainer));
+                response
+                    .headers_mut()
+                    .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+                response
+            }
+            Err(status) => status.into_http(),
+        }
+    }
+
+    async fn subscribe<B>(
+        &self,
+        request: http::Request<B>,
+        calls: Option<Calls>,
+    ) -> Result<Drainer, Status>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let deadline = deadline::of(request.headers())?;
+        let access = request.extensions().get::<Access>().cloned();
+        let caller = caller(request.extensions());
+        let (filters, wanted) = self.read(request, deadline).await?;
+        let admitted = self.admit(access, &caller, &filters, wanted.options)?;
+        let (subscription, held) = self.begin(admitted, calls.as_ref())?;
+        let timing = Timing {
+            heartbeat_interval: wanted.heartbeat_interval,
+            min_interval: wanted.min_interval,
+            reconnect_after: spread(subscription.id(), self.config.reconnect_spread),
+            deadline,
+        };
+        let sharing = Arc::clone(&self.sharing);
+        Ok(Drainer::new(subscription, sharing, held, timing))
+    }
+
+    /// Reads the one message of the call, and checks it. Returns its filters as they were written, too.
+    async fn read<B>(
+        &self,
+        request: http::Request<B>,
+        deadline: Option<time::Instant>,
+    ) -> Result<(Vec<String>, Wanted), Status>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let in_time = time::Instant::now() + self.config.request_timeout;
+        let in_time = deadline.map_or(in_time, |deadline| deadline.min(in_time));
+        let message = read_message(request, Arc::clone(&self.config));
+        let message = timeout_at(in_time, message).await.map_err(|_| late())??;
+        let wanted = convert::subscribe_request(&message, &self.config)?;
+        Ok((message.filters, wanted))
+    }
+
+    /// Lets the caller in whose rights and quotas allow it, and writes down on whose behalf it subscribes.
+    fn admit(
+        &self,
+        access: Option<Access>,
+        caller: &Caller,
+        filters: &[String],
+        mut options: SubscribeOptions,
+    ) -> Result<Admitted, Status> {
+        let rights = match access {
+            None => None,
+            Some(access) => {
+                let interest = Interest::of(&options);
+                access.check_subscribe(&interest)?;
+                options.principal = Some(Arc::clone(access.principal()));
+                Some((access, interest))
+            }
+        };
+        // Behind the rights: what is not allowed is not counted.
+        let gate = self.config.gate.as_ref();
+        let place = gate.map(|gate| gate.subscribe(caller, filters));
+        Ok(Admitted {
+            options,
+            permit: Permit::new(place.transpose()?),
+            rights,
+        })
+    }
+
+    /// Subscribes, and tells those who count the subscription or may end it.
+    fn begin(
+        &self,
+        mut admitted: Admitted,
+        calls: Option<&Calls>,
+    ) -> Result<(Subscription<Encoded>, Held), Status> {
+        // hyper calls the service first, and spawns the future of the stream, which polls this one, behind that. So
+        // the handle that resets the stream cannot come with the request: it is found where that future runs.
+        admitted.options.reset = reset::current();
+        let subscription = self
+            .hub
+            .subscribe(admitted.options, Instant::now())
+            .map_err(not_subscribed)?;
+        let id = subscription.id();
+        admitted.permit.begun(id, subscription.limits());
+        // Behind the hub, which alone knows the identity. If the calls were ended, or the rights withdrawn, in between,
+        // both notice it here, and end the subscription at once.
+        let held = Held {
+            permit: admitted.permit,
+            _enrolled: calls.map(|calls| calls.enroll(id)),
+            _guard: admitted
+                .rights
+                .map(|(access, interest)| Guard::new(&access, interest, self.hub.clone(), id)),
+        };
+        Ok((subscription, held))
+    }
+}
+
+/// Reads the one message of a `Subscribe` call.
+async fn read_message<B>(
+    request: http::Request<B>,
+    config: Arc<ServiceConfig>,
+) -> Result<SubscribeRequest, Status>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    if is_compressed(request.headers()) {
+        return Err(Status::unimplemented(
+            "a compressed request is not served; send it with identity",
+        ));
+    }
+    let decoder = MeasuringCodec::<SubscribeResponse, SubscribeRequest>::new(config).decoder();
+    let mut messages =
+        Streaming::new_request(decoder, request.into_body(), None, Some(MAX_REQUEST_BYTES));
+    let message = messages
+        .message()
+        .await
+        .map_err(|status| unreadable(status, Reason::InvalidRequest))?;
+    message.ok_or_else(|| Reason::InvalidRequest.status("the call carries no SubscribeRequest"))
+}
+
+fn is_compressed(headers: &HeaderMap) -> bool {
+    let encoding = headers.get("grpc-encoding");
+    encoding.is_some_and(|encoding| *encoding != "identity")
+}
