@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_ends_with_what_stands_below_the_figures() {
+    fn document_ends_with_the_text_below_the_figures() {
         let document = include_str!("../../../docs/benchmarks.md");
         assert!(
             document.ends_with(MORE),
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_medians_ratios_and_what_is_missing() {
+    fn table_has_medians_ratios_and_marks_missing_values() {
         let results = |peer, samples: &[&[f64]]| Results {
             peer,
             samples: samples.iter().map(|sample| sample.to_vec()).collect(),
