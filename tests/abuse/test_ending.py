@@ -22,7 +22,7 @@ def ask_to_end(siege) -> float:
     return time.monotonic()
 
 
-def test_hundreds_of_idle_streams_are_told_where_to_resume_and_health_turns(besiege):
+def test_drain_tells_idle_streams_where_to_resume_and_turns_health(besiege):
     with besiege("--drain-timeout", "20s", ends_itself=True) as siege:
         peers = [siege.greeted((INITIAL_WINDOW_SIZE, 1 << 20)) for _ in range(5)]
         for peer in peers:
@@ -49,7 +49,7 @@ def test_hundreds_of_idle_streams_are_told_where_to_resume_and_health_turns(besi
         siege.note("drained", f"{len(streams)} streams in {time.monotonic() - began:.2f} s")
 
 
-def test_peers_that_take_no_notice_hold_up_the_end_no_longer_than_the_drain_timeout(besiege):
+def test_deaf_peers_delay_the_end_by_at_most_the_drain_timeout(besiege):
     patience = 2
     with besiege("--drain-timeout", f"{patience}s", ends_itself=True) as siege:
         # No window, no reading, no preface, half of it, and nothing after it.
@@ -68,7 +68,7 @@ def test_peers_that_take_no_notice_hold_up_the_end_no_longer_than_the_drain_time
         assert "streams=10" in siege.logged()
 
 
-def test_at_its_age_a_connection_says_goodbye_twice_and_its_streams_lose_nothing(besiege):
+def test_aged_connection_sends_two_goaways_and_loses_nothing(besiege):
     with besiege("--connections-max-age", "1s", neighbor_resumes=True) as siege:
         request = subscribe_request()
         peer = siege.greeted((INITIAL_WINDOW_SIZE, 1 << 20))

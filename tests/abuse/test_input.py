@@ -39,7 +39,7 @@ GREETINGS = {
 }
 
 
-def test_what_is_no_http2_is_closed_at_once(besiege):
+def test_non_http2_connection_is_closed_at_once(besiege):
     # Not by the deadline for the preface.
     with besiege("--http2-preface-timeout", "1h") as siege:
         began = time.monotonic()
@@ -60,7 +60,7 @@ BODIES = {
 }
 
 
-def test_a_body_that_breaks_the_framing_of_grpc_has_a_status(besiege):
+def test_broken_grpc_framing_gets_a_status(besiege):
     with besiege() as siege:
         peer = siege.greeted()
         for path in (SUBSCRIBE, PUBLISH, PUBLISH_STREAM):
@@ -70,7 +70,7 @@ def test_a_body_that_breaks_the_framing_of_grpc_has_a_status(besiege):
         assert peer.answers()
 
 
-def test_a_call_without_a_message_or_with_one_too_many_is_not_left_open(besiege):
+def test_call_with_a_wrong_number_of_messages_is_ended(besiege):
     with besiege() as siege:
         peer = siege.greeted()
         assert peer.wait(peer.call(SUBSCRIBE)).status == INVALID_ARGUMENT
@@ -85,7 +85,7 @@ def test_a_call_without_a_message_or_with_one_too_many_is_not_left_open(besiege)
         siege.await_subscriptions(1)
 
 
-def test_a_length_that_is_claimed_and_not_sent_holds_no_memory(besiege):
+def test_claimed_length_reserves_no_memory(besiege):
     with besiege("--limits-request-timeout", "1s") as siege:
         peer = siege.greeted()
         claims = {SUBSCRIBE: 512 << 10, PUBLISH: 4 * MIB, PUBLISH_STREAM: 4 * MIB}
@@ -99,7 +99,7 @@ def test_a_length_that_is_claimed_and_not_sent_holds_no_memory(besiege):
             assert peer.wait(stream).status == DEADLINE_EXCEEDED
 
 
-def test_a_compressed_request_is_refused_and_not_unpacked(besiege):
+def test_compressed_request_is_refused_without_decompression(besiege):
     with besiege() as siege:
         peer = siege.greeted()
         bomb = gzip.compress(publish_request(new_event("attack.bomb", bytes(64 * MIB))))
@@ -109,7 +109,7 @@ def test_a_compressed_request_is_refused_and_not_unpacked(besiege):
         assert siege.growth_kib < 16 << 10
 
 
-def test_many_small_parts_of_a_message_do_not_multiply_in_memory(besiege):
+def test_many_small_message_parts_do_not_multiply_in_memory(besiege):
     with besiege() as siege:
         size = 4 * MIB
         # Of five letters each, all different.
@@ -141,7 +141,7 @@ def _field(number: int, content: bytes) -> bytes:
     return bytes([number << 3 | 2]) + bytes(encoded) + bytes([length]) + content
 
 
-def test_nesting_groups_and_fields_that_nobody_knows_do_not_overflow_the_stack(besiege):
+def test_deep_groups_and_unknown_fields_do_not_overflow_the_stack(besiege):
     with besiege() as siege:
         peer = siege.greeted()
         groups = b"\x7b" * 10_000 + b"\x7c" * 10_000
@@ -160,7 +160,7 @@ def test_nesting_groups_and_fields_that_nobody_knows_do_not_overflow_the_stack(b
 NAMES = [b"\xff\xfe", b"a\0b", b"*", b">", b".", b"..", b"$JS.API.>", b"$SYS", b"\x7f", b"a\r\nb", b"x" * 65_536]
 
 
-def test_a_name_that_is_no_topic_is_refused(besiege):
+def test_invalid_topic_is_refused(besiege):
     with besiege() as siege:
         peer = siege.greeted()
         for name in NAMES:
@@ -173,7 +173,7 @@ def test_a_name_that_is_no_topic_is_refused(besiege):
                 assert call.status == INVALID_ARGUMENT, f"{name}: {call}"
 
 
-def test_metadata_without_measure_ends_the_call_or_the_connection(besiege):
+def test_oversized_metadata_ends_the_call_or_the_connection(besiege):
     with besiege() as siege:
         many = [(f"x-{number}", "v") for number in range(10_000)]
         for more in (many, [("x-long", "v" * 65_536)]):
@@ -187,7 +187,7 @@ def test_metadata_without_measure_ends_the_call_or_the_connection(besiege):
             assert call.headers.get(":status", "431") == "431", call
 
 
-def test_metadata_that_is_malformed_reaches_no_handler_and_no_log(besiege):
+def test_malformed_metadata_reaches_no_handler_and_no_log(besiege):
     with besiege() as siege:
         marker = "look-at-me"
         for name, value in [("x-bad", f"a\r\n{marker}: 1"), ("x-nul", f"\0{marker}"), ("X-Upper", marker)]:
@@ -210,7 +210,7 @@ def test_metadata_that_is_malformed_reaches_no_handler_and_no_log(besiege):
         assert marker not in siege.logged()
 
 
-def test_a_deadline_ends_the_stream_and_a_malformed_one_is_refused(besiege):
+def test_deadline_ends_the_stream_and_a_malformed_one_is_refused(besiege):
     with besiege() as siege:
         peer = siege.greeted()
         began = time.monotonic()
@@ -239,7 +239,7 @@ ADDRESSED = {
 }
 
 
-def test_a_call_to_what_is_not_there_reaches_no_handler(besiege):
+def test_call_to_an_unknown_method_reaches_no_handler(besiege):
     with besiege() as siege:
         peer = siege.greeted()
         for name, path in ADDRESSED.items():
@@ -255,7 +255,7 @@ def test_a_call_to_what_is_not_there_reaches_no_handler(besiege):
         assert siege.subscriptions() == 0
 
 
-def test_a_position_that_no_server_gave_is_refused_or_told_and_never_searched_for(besiege):
+def test_forged_position_is_refused_or_reported_at_no_cost(besiege):
     with besiege() as siege:
         peer = siege.greeted()
         head = siege.client.publish(new_event("attack.none"))

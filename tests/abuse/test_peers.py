@@ -74,7 +74,7 @@ def await_ends(peers: list[Peer], patience: float) -> list[float]:
     return sorted(ended)
 
 
-def test_silent_connections_are_closed_at_the_deadline_for_the_preface(besiege):
+def test_silent_connection_is_closed_at_the_preface_deadline(besiege):
     with besiege("--http2-preface-timeout", "1s") as siege:
         peers = [siege.peer() for _ in range(500)]
         ended = await_ends(peers, 1 + SLACK_SECONDS)
@@ -82,7 +82,7 @@ def test_silent_connections_are_closed_at_the_deadline_for_the_preface(besiege):
         assert 1 <= ended[0] and ended[-1] <= 1 + SLACK_SECONDS
 
 
-def test_a_preface_that_trickles_is_closed_at_the_same_deadline(besiege):
+def test_trickled_preface_is_closed_at_the_preface_deadline(besiege):
     with besiege("--http2-preface-timeout", "1s") as siege:
         peer = siege.peer()
         for byte in PREFACE[:-1]:
@@ -96,7 +96,7 @@ def test_a_preface_that_trickles_is_closed_at_the_same_deadline(besiege):
         assert 1 <= took <= 1 + SLACK_SECONDS
 
 
-def test_a_peer_that_says_nothing_after_its_preface_is_closed_by_keep_alive(besiege):
+def test_peer_silent_after_its_preface_is_closed_by_keep_alive(besiege):
     with besiege("--http2-keep-alive-interval", "500ms", "--http2-keep-alive-timeout", "500ms") as siege:
         peer = siege.peer(PREFACE)
         peer.acknowledges = False
@@ -107,7 +107,7 @@ def test_a_peer_that_says_nothing_after_its_preface_is_closed_by_keep_alive(besi
         assert took <= 1 + SLACK_SECONDS
 
 
-def test_headers_without_measure_end_the_connection_or_the_call(besiege):
+def test_oversized_headers_end_the_connection_or_the_call(besiege):
     encoder = hpack.Encoder()
     huffman = encoder.encode([(":method", "POST"), ("x-huffman", "~" * 20_000)], huffman=True)
     # One large entry in the table, and then a byte for each time it is named.
@@ -162,7 +162,7 @@ FAULTS = {
 }
 
 
-def test_streams_that_the_server_is_made_to_reset_end_the_connection(besiege):
+def test_provoked_resets_end_the_connection(besiege):
     limit, batch = 1_024, 64
     with besiege() as siege:
         for name, fault in FAULTS.items():
@@ -225,7 +225,7 @@ def test_the_cap_on_streams_holds_exactly(besiege):
         assert not any(peer.calls[stream].is_over for stream in streams[1:cap])
 
 
-def test_peers_that_stop_reading_their_sockets_hold_little_and_are_cut(besiege):
+def test_peers_that_stop_reading_hold_little_and_are_cut(besiege):
     connections, streams, patience = 5, 20, 2
     with besiege("--http2-write-timeout", f"{patience}s", "--history-bytes", "1MiB", "--http2-keep-alive-interval", "1h") as siege:
         request = subscribe_request()
@@ -252,7 +252,7 @@ def test_peers_that_stop_reading_their_sockets_hold_little_and_are_cut(besiege):
         assert siege.growth_kib < connections * streams * (64 + 32) + (16 << 10)
 
 
-def test_a_stream_without_a_window_is_parked_and_learns_what_it_missed(besiege):
+def test_stream_without_window_is_parked_and_told_its_losses(besiege):
     with besiege() as siege:
         request = subscribe_request(limits=pb.Limits(max_events=100))
         peer = siege.greeted((INITIAL_WINDOW_SIZE, 0))
@@ -280,7 +280,7 @@ def test_a_stream_without_a_window_is_parked_and_learns_what_it_missed(besiege):
         assert len(ledger.gaps) == 1
 
 
-def test_a_stream_without_a_window_is_ended_if_the_server_is_told_to(besiege):
+def test_stream_without_window_is_ended_by_configuration(besiege):
     with besiege("--stall-timeout", "500ms", "--on-stall", "close") as siege:
         peer = siege.greeted((INITIAL_WINDOW_SIZE, 0))
         stream = peer.call(SUBSCRIBE, SUBSCRIBE_BODY)
@@ -297,7 +297,7 @@ def test_a_stream_without_a_window_is_ended_if_the_server_is_told_to(besiege):
         siege.await_subscriptions(0)
 
 
-def test_floods_of_control_frames_cost_processor_time_and_nothing_else(besiege):
+def test_control_frame_floods_cost_only_processor_time(besiege):
     count = 20_000
     kinds = {
         "PING": ping(),
@@ -320,7 +320,7 @@ def test_floods_of_control_frames_cost_processor_time_and_nothing_else(besiege):
         assert siege.growth_kib < 16 << 10
 
 
-def test_empty_frames_of_data_end_the_connection(besiege):
+def test_empty_data_frames_end_the_connection(besiege):
     with besiege() as siege:
         peer = siege.greeted()
         stream = peer.call(PUBLISH_STREAM, ends=False)
@@ -329,7 +329,7 @@ def test_empty_frames_of_data_end_the_connection(besiege):
         assert goaway is None or goaway.error == ENHANCE_YOUR_CALM
 
 
-def test_padding_is_given_back_to_the_window(besiege):
+def test_padding_is_returned_to_the_window(besiege):
     with besiege() as siege:
         peer = siege.greeted((INITIAL_WINDOW_SIZE, 1 << 24))
         stream = peer.call(PUBLISH_STREAM, ends=False)
@@ -348,7 +348,7 @@ def test_padding_is_given_back_to_the_window(besiege):
         assert pb.PublishResponse.FromString(peer.calls[stream].messages()[0]).count == 1
 
 
-def test_an_honest_burst_of_small_frames_is_answered_whole(besiege):
+def test_honest_burst_of_small_frames_is_answered(besiege):
     count = 10_000
     with besiege() as siege:
         peer = siege.greeted((INITIAL_WINDOW_SIZE, 1 << 24))
@@ -367,7 +367,7 @@ def test_an_honest_burst_of_small_frames_is_answered_whole(besiege):
         assert call.status == 0
 
 
-def test_a_fast_stream_among_a_hundred_that_are_slow_gets_all(besiege):
+def test_fast_stream_among_a_hundred_slow_ones_gets_every_event(besiege):
     with besiege() as siege:
         peer = siege.greeted((INITIAL_WINDOW_SIZE, 0))
         peer.send(window_update(0, LARGEST_WINDOW - 65_535))
@@ -399,7 +399,7 @@ def fall_off_the_network(peer: Peer) -> None:
     peer.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
-def test_a_storm_of_subscribers_who_all_replay_is_served_whole_beside_the_others(besiege):
+def test_replay_storm_is_served_and_spares_the_others(besiege):
     events, connections, streams, rounds = 400, 4, 10, 10
     payload = b"x" * 100
     with besiege() as siege:
@@ -425,7 +425,7 @@ def test_a_storm_of_subscribers_who_all_replay_is_served_whole_beside_the_others
         assert not ledger.gaps
 
 
-def test_clients_that_reconnect_in_a_tight_loop_cost_a_connection_each_and_leave_nothing(besiege):
+def test_tight_reconnect_loop_leaves_nothing_behind(besiege):
     loops, times, places = 4, 150, 2
     with besiege("--quotas-address-subscriptions", str(places)) as siege:
         held = siege.greeted(source="127.0.0.3")
@@ -463,7 +463,7 @@ def test_clients_that_reconnect_in_a_tight_loop_cost_a_connection_each_and_leave
         siege.await_subscriptions(places)
 
 
-def test_peers_that_fall_off_the_network_are_found_dead(besiege):
+def test_vanished_peer_is_detected(besiege):
     with besiege("--http2-keep-alive-interval", "1s", "--http2-keep-alive-timeout", "1s", "--http2-write-timeout", "10s") as siege:
         peers = [siege.greeted() for _ in range(20)]
         for peer in peers:

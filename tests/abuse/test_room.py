@@ -6,7 +6,7 @@ from frames import SUBSCRIBE, message
 from siege import subscribe_request
 
 
-def test_a_flood_of_connections_from_one_address_leaves_the_others_alone(besiege):
+def test_connection_flood_from_one_address_spares_the_others(besiege):
     with besiege("--connections-max-per-address", "20") as siege:
         held = [siege.greeted(source="127.0.0.2") for _ in range(20)]
         refused = 0
@@ -23,7 +23,7 @@ def test_a_flood_of_connections_from_one_address_leaves_the_others_alone(besiege
         assert siege.greeted(source="127.0.0.3").answers()
 
 
-def test_the_calls_of_a_full_connection_are_refused_and_those_of_others_served(besiege):
+def test_full_connection_is_refused_calls_and_others_are_served(besiege):
     with besiege("--http2-max-streams", "10") as siege:
         greedy = siege.greeted()
         for _ in range(100):

@@ -226,7 +226,7 @@ RULES = {
 }
 
 
-def test_a_broken_rule_ends_what_the_standard_says(besiege):
+def test_broken_http2_rule_ends_the_stream_or_the_connection(besiege):
     with besiege() as siege:
         failures = []
         for name, rule in RULES.items():
@@ -281,7 +281,7 @@ LENIENT = {
 
 
 @pytest.mark.skipif(shutil.which("httpwg") is None, reason="httpwg is missing: cargo install --locked httpwg-cli")
-def test_the_cases_of_httpwg_pass_but_for_those_that_are_listed(besiege):
+def test_httpwg_cases_pass_except_the_listed_ones(besiege):
     with besiege() as siege:
         command = ["httpwg", "--address", siege.address, "--frame-timeout", "5000", "--connect-timeout", "5000"]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE)

@@ -18,7 +18,7 @@ def test_an_event_for_a_client_reaches_that_client_alone(client, connect):
         assert payloads(stream.take_through(b"end")) == [b"end"]
 
 
-def test_an_event_for_a_client_that_is_away_is_there_when_it_resumes(client):
+def test_event_for_an_absent_client_arrives_when_it_resumes(client):
     position = client.subscribe("news.>").subscribed.position
     client.publish(new_event("$client.ann", b"1"), new_event("news.x", b"2"), new_event("$client.bob", b"3"))
 

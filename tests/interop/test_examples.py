@@ -64,7 +64,7 @@ def output():
         child.wait()
 
 
-def test_the_examples_talk_and_the_subscriber_survives_a_restart(binary, output):
+def test_example_subscriber_survives_a_restart(binary, output):
     server = Server(binary)
     await_line = output(server, "orders.>")
     await_line("subscribed")

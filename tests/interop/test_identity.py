@@ -87,7 +87,7 @@ def test_grpcio_speaks_tls_with_a_token(secure, folder):
     ann.close()
 
 
-def test_a_stream_whose_token_is_withdrawn_is_told_where_to_resume(secure, folder, binary):
+def test_withdrawn_token_ends_its_stream_with_a_position(secure, folder, binary):
     ann = SecureClient(secure.address, (folder / "server.pem").read_bytes(), TOKEN)
     stream = ann.subscribe("orders.>")
     ann.publish(new_event("orders.eu", b"last"))
@@ -98,7 +98,7 @@ def test_a_stream_whose_token_is_withdrawn_is_told_where_to_resume(secure, folde
     ann.close()
 
 
-def test_the_command_line_shows_a_token_and_trusts_whom_it_is_told(secure, folder, binary):
+def test_command_line_sends_a_token_and_trusts_the_given_ca(secure, folder, binary):
     url = f"https://localhost:{secure.address.rsplit(':', 1)[1]}"
     (folder / "ann.token").write_text(TOKEN + "\n")
 
@@ -115,7 +115,7 @@ def test_the_command_line_shows_a_token_and_trusts_whom_it_is_told(secure, folde
     assert run("pub", "news.x", "x", "--token", TOKEN).returncode == credentials
 
 
-def test_a_server_takes_no_tokens_without_tls_from_elsewhere(binary, folder):
+def test_server_refuses_tokens_without_tls_on_a_public_address(binary, folder):
     command = [binary, "serve", "--listen", "0.0.0.0:0", "--auth-tokens", str(folder / "tokens")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 1

@@ -14,7 +14,7 @@ BATCH = 500
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("payload", [1_000, 5_000], ids=lambda size: f"{size} B")
-def test_stalled_subscribers_hold_what_the_budget_says_and_give_it_back(binary, payload):
+def test_stalled_subscribers_stay_in_budget_and_release_it(binary, payload):
     with Server(binary, "--memory-budget", "512MiB") as server:
         ramp(server, payload)
 

@@ -53,7 +53,7 @@ class Reader(threading.Thread):
             raise self._failure
 
 
-def test_a_client_that_does_not_read_holds_up_nobody_and_is_told_exactly_what_it_missed(server, client, connect):
+def test_stalled_client_delays_nobody_and_is_told_its_exact_losses(server, client, connect):
     fill, flood, batch = 500, 100_000, 500
     total = fill + flood
     # History is full before, so that it does not grow afterward.
@@ -89,7 +89,7 @@ def test_a_client_that_does_not_read_holds_up_nobody_and_is_told_exactly_what_it
     assert gap.last_sequence == by_sequence[held + gap.count - 1]
 
 
-def test_a_slow_client_that_chose_it_is_disconnected(client, connect):
+def test_slow_client_is_disconnected_under_that_policy(client, connect):
     stream = connect().subscribe("load.>", limits=pb.Limits(max_events=10, overflow=pb.OVERFLOW_DISCONNECT))
 
     publish_in_step(client, [], range(400), batch=100)
@@ -115,7 +115,7 @@ def test_conflate_keeps_the_newest_of_each_key_and_counts_the_rest(client, conne
     assert newest == {str(key): KIB + b"%d" % (rounds - 1) for key in range(keys)}
 
 
-def test_an_event_larger_than_the_limits_still_arrives_if_it_is_the_newest(client):
+def test_newest_event_arrives_even_if_larger_than_the_limits(client):
     stream = client.subscribe("load.>", limits=pb.Limits(max_events=1, max_bytes=1))
 
     for payload in (b"a" * 10_000, b"b" * 10_000):

@@ -17,7 +17,7 @@ def publish_numbers(client, topic, count, start=0):
     return client.publish(*(new_event(topic, payload) for payload in numbers(count, start)))
 
 
-def test_replay_last_gives_the_newest_matching_events_and_then_live_ones(client):
+def test_replay_last_yields_newest_matches_and_then_live_events(client):
     publish_numbers(client, "a", 10)
     publish_numbers(client, "b", 10, start=100)
     last = publish_numbers(client, "a", 1, start=10)
@@ -105,7 +105,7 @@ def test_resuming_joins_without_gap_or_repeat_while_events_flow(client, connect)
     assert streams > 10
 
 
-def test_another_epoch_is_told_and_then_all_of_history_comes(client):
+def test_position_of_another_epoch_yields_a_gap_and_all_history(client):
     answer = publish_numbers(client, "a", 20)
     other = pb.Position(epoch=answer.epoch ^ 1, sequence=7)
     stream = client.subscribe("a", resume_after=other)
@@ -117,7 +117,7 @@ def test_another_epoch_is_told_and_then_all_of_history_comes(client):
     assert payloads(stream.take(1)) == [b"20"]
 
 
-def test_a_position_before_history_is_told_and_then_all_of_history_comes(client):
+def test_position_before_history_yields_a_gap_and_all_history(client):
     # History holds 10,000 events by default.
     asked = head(publish_numbers(client, "a", 10))
     for start in range(10, 11_010, 1000):

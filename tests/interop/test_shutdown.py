@@ -37,7 +37,7 @@ def test_a_server_that_starts_again_begins_a_new_epoch(binary):
     assert len(epochs) == 2
 
 
-def test_a_client_that_does_not_read_does_not_keep_the_server_from_ending(server, connect):
+def test_unread_stream_does_not_keep_the_server_from_ending(server, connect):
     stalled = connect().subscribe("a")
     client = connect()
     for _ in range(10):

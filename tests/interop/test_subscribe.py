@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from support import PATIENCE, head, new_event, payloads, pb, seconds
 
 
-def test_subscribed_comes_at_once_although_no_event_does(client):
+def test_subscribed_is_sent_at_once_without_events(client):
     stream = client.subscribe("orders.>", timeout=5)
 
     assert stream.subscribed.limits == pb.Limits(max_events=1024, max_bytes=1 << 20, overflow=pb.OVERFLOW_DROP_OLDEST)

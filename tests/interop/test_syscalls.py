@@ -36,7 +36,7 @@ def count(binary, tmp_path, *arguments):
     return {row[1]: int(row[0]) / delivered for row in rows if len(row) == 2 and row[0].isdigit()}, delivered
 
 
-def test_a_delivery_on_its_own_is_one_system_call(binary, tmp_path):
+def test_single_delivery_is_one_system_call(binary, tmp_path):
     calls, delivered = count(binary, tmp_path, "--subscribers", "20", "--rate", "100")
     assert delivered == 20 * 100 * SECONDS
     assert calls["sendto"] < 1.1, calls
@@ -44,7 +44,7 @@ def test_a_delivery_on_its_own_is_one_system_call(binary, tmp_path):
     assert calls["recvfrom"] < 0.2, calls
 
 
-def test_what_the_streams_of_a_connection_get_at_one_moment_is_one_system_call(binary, tmp_path):
+def test_deliveries_of_a_connection_at_one_moment_share_a_write(binary, tmp_path):
     calls, _ = count(
         binary, tmp_path, "--subscribers", "200", "--streams-per-connection", "100", "--rate", "100"
     )

@@ -11,16 +11,16 @@ use crate::{
     document::{Document, Section},
     peer::{Launching, Peer},
     results::Results,
-    turn::Turn,
-    work::Work,
+    trial::Trial,
+    workload::Workload,
 };
 
 /// What to compare.
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
-    /// The kinds of work [default: all]
-    #[arg(long, value_delimiter = ',', value_name = "WORK")]
-    works: Vec<Work>,
+    /// The workloads [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "WORKLOAD")]
+    workloads: Vec<Workload>,
 
     /// Who does it [default: all]
     #[arg(long, value_delimiter = ',', value_name = "PEER")]
@@ -50,24 +50,24 @@ pub(crate) struct CompareArgs {
 }
 
 pub(crate) async fn run(args: &CompareArgs) -> Result<(), Failure> {
-    let works = or_all(&args.works, &Work::ALL);
+    let workloads = or_all(&args.workloads, &Workload::ALL);
     let peers = or_all(&args.peers, &Peer::ALL);
     let mut sections = Vec::new();
     let mut environment = None;
-    for work in works {
+    for workload in workloads {
         let mut results: Vec<_> = peers.iter().map(|&peer| Results::new(peer)).collect();
-        let rounds = match work {
-            Work::Stalled => args.stalled_rounds,
+        let rounds = match workload {
+            Workload::Stalled => args.stalled_rounds,
             _ => args.rounds,
         };
         for round in 1..=rounds {
             for result in &mut results {
-                result.round(work, round, args, &mut environment).await;
-                result.tell(work, round, rounds);
+                result.round(workload, round, args, &mut environment).await;
+                result.print_last(workload, round, rounds);
             }
         }
         sections.push(Section {
-            work,
+            workload,
             rounds,
             results,
         });
@@ -97,22 +97,22 @@ fn or_all<T: Copy>(chosen: &[T], all: &[T]) -> Vec<T> {
 impl Results {
     async fn round(
         &mut self,
-        work: Work,
+        workload: Workload,
         round: u32,
         args: &CompareArgs,
         environment: &mut Option<Environment>,
     ) {
-        if !work.suits(self.peer) {
+        if !workload.suits(self.peer) {
             return;
         }
-        let mut turn = Turn {
+        let mut trial = Trial {
             peer: self.peer,
             round,
             amount: &args.amount,
             launching: &args.launching,
             environment,
         };
-        match work.sample(&mut turn).await {
+        match workload.sample(&mut trial).await {
             Ok(sample) => self.samples.push(sample),
             Err(error) => self.failures.push(error.to_string()),
         }

@@ -1,4 +1,4 @@
-//! Writes down what was measured: a document with tables, and a plot for each work.
+//! Writes down what was measured: a document with tables, and a plot for each workload.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -9,7 +9,7 @@ use crate::{
     peer::Peer,
     plot::{self, Panel},
     results::Results,
-    work::{Metric, Work},
+    workload::{Metric, Workload},
 };
 
 /// The document.
@@ -24,7 +24,7 @@ pub(crate) struct Document {
 
 /// What a work gave.
 pub(crate) struct Section {
-    pub(crate) work: Work,
+    pub(crate) workload: Workload,
     pub(crate) rounds: u32,
     pub(crate) results: Vec<Results>,
 }
@@ -40,9 +40,12 @@ impl Document {
         let failed = |path: &Path| Error::system(format!("cannot write {}", path.display()));
         let plots = path.with_extension("");
         fs::create_dir_all(&plots).map_err(failed(&plots))?;
-        for Section { work, results, .. } in &self.sections {
-            let file = plots.join(work.file());
-            let svg = plot::svg(work.title(), &panels(*work, results));
+        for Section {
+            workload, results, ..
+        } in &self.sections
+        {
+            let file = plots.join(workload.file());
+            let svg = plot::svg(workload.title(), &panels(*workload, results));
             fs::write(&file, svg).map_err(failed(&file))?;
         }
         let folder = plots.file_name().unwrap_or_default().to_string_lossy();
@@ -52,16 +55,23 @@ impl Document {
     fn text(&self, plots: &str) -> String {
         let mut text = self.head();
         for section in &self.sections {
-            let Section { work, results, .. } = section;
+            let Section {
+                workload, results, ..
+            } = section;
             // Writing to a string does not fail, here and below.
-            let _ = writeln!(text, "\n## {}\n", work.title());
-            let _ = write!(text, "{}", work.description(&self.amount));
+            let _ = writeln!(text, "\n## {}\n", workload.title());
+            let _ = write!(text, "{}", workload.description(&self.amount));
             if section.rounds != self.rounds {
                 let _ = write!(text, " The medians are of {} rounds.", section.rounds);
             }
             text.push_str("\n\n");
-            text.push_str(&table(work.metrics(), results));
-            let _ = writeln!(text, "\n![{}]({plots}/{})", work.title(), work.file());
+            text.push_str(&table(workload.metrics(), results));
+            let _ = writeln!(
+                text,
+                "\n![{}]({plots}/{})",
+                workload.title(),
+                workload.file()
+            );
             text.push_str(&failures(results));
         }
         text.push('\n');
@@ -166,8 +176,8 @@ fn failures(results: &[Results]) -> String {
     text
 }
 
-fn panels(work: Work, results: &[Results]) -> Vec<Panel> {
-    let compared = work
+fn panels(workload: Workload, results: &[Results]) -> Vec<Panel> {
+    let compared = workload
         .metrics()
         .iter()
         .enumerate()
@@ -207,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_ends_with_what_stands_below_the_figures() {
+    fn document_ends_with_the_text_below_the_figures() {
         let document = include_str!("../../../docs/benchmarks.md");
         assert!(
             document.ends_with(MORE),
@@ -216,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_medians_ratios_and_what_is_missing() {
+    fn table_has_medians_ratios_and_marks_missing_values() {
         let results = |peer, samples: &[&[f64]]| Results {
             peer,
             samples: samples.iter().map(|sample| sample.to_vec()).collect(),

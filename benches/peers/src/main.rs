@@ -14,8 +14,8 @@ mod peer;
 mod plot;
 mod results;
 mod text;
-mod turn;
-mod work;
+mod trial;
+mod workload;
 
 use std::process::ExitCode;
 

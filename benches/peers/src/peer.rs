@@ -46,7 +46,7 @@ pub(crate) struct Programs {
     redis: PathBuf,
 }
 
-/// How a server serves, where that differs from work to work.
+/// How a server serves, where that differs from workload to workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Serving {
     /// By TLS, with a certificate that is made for it.

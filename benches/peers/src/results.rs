@@ -2,10 +2,10 @@
 
 use crate::{
     peer::Peer,
-    work::{Sample, Work},
+    workload::{Sample, Workload},
 };
 
-/// What a peer did with a work, round by round.
+/// What a peer did with a workload, round by round.
 #[derive(Debug)]
 pub(crate) struct Results {
     pub(crate) peer: Peer,
@@ -29,21 +29,21 @@ impl Results {
         values
     }
 
-    /// Says what the last round gave.
-    pub(crate) fn tell(&self, work: Work, round: u32, rounds: u32) {
-        let gave = match (self.samples.last(), self.failures.last()) {
+    /// Prints the result of the last round.
+    pub(crate) fn print_last(&self, workload: Workload, round: u32, rounds: u32) {
+        let result = match (self.samples.last(), self.failures.last()) {
             (Some(sample), _) if self.samples.len() + self.failures.len() == round as usize => {
-                let values = work.metrics().iter().zip(sample);
-                let told = values
+                let values = workload.metrics().iter().zip(sample);
+                let cells = values
                     .map(|(metric, value)| format!("{} {value:.3} {}", metric.name, metric.unit));
-                told.collect::<Vec<_>>().join(", ")
+                cells.collect::<Vec<_>>().join(", ")
             }
             (_, Some(failure)) => format!("failed: {failure}"),
             _ => "not for it".into(),
         };
         println!(
-            "{} {round}/{rounds}  {:<18} {gave}",
-            work.title(),
+            "{} {round}/{rounds}  {:<18} {result}",
+            workload.title(),
             self.peer.name()
         );
     }

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_holds_up_nobody() {
+    fn without_subscribers_the_gate_is_open() {
         assert_eq!(
             Gate::new(8, 1, 0).allowance_from(1 << 40).now_or_never(),
             Some(u64::MAX)

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_is_understood() {
+    fn machine_description_is_read_from_the_kernel() {
         assert_eq!(
             cpu_model("processor\t: 0\nmodel name\t: A B (C) @ 3 GHz\n").as_deref(),
             Some("A B (C) @ 3 GHz")

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_matches_is_what_matching_gives() {
+    fn computed_matches_equal_matching_by_token() {
         use Shape::{Distinct, Literal, Own, OwnAndShared, Wildcard};
         for shape in [Literal, Wildcard, Own, OwnAndShared, Distinct] {
             let plan = plan(shape);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_possible_is_refused() {
+    fn impossible_plans_are_refused() {
         assert!(Plan::new(Shape::Distinct, 65_537, 1, "p").is_err());
         assert!(Plan::new(Shape::Literal, 1, 0, "p").is_err());
     }

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn at_a_rate_every_event_has_its_moment() {
+    fn paced_events_are_due_at_fixed_intervals() {
         let mut due = due(Pace::Rate(100.0));
         assert_eq!(
             [0, 1, 99].map(|n| due.of(n)),
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn flat_out_everything_is_due_until_the_end() {
+    fn unpaced_events_are_due_until_the_end() {
         let mut due = due(Pace::FlatOut);
         assert_eq!(due.ready(0, 5_000), u64::MAX);
         assert_eq!(due.of(7), 5_000);

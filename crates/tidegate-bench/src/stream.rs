@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_in_payloads_show_what_is_missing() {
+    fn payload_numbers_reveal_missing_events() {
         let stream = stream(None);
         let events = [0, 1, 4].map(payload);
         stream
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn each_step_of_the_gate_is_told() {
+    fn stream_reports_each_step_to_the_gate() {
         use futures_util::FutureExt as _;
 
         let stream = stream(Some(Gate::new(40, 1, 1)));

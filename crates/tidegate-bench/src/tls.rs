@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_made_certificate_is_for_one_user_and_goes_with_its_owner() {
+    fn made_key_is_private_and_is_removed_when_dropped() {
         let made = MadeCertificate::new("127.0.0.1").unwrap();
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&made.folder), mode(&made.key())), (0o700, 0o600));
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_or_no_name_is_refused() {
+    fn invalid_certificates_and_names_are_refused() {
         let refused = |host, credentials: &Credentials| {
             let refused = Tls::new(host, credentials);
             refused.unwrap_err().to_string()

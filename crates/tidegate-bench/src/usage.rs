@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_told_in_kilobytes() {
+    fn resident_memory_is_read_in_kilobytes() {
         let text = "Name:\tx\nRss:            2048 kB\nPss: 1 kB\n";
         assert_eq!(parse_kb(text, "Rss:"), Some(2_048 * 1_024));
         assert_eq!(parse_kb(text, "Pss:"), Some(1_024));
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_used_something() {
+    fn cpu_time_of_this_process_is_not_zero() {
         let pid = std::process::id();
         let earlier = CpuTime::of(pid).unwrap();
         let mut sum = 0_u64;

@@ -22,7 +22,7 @@ fn framed(message: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn responses_are_understood() {
+fn responses_are_parsed() {
     let position = Some(Position {
         epoch: u64::MAX,
         sequence: 300,
@@ -61,7 +61,7 @@ fn responses_are_understood() {
 }
 
 #[test]
-fn a_batch_tells_its_number_index_and_payloads() {
+fn batch_is_parsed_to_count_index_and_payloads() {
     let payloads: [&[u8]; 3] = [b"one", b"", b"three"];
     let events = payloads.map(|payload| Event {
         sequence: 1_000_000,
@@ -85,7 +85,7 @@ fn a_batch_tells_its_number_index_and_payloads() {
 }
 
 #[test]
-fn messages_are_put_together_from_any_chunks() {
+fn messages_are_assembled_from_any_chunks() {
     let sent: Vec<Vec<u8>> = [0, 1, 4, 5, 6, 200].map(|len| vec![len as u8; len]).into();
     let stream: Vec<u8> = sent.iter().flat_map(|message| framed(message)).collect();
     for size in 1..=stream.len() {
@@ -104,7 +104,7 @@ fn messages_are_put_together_from_any_chunks() {
 }
 
 #[test]
-fn nonsense_is_a_violation() {
+fn malformed_responses_are_violations() {
     let mut messages = Messages::default();
     assert!(
         messages
@@ -117,7 +117,7 @@ fn nonsense_is_a_violation() {
 }
 
 #[test]
-fn requests_are_what_prost_writes() {
+fn requests_equal_the_encoding_of_prost() {
     let filters = ["a.>".to_owned(), "b".repeat(200)];
     let request = SubscribeRequest {
         filters: filters.to_vec(),

@@ -66,7 +66,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn the_benchmarks_of_the_documents_are_understood() {
+    fn documented_bench_commands_parse() {
         let documents = [
             include_str!("../../../docs/benchmarks.md"),
             include_str!("../../../docs/memory.md"),

@@ -42,24 +42,24 @@ pub(crate) enum Exit {
 /// Why a command ended early.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The reader of the output has seen enough. No failure to anybody.
+    /// The reader of the output closed it: the command ends with success.
     ClosedPipe,
-    /// To be told, and ended with.
-    Told(Exit, String),
+    /// The message for standard error, and the code to exit with.
+    Reported(Exit, String),
 }
 
 // ===== impl Failure =====
 
 impl Failure {
     pub(crate) fn new(exit: Exit, message: impl fmt::Display) -> Self {
-        Self::Told(exit, message.to_string())
+        Self::Reported(exit, message.to_string())
     }
 
     /// Says what happened on standard error and returns the code to exit with.
     pub(crate) fn report(self) -> ExitCode {
         match self {
             Self::ClosedPipe => ExitCode::SUCCESS,
-            Self::Told(exit, message) => {
+            Self::Reported(exit, message) => {
                 // Nobody is left to tell if this fails.
                 let _ = writeln!(io::stderr(), "tidegate: {message}");
                 ExitCode::from(exit as u8)

@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_without_end_does_not_take_all_memory() {
+    async fn an_endless_line_is_an_error_at_the_limit() {
         assert_eq!(read(b"1234\n1234", 5).await.unwrap().len(), 2);
         let error = read(b"1\n12345678", 5).await.unwrap_err();
         assert_eq!(error.to_string(), "line 2 is longer than 5 bytes");

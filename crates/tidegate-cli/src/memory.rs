@@ -35,16 +35,16 @@ pub(crate) fn init() {
 
 /// Gives memory back to the system each time that what events hold has fallen by half. mimalloc does so by
 /// itself, but only while there is something to do.
-pub(crate) async fn give_back(hub: Hub<Encoded>) {
+pub(crate) async fn release_freed(hub: Hub<Encoded>) {
     let mut ticks = time::interval(INTERVAL);
-    let mut most = 0;
+    let mut peak = 0;
     loop {
         ticks.tick().await;
         let held = hub.stats().retained_bytes;
-        most = most.max(held);
-        if held <= most / 2 && most - held >= WORTHWHILE {
+        peak = peak.max(held);
+        if held <= peak / 2 && peak - held >= WORTHWHILE {
             collect();
-            most = held;
+            peak = held;
         }
     }
 }

@@ -54,7 +54,7 @@ impl Reloader {
         let next = match self.asked.read() {
             Ok((next, _)) => next,
             Err(failure) => {
-                complain(&failure);
+                log_failure(&failure);
                 tracing::error!("configuration not read again; nothing has changed");
                 return;
             }
@@ -62,7 +62,7 @@ impl Reloader {
         let reloaded = reload(&mut self.running, &next);
         self.controls.apply(&self.running.server);
         if let Err(failure) = self.logs.set(&self.running.log) {
-            complain(&failure);
+            log_failure(&failure);
             tracing::error!("what is logged has not changed; the rest has");
         }
         for key in &reloaded.needs_restart {
@@ -89,8 +89,8 @@ impl Reloader {
     }
 }
 
-fn complain(failure: &Failure) {
-    if let Failure::Told(_, message) = failure {
+fn log_failure(failure: &Failure) {
+    if let Failure::Reported(_, message) = failure {
         message.lines().for_each(|line| tracing::error!("{line}"));
     }
 }

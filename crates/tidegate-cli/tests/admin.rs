@@ -48,7 +48,7 @@ async fn publish(client: &Client, payload: &'static [u8], count: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_lists_the_worst_first_for_people_and_for_programs() {
+async fn clients_lists_the_worst_first_as_table_and_json() {
     let server = Serve::start(&[]);
     let client = Client::connect_lazy(server.url()).unwrap();
     let mut reader = subscribed(&client, "reader").await;
@@ -90,7 +90,7 @@ async fn clients_lists_the_worst_first_for_people_and_for_programs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kick_ends_a_client_for_good_and_says_if_there_was_none() {
+async fn kick_ends_a_client_and_reports_an_unknown_one() {
     let server = Serve::start(&[]);
     let client = Client::connect_lazy(server.url()).unwrap();
     let mut kicked = subscribed(&client, "kicked").await;
@@ -109,7 +109,7 @@ async fn kick_ends_a_client_for_good_and_says_if_there_was_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stats_tells_the_numbers_for_people_and_for_programs() {
+async fn stats_prints_the_numbers_as_table_and_json() {
     let server = Serve::start(&[]);
     let client = Client::connect_lazy(server.url()).unwrap();
     let _subscription = subscribed(&client, "one").await;
@@ -129,7 +129,7 @@ async fn stats_tells_the_numbers_for_people_and_for_programs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_the_service_is_off_the_commands_say_so() {
+async fn admin_commands_fail_where_the_service_is_off() {
     let server = Serve::start(&["--admin=false"]);
     let refused = run(&server, &["stats"]);
     assert_eq!(refused.status.code(), Some(1));

@@ -131,7 +131,7 @@ fn an_unbounded_fan_out_accounts_for_what_it_drops() {
 }
 
 #[test]
-fn every_shape_of_filter_gets_what_it_asks_for() {
+fn every_filter_shape_gets_its_events() {
     for (shape, published, delivered) in [
         // 100 events to 3 topics in turn, 6 subscribers, two for each topic.
         ("literal", 100, 200),
@@ -242,7 +242,7 @@ fn the_table_for_people_has_the_figures() {
 }
 
 #[test]
-fn what_cannot_be_done_is_explained() {
+fn impossible_requests_are_explained() {
     for (arguments, code, explanation) in [
         (
             &["fanout", "--payload", "3"][..],
@@ -274,7 +274,7 @@ fn what_cannot_be_done_is_explained() {
 }
 
 #[test]
-fn tls_is_spoken_with_a_certificate_that_is_made_for_it() {
+fn bench_makes_a_certificate_for_tls() {
     for arguments in [
         &["fanout", "--subscribers", "6", "--connections", "2"][..],
         &["publish", "--subscribers", "2"],
@@ -297,7 +297,7 @@ fn tls_is_spoken_by_every_benchmark() {
 }
 
 #[test]
-fn a_running_server_is_shown_credentials_and_its_certificate_is_checked() {
+fn bench_sends_credentials_and_checks_the_certificate() {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let certificate = write("certificate.pem", &made.cert.pem());
     let key = write("key.pem", &made.signing_key.serialize_pem());

@@ -48,7 +48,7 @@ fn ticks(server: &Serve) -> u64 {
 }
 
 #[tokio::test]
-async fn out_of_descriptors_the_server_waits_serves_on_and_recovers_within_a_second() {
+async fn server_out_of_descriptors_serves_on_and_recovers_in_a_second() {
     let server = Serve::start(&[]);
     let client = Client::connect_lazy(server.url()).unwrap();
     let mut subscription = subscribed(&client).await;
@@ -86,7 +86,7 @@ async fn out_of_descriptors_the_server_waits_serves_on_and_recovers_within_a_sec
 }
 
 #[tokio::test]
-async fn with_64_descriptors_a_flood_is_refused_and_who_is_inside_goes_on() {
+async fn connection_flood_at_64_descriptors_spares_open_streams() {
     let server = Serve::start_with_descriptors(64, &[]);
     let client = Client::connect_lazy(server.url()).unwrap();
     let mut subscription = subscribed(&client).await;
@@ -100,7 +100,7 @@ async fn with_64_descriptors_a_flood_is_refused_and_who_is_inside_goes_on() {
 }
 
 #[test]
-fn a_cap_for_which_there_are_too_few_descriptors_refuses_to_start() {
+fn server_refuses_a_cap_beyond_its_descriptors() {
     let ended = Serve::command_with_descriptors(64, &["--connections-max", "100"])
         .output()
         .unwrap();

@@ -26,7 +26,7 @@ fn options() -> SubscribeOptions {
 }
 
 #[tokio::test]
-async fn a_subscription_over_a_quota_is_tried_again_when_the_server_says_and_comes_in() {
+async fn subscription_over_a_quota_is_retried_after_the_servers_delay() {
     let server = Serve::start(&["--quotas-address-subscriptions", "1"]);
     let client = Client::connect_lazy(server.url()).unwrap();
     let mut holder = client.subscribe(options());
@@ -59,7 +59,7 @@ async fn a_subscription_over_a_quota_is_tried_again_when_the_server_says_and_com
 }
 
 #[tokio::test]
-async fn without_reconnecting_a_quota_ends_it() {
+async fn quota_ends_a_subscription_that_does_not_reconnect() {
     let server = Serve::start(&["--quotas-address-subscriptions", "1"]);
     let client = Client::connect_lazy(server.url()).unwrap();
     let mut holder = client.subscribe(options());
@@ -70,7 +70,7 @@ async fn without_reconnecting_a_quota_ends_it() {
 }
 
 #[tokio::test]
-async fn a_subscription_that_was_too_slow_ends_and_is_not_tried_again() {
+async fn subscription_that_was_too_slow_is_not_retried() {
     let server = Serve::start(&[]);
     let client = Client::connect_lazy(server.url()).unwrap();
     let options = options().max_events(1).overflow(Overflow::Disconnect);

@@ -16,7 +16,7 @@ use tidegate_client::{Client, SubscribeOptions, Update};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once_with_a_code_of_its_own() {
+async fn second_signal_ends_the_server_at_once_with_exit_code_130() {
     let mut server = Serve::start(&["--drain-timeout", "60s"]);
     let client = Client::connect_lazy(server.url()).unwrap();
     let mut subscription = client.subscribe(SubscribeOptions::new(["t"]).no_reconnect());
@@ -38,7 +38,7 @@ async fn a_second_signal_ends_it_at_once_with_a_code_of_its_own() {
 }
 
 #[test]
-fn hostile_peers_hold_it_up_no_longer_than_the_drain_timeout() {
+fn hostile_peers_delay_the_end_by_at_most_the_drain_timeout() {
     let mut server = Serve::start(&["--drain-timeout", "1s"]);
     let _peers: Vec<_> = (0..100)
         .map(|i| {

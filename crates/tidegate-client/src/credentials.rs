@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_sent_is_no_token() {
+    fn unsendable_tokens_are_refused() {
         for bad in ["", "two words", "\u{e9}", "a\nb"] {
             let error = Credentials::token(bad).unwrap_err();
             assert!(matches!(error, Error::InvalidCredentials(_)), "{bad:?}");

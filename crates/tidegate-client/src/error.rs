@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_status_is_retried_or_an_error_of_its_own() {
+    fn each_status_is_transient_or_not() {
         let transient = [
             Code::Unavailable,
             Code::Unknown,
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn over_a_quota_is_transient_and_too_slow_is_not() {
+    fn quota_is_transient_and_too_slow_is_not() {
         let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(1)));
         let over_quota = Status::with_error_details(Code::ResourceExhausted, "quota", details);
         assert!(is_transient(&over_quota));

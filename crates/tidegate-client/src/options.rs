@@ -185,7 +185,7 @@ mod tests {
     };
 
     #[test]
-    fn the_request_starts_as_asked_until_there_is_a_position() {
+    fn request_starts_as_configured_until_a_position_is_known() {
         let replay = SubscribeOptions::new(["a"]).replay_last(5);
         let request = replay.request(None);
         assert_eq!((request.replay_last, request.resume_after), (5, None));
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_heartbeat_interval_is_always_asked_for() {
+    fn request_always_has_the_heartbeat_interval() {
         // The watchdog relies on it; the server's own default may have been changed.
         let request = SubscribeOptions::new(["a"]).request(None);
         assert_eq!(request.heartbeat_interval.unwrap().seconds, 15);

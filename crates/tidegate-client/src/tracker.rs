@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_left_behind_but_a_conflated_one_is_not() {
+    fn gaps_advance_the_position_except_conflated_ones() {
         let mut tracker = live();
         tracker
             .gap(&gap(GapReason::Conflated, (11, 20), 5, 0))
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn only_some_gaps_may_be_uncounted_and_take_no_index_then() {
+    fn uncounted_gaps_are_allowed_for_some_reasons_only() {
         let mut tracker = live();
         tracker
             .gap(&gap(GapReason::Backplane, (11, 12), 0, 0))

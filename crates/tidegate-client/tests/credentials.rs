@@ -31,7 +31,7 @@ async fn subscribe_until_expired(server: &mut FakeServer, client: &Client) -> Su
 }
 
 #[tokio::test]
-async fn it_resumes_with_what_the_file_has_then_and_ends_if_that_is_refused() {
+async fn subscription_resumes_with_the_renewed_token_of_the_file() {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("renewed-token");
     fs::write(&path, "first\n").unwrap();
     let mut server = FakeServer::start().await;
@@ -61,7 +61,7 @@ async fn it_resumes_with_what_the_file_has_then_and_ends_if_that_is_refused() {
 }
 
 #[tokio::test]
-async fn it_ends_where_there_is_nothing_to_renew_the_token_from() {
+async fn subscription_with_a_fixed_token_ends_when_it_is_refused() {
     let mut server = FakeServer::start().await;
     let client = builder(&server).token("fixed").connect_lazy().unwrap();
     let mut subscription = subscribe_until_expired(&mut server, &client).await;

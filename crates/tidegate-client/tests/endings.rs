@@ -57,7 +57,7 @@ async fn answered(options: SubscribeOptions, responses: Vec<SubscribeResponse>) 
 type Check = fn(&Error) -> bool;
 
 #[tokio::test]
-async fn answers_that_would_not_change_end_it() {
+async fn final_statuses_end_the_subscription() {
     let matches: [(Code, Check); 7] = [
         (Code::Unauthenticated, |e| {
             matches!(e, Error::Unauthenticated(_))
@@ -86,7 +86,7 @@ async fn answers_that_would_not_change_end_it() {
 }
 
 #[tokio::test]
-async fn a_takeover_in_mid_stream_ends_it() {
+async fn takeover_ends_the_subscription() {
     let mut server = FakeServer::start().await;
     let mut subscription = server.client().subscribe(options());
     let (_, update) = tokio::join!(
@@ -106,7 +106,7 @@ async fn a_takeover_in_mid_stream_ends_it() {
 }
 
 #[tokio::test]
-async fn a_position_ahead_of_the_server_ends_it() {
+async fn position_ahead_of_the_server_ends_the_subscription() {
     let error = refused(
         options().resume_after(at(900)),
         Status::out_of_range("head is 5"),
@@ -119,7 +119,7 @@ async fn a_position_ahead_of_the_server_ends_it() {
 }
 
 #[tokio::test]
-async fn a_position_ahead_of_the_server_is_given_up_only_by_policy() {
+async fn position_ahead_of_the_server_is_dropped_only_by_policy() {
     for (policy, expected) in [
         (OutOfRange::StartLive, None),
         (OutOfRange::StartFromHistory, Some(at(0))),
@@ -148,13 +148,13 @@ async fn a_position_ahead_of_the_server_is_given_up_only_by_policy() {
 }
 
 #[tokio::test]
-async fn without_reconnecting_the_first_failure_ends_it() {
+async fn first_failure_ends_a_subscription_that_does_not_reconnect() {
     let error = refused(options().no_reconnect(), Status::unavailable("drain")).await;
     assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
 }
 
 #[tokio::test]
-async fn a_hole_in_the_index_ends_it() {
+async fn index_hole_ends_the_subscription() {
     let error = answered(
         options(),
         vec![subscribed(10), batch(0, &[11, 12]), batch(3, &[14])],
@@ -173,7 +173,7 @@ async fn a_hole_in_the_index_ends_it() {
 }
 
 #[tokio::test]
-async fn a_repeated_event_ends_it() {
+async fn repeated_event_ends_the_subscription() {
     let error = answered(
         options(),
         vec![subscribed(10), batch(0, &[11]), batch(1, &[11])],
@@ -186,7 +186,7 @@ async fn a_repeated_event_ends_it() {
 }
 
 #[tokio::test]
-async fn a_gap_that_hides_its_count_ends_it() {
+async fn gap_without_its_count_ends_the_subscription() {
     let error = answered(
         options(),
         vec![subscribed(10), gap(GapReason::Evicted, 11, 12, 0)],
@@ -202,7 +202,7 @@ async fn a_gap_that_hides_its_count_ends_it() {
 }
 
 #[tokio::test]
-async fn a_stream_that_does_not_begin_with_subscribed_ends_it() {
+async fn stream_without_subscribed_ends_the_subscription() {
     let error = answered(options(), vec![batch(0, &[11])]).await;
     assert!(
         matches!(error, Error::Violation(Violation::Subscribed)),

@@ -172,7 +172,7 @@ async fn send_waits_while_too_much_is_unacknowledged() {
 }
 
 #[tokio::test]
-async fn nobody_to_publish_to_is_unavailable() {
+async fn publishing_without_a_server_is_unavailable() {
     let address = {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap()

@@ -73,7 +73,7 @@ async fn a_batch_is_yielded_whole_before_the_reconnect() {
 }
 
 #[tokio::test]
-async fn a_live_subscription_that_got_nothing_resumes_after_its_head() {
+async fn live_subscription_without_events_resumes_after_its_head() {
     let mut server = FakeServer::start().await;
     let mut subscription = server.client().subscribe(options());
     let responses = call(&mut server, &mut subscription).await.begin(10).await;
@@ -84,7 +84,7 @@ async fn a_live_subscription_that_got_nothing_resumes_after_its_head() {
 }
 
 #[tokio::test]
-async fn a_replay_that_broke_before_its_first_event_is_asked_for_again() {
+async fn replay_broken_before_its_first_event_is_requested_again() {
     let mut server = FakeServer::start().await;
     let mut subscription = server.client().subscribe(options().replay_last(5));
     drop(call(&mut server, &mut subscription).await.begin(10).await);
@@ -95,7 +95,7 @@ async fn a_replay_that_broke_before_its_first_event_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_resumed_stream_that_broke_before_its_replay_resumes_from_the_same_place() {
+async fn resume_broken_before_its_replay_keeps_its_position() {
     let mut server = FakeServer::start().await;
     let mut subscription = server.client().subscribe(options().resume_after(at(4)));
     drop(call(&mut server, &mut subscription).await.begin(10).await);
@@ -121,7 +121,7 @@ async fn heartbeats_and_gaps_move_the_position() {
 }
 
 #[tokio::test]
-async fn an_expired_resume_is_surfaced_and_then_history_follows() {
+async fn expired_resume_yields_a_gap_and_then_history() {
     let mut server = FakeServer::start().await;
     let mut subscription = server.client().subscribe(options().resume_after(at(4)));
     let responses = call(&mut server, &mut subscription).await.begin(100).await;
@@ -138,7 +138,7 @@ async fn an_expired_resume_is_surfaced_and_then_history_follows() {
 }
 
 #[tokio::test]
-async fn a_new_epoch_is_surfaced_and_resumed_in() {
+async fn new_epoch_yields_a_gap_and_is_resumed() {
     let mut server = FakeServer::start().await;
     let old = tidegate_client::Position {
         epoch: 1,
@@ -232,7 +232,7 @@ async fn back_off_grows_until_something_is_delivered() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_yet_is_waited_for() {
+async fn client_waits_for_a_server_that_is_not_up_yet() {
     let address = {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap()

@@ -5,7 +5,7 @@ use tidegate_embedding_tests::Program;
 const CHAT: &str = env!("CARGO_BIN_EXE_chat");
 
 #[tokio::test]
-async fn those_in_a_room_hear_each_other_and_a_private_word_goes_to_one() {
+async fn room_members_get_messages_and_a_private_one_reaches_one() {
     let server = Program::serve(CHAT).await;
     let join = |room: &str, name: &str| {
         Program::start(

@@ -17,7 +17,7 @@ async fn run(server: &Program, job: &str, steps: &str) {
 }
 
 #[tokio::test]
-async fn a_watcher_that_comes_back_goes_on_where_it_was() {
+async fn returning_watcher_resumes_where_it_stopped() {
     let server = Program::serve(JOBS).await;
     let first = ["watch", "build", "--after", "1:0", "--server", &server.url];
     run(&server, "build", "3").await;
@@ -50,7 +50,7 @@ async fn connect(server: &Program) -> JobsClient<Channel> {
 }
 
 #[tokio::test]
-async fn a_watcher_that_is_too_slow_is_ended_and_misses_no_step() {
+async fn slow_watcher_is_disconnected_and_misses_no_step() {
     const STEPS: u32 = 50_000;
     let server = Program::serve(JOBS).await;
     let (mut slow, mut runner) = (connect(&server).await, connect(&server).await);

@@ -14,7 +14,7 @@ async fn set(server: &Program, symbol: &str, cents: &str) {
 }
 
 #[tokio::test]
-async fn a_watcher_is_told_the_prices_as_they_are_and_then_as_they_change() {
+async fn watcher_gets_a_snapshot_and_then_changes() {
     let server = Program::serve(TICKER).await;
     set(&server, "ACME", "1250").await;
     set(&server, "OTHER", "7").await;
@@ -40,7 +40,7 @@ async fn connect(server: &Program) -> TickerClient<Channel> {
 }
 
 #[tokio::test]
-async fn a_slow_watcher_ends_up_with_the_newest_price_of_each_symbol() {
+async fn slow_watcher_gets_the_newest_price_of_each_symbol() {
     const ROUNDS: u64 = 1_000;
     const SYMBOLS: u64 = 100;
     let server = Program::serve(TICKER).await;

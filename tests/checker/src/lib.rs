@@ -15,7 +15,7 @@ mod proxy;
 mod record;
 mod truth;
 
-pub use check::{Fault, Place, Rules, Tally, Violation, check, check_clean_up, check_memory};
+pub use check::{Fault, Location, Rules, Tally, Violation, check, check_clean_up, check_memory};
 pub use proxy::{FaultCounts, Proxy};
 pub use record::{Client, Ending, Stream};
 pub use truth::{Log, Published, Truth, digest};

@@ -7,7 +7,7 @@ use std::{
 
 use tidegate_proto::v1::{NewEvent, PublishResponse};
 
-use crate::check::{Fault, Place, Violation};
+use crate::check::{Fault, Location, Violation};
 
 /// More than an event takes on the wire besides its topic, key, payload and attributes.
 const EVENT_OVERHEAD: usize = 48;
@@ -113,7 +113,7 @@ impl Truth {
         let spans = answer.last_sequence.checked_sub(answer.first_sequence);
         if u64::from(answer.count) != count || spans.map(|span| span + 1) != Some(count) {
             return Err(Violation::SilentLoss(Fault::new(
-                Place::Publisher,
+                Location::Publisher,
                 "a batch is acknowledged with another number of events than it has",
                 count,
                 answer.count.into(),
@@ -224,7 +224,7 @@ impl Log {
             }
             if self.events[slot].is_some_and(|other| other != *event) {
                 return Err(Violation::Order(Fault::new(
-                    Place::Publisher,
+                    Location::Publisher,
                     "two events have one sequence",
                     self.events.len() as u64,
                     sequence,

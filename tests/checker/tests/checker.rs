@@ -60,7 +60,7 @@ type Breakage = (
 );
 
 #[tokio::test]
-async fn a_good_run_passes_and_each_broken_drainer_is_found() {
+async fn good_run_passes_and_each_broken_drainer_is_detected() {
     let run = Run::record().await;
     let tally = run.check(&run.scripts).unwrap();
     assert_eq!(
@@ -309,7 +309,7 @@ const BREAKAGES: &[Breakage] = &[
 ];
 
 #[test]
-fn what_a_server_holds_is_found() {
+fn memory_over_the_bound_is_detected() {
     check_memory(10, 10).unwrap();
     assert!(matches!(
         check_memory(11, 10),
@@ -318,7 +318,7 @@ fn what_a_server_holds_is_found() {
 }
 
 #[test]
-fn what_a_server_does_not_let_go_of_is_found() {
+fn leftovers_after_the_clients_are_detected() {
     check_clean_up(&Stats::default()).unwrap();
     for left in [
         Stats {

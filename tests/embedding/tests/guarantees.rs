@@ -19,7 +19,7 @@ fn padded(number: u64) -> ServerEvent {
 }
 
 #[tokio::test]
-async fn each_event_is_encoded_once_whatever_the_number_of_subscribers() {
+async fn event_is_encoded_once_for_any_number_of_subscribers() {
     let server = Running::start(Hub::new()).await;
     let mut streams = Vec::new();
     for _ in 0..20 {
@@ -58,7 +58,7 @@ async fn a_subscriber_sees_its_topics_in_order_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_loss_is_told_in_the_message_of_the_application_exactly_where_it_is() {
+async fn loss_is_reported_in_the_applications_message_in_its_place() {
     let server = Running::start(Hub::new()).await;
     let mut client = server.client_with_small_windows().await;
     let request = WatchRequest {
@@ -89,7 +89,7 @@ async fn a_loss_is_told_in_the_message_of_the_application_exactly_where_it_is() 
 }
 
 #[tokio::test]
-async fn a_loss_ends_the_stream_if_that_is_the_policy() {
+async fn loss_ends_the_stream_under_that_policy() {
     let server = Running::start(Hub::new()).await;
     let mut client = server.client_with_small_windows().await;
     let mut request = WatchRequest {
@@ -112,7 +112,7 @@ async fn a_loss_ends_the_stream_if_that_is_the_policy() {
 }
 
 #[tokio::test]
-async fn a_slow_subscriber_holds_up_nobody() {
+async fn slow_subscriber_delays_no_other() {
     let server = Running::start(Hub::new()).await;
     let (mut slow, mut healthy) = (
         server.client_with_small_windows().await,
@@ -137,7 +137,7 @@ async fn a_slow_subscriber_holds_up_nobody() {
 }
 
 #[tokio::test]
-async fn from_a_position_nothing_is_missed_and_nothing_repeated() {
+async fn resume_misses_nothing_and_repeats_nothing() {
     let hub = Hub::builder().sequence_field(3).epoch_field(4).build();
     let server = Running::start(hub).await;
     let mut client = server.client().await;
@@ -159,7 +159,7 @@ async fn from_a_position_nothing_is_missed_and_nothing_repeated() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_resumed_is_told_before_the_first_event() {
+async fn lost_positions_are_reported_before_the_first_event() {
     let server = Running::start(Hub::new()).await;
     let mut client = server.client().await;
     server.hub.publish(text("1")).unwrap();

@@ -63,7 +63,7 @@ async fn waiting_for_the_next_value_can_be_cancelled() {
 }
 
 #[test]
-fn it_is_pending_once_for_each_frame_that_is_worth_sending_and_asks_to_be_polled_again() {
+fn poll_is_pending_once_per_frame_and_wakes_itself() {
     #[derive(Default)]
     struct Woken(AtomicUsize);
     impl Wake for Woken {

@@ -58,7 +58,7 @@ fn reason(status: &Status) -> String {
 }
 
 #[tokio::test]
-async fn hooks_tell_who_comes_and_goes_and_what_is_wanted() {
+async fn hooks_report_clients_and_filters() {
     let (builder, mut listening) = heard();
     let server = Running::start(builder.build()).await;
     let mut client = server.client().await;
@@ -117,7 +117,7 @@ async fn the_newest_stream_of_a_client_takes_over() {
 }
 
 #[tokio::test]
-async fn a_client_id_in_use_is_refused_if_that_is_the_rule() {
+async fn client_id_in_use_is_refused_under_that_policy() {
     let hub = Hub::builder().client_ids(ClientIdPolicy::Reject).build();
     let server = Running::start(hub).await;
     let mut client = server.client().await;
@@ -131,7 +131,7 @@ async fn a_client_id_in_use_is_refused_if_that_is_the_rule() {
 }
 
 #[tokio::test]
-async fn several_streams_of_a_client_stand_together_if_that_is_the_rule() {
+async fn client_may_have_several_streams_under_that_policy() {
     let hub = Hub::builder().client_ids(ClientIdPolicy::Several).build();
     let server = Running::start(hub).await;
     let mut client = server.client().await;
@@ -174,7 +174,7 @@ async fn a_client_can_be_disconnected_with_a_status() {
 }
 
 #[tokio::test]
-async fn who_is_here_is_listed_with_backlog_and_losses() {
+async fn subscriptions_are_listed_with_backlog_and_losses() {
     let hub = Hub::<ServerEvent>::new();
     let limits = tidegate::Limits {
         max_events: 3.try_into().unwrap(),
@@ -195,7 +195,7 @@ async fn who_is_here_is_listed_with_backlog_and_losses() {
 }
 
 #[tokio::test]
-async fn a_server_ends_although_streams_are_open_and_says_where_to_resume() {
+async fn server_shutdown_tells_open_streams_where_to_resume() {
     let (builder, mut listening) = heard();
     let server = Running::start(builder.build()).await;
     let mut client = server.client().await;
@@ -222,7 +222,7 @@ async fn a_server_ends_although_streams_are_open_and_says_where_to_resume() {
 }
 
 #[tokio::test]
-async fn a_peer_that_does_not_read_cannot_hold_up_the_end_beyond_the_grace() {
+async fn peer_that_does_not_read_delays_the_end_by_at_most_the_grace() {
     let server = Running::start_with_grace(Hub::new(), Duration::from_millis(200)).await;
     let mut client = server.client_with_small_windows().await;
     let stream = watch_as(&mut client, "anna", "a").await.unwrap();
@@ -243,7 +243,7 @@ async fn a_peer_that_does_not_read_cannot_hold_up_the_end_beyond_the_grace() {
 }
 
 #[tokio::test]
-async fn draining_waits_until_all_have_gone() {
+async fn drain_waits_for_every_stream() {
     let hub = Hub::<ServerEvent>::new();
     let mut subscription = hub.subscribe().ignore_losses().open().unwrap();
     let draining = tokio::spawn({
@@ -257,7 +257,7 @@ async fn draining_waits_until_all_have_gone() {
 }
 
 #[tokio::test]
-async fn a_hook_that_panics_takes_no_other_with_it() {
+async fn panicking_hook_leaves_the_others_running() {
     let (heard, mut listening) = channel(10);
     let hub = Hub::<ServerEvent>::builder()
         .on_join(|_| panic!("a fault of the application"))

@@ -83,7 +83,7 @@ async fn between_a_snapshot_and_live_nothing_is_lost_or_repeated() {
 }
 
 #[tokio::test]
-async fn what_the_snapshot_tells_is_no_loss_and_what_comes_after_is() {
+async fn losses_count_only_from_the_snapshot_on() {
     let counter = Counter::new();
     let (loaded, loading) = oneshot::channel();
     let limits = Limits {
@@ -151,7 +151,7 @@ async fn a_stream_ends_with_its_hub_while_its_snapshot_loads() {
 }
 
 #[tokio::test]
-async fn a_predicate_runs_once_for_each_event_whatever_the_number_of_subscribers() {
+async fn predicate_runs_once_per_event_for_any_number_of_subscribers() {
     let hub = Hub::<ServerEvent>::new();
     let runs = Arc::new(AtomicU64::new(0));
     let counting = Arc::clone(&runs);
@@ -197,7 +197,7 @@ async fn a_predicate_runs_once_for_each_event_whatever_the_number_of_subscribers
 }
 
 #[tokio::test]
-async fn what_does_not_pass_a_predicate_is_neither_backlog_nor_loss() {
+async fn events_rejected_by_a_predicate_are_no_backlog_and_no_loss() {
     let hub = Hub::<ServerEvent>::new();
     let is_long = Predicate::new(|event: &ServerEvent| event.text.len() > 1);
     let limits = Limits {
@@ -229,7 +229,7 @@ async fn what_does_not_pass_a_predicate_is_neither_backlog_nor_loss() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_subscription_with_a_new_predicate_misses_nothing_from_when_it_began() {
+async fn subscription_with_a_new_predicate_misses_nothing() {
     const TOTAL: u64 = 20_000;
     // The publisher may run to its end while this task does not run at all.
     let limits = Limits {

@@ -55,7 +55,7 @@ async fn streams_get_all_in_order_and_a_clean_end() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_not_read_is_reset_and_its_neighbor_lives() {
+async fn unread_stream_is_reset_and_its_neighbor_goes_on() {
     let (left, mut leaves) = mpsc::channel(8);
     let hub = Hub::builder().on_leave(move |departure| {
         // Whoever listened may have gone.
@@ -96,7 +96,7 @@ async fn a_stream_that_is_not_read_is_reset_and_its_neighbor_lives() {
 }
 
 #[tokio::test]
-async fn a_handler_knows_where_a_call_comes_from() {
+async fn handler_sees_the_address_of_the_caller() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (seen, mut addresses) = mpsc::channel(8);
@@ -124,7 +124,7 @@ async fn a_handler_knows_where_a_call_comes_from() {
 }
 
 #[tokio::test]
-async fn who_does_not_begin_as_http2_does_is_closed() {
+async fn connection_that_is_not_http2_is_closed() {
     let server = running(Http2Config {
         preface_timeout: PATIENCE * 2,
         ..Http2Config::default()
@@ -139,7 +139,7 @@ async fn who_does_not_begin_as_http2_does_is_closed() {
 }
 
 #[tokio::test]
-async fn who_says_nothing_is_closed_at_the_deadline() {
+async fn silent_connection_is_closed_at_the_deadline() {
     let server = running(Http2Config {
         preface_timeout: Duration::from_millis(100),
         ..Http2Config::default()
@@ -149,7 +149,7 @@ async fn who_says_nothing_is_closed_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_drain_waits_for_nobody_who_has_not_begun() {
+async fn drain_does_not_wait_for_a_connection_without_a_preface() {
     let server = running(Http2Config {
         preface_timeout: PATIENCE * 2,
         ..Http2Config::default()
@@ -161,7 +161,7 @@ async fn a_drain_waits_for_nobody_who_has_not_begun() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_dropped_cuts_its_connections() {
+async fn dropped_server_aborts_its_connections() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let hub = Hub::<ServerEvent>::new();

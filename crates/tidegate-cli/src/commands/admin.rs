@@ -107,7 +107,7 @@ pub(crate) async fn clients(args: ClientsArgs) -> Result<(), Failure> {
     let rows: Vec<_> = subscriptions.iter().map(Row::of).collect();
     match args.output.output {
         Output::Json => rows.iter().try_for_each(print_json),
-        Output::Table => print_table(&HEAD, rows.iter().map(Row::cells)),
+        Output::Table => print_table(&COLUMNS, rows.iter().map(Row::cells)),
     }
 }
 
@@ -133,8 +133,8 @@ pub(crate) async fn kick(args: KickArgs) -> Result<(), Failure> {
 
 pub(crate) async fn stats(args: StatsArgs) -> Result<(), Failure> {
     let mut admin = args.server.client()?.admin();
-    let told = admin.server().await?;
-    let stats = Stats::of(&told);
+    let response = admin.server().await?;
+    let stats = Stats::of(&response);
     match args.output.output {
         Output::Json => print_json(&stats),
         Output::Table => print_table(&["NUMBER", "VALUE"], stats.cells()?),
@@ -270,7 +270,7 @@ impl<'a> Row<'a> {
     }
 }
 
-const HEAD: [&str; 12] = [
+const COLUMNS: [&str; 12] = [
     "CLIENT",
     "ADDRESS",
     "PRINCIPAL",
@@ -286,14 +286,14 @@ const HEAD: [&str; 12] = [
 ];
 
 impl Stats {
-    fn of(told: &GetServerResponse) -> Self {
-        let position = told.position;
+    fn of(response: &GetServerResponse) -> Self {
+        let position = response.position;
         Self {
-            version: told.version.clone(),
-            ready: told.ready,
-            started: time(told.started),
+            version: response.version.clone(),
+            ready: response.ready,
+            started: time(response.started),
             position: position.map(|position| Position::from(position).to_string()),
-            numbers: told.statistics.unwrap_or_default().into(),
+            numbers: response.statistics.unwrap_or_default().into(),
         }
     }
 
@@ -340,16 +340,18 @@ fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 /// left to the terminal.
 fn print_table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Result<(), Failure> {
     let head = head.iter().map(ToString::to_string).collect();
-    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows.map(cleaned)).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head)
+        .chain(rows.map(without_controls))
+        .collect();
     let widths = widths(&rows);
     let mut out = io::stdout().lock();
     for row in &rows {
-        writeln!(out, "{}", line(row, &widths))?;
+        writeln!(out, "{}", padded_line(row, &widths))?;
     }
     Ok(())
 }
 
-fn cleaned(row: Vec<String>) -> Vec<String> {
+fn without_controls(row: Vec<String>) -> Vec<String> {
     let clean = |cell: String| cell.replace(char::is_control, "\u{fffd}");
     row.into_iter().map(clean).collect()
 }
@@ -360,7 +362,7 @@ fn widths(rows: &[Vec<String>]) -> Vec<usize> {
     columns.map(|column| widest(column).unwrap_or(0)).collect()
 }
 
-fn line(row: &[String], widths: &[usize]) -> String {
+fn padded_line(row: &[String], widths: &[usize]) -> String {
     let cells = row.iter().zip(widths);
     let padded: Vec<_> = cells
         .map(|(cell, width)| format!("{cell:width$}"))
@@ -376,12 +378,15 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [["A", "LONG"], ["abc", "x"]].map(|row| row.map(ToOwned::to_owned).to_vec());
         let widths = widths(&rows);
-        let lines: Vec<_> = rows.iter().map(|row| line(row, &widths)).collect();
+        let lines: Vec<_> = rows.iter().map(|row| padded_line(row, &widths)).collect();
         assert_eq!(lines, ["A    LONG", "abc  x"]);
     }
 
     #[test]
     fn a_client_cannot_write_to_the_terminal() {
-        assert_eq!(cleaned(vec!["a\u{1b}[2J".into()]), ["a\u{fffd}[2J"]);
+        assert_eq!(
+            without_controls(vec!["a\u{1b}[2J".into()]),
+            ["a\u{fffd}[2J"]
+        );
     }
 }

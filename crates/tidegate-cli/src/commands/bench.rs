@@ -320,7 +320,7 @@ impl SetupArgs {
     }
 
     fn launch(&self) -> Result<Launch, Failure> {
-        let mut launch = Launch::new(this_program()?, ["serve", "--listen", "127.0.0.1:0"]);
+        let mut launch = Launch::new(current_program()?, ["serve", "--listen", "127.0.0.1:0"]);
         launch.cores.clone_from(&self.server_cores);
         Ok(match self.tls {
             true => launch.with_tls("--tls-certificate", "--tls-key")?,
@@ -329,7 +329,7 @@ impl SetupArgs {
     }
 }
 
-fn this_program() -> Result<PathBuf, Failure> {
+fn current_program() -> Result<PathBuf, Failure> {
     std::env::current_exe().map_err(|error| {
         let message =
             format!("cannot find this program to start a server: {error}; name one with --server");

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_final_line_knows_its_plural() {
+    fn final_line_has_its_plural() {
         assert_eq!(accepted(0), "0 events accepted");
         assert_eq!(accepted(1), "1 event accepted");
         assert_eq!(accepted(2), "2 events accepted");

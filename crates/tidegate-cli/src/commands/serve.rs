@@ -61,7 +61,7 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
     #[cfg(unix)]
     reload::on_hangup(asked, configuration, &server, logs)?;
     announce(server.local_addr(), server.http_addr())?;
-    tokio::spawn(memory::give_back(server.hub().clone()));
+    tokio::spawn(memory::release_freed(server.hub().clone()));
     let (stop, stopped) = oneshot::channel::<()>();
     let mut serving = pin!(server.serve(async { _ = stopped.await }));
     let report = tokio::select! {

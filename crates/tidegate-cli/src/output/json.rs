@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else() {
+    fn other_updates() {
         let position = r#""position":"0000000000000abc:42""#;
         assert_eq!(
             json(&samples::subscribed()),

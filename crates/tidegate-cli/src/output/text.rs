@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_connection_is_told_of_but_not_its_heartbeat() {
+    fn connection_changes_are_shown_and_heartbeats_are_not() {
         assert_eq!(
             plain(&samples::subscribed()),
             "# subscribed as me, the server is at 0000000000000abc:42\n"

@@ -19,7 +19,7 @@ use tonic::{Request, Status, Streaming, client::Grpc, transport::Endpoint};
 use tonic_prost::ProstCodec;
 
 use super::{
-    plan::{ClientPlan, Manner},
+    plan::{Behavior, ClientPlan},
     publisher::published_at,
     world::World,
 };
@@ -132,8 +132,8 @@ impl Actor {
         }
         Client {
             name: self.name(life),
-            is_healthy: self.plan.manner.is_healthy(),
-            is_disturbed: !self.plan.manner.is_healthy(),
+            is_healthy: self.plan.behavior.is_healthy(),
+            is_disturbed: !self.plan.behavior.is_healthy(),
             streams,
         }
     }
@@ -147,7 +147,7 @@ impl Actor {
 
     fn request(&mut self, life: usize, position: Option<Position>) -> SubscribeRequest {
         let replay_last = match position {
-            None if !self.plan.manner.is_healthy() && self.rng.bool() => self.rng.u32(1..5_000),
+            None if !self.plan.behavior.is_healthy() && self.rng.bool() => self.rng.u32(1..5_000),
             _ => 0,
         };
         SubscribeRequest {
@@ -173,13 +173,13 @@ impl Actor {
 
     /// Opens a stream and reads it.
     async fn stream(&mut self, stream: &mut Stream) -> Next {
-        let proxied = self.plan.manner.is_proxied() && !self.is_finishing();
+        let proxied = self.plan.behavior.is_proxied() && !self.is_finishing();
         let address = match proxied {
             true => self.world.proxy,
             false => *self.world.address.borrow(),
         };
-        let window = match self.plan.manner {
-            Manner::Healthy => LARGE_WINDOW,
+        let window = match self.plan.behavior {
+            Behavior::Healthy => LARGE_WINDOW,
             _ => SMALL_WINDOW,
         };
         let opening = subscribe(address, window, stream.request.clone());
@@ -219,20 +219,20 @@ impl Actor {
             if self.is_finishing() {
                 continue;
             }
-            match self.plan.manner {
-                Manner::Slow => sleep(Duration::from_micros(self.rng.u64(0..20_000))).await,
-                Manner::Stalling if self.rng.u32(0..200) == 0 => {
+            match self.plan.behavior {
+                Behavior::Slow => sleep(Duration::from_micros(self.rng.u64(0..20_000))).await,
+                Behavior::Stalling if self.rng.u32(0..200) == 0 => {
                     sleep(Duration::from_millis(self.rng.u64(50..2_000))).await;
                 }
-                Manner::Vanishing if responses > until => {
+                Behavior::Vanishing if responses > until => {
                     stream.end(Ending::Cancelled);
                     return Next::Vanish;
                 }
-                Manner::Reconnecting if responses > until => {
+                Behavior::Reconnecting if responses > until => {
                     stream.end(Ending::Cancelled);
                     return Next::Resume;
                 }
-                Manner::TakingOver if responses > until => {
+                Behavior::TakingOver if responses > until => {
                     return Next::TakeOver(Box::new(incoming));
                 }
                 _ => {}
@@ -276,7 +276,7 @@ impl Actor {
         match response {
             Some(Response::Batch(batch)) => {
                 counts.slots.fetch_add(batch.events.len() as u64, Relaxed);
-                if self.plan.manner.is_healthy()
+                if self.plan.behavior.is_healthy()
                     && let Some(at) = batch
                         .events
                         .first()

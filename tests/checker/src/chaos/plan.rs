@@ -41,7 +41,7 @@ pub(crate) struct Plan {
 #[derive(Debug, Clone)]
 pub(crate) struct ClientPlan {
     pub(crate) name: String,
-    pub(crate) manner: Manner,
+    pub(crate) behavior: Behavior,
     pub(crate) filters: Vec<String>,
     pub(crate) limits: Limits,
     /// The least time between releases, in milliseconds; 0 for none.
@@ -51,7 +51,7 @@ pub(crate) struct ClientPlan {
 
 /// How a client behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Manner {
+pub(crate) enum Behavior {
     /// Reads, on a connection that nobody meddles with.
     Healthy,
     /// Reads, and rests after each response.
@@ -68,15 +68,15 @@ pub(crate) enum Manner {
     Faulted,
 }
 
-/// How many clients there are of each manner, at scale 1.
-const CROWD: [(Manner, usize); 7] = [
-    (Manner::Healthy, 8),
-    (Manner::Slow, 3),
-    (Manner::Stalling, 3),
-    (Manner::Vanishing, 2),
-    (Manner::Reconnecting, 3),
-    (Manner::TakingOver, 2),
-    (Manner::Faulted, 7),
+/// How many clients there are of each behavior, at scale 1.
+const POPULATION: [(Behavior, usize); 7] = [
+    (Behavior::Healthy, 8),
+    (Behavior::Slow, 3),
+    (Behavior::Stalling, 3),
+    (Behavior::Vanishing, 2),
+    (Behavior::Reconnecting, 3),
+    (Behavior::TakingOver, 2),
+    (Behavior::Faulted, 7),
 ];
 
 impl Scenario {
@@ -143,11 +143,11 @@ impl Plan {
             history_events: (!may_evict).then_some(scenario.history() as u64),
             may_evict,
         };
-        let clients: Vec<_> = CROWD
+        let clients: Vec<_> = POPULATION
             .iter()
-            .flat_map(|(manner, count)| std::iter::repeat_n(*manner, count * scale))
+            .flat_map(|(behavior, count)| std::iter::repeat_n(*behavior, count * scale))
             .enumerate()
-            .map(|(number, manner)| ClientPlan::new(number, manner, &mut rng))
+            .map(|(number, behavior)| ClientPlan::new(number, behavior, &mut rng))
             .collect();
         // What is being handed over is held beside the budget: for each stream a chunk or a large event. Of
         // each client there may be some streams that the server does not know yet to be gone.
@@ -162,17 +162,17 @@ impl Plan {
 }
 
 impl ClientPlan {
-    fn new(number: usize, manner: Manner, rng: &mut Rng) -> Self {
-        let overflow = match manner {
-            Manner::Healthy => Overflow::DropOldest,
+    fn new(number: usize, behavior: Behavior, rng: &mut Rng) -> Self {
+        let overflow = match behavior {
+            Behavior::Healthy => Overflow::DropOldest,
             _ => match rng.u32(0..10) {
                 0..5 => Overflow::DropOldest,
                 5..8 => Overflow::Conflate,
                 _ => Overflow::Disconnect,
             },
         };
-        let limits = match manner {
-            Manner::Healthy => Limits {
+        let limits = match behavior {
+            Behavior::Healthy => Limits {
                 max_events: 65_536,
                 max_bytes: 64 << 20,
                 overflow: overflow.into(),
@@ -185,14 +185,14 @@ impl ClientPlan {
         };
         Self {
             name: format!("c{number}"),
-            manner,
+            behavior,
             // One gets everything, so that it is known what became of batches without an answer.
             filters: match number {
                 0 => vec![">".into()],
                 _ => filters(rng),
             },
             limits,
-            min_interval: match (manner.is_healthy(), rng.u32(0..4)) {
+            min_interval: match (behavior.is_healthy(), rng.u32(0..4)) {
                 (false, 0) => rng.u32(10..500),
                 _ => 0,
             },
@@ -201,7 +201,7 @@ impl ClientPlan {
     }
 }
 
-impl Manner {
+impl Behavior {
     pub(crate) const fn is_healthy(self) -> bool {
         matches!(self, Self::Healthy)
     }

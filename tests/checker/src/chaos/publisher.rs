@@ -15,7 +15,7 @@ use super::{
     plan::{AREAS, ITEMS, KINDS},
     world::World,
 };
-use crate::check::{Fault, Place, Violation};
+use crate::check::{Fault, Location, Violation};
 
 /// Between two batches.
 const PACE: Duration = Duration::from_millis(2);
@@ -34,7 +34,7 @@ const RARE: u32 = 1_000;
 
 /// How a publisher is to be.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Manner {
+pub(crate) struct PublisherPlan {
     /// Tells its events from those of others.
     pub(crate) number: u64,
     /// Events in a batch, on average.
@@ -47,12 +47,12 @@ pub(crate) struct Manner {
 /// Publishes until `stop`, as fast as `batch` events every [`PACE`] and the healthy clients allow.
 pub(crate) async fn publish(
     world: Arc<World>,
-    manner: Manner,
+    plan: PublisherPlan,
     stop: CancellationToken,
 ) -> Result<(), Violation> {
-    let mut rng = Rng::with_seed(manner.seed);
-    let mut next = manner.number << 48;
-    let mut client = connect(&world, manner);
+    let mut rng = Rng::with_seed(plan.seed);
+    let mut next = plan.number << 48;
+    let mut client = connect(&world, plan);
     let mut pace = interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waited = 0;
@@ -62,7 +62,7 @@ pub(crate) async fn publish(
             waited += 1;
             if PACE * waited > PATIENCE {
                 return Err(Violation::Isolation(Fault::new(
-                    Place::Publisher,
+                    Location::Publisher,
                     "a healthy client is behind and does not get on",
                     0,
                     world.behind(),
@@ -71,7 +71,7 @@ pub(crate) async fn publish(
             continue;
         }
         waited = 0;
-        let count = rng.usize(1..=manner.batch * 2);
+        let count = rng.usize(1..=plan.batch * 2);
         let events: Vec<_> = (0..count)
             .map(|i| {
                 next += 1;
@@ -90,14 +90,14 @@ pub(crate) async fn publish(
         } else {
             truth().leave_open(prepared);
             world.counts.unanswered.fetch_add(count as u64, Relaxed);
-            client = connect(&world, manner);
+            client = connect(&world, plan);
         }
     }
     Ok(())
 }
 
-fn connect(world: &World, manner: Manner) -> EventServiceClient<Channel> {
-    let address = match manner.is_proxied {
+fn connect(world: &World, plan: PublisherPlan) -> EventServiceClient<Channel> {
+    let address = match plan.is_proxied {
         true => world.proxy,
         false => *world.address.borrow(),
     };

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Counts, Options, client::Actor, plan::Plan, publisher, world::World};
 use crate::{
-    check::{Fault, Place, Rules, Tally, Violation, check, check_clean_up, check_memory},
+    check::{Fault, Location, Rules, Tally, Violation, check, check_clean_up, check_memory},
     proxy::Proxy,
     record::Client,
     truth::Truth,
@@ -56,7 +56,7 @@ pub(crate) async fn run(
     let healthy = plan
         .clients
         .iter()
-        .filter(|client| client.manner.is_healthy())
+        .filter(|client| client.behavior.is_healthy())
         .count();
     let world = Arc::new(World {
         started: Instant::now(),
@@ -72,19 +72,19 @@ pub(crate) async fn run(
     let mut clients = JoinSet::new();
     for (number, client) in plan.clients.iter().enumerate() {
         // The healthy come first.
-        let healthy = client.manner.is_healthy().then_some(number);
+        let healthy = client.behavior.is_healthy().then_some(number);
         clients.spawn(Actor::new(client.clone(), healthy, Arc::clone(&world)).run());
     }
     let stop = CancellationToken::new();
     let mut publishers = JoinSet::new();
     for (number, is_proxied) in (1..).zip(PUBLISHERS) {
-        let manner = publisher::Manner {
+        let publisher = publisher::PublisherPlan {
             number,
             batch: options.batch,
             is_proxied,
             seed: seed.wrapping_mul(8).wrapping_add(number),
         };
-        let publishing = publisher::publish(Arc::clone(&world), manner, stop.clone());
+        let publishing = publisher::publish(Arc::clone(&world), publisher, stop.clone());
         publishers.spawn(publishing);
     }
     let watching = tokio::spawn(watch_memory(Arc::clone(&world), plan.memory_bound));
@@ -160,7 +160,7 @@ impl Running {
         let ended = timeout(PATIENCE, self.served).await;
         if ended.is_err() {
             return Err(Violation::CleanUp(Fault::new(
-                Place::Server,
+                Location::Server,
                 "servers that did not end",
                 0,
                 1,

@@ -32,10 +32,10 @@ impl Walk<'_> {
     /// Survivors of a conflating stream.
     pub(super) fn survivors(&mut self, events: &[Delivered], last: u64) -> Result<(), Violation> {
         for event in events {
-            let next = self.ground.successors[event.sequence as usize - 1];
+            let next = self.context.successors[event.sequence as usize - 1];
             if next > 0 && next <= last {
                 return Err(Violation::Freshness(Fault::new(
-                    self.place(),
+                    self.location(),
                     "an event came although a newer one of its topic and key had been published",
                     event.sequence,
                     next,
@@ -96,7 +96,7 @@ impl Walk<'_> {
                 .next_if(|event| event.sequence == sequence)
                 .is_some()
                 || !self.wants(sequence)
-                || self.ground.successors[sequence as usize - 1] > 0
+                || self.context.successors[sequence as usize - 1] > 0
                 || conflated
                     .lost
                     .iter()
@@ -105,7 +105,7 @@ impl Walk<'_> {
                 continue;
             }
             return Err(Violation::Freshness(Fault::new(
-                self.place(),
+                self.location(),
                 "the newest event of its topic and key never came",
                 sequence,
                 end - 1,

@@ -60,9 +60,9 @@ pub(super) fn check_ending(
 ) -> Result<Option<Position>, Violation> {
     let stream = &client.streams[number];
     let dishonest = |problem: &str| {
-        let place = client.place(number, stream.items.len());
+        let location = client.location(number, stream.items.len());
         let problem = format!("{problem} ({:?})", stream.ending);
-        Err(Violation::HonestEnding(Fault::new(place, problem, 0, 0)))
+        Err(Violation::HonestEnding(Fault::new(location, problem, 0, 0)))
     };
     let (code, reason, position) = match &stream.ending {
         None | Some(Ending::Cancelled) => return Ok(None),

@@ -10,7 +10,7 @@ impl Walk<'_> {
         let reason = gap.reason();
         if self.client.is_healthy && gap.count > 0 {
             return Err(Violation::Isolation(Fault::new(
-                self.place(),
+                self.location(),
                 "events are missing although the client read all the time",
                 0,
                 gap.count,
@@ -39,7 +39,7 @@ impl Walk<'_> {
             GapReason::EpochChanged | GapReason::Expired => {
                 return self.opening_gap(gap, head, number);
             }
-            GapReason::Evicted if !self.ground.rules.may_evict => {
+            GapReason::Evicted if !self.context.rules.may_evict => {
                 return Err(self.loss(
                     "events were evicted within the memory budget",
                     0,
@@ -130,7 +130,7 @@ impl Walk<'_> {
 
     /// What is said to have left history has.
     fn left_history(&self, gap: &Gap, head: u64) -> Result<(), Violation> {
-        match self.ground.rules.history_events {
+        match self.context.rules.history_events {
             Some(kept) if gap.last_sequence > head.saturating_sub(kept) => Err(self.resume(
                 "events that history still has are said to be gone",
                 head.saturating_sub(kept),
@@ -146,7 +146,12 @@ impl Walk<'_> {
             return self.left_history(gap, head);
         }
         let stale = |problem| {
-            Violation::Freshness(Fault::new(self.place(), problem, gap.last_sequence, head))
+            Violation::Freshness(Fault::new(
+                self.location(),
+                problem,
+                gap.last_sequence,
+                head,
+            ))
         };
         if self.overflow == Overflow::Disconnect {
             return Err(stale(
@@ -154,7 +159,7 @@ impl Walk<'_> {
             ));
         }
         // Conflated, the limits count survivors, of which only the server knows how many there were.
-        if self.ground.rules.may_evict || self.conflated.is_some() {
+        if self.context.rules.may_evict || self.conflated.is_some() {
             return Ok(());
         }
         let (mut events, mut bytes) = (0, 0);
@@ -162,7 +167,7 @@ impl Walk<'_> {
             if self.wants(sequence) {
                 events += 1;
                 bytes += self
-                    .ground
+                    .context
                     .log
                     .get(sequence)
                     .map_or(0, |event| u64::from(event.size));

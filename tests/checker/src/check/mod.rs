@@ -23,7 +23,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 pub use self::tally::Tally;
 use self::{
     ending::check_ending,
-    walk::{Ground, Walk},
+    walk::{Context, Walk},
 };
 use crate::{
     record::Client,
@@ -64,7 +64,7 @@ pub enum Violation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// Where.
-    pub place: Place,
+    pub location: Location,
     /// What.
     pub problem: Cow<'static, str>,
     /// The number that would be right: a sequence, an index, a count; the problem tells.
@@ -75,7 +75,7 @@ pub struct Fault {
 
 /// Where something is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// In the server's own numbers.
     Server,
     /// In the answers that publishers got.
@@ -119,7 +119,7 @@ pub fn check(truth: &Truth, clients: &[Client], rules: Rules) -> Result<Tally, V
             };
             let head = subscribed.position.unwrap_or_default();
             let log = truth.log(head.epoch).unwrap_or(&empty);
-            let ground = Ground {
+            let context = Context {
                 rules,
                 log,
                 successors: successors
@@ -127,7 +127,7 @@ pub fn check(truth: &Truth, clients: &[Client], rules: Rules) -> Result<Tally, V
                     .or_insert_with(|| log.successors()),
                 wanted: truth.wanted(&subscribed.client_id, &stream.request.filters),
             };
-            let mut walk = Walk::new(client, number, subscribed, ground);
+            let mut walk = Walk::new(client, number, subscribed, context);
             if let (Some((epoch, next)), Some(asked)) = (settled, stream.request.resume_after)
                 && epoch == head.epoch
                 && asked.epoch == epoch
@@ -152,7 +152,7 @@ pub fn check(truth: &Truth, clients: &[Client], rules: Rules) -> Result<Tally, V
 pub fn check_memory(held: u64, bound: u64) -> Result<(), Violation> {
     if held > bound {
         return Err(Violation::BoundedMemory(Fault::new(
-            Place::Server,
+            Location::Server,
             "bytes are held",
             bound,
             held,
@@ -182,7 +182,7 @@ pub fn check_clean_up(stats: &tidegate::Stats) -> Result<(), Violation> {
     for (what, found) in left {
         if found != 0 {
             return Err(Violation::CleanUp(Fault::new(
-                Place::Server,
+                Location::Server,
                 what,
                 0,
                 found,
@@ -193,7 +193,7 @@ pub fn check_clean_up(stats: &tidegate::Stats) -> Result<(), Violation> {
         stats.handed_off + stats.overflowed + stats.conflated + stats.evicted + stats.abandoned;
     if stats.matched + stats.replayed != settled {
         return Err(Violation::SilentLoss(Fault::new(
-            Place::Server,
+            Location::Server,
             "what matched or was replayed must be handed off, lost or abandoned",
             stats.matched + stats.replayed,
             settled,
@@ -205,8 +205,8 @@ pub fn check_clean_up(stats: &tidegate::Stats) -> Result<(), Violation> {
 // ===== impl Client =====
 
 impl Client {
-    fn place(&self, stream: usize, response: usize) -> Place {
-        Place::Stream {
+    fn location(&self, stream: usize, response: usize) -> Location {
+        Location::Stream {
             client: self.name.clone(),
             stream,
             response,
@@ -218,13 +218,13 @@ impl Client {
 
 impl Fault {
     pub(crate) fn new(
-        place: Place,
+        location: Location,
         problem: impl Into<Cow<'static, str>>,
         expected: u64,
         found: u64,
     ) -> Self {
         Self {
-            place,
+            location,
             problem: problem.into(),
             expected,
             found,
@@ -235,19 +235,19 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            place,
+            location,
             problem,
             expected,
             found,
         } = self;
         write!(
             out,
-            "{place}: {problem}: expected {expected}, found {found}"
+            "{location}: {problem}: expected {expected}, found {found}"
         )
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Server => out.write_str("server"),

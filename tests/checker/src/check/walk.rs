@@ -2,14 +2,14 @@
 
 use tidegate_proto::v1::{Overflow, Position, Subscribed};
 
-use super::{Fault, Place, Rules, Tally, Violation, check_ending, conflated::Conflated};
+use super::{Fault, Location, Rules, Tally, Violation, check_ending, conflated::Conflated};
 use crate::{
     record::{Client, Delivered, Item, Stream},
     truth::Log,
 };
 
 /// What a stream is compared with.
-pub(super) struct Ground<'a> {
+pub(super) struct Context<'a> {
     pub(super) rules: Rules,
     pub(super) log: &'a Log,
     /// By sequence less one, the sequence of the next event of the same topic and key.
@@ -20,7 +20,7 @@ pub(super) struct Ground<'a> {
 
 /// A stream, as far as it was walked.
 pub(super) struct Walk<'a> {
-    pub(super) ground: Ground<'a>,
+    pub(super) context: Context<'a>,
     pub(super) client: &'a Client,
     /// The stream's number.
     pub(super) number: usize,
@@ -52,7 +52,7 @@ impl<'a> Walk<'a> {
         client: &'a Client,
         number: usize,
         subscribed: &Subscribed,
-        ground: Ground<'a>,
+        context: Context<'a>,
     ) -> Self {
         let stream = &client.streams[number];
         let limits = subscribed.limits.unwrap_or_default();
@@ -64,7 +64,7 @@ impl<'a> Walk<'a> {
             None => Some(head.sequence + 1),
         };
         let mut walk = Self {
-            ground,
+            context,
             client,
             number,
             stream,
@@ -189,7 +189,7 @@ impl<'a> Walk<'a> {
     }
 
     fn content(&self, event: &Delivered) -> Result<(), Violation> {
-        let Some(published) = self.ground.log.get(event.sequence) else {
+        let Some(published) = self.context.log.get(event.sequence) else {
             return Err(self.loss("an event came that nobody published", 0, event.sequence));
         };
         if published.digest != event.digest {
@@ -279,7 +279,7 @@ impl<'a> Walk<'a> {
             let honest = self.states(position, "");
             if honest.is_err() || position.sequence + 1 < next && self.conflated.is_none() {
                 return Err(Violation::HonestEnding(Fault::new(
-                    self.place(),
+                    self.location(),
                     "the position to resume after is not where the stream ended",
                     next - 1,
                     position.sequence,
@@ -298,14 +298,14 @@ impl<'a> Walk<'a> {
     }
 
     pub(super) fn wants(&self, sequence: u64) -> bool {
-        self.ground
+        self.context
             .log
             .get(sequence)
-            .is_some_and(|event| self.ground.wanted[event.topic as usize])
+            .is_some_and(|event| self.context.wanted[event.topic as usize])
     }
 
     pub(super) fn matching(&self, first: u64, last: u64) -> u64 {
-        (first..=last.min(self.ground.log.head()))
+        (first..=last.min(self.context.log.head()))
             .filter(|sequence| self.wants(*sequence))
             .count() as u64
     }
@@ -333,32 +333,32 @@ impl<'a> Walk<'a> {
         last: u64,
         problem: &'static str,
     ) -> Result<(), Violation> {
-        let last = last.min(self.ground.log.head());
+        let last = last.min(self.context.log.head());
         let Some(missing) = (first..=last).find(|sequence| self.wants(*sequence)) else {
             return Ok(());
         };
-        let place = self.place();
+        let location = self.location();
         let found = last + 1;
         Err(if self.is_replaying {
-            Violation::Resume(Fault::new(place, problem, missing, found))
+            Violation::Resume(Fault::new(location, problem, missing, found))
         } else {
-            Violation::SilentLoss(Fault::new(place, problem, missing, found))
+            Violation::SilentLoss(Fault::new(location, problem, missing, found))
         })
     }
 
-    pub(super) fn place(&self) -> Place {
-        self.client.place(self.number, self.response)
+    pub(super) fn location(&self) -> Location {
+        self.client.location(self.number, self.response)
     }
 
     pub(super) fn loss(&self, problem: &'static str, expected: u64, found: u64) -> Violation {
-        Violation::SilentLoss(Fault::new(self.place(), problem, expected, found))
+        Violation::SilentLoss(Fault::new(self.location(), problem, expected, found))
     }
 
     pub(super) fn disorder(&self, problem: &'static str, expected: u64, found: u64) -> Violation {
-        Violation::Order(Fault::new(self.place(), problem, expected, found))
+        Violation::Order(Fault::new(self.location(), problem, expected, found))
     }
 
     pub(super) fn resume(&self, problem: &'static str, expected: u64, found: u64) -> Violation {
-        Violation::Resume(Fault::new(self.place(), problem, expected, found))
+        Violation::Resume(Fault::new(self.location(), problem, expected, found))
     }
 }

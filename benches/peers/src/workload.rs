@@ -1,4 +1,4 @@
-//! The kinds of work, and what is looked at in each.
+//! The workloads, and the metrics of each.
 
 use clap::ValueEnum;
 use tidegate_bench::{Cost, Error, Figures, Pace};
@@ -6,12 +6,12 @@ use tidegate_bench::{Cost, Error, Figures, Pace};
 use crate::{
     amount::Amount,
     peer::{Peer, Serving},
-    turn::{AHEAD, Run, Turn},
+    trial::{AHEAD, Run, Trial},
 };
 
-/// A kind of work.
+/// A workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Work {
+pub(crate) enum Workload {
     /// Flat out to many connections.
     Firehose,
     /// At a rate to many connections.
@@ -37,7 +37,7 @@ pub(crate) struct Metric {
     pub(crate) ranged: bool,
 }
 
-/// One value for each metric of a work, in its order.
+/// One value for each metric of a workload, in its order.
 pub(crate) type Sample = Vec<f64>;
 
 const fn compared(name: &'static str, unit: &'static str) -> Metric {
@@ -104,22 +104,22 @@ const TLS: &[Metric] = &[
     noted("benchmark, with TLS", "% of its cores"),
 ];
 
-/// Connections in all works but [`Work::Paced`] and [`Work::Idle`].
+/// Connections in all workloads but [`Workload::Paced`] and [`Workload::Idle`].
 const CONNECTIONS: usize = 100;
 
-/// Connections that read nothing in [`Work::Stalled`].
+/// Connections that read nothing in [`Workload::Stalled`].
 const STALLED_CONNECTIONS: usize = 20;
 
-/// Connections in [`Work::Paced`].
+/// Connections in [`Workload::Paced`].
 const PACED_CONNECTIONS: usize = 200;
 
-/// Events a second in [`Work::Paced`] and [`Work::Stalled`].
+/// Events a second in [`Workload::Paced`] and [`Workload::Stalled`].
 const RATE: f64 = 500.0;
 
 /// Bytes of a payload in most works.
 const PAYLOAD: usize = 256;
 
-/// Bytes of a payload in [`Work::Stalled`]: enough that all that lies between a server and a client that
+/// Bytes of a payload in [`Workload::Stalled`]: enough that all that lies between a server and a client that
 /// does not read is full before the window begins.
 const STALLED_PAYLOAD: usize = 4_096;
 
@@ -143,9 +143,9 @@ const NONE_STALLED: Run = Run {
     ..FLAT_OUT
 };
 
-// ===== impl Work =====
+// ===== impl Workload =====
 
-impl Work {
+impl Workload {
     pub(crate) const ALL: [Self; 6] = [
         Self::Firehose,
         Self::Paced,
@@ -230,12 +230,12 @@ impl Work {
     }
 
     /// Does it once.
-    pub(crate) async fn sample(self, turn: &mut Turn<'_>) -> Result<Sample, Error> {
+    pub(crate) async fn sample(self, trial: &mut Trial<'_>) -> Result<Sample, Error> {
         match self {
-            Self::Firehose => firehose(&turn.run(FLAT_OUT).await?),
-            Self::Paced => paced(&turn.run(AT_A_RATE).await?),
+            Self::Firehose => firehose(&trial.run(FLAT_OUT).await?),
+            Self::Paced => paced(&trial.run(AT_A_RATE).await?),
             Self::Idle => {
-                let memory = turn.idle().await?;
+                let memory = trial.idle().await?;
                 Ok(vec![memory.per_subscriber / 1_024.0])
             }
             Self::Stalled => {
@@ -243,13 +243,13 @@ impl Work {
                     stalled_connections: STALLED_CONNECTIONS,
                     ..NONE_STALLED
                 };
-                let [without, with] = turn.pair(NONE_STALLED, some_stalled).await?;
+                let [without, with] = trial.pair(NONE_STALLED, some_stalled).await?;
                 stalled(&without, &with)
             }
-            Self::Cores => firehose(&turn.run(FLAT_OUT.on(Serving::ON_ALL_CORES)).await?),
+            Self::Cores => firehose(&trial.run(FLAT_OUT.on(Serving::ON_ALL_CORES)).await?),
             Self::Tls => {
                 let encrypted = FLAT_OUT.on(Serving::BY_TLS);
-                let [without, with] = turn.pair(FLAT_OUT, encrypted).await?;
+                let [without, with] = trial.pair(FLAT_OUT, encrypted).await?;
                 tls(&without, &with)
             }
         }

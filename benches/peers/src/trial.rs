@@ -1,4 +1,4 @@
-//! One turn of a peer at a work: a server that is started for each load, and ended.
+//! One trial of a peer with a workload: starts a server for each load, and ends it.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::{
 /// the baselines let a subscriber be behind, so that nobody has to drop.
 pub(crate) const AHEAD: u64 = 512;
 
-/// Whose turn it is.
-pub(crate) struct Turn<'a> {
+/// A peer, and what its servers are started with.
+pub(crate) struct Trial<'a> {
     pub(crate) peer: Peer,
     /// In which round.
     pub(crate) round: u32,
@@ -37,9 +37,9 @@ pub(crate) struct Run {
     pub(crate) serving: Serving,
 }
 
-// ===== impl Turn =====
+// ===== impl Trial =====
 
-impl Turn<'_> {
+impl Trial<'_> {
     /// Measures a load.
     pub(crate) async fn run(&mut self, run: Run) -> Result<Figures, Error> {
         let session = self.begin(run.serving).await?;
