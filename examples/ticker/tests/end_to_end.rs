@@ -72,9 +72,31 @@ async fn slow_watcher_gets_the_newest_price_of_each_symbol() {
     );
 }
 
+/// Lines without their indentation.
+fn lines(text: &str) -> String {
+    text.lines()
+        .map(|line| line.trim().to_owned() + "\n")
+        .collect()
+}
+
 #[test]
-fn the_readme_shows_the_server_whole() {
-    let server = include_str!("../src/server.rs");
-    let (_, code) = server.split_once("\n\n").unwrap();
-    assert!(include_str!("../../../README.md").contains(code));
+fn the_readme_shows_code_of_this_example() {
+    let sources = [
+        lines(include_str!("../build.rs")),
+        lines(include_str!("../src/server.rs")),
+    ];
+    let blocks = include_str!("../../../README.md")
+        .split("```rust\n")
+        .skip(1);
+    let blocks: Vec<_> = blocks
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let stands_in = |source: &String| source.contains(&lines(block));
+        assert!(
+            sources.iter().any(stands_in),
+            "not in the example:\n{block}"
+        );
+    }
 }
