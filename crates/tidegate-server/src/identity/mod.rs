@@ -37,7 +37,7 @@ pub use self::config::AuthConfig;
 use self::{
     jwks::KeySets,
     jwt::{JwksUrl, JwtKeys, Keys, Refused, Verified},
-    known_tokens::FoundGood,
+    known_tokens::KnownTokens,
     policy::{Credential, Policies, Policy},
     rules::{Rights, Rules},
     session::{Authenticated, Session},
@@ -58,7 +58,7 @@ pub(crate) struct Authenticator {
     keys: Files,
     key_sets: KeySets,
     policies: Arc<Policies>,
-    found_good: FoundGood,
+    known_tokens: KnownTokens,
 }
 
 // ===== impl Authenticator =====
@@ -104,7 +104,7 @@ impl Authenticator {
             keys,
             key_sets,
             policies: Arc::new(Policies::new(policy)),
-            found_good: FoundGood::default(),
+            known_tokens: KnownTokens::default(),
             config,
         };
         authenticator.reload(true).into_iter().try_for_each(Err)?;
@@ -114,8 +114,8 @@ impl Authenticator {
         Ok(Some(Arc::new(authenticator)))
     }
 
-    pub(crate) fn found_good(&self) -> &FoundGood {
-        &self.found_good
+    pub(crate) fn known_tokens(&self) -> &KnownTokens {
+        &self.known_tokens
     }
 
     /// Reads again what has changed, or in any case with `anyway`. Each file that cannot be used leaves what

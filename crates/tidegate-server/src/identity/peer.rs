@@ -104,15 +104,15 @@ impl Peer {
 
     /// Finds out whose token it is, unless too many from here were bad and it was not found good before.
     async fn verify_token(&self, token: &str, hash: Digest) -> Result<Authenticated, Status> {
-        let (quotas, found_good) = (&self.quotas, self.authenticator.found_good());
-        if !found_good.has(self.address, hash) {
+        let (quotas, known_tokens) = (&self.quotas, self.authenticator.known_tokens());
+        if !known_tokens.contains(self.address, hash) {
             quotas.check_auth_failures(self.address, Instant::now())?;
         }
         let found = self.authenticator.authenticate_token(token, hash).await;
         match &found {
-            Ok(_) => found_good.add(self.address, hash),
+            Ok(_) => known_tokens.insert(self.address, hash),
             Err(status) if status.code() == Code::Unauthenticated => {
-                found_good.remove(self.address, hash);
+                known_tokens.remove(self.address, hash);
                 quotas.note_auth_failure(self.address, Instant::now());
             }
             Err(_) => {}
