@@ -118,19 +118,19 @@ impl Authenticator {
         &self.known_tokens
     }
 
-    /// Reads again what has changed, or in any case with `anyway`. Each file that cannot be used leaves what
+    /// Reads again what has changed, or in any case with `force`. Each file that cannot be used leaves what
     /// was there, and is no reason to leave the others.
-    pub(crate) fn reload(&self, anyway: bool) -> Vec<SecurityError> {
+    pub(crate) fn reload(&self, force: bool) -> Vec<SecurityError> {
         let parts = [
-            self.reload_tokens(anyway),
-            self.reload_rules(anyway),
-            self.reload_keys(anyway),
+            self.reload_tokens(force),
+            self.reload_rules(force),
+            self.reload_keys(force),
         ];
         parts.into_iter().filter_map(Result::err).collect()
     }
 
-    fn reload_tokens(&self, anyway: bool) -> Result<(), SecurityError> {
-        let (Some(path), Some(contents)) = (&self.config.tokens, self.tokens.read(anyway)) else {
+    fn reload_tokens(&self, force: bool) -> Result<(), SecurityError> {
+        let (Some(path), Some(contents)) = (&self.config.tokens, self.tokens.read(force)) else {
             return Ok(());
         };
         let tokens = Tokens::parse(&contents?.concat());
@@ -140,9 +140,9 @@ impl Authenticator {
         Ok(())
     }
 
-    fn reload_rules(&self, anyway: bool) -> Result<(), SecurityError> {
+    fn reload_rules(&self, force: bool) -> Result<(), SecurityError> {
         let rules = self.config.rules.clone();
-        let Some(contents) = self.rules.read(anyway) else {
+        let Some(contents) = self.rules.read(force) else {
             return Ok(());
         };
         let rules = match &self.config.rules_file {
@@ -154,8 +154,8 @@ impl Authenticator {
         Ok(())
     }
 
-    fn reload_keys(&self, anyway: bool) -> Result<(), SecurityError> {
-        let Some(contents) = self.keys.read(anyway) else {
+    fn reload_keys(&self, force: bool) -> Result<(), SecurityError> {
+        let Some(contents) = self.keys.read(force) else {
             return Ok(());
         };
         let sources = self.config.key_sources().iter();
