@@ -61,7 +61,7 @@ impl Reloader {
     }
 
     /// Does so forever, whenever something has changed, until what is returned is dropped.
-    pub(crate) fn keep_fresh(&self) -> Option<AbortOnDropHandle<()>> {
+    pub(crate) fn spawn_refresh(&self) -> Option<AbortOnDropHandle<()>> {
         self.has_files()
             .then(|| AbortOnDropHandle::new(tokio::spawn(self.clone().refresh())))
     }
