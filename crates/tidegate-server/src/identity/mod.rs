@@ -36,7 +36,7 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 pub use self::config::AuthConfig;
 use self::{
     jwks::KeySets,
-    jwt::{JwksUrl, JwtKeys, Keys, Refused, Verified},
+    jwt::{JwksUrl, JwtKeys, Keys, TokenError, VerifiedToken},
     known_tokens::KnownTokens,
     policy::{Credential, Policies, Policy},
     rules::{Rights, Rules},
@@ -199,31 +199,31 @@ impl Authenticator {
             ));
         }
         let Some(jwt) = &self.config.jwt else {
-            return Err(invalid());
+            return Err(credentials_invalid());
         };
         let mut verified = jwt.verify(&policy.all_keys(), token);
-        if matches!(verified, Err(Refused::UnknownKey)) && !self.key_sets.is_empty() {
+        if matches!(verified, Err(TokenError::UnknownKey)) && !self.key_sets.is_empty() {
             // Somebody else may have had them fetched meanwhile.
             self.fetch(|set| set.unknown_key_interval).await;
             verified = jwt.verify(&self.policies.current().all_keys(), token);
         }
         match verified {
-            Ok(Verified {
+            Ok(VerifiedToken {
                 principal,
                 expires,
                 rights,
                 key,
             }) => Ok(self.begin_session(principal, Credential::Jwt(key), Some(expires), rights)),
-            Err(Refused::Expired) => {
+            Err(TokenError::Expired) => {
                 Err(Reason::CredentialsExpired.status("the token has expired; get a new one"))
             }
             // The token may be good: who is at fault is the address of the keys.
-            Err(Refused::UnknownKey) if !self.key_sets.are_trusted() => {
+            Err(TokenError::UnknownKey) if !self.key_sets.are_trusted() => {
                 Err(Reason::KeysUnavailable.status(
                     "keys that tokens may be signed with cannot be had, or not for too long; try again later",
                 ))
             }
-            Err(Refused::UnknownKey | Refused::Invalid) => Err(invalid()),
+            Err(TokenError::UnknownKey | TokenError::Invalid) => Err(credentials_invalid()),
         }
     }
 
@@ -233,7 +233,7 @@ impl Authenticator {
         certificates: Certificates,
     ) -> Option<Authenticated> {
         let (_, certificate) = X509Certificate::from_der(certificates.first()?).ok()?;
-        let principal = named_by(&certificate)?;
+        let principal = principal_of(&certificate)?;
         let end = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
         let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(end));
         Some(self.begin_session(principal, Credential::Certificate(certificates), end, None))
@@ -257,12 +257,12 @@ impl Authenticator {
 }
 
 /// What every bad credential is told: what is wrong with it is of use to attackers only.
-pub(crate) fn invalid() -> Status {
+pub(crate) fn credentials_invalid() -> Status {
     Reason::CredentialsInvalid.status("the credentials are not accepted")
 }
 
 /// The principal that a certificate names: its first URI or DNS name, else its common name.
-fn named_by(certificate: &X509Certificate<'_>) -> Option<Arc<str>> {
+fn principal_of(certificate: &X509Certificate<'_>) -> Option<Arc<str>> {
     let names = certificate.subject_alternative_name().ok().flatten();
     let names = names
         .into_iter()

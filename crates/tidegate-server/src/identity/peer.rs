@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq as _;
 use tidegate::{CloseReason, Reason};
 use tonic::{Code, Status};
 
-use super::{Authenticator, invalid, session::Authenticated};
+use super::{Authenticator, credentials_invalid, session::Authenticated};
 use crate::{
     digest::{Digest, digest},
     network::tls::Certificates,
@@ -91,7 +91,7 @@ impl Peer {
         let token = header.to_str().ok().and_then(bearer);
         let token = token.filter(|token| token.len() <= MAX_TOKEN_BYTES);
         let (Some(token), None) = (token, given.next()) else {
-            return Err(invalid());
+            return Err(credentials_invalid());
         };
         let hash = digest(token.as_bytes());
         if let Some(authenticated) = self.remembered(&hash) {
@@ -130,7 +130,7 @@ impl Peer {
             None => Ok(authenticated),
             Some(CloseReason::CredentialsExpired) => Err(Reason::CredentialsExpired
                 .status("the certificate of this connection has expired; connect with a new one")),
-            Some(_) => Err(invalid()),
+            Some(_) => Err(credentials_invalid()),
         }
     }
 
