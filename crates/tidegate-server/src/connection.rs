@@ -56,10 +56,10 @@ impl Connections {
             return false;
         }
         // Boxed, to be gone when it is over: the task would keep the room for it.
-        let Some(begun) = Box::pin(self.begin(stream)).await else {
+        let Some(begun) = Box::pin(self.handshake(stream)).await else {
             return false;
         };
-        let (mut connection, calls) = self.served(begun, peer);
+        let (mut connection, calls) = self.connection(begun, peer);
         let mut old_age = pin!(sleep_or_forever(self.max_age.map(jittered)));
         let (mut drained, mut is_old) = (false, false);
         loop {
@@ -91,7 +91,7 @@ impl Connections {
     }
 
     // Apart from `serve`, whose future would keep what is only needed here for as long as the connection lasts.
-    fn served(
+    fn connection(
         &self,
         (begun, certificates): (Begun<Transport>, Option<Certificates>),
         peer: SocketAddr,
@@ -102,7 +102,10 @@ impl Connections {
 
     /// Waits for the TLS handshake, if there is to be one, and the preface, as long as their time-out allows
     /// and no drain begins.
-    async fn begin(&self, stream: TcpStream) -> Option<(Begun<Transport>, Option<Certificates>)> {
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+    ) -> Option<(Begun<Transport>, Option<Certificates>)> {
         let begun = async {
             let transport = match &self.tls {
                 Some(tls) => tls.accept(stream).await?,

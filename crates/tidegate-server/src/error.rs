@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr};
 
-use crate::{files::SecurityError, network::descriptors::TooFew};
+use crate::{files::SecurityError, network::descriptors::TooFewDescriptors};
 
 /// Why a server could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +43,8 @@ pub enum BindError {
     Randomness(#[source] io::Error),
 }
 
-impl From<TooFew> for BindError {
-    fn from(TooFew { allowed, needed }: TooFew) -> Self {
+impl From<TooFewDescriptors> for BindError {
+    fn from(TooFewDescriptors { allowed, needed }: TooFewDescriptors) -> Self {
         Self::Descriptors { allowed, needed }
     }
 }

@@ -71,8 +71,8 @@ impl Files {
         }
     }
 
-    /// What is in them, if that is not the same as at the last time, or in any case with `anyway`.
-    pub(crate) fn read(&self, anyway: bool) -> Option<Contents> {
+    /// What is in them, if that is not the same as at the last time, or in any case with `force`.
+    pub(crate) fn read(&self, force: bool) -> Option<Contents> {
         let mut whole = Vec::new();
         let contents: Contents = self.paths.iter().map(|path| read(path)).collect();
         match &contents {
@@ -86,7 +86,7 @@ impl Files {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = *seen != now;
         *seen = now;
-        (is_new || anyway).then_some(contents)
+        (is_new || force).then_some(contents)
     }
 }
 

@@ -29,14 +29,14 @@ use crate::{
 const ADMIN: &str = "/tidegate.v1.AdminService/";
 
 /// The calls that need no credentials: load balancers have none, and learn nothing but whether to send calls.
-const OPEN: [&str; 2] = [
+const PUBLIC_METHODS: [&str; 2] = [
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
 ];
 
 /// The calls for everyone whose credentials are accepted. What a caller may subscribe and publish to is
 /// checked in the service. Any call that stands nowhere here is for administrators.
-const FOR_PRINCIPALS: [&str; 4] = [
+const PRINCIPAL_METHODS: [&str; 4] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/tidegate.v1.EventService/Publish",
     "/tidegate.v1.EventService/PublishStream",
@@ -57,7 +57,7 @@ type Reflection = BoxCloneSyncService<
 #[derive(Debug, Clone)]
 pub(crate) struct Routes {
     events: EventService,
-    beside: Arc<Beside>,
+    side: Arc<SideServices>,
     /// `None` if nobody is asked for credentials.
     authenticator: Option<Arc<Authenticator>>,
 }
@@ -66,7 +66,7 @@ pub(crate) struct Routes {
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectionRoutes {
     events: EventService,
-    beside: Arc<Beside>,
+    side: Arc<SideServices>,
     calls: Calls,
     /// Where the connection comes from.
     address: SocketAddr,
@@ -75,7 +75,7 @@ pub(crate) struct ConnectionRoutes {
 }
 
 #[derive(Debug)]
-struct Beside {
+struct SideServices {
     /// `None` if it is not served.
     admin: Option<AdminServiceServer<Admin>>,
     /// How long a call of it may take to send its request.
@@ -103,18 +103,18 @@ impl Routes {
         let reflection = Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-        let beside = [
+        let own_names = [
             tonic_health::pb::health_server::SERVICE_NAME,
             "grpc.reflection.v1.ServerReflection",
         ];
         let reflection = names
             .iter()
-            .chain(&beside)
+            .chain(&own_names)
             .fold(reflection, |builder, name| builder.with_service_name(*name))
             .build_v1()
             .expect("descriptors that the build made can be read");
         names.push("");
-        let beside = Beside {
+        let side = SideServices {
             admin: admin.map(AdminServiceServer::new),
             request_timeout: config.service.request_timeout,
             controls,
@@ -125,7 +125,7 @@ impl Routes {
         };
         Self {
             events,
-            beside: Arc::new(beside),
+            side: Arc::new(side),
             authenticator,
         }
     }
@@ -136,8 +136,8 @@ impl Routes {
             true => ServingStatus::Serving,
             false => ServingStatus::NotServing,
         };
-        for name in &self.beside.names {
-            self.beside.reporter.set_service_status(name, status).await;
+        for name in &self.side.names {
+            self.side.reporter.set_service_status(name, status).await;
         }
     }
 
@@ -148,7 +148,7 @@ impl Routes {
         certificates: Option<Certificates>,
     ) -> (ConnectionRoutes, Calls) {
         let (events, calls) = self.events.for_connection();
-        let quotas = self.beside.controls.quotas();
+        let quotas = self.side.controls.quotas();
         let peer = self.authenticator.clone().map(|authenticator| {
             let peer = Peer::new(
                 authenticator,
@@ -160,7 +160,7 @@ impl Routes {
         });
         let routes = ConnectionRoutes {
             events,
-            beside: Arc::clone(&self.beside),
+            side: Arc::clone(&self.side),
             calls: calls.clone(),
             address,
             peer,
@@ -180,7 +180,7 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
 
     fn call(&mut self, mut request: http::Request<Incoming>) -> ResponseFuture {
         let peer = self.peer.clone();
-        let Some(peer) = peer.filter(|_| !OPEN.contains(&request.uri().path())) else {
+        let Some(peer) = peer.filter(|_| !PUBLIC_METHODS.contains(&request.uri().path())) else {
             return self.route(request, None);
         };
         let mut routes = self.clone();
@@ -208,11 +208,11 @@ impl ConnectionRoutes {
             .await
             .inspect_err(|status| {
                 if status.code() == Code::Unauthenticated {
-                    self.beside.controls.note_auth_failure();
+                    self.side.controls.note_auth_failure();
                 }
             })?;
         let path = request.uri().path();
-        if FOR_PRINCIPALS.contains(&path) || authenticated.may_administer() {
+        if PRINCIPAL_METHODS.contains(&path) || authenticated.may_administer() {
             return Ok(authenticated.access);
         }
         let principal = authenticated.access.principal();
@@ -228,11 +228,11 @@ impl ConnectionRoutes {
         access: Option<Access>,
     ) -> ResponseFuture {
         let path = request.uri().path();
-        if let Some(admin) = &self.beside.admin
+        if let Some(admin) = &self.side.admin
             && path.starts_with(ADMIN)
         {
             let calls = self.calls.clone();
-            let response = timeout(self.beside.request_timeout, admin.clone().call(request));
+            let response = timeout(self.side.request_timeout, admin.clone().call(request));
             return Box::pin(async move {
                 let response = match response.await {
                     Ok(response) => response?,
@@ -250,12 +250,12 @@ impl ConnectionRoutes {
         }
         let calls = self.calls.clone();
         if path.starts_with(HEALTH) {
-            let response = self.beside.health.clone().call(request);
+            let response = self.side.health.clone().call(request);
             return Box::pin(async move { Ok(calls.respond(access.as_ref(), response.await?)) });
         }
         if path.starts_with(REFLECTION) {
             let request = request.map(|body| calls.request(body));
-            let response = self.beside.reflection.clone().call(request);
+            let response = self.side.reflection.clone().call(request);
             return Box::pin(async move { Ok(calls.respond(access.as_ref(), response.await?)) });
         }
         // Answered as any method that is not there.

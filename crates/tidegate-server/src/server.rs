@@ -30,7 +30,7 @@ use crate::{
         descriptors::room_for_connections,
     },
     operations::{
-        controls::{Controls, Live},
+        controls::{Controls, LiveConfig},
         http::HttpListener,
         reload::Reloader,
     },
@@ -186,7 +186,7 @@ impl Server {
         &self.reloader
     }
 
-    fn keep_up(&mut self) {
+    fn upkeep(&mut self) {
         let now = Instant::now();
         self.hub.expire_history(now);
         let swept = self.hub.sweep(&self.controls.live().sweep, now);
@@ -213,7 +213,7 @@ impl Server {
     }
 
     /// Serves a connection in a task of its own, if it is let in.
-    fn begin(
+    fn spawn_connection(
         &self,
         stream: TcpStream,
         peer: SocketAddr,
@@ -245,7 +245,7 @@ impl Server {
     pub async fn serve(mut self, stop: impl Future<Output = ()>) -> DrainReport {
         let tasks = TaskTracker::new();
         let cut = Arc::new(AtomicUsize::new(0));
-        let _fresh = self.reloader.keep_fresh();
+        let _refresh = self.reloader.spawn_refresh();
         let _cut_when_dropped = self.connections.cut.clone().drop_guard();
         let controls = self.controls.clone();
         let _http_until_the_end = self.http.take().map(|http| {
@@ -253,13 +253,13 @@ impl Server {
             AbortOnDropHandle::new(serving)
         });
         let mut stop = pin!(stop);
-        let mut upkeep = time::interval(upkeep_interval(&controls.live().sweep));
-        let mut looks = time::interval(UPKEEP_INTERVAL);
+        let mut sweeps = time::interval(upkeep_interval(&controls.live().sweep));
+        let mut samples = time::interval(UPKEEP_INTERVAL);
         loop {
             tokio::select! {
-                (stream, peer) = self.acceptor.accept() => self.begin(stream, peer, &tasks, &cut),
-                _ = upkeep.tick() => self.keep_up(),
-                _ = looks.tick() => controls.keep_up(Instant::now()),
+                (stream, peer) = self.acceptor.accept() => self.spawn_connection(stream, peer, &tasks, &cut),
+                _ = sweeps.tick() => self.upkeep(),
+                _ = samples.tick() => controls.upkeep(Instant::now()),
                 () = &mut stop => break,
                 () = controls.draining() => break,
             }
@@ -272,7 +272,7 @@ impl Server {
             ..
         } = self;
         controls.drain();
-        let Live {
+        let LiveConfig {
             sweep,
             drain_timeout,
         } = controls.live();
@@ -338,7 +338,7 @@ async fn drain(
     tokio::select! {
         () = tasks.wait() => return 0,
         () = time::sleep(timeout) => {}
-        () = sweep_for_ever(hub, &rules) => {}
+        () = sweep_forever(hub, &rules) => {}
     }
     let streams = hub.stats().subscriptions;
     let connections_left = tasks.len();
@@ -354,7 +354,7 @@ async fn drain(
 
 /// Resets streams that take no notice of their end, so that others of their connection need not wait for the
 /// time-out.
-async fn sweep_for_ever(hub: &Hub<Encoded>, rules: &SweepRules) {
+async fn sweep_forever(hub: &Hub<Encoded>, rules: &SweepRules) {
     let mut ticks = time::interval(upkeep_interval(rules));
     loop {
         ticks.tick().await;

@@ -50,10 +50,10 @@ pub(crate) struct KeySets {
 #[derive(Debug)]
 struct KeySet {
     fetcher: Fetcher,
-    /// When it was last looked at. Held while it is, so that all who need it wait for one answer.
-    last: tokio::sync::Mutex<Option<Instant>>,
-    /// When it was last had.
-    had: Mutex<Option<Instant>>,
+    /// When it was last asked for. Held while it is, so that all who need it wait for one answer.
+    asked_at: tokio::sync::Mutex<Option<Instant>>,
+    /// When it last came.
+    fetched_at: Mutex<Option<Instant>>,
 }
 
 /// Fetches the key set at one address.
@@ -105,20 +105,20 @@ impl KeySets {
     /// Fetches the key sets whose last look is older than `age` says, and puts their keys into the policy.
     pub(crate) async fn fetch(&self, policies: &Policies, age: impl Fn(&JwksUrl) -> Duration) {
         for (i, set) in self.sets.iter().enumerate() {
-            let mut last = set.last.lock().await;
+            let mut asked_at = set.asked_at.lock().await;
             let mut age = age(set.fetcher.config());
             if !set.is_trusted() {
                 // Its tokens are refused, or will be: it is asked for as for an unknown key.
                 age = age.min(set.fetcher.config().unknown_key_interval);
             }
-            if last.is_some_and(|last| last.elapsed() < age) {
+            if asked_at.is_some_and(|at| at.elapsed() < age) {
                 continue;
             }
-            *last = Some(Instant::now());
+            *asked_at = Some(Instant::now());
             match set.fetcher.fetch().await {
                 Ok(keys) => {
-                    set.note_had();
-                    take_over(policies, i, keys);
+                    set.note_fetched();
+                    store(policies, i, keys);
                 }
                 Err(error) => {
                     self.failures.fetch_add(1, Relaxed);
@@ -145,7 +145,7 @@ impl KeySets {
     }
 }
 
-fn take_over(policies: &Policies, i: usize, keys: Keys) {
+fn store(policies: &Policies, i: usize, keys: Keys) {
     if policies.current().fetched[i].fingerprints() != keys.fingerprints() {
         policies.amend(|policy| policy.fetched[i] = Arc::new(keys));
     }
@@ -155,20 +155,26 @@ impl KeySet {
     fn new(config: JwksUrl) -> Result<Self, SecurityError> {
         Ok(Self {
             fetcher: Fetcher::new(config)?,
-            last: tokio::sync::Mutex::default(),
-            had: Mutex::default(),
+            asked_at: tokio::sync::Mutex::default(),
+            fetched_at: Mutex::default(),
         })
     }
 
     /// Whether it was had, and not so long ago that its keys are trusted no more.
     fn is_trusted(&self) -> bool {
-        let had = *self.had.lock().unwrap_or_else(PoisonError::into_inner);
+        let fetched_at = *self
+            .fetched_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let max_age = self.fetcher.config().max_age;
-        had.is_some_and(|had| max_age.is_none_or(|max_age| had.elapsed() < max_age))
+        fetched_at.is_some_and(|at| max_age.is_none_or(|max_age| at.elapsed() < max_age))
     }
 
-    fn note_had(&self) {
-        *self.had.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    fn note_fetched(&self) {
+        *self
+            .fetched_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 }
 
@@ -186,7 +192,7 @@ impl Fetcher {
                 .parse()
                 .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
         let (default_port, tls) = match uri.scheme_str() {
-            Some("https") => (443, Some(trusting(config.ca.as_ref())?)),
+            Some("https") => (443, Some(client_config(config.ca.as_ref())?)),
             Some("http") if is_local => (80, None),
             Some("http") => {
                 return Err(invalid(
@@ -262,7 +268,7 @@ impl Fetcher {
     }
 }
 
-fn trusting(ca: Option<&PathBuf>) -> Result<Arc<ClientConfig>, SecurityError> {
+fn client_config(ca: Option<&PathBuf>) -> Result<Arc<ClientConfig>, SecurityError> {
     let roots = match ca {
         Some(path) => tls::roots(path, &files::read(path)?)?,
         None => tls::system_roots(),

@@ -104,7 +104,7 @@ struct Key {
 
 /// What a token said, and which key says that it did.
 #[derive(Debug)]
-pub(crate) struct Verified {
+pub(crate) struct VerifiedToken {
     pub(crate) principal: Arc<str>,
     pub(crate) expires: SystemTime,
     pub(crate) rights: Option<Rights>,
@@ -113,7 +113,7 @@ pub(crate) struct Verified {
 
 /// Why a token is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub(crate) enum TokenError {
     /// It is good, but for its age.
     Expired,
     /// It names a key that is not known.
@@ -152,11 +152,11 @@ impl JwtConfig {
     }
 
     /// Checks `token` against those of `keys` that it may be signed with.
-    pub(crate) fn verify(&self, keys: &Keys, token: &str) -> Result<Verified, Refused> {
-        let header = decode_header(token).map_err(|_| Refused::Invalid)?;
+    pub(crate) fn verify(&self, keys: &Keys, token: &str) -> Result<VerifiedToken, TokenError> {
+        let header = decode_header(token).map_err(|_| TokenError::Invalid)?;
         let mut refused = match header.kid.is_some() || keys.0.is_empty() {
-            true => Refused::UnknownKey,
-            false => Refused::Invalid,
+            true => TokenError::UnknownKey,
+            false => TokenError::Invalid,
         };
         for key in keys.named(header.kid.as_deref()) {
             match decode::<Claims>(token, &key.key, &self.validation(key.algorithm)) {
@@ -164,10 +164,10 @@ impl JwtConfig {
                 Err(error) => {
                     tracing::debug!(%error, "a token was refused");
                     refused = match error.kind() {
-                        ErrorKind::ExpiredSignature => return Err(Refused::Expired),
+                        ErrorKind::ExpiredSignature => return Err(TokenError::Expired),
                         // A key without a name may not be the one that the token names.
-                        _ if key.id.is_none() && refused == Refused::UnknownKey => refused,
-                        _ => Refused::Invalid,
+                        _ if key.id.is_none() && refused == TokenError::UnknownKey => refused,
+                        _ => TokenError::Invalid,
                     };
                 }
             }
@@ -175,15 +175,15 @@ impl JwtConfig {
         Err(refused)
     }
 
-    fn accept(&self, claims: Claims, key: &Key) -> Result<Verified, Refused> {
+    fn accept(&self, claims: Claims, key: &Key) -> Result<VerifiedToken, TokenError> {
         let end = Duration::from_secs(claims.exp).checked_add(self.leeway);
         let expires = end.and_then(|end| SystemTime::UNIX_EPOCH.checked_add(end));
         if claims.sub.is_empty() {
-            return Err(Refused::Invalid);
+            return Err(TokenError::Invalid);
         }
-        Ok(Verified {
+        Ok(VerifiedToken {
             principal: claims.sub.into(),
-            expires: expires.ok_or(Refused::Invalid)?,
+            expires: expires.ok_or(TokenError::Invalid)?,
             rights: claims.tidegate,
             key: key.fingerprint,
         })

@@ -13,11 +13,11 @@ use std::{
 use crate::{address::network_of, digest::Digest};
 
 /// How many are remembered at least; at most it is twice as many, of some 64 bytes each.
-const MOST: usize = 16_384;
+const GENERATION: usize = 16_384;
 
 /// Tokens that were found good. Those that were not used for longest are forgotten first.
 #[derive(Debug, Default)]
-pub(crate) struct FoundGood(Mutex<Generations>);
+pub(crate) struct KnownTokens(Mutex<Generations>);
 
 #[derive(Debug, Default)]
 struct Generations {
@@ -25,16 +25,16 @@ struct Generations {
     old: HashSet<(IpAddr, Digest)>,
 }
 
-impl FoundGood {
-    pub(crate) fn has(&self, address: IpAddr, token: Digest) -> bool {
+impl KnownTokens {
+    pub(crate) fn contains(&self, address: IpAddr, token: Digest) -> bool {
         let key = (network_of(address), token);
         let generations = self.generations();
         generations.young.contains(&key) || generations.old.contains(&key)
     }
 
-    pub(crate) fn add(&self, address: IpAddr, token: Digest) {
+    pub(crate) fn insert(&self, address: IpAddr, token: Digest) {
         let mut generations = self.generations();
-        if generations.young.len() >= MOST {
+        if generations.young.len() >= GENERATION {
             generations.old = mem::take(&mut generations.young);
         }
         generations.young.insert((network_of(address), token));
@@ -65,17 +65,20 @@ mod tests {
     #[test]
     fn a_token_is_known_from_where_it_was_good_and_the_number_is_bounded() {
         let (here, there) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-        let found_good = FoundGood::default();
-        found_good.add(here, token(0));
-        assert!(found_good.has(here, token(0)) && !found_good.has(there, token(0)));
-        for i in 1..=2 * MOST {
-            found_good.add(here, token(i));
+        let known_tokens = KnownTokens::default();
+        known_tokens.insert(here, token(0));
+        assert!(known_tokens.contains(here, token(0)) && !known_tokens.contains(there, token(0)));
+        for i in 1..=2 * GENERATION {
+            known_tokens.insert(here, token(i));
         }
-        assert!(!found_good.has(here, token(0)) && found_good.has(here, token(2 * MOST)));
-        let generations = found_good.generations();
-        assert!(generations.young.len() + generations.old.len() <= 2 * MOST);
+        assert!(
+            !known_tokens.contains(here, token(0))
+                && known_tokens.contains(here, token(2 * GENERATION))
+        );
+        let generations = known_tokens.generations();
+        assert!(generations.young.len() + generations.old.len() <= 2 * GENERATION);
         drop(generations);
-        found_good.remove(here, token(2 * MOST));
-        assert!(!found_good.has(here, token(2 * MOST)));
+        known_tokens.remove(here, token(2 * GENERATION));
+        assert!(!known_tokens.contains(here, token(2 * GENERATION)));
     }
 }

@@ -36,8 +36,8 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 pub use self::config::AuthConfig;
 use self::{
     jwks::KeySets,
-    jwt::{JwksUrl, JwtKeys, Keys, Refused, Verified},
-    known_tokens::FoundGood,
+    jwt::{JwksUrl, JwtKeys, Keys, TokenError, VerifiedToken},
+    known_tokens::KnownTokens,
     policy::{Credential, Policies, Policy},
     rules::{Rights, Rules},
     session::{Authenticated, Session},
@@ -58,7 +58,7 @@ pub(crate) struct Authenticator {
     keys: Files,
     key_sets: KeySets,
     policies: Arc<Policies>,
-    found_good: FoundGood,
+    known_tokens: KnownTokens,
 }
 
 // ===== impl Authenticator =====
@@ -104,7 +104,7 @@ impl Authenticator {
             keys,
             key_sets,
             policies: Arc::new(Policies::new(policy)),
-            found_good: FoundGood::default(),
+            known_tokens: KnownTokens::default(),
             config,
         };
         authenticator.reload(true).into_iter().try_for_each(Err)?;
@@ -114,23 +114,23 @@ impl Authenticator {
         Ok(Some(Arc::new(authenticator)))
     }
 
-    pub(crate) fn found_good(&self) -> &FoundGood {
-        &self.found_good
+    pub(crate) fn known_tokens(&self) -> &KnownTokens {
+        &self.known_tokens
     }
 
-    /// Reads again what has changed, or in any case with `anyway`. Each file that cannot be used leaves what
+    /// Reads again what has changed, or in any case with `force`. Each file that cannot be used leaves what
     /// was there, and is no reason to leave the others.
-    pub(crate) fn reload(&self, anyway: bool) -> Vec<SecurityError> {
+    pub(crate) fn reload(&self, force: bool) -> Vec<SecurityError> {
         let parts = [
-            self.reload_tokens(anyway),
-            self.reload_rules(anyway),
-            self.reload_keys(anyway),
+            self.reload_tokens(force),
+            self.reload_rules(force),
+            self.reload_keys(force),
         ];
         parts.into_iter().filter_map(Result::err).collect()
     }
 
-    fn reload_tokens(&self, anyway: bool) -> Result<(), SecurityError> {
-        let (Some(path), Some(contents)) = (&self.config.tokens, self.tokens.read(anyway)) else {
+    fn reload_tokens(&self, force: bool) -> Result<(), SecurityError> {
+        let (Some(path), Some(contents)) = (&self.config.tokens, self.tokens.read(force)) else {
             return Ok(());
         };
         let tokens = Tokens::parse(&contents?.concat());
@@ -140,9 +140,9 @@ impl Authenticator {
         Ok(())
     }
 
-    fn reload_rules(&self, anyway: bool) -> Result<(), SecurityError> {
+    fn reload_rules(&self, force: bool) -> Result<(), SecurityError> {
         let rules = self.config.rules.clone();
-        let Some(contents) = self.rules.read(anyway) else {
+        let Some(contents) = self.rules.read(force) else {
             return Ok(());
         };
         let rules = match &self.config.rules_file {
@@ -154,8 +154,8 @@ impl Authenticator {
         Ok(())
     }
 
-    fn reload_keys(&self, anyway: bool) -> Result<(), SecurityError> {
-        let Some(contents) = self.keys.read(anyway) else {
+    fn reload_keys(&self, force: bool) -> Result<(), SecurityError> {
+        let Some(contents) = self.keys.read(force) else {
             return Ok(());
         };
         let sources = self.config.key_sources().iter();
@@ -199,31 +199,31 @@ impl Authenticator {
             ));
         }
         let Some(jwt) = &self.config.jwt else {
-            return Err(invalid());
+            return Err(credentials_invalid());
         };
         let mut verified = jwt.verify(&policy.all_keys(), token);
-        if matches!(verified, Err(Refused::UnknownKey)) && !self.key_sets.is_empty() {
+        if matches!(verified, Err(TokenError::UnknownKey)) && !self.key_sets.is_empty() {
             // Somebody else may have had them fetched meanwhile.
             self.fetch(|set| set.unknown_key_interval).await;
             verified = jwt.verify(&self.policies.current().all_keys(), token);
         }
         match verified {
-            Ok(Verified {
+            Ok(VerifiedToken {
                 principal,
                 expires,
                 rights,
                 key,
             }) => Ok(self.begin_session(principal, Credential::Jwt(key), Some(expires), rights)),
-            Err(Refused::Expired) => {
+            Err(TokenError::Expired) => {
                 Err(Reason::CredentialsExpired.status("the token has expired; get a new one"))
             }
             // The token may be good: who is at fault is the address of the keys.
-            Err(Refused::UnknownKey) if !self.key_sets.are_trusted() => {
+            Err(TokenError::UnknownKey) if !self.key_sets.are_trusted() => {
                 Err(Reason::KeysUnavailable.status(
                     "keys that tokens may be signed with cannot be had, or not for too long; try again later",
                 ))
             }
-            Err(Refused::UnknownKey | Refused::Invalid) => Err(invalid()),
+            Err(TokenError::UnknownKey | TokenError::Invalid) => Err(credentials_invalid()),
         }
     }
 
@@ -233,7 +233,7 @@ impl Authenticator {
         certificates: Certificates,
     ) -> Option<Authenticated> {
         let (_, certificate) = X509Certificate::from_der(certificates.first()?).ok()?;
-        let principal = named_by(&certificate)?;
+        let principal = principal_of(&certificate)?;
         let end = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
         let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(end));
         Some(self.begin_session(principal, Credential::Certificate(certificates), end, None))
@@ -257,12 +257,12 @@ impl Authenticator {
 }
 
 /// What every bad credential is told: what is wrong with it is of use to attackers only.
-pub(crate) fn invalid() -> Status {
+pub(crate) fn credentials_invalid() -> Status {
     Reason::CredentialsInvalid.status("the credentials are not accepted")
 }
 
 /// The principal that a certificate names: its first URI or DNS name, else its common name.
-fn named_by(certificate: &X509Certificate<'_>) -> Option<Arc<str>> {
+fn principal_of(certificate: &X509Certificate<'_>) -> Option<Arc<str>> {
     let names = certificate.subject_alternative_name().ok().flatten();
     let names = names
         .into_iter()

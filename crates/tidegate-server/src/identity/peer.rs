@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq as _;
 use tidegate::{CloseReason, Reason};
 use tonic::{Code, Status};
 
-use super::{Authenticator, invalid, session::Authenticated};
+use super::{Authenticator, credentials_invalid, session::Authenticated};
 use crate::{
     digest::{Digest, digest},
     network::tls::Certificates,
@@ -91,7 +91,7 @@ impl Peer {
         let token = header.to_str().ok().and_then(bearer);
         let token = token.filter(|token| token.len() <= MAX_TOKEN_BYTES);
         let (Some(token), None) = (token, given.next()) else {
-            return Err(invalid());
+            return Err(credentials_invalid());
         };
         let hash = digest(token.as_bytes());
         if let Some(authenticated) = self.remembered(&hash) {
@@ -104,15 +104,15 @@ impl Peer {
 
     /// Finds out whose token it is, unless too many from here were bad and it was not found good before.
     async fn verify_token(&self, token: &str, hash: Digest) -> Result<Authenticated, Status> {
-        let (quotas, found_good) = (&self.quotas, self.authenticator.found_good());
-        if !found_good.has(self.address, hash) {
+        let (quotas, known_tokens) = (&self.quotas, self.authenticator.known_tokens());
+        if !known_tokens.contains(self.address, hash) {
             quotas.check_auth_failures(self.address, Instant::now())?;
         }
         let found = self.authenticator.authenticate_token(token, hash).await;
         match &found {
-            Ok(_) => found_good.add(self.address, hash),
+            Ok(_) => known_tokens.insert(self.address, hash),
             Err(status) if status.code() == Code::Unauthenticated => {
-                found_good.remove(self.address, hash);
+                known_tokens.remove(self.address, hash);
                 quotas.note_auth_failure(self.address, Instant::now());
             }
             Err(_) => {}
@@ -130,7 +130,7 @@ impl Peer {
             None => Ok(authenticated),
             Some(CloseReason::CredentialsExpired) => Err(Reason::CredentialsExpired
                 .status("the certificate of this connection has expired; connect with a new one")),
-            Some(_) => Err(invalid()),
+            Some(_) => Err(credentials_invalid()),
         }
     }
 

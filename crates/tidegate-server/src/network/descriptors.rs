@@ -5,24 +5,24 @@ const RESERVE: usize = 32;
 
 /// The descriptors that the process may have are too few.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TooFew {
+pub(crate) struct TooFewDescriptors {
     pub(crate) allowed: usize,
     pub(crate) needed: usize,
 }
 
 /// How many connections the process has descriptors for, after raising its limit as far as it may itself.
 /// With `wanted`, exactly that many, or an error if they are more.
-pub(crate) fn room_for_connections(wanted: Option<usize>) -> Result<usize, TooFew> {
+pub(crate) fn room_for_connections(wanted: Option<usize>) -> Result<usize, TooFewDescriptors> {
     room_within(raise_limit(), wanted)
 }
 
-fn room_within(allowed: usize, wanted: Option<usize>) -> Result<usize, TooFew> {
+fn room_within(allowed: usize, wanted: Option<usize>) -> Result<usize, TooFewDescriptors> {
     let Some(wanted) = wanted else {
         return Ok(allowed.saturating_sub(RESERVE).max(1));
     };
     let needed = wanted.saturating_add(RESERVE);
     if needed > allowed {
-        return Err(TooFew { allowed, needed });
+        return Err(TooFewDescriptors { allowed, needed });
     }
     Ok(wanted)
 }
@@ -62,7 +62,7 @@ mod tests {
         assert_eq!(room_within(1_024, None), Ok(992));
         assert_eq!(room_within(1_024, Some(992)), Ok(992));
         let (allowed, needed) = (1_024, 1_025);
-        let too_few = TooFew { allowed, needed };
+        let too_few = TooFewDescriptors { allowed, needed };
         assert_eq!(room_within(1_024, Some(993)), Err(too_few));
         assert!(room_within(1_024, Some(usize::MAX)).is_err());
         assert_eq!(room_within(16, None), Ok(1));

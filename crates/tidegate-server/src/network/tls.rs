@@ -116,7 +116,10 @@ impl TlsConfig {
 
     /// Whether the files can be used together.
     pub(crate) fn check(&self) -> Result<(), SecurityError> {
-        let contents = self.files().read(true).expect("it was to be read anyway")?;
+        let contents = self
+            .files()
+            .read(true)
+            .expect("a forced read has contents")?;
         self.make(&contents).map(|_| ())
     }
 
@@ -184,7 +187,7 @@ impl TlsConfig {
 impl Tls {
     pub(crate) fn new(config: TlsConfig) -> Result<Self, SecurityError> {
         let files = config.files();
-        let contents = files.read(true).expect("it was to be read anyway")?;
+        let contents = files.read(true).expect("a forced read has contents")?;
         Ok(Self {
             current: Mutex::new(config.make(&contents)?),
             files,
@@ -192,9 +195,9 @@ impl Tls {
         })
     }
 
-    /// Reads the files again if they have changed, or in any case with `anyway`. Returns whether it did.
-    pub(crate) fn reload(&self, anyway: bool) -> Result<bool, SecurityError> {
-        let Some(contents) = self.files.read(anyway) else {
+    /// Reads the files again if they have changed, or in any case with `force`. Returns whether it did.
+    pub(crate) fn reload(&self, force: bool) -> Result<bool, SecurityError> {
+        let Some(contents) = self.files.read(force) else {
             return Ok(false);
         };
         let new = self.config.make(&contents?)?;

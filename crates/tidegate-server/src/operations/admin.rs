@@ -12,16 +12,19 @@ use tonic::{Request, Response, Status};
 
 use super::controls::{Controls, ServerStats, SubscriptionState};
 
-/// How many subscriptions a page has if nothing else is asked for, and at most.
-const PAGE: (u32, u32) = (100, 1_000);
+/// How many subscriptions a page has if the request does not say.
+const DEFAULT_PAGE_SIZE: u32 = 100;
+
+/// The most subscriptions that a page has, whatever the request says.
+const MAX_PAGE_SIZE: u32 = 1_000;
 
 /// What the generated service calls.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin(pub(crate) Controls);
 
-/// A place in a sorted list. Derived order is by the value, and among equals by age.
+/// A position in a sorted list. Derived order is by the value, and among equals by age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct Cursor {
     /// The greater comes first.
     value: std::cmp::Reverse<u64>,
     id: u64,
@@ -54,7 +57,7 @@ impl admin_service_server::AdminService for Admin {
         let request = request.into_inner();
         let order = SubscriptionOrder::try_from(request.order_by)
             .map_err(|unknown| Reason::InvalidRequest.in_field("order_by", unknown.to_string()))?;
-        let after = Place::of_token(&request.page_token)?;
+        let after = Cursor::of_token(&request.page_token)?;
         let mut states = self.0.subscriptions();
         if !request.client_id.is_empty() {
             states.retain(|state| state.info.client_id.as_str() == request.client_id);
@@ -88,8 +91,8 @@ impl admin_service_server::AdminService for Admin {
 
 fn page_size(request: &ListSubscriptionsRequest) -> usize {
     let size = match request.page_size {
-        0 => PAGE.0,
-        size => size.min(PAGE.1),
+        0 => DEFAULT_PAGE_SIZE,
+        size => size.min(MAX_PAGE_SIZE),
     };
     size as usize
 }
@@ -97,27 +100,30 @@ fn page_size(request: &ListSubscriptionsRequest) -> usize {
 fn page(
     states: Vec<SubscriptionState>,
     order: SubscriptionOrder,
-    after: Option<Place>,
+    after: Option<Cursor>,
     size: usize,
 ) -> ListSubscriptionsResponse {
     let total = states.len() as u64;
-    let mut placed: Vec<_> = states
+    let mut ordered: Vec<_> = states
         .into_iter()
-        .map(|state| (Place::of(&state, order), state))
-        .filter(|(place, _)| after.is_none_or(|after| *place > after))
+        .map(|state| (Cursor::of(&state, order), state))
+        .filter(|(cursor, _)| after.is_none_or(|after| *cursor > after))
         .collect();
-    placed.sort_unstable_by_key(|(place, _)| *place);
-    let is_last = placed.len() <= size;
-    placed.truncate(size);
-    let last = placed.last().filter(|_| !is_last);
+    ordered.sort_unstable_by_key(|(cursor, _)| *cursor);
+    let is_last = ordered.len() <= size;
+    ordered.truncate(size);
+    let last = ordered.last().filter(|_| !is_last);
     ListSubscriptionsResponse {
-        next_page_token: last.map(|(place, _)| place.token()).unwrap_or_default(),
-        subscriptions: placed.into_iter().map(|(_, state)| told(state)).collect(),
+        next_page_token: last.map(|(cursor, _)| cursor.token()).unwrap_or_default(),
+        subscriptions: ordered
+            .into_iter()
+            .map(|(_, state)| to_proto(state))
+            .collect(),
         total,
     }
 }
 
-impl Place {
+impl Cursor {
     fn of(state: &SubscriptionState, order: SubscriptionOrder) -> Self {
         let value = match order {
             SubscriptionOrder::Unspecified | SubscriptionOrder::Since => 0,
@@ -139,13 +145,13 @@ impl Place {
         if token.is_empty() {
             return Ok(None);
         }
-        let place = token.split_once(':').and_then(|(value, id)| {
+        let cursor = token.split_once(':').and_then(|(value, id)| {
             Some(Self {
                 value: std::cmp::Reverse(value.parse().ok()?),
                 id: id.parse().ok()?,
             })
         });
-        place.map(Some).ok_or_else(|| {
+        cursor.map(Some).ok_or_else(|| {
             Reason::InvalidRequest.in_field(
                 "page_token",
                 "use next_page_token of the page before, unchanged",
@@ -154,7 +160,7 @@ impl Place {
     }
 }
 
-fn told(state: SubscriptionState) -> proto::SubscriptionState {
+fn to_proto(state: SubscriptionState) -> proto::SubscriptionState {
     let info = state.info;
     proto::SubscriptionState {
         subscription_id: info.id.to_string(),

@@ -81,7 +81,7 @@ pub struct SubscriptionState {
 
 /// What may be changed while the server runs.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Live {
+pub(crate) struct LiveConfig {
     pub(crate) sweep: SweepRules,
     pub(crate) drain_timeout: Duration,
 }
@@ -94,7 +94,7 @@ struct Shared {
     subscribers: Arc<Subscribers>,
     /// `None` if nobody is asked for credentials.
     authenticator: Option<Arc<Authenticator>>,
-    live: Mutex<Live>,
+    live: Mutex<LiveConfig>,
     lags: Mutex<Lags>,
     histograms: Histograms,
     auth_failures: AtomicU64,
@@ -122,7 +122,7 @@ impl Controls {
             admission,
             subscribers,
             authenticator,
-            live: Mutex::new(Live::of(config)),
+            live: Mutex::new(LiveConfig::of(config)),
             lags: Mutex::default(),
             histograms: Histograms::default(),
             auth_failures: AtomicU64::new(0),
@@ -171,7 +171,7 @@ impl Controls {
         let now = Instant::now();
         let infos = self.shared.hub.subscriptions();
         let mut lags = self.lags();
-        lags.look(&infos, now);
+        lags.sample(&infos, now);
         let states = infos.into_iter().filter_map(|info| {
             let subscriber = self.shared.subscribers.subscriber(info.id)?;
             let lag = lags.of(info.id, now);
@@ -209,7 +209,7 @@ impl Controls {
     /// time-out, and all quotas but the caps on connections.
     pub fn apply(&self, config: &ServerConfig) {
         let shared = &self.shared;
-        *self.live_mut() = Live::of(config);
+        *self.live_mut() = LiveConfig::of(config);
         shared
             .hub
             .set_history_limits(config.history, Instant::now());
@@ -236,7 +236,7 @@ impl Controls {
         &self.shared.histograms
     }
 
-    pub(crate) fn live(&self) -> Live {
+    pub(crate) fn live(&self) -> LiveConfig {
         *self.live_mut()
     }
 
@@ -246,21 +246,21 @@ impl Controls {
     }
 
     /// Looks at how far everyone is behind, and tidies up.
-    pub(crate) fn keep_up(&self, now: Instant) {
-        self.shared.subscribers.quotas.keep_up(now);
+    pub(crate) fn upkeep(&self, now: Instant) {
+        self.shared.subscribers.quotas.upkeep(now);
         if !self.shared.is_watched {
             return;
         }
         let infos = self.shared.hub.subscriptions();
         let mut lags = self.lags();
-        lags.look(&infos, now);
+        lags.sample(&infos, now);
         for info in &infos {
             let lag = lags.of(info.id, now);
             self.shared.histograms.observe(info.backlog, lag);
         }
     }
 
-    fn live_mut(&self) -> MutexGuard<'_, Live> {
+    fn live_mut(&self) -> MutexGuard<'_, LiveConfig> {
         let live = self.shared.live.lock();
         live.unwrap_or_else(PoisonError::into_inner)
     }
@@ -271,7 +271,7 @@ impl Controls {
     }
 }
 
-impl Live {
+impl LiveConfig {
     const fn of(config: &ServerConfig) -> Self {
         Self {
             sweep: config.sweep,

@@ -23,14 +23,16 @@ use super::{controls::Controls, metrics};
 /// Connections at once; who comes beyond waits. A scraper needs one.
 const MAX_CONNECTIONS: usize = 32;
 
-/// How long a request may take to come, and one connection to be there. A scraper that keeps its connection makes
-/// another.
-const TIMES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(120));
+/// How long a request may take to come.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long one connection may be there. A scraper that keeps its connection makes another.
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(120);
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
 
-type Answer = Response<Full<Bytes>>;
+type TextResponse = Response<Full<Bytes>>;
 
 #[derive(Debug)]
 pub(crate) struct HttpListener {
@@ -66,22 +68,22 @@ impl HttpListener {
 
 async fn serve_connection(stream: TcpStream, controls: Controls) {
     let service = service_fn(|request| {
-        let answer = answer(&request, &controls);
-        async { Ok::<_, Infallible>(answer) }
+        let response = respond(&request, &controls);
+        async { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(TIMES.0)
+        .header_read_timeout(REQUEST_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
-    match timeout(TIMES.1, connection).await {
+    match timeout(MAX_CONNECTION_AGE, connection).await {
         Ok(Ok(())) | Err(_) => {}
         Ok(Err(error)) => tracing::debug!(%error, "HTTP connection ended"),
     }
 }
 
-fn answer(request: &Request<Incoming>, controls: &Controls) -> Answer {
+fn respond(request: &Request<Incoming>, controls: &Controls) -> TextResponse {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return say(
+        return text_response(
             StatusCode::METHOD_NOT_ALLOWED,
             PLAIN,
             "only GET is served\n",
@@ -89,10 +91,10 @@ fn answer(request: &Request<Incoming>, controls: &Controls) -> Answer {
     }
     match request.uri().path() {
         "/metrics" => scrape(controls),
-        "/healthz" => say(StatusCode::OK, PLAIN, "alive\n"),
-        "/readyz" if controls.is_ready() => say(StatusCode::OK, PLAIN, "ready\n"),
-        "/readyz" => say(StatusCode::SERVICE_UNAVAILABLE, PLAIN, "draining\n"),
-        _ => say(
+        "/healthz" => text_response(StatusCode::OK, PLAIN, "alive\n"),
+        "/readyz" if controls.is_ready() => text_response(StatusCode::OK, PLAIN, "ready\n"),
+        "/readyz" => text_response(StatusCode::SERVICE_UNAVAILABLE, PLAIN, "draining\n"),
+        _ => text_response(
             StatusCode::NOT_FOUND,
             PLAIN,
             "there are /metrics, /healthz and /readyz\n",
@@ -100,12 +102,12 @@ fn answer(request: &Request<Incoming>, controls: &Controls) -> Answer {
     }
 }
 
-fn scrape(controls: &Controls) -> Answer {
+fn scrape(controls: &Controls) -> TextResponse {
     match metrics::text(controls) {
-        Ok(text) => say(StatusCode::OK, OPEN_METRICS, text),
+        Ok(text) => text_response(StatusCode::OK, OPEN_METRICS, text),
         Err(error) => {
             tracing::error!(%error, "cannot write metrics");
-            say(
+            text_response(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 PLAIN,
                 "cannot write metrics\n",
@@ -114,7 +116,11 @@ fn scrape(controls: &Controls) -> Answer {
     }
 }
 
-fn say(status: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Answer {
+fn text_response(
+    status: StatusCode,
+    content_type: &'static str,
+    text: impl Into<Bytes>,
+) -> TextResponse {
     let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     let content_type = HeaderValue::from_static(content_type);

@@ -43,7 +43,7 @@ pub(crate) struct Histograms {
 
 impl Lags {
     /// Looks at all subscriptions. Those that are not among them, or are not behind, are forgotten.
-    pub(crate) fn look(&mut self, subscriptions: &[SubscriptionInfo], now: Instant) {
+    pub(crate) fn sample(&mut self, subscriptions: &[SubscriptionInfo], now: Instant) {
         let before = std::mem::take(&mut self.marks);
         let behind = subscriptions.iter().filter(|info| info.backlog > 0);
         self.marks = behind
@@ -120,18 +120,18 @@ mod tests {
         let (mut lags, began) = (Lags::default(), Instant::now());
         let second = |n| began + Duration::from_secs(n);
         let seconds = Duration::from_secs;
-        lags.look(&at(0, 10), second(0));
+        lags.sample(&at(0, 10), second(0));
         assert_eq!(lags.of(1, second(0)), seconds(0));
         // It goes on, and so do the events.
-        lags.look(&at(5, 20), second(1));
-        lags.look(&at(9, 30), second(2));
+        lags.sample(&at(5, 20), second(1));
+        lags.sample(&at(9, 30), second(2));
         assert_eq!(lags.of(1, second(2)), seconds(2));
-        lags.look(&at(10, 30), second(3));
+        lags.sample(&at(10, 30), second(3));
         assert_eq!(lags.of(1, second(3)), seconds(3));
-        lags.look(&at(20, 20), second(4));
+        lags.sample(&at(20, 20), second(4));
         assert_eq!(lags.of(1, second(4)), seconds(3), "what the last mark took");
         assert_eq!(lags.of(1, second(8)), seconds(5), "longer already");
-        lags.look(&at(40, 0), second(9));
+        lags.sample(&at(40, 0), second(9));
         assert_eq!(lags.of(1, second(9)), seconds(0));
         assert!(lags.marks.is_empty());
     }

@@ -77,17 +77,17 @@ impl Family {
         let mut encoder = encoder.encode_descriptor(self.name, self.help, None, kind)?;
         match &self.values {
             Values::Counter(value) => ConstCounter::new(*value).encode(encoder),
-            Values::Gauge(value) => gauge(*value, encoder),
+            Values::Gauge(value) => encode_gauge(*value, encoder),
             Values::Counters(label, values) => values.iter().try_for_each(|(name, value)| {
                 let labels = [(*label, *name)];
                 ConstCounter::new(*value).encode(encoder.encode_family(&labels)?)
             }),
-            Values::Info(labels) => gauge(1, encoder.encode_family(labels)?),
+            Values::Info(labels) => encode_gauge(1, encoder.encode_family(labels)?),
         }
     }
 }
 
-fn gauge(value: u64, encoder: MetricEncoder<'_>) -> fmt::Result {
+fn encode_gauge(value: u64, encoder: MetricEncoder<'_>) -> fmt::Result {
     ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(encoder)
 }
 
@@ -96,12 +96,12 @@ const fn counter(name: &'static str, help: &'static str, value: u64) -> Family {
     Family { name, help, values }
 }
 
-const fn now(name: &'static str, help: &'static str, value: u64) -> Family {
+const fn gauge(name: &'static str, help: &'static str, value: u64) -> Family {
     let values = Values::Gauge(value);
     Family { name, help, values }
 }
 
-fn by(
+fn counters(
     label: &'static str,
     name: &'static str,
     help: &'static str,
@@ -133,22 +133,22 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
             help: "Always 1; the version of the server is in the label",
             values: Values::Info(version),
         },
-        now(
+        gauge(
             "uptime_seconds",
             "How long the server has been there",
             stats.uptime.as_secs(),
         ),
-        now(
+        gauge(
             "ready",
             "1 until a drain begins, then 0",
             stats.is_ready.into(),
         ),
-        now(
+        gauge(
             "connections",
             "Connections that are open",
             connections.open as u64,
         ),
-        by(
+        counters(
             "reason",
             "connections_refused",
             "Connections that were closed as they came, because the server was full or their address had its share",
@@ -213,29 +213,29 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
             "Deliveries still to be made when their subscription ended",
             hub.abandoned,
         ),
-        by(
+        counters(
             "reason",
             "events_lost",
             "Events that subscriptions were told that they lost",
             lost,
         ),
-        by("reason", "gaps", "Gaps sent to subscriptions", gaps),
-        now(
+        counters("reason", "gaps", "Gaps sent to subscriptions", gaps),
+        gauge(
             "history_events",
             "Events kept for replay",
             hub.history_events as u64,
         ),
-        now(
+        gauge(
             "history_bytes",
             "Bytes of the events kept for replay",
             hub.history_bytes,
         ),
-        now(
+        gauge(
             "retained_bytes",
             "Bytes that events hold, in history and for those who are behind",
             hub.retained_bytes,
         ),
-        now(
+        gauge(
             "memory_budget_bytes",
             "The most bytes that events may hold",
             stats.memory_budget,
@@ -246,18 +246,18 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
 fn subscription_families(stats: &ServerStats) -> Vec<Family> {
     let hub = &stats.hub;
     vec![
-        now(
+        gauge(
             "subscriptions",
             "Subscriptions that are open",
             hub.subscriptions,
         ),
-        now(
+        gauge(
             "subscriptions_stalled",
             "Subscriptions that take nothing of what is there",
             hub.stalled,
         ),
-        now("clients", "Client ids in use", hub.clients as u64),
-        now(
+        gauge("clients", "Client ids in use", hub.clients as u64),
+        gauge(
             "feeds",
             "Distinct filters in use, the own topic of each client included",
             hub.feeds as u64,
@@ -267,7 +267,7 @@ fn subscription_families(stats: &ServerStats) -> Vec<Family> {
             "Streams of subscriptions that have begun",
             stats.streams_begun,
         ),
-        by(
+        counters(
             "reason",
             "streams_ended",
             "Streams of subscriptions that have ended",
@@ -297,13 +297,13 @@ fn quota_families(stats: &ServerStats) -> Vec<Family> {
         })
         .collect();
     vec![
-        by(
+        counters(
             "quota",
             "quota_refusals",
             "Calls that were refused because of a quota",
             refused,
         ),
-        by(
+        counters(
             "quota",
             "quota_observed",
             "Calls and connections over a quota that were let pass, because quotas are only observed",

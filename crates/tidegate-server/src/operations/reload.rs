@@ -61,7 +61,7 @@ impl Reloader {
     }
 
     /// Does so forever, whenever something has changed, until what is returned is dropped.
-    pub(crate) fn keep_fresh(&self) -> Option<AbortOnDropHandle<()>> {
+    pub(crate) fn spawn_refresh(&self) -> Option<AbortOnDropHandle<()>> {
         self.has_files()
             .then(|| AbortOnDropHandle::new(tokio::spawn(self.clone().refresh())))
     }
@@ -87,16 +87,16 @@ impl Reloader {
         tokio::join!(files, keys);
     }
 
-    async fn reload_files(self, anyway: bool) -> Vec<SecurityError> {
-        let reloaded = tokio::task::spawn_blocking(move || self.reload_now(anyway));
+    async fn reload_files(self, force: bool) -> Vec<SecurityError> {
+        let reloaded = tokio::task::spawn_blocking(move || self.reload_now(force));
         // Only a runtime that ends does not run it.
         reloaded.await.unwrap_or_default()
     }
 
-    fn reload_now(&self, anyway: bool) -> Vec<SecurityError> {
+    fn reload_now(&self, force: bool) -> Vec<SecurityError> {
         let mut errors = Vec::new();
         if let Some(tls) = &self.tls {
-            match tls.reload(anyway) {
+            match tls.reload(force) {
                 Ok(false) => {}
                 Ok(true) => {
                     tracing::info!("read the certificate again");
@@ -108,7 +108,7 @@ impl Reloader {
             }
         }
         if let Some(authenticator) = &self.authenticator {
-            errors.extend(authenticator.reload(anyway));
+            errors.extend(authenticator.reload(force));
         }
         errors
     }

@@ -216,7 +216,7 @@ impl Quotas {
 
     /// Forgets who uses nothing any more, and logs what was exceeded since the last time: a flood must not become
     /// one of logs.
-    pub(crate) fn keep_up(&self, now: Instant) {
+    pub(crate) fn upkeep(&self, now: Instant) {
         self.state().forget_idle(now);
         for kind in Kind::ALL {
             let Counts {
@@ -436,9 +436,9 @@ mod tests {
         let usage = quotas.subscribe(&caller, filters(&["a"])).unwrap();
         quotas.publish(&caller, 20, 0, now).unwrap();
         quotas.release(&usage);
-        quotas.keep_up(now + Duration::from_secs(1));
+        quotas.upkeep(now + Duration::from_secs(1));
         assert_eq!(quotas.state().users.len(), 1, "it has a debt");
-        quotas.keep_up(now + Duration::from_secs(2));
+        quotas.upkeep(now + Duration::from_secs(2));
         assert!(quotas.state().users.is_empty());
     }
 }
