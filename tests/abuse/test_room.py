@@ -24,7 +24,7 @@ def test_a_flood_of_connections_from_one_address_leaves_the_others_alone(besiege
 
 
 def test_the_calls_of_a_full_connection_are_refused_and_those_of_others_served(besiege):
-    with besiege("--http2-max-streams", "10") as siege:
+    with besiege("--http2-max-concurrent-streams", "10") as siege:
         greedy = siege.greeted()
         for _ in range(100):
             greedy.call(SUBSCRIBE, message(subscribe_request()))

@@ -247,7 +247,10 @@ mod tests {
             suggest(error).to_string()
         };
         let served = told(&["tidegate", "serve", "--max-streams", "5"]);
-        assert!(served.contains("'--http2-max-streams'"), "{served}");
+        assert!(
+            served.contains("'--http2-max-concurrent-streams'"),
+            "{served}"
+        );
         let published = told(&["tidegate", "pub", "--max-streams", "5"]);
         assert!(!published.contains("http2"), "{published}");
     }

@@ -130,17 +130,17 @@ pub static SETTINGS: &[Setting] = rows! {
     "auth.jwt.secrets", "FILE...", Several<File>, security.jwt.secrets, RESTARTS,
     "Files of shared secrets of 32 bytes or more that JSON Web Tokens may be signed with (HS256).";
 
-    "auth.jwt.keys", "FILE|URL...", Several<Text>, security.jwt.keys, RESTARTS,
-    "JSON Web Key Sets: files, or https:// addresses, which are looked at every `refresh`.";
+    "auth.jwt.key_sets", "FILE|URL...", Several<Text>, security.jwt.key_sets, RESTARTS,
+    "JSON Web Key Sets: files, or https:// addresses, which are looked at every `key_set_refresh_interval`.";
 
-    "auth.jwt.keys_ca", "FILE", OrNone<File>, security.jwt.keys_ca, RESTARTS,
+    "auth.jwt.key_set_ca", "FILE", OrNone<File>, security.jwt.key_set_ca, RESTARTS,
     "Certificates in PEM of those who may vouch for the address of a key set. none is whom the system trusts.";
 
-    "auth.jwt.refresh", "DURATION", LongerThan0, security.jwt.refresh, RESTARTS,
+    "auth.jwt.key_set_refresh_interval", "DURATION", LongerThan0, security.jwt.key_set_refresh_interval, RESTARTS,
     "How often a key set at an address is looked at. A token of an unknown key has it looked at as well, at most every \
      10 s.";
 
-    "auth.jwt.max_age", "DURATION", TimeOrNone, security.jwt.max_age, RESTARTS,
+    "auth.jwt.key_set_max_age", "DURATION", TimeOrNone, security.jwt.key_set_max_age, RESTARTS,
     "How long the keys of a set at an address are trusted when it cannot be had any more. Then tokens that they signed \
      are refused, and streams of theirs end. none is forever.";
 
@@ -206,7 +206,7 @@ pub static SETTINGS: &[Setting] = rows! {
     "quotas.principal.publish_bytes", "SIZE", OrNone<SomeSize>, server.quotas.principal.publish_bytes, RELOADS,
     "The most bytes that one principal may publish in a second.";
 
-    "http2.max_streams", "N", Some1, server.http2.max_concurrent_streams, RESTARTS,
+    "http2.max_concurrent_streams", "N", Some1, server.http2.max_concurrent_streams, RESTARTS,
     "The most calls open at once on one connection.";
 
     "http2.max_pending_accept_reset_streams", "N", Count, server.http2.max_pending_accept_reset_streams, RESTARTS,

@@ -189,15 +189,16 @@ fn contradictions_are_told_where_they_were_written() {
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].0, 3);
     assert!(told[0].1.contains("above limits.max_publish_bytes"));
-    let told =
-        problems("[tls]\nkey = \"k\"\nclient_auth = \"optional\"\n[auth.jwt]\nkeys = [\"a\"]\n");
+    let told = problems(
+        "[tls]\nkey = \"k\"\nclient_auth = \"optional\"\n[auth.jwt]\nkey_sets = [\"a\"]\n",
+    );
     let told: Vec<_> = told.iter().map(|(line, told)| (*line, &**told)).collect();
     assert_eq!(
         told,
         [
             (2, "tls.key needs tls.certificate too: set it"),
             (3, "tls.client_auth needs tls.client_ca too: set it"),
-            (5, "auth.jwt.keys needs auth.jwt.issuer too: set it"),
+            (5, "auth.jwt.key_sets needs auth.jwt.issuer too: set it"),
         ]
     );
 }
@@ -218,8 +219,8 @@ insecure = true
 issuer = \"i\"
 audience = \"7\"
 public_keys = [\"a.pem\", \"1\"]
-keys = \"set.json,https://issuer.example/keys\"
-refresh = \"1m\"
+key_sets = \"set.json,https://issuer.example/keys\"
+key_set_refresh_interval = \"1m\"
 ";
     let path = PathBuf::from("t.toml");
     let of = |text: &str| {
@@ -285,10 +286,10 @@ const FORMER_FLAGS: &[(&str, &str)] = &[
     ("jwt-audience", "auth.jwt.audience"),
     ("jwt-public-key", "auth.jwt.public_keys"),
     ("jwt-secret", "auth.jwt.secrets"),
-    ("jwt-keys", "auth.jwt.keys"),
-    ("jwt-keys-ca", "auth.jwt.keys_ca"),
-    ("jwt-refresh", "auth.jwt.refresh"),
-    ("jwt-keys-max-age", "auth.jwt.max_age"),
+    ("jwt-keys", "auth.jwt.key_sets"),
+    ("jwt-keys-ca", "auth.jwt.key_set_ca"),
+    ("jwt-refresh", "auth.jwt.key_set_refresh_interval"),
+    ("jwt-keys-max-age", "auth.jwt.key_set_max_age"),
     ("jwt-leeway", "auth.jwt.leeway"),
     ("request-timeout", "limits.request_timeout"),
     ("max-filters", "limits.max_filters"),
@@ -330,11 +331,20 @@ const FORMER_FLAGS: &[(&str, &str)] = &[
         "quota-principal-publish-bytes",
         "quotas.principal.publish_bytes",
     ),
-    ("max-streams", "http2.max_streams"),
+    ("max-streams", "http2.max_concurrent_streams"),
     ("preface-timeout", "http2.preface_timeout"),
     ("keep-alive-interval", "http2.keep_alive_interval"),
     ("keep-alive-timeout", "http2.keep_alive_timeout"),
     ("write-timeout", "http2.write_timeout"),
+];
+
+/// Keys that were renamed, and what they are now.
+const FORMER_KEYS: &[(&str, &str)] = &[
+    ("auth.jwt.keys", "auth.jwt.key_sets"),
+    ("auth.jwt.keys_ca", "auth.jwt.key_set_ca"),
+    ("auth.jwt.refresh", "auth.jwt.key_set_refresh_interval"),
+    ("auth.jwt.max_age", "auth.jwt.key_set_max_age"),
+    ("http2.max_streams", "http2.max_concurrent_streams"),
 ];
 
 #[test]
@@ -360,6 +370,11 @@ fn a_former_name_is_refused_and_the_present_one_is_named() {
             setting.variable()
         );
         assert_eq!(told.unwrap_err()[0].to_string(), expected);
+    }
+    for (former, key) in FORMER_KEYS {
+        let told = problems(&format!("{former} = 1\n"));
+        let expected = format!("there is no `{former}`; did you mean `{key}`?");
+        assert_eq!(told, [(1, expected)]);
     }
 }
 
