@@ -141,11 +141,14 @@ publish_bytes = \"1MiB\"
     let told = problems(text);
     for (line, part) in [
         (1, "drain_timeout = \"5\": write it with a unit"),
-        (2, "there is no `heartbeet`; did you mean `heartbeat`?"),
+        (
+            2,
+            "there is no setting `heartbeet`; did you mean `heartbeat`?",
+        ),
         (3, "`history` is a section: write [history]"),
         (
             4,
-            "log: must be a text in quotes, a whole number, true or false",
+            "log: must be a string in quotes, a whole number, true or false",
         ),
         (5, "http = \"50080\": write it as ADDRESS:PORT"),
         (8, "limits.max_filters = \"-1\": must be a whole number"),
@@ -155,7 +158,7 @@ publish_bytes = \"1MiB\"
         ),
         (
             10,
-            "there is no `limits.client_ids`; did you mean `client_ids`?",
+            "there is no setting `limits.client_ids`; did you mean `client_ids`?",
         ),
         (12, "there is no section `histroy`; did you mean `history`?"),
         (
@@ -196,9 +199,9 @@ fn contradictions_are_told_where_they_were_written() {
     assert_eq!(
         told,
         [
-            (2, "tls.key needs tls.certificate too: set it"),
-            (3, "tls.client_auth needs tls.client_ca too: set it"),
-            (5, "auth.jwt.key_sets needs auth.jwt.issuer too: set it"),
+            (2, "tls.key needs tls.certificate: set it too"),
+            (3, "tls.client_auth needs tls.client_ca: set it too"),
+            (5, "auth.jwt.key_sets needs auth.jwt.issuer: set it too"),
         ]
     );
 }
@@ -373,7 +376,7 @@ fn a_former_name_is_refused_and_the_present_one_is_named() {
     }
     for (former, key) in FORMER_KEYS {
         let told = problems(&format!("{former} = 1\n"));
-        let expected = format!("there is no `{former}`; did you mean `{key}`?");
+        let expected = format!("there is no setting `{former}`; did you mean `{key}`?");
         assert_eq!(told, [(1, expected)]);
     }
 }
