@@ -211,7 +211,7 @@ def test_rapid_reset_ends_the_connection_and_leaves_nothing(besiege):
 
 def test_the_cap_on_streams_holds_exactly(besiege):
     cap = 50
-    with besiege("--http2-max-streams", str(cap)) as siege:
+    with besiege("--http2-max-concurrent-streams", str(cap)) as siege:
         peer = siege.greeted()
         streams = [peer.call(SUBSCRIBE, SUBSCRIBE_BODY) for _ in range(cap + 10)]
         for stream in streams[cap:]:

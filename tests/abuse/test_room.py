@@ -24,7 +24,7 @@ def test_connection_flood_from_one_address_spares_the_others(besiege):
 
 
 def test_full_connection_is_refused_calls_and_others_are_served(besiege):
-    with besiege("--http2-max-streams", "10") as siege:
+    with besiege("--http2-max-concurrent-streams", "10") as siege:
         greedy = siege.greeted()
         for _ in range(100):
             greedy.call(SUBSCRIBE, message(subscribe_request()))

@@ -55,9 +55,12 @@ pub(crate) enum Command {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use clap::CommandFactory as _;
 
     use super::*;
+    use crate::settings::{FILE_VARIABLE, NO_SETTINGS, suggest};
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -91,5 +94,35 @@ mod tests {
         ] {
             assert_eq!(Cli::parse_from(line).log.log.as_deref(), Some("debug"));
         }
+    }
+
+    fn variables(command: &clap::Command) -> Vec<String> {
+        let own = command.get_arguments().filter_map(clap::Arg::get_env);
+        let own = own.map(|name| name.to_str().unwrap().to_owned());
+        own.chain(command.get_subcommands().flat_map(variables))
+            .collect()
+    }
+
+    #[test]
+    fn variables_of_other_commands_are_known() {
+        let known: HashSet<_> = NO_SETTINGS.iter().map(ToString::to_string).collect();
+        let of_commands = variables(&Cli::command()).into_iter();
+        let used: HashSet<_> = of_commands.chain([FILE_VARIABLE.to_owned()]).collect();
+        assert_eq!(known, used);
+    }
+
+    #[test]
+    fn flag_is_suggested_by_its_words_and_for_the_server_only() {
+        let error = |arguments: [&str; 4]| {
+            let error = Cli::try_parse_from(arguments).unwrap_err();
+            suggest(error).to_string()
+        };
+        let served = error(["tidegate", "serve", "--max-streams", "5"]);
+        assert!(
+            served.contains("'--http2-max-concurrent-streams'"),
+            "{served}"
+        );
+        let published = error(["tidegate", "pub", "--max-streams", "5"]);
+        assert!(!published.contains("http2"), "{published}");
     }
 }

@@ -10,7 +10,7 @@ use crate::exit::{Exit, Failure};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
 pub(crate) struct LogArgs {
-    /// What to log: error, warn, info, debug or trace, also by module, as in `warn,tidegate=debug`. The
+    /// Filter of the log: error, warn, info, debug or trace, also by module, as in `warn,tidegate=debug`. The
     /// environment variable RUST_LOG wins if it is set [default: warn].
     #[arg(long, global = true, value_name = "FILTER")]
     pub(crate) log: Option<String>,

@@ -25,10 +25,10 @@ pub(crate) struct SettingArgs {
 const FILE: &str = "config";
 
 /// The variable of the file.
-const FILE_VARIABLE: &str = "TIDEGATE_CONFIG";
+pub(crate) const FILE_VARIABLE: &str = "TIDEGATE_CONFIG";
 
 /// Variables of the program that are no settings of the server.
-const NO_SETTINGS: &[&str] = &[
+pub(crate) const NO_SETTINGS: &[&str] = &[
     FILE_VARIABLE,
     "TIDEGATE_SERVER",
     "TIDEGATE_TLS_CA",
@@ -131,8 +131,7 @@ impl Args for SettingArgs {
             .value_name("FILE")
             .value_parser(clap::value_parser!(PathBuf))
             .help(format!(
-                "The configuration file, in TOML. docs/tidegate.example.toml has everything that can stand in it \
-                 [env: {FILE_VARIABLE}]"
+                "Configuration file in TOML. docs/tidegate.example.toml lists every setting [env: {FILE_VARIABLE}]"
             ));
         flags().fold(command.arg(file), |command, setting| {
             command.arg(flag(setting))
@@ -213,42 +212,5 @@ fn flag(setting: &'static Setting) -> Arg {
         "limits" => arg.help_heading("Limits on requests"),
         "http2" => arg.help_heading("HTTP/2").hide_short_help(true),
         _ => arg.help_heading("Quotas").hide_short_help(true),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use clap::CommandFactory as _;
-
-    use super::*;
-    use crate::args::Cli;
-
-    fn variables(command: &Command) -> Vec<String> {
-        let own = command.get_arguments().filter_map(Arg::get_env);
-        let own = own.map(|name| name.to_str().unwrap().to_owned());
-        own.chain(command.get_subcommands().flat_map(variables))
-            .collect()
-    }
-
-    #[test]
-    fn variables_of_other_commands_are_known() {
-        let variables = variables(&Cli::command()).into_iter();
-        let known: HashSet<_> = NO_SETTINGS.iter().map(ToString::to_string).collect();
-        let used: HashSet<_> = variables.chain([FILE_VARIABLE.to_owned()]).collect();
-        assert_eq!(known, used);
-    }
-
-    #[test]
-    fn a_flag_is_suggested_by_its_words_and_for_the_server_only() {
-        let told = |arguments: &[&str]| {
-            let error = Cli::command().try_get_matches_from(arguments).unwrap_err();
-            suggest(error).to_string()
-        };
-        let served = told(&["tidegate", "serve", "--max-streams", "5"]);
-        assert!(served.contains("'--http2-max-streams'"), "{served}");
-        let published = told(&["tidegate", "pub", "--max-streams", "5"]);
-        assert!(!published.contains("http2"), "{published}");
     }
 }

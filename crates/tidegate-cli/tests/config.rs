@@ -72,10 +72,8 @@ fn check_config_tells_all_errors_at_once_with_their_lines() {
         format!(
             "{path}:1: drain_timeout = \"5\": write it with a unit, such as 5s, 250ms or 1m30s"
         ),
-        format!("{path}:2: there is no `heartbeet`; did you mean `heartbeat`?"),
-        format!(
-            "{path}:5: limits.max_filters = \"many\": must be a whole number that is not too large"
-        ),
+        format!("{path}:2: there is no setting `heartbeet`; did you mean `heartbeat`?"),
+        format!("{path}:5: limits.max_filters = \"many\": must be a whole number"),
     ] {
         assert!(
             told.lines().any(|told| told == line),
@@ -103,7 +101,7 @@ fn check_config_reads_the_files_that_are_named_and_tells_all_that_is_wrong() {
         "[tls]\ncertificate = {:?}\nkey = {:?}\nclient_ca = {garbage:?}\nclient_crls = [{garbage:?}]\n\
          [auth]\ntokens = {garbage:?}\nrules = {garbage:?}\n\
          [auth.jwt]\nissuer = \"i\"\naudience = \"a\"\npublic_keys = [{garbage:?}, \"/nowhere/key.pem\"]\n\
-         secrets = [{garbage:?}]\nkeys = [{garbage:?}, \"http://issuer.example/\"]\nkeys_ca = {garbage:?}\n\
+         secrets = [{garbage:?}]\nkey_sets = [{garbage:?}, \"http://issuer.example/\"]\nkey_set_ca = {garbage:?}\n\
          [limits]\nmax_filters = -1\n",
         certificate.path(),
         other_key.path(),
@@ -146,16 +144,16 @@ fn check_config_reads_the_files_that_are_named_and_tells_all_that_is_wrong() {
         (13, format!("auth.jwt.secrets: {garbage}: ")),
         (
             14,
-            format!("auth.jwt.keys: {garbage}: it is no JSON Web Key Set"),
+            format!("auth.jwt.key_sets: {garbage}: it is no JSON Web Key Set"),
         ),
         (
             14,
-            "auth.jwt.keys: http://issuer.example/: whoever is between could change the keys"
+            "auth.jwt.key_sets: http://issuer.example/: whoever is between could change the keys"
                 .into(),
         ),
         (
             15,
-            format!("auth.jwt.keys_ca: {garbage}: there is no certificate in PEM in it"),
+            format!("auth.jwt.key_set_ca: {garbage}: there is no certificate in PEM in it"),
         ),
         (17, "limits.max_filters = \"-1\"".into()),
     ];
@@ -207,7 +205,7 @@ fn check_config_takes_the_example_and_names_a_file_that_is_not_there() {
         "/../../docs/tidegate.example.toml"
     );
     let checked = tidegate(&["check-config", example]).output().unwrap();
-    assert_eq!(said(&checked.stdout), "nothing is wrong\n");
+    assert_eq!(said(&checked.stdout), "configuration is valid\n");
     assert!(checked.status.success());
     let missing = tidegate(&["check-config", "/not/there.toml"])
         .output()
@@ -302,6 +300,11 @@ fn former_names_of_settings_are_refused_and_the_present_ones_are_named() {
         told.contains("'--preface-timeout'") && told.contains("'--http2-preface-timeout'"),
         "{told}"
     );
+    let file = File::new("former", "[http2]\nmax_streams = 5\n");
+    let told = refused(&mut tidegate(&["check-config", file.path()]));
+    let expected =
+        ":2: there is no setting `http2.max_streams`; did you mean `http2.max_concurrent_streams`?";
+    assert!(told.lines().any(|line| line.ends_with(expected)), "{told}");
     let expected = "TIDEGATE_MAX_CONNECTIONS: there is no such setting; did you mean TIDEGATE_CONNECTIONS_MAX?";
     for command in ["serve", "check-config"] {
         let told = refused(tidegate(&[command]).env("TIDEGATE_MAX_CONNECTIONS", "5"));

@@ -9,19 +9,19 @@ use clap::Args;
 
 use crate::{exit::Failure, settings::SettingArgs};
 
-/// Check a configuration file, and the environment
+/// Check a configuration file and the environment
 ///
-/// Reads the files of certificates, keys, tokens and rules that it names as well. Reports everything that is wrong at
-/// once, each with its line, and exits with 2; says nothing is wrong and exits with 0 if a server would take it. Binds
-/// no address, and fetches no keys.
+/// Reads the files of certificates, keys, tokens and rules that the configuration names, too. Reports every error with
+/// its line and exits with 2, or says that the configuration is valid and exits with 0. Binds no address, and fetches
+/// no keys.
 #[derive(Debug, Args)]
 pub(crate) struct CheckConfigArgs {
-    /// The file. Without it, that of TIDEGATE_CONFIG, or the environment alone.
+    /// Configuration file in TOML [default: that of TIDEGATE_CONFIG, or none].
     file: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &CheckConfigArgs) -> Result<(), Failure> {
     SettingArgs::of_file(args.file.clone()).check()?;
-    writeln!(io::stdout(), "nothing is wrong")?;
+    writeln!(io::stdout(), "configuration is valid")?;
     Ok(())
 }

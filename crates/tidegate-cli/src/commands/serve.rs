@@ -34,7 +34,7 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     settings: SettingArgs,
 
-    /// Print the configuration that counts, with where each value comes from, and do not serve.
+    /// Print the configuration in effect, with the source of each value, and exit.
     #[arg(long)]
     print_config: bool,
 }

@@ -92,10 +92,14 @@ impl Look<'_> {
         for path in &settings.secrets {
             self.keys("auth.jwt.secrets", &JwtKeys::Secret(path.clone()));
         }
-        for place in &settings.keys {
-            self.keys("auth.jwt.keys", &settings.key_set(place));
+        for place in &settings.key_sets {
+            self.keys("auth.jwt.key_sets", &settings.key_set(place));
         }
-        self.file("auth.jwt.keys_ca", settings.keys_ca.as_ref(), tls::roots);
+        self.file(
+            "auth.jwt.key_set_ca",
+            settings.key_set_ca.as_ref(),
+            tls::roots,
+        );
     }
 
     fn keys(&mut self, key: &str, keys: &JwtKeys) {

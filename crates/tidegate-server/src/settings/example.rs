@@ -25,11 +25,12 @@ pub fn example() -> String {
 }
 
 const EXAMPLE_HEAD: &str = "\
-# Every setting of `tidegate serve`, with its default. Read it with `--config`, check it with
-# `tidegate check-config`. Under each is the environment variable that wins over the file, and the flag that
-# wins over both. What reloads is read again on SIGHUP; the rest needs a restart.
+# Every setting of `tidegate serve`, with its default. Give the server your copy with `--config`, and check it with
+# `tidegate check-config`. The last comment above a setting names its environment variable, which wins over this
+# file, and its flag, which wins over both. A setting marked \"reloads\" takes effect on SIGHUP; others need a restart.
 #
-# Durations are written \"5s\", \"250ms\", \"1m30s\"; sizes \"64KiB\", \"2GiB\", or as a number of bytes.
+# Durations have a unit: \"5s\", \"250ms\", \"1m30s\". Sizes have a unit, \"64KiB\", \"2GiB\", or are numbers of bytes.
+# \"none\" means no limit, or nothing; \"auto\" lets the server work out the value.
 ";
 
 impl Setting {

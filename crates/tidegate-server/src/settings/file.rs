@@ -71,7 +71,7 @@ impl Reader<'_> {
                 // It may stand in the wrong section.
                 let meant = Setting::nearest(key).or_else(|| Setting::nearest(name));
                 let meant = did_you_mean(meant.map(|setting| setting.key));
-                self.tell(at, format!("there is no `{key}`{meant}"));
+                self.tell(at, format!("there is no setting `{key}`{meant}"));
             }
         }
     }
@@ -86,14 +86,14 @@ impl Reader<'_> {
             None if setting.takes_several() => self.tell(
                 at,
                 format!(
-                    "{}: must be texts in quotes, without commas, as in [\"a\", \"b\"]",
+                    "{}: must be strings in quotes, without commas, as in [\"a\", \"b\"]",
                     setting.key
                 ),
             ),
             None => self.tell(
                 at,
                 format!(
-                    "{}: must be a text in quotes, a whole number, true or false",
+                    "{}: must be a string in quotes, a whole number, true or false",
                     setting.key
                 ),
             ),

@@ -133,8 +133,15 @@ impl Form<bool> for Truth {
 
 impl<T: FromStr + ToString> Form<T> for Count {
     fn read(text: &str) -> Result<T, String> {
-        text.parse()
-            .map_err(|_| "must be a whole number that is not too large".into())
+        let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse().map_err(|_| {
+            let message = if is_number {
+                "is too large"
+            } else {
+                "must be a whole number"
+            };
+            message.into()
+        })
     }
 
     fn write(value: &T) -> String {
@@ -242,7 +249,7 @@ impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for Window {
         bounded(
             text,
             65_535..=0x7fff_ffff,
-            "must be from 65535 bytes to 2147483647, as HTTP/2 has it",
+            "must be from 65535 to 2147483647 bytes, the range of HTTP/2",
         )
     }
 
@@ -342,7 +349,7 @@ impl Form<String> for Log {
     fn read(text: &str) -> Result<String, String> {
         match EnvFilter::try_new(text) {
             Ok(_) if !text.contains(char::is_control) => Ok(text.into()),
-            Ok(_) => Err("has a control character".into()),
+            Ok(_) => Err("must not have control characters".into()),
             Err(error) => Err(format!(
                 "{error}: write it as info, or as warn,tidegate=debug"
             )),
@@ -358,7 +365,9 @@ impl Form<String> for Text {
     fn read(text: &str) -> Result<String, String> {
         match text {
             "" => Err("must not be empty".into()),
-            text if text.contains(char::is_control) => Err("has a control character".into()),
+            text if text.contains(char::is_control) => {
+                Err("must not have control characters".into())
+            }
             text => Ok(text.into()),
         }
     }

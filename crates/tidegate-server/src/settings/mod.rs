@@ -150,7 +150,7 @@ fn missing<'a>(
         let origin = written.origin(key).filter(|_| is_set(key))?;
         (!is_set(needed)).then(|| Problem {
             origin: origin.clone(),
-            message: format!("{key} needs {needed} too: set it"),
+            message: format!("{key} needs {needed}: set it too"),
         })
     })
 }

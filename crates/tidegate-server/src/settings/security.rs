@@ -35,11 +35,11 @@ pub(super) struct Jwt {
     pub(super) audience: Option<String>,
     pub(super) public_keys: Vec<PathBuf>,
     pub(super) secrets: Vec<PathBuf>,
-    /// Key sets: paths and addresses.
-    pub(super) keys: Vec<String>,
-    pub(super) keys_ca: Option<PathBuf>,
-    pub(super) refresh: Duration,
-    pub(super) max_age: Option<Duration>,
+    /// Paths and addresses.
+    pub(super) key_sets: Vec<String>,
+    pub(super) key_set_ca: Option<PathBuf>,
+    pub(super) key_set_refresh_interval: Duration,
+    pub(super) key_set_max_age: Option<Duration>,
     pub(super) leeway: Duration,
 }
 
@@ -54,8 +54,8 @@ pub(super) const NEEDS: &[(&str, &str)] = &[
     ("auth.jwt.audience", "auth.jwt.issuer"),
     ("auth.jwt.public_keys", "auth.jwt.issuer"),
     ("auth.jwt.secrets", "auth.jwt.issuer"),
-    ("auth.jwt.keys", "auth.jwt.issuer"),
-    ("auth.jwt.keys_ca", "auth.jwt.keys"),
+    ("auth.jwt.key_sets", "auth.jwt.issuer"),
+    ("auth.jwt.key_set_ca", "auth.jwt.key_sets"),
 ];
 
 impl Default for Security {
@@ -83,10 +83,10 @@ impl Default for Jwt {
             audience: None,
             public_keys: Vec::new(),
             secrets: Vec::new(),
-            keys: Vec::new(),
-            keys_ca: None,
-            refresh: JwksUrl::new("").refresh_interval,
-            max_age: JwksUrl::new("").max_age,
+            key_sets: Vec::new(),
+            key_set_ca: None,
+            key_set_refresh_interval: JwksUrl::new("").refresh_interval,
+            key_set_max_age: JwksUrl::new("").max_age,
             leeway: JwtConfig::new("", "").leeway,
         }
     }
@@ -121,7 +121,7 @@ impl Jwt {
         jwt.leeway = self.leeway;
         let public = self.public_keys.iter().cloned().map(JwtKeys::Pem);
         let secrets = self.secrets.iter().cloned().map(JwtKeys::Secret);
-        let sets = self.keys.iter().map(|set| self.key_set(set));
+        let sets = self.key_sets.iter().map(|set| self.key_set(set));
         jwt.keys = public.chain(secrets).chain(sets).collect();
         Some(jwt)
     }
@@ -132,9 +132,9 @@ impl Jwt {
             return JwtKeys::JwksFile(place.into());
         }
         let mut set = JwksUrl::new(place);
-        set.refresh_interval = self.refresh;
-        set.max_age = self.max_age;
-        set.ca.clone_from(&self.keys_ca);
+        set.refresh_interval = self.key_set_refresh_interval;
+        set.max_age = self.key_set_max_age;
+        set.ca.clone_from(&self.key_set_ca);
         JwtKeys::JwksUrl(set)
     }
 }

@@ -141,11 +141,14 @@ publish_bytes = \"1MiB\"
     let told = problems(text);
     for (line, part) in [
         (1, "drain_timeout = \"5\": write it with a unit"),
-        (2, "there is no `heartbeet`; did you mean `heartbeat`?"),
+        (
+            2,
+            "there is no setting `heartbeet`; did you mean `heartbeat`?",
+        ),
         (3, "`history` is a section: write [history]"),
         (
             4,
-            "log: must be a text in quotes, a whole number, true or false",
+            "log: must be a string in quotes, a whole number, true or false",
         ),
         (5, "http = \"50080\": write it as ADDRESS:PORT"),
         (8, "limits.max_filters = \"-1\": must be a whole number"),
@@ -155,7 +158,7 @@ publish_bytes = \"1MiB\"
         ),
         (
             10,
-            "there is no `limits.client_ids`; did you mean `client_ids`?",
+            "there is no setting `limits.client_ids`; did you mean `client_ids`?",
         ),
         (12, "there is no section `histroy`; did you mean `history`?"),
         (
@@ -189,15 +192,16 @@ fn contradictions_are_told_where_they_were_written() {
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].0, 3);
     assert!(told[0].1.contains("above limits.max_publish_bytes"));
-    let told =
-        problems("[tls]\nkey = \"k\"\nclient_auth = \"optional\"\n[auth.jwt]\nkeys = [\"a\"]\n");
+    let told = problems(
+        "[tls]\nkey = \"k\"\nclient_auth = \"optional\"\n[auth.jwt]\nkey_sets = [\"a\"]\n",
+    );
     let told: Vec<_> = told.iter().map(|(line, told)| (*line, &**told)).collect();
     assert_eq!(
         told,
         [
-            (2, "tls.key needs tls.certificate too: set it"),
-            (3, "tls.client_auth needs tls.client_ca too: set it"),
-            (5, "auth.jwt.keys needs auth.jwt.issuer too: set it"),
+            (2, "tls.key needs tls.certificate: set it too"),
+            (3, "tls.client_auth needs tls.client_ca: set it too"),
+            (5, "auth.jwt.key_sets needs auth.jwt.issuer: set it too"),
         ]
     );
 }
@@ -218,8 +222,8 @@ insecure = true
 issuer = \"i\"
 audience = \"7\"
 public_keys = [\"a.pem\", \"1\"]
-keys = \"set.json,https://issuer.example/keys\"
-refresh = \"1m\"
+key_sets = \"set.json,https://issuer.example/keys\"
+key_set_refresh_interval = \"1m\"
 ";
     let path = PathBuf::from("t.toml");
     let of = |text: &str| {
@@ -285,10 +289,10 @@ const FORMER_FLAGS: &[(&str, &str)] = &[
     ("jwt-audience", "auth.jwt.audience"),
     ("jwt-public-key", "auth.jwt.public_keys"),
     ("jwt-secret", "auth.jwt.secrets"),
-    ("jwt-keys", "auth.jwt.keys"),
-    ("jwt-keys-ca", "auth.jwt.keys_ca"),
-    ("jwt-refresh", "auth.jwt.refresh"),
-    ("jwt-keys-max-age", "auth.jwt.max_age"),
+    ("jwt-keys", "auth.jwt.key_sets"),
+    ("jwt-keys-ca", "auth.jwt.key_set_ca"),
+    ("jwt-refresh", "auth.jwt.key_set_refresh_interval"),
+    ("jwt-keys-max-age", "auth.jwt.key_set_max_age"),
     ("jwt-leeway", "auth.jwt.leeway"),
     ("request-timeout", "limits.request_timeout"),
     ("max-filters", "limits.max_filters"),
@@ -330,11 +334,20 @@ const FORMER_FLAGS: &[(&str, &str)] = &[
         "quota-principal-publish-bytes",
         "quotas.principal.publish_bytes",
     ),
-    ("max-streams", "http2.max_streams"),
+    ("max-streams", "http2.max_concurrent_streams"),
     ("preface-timeout", "http2.preface_timeout"),
     ("keep-alive-interval", "http2.keep_alive_interval"),
     ("keep-alive-timeout", "http2.keep_alive_timeout"),
     ("write-timeout", "http2.write_timeout"),
+];
+
+/// Keys that were renamed, and what they are now.
+const FORMER_KEYS: &[(&str, &str)] = &[
+    ("auth.jwt.keys", "auth.jwt.key_sets"),
+    ("auth.jwt.keys_ca", "auth.jwt.key_set_ca"),
+    ("auth.jwt.refresh", "auth.jwt.key_set_refresh_interval"),
+    ("auth.jwt.max_age", "auth.jwt.key_set_max_age"),
+    ("http2.max_streams", "http2.max_concurrent_streams"),
 ];
 
 #[test]
@@ -360,6 +373,11 @@ fn a_former_name_is_refused_and_the_present_one_is_named() {
             setting.variable()
         );
         assert_eq!(told.unwrap_err()[0].to_string(), expected);
+    }
+    for (former, key) in FORMER_KEYS {
+        let told = problems(&format!("{former} = 1\n"));
+        let expected = format!("there is no setting `{former}`; did you mean `{key}`?");
+        assert_eq!(told, [(1, expected)]);
     }
 }
 
