@@ -8,6 +8,7 @@ use tidegate::{
     Access, Calls, EventService, FILE_DESCRIPTOR_SET, Reason, RequestBody, ResponseBody,
     ResponseFuture,
     proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN_NAME},
+    request_timed_out,
 };
 use tokio::time::timeout;
 use tonic::{Code, Status, server::NamedService as _};
@@ -236,7 +237,7 @@ impl ConnectionRoutes {
             return Box::pin(async move {
                 let response = match response.await {
                     Ok(response) => response?,
-                    Err(_) => late().into_http(),
+                    Err(_) => request_timed_out().into_http(),
                 };
                 Ok(calls.respond(access.as_ref(), response))
             });
@@ -261,8 +262,4 @@ impl ConnectionRoutes {
         // Answered as any method that is not there.
         self.events.call(request)
     }
-}
-
-fn late() -> Status {
-    Reason::DeadlineExceeded.status("the request did not come in time")
 }

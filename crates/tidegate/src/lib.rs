@@ -74,4 +74,5 @@ pub use crate::{
         Gate, Place, PublishLimits, RequestBody, ResponseBody, ResponseFuture, ServiceConfig,
         encode, limits_in_force,
     },
+    status::request_timed_out,
 };

@@ -145,8 +145,9 @@ impl From<OverQuota> for Status {
     }
 }
 
-/// The status for a request that did not come in time.
-pub(crate) fn late() -> Status {
+/// The status of a call whose request did not come in time, for services that are served beside the events too.
+#[must_use]
+pub fn request_timed_out() -> Status {
     Reason::DeadlineExceeded.status("the request did not come in time")
 }
 

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     reason::Reason,
-    status::{late, not_published, unreadable},
+    status::{not_published, request_timed_out, unreadable},
 };
 
 /// The paths of the two methods.
@@ -98,7 +98,7 @@ impl Publisher {
         } else {
             match timeout(request_timeout, grpc.unary(call, request)).await {
                 Ok(response) => response,
-                Err(_) => return late().into_http(),
+                Err(_) => return request_timed_out().into_http(),
             }
         };
         match Status::from_header_map(response.headers()) {

@@ -37,7 +37,7 @@ use crate::{
     chunks::{ChunkStats, Sharing},
     reason::Reason,
     reset,
-    status::{late, not_subscribed, spread, unreadable},
+    status::{not_subscribed, request_timed_out, spread, unreadable},
 };
 
 /// The path of the method.
@@ -140,7 +140,9 @@ impl Subscriber {
         let in_time = time::Instant::now() + self.config.request_timeout;
         let in_time = deadline.map_or(in_time, |deadline| deadline.min(in_time));
         let message = read_message(request, Arc::clone(&self.config));
-        let message = timeout_at(in_time, message).await.map_err(|_| late())??;
+        let message = timeout_at(in_time, message)
+            .await
+            .map_err(|_| request_timed_out())??;
         let wanted = convert::subscribe_request(&message, &self.config)?;
         Ok((message.filters, wanted))
     }
