@@ -166,7 +166,7 @@ mod tests {
     use super::allocated;
 
     #[test]
-    fn an_allocation_takes_one_of_four_sizes_to_a_doubling_and_a_sixteenth() {
+    fn allocations_round_up_to_four_sizes_per_doubling() {
         for (bytes, takes) in [
             (0, 0),
             (1, 16 + 1),

@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filters_are_checked_and_the_position_is_named() {
+    fn a_bad_filter_is_refused_with_its_position() {
         use NameErrorKind::*;
         for good in ["a", "*", ">", "a.*", "*.b.>", "a.*.c", "a.>"] {
             assert_eq!(Filter::new(good).unwrap().as_str(), good);

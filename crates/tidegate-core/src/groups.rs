@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_covered_filter_disappears_and_overlapping_ones_go_together() {
+    fn covered_filters_drop_out_and_overlapping_ones_share_a_group() {
         assert_eq!(groups(&["a", "a"]), [["a"]]);
         assert_eq!(groups(&["a.>", "a.b", "a.*"]), [["a.>"]]);
         assert_eq!(groups(&["a", "a.>"]), [["a"], ["a.>"]]);

@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn topics_are_checked_and_the_position_is_named() {
+    fn a_bad_topic_is_refused_with_its_position() {
         use NameErrorKind::*;
         for good in [
             "a",
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_repeats_what_was_wrong_and_of_a_long_name_the_beginning() {
+    fn an_error_quotes_the_name_and_cuts_a_long_one() {
         let told = |name: &str| Topic::new(name).unwrap_err().to_string();
         assert_eq!(told("a b"), "white space at byte 1 of \"a b\"");
         assert_eq!(
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_what_and_where() {
+    fn an_error_names_the_fault_and_its_position() {
         assert_eq!(
             Topic::new("a..b").unwrap_err().to_string(),
             "empty token at byte 2 of \"a..b\""

@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn the_topics_of_clients_are_in_a_set_only_by_name() {
+    fn client_topics_are_in_a_set_only_by_name() {
         let alice = ClientId::new("alice").unwrap();
         for (patterns, contains) in [
             (&[">"][..], false),

@@ -96,7 +96,7 @@ fn drain(subscription: &mut Subscription<Bytes>, given: &mut Given) {
 }
 
 #[test]
-fn over_the_budget_the_oldest_go_and_a_stalled_subscriber_is_told_how_many() {
+fn the_budget_evicts_the_oldest_and_tells_a_stalled_subscriber() {
     let hub = hub(BUDGET);
     let mut stalled = subscribe(&hub, 0, &["a"], Overflow::DropOldest, Start::Live);
     for _ in 0..1_000 {
@@ -162,7 +162,7 @@ fn subscribe_within_ten(hub: &Hub<Bytes>) -> Subscription<Bytes> {
 }
 
 #[test]
-fn overflow_and_eviction_are_told_apart() {
+fn overflow_and_eviction_are_separate_gaps() {
     let hub = hub(BUDGET);
     let mut stalled = subscribe_within_ten(&hub);
     for _ in 0..25 {
@@ -201,7 +201,7 @@ fn overflow_in_between_evictions_is_one_gap() {
 }
 
 #[test]
-fn an_event_larger_than_the_budget_goes_at_once_and_is_counted() {
+fn an_event_larger_than_the_budget_is_evicted_and_counted() {
     let hub = hub(BUDGET);
     let mut subscription = subscribe(&hub, 0, &["a"], Overflow::DropOldest, Start::Live);
     publish(&hub, "a", 2 * BUDGET as usize);
@@ -238,7 +238,7 @@ proptest! {
 
     /// Whatever the filters, the policy and the pace: nothing is uncounted, and all is freed at the end.
     #[test]
-    fn under_any_budget_every_event_is_given_or_counted(
+    fn every_event_is_delivered_or_counted_under_any_budget(
         budget in 3_000..60_000u64,
         steps in prop::collection::vec((0..6usize, 0..2_000usize, 0..5usize), 1..200),
     ) {

@@ -155,7 +155,7 @@ fn without_history_only_the_head_can_be_resumed_from() {
 
 /// History has 16 to 25.
 #[test]
-fn resume_at_the_edge_of_history_misses_nothing_and_one_before_it_is_told() {
+fn resume_is_whole_at_the_edge_of_history_and_expired_before_it() {
     let hub = keeping(10);
     publish(&hub, "a", 25, Instant::now());
     assert_eq!(resumed(&hub, &["a"], after(15)), kept(16..=25, 25));
@@ -188,7 +188,7 @@ fn resume_before_any_event_was_seen() {
 }
 
 #[test]
-fn resume_from_another_epoch_is_told_and_gets_all_of_history() {
+fn resume_from_another_epoch_replays_all_of_history() {
     let hub = keeping(10);
     publish(&hub, "a", 25, Instant::now());
     let elsewhere = Start::After(Position {
@@ -214,7 +214,7 @@ fn replay_last_counts_over_all_filters_together() {
 }
 
 #[test]
-fn a_replay_is_not_bound_by_the_limits_of_the_subscription() {
+fn a_replay_ignores_the_limits_of_the_subscription() {
     let hub = keeping(10_000);
     publish(&hub, "a", 10_000, Instant::now());
     let options = SubscribeOptions {
@@ -242,7 +242,7 @@ fn drain_all(subscription: &mut Subscription<Bytes>) -> Given {
 }
 
 #[test]
-fn a_replay_that_history_overtakes_is_told_how_much() {
+fn an_overtaken_replay_reports_its_exact_loss() {
     let hub = keeping(100);
     publish(&hub, "a", 100, Instant::now());
     let mut slow = subscribe(&hub, &["a"], after(0)).unwrap();
@@ -264,7 +264,7 @@ fn a_replay_that_history_overtakes_is_told_how_much() {
 }
 
 #[test]
-fn history_is_shortened_while_it_is_there_and_what_went_is_told() {
+fn new_history_limits_apply_at_once_and_report_the_loss() {
     let hub = keeping(10);
     let now = Instant::now();
     publish(&hub, "t", 10, now);

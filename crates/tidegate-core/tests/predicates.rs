@@ -90,7 +90,7 @@ proptest! {
 
     /// What does not pass is as if it had never been there: in order, indexes, gaps, backlog and accounts.
     #[test]
-    fn a_predicate_leaves_exactly_what_passes(actions in prop::collection::vec(action(), 1..60)) {
+    fn a_predicate_selects_exactly_the_events_that_pass(actions in prop::collection::vec(action(), 1..60)) {
         let hub = Hub::new(HubConfig::new(1));
         let predicates: Vec<_> = WANTS[1..]
             .iter()
@@ -190,7 +190,7 @@ fn subscribe(
 /// A predicate that comes while a publisher is between running those that it found and taking its lock is run
 /// as well, and under no lock: this one takes them itself.
 #[test]
-fn a_predicate_that_comes_late_is_asked_and_under_no_lock() {
+fn a_late_predicate_is_evaluated_outside_every_lock() {
     let hub = Hub::new(HubConfig::new(1));
     let (is_asked, asked) = mpsc::channel();
     let (answer, answers) = mpsc::channel();

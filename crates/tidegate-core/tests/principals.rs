@@ -35,7 +35,7 @@ fn poll(subscription: &mut Subscription<Bytes>) -> Poll<Result<(), CloseReason>>
 }
 
 #[test]
-fn only_the_same_principal_takes_over_whatever_the_policy() {
+fn only_the_same_principal_takes_a_client_id_over() {
     for policy in [ClientIdPolicy::Takeover, ClientIdPolicy::Several] {
         let hub = hub(policy);
         let mut first = subscribe(&hub, Some("alice")).unwrap();

@@ -97,7 +97,7 @@ impl Given {
 }
 
 #[test]
-fn every_event_is_given_or_counted_while_threads_publish_at_full_speed() {
+fn every_event_is_delivered_or_counted_at_full_speed() {
     let hub = Hub::new(HubConfig {
         history: HistoryLimits::OFF,
         ..HubConfig::new(1)
