@@ -67,8 +67,12 @@ fn from_environment() -> Option<String> {
 }
 
 fn filter(directives: &str) -> Result<EnvFilter, Failure> {
-    EnvFilter::try_new(directives)
-        .map_err(|error| Failure::new(Exit::Usage, format!("invalid log filter {directives:?}: {error}")))
+    EnvFilter::try_new(directives).map_err(|error| {
+        Failure::new(
+            Exit::Usage,
+            format!("invalid log filter {directives:?}: {error}"),
+        )
+    })
 }
 
 impl Logs {
