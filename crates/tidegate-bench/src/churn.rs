@@ -1,4 +1,4 @@
-//! `bench connect`: subscribing and leaving, over and over.
+//! `bench connect`: clients that subscribe and leave, over and over.
 
 use std::{
     sync::{
@@ -26,49 +26,49 @@ use crate::{
     usage::{CpuSpent, CpuTime},
 };
 
-/// What is to be done.
+/// The benchmark `connect`.
 #[derive(Debug, Clone)]
 pub struct Churn {
-    /// Clients that subscribe and leave at the same time.
+    /// Clients that subscribe and leave concurrently; at least 1.
     pub clients: usize,
-    /// Whether each time is on a new connection.
+    /// Whether each client opens a new connection for each subscription.
     pub reconnect: bool,
-    /// How long to go on before the window.
+    /// How long to run before the window.
     pub warm_up: Duration,
-    /// How long the window is.
+    /// Length of the window, more than 0.
     pub duration: Duration,
 }
 
-/// What came of it.
+/// The result of a [`Churn`].
 #[derive(Debug, Clone, Serialize)]
 pub struct ChurnReport {
     /// `connect`.
     pub benchmark: &'static str,
-    /// Where and on what.
+    /// The server, the machine and the cores.
     pub environment: Environment,
-    /// Clients that subscribed and left at the same time.
+    /// Clients that subscribed and left concurrently.
     pub clients: usize,
-    /// Whether each time was on a new connection.
+    /// Whether each subscription was on a new connection.
     pub reconnect: bool,
-    /// Length of the window.
+    /// Length of the window, in seconds.
     pub seconds: f64,
-    /// Subscriptions in it that were confirmed.
+    /// Subscriptions that the server confirmed in the window.
     pub subscriptions: u64,
-    /// The same, by second.
+    /// Confirmed subscriptions per second.
     pub subscriptions_per_second: f64,
-    /// From the request, or from opening the connection, to the first response.
+    /// Time from the request, or from opening the connection, to the first response.
     pub latency: Option<Distribution>,
-    /// Processor time of the server for each, with its end.
+    /// Processor time of the server per subscription, its end included.
     pub server_per_subscription: Option<Cost>,
-    /// Of one core; 2 is two cores.
+    /// Processor time of the server per second of the window: 1 is one core.
     pub server_cores_busy: Option<f64>,
-    /// Resident memory of the server before and after.
+    /// Resident memory of the server before the first client and after the last, in bytes.
     pub server_resident: Option<[u64; 2]>,
-    /// What the benchmark took.
+    /// The processor time of the benchmark itself.
     pub client: ClientShare,
 }
 
-/// What all clients share.
+/// State shared by all clients.
 #[derive(Debug, Default)]
 struct Counts {
     subscriptions: AtomicU64,
@@ -76,7 +76,7 @@ struct Counts {
     ending: AtomicBool,
 }
 
-/// What was read at the begin and the end of the window.
+/// A reading of the counters, at the beginning and at the end of the window.
 struct Snapshot {
     at: Instant,
     subscriptions: u64,
@@ -87,11 +87,11 @@ struct Snapshot {
 // ===== impl Churn =====
 
 impl Churn {
-    /// Does it.
+    /// Runs the benchmark against the server of `session`.
     ///
     /// # Errors
     ///
-    /// When what is asked for is not possible, or a connection or subscription fails.
+    /// [`Error::Invalid`] if a field is out of range, and any other if a connection or a subscription fails.
     pub async fn run(&self, session: &Session, progress: &Progress) -> Result<ChurnReport, Error> {
         if self.clients == 0 || self.duration.is_zero() {
             return Err(Error::Invalid(
@@ -136,7 +136,7 @@ impl Churn {
             let reconnect = self.reconnect;
             spawn("clients", move || {
                 let outcome = run_local(run_clients(&grpc, &counts, clients, reconnect));
-                // Nobody listens when the run has failed already.
+                // When the run has failed already, nobody receives this.
                 let _ = sender.blocking_send(outcome);
             })?;
         }
@@ -173,7 +173,7 @@ impl Churn {
     }
 }
 
-/// Waits for something, and fails as soon as a thread does.
+/// Waits for `something`, but fails as soon as a thread fails.
 async fn during(
     something: impl Future<Output = ()>,
     outcomes: &mut mpsc::Receiver<Result<Latencies, Error>>,
@@ -258,7 +258,7 @@ impl Snapshot {
 // ===== impl ChurnReport =====
 
 impl ChurnReport {
-    /// The report for people.
+    /// Returns the report as a table for people.
     #[must_use]
     pub fn table(&self) -> String {
         let mut table = Table::default();
@@ -277,7 +277,7 @@ impl ChurnReport {
             }
             _ => table.line(
                 "processor, memory",
-                "unknown: name its process with --server-pid",
+                "unknown; give the server's process id with --server-pid",
             ),
         }
         if let Some([before, after]) = self.server_resident {

@@ -18,21 +18,21 @@ use tokio::io::unix::AsyncFd;
 
 use crate::Error;
 
-/// Counts nanoseconds from its making.
+/// A monotonic clock that counts nanoseconds from its creation.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock(Instant);
 
-/// The span of time that is measured, on the [`Clock`] of the run. Closed until it is opened.
+/// The measured span of time, on the [`Clock`] of the run. It contains no moment until it is opened.
 #[derive(Debug)]
 pub(crate) struct Window {
-    /// The first nanosecond that counts.
+    /// The first nanosecond of the window.
     from: AtomicU64,
-    /// The first that does not count any more.
+    /// The first nanosecond after the window.
     to: AtomicU64,
 }
 
-/// Waits for moments of a [`Clock`]. The timers of tokio round up to a millisecond, which is longer than
-/// the latencies that are measured; the kernel's do not.
+/// Waits for moments of a [`Clock`], with a timer of the kernel. Tokio's timers round up to a millisecond, which is
+/// longer than the latencies to measure.
 #[derive(Debug)]
 pub(crate) struct Timer {
     clock: Clock,
@@ -42,20 +42,20 @@ pub(crate) struct Timer {
 // ===== impl Clock =====
 
 impl Clock {
-    /// Starts at 0.
+    /// Starts a clock at 0.
     #[must_use]
     pub fn start() -> Self {
         Self(Instant::now())
     }
 
-    /// Nanoseconds since the start.
+    /// Returns the nanoseconds since the start.
     #[must_use]
     pub fn now(self) -> u64 {
         nanos(self.0.elapsed())
     }
 }
 
-/// A duration in nanoseconds. Those of benchmarks fit by far.
+/// Converts a duration to nanoseconds. `u64` holds 584 years.
 pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -63,7 +63,7 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
 // ===== impl Window =====
 
 impl Window {
-    /// One that contains no moment yet.
+    /// Returns a window that contains no moment.
     #[must_use]
     pub(crate) const fn closed() -> Self {
         Self {
@@ -72,13 +72,15 @@ impl Window {
         }
     }
 
-    /// Lets it last from one moment until just before another.
+    /// Opens the window from `from` until just before `to`.
     pub(crate) fn open(&self, from: u64, to: u64) {
+        // The stores need no order. A thread that sees only one of them finds a window that contains no moment yet, or
+        // one that has no end yet, and this far before the end both are right.
         self.to.store(to, Relaxed);
         self.from.store(from, Relaxed);
     }
 
-    /// Whether a moment counts.
+    /// Whether the window contains `moment`.
     #[must_use]
     pub(crate) fn contains(&self, moment: u64) -> bool {
         moment >= self.from.load(Relaxed) && moment < self.to.load(Relaxed)
@@ -88,21 +90,21 @@ impl Window {
 // ===== impl Timer =====
 
 impl Timer {
-    /// Must be called within a runtime.
+    /// Creates a timer. Call it within a Tokio runtime.
     pub(crate) fn new(clock: Clock) -> Result<Self, Error> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let fd = timerfd_create(TimerfdClockId::Monotonic, flags).map_err(io::Error::from);
         #[allow(
             deprecated,
-            reason = "what replaces it is unsafe, for types whose descriptor can change; this one's cannot"
+            reason = "its replacement is unsafe, for types whose descriptor can change; this one's cannot"
         )]
         let fd = fd
             .and_then(AsyncFd::new)
-            .map_err(Error::system("cannot make a timer"))?;
+            .map_err(Error::system("cannot create a timer"))?;
         Ok(Self { clock, fd })
     }
 
-    /// Returns at `moment`, at once if it has passed.
+    /// Returns at `moment`, never before; at once if it has passed.
     pub(crate) async fn until(&mut self, moment: u64) -> Result<(), Error> {
         let left = moment.saturating_sub(self.clock.now());
         if left == 0 {
@@ -128,6 +130,8 @@ impl Timer {
         };
         timerfd_settime(self.fd.get_ref(), TimerfdTimerFlags::empty(), &once)?;
         loop {
+            // Tokio may still take the descriptor for readable, after a wait that was dropped. Setting the timer has
+            // reset its count, so the read would block; that clears the readiness, and the loop waits again.
             let mut ready = self.fd.readable().await?;
             let mut expirations = [0; 8];
             match ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut expirations)?)) {

@@ -1,4 +1,4 @@
-//! Cores, and holding processes to them.
+//! Sets of cores, and the affinity of threads and processes.
 
 use std::{fmt, fs, str::FromStr};
 
@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use crate::Error;
 
-/// A set of cores, written as the kernel writes it: `0`, `1-3`, `0,2-3`.
+/// A set of cores, written in the kernel's notation: `0`, `1-3`, `0,2-3`. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cores(
     /// In ascending order, not empty, none twice.
@@ -18,13 +18,13 @@ pub struct Cores(
 );
 
 impl Cores {
-    /// How many.
+    /// Returns the number of cores.
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// These and others.
+    /// Returns the union with `others`.
     #[must_use]
     pub fn and(&self, others: &Self) -> Self {
         let mut all = [self.0.as_slice(), &others.0].concat();
@@ -33,11 +33,11 @@ impl Cores {
         Self(all)
     }
 
-    /// The cores that the calling thread may use.
+    /// Returns the cores that the calling thread may use.
     ///
     /// # Errors
     ///
-    /// When the system does not tell.
+    /// [`Error::System`] if the system does not say.
     pub fn of_this_thread() -> Result<Self, Error> {
         let set = sched_getaffinity(None)
             .map_err(|errno| Error::system("cannot read the allowed cores")(errno.into()))?;
@@ -48,11 +48,11 @@ impl Cores {
         ))
     }
 
-    /// Holds all threads of this process to these cores, and so those that they start from now on.
+    /// Holds every thread of this process to these cores. Threads and processes that they start inherit the cores.
     ///
     /// # Errors
     ///
-    /// When a core does not exist or may not be used.
+    /// [`Error::Invalid`] if none of the cores exists and may be used.
     pub fn hold_this_process(&self) -> Result<(), Error> {
         let tasks = fs::read_dir("/proc/self/task").map_err(Error::system("/proc/self/task"))?;
         for task in tasks {
@@ -63,11 +63,11 @@ impl Cores {
         Ok(())
     }
 
-    /// Runs `start` on a thread held to these cores. A process that it starts inherits them.
+    /// Runs `start` with the calling thread held to these cores. A process that `start` spawns inherits them.
     ///
     /// # Errors
     ///
-    /// When a core does not exist or may not be used.
+    /// [`Error::Invalid`] if none of the cores exists and may be used.
     pub fn while_held<T>(&self, start: impl FnOnce() -> T) -> Result<T, Error> {
         let before = Self::of_this_thread()?;
         self.hold(None)?;
@@ -76,7 +76,7 @@ impl Cores {
         Ok(started)
     }
 
-    /// Holds one thread, the calling one if none is named.
+    /// Holds one thread to these cores: `thread`, or the calling one for `None`.
     fn hold(&self, thread: Option<Pid>) -> Result<(), Error> {
         let mut set = CpuSet::new();
         for &core in &self.0 {
@@ -84,7 +84,7 @@ impl Cores {
         }
         sched_setaffinity(thread, &set).map_err(|errno| {
             Error::Invalid(format!(
-                "cannot use core {self}: {errno}; `nproc --all` tells how many there are, counted from 0"
+                "cannot use core {self}: {errno}; `nproc --all` prints how many there are, counted from 0"
             ))
         })
     }

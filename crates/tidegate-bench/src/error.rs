@@ -1,29 +1,31 @@
-//! What can go wrong, said so that the reader knows what to do.
+//! Errors of a benchmark. Each message says what to do next.
 
 use std::io;
 
-/// Why a benchmark has no result.
+/// The reason why a benchmark has no result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// What was asked for cannot be done.
+    /// The options do not fit together or cannot be met on this machine. Correct them.
     #[error("{0}")]
     Invalid(String),
 
-    /// The token, a certificate or a key cannot be used.
+    /// The token, a certificate or a key cannot be read or used.
     #[error("{0}")]
     Credentials(String),
 
     /// The TLS handshake failed.
-    #[error("the TLS handshake with the server failed: {0}; --tls-ca names who may vouch for it")]
+    #[error(
+        "the TLS handshake with the server failed: {0}; --tls-ca names the certificates to trust"
+    )]
     Tls(String),
 
     /// The server could not be started.
     #[error("cannot start the server {program}: {reason}")]
     Start {
-        /// The program.
+        /// The program's path.
         program: String,
-        /// What happened.
+        /// Why starting it failed.
         reason: String,
     },
 
@@ -32,44 +34,44 @@ pub enum Error {
         "cannot connect to the server at {address}: {reason}; is it running, and is the address right?"
     )]
     Connect {
-        /// Where it was looked for.
+        /// The address of the server.
         address: String,
-        /// What happened.
+        /// Why connecting failed.
         reason: String,
     },
 
     /// The server refused a call or ended a stream.
     #[error("the server ended {call} with gRPC status {code}: {message}")]
     Status {
-        /// The method.
+        /// The method that was called.
         call: &'static str,
-        /// The number of the status.
+        /// The number of the status, or `none` where the answer is no gRPC.
         code: String,
-        /// Its message.
+        /// The message of the status.
         message: String,
     },
 
     /// The connection broke.
     #[error("the connection to the server broke during {during}: {reason}")]
     Broken {
-        /// What was going on.
+        /// The call or step in which it broke.
         during: &'static str,
-        /// What happened.
+        /// Why it broke.
         reason: String,
     },
 
-    /// The server sent what no server may send. The result of such a run would mean nothing.
+    /// The server broke the protocol, so that the figures of the run would mean nothing.
     #[error("the server broke the protocol: {0}")]
     Violation(String),
 
-    /// Events are unaccounted for.
+    /// Events were neither delivered nor counted as missing.
     #[error("events were lost: {0}")]
     Lost(String),
 
-    /// The operating system would not tell or do something.
+    /// The operating system refused an operation.
     #[error("{what}: {source}")]
     System {
-        /// What was tried.
+        /// The operation, as in "cannot read ...".
         what: String,
         /// Why it failed.
         source: io::Error,
@@ -77,18 +79,18 @@ pub enum Error {
 }
 
 impl Error {
-    /// Names what was tried when the system refused it.
+    /// Returns a function that wraps an I/O error with the operation `what`; for `map_err`.
     pub fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::System { what, source }
     }
 
-    /// Credentials that cannot be used.
+    /// An error for credentials that cannot be used.
     pub(crate) fn credentials(reason: impl std::fmt::Display) -> Self {
         Self::Credentials(reason.to_string())
     }
 
-    /// A connection that broke.
+    /// An error for a connection that broke during `during`.
     pub fn broken(during: &'static str, reason: impl std::fmt::Display) -> Self {
         Self::Broken {
             during,

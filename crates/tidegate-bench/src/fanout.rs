@@ -1,4 +1,4 @@
-//! `bench fanout`: events to many subscribers.
+//! `bench fanout`: publishes to many subscribers.
 
 use std::time::Duration;
 
@@ -16,87 +16,89 @@ use crate::{
     table::{Table, bytes},
 };
 
-/// What is to be done.
+/// The benchmark `fanout`.
 #[derive(Debug, Clone)]
 pub struct Fanout {
-    /// Subscriptions in all.
+    /// Number of subscriptions; at least 1.
     pub subscribers: usize,
-    /// Subscriptions on one connection.
+    /// Subscriptions per connection; at least 1.
     pub streams_per_connection: usize,
-    /// Topics, for the shapes that leave that open.
+    /// Number of topics, for [`Shape::Literal`] and [`Shape::Wildcard`].
     pub topics: usize,
-    /// What the filters are.
+    /// The filters of the subscribers.
     pub shape: Shape,
-    /// Bytes of each payload.
+    /// Size of each payload in bytes; at least [`HEAD`].
     pub payload_bytes: usize,
-    /// Events a second; `None`: flat out.
+    /// Events per second; `None`: flat out.
     pub rate: Option<f64>,
-    /// Flat out, how many events the publisher may be ahead of the slowest subscriber; 0: any number.
+    /// Flat out, how many events the publisher may be ahead of the slowest subscriber; 0: no limit.
     pub ahead: u64,
-    /// Events in one publish request, at most.
+    /// The most events in one publish request; at least 1.
     pub batch: usize,
     /// How long to publish before the window.
     pub warm_up: Duration,
-    /// How long the window is.
+    /// Length of the window, more than 0.
     pub duration: Duration,
-    /// Connections that subscribe and read nothing.
+    /// Connections that subscribe and read nothing; fewer than all.
     pub stalled: usize,
-    /// Bytes that the server may send on a stream before they are read.
+    /// HTTP/2 window of each stream in bytes: how much the server may send before the subscriber reads.
     pub window_bytes: u32,
 }
 
-/// What came of it.
+/// The result of a [`Fanout`].
 #[derive(Debug, Clone, Serialize)]
 pub struct FanoutReport {
     /// `fanout`.
     pub benchmark: &'static str,
-    /// Where and on what.
+    /// The server, the machine and the cores.
     pub environment: Environment,
-    /// What was done.
+    /// The load.
     pub conditions: Conditions,
-    /// What was measured.
+    /// The measurements.
     pub figures: Figures,
 }
 
-/// What was done.
+/// The load of a benchmark that publishes.
 #[derive(Debug, Clone, Serialize)]
 pub struct Conditions {
-    /// Subscriptions in all.
+    /// Number of subscriptions.
     pub subscribers: usize,
-    /// Connections that they are on.
+    /// Connections of the subscribers.
     pub connections: usize,
-    /// Subscriptions on one connection.
+    /// Subscriptions per connection.
     pub streams_per_connection: usize,
     /// Connections among them that read nothing.
     pub stalled_connections: usize,
-    /// Topics.
+    /// Number of topics.
     pub topics: usize,
-    /// What the filters are.
+    /// The filters of the subscribers.
     pub filter: Shape,
-    /// Bytes of each payload.
+    /// Size of each payload in bytes.
     pub payload_bytes: usize,
-    /// Events a second; `None`: flat out.
+    /// Events per second; `None`: flat out.
     pub rate: Option<f64>,
-    /// Events the publisher may be ahead of the slowest subscriber; `None`: any number.
+    /// Events that the publisher may be ahead of the slowest subscriber; `None`: no limit.
     pub ahead: Option<u64>,
-    /// Events in one publish request, at most.
+    /// The most events in one publish request.
     pub batch: usize,
     /// Connections that publish.
     pub publishers: usize,
     /// Seconds of publishing before the window.
     pub warm_up_seconds: f64,
-    /// Seconds of the window, as asked for.
+    /// Seconds of the window, as configured.
     pub duration_seconds: f64,
 }
 
 // ===== impl Fanout =====
 
 impl Fanout {
-    /// Does it, and verifies that every event was delivered or counted as missing.
+    /// Runs the benchmark against the server of `session`, and verifies that every event was delivered or counted as
+    /// missing.
     ///
     /// # Errors
     ///
-    /// When what is asked for is not possible, a connection fails, or events are lost.
+    /// [`Error::Invalid`] if a field is out of range, [`Error::Lost`] if events are lost, and any other if a connection
+    /// fails.
     pub async fn run(&self, session: &Session, progress: &Progress) -> Result<FanoutReport, Error> {
         let target = Grpc::new(&session.server).with_window(self.window_bytes);
         let load = self.load(session)?;
@@ -111,11 +113,11 @@ impl Fanout {
         })
     }
 
-    /// The load it is.
+    /// Returns the load of this benchmark.
     ///
     /// # Errors
     ///
-    /// When what is asked for is not possible.
+    /// [`Error::Invalid`] if a field is out of range.
     pub fn load(&self, session: &Session) -> Result<Load, Error> {
         let invalid = |reason: &str| Err(Error::Invalid(reason.into()));
         if self.subscribers == 0 || self.streams_per_connection == 0 {
@@ -142,12 +144,12 @@ impl Fanout {
     }
 }
 
-/// Topics that nobody else uses on a server with other users.
+/// The prefix of this process's topics, so that two benchmarks on one server do not meet.
 pub(crate) fn topic_prefix() -> String {
     format!("bench.p{}", std::process::id())
 }
 
-/// Refuses what cannot be published.
+/// Refuses options with which nothing could be published or measured.
 pub(crate) fn check_publishing(
     payload_bytes: usize,
     batch: usize,
@@ -157,14 +159,16 @@ pub(crate) fn check_publishing(
     let invalid = |reason: String| Err(Error::Invalid(reason));
     if payload_bytes < HEAD {
         return invalid(format!(
-            "--payload must be at least {HEAD} bytes: a time and a number are in it"
+            "--payload must be at least {HEAD} bytes, to hold a time and a number"
         ));
     }
     if batch == 0 || duration.is_zero() {
         return invalid("--batch and --duration must not be 0".into());
     }
     if rate.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
-        return invalid("--rate must be more than 0; leave it away to publish flat out".into());
+        return invalid(
+            "--rate must be more than 0; leave it out to publish as fast as possible".into(),
+        );
     }
     Ok(())
 }
@@ -207,7 +211,7 @@ impl Conditions {
         table.line("payload", bytes(self.payload_bytes as f64));
         let sampled = match self.rate {
             Some(_) => "at every delivery",
-            None => "at the first event of each batch that arrives",
+            None => "at the first event of each batch",
         };
         table.line("latency measured", sampled);
         match (self.rate, self.ahead) {
@@ -221,7 +225,7 @@ impl Conditions {
         table.line(
             "publishers",
             format_args!(
-                "{}, up to {} events in a request",
+                "{}, up to {} events per request",
                 self.publishers, self.batch
             ),
         );
@@ -232,7 +236,7 @@ impl Conditions {
 // ===== impl FanoutReport =====
 
 impl FanoutReport {
-    /// The report for people.
+    /// Returns the report as a table for people.
     #[must_use]
     pub fn table(&self) -> String {
         let mut table = Table::default();

@@ -1,4 +1,4 @@
-//! What is made of a measured window.
+//! Figures: the rates, costs and quantiles of a measured window.
 
 use serde::Serialize;
 
@@ -14,40 +14,40 @@ use crate::{
 /// The figures of a window.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figures {
-    /// Length of the window.
+    /// Length of the window, in seconds.
     pub seconds: f64,
-    /// Events published in it.
+    /// Events published in the window.
     pub published: u64,
-    /// The same, by second.
+    /// Events published per second.
     pub published_per_second: f64,
-    /// Events delivered in it.
+    /// Events delivered in the window, summed over the subscribers.
     pub deliveries: u64,
-    /// The same, by second.
+    /// Deliveries per second.
     pub deliveries_per_second: f64,
-    /// Events that subscribers were told they missed.
+    /// Events that gaps counted as missing in the window.
     pub missed: u64,
-    /// What the server took in it, if its process is known.
+    /// The cost of the server in the window, if its process is known.
     pub server: Option<ServerCost>,
-    /// From the moment an event was due to its delivery.
+    /// Time from the moment an event was due to its delivery. `None` without samples.
     pub latency: Option<Distribution>,
-    /// From a publish request to its answer.
+    /// Time from a publish request to its answer. `None` without samples.
     pub answer_latency: Option<Distribution>,
-    /// What the benchmark took.
+    /// The processor time of the benchmark itself.
     pub client: ClientShare,
-    /// All of the run, warm-up and settling included.
+    /// Counts of the whole run, warm-up and settling included.
     pub totals: Totals,
 }
 
-/// What the server took.
+/// Processor time and memory of the server.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct ServerCost {
-    /// Processor time.
+    /// Processor time in the window.
     pub cpu: CpuSpent,
-    /// Of one core; 2 is two cores.
+    /// Processor time per second of the window: 1 is one core.
     pub cores_busy: f64,
-    /// Microseconds of processor time for each delivery. `None` without deliveries.
+    /// Processor time per delivery. `None` without deliveries.
     pub per_delivery: Option<Cost>,
-    /// Microseconds of processor time for each event published. `None` without any.
+    /// Processor time per event published. `None` if none was.
     pub per_event: Option<Cost>,
     /// Resident bytes before the first connection.
     pub resident_before: u64,
@@ -55,7 +55,7 @@ pub struct ServerCost {
     pub resident_subscribed: u64,
     /// Resident bytes at the end of the window.
     pub resident_at_end: u64,
-    /// What one subscriber added by subscribing.
+    /// Resident bytes that one subscriber added by subscribing, on average.
     pub resident_per_subscriber: Option<f64>,
 }
 
@@ -73,7 +73,7 @@ pub struct Cost {
 // ===== impl Cost =====
 
 impl Cost {
-    /// Of each of so many. `None` if there are none.
+    /// Divides `cpu` by `count`. `None` if `count` is 0.
     #[must_use]
     pub fn each(cpu: CpuSpent, count: u64) -> Option<Self> {
         let each = |seconds: f64| seconds * 1e6 / count as f64;
@@ -100,7 +100,7 @@ impl std::fmt::Display for Cost {
 // ===== impl Figures =====
 
 impl Figures {
-    /// Makes them for so many subscribers.
+    /// Computes the figures of `measured`, with memory divided by `subscribers`.
     #[must_use]
     pub fn new(measured: &Measured, environment: &Environment, subscribers: usize) -> Self {
         let per_second = |count: u64| count as f64 / measured.seconds;
@@ -133,7 +133,7 @@ impl Figures {
         }
     }
 
-    /// The lines about what was published and delivered.
+    /// Adds the lines on events published and delivered.
     pub(crate) fn rates(&self, table: &mut Table) {
         table.line(
             "published",
@@ -148,13 +148,13 @@ impl Figures {
         table.line("window", format_args!("{:.2} s", self.seconds));
     }
 
-    /// The lines about the server.
+    /// Adds the lines on the server.
     pub(crate) fn server(&self, table: &mut Table) {
         table.section("server");
         let Some(server) = &self.server else {
             table.line(
                 "processor, memory",
-                "unknown: name its process with --server-pid",
+                "unknown; give the server's process id with --server-pid",
             );
             return;
         };
@@ -182,18 +182,18 @@ impl Figures {
         );
     }
 
-    /// The lines about what became of the events.
+    /// Adds the lines on the accounts of the run.
     pub(crate) fn accounts(&self, table: &mut Table) {
-        table.section("accounts of the whole run, verified for every stream that was read");
+        table.section("accounts of the whole run, verified for every stream that is not stalled");
         let totals = &self.totals;
         table.line("published", count(totals.published as f64));
         table.line("delivered", count(totals.delivered as f64));
-        table.line("missed, as told by gaps", count(totals.missed as f64));
+        table.line("missed, counted by gaps", count(totals.missed as f64));
         if totals.missed > 0 {
             table.line(
                 "",
                 format_args!(
-                    "by {} streams; most by one: {}",
+                    "by {} streams; at most {} by one",
                     count(totals.streams_with_gaps as f64),
                     count(totals.most_missed as f64)
                 ),

@@ -1,40 +1,39 @@
-//! Holds a publisher that is as fast as it can to the pace of the slowest subscriber.
+//! Holds a publisher that runs flat out to the pace of the slowest subscriber.
 //!
-//! Without it, flat out, a publisher outruns the subscribers, most events are dropped, and the figure says
-//! more about dropping than about delivering. With it the work is the same for every server: all events to
-//! all subscribers.
+//! Without the gate, a publisher outruns the subscribers, most events are dropped, and the figures say more about
+//! dropping than about delivering. With it the work is the same for every server: all events to all subscribers.
 //!
-//! Events are grouped into steps. The publisher may begin a step when every subscriber has settled the one
-//! [`STEPS_AHEAD`] before it. A subscriber says so once for each step, so nobody ever looks at all of them.
+//! Events are grouped into steps. The publisher may begin a step when every subscriber has settled the step
+//! [`STEPS_AHEAD`] before it. Each subscriber reports each step once, so that no code has to scan all subscribers.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use tokio::sync::Notify;
 
-/// Steps that a publisher may have begun and not every subscriber settled.
+/// Steps that the publisher may have begun before every subscriber has settled them.
 pub(crate) const STEPS_AHEAD: u64 = 4;
 
-/// A place for each step that can be in the works, and one for good measure.
+/// Slots for the counts of steps: one for each step in progress, and one to spare.
 const SLOTS: usize = STEPS_AHEAD as usize + 1;
 
-/// The gate.
+/// A gate between one publisher and its subscribers.
 #[derive(Debug)]
 pub(crate) struct Gate {
     /// Events in a step.
     step: u64,
-    /// How many subscribers there are.
+    /// Number of subscribers.
     subscribers: u64,
-    /// For each step in the works, how many have settled it.
+    /// For each step in progress, by its number modulo [`SLOTS`], how many subscribers have settled it.
     settled: [AtomicU64; SLOTS],
-    /// How many steps everybody has settled.
+    /// Number of steps that every subscriber has settled.
     floor: AtomicU64,
     /// Notified when `floor` rises.
     risen: Notify,
 }
 
 impl Gate {
-    /// For so many subscribers and at most about `ahead` events beyond the slowest. Steps are whole rounds
-    /// over `topics` topics, so that everybody has some of each.
+    /// Creates a gate that lets the publisher be about `ahead` events beyond the slowest of `subscribers`. A step is a
+    /// whole number of rounds over `topics` topics, so that every subscriber has events in each step.
     #[must_use]
     pub(crate) fn new(ahead: u64, topics: usize, subscribers: usize) -> Self {
         let topics = topics as u64;
@@ -48,24 +47,25 @@ impl Gate {
         }
     }
 
-    /// Events in a step.
+    /// Returns the number of events in a step.
     #[must_use]
     pub(crate) const fn step(&self) -> u64 {
         self.step
     }
 
-    /// One subscriber has settled the step with this number. Each says so for each step, in order.
+    /// Records that one subscriber has settled a step. Each subscriber reports each step once, in order.
     pub(crate) fn settled(&self, step: u64) {
         let slot = &self.settled[step as usize % SLOTS];
         if slot.fetch_add(1, SeqCst) + 1 == self.subscribers {
-            // Nobody adds to this slot until the publisher has begun a step that needs the floor first.
+            // The reset is before the floor: only after it has risen may the publisher begin a step that uses this slot
+            // again, so no subscriber adds to the slot in between.
             slot.store(0, SeqCst);
             self.floor.store(step + 1, SeqCst);
             self.risen.notify_one();
         }
     }
 
-    /// How many events from the one with this number on may be published, once that is not none.
+    /// Waits until the event with this number may be published, and returns how many may be from there on.
     pub(crate) async fn allowance_from(&self, number: u64) -> u64 {
         loop {
             let end = (self.floor.load(SeqCst) + STEPS_AHEAD) * self.step;

@@ -1,4 +1,4 @@
-//! `bench idle`: what a subscriber costs that has nothing to receive.
+//! `bench idle`: the memory and processor time of subscribers that have nothing to receive.
 
 use std::{rc::Rc, time::Duration};
 
@@ -21,33 +21,33 @@ use crate::{
     usage::CpuTime,
 };
 
-/// What is to be done.
+/// The benchmark `idle`.
 #[derive(Debug, Clone)]
 pub struct Idle {
-    /// Connections.
+    /// Number of connections; at least 1.
     pub connections: usize,
-    /// Subscriptions on each.
+    /// Subscriptions per connection; at least 1.
     pub streams_per_connection: usize,
-    /// What their filters are.
+    /// The filters of the subscribers.
     pub shape: Shape,
-    /// How long to watch what the server takes when nothing happens.
+    /// How long to measure the server's processor time while nothing happens.
     pub duration: Duration,
 }
 
-/// What came of it.
+/// The result of an [`Idle`].
 #[derive(Debug, Clone, Serialize)]
 pub struct IdleReport {
     /// `idle`.
     pub benchmark: &'static str,
-    /// Where and on what.
+    /// The server, the machine and the cores.
     pub environment: Environment,
-    /// Connections.
+    /// Number of connections.
     pub connections: usize,
-    /// Subscriptions on each.
+    /// Subscriptions per connection.
     pub streams_per_connection: usize,
-    /// What their filters are.
+    /// The filters of the subscribers.
     pub filter: Shape,
-    /// What was measured.
+    /// The measurements.
     pub memory: IdleMemory,
 }
 
@@ -56,26 +56,26 @@ pub struct IdleReport {
 pub struct IdleMemory {
     /// Bytes before the first connection.
     pub before: u64,
-    /// Bytes with all subscribed, after they were watched.
+    /// Bytes with all subscribed, read at the end of the idle time.
     pub subscribed: u64,
-    /// Bytes for each connection, its subscriptions included.
+    /// Bytes per connection, its subscriptions included.
     pub per_connection: f64,
-    /// Bytes for each subscription, its share of the connection included.
+    /// Bytes per subscription, its share of the connection included.
     pub per_subscriber: f64,
-    /// Seconds that the server was watched with all subscribed.
+    /// Seconds of idle time with all subscribed.
     pub seconds: f64,
-    /// Microseconds of processor time in a second for each subscription, while nothing happened.
+    /// Processor time per subscription and second of idle time.
     pub cpu_per_subscriber_second: Option<Cost>,
 }
 
 // ===== impl Idle =====
 
 impl Idle {
-    /// Does it.
+    /// Runs the benchmark against the server of `session`.
     ///
     /// # Errors
     ///
-    /// When what is asked for is not possible, or a connection fails.
+    /// As for [`measure`](Self::measure).
     pub async fn run(&self, session: &Session, progress: &Progress) -> Result<IdleReport, Error> {
         let target = crate::Grpc::new(&session.server);
         let memory = self.measure(target, &session.server, progress).await;
@@ -90,11 +90,12 @@ impl Idle {
         })
     }
 
-    /// Opens all connections on one thread, and looks at the server.
+    /// Opens all connections on the calling thread, and measures the process of `server` before and after.
     ///
     /// # Errors
     ///
-    /// When what is asked for is not possible, the process of the server is not known, or a connection fails.
+    /// [`Error::Invalid`] if a field is out of range or the process of the server is not known, and any other if a
+    /// connection fails.
     pub async fn measure<T: Target>(
         &self,
         target: T,
@@ -107,7 +108,8 @@ impl Idle {
         }
         let Some(before) = server.resident_bytes()? else {
             return Err(Error::Invalid(
-                "the memory of a server is read from its process; name it with --server-pid".into(),
+                "the memory of a server is read from its process; give its id with --server-pid"
+                    .into(),
             ));
         };
         let subscribers = self.connections * self.streams_per_connection;
@@ -117,7 +119,7 @@ impl Idle {
         let (connections, thread) = watched
             .run_until(self.open(&target, &plan, progress))
             .await?;
-        progress.phase("watching");
+        progress.phase("idle");
         let cpu = server.cpu_time()?;
         let began = tokio::time::Instant::now();
         watched.run_until(tokio::time::sleep(self.duration)).await;
@@ -125,7 +127,7 @@ impl Idle {
         let spent = cpu
             .zip(server.cpu_time()?)
             .map(|(before, after): (CpuTime, CpuTime)| after.since(&before));
-        // Only now: what it took to open them has been given back.
+        // Read after the idle time: by then the server has returned the memory that opening took.
         let subscribed = server.resident_bytes()?.unwrap_or(before);
         if let Some(error) = thread.take_failure() {
             return Err(error);
@@ -182,7 +184,7 @@ impl Idle {
 // ===== impl IdleReport =====
 
 impl IdleReport {
-    /// The report for people.
+    /// Returns the report as a table for people.
     #[must_use]
     pub fn table(&self) -> String {
         let mut table = Table::default();
@@ -199,7 +201,10 @@ impl IdleReport {
             ),
         );
         if let Some(cost) = memory.cpu_per_subscriber_second {
-            table.line("processor per second, each", cost);
+            table.line(
+                "processor per second",
+                format_args!("{cost} per subscriber"),
+            );
         }
         table.environment(&self.environment);
         table.line(
@@ -210,7 +215,7 @@ impl IdleReport {
             ),
         );
         table.line("filters", format!("{:?}", self.filter).to_lowercase());
-        table.line("watched for", format_args!("{:.2} s", memory.seconds));
+        table.line("idle time", format_args!("{:.2} s", memory.seconds));
         table.finish()
     }
 }

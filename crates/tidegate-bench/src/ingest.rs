@@ -1,4 +1,4 @@
-//! `bench publish`: how many events a server takes in.
+//! `bench publish`: how many events a server accepts.
 
 use std::time::Duration;
 
@@ -16,52 +16,54 @@ use crate::{
     table::Table,
 };
 
-/// What is to be done.
+/// The benchmark `publish`.
 #[derive(Debug, Clone)]
 pub struct Ingest {
-    /// Connections that publish, each its own stream of requests.
+    /// Connections that publish, each with one stream of requests; at least 1.
     pub publishers: usize,
-    /// Requests that each has unanswered at most.
+    /// The most unanswered requests of each publisher; at least 1.
     pub in_flight: usize,
-    /// Events in one request.
+    /// The most events per request; at least 1.
     pub batch: usize,
-    /// Topics.
+    /// Number of topics; at least 1.
     pub topics: usize,
-    /// Bytes of each payload.
+    /// Size of each payload in bytes; at least [`HEAD`](crate::payload::HEAD).
     pub payload_bytes: usize,
-    /// Events a second, of all publishers together; `None`: flat out.
+    /// Events per second, over all publishers; `None`: flat out.
     pub rate: Option<f64>,
-    /// Subscribers, each on its own connection, in turn to the topics. They may miss events.
+    /// Subscribers, each on its own connection; they get the topics in turn, and may miss events.
     pub subscribers: usize,
     /// How long to publish before the window.
     pub warm_up: Duration,
-    /// How long the window is.
+    /// Length of the window, more than 0.
     pub duration: Duration,
 }
 
-/// What came of it.
+/// The result of an [`Ingest`].
 #[derive(Debug, Clone, Serialize)]
 pub struct IngestReport {
     /// `publish`.
     pub benchmark: &'static str,
-    /// Where and on what.
+    /// The server, the machine and the cores.
     pub environment: Environment,
-    /// What was done.
+    /// The load.
     pub conditions: Conditions,
-    /// Requests that each publisher had unanswered at most.
+    /// The most unanswered requests of each publisher.
     pub in_flight: usize,
-    /// What was measured.
+    /// The measurements.
     pub figures: Figures,
 }
 
 // ===== impl Ingest =====
 
 impl Ingest {
-    /// Does it.
+    /// Runs the benchmark against the server of `session`, and verifies that every event was delivered or counted as
+    /// missing.
     ///
     /// # Errors
     ///
-    /// When what is asked for is not possible, a connection fails, or events are lost.
+    /// [`Error::Invalid`] if a field is out of range, [`Error::Lost`] if events are lost, and any other if a connection
+    /// fails.
     pub async fn run(&self, session: &Session, progress: &Progress) -> Result<IngestReport, Error> {
         if self.publishers == 0 || self.in_flight == 0 {
             let reason = "--publishers and --in-flight must be at least 1";
@@ -103,7 +105,7 @@ impl Ingest {
 // ===== impl IngestReport =====
 
 impl IngestReport {
-    /// The report for people.
+    /// Returns the report as a table for people.
     #[must_use]
     pub fn table(&self) -> String {
         let mut table = Table::default();

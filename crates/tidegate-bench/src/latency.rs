@@ -3,8 +3,8 @@
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// The longest latency that is told apart, in nanoseconds: a minute. Longer ones count as that.
-const MOST: u64 = 60_000_000_000;
+/// The longest latency that is recorded, in nanoseconds: a minute. A longer one counts as a minute.
+const MAX_NANOS: u64 = 60_000_000_000;
 
 /// Counts latencies, with three digits of precision.
 #[derive(Debug, Clone)]
@@ -13,15 +13,15 @@ pub struct Latencies(Histogram<u64>);
 /// A distribution, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Distribution {
-    /// How many were measured.
+    /// Number of latencies.
     pub samples: u64,
-    /// Half are at most this.
+    /// The median.
     pub p50_us: f64,
-    /// 90 % are at most this.
+    /// The 90th percentile.
     pub p90_us: f64,
-    /// 99 % are at most this.
+    /// The 99th percentile.
     pub p99_us: f64,
-    /// 99.9 % are at most this.
+    /// The 99.9th percentile.
     pub p999_us: f64,
     /// The longest.
     pub max_us: f64,
@@ -30,22 +30,22 @@ pub struct Distribution {
 // ===== impl Latencies =====
 
 impl Latencies {
-    /// None yet.
+    /// Returns an empty histogram, for 1 us to 1 minute.
     ///
     /// # Panics
     ///
     /// Never: the bounds are valid.
     #[must_use]
     pub fn new() -> Self {
-        Self(Histogram::new_with_bounds(1_000, MOST, 3).expect("valid bounds"))
+        Self(Histogram::new_with_bounds(1_000, MAX_NANOS, 3).expect("valid bounds"))
     }
 
-    /// Counts one, in nanoseconds.
+    /// Records one latency, in nanoseconds.
     pub fn record(&mut self, nanos: u64) {
         self.0.saturating_record(nanos);
     }
 
-    /// Adds those of another.
+    /// Adds the latencies of `other`.
     ///
     /// # Panics
     ///
@@ -54,7 +54,7 @@ impl Latencies {
         self.0.add(&other.0).expect("the same bounds");
     }
 
-    /// The distribution. `None` if there are none.
+    /// Returns the distribution. `None` if no latency was recorded.
     #[must_use]
     pub fn distribution(&self) -> Option<Distribution> {
         let at = |quantile: f64| self.0.value_at_quantile(quantile).min(self.0.max()) as f64 / 1e3;

@@ -1,24 +1,24 @@
-//! Benchmarks of a Tidegate server, or of another that does the same work.
+//! Benchmarks of a Tidegate server, or of another server that does the same work.
 //!
-//! # What is measured, and how
+//! # Measurements
 //!
-//! * **Processor time of the server** is read from the kernel for its process, at the begin and the end of
-//!   the measured window, and divided by what was delivered in it: see [`usage`].
-//! * **Latency** is measured from the moment for which an event was due, on one clock: an event carries it in
-//!   its payload. A publisher that is held up does not hide that.
-//! * **Accounting**: every stream verifies that its indexes have no hole, and must in the end have got, or have
-//!   been told that it missed, all that matches it. A run that loses an event fails, and reports no figure.
-//! * **The benchmark itself** is lean, and says what share of its cores it took. Above 85 % it is likely to
-//!   be what was measured, and warns.
+//! * **Processor time of the server** is read from the kernel for the server's process, at the beginning and the
+//!   end of the measured window, and divided by the deliveries in it: see [`usage`].
+//! * **Latency** is measured from the moment an event was due, which the event carries in its payload, on one clock.
+//!   A publisher that is late therefore cannot hide its lateness (no coordinated omission).
+//! * **Accounting**: every stream verifies that its indexes have no hole. At the end, each must have received every
+//!   event that matches it, or a gap that counts it. A run that loses an event fails, and reports no figure.
+//! * **The benchmark itself** is lean, and reports the share of its cores that it used. Above 85 % the benchmark is
+//!   probably the bottleneck, and the report warns.
 //!
 //! # Map
 //!
 //! [`Setup`] finds or starts the server. [`Fanout`], [`Ingest`], [`Churn`] and [`Idle`] are the benchmarks.
-//! [`Load`] is the engine below the first two; it drives whatever is a [`target::Target`].
+//! [`Load`] is the engine below the first two; it drives any [`target::Target`].
 //!
-//! # Not everywhere
+//! # Platforms
 //!
-//! All of this reads `/proc` and holds threads to cores, so it exists on Linux only.
+//! The crate reads `/proc` and sets the affinity of threads, so it is empty except on Linux.
 #![cfg(target_os = "linux")]
 
 mod churn;

@@ -1,4 +1,4 @@
-//! What a figure was measured on.
+//! The machine of a measurement.
 
 use std::fs;
 
@@ -6,23 +6,23 @@ use serde::Serialize;
 
 use crate::Cores;
 
-/// The machine.
+/// The machine of a measurement, as the kernel describes it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
-    /// As the processor calls itself.
+    /// The processor's own name for its model.
     pub cpu: String,
-    /// Cores that are online, as the kernel writes them.
+    /// Cores that are online, in the kernel's notation: `0-3`.
     pub cores: String,
-    /// Name and release.
+    /// Name and release of the kernel.
     pub kernel: String,
     /// Bytes of memory.
     pub memory_bytes: u64,
-    /// Processes that wanted to run, on average over the last minute, before the benchmark.
+    /// The load average over the minute before the benchmark.
     pub load_average: f64,
 }
 
 impl Machine {
-    /// The machine this runs on. What it does not tell is `unknown` or 0.
+    /// Describes the machine of this process. A value that the kernel does not give is `unknown` or 0.
     #[must_use]
     pub fn this() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -40,7 +40,7 @@ impl Machine {
         }
     }
 
-    /// How many cores are online.
+    /// Returns the number of cores that are online; 1 if it is unknown.
     #[must_use]
     pub fn core_count(&self) -> usize {
         self.cores.parse().map_or(1, |cores: Cores| cores.count())

@@ -1,13 +1,13 @@
-//! What a benchmark writes into the payload of an event: when it was meant to be sent, and its number.
+//! The head of a benchmark's payload: the time at which the event was due, and its number.
 
-/// Bytes that are written; the rest of a payload is zeros.
+/// Size of the head in bytes. The rest of a payload is zeros.
 pub const HEAD: usize = 16;
 
-/// The begin of a payload.
+/// The head of a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// The moment for which the event was due, on the [`Clock`](crate::Clock) of the run. A publisher that is
-    /// late does not move it, so what its lateness costs counts as latency.
+    /// The time at which the event was due, on the [`Clock`](crate::Clock) of the run, in nanoseconds. A late publisher
+    /// does not change it, so that its lateness counts as latency.
     pub due: u64,
     /// The number of the event among those of its publisher, from 0.
     pub number: u64,
@@ -16,7 +16,7 @@ pub struct Head {
 // ===== impl Head =====
 
 impl Head {
-    /// The bytes to begin a payload with.
+    /// Encodes the head.
     #[must_use]
     pub fn to_bytes(self) -> [u8; HEAD] {
         let mut bytes = [0; HEAD];
@@ -25,7 +25,7 @@ impl Head {
         bytes
     }
 
-    /// Reads the begin of a payload. `None` if it is shorter than that.
+    /// Decodes the head of `payload`. `None` if the payload is shorter than [`HEAD`].
     #[must_use]
     pub fn of(payload: &[u8]) -> Option<Self> {
         let (due, rest) = payload.split_first_chunk()?;

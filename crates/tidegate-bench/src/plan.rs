@@ -1,13 +1,13 @@
-//! Who subscribes to what, and how many events each must see.
+//! The plan of a run: topics, the filters of each stream, and how many events each stream must get.
 //!
-//! Events go to the topics of a plan in turn, so from the number of events published follows, for every
-//! stream, the number that match it. That is what makes losses visible.
+//! Events go to the topics of a plan in turn. The number of events published therefore determines, for every stream,
+//! how many match it, and a loss shows as a difference.
 
 use serde::Serialize;
 
 use crate::Error;
 
-/// What filters the streams have.
+/// The filters of the streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Shape {
@@ -30,7 +30,7 @@ pub struct Plan {
     streams: Vec<StreamPlan>,
 }
 
-/// What one stream subscribes to.
+/// The subscription of one stream.
 #[derive(Debug, Clone)]
 pub struct StreamPlan {
     /// Its number, from 0.
@@ -40,26 +40,26 @@ pub struct StreamPlan {
     matches: Matches,
 }
 
-/// Which topics of the plan a stream sees.
+/// The topics of the plan that match a stream.
 #[derive(Debug, Clone)]
 enum Matches {
     All,
-    /// By number, ascending.
+    /// Topics by number, ascending.
     Some(Vec<usize>),
 }
 
-/// Tokens of the topic in [`Shape::Distinct`]: so many bits are there to tell filters apart.
+/// Tokens of the topic in [`Shape::Distinct`]. Each is a bit that tells filters apart, so there are 2^16 filters.
 const DISTINCT_BITS: usize = 16;
 
 // ===== impl Plan =====
 
 impl Plan {
-    /// For so many streams, with topics below `prefix`. `topics` is of no meaning to the shapes that
-    /// have a number of topics of their own.
+    /// Plans `streams` streams, with topics below `prefix`. [`Shape::Literal`] and [`Shape::Wildcard`] have `topics`
+    /// topics; the other shapes ignore the number.
     ///
     /// # Errors
     ///
-    /// When the numbers are not possible.
+    /// [`Error::Invalid`] if `topics` is 0, or there are more than 65,536 streams of [`Shape::Distinct`].
     pub fn new(shape: Shape, streams: usize, topics: usize, prefix: &str) -> Result<Self, Error> {
         if topics == 0 {
             return Err(Error::Invalid("--topics must be at least 1".into()));
@@ -73,9 +73,9 @@ impl Plan {
             Shape::Distinct => vec![format!("{prefix}{}", ".x".repeat(DISTINCT_BITS))],
         };
         if shape == Shape::Distinct && streams > 1 << DISTINCT_BITS {
-            let most = 1 << DISTINCT_BITS;
+            let max = 1 << DISTINCT_BITS;
             return Err(Error::Invalid(format!(
-                "--filter distinct allows at most {most} subscribers"
+                "--filter distinct allows at most {max} subscribers"
             )));
         }
         let stream = |number: usize| {
@@ -105,13 +105,13 @@ impl Plan {
         })
     }
 
-    /// The topics. The event with number `n` goes to the one with number `n` modulo their count.
+    /// Returns the topics. The event with number `n` goes to the topic with number `n` modulo their count.
     #[must_use]
     pub fn topics(&self) -> &[String] {
         &self.topics
     }
 
-    /// The streams.
+    /// Returns the streams.
     #[must_use]
     pub fn streams(&self) -> &[StreamPlan] {
         &self.streams
@@ -119,7 +119,7 @@ impl Plan {
 }
 
 impl StreamPlan {
-    /// How many of the first `published` events match, when they go to `topics` topics in turn.
+    /// Returns how many of the first `published` events match, when they go to `topics` topics in turn.
     #[must_use]
     pub fn matching(&self, published: u64, topics: usize) -> u64 {
         match &self.matches {
@@ -134,7 +134,7 @@ impl StreamPlan {
     }
 }
 
-/// A wildcard for each bit that is set in `number`.
+/// Returns a filter with a wildcard for each bit that is set in `number`.
 fn distinct_filter(prefix: &str, number: usize) -> String {
     let mut filter = prefix.to_owned();
     for bit in 0..DISTINCT_BITS {

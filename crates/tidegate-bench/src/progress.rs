@@ -1,4 +1,4 @@
-//! A line that says what goes on, for somebody who watches.
+//! A progress line on the terminal.
 
 use std::{
     io::{IsTerminal as _, stderr},
@@ -7,17 +7,17 @@ use std::{
 
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-/// The line, on standard error. Nothing is written where nobody watches.
+/// The progress line, on standard error. Writes nothing where that is no terminal.
 #[derive(Debug)]
 pub struct Progress(ProgressBar);
 
 // ===== impl Progress =====
 
 impl Progress {
-    /// How often it is renewed.
+    /// The time between two updates of the line.
     pub(crate) const INTERVAL: Duration = Duration::from_millis(200);
 
-    /// Visible if standard error is a terminal.
+    /// Returns a line that is visible if standard error is a terminal.
     ///
     /// # Panics
     ///
@@ -31,26 +31,26 @@ impl Progress {
         Self(ProgressBar::new_spinner().with_style(style.expect("a valid template")))
     }
 
-    /// Never visible.
+    /// Returns a line that is never visible.
     #[must_use]
     pub fn hidden() -> Self {
         Self(ProgressBar::hidden())
     }
 
-    /// Whether somebody watches.
+    /// Whether the line is visible.
     #[must_use]
     pub fn is_visible(&self) -> bool {
         !self.0.is_hidden()
     }
 
-    /// Says what goes on now.
+    /// Shows the name of the phase that begins.
     pub fn phase(&self, name: &str) {
         self.0.set_prefix(name.to_owned());
         self.0.set_message("");
         self.0.tick();
     }
 
-    /// Says how fast it goes.
+    /// Shows the rate of deliveries and the count of events missed.
     pub(crate) fn rate(&self, delivered: u64, elapsed: Duration, missed: u64) {
         let rate = delivered as f64 / elapsed.as_secs_f64().max(0.001);
         self.0.set_message(format!(
@@ -61,13 +61,13 @@ impl Progress {
         self.0.tick();
     }
 
-    /// Says a count.
+    /// Shows a count.
     pub(crate) fn count(&self, count: u64, of: &str) {
         self.0.set_message(format!("{} {of}", HumanCount(count)));
         self.0.tick();
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub fn clear(&self) {
         self.0.finish_and_clear();
     }

@@ -1,10 +1,10 @@
-//! A thread that publishes.
+//! The threads that publish.
 //!
 //! # Pace
 //!
-//! At a rate, the moment for which each event is due is fixed before the first is sent. A publisher that
-//! was held up sends what is due at once, and the events keep their due time: latency is measured from when
-//! an event should have been sent (no coordinated omission). Flat out, an event is due when it is sent.
+//! At a rate, the due time of each event is fixed before the first is sent. A late publisher sends every due event at
+//! once, and the events keep their due times: latency is measured from the moment an event should have been sent (no
+//! coordinated omission). Flat out, an event is due when it is sent.
 
 use std::{
     sync::{
@@ -28,59 +28,59 @@ use crate::{
 /// How fast events are published.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pace {
-    /// So many events a second, all publishers together.
+    /// Events per second, over all publishers.
     Rate(f64),
-    /// As fast as it goes.
+    /// As fast as the server and the gate allow.
     FlatOut,
 }
 
-/// What is published.
+/// The events to publish, and their pace.
 #[derive(Debug, Clone)]
 pub(crate) struct Work {
     pub(crate) topics: Arc<[String]>,
     pub(crate) payload_bytes: usize,
     pub(crate) batch: usize,
     pub(crate) pace: Pace,
-    /// How many publishers share the rate.
+    /// Number of publishers that share the rate.
     pub(crate) publishers: usize,
 }
 
-/// When publishing begins and ends, on the clock of the run.
+/// The times at which publishing begins and ends, on the clock of the run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Schedule {
     pub(crate) begin: u64,
     pub(crate) end: u64,
 }
 
-/// What a thread tells.
+/// A message from a publisher thread.
 #[derive(Debug)]
 pub(crate) enum Message {
     Connected,
     Ended(Result<Accepted, Error>),
 }
 
-/// A thread with one publisher.
+/// The assignment of a thread with one publisher.
 #[derive(Debug)]
 pub(crate) struct Assignment<T> {
     pub(crate) target: T,
     pub(crate) work: Work,
     pub(crate) shared: Arc<RunShared>,
-    /// How many events it has sent.
+    /// Number of events that it has sent.
     pub(crate) published: Arc<AtomicU64>,
     /// Closed when the run is given up.
     pub(crate) schedule: watch::Receiver<Option<Schedule>>,
     pub(crate) messages: mpsc::Sender<Message>,
 }
 
-/// When events are due.
+/// The due times of events.
 #[derive(Debug)]
 struct DueTimes {
     schedule: Schedule,
     /// Nanoseconds between two events. `None` flat out.
     interval: Option<f64>,
-    /// How many events there are in all. `None` flat out.
+    /// Number of events in all. `None` flat out.
     total: Option<u64>,
-    /// The last moment that was asked about, flat out.
+    /// The time of the last call of [`ready`](Self::ready), which is the due time flat out.
     now: u64,
 }
 
@@ -90,7 +90,7 @@ impl<T: Target> Assignment<T> {
         spawn("publisher", move || {
             let messages = self.messages.clone();
             let outcome = run_local(self.run());
-            // Nobody listens when the run has failed already.
+            // When the run has failed already, nobody receives this.
             let _ = messages.blocking_send(Message::Ended(outcome));
         })
     }
@@ -170,7 +170,7 @@ impl DueTimes {
         }
     }
 
-    /// When the event with this number is due.
+    /// Returns the time at which the event with this number is due.
     fn of(&self, number: u64) -> u64 {
         match self.interval {
             Some(interval) => self.schedule.begin + (number as f64 * interval) as u64,
@@ -178,8 +178,8 @@ impl DueTimes {
         }
     }
 
-    /// How many events, from this one on, are due at `now`. At least one unless all have been: one waits
-    /// for the event before asking.
+    /// Returns how many events, from number `next` on, are due at `now`: at least one, unless all have been sent. Call
+    /// it once the event with number `next` is due.
     fn ready(&mut self, next: u64, now: u64) -> u64 {
         self.now = now;
         match (self.interval, self.total) {
@@ -194,7 +194,7 @@ impl DueTimes {
     }
 }
 
-/// A schedule that begins now.
+/// Returns a schedule that begins at `now`.
 pub(crate) fn schedule(now: u64, warm_up: Duration, duration: Duration) -> Schedule {
     Schedule {
         begin: now,

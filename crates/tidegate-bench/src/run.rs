@@ -3,10 +3,10 @@
 //! # Phases
 //!
 //! 1. *Opening*: the subscriber threads open all connections and subscriptions.
-//! 2. *Warm-up*: publishers publish, nothing is counted.
-//! 3. *Window*: begins and ends with a reading of the counters and of what the processes have used.
-//! 4. *Settling*: the publishers have ended, and every stream must get, or be told that it missed, all that
-//!    matches it. If one does not, the run fails: its figures would be those of a server that loses events.
+//! 2. *Warm-up*: the publishers publish, and nothing is counted.
+//! 3. *Window*: begins and ends with a reading of the counters, and of the processor time of both processes.
+//! 4. *Settling*: the publishers have ended, and every stream must get every event that matches it, or a gap that
+//!    counts it. If one does not, the run fails: its figures would be those of a server that loses events.
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
@@ -32,38 +32,38 @@ use crate::{
     workers::{Snapshot, Totals, Workers},
 };
 
-/// What is done to a server.
+/// A load: subscribers and publishers for a server.
 #[derive(Debug)]
 pub struct Load {
-    /// Who subscribes to what.
+    /// The topics, and the subscription of each stream.
     pub plan: Plan,
-    /// Streams on each connection; the last may have fewer.
+    /// Streams per connection; the last connection may have fewer.
     pub streams_per_connection: usize,
-    /// Connections, the first ones, that subscribe and read nothing.
+    /// Connections that subscribe and read nothing. They are the first ones.
     pub stalled_connections: usize,
     /// Connections that publish.
     pub publishers: usize,
-    /// How fast.
+    /// How fast events are published.
     pub pace: Pace,
-    /// Flat out, how many events publishers may be ahead of the slowest subscriber that is not stalled.
-    /// `None`: any number, and subscribers miss what does not fit.
+    /// Flat out, how many events the publisher may be ahead of the slowest subscriber that is not stalled. `None`: no
+    /// limit, and subscribers lose events that exceed their backlog.
     pub ahead: Option<u64>,
-    /// Events in one request, at most.
+    /// The most events in one request.
     pub batch: usize,
-    /// Bytes of each payload.
+    /// Size of each payload in bytes.
     pub payload_bytes: usize,
     /// How long to publish before the window.
     pub warm_up: Duration,
-    /// How long the window is.
+    /// Length of the window.
     pub duration: Duration,
     /// Threads that hold subscribers.
     pub threads: usize,
 }
 
-/// What was measured.
+/// The measurements of a run.
 #[derive(Debug)]
 pub struct Measured {
-    /// Length of the window.
+    /// Length of the window, in seconds.
     pub seconds: f64,
     /// Events published within the window.
     pub published: u64,
@@ -71,29 +71,30 @@ pub struct Measured {
     pub delivered: u64,
     /// Events counted as missing within the window.
     pub missed: u64,
-    /// Of the server in the window, if its process is known.
+    /// Processor time of the server in the window, if its process is known.
     pub server_cpu: Option<CpuSpent>,
-    /// Of the benchmark in the window.
+    /// Processor time of the benchmark in the window.
     pub client_cpu: CpuSpent,
-    /// Of events due within the window.
+    /// Latencies of the events that were due within the window.
     pub latencies: Latencies,
-    /// Resident memory of the server before the first connection, with all subscribed, and at the end of the
-    /// window, if its process is known.
+    /// Resident memory of the server in bytes, if its process is known: before the first connection, with all
+    /// subscribed, and at the end of the window.
     pub resident: Option<[u64; 3]>,
-    /// From sending a request to its answer, of those sent within the window.
+    /// Times from sending a request to its answer, of the requests sent within the window.
     pub answers: Latencies,
-    /// All of the run, with warm-up and settling.
+    /// Counts of the whole run, warm-up and settling included.
     pub totals: Totals,
 }
 
 // ===== impl Load =====
 
 impl Load {
-    /// Does it, and measures.
+    /// Puts the load on `server`, and measures.
     ///
     /// # Errors
     ///
-    /// When a connection fails, a stream ends, the server breaks the protocol, or events are lost.
+    /// [`Error::Lost`] if events are lost, [`Error::Violation`] if the server breaks the protocol, and any other if a
+    /// connection fails or a stream ends.
     pub async fn run<T: Target>(
         self,
         target: &T,
@@ -196,7 +197,7 @@ impl Load {
         groups.enumerate().map(plan).collect()
     }
 
-    /// Deals the connections out to threads, one after the other, so that each gets its share of the
+    /// Starts the subscriber threads. Connections go to the threads in turn, so that each thread has its share of the
     /// stalled ones.
     fn start_subscribers<T: Target>(
         &self,

@@ -1,4 +1,4 @@
-//! The server under load: one that runs already, or a child of the benchmark.
+//! The server under load: one that is running already, or a child process of the benchmark.
 
 use std::{
     ffi::OsString,
@@ -24,46 +24,46 @@ use crate::{
     usage,
 };
 
-/// How long a server has to say where it listens, or to answer there.
+/// How long a server may take to announce its address, or to accept a connection there.
 const STARTUP: Duration = Duration::from_secs(10);
 
-/// How a program is started that serves.
+/// A program that serves, and how to start it.
 #[derive(Debug, Clone)]
 pub struct Launch {
-    /// The program.
+    /// The path of the program.
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
-    /// Where it will listen. `None`: it says so in its first line, `listening on ADDRESS`.
+    /// The address that it will listen on. `None`: it announces it in its first line, `listening on ADDRESS`.
     address: Option<SocketAddr>,
-    /// The cores it is held to. `None`: those of the benchmark.
+    /// The cores that it is held to. `None`: those of the benchmark.
     pub cores: Option<Cores>,
-    /// What its arguments name, if it speaks TLS.
+    /// The certificate that its arguments name, if it speaks TLS.
     certificate: Option<Arc<MadeCertificate>>,
 }
 
-/// A server that is under load.
+/// A server under load.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    /// As in `Host`.
+    /// Host and port, as in the header `Host`.
     authority: String,
-    /// What each call shows of who makes it.
+    /// The header `authorization` of each call.
     authorization: Option<HeaderValue>,
-    /// How to speak TLS with it, if it does.
+    /// The connector for TLS, if it speaks TLS.
     tls: Option<Tls>,
-    /// What it reads its certificate from, if that was made for it.
+    /// The files of its certificate, if that was made for it. They live as long as the server.
     _certificate: Option<Arc<MadeCertificate>>,
-    /// Its process, if known.
+    /// Its process id, if known.
     pid: Option<u32>,
-    /// Killed when this is dropped. Its output is kept open, or it would fail to write.
+    /// The child, which is killed on drop, and its output, which stays open so that the child can write to it.
     child: Option<(Child, Option<BufReader<ChildStdout>>)>,
 }
 
 // ===== impl Launch =====
 
 impl Launch {
-    /// A program that says where it listens.
+    /// Describes a program that announces its address in its first line.
     pub fn new<A: Into<OsString>>(
         program: impl Into<PathBuf>,
         arguments: impl IntoIterator<Item = A>,
@@ -77,19 +77,18 @@ impl Launch {
         }
     }
 
-    /// One that does not say where it listens.
+    /// Sets the address, for a program that does not announce it.
     #[must_use]
     pub const fn listening_at(mut self, address: SocketAddr) -> Self {
         self.address = Some(address);
         self
     }
 
-    /// Makes a certificate for it, which the options `certificate` and `key` name the files of. It is to listen
-    /// on 127.0.0.1.
+    /// Makes a certificate for 127.0.0.1, and passes its files to the program by the options `certificate` and `key`.
     ///
     /// # Errors
     ///
-    /// When the files cannot be written.
+    /// [`Error::System`] if the files cannot be written.
     pub fn with_tls(mut self, certificate: &str, key: &str) -> Result<Self, Error> {
         let made = MadeCertificate::new("127.0.0.1")?;
         let files = [(certificate, made.certificate()), (key, made.key())];
@@ -100,11 +99,11 @@ impl Launch {
         Ok(self)
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts the program and waits, for at most 10 s, until it listens.
     ///
     /// # Errors
     ///
-    /// When it does not start, ends, or does not listen in time.
+    /// [`Error::Start`] if it does not start, ends, or does not listen in time.
     pub async fn start(&self) -> Result<Server, Error> {
         allow_many_connections();
         let mut command = Command::new(&self.program);
@@ -126,7 +125,7 @@ impl Launch {
         let address = match (self.address, &mut output) {
             (Some(address), _) => self.wait_for(&mut child, address).await?,
             (None, Some(output)) => self.announced(output).await?,
-            (None, None) => return Err(self.failed("its output is lost")),
+            (None, None) => return Err(self.failed("its output cannot be read")),
         };
         let trusted = |made: &Arc<MadeCertificate>| {
             Tls::new(
@@ -149,7 +148,7 @@ impl Launch {
         let mut line = String::new();
         let read = timeout(STARTUP, output.read_line(&mut line)).await;
         match read {
-            Err(_) => return Err(self.failed("it does not say where it listens")),
+            Err(_) => return Err(self.failed("it has not announced its address after 10 s")),
             Ok(Err(error)) => return Err(self.failed(error.to_string())),
             Ok(Ok(0)) => return Err(self.failed("it ended at once; its messages are above")),
             Ok(Ok(_)) => {}
@@ -159,12 +158,12 @@ impl Launch {
             .and_then(|address| address.parse().ok())
             .ok_or_else(|| {
                 self.failed(format!(
-                    "its first line was to be `listening on ADDRESS`, and is {line:?}"
+                    "its first line must be `listening on ADDRESS`, but is {line:?}"
                 ))
             })
     }
 
-    /// Waits until somebody listens at `address`, for servers that do not tell.
+    /// Waits until `address` accepts connections, for servers that do not announce it.
     async fn wait_for(&self, child: &mut Child, address: SocketAddr) -> Result<SocketAddr, Error> {
         let connects = async {
             while TcpStream::connect(address).await.is_err() {
@@ -177,7 +176,7 @@ impl Launch {
                 Ok(status) => Err(self.failed(format!("it ended at once, {status}"))),
                 Err(error) => Err(self.failed(error.to_string())),
             },
-            () = tokio::time::sleep(STARTUP) => Err(self.failed(format!("it does not listen at {address}"))),
+            () = tokio::time::sleep(STARTUP) => Err(self.failed(format!("it does not listen on {address} after 10 s"))),
         }
     }
 
@@ -192,12 +191,12 @@ impl Launch {
 // ===== impl Server =====
 
 impl Server {
-    /// One that runs already. Without `pid`, what it uses is not known.
+    /// Finds a running server. Without `pid`, its processor time and memory are unknown.
     ///
     /// # Errors
     ///
-    /// When the URL is not understood or its host not found, there is no such process, or the credentials cannot
-    /// be used.
+    /// [`Error::Invalid`] if the URL is malformed or there is no such process, [`Error::Connect`] if the host is
+    /// unknown, and [`Error::Credentials`] if the credentials cannot be used.
     pub async fn running(
         url: &str,
         pid: Option<u32>,
@@ -209,7 +208,7 @@ impl Server {
             && !Path::new(&format!("/proc/{pid}")).exists()
         {
             return Err(Error::Invalid(format!(
-                "there is no process {pid} on this machine; `pgrep tidegate` finds a server's"
+                "there is no process {pid} on this machine; `pgrep tidegate` prints the id of a server"
             )));
         }
         let connect = |reason: String| Error::Connect {
@@ -232,91 +231,89 @@ impl Server {
         })
     }
 
-    /// What each call shows of who makes it.
+    /// Returns the header `authorization` of each call.
     pub(crate) const fn authorization(&self) -> Option<&HeaderValue> {
         self.authorization.as_ref()
     }
 
-    /// How to speak TLS with it, if it does.
+    /// Returns the connector for TLS, if the server speaks TLS.
     pub(crate) const fn tls(&self) -> Option<&Tls> {
         self.tls.as_ref()
     }
 
-    /// Where it listens.
+    /// Returns the address that the server listens on.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its name, and the port.
+    /// Returns host and port of the server, as in the header `Host`.
     #[must_use]
     pub fn authority(&self) -> &str {
         &self.authority
     }
 
-    /// Its process, if known.
+    /// Returns its process id, if known.
     #[must_use]
     pub const fn pid(&self) -> Option<u32> {
         self.pid
     }
 
-    /// Whether the benchmark started it.
+    /// Whether the benchmark started the server.
     #[must_use]
     pub const fn is_child(&self) -> bool {
         self.child.is_some()
     }
 
-    /// The cores it may use, if its process is known.
+    /// Returns the cores that the server may use, if its process is known.
     #[must_use]
     pub fn cores(&self) -> Option<Cores> {
         usage::allowed_cores(self.pid?)
     }
 
-    /// The processor time it has used, if its process is known.
+    /// Returns the processor time that the server has used, if its process is known.
     ///
     /// # Errors
     ///
-    /// When the process has ended.
+    /// [`Error::System`] if the process has ended.
     pub fn cpu_time(&self) -> Result<Option<usage::CpuTime>, Error> {
         self.pid.map(usage::CpuTime::of).transpose()
     }
 
-    /// Its resident memory in bytes, if its process is known.
+    /// Returns its resident memory in bytes, if its process is known.
     ///
     /// # Errors
     ///
-    /// When the process has ended.
+    /// [`Error::System`] if the process has ended.
     pub fn resident_bytes(&self) -> Result<Option<u64>, Error> {
         self.pid.map(usage::resident_bytes).transpose()
     }
 
-    /// Ends a child, and waits until it has; leaves another server alone.
+    /// Kills a child, and waits until it has ended; leaves any other server running.
     pub async fn stop(mut self) {
         if let Some((child, _)) = &mut self.child {
-            // It may have ended by itself.
+            // This fails if the child has ended by itself.
             let _ = child.kill().await;
         }
     }
 }
 
-/// The value of the header `authorization` for a token.
+/// Returns the value of the header `authorization` for a token.
 fn bearer(token: &str) -> Result<HeaderValue, Error> {
     let is_token = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
     let value = is_token.then(|| HeaderValue::try_from(format!("Bearer {token}")).ok());
     let mut value = value.flatten().ok_or_else(|| {
-        Error::credentials(
-            "a token is printable ASCII without white space, and not empty; this one is not",
-        )
+        Error::credentials("the token must be printable ASCII without white space, and not empty")
     })?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-/// `host:port` of a URL, and whether it speaks TLS.
+/// Returns `host:port` of a URL, and whether it is one for TLS.
 fn authority(url: &str) -> Result<(Authority, bool), Error> {
     let invalid = || {
         Error::Invalid(format!(
-            "{url:?} is no server; write it as http://HOST:PORT or https://HOST:PORT"
+            "{url:?} is not the URL of a server; write it as http://HOST:PORT or https://HOST:PORT"
         ))
     };
     let (rest, is_tls) = match url.split_once("://") {
@@ -335,14 +332,14 @@ fn authority(url: &str) -> Result<(Authority, bool), Error> {
     Ok((authority, is_tls))
 }
 
-/// Raises the number of descriptors this process, and what it starts, may have open to what is allowed.
+/// Raises the limit on open files of this process, and of its children, to the maximum that the system allows.
 fn allow_many_connections() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    // Where that is refused, opening the connection that is too many says so.
+    // If the system refuses, the first connection beyond the limit fails with an error that says so.
     let _ = setrlimit(Resource::Nofile, raised);
 }
 

@@ -1,36 +1,36 @@
-//! What every benchmark begins with: cores, and a server.
+//! The begin of every benchmark: cores, and a server.
 
 use serde::Serialize;
 
 use crate::{Cores, Credentials, Error, Launch, Machine, Server, usage::CpuSpent};
 
-/// A share of its cores above which the benchmark is likely to hold the server up.
+/// The share of its cores above which the benchmark is probably the bottleneck. A chosen margin, not a measurement.
 const BUSY: f64 = 0.85;
 
-/// Which server is measured, and from which cores.
+/// The server to measure, and the cores to measure it from.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// The server.
+    /// The server to measure.
     pub server: ServerChoice,
     /// The cores that the benchmark is held to. `None`: all.
     pub client_cores: Option<Cores>,
-    /// Threads that hold subscribers. `None`: one for each core of the benchmark, or for half of them if
-    /// the server may use the same.
+    /// Threads that hold connections. `None`: one per core of the benchmark, or one per two cores if the server may use
+    /// the same ones.
     pub threads: Option<usize>,
 }
 
-/// Which server is measured.
+/// The server to measure.
 #[derive(Debug, Clone)]
 pub enum ServerChoice {
-    /// One that the benchmark starts, and ends.
+    /// A child process, which the benchmark starts and ends.
     Child(Launch),
-    /// One that runs.
+    /// A server that is running already.
     Running {
-        /// Where.
+        /// Its URL.
         url: String,
-        /// Its process on this machine. Without it nothing is known of processor time and memory.
+        /// Its process id on this machine. Without it, processor time and memory are unknown.
         pid: Option<u32>,
-        /// What it is shown.
+        /// The credentials to send.
         credentials: Credentials,
     },
 }
@@ -42,20 +42,20 @@ pub struct Session {
     pub(crate) environment: Environment,
 }
 
-/// Under what conditions a figure came to be.
+/// The conditions of a measurement.
 #[derive(Debug, Clone, Serialize)]
 pub struct Environment {
-    /// Of the benchmark; and of the server, if it is its child.
+    /// Version of the benchmark, and of the server if that is its child.
     pub version: &'static str,
-    /// When it began, in seconds since 1970.
+    /// Time at which the benchmark began, in seconds since 1970 (UTC).
     pub unix_time: u64,
     /// The machine of the benchmark.
     pub machine: Machine,
-    /// Where the server listens.
+    /// Host and port of the server.
     pub server: String,
     /// Whether the benchmark started the server.
     pub server_is_child: bool,
-    /// Whether it was spoken to by TLS.
+    /// Whether the connections used TLS.
     pub tls: bool,
     /// Cores of the server, if its process is known.
     pub server_cores: Option<Cores>,
@@ -65,23 +65,23 @@ pub struct Environment {
     pub client_threads: usize,
 }
 
-/// What the benchmark itself took.
+/// The processor time of the benchmark itself.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct ClientShare {
-    /// Of its cores, from 0 to 1.
+    /// Share of its cores that it used, from 0 to 1.
     pub cpu_share: f64,
-    /// Whether it is likely to have held the server up.
+    /// Whether it used more than 85 % of its cores, and so is probably the bottleneck.
     pub is_bottleneck: bool,
 }
 
 // ===== impl Setup =====
 
 impl Setup {
-    /// Holds this process to its cores and finds or starts the server.
+    /// Finds or starts the server, and holds this process to its cores.
     ///
     /// # Errors
     ///
-    /// When a core may not be used, or the server cannot be started or found.
+    /// [`Error::Invalid`] if the cores may not be used, and as for [`Launch::start`] and [`Server::running`].
     pub async fn begin(&self) -> Result<Session, Error> {
         let machine = Machine::this();
         let server = match &self.server {
@@ -121,26 +121,26 @@ impl Setup {
 // ===== impl Session =====
 
 impl Session {
-    /// The server.
+    /// Returns the server.
     #[must_use]
     pub const fn server(&self) -> &Server {
         &self.server
     }
 
-    /// The conditions.
+    /// Returns the conditions.
     #[must_use]
     pub const fn environment(&self) -> &Environment {
         &self.environment
     }
 
-    /// Ends the server, if it is a child.
+    /// Ends the server, if it is a child of the benchmark.
     pub async fn end(self) {
         self.server.stop().await;
     }
 }
 
 impl Environment {
-    /// What the benchmark took of its cores.
+    /// Returns the share of its cores that the benchmark used, given its processor time within `seconds`.
     #[must_use]
     pub fn client_share(&self, spent: CpuSpent, seconds: f64) -> ClientShare {
         let cpu_share = spent.seconds() / seconds / self.client_cores.count() as f64;

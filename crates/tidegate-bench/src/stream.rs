@@ -2,10 +2,10 @@
 //!
 //! # Accounting
 //!
-//! A stream is *settled* up to the number of events that were delivered to it or counted as missing. What
-//! arrives must follow without a hole: [`Stream::deliver`] and [`Stream::miss`] compare the index that the
-//! server names, [`Stream::deliver_numbered`] the numbers in the payloads. When the publishers have ended, a
-//! stream must settle at exactly the number of events that match it, no less and no more.
+//! A stream is *settled* up to the number of events that were delivered to it or counted as missing. Each arrival
+//! must continue without a hole: [`Stream::deliver`] and [`Stream::miss`] compare the server's index with the settled
+//! count, [`Stream::deliver_numbered`] the numbers in the payloads. When the publishers have ended, a stream must
+//! settle at exactly the number of events that match it, no less and no more.
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use crate::{Clock, Error, Latencies, clock::Window, gate::Gate, payload::Head, plan::StreamPlan};
 
-/// Running counts of one thread, for others to look at.
+/// Running counts of one thread, which the thread of the run reads.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     /// Events delivered.
@@ -29,41 +29,41 @@ pub(crate) struct Meter {
     pub(crate) missed: AtomicU64,
 }
 
-/// How many of the events in a batch have their latency measured.
+/// The events whose latency is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sampling {
-    /// Every one.
+    /// Every event.
     Each,
-    /// The first of those that arrive together, which has waited longest.
+    /// The first of the events that arrive together, which has waited longest.
     FirstOfBatch,
 }
 
-/// What all streams of all threads share.
+/// State shared by the streams of all threads of a run.
 #[derive(Debug)]
 pub(crate) struct RunShared {
     /// The clock of the run.
     pub(crate) clock: Clock,
-    /// What is measured.
+    /// The measured window.
     pub(crate) window: Window,
-    /// What holds the publisher to the pace of the slowest, if anything does.
+    /// The gate that holds the publisher to the pace of the slowest subscriber, if there is one.
     pub(crate) gate: Option<Gate>,
-    /// What is sampled.
+    /// The events whose latency is measured.
     pub(crate) sampling: Sampling,
-    /// How many topics there are.
+    /// Number of topics.
     pub(crate) topics: usize,
 }
 
-/// What the streams of one thread share.
+/// State shared by the streams of one thread.
 #[derive(Debug)]
 pub(crate) struct ThreadShared {
     pub(crate) shared: Arc<RunShared>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) latencies: RefCell<Latencies>,
-    /// Streams that have still something to settle, once the goal is known.
+    /// Streams that have not reached their goal, once the goals are known.
     pub(crate) unsettled: Cell<usize>,
-    /// The first failure.
+    /// The first failure, until it is taken.
     failure: RefCell<Option<Error>>,
-    /// Notified when nothing is unsettled any more, and on failure.
+    /// Notified when no stream is unsettled any more, and on failure.
     pub(crate) changed: Notify,
 }
 
@@ -72,19 +72,19 @@ pub(crate) struct ThreadShared {
 pub struct Stream {
     thread: Rc<ThreadShared>,
     plan: StreamPlan,
-    /// Whether it is to read nothing.
+    /// Whether the stream stops reading once it has begun.
     stalled: bool,
-    /// The index that the server calls the first, in the way of [`Stream::begin`].
+    /// The index of the first event to come, as the server stated it.
     origin: Cell<u64>,
     /// Events delivered or counted as missing.
     settled: Cell<u64>,
     missed: Cell<u64>,
-    /// Where it must settle, once that is known.
+    /// The count at which it must settle, once the publishers have ended.
     goal: Cell<Option<u64>>,
-    /// The step of the gate it is in, and where that ends.
+    /// The step of the gate that the stream is in, and the settled count at which that step ends.
     step: Cell<u64>,
     step_end: Cell<u64>,
-    /// How much of a step matches.
+    /// Events of a step that match the stream. 0 without a gate.
     step_share: u64,
 }
 
@@ -102,7 +102,7 @@ impl ThreadShared {
         }
     }
 
-    /// What went wrong first, if anything did since it was last asked.
+    /// Takes the first failure since the last call, if there was one.
     pub(crate) fn take_failure(&self) -> Option<Error> {
         self.failure.take()
     }
@@ -132,28 +132,28 @@ impl Stream {
         }
     }
 
-    /// What it subscribes to.
+    /// Returns the filters to subscribe with.
     #[must_use]
     pub fn filters(&self) -> &[String] {
         &self.plan.filters
     }
 
-    /// Its number among all streams.
+    /// Returns its number among all streams, from 0.
     #[must_use]
     pub const fn number(&self) -> usize {
         self.plan.number
     }
 
-    /// The server has confirmed the subscription, and calls the first index to come `origin`.
+    /// Records that the server has confirmed the subscription, with `origin` as the first index to come.
     pub fn begin(&self, origin: u64) {
         self.origin.set(origin);
     }
 
-    /// A batch came, whose first event has this index.
+    /// Records a batch of `count` events, the first of which has the index `first_index`.
     ///
     /// # Errors
     ///
-    /// When that is not the next index.
+    /// [`Error::Violation`] if that is not the next index.
     pub fn deliver<'a>(
         &self,
         first_index: u64,
@@ -166,11 +166,11 @@ impl Stream {
         Ok(())
     }
 
-    /// A gap came, whose first missing event has this index.
+    /// Records a gap of `count` events, the first of which has the index `first_index`. A gap of 0 takes no index.
     ///
     /// # Errors
     ///
-    /// When that is not the next index.
+    /// [`Error::Violation`] if that is not the next index.
     pub fn miss(&self, first_index: u64, count: u64) -> Result<(), Error> {
         if count > 0 {
             self.expect(first_index)?;
@@ -179,12 +179,12 @@ impl Stream {
         Ok(())
     }
 
-    /// Payloads came from a server that has no index. The numbers within tell what is missing. They do only
-    /// with one publisher and one topic.
+    /// Records payloads from a server that has no index. The numbers in their heads reveal missing events, with one
+    /// publisher and one topic only.
     ///
     /// # Errors
     ///
-    /// When an event is none of this benchmark, or came again.
+    /// [`Error::Violation`] if a payload has no head, or an event came again.
     pub fn deliver_numbered<'a>(
         &self,
         payloads: impl Iterator<Item = &'a [u8]>,
@@ -193,11 +193,12 @@ impl Stream {
         let (mut next, mut missed) = (self.settled.get(), 0);
         let mut count = 0;
         for payload in payloads {
-            let head = Head::of(payload)
-                .ok_or_else(|| Error::Violation("an event of somebody else came".into()))?;
+            let head = Head::of(payload).ok_or_else(|| {
+                Error::Violation("an event came that this benchmark did not publish".into())
+            })?;
             missed += head.number.checked_sub(next).ok_or_else(|| {
                 Error::Violation(format!(
-                    "event {} came after {next} were settled",
+                    "event {} came when {next} events were settled already",
                     head.number
                 ))
             })?;
@@ -215,15 +216,16 @@ impl Stream {
         Ok(())
     }
 
-    /// The subscription cannot go on. A stalled one that the server throws out is what was to be seen.
+    /// Records that the subscription cannot go on. That fails the run.
     pub fn fail(&self, error: Error) {
+        // A server may end a subscription that reads nothing; the others are what the run measures.
         if !self.stalled {
             self.thread.failure.borrow_mut().get_or_insert(error);
             self.thread.changed.notify_one();
         }
     }
 
-    /// How many events are settled: delivered or counted as missing.
+    /// Returns the number of events delivered or counted as missing.
     pub(crate) fn settled(&self) -> u64 {
         self.settled.get()
     }
@@ -232,13 +234,13 @@ impl Stream {
         self.missed.get()
     }
 
-    /// How many of the events that the publishers have sent match, by publisher.
+    /// Returns how many events match, given how many each publisher has sent.
     pub(crate) fn matching(&self, published: &[u64]) -> u64 {
         let matching = |&published: &u64| self.plan.matching(published, self.thread.shared.topics);
         published.iter().map(matching).sum()
     }
 
-    /// Says where it must settle. Returns whether it has.
+    /// Sets the count at which the stream must settle. Returns whether it has reached it already.
     pub(crate) fn set_goal(&self, goal: u64) -> bool {
         self.goal.set(Some(goal));
         self.settled.get() >= goal
@@ -250,7 +252,7 @@ impl Stream {
             return Ok(());
         }
         Err(Error::Violation(format!(
-            "stream {} was to go on at index {next}, and went on at {index}",
+            "stream {} was to continue at index {next}, but continued at {index}",
             self.plan.number
         )))
     }
@@ -285,6 +287,8 @@ impl Stream {
         let before = self.settled.get();
         let settled = before + count;
         self.settled.set(settled);
+        // Crossing the goal counts, not being beyond it: a stream that settles too much crosses it once, and the final
+        // verification finds the excess.
         if let Some(goal) = self.goal.get()
             && before < goal
             && settled >= goal
@@ -294,6 +298,7 @@ impl Stream {
                 self.thread.changed.notify_one();
             }
         }
+        // One batch may end several steps, and the gate wants each of them, in order.
         if let Some(gate) = &self.thread.shared.gate {
             while settled >= self.step_end.get() {
                 gate.settled(self.step.replace(self.step.get() + 1));

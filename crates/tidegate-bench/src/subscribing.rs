@@ -1,4 +1,4 @@
-//! A thread that holds connections.
+//! The threads that subscribe.
 
 use std::{
     rc::Rc,
@@ -16,39 +16,39 @@ use crate::{
     thread::{TIMEOUT, run_local, spawn, with_timeout},
 };
 
-/// Connections that are being opened at once, by one thread.
+/// Connections that one thread opens concurrently.
 pub(crate) const OPENING: usize = 32;
 
-/// What one connection has to open.
+/// The streams of one connection.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectionPlan {
     pub(crate) streams: Vec<StreamPlan>,
     pub(crate) stalled: bool,
 }
 
-/// What a thread tells.
+/// A message from a subscriber thread.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// All its connections are open and subscribed.
+    /// All connections of the thread are open and subscribed.
     Ready,
-    /// It has ended; nothing else comes.
+    /// The thread has ended. This is its last message.
     Ended(Result<Outcome, Error>),
 }
 
-/// What a thread has counted.
+/// The counts of a subscriber thread.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) latencies: Latencies,
-    /// Events missed by the stream that missed most.
+    /// Events missing on the stream with the most.
     pub(crate) most_missed: u64,
-    /// Streams that missed any.
+    /// Streams with at least one event missing.
     pub(crate) streams_with_gaps: usize,
 }
 
-/// How many events each publisher has sent, once all have ended.
+/// The number of events that each publisher has sent, once all have ended.
 pub(crate) type Goal = Option<Arc<[u64]>>;
 
-/// What a thread is given.
+/// The assignment of a subscriber thread.
 #[derive(Debug)]
 pub(crate) struct Assignment<T> {
     pub(crate) target: T,
@@ -67,7 +67,7 @@ impl<T: Target> Assignment<T> {
         spawn("subscribers", move || {
             let messages = self.messages.clone();
             let outcome = run_local(self.run());
-            // Nobody listens when the run has failed already.
+            // When the run has failed already, nobody receives this.
             let _ = messages.blocking_send(Message::Ended(outcome));
         })
     }
@@ -104,7 +104,7 @@ impl<T: Target> Assignment<T> {
     }
 }
 
-/// Waits for the first failure.
+/// Waits for the first failure of a stream.
 async fn failed(thread: &ThreadShared) -> Error {
     loop {
         if let Some(error) = thread.take_failure() {
@@ -114,7 +114,7 @@ async fn failed(thread: &ThreadShared) -> Error {
     }
 }
 
-/// Waits until every stream has settled where it must.
+/// Waits until every stream has reached its goal, and verifies that none is beyond it.
 async fn settle(
     thread: &ThreadShared,
     streams: &[Rc<Stream>],
@@ -131,6 +131,7 @@ async fn settle(
     while thread.unsettled.get() > 0 {
         tokio::select! {
             () = thread.changed.notified() => {}
+            // Not a deadline for the whole: a loaded server may take long, as long as something arrives.
             () = tokio::time::sleep(TIMEOUT) => {
                 let now = thread.meter.delivered.load(Relaxed) + thread.meter.missed.load(Relaxed);
                 if now == before {
@@ -153,7 +154,7 @@ fn verify(streams: &[Rc<Stream>], published: &[u64]) -> Result<(), Error> {
         return Ok(());
     };
     Err(Error::Lost(format!(
-        "{} of {} streams are not settled; stream {} has {} of {} events, of which {} were counted as missing",
+        "{} of {} streams have not settled; stream {} has {} of {} events, {} of them counted as missing",
         wrongs.len(),
         streams.len(),
         first.number(),

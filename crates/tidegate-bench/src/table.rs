@@ -1,4 +1,4 @@
-//! Figures for people: sections of lines with a label and a value.
+//! Tables for people: sections of lines with a label and a value.
 
 use std::fmt::{self, Write as _};
 
@@ -49,8 +49,8 @@ impl Table {
         if share.is_bottleneck {
             self.line(
                 "WARNING",
-                "the benchmark was as busy as it can be, and may have held the server up; give it more \
-                 cores (--client-cores), or less to do",
+                "the benchmark used more than 85 % of its cores and may be the bottleneck; give it more \
+                 cores (--client-cores), or less load",
             );
         }
     }
@@ -95,7 +95,7 @@ impl Table {
     }
 }
 
-/// With three digits that matter and a unit.
+/// Formats microseconds with three significant digits and a unit.
 pub(crate) fn micros(value: f64) -> String {
     match value {
         value if value < 1_000.0 => format!("{} us", digits(value)),
@@ -104,7 +104,7 @@ pub(crate) fn micros(value: f64) -> String {
     }
 }
 
-/// With three digits that matter and a unit.
+/// Formats bytes with three significant digits and a unit.
 pub(crate) fn bytes(value: f64) -> String {
     const K: f64 = 1_024.0;
     match value {
@@ -115,17 +115,17 @@ pub(crate) fn bytes(value: f64) -> String {
     }
 }
 
-/// A share from 0 to 1.
+/// Formats a share from 0 to 1 as a percentage.
 pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-/// With separators: `1,234,567`.
+/// Formats a count with separators: `1,234,567`.
 pub(crate) fn count(value: f64) -> String {
     indicatif::HumanCount(value.round().max(0.0) as u64).to_string()
 }
 
-/// Three digits that matter.
+/// Formats a value with three significant digits.
 #[must_use]
 pub fn digits(value: f64) -> String {
     let decimals = match value.abs() {

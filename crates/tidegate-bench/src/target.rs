@@ -1,21 +1,21 @@
-//! What a server under load must be able to do, so that one engine drives several kinds.
+//! The interface of a server under load, so that one engine drives several kinds.
 
 use std::{fmt, future::Future, rc::Rc};
 
 use crate::{Error, Latencies, stream::Stream};
 
-/// A kind of server at some address.
+/// A kind of server, at an address.
 ///
-/// Its futures run on one thread, together with those of other connections.
+/// Its futures run on one thread, together with the futures of other connections.
 pub trait Target: fmt::Debug + Clone + Send + 'static {
-    /// Keeps a connection and its subscriptions; dropping it ends them.
+    /// A connection with its subscriptions. Dropping it ends them.
     type Connection: 'static;
-    /// Publishes.
+    /// A connection to publish on.
     type Publisher: Publisher;
 
-    /// Opens one connection and these subscriptions on it. Returns when the server has confirmed all of
-    /// them: every event that is published from then on must arrive. What arrives is told to the streams,
-    /// and so is what goes wrong. With `stalled`, nothing is read from then on.
+    /// Opens one connection with these subscriptions. Returns when the server has confirmed all of them: every event
+    /// published from then on must arrive. Arrivals go to the streams, by [`Stream::deliver`] and the like, and
+    /// failures too, by [`Stream::fail`]. With `stalled`, the connection reads nothing from then on.
     fn subscribe(
         &self,
         streams: Vec<Rc<Stream>>,
@@ -29,33 +29,33 @@ pub trait Target: fmt::Debug + Clone + Send + 'static {
 /// An event to publish.
 #[derive(Debug, Clone, Copy)]
 pub struct Outgoing<'a> {
-    /// Where to.
+    /// The topic.
     pub topic: &'a str,
-    /// The begin of the payload.
+    /// The head of the payload. Zeros follow.
     pub head: [u8; crate::payload::HEAD],
-    /// The size of the payload.
+    /// Size of the payload in bytes, the head included.
     pub size: usize,
 }
 
-/// Publishes on one connection.
+/// A connection to publish on.
 pub trait Publisher: 'static {
-    /// Sends a batch, when the server has answered enough of those before it. Whether an answer took
-    /// long counts only if `measured`.
+    /// Sends a batch, once few enough of the batches before it are unanswered. The time to the answer is recorded only
+    /// if `measured`.
     fn publish(
         &mut self,
         batch: &[Outgoing<'_>],
         measured: bool,
     ) -> impl Future<Output = Result<(), Error>>;
 
-    /// Waits until the server has taken all that was sent.
+    /// Waits until the server has accepted every event that was sent.
     fn finish(self) -> impl Future<Output = Result<Accepted, Error>>;
 }
 
-/// What became of what was published.
+/// The result of publishing on one connection.
 #[derive(Debug, Default)]
 pub struct Accepted {
-    /// How many events the server said it accepted, if it does say.
+    /// Events that the server acknowledged, if its protocol has acknowledgments.
     pub events: Option<u64>,
-    /// From sending a batch to its answer, where there are answers.
+    /// Times from sending a batch to its answer, if the protocol has answers.
     pub answers: Latencies,
 }

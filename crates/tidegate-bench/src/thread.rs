@@ -1,4 +1,4 @@
-//! Threads with a runtime of their own, and waiting with an end to it.
+//! Threads with a runtime of their own, and a timeout for waits.
 
 use std::{thread, time::Duration};
 
@@ -6,7 +6,7 @@ use tokio::{task::LocalSet, time::timeout};
 
 use crate::Error;
 
-/// After so long without any delivery, what has not come is lost.
+/// How long a step, or the next delivery, may take. After that the events that have not arrived are lost.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Starts a thread with a name.
@@ -18,18 +18,18 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(
         .map_err(Error::system("cannot start a thread"))
 }
 
-/// Runs a future, and the tasks it spawns locally, on the calling thread alone.
+/// Runs a future, and the tasks that it spawns locally, on a runtime of the calling thread.
 pub(crate) fn run_local<O>(future: impl Future<Output = Result<O, Error>>) -> Result<O, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // Between two looks at the sockets, as many tasks as have something to read.
+        // Poll the sockets every 61 tasks, which is tokio's default for this runtime, whatever the default becomes.
         .event_interval(61)
         .build()
         .map_err(Error::system("cannot start a runtime"))?;
     LocalSet::new().block_on(&runtime, future)
 }
 
-/// Waits for something that takes a moment, but not forever.
+/// Waits for `future`, for at most [`TIMEOUT`]. `what` names the step in the error.
 pub(crate) async fn with_timeout<O>(
     what: &str,
     future: impl Future<Output = Result<O, Error>>,

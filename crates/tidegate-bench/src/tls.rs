@@ -1,8 +1,7 @@
-//! TLS by rustls, from the side of those who connect; and certificates for servers that are started.
+//! The client's side of TLS, by rustls, and certificates for servers that the benchmark starts.
 //!
 //! # Sessions
-//! None is resumed: every connection is that of a client that was never there before, also where one and the same
-//! benchmark opens them one after the other.
+//! No session is resumed. Every connection costs the server as much as the first connection of a new client.
 
 use std::{
     fmt,
@@ -27,17 +26,17 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::Error;
 
-/// The one protocol that is spoken (RFC 9113, section 3.2).
+/// The protocol to negotiate by ALPN (RFC 9113, section 3.2).
 const H2: &[u8] = b"h2";
 
-/// What a benchmark shows a server of itself, and whom it trusts.
+/// The credentials that a benchmark sends, and the certificates that it trusts.
 #[derive(Clone, Default)]
 pub struct Credentials {
-    /// The bearer token that each call shows.
+    /// The bearer token to send with each call. Default: none.
     pub token: Option<String>,
-    /// Certificates in PEM of those who may vouch for a server at an `https` URL. `None`: whom the system trusts.
+    /// Certificates to trust for a server at an `https` URL, in PEM. Default: `None`, those that the system trusts.
     pub ca: Option<Vec<u8>>,
-    /// The benchmark's own certificate chain and its private key, in PEM.
+    /// The client's certificate chain and its private key, in PEM. Default: none.
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -49,7 +48,7 @@ pub(crate) struct Tls {
     name: ServerName<'static>,
 }
 
-/// A certificate and its key, made for one server, in files that are gone when it is dropped.
+/// A self-signed certificate for one server, in files that are removed on drop.
 #[derive(Debug)]
 pub(crate) struct MadeCertificate {
     folder: PathBuf,
@@ -59,7 +58,7 @@ pub(crate) struct MadeCertificate {
 // ===== impl Credentials =====
 
 impl Credentials {
-    /// Those who trust these certificates in PEM, and nobody else.
+    /// Credentials that trust only these certificates in PEM.
     pub(crate) fn trusting(pem: &str) -> Self {
         Self {
             ca: Some(pem.into()),
@@ -75,7 +74,7 @@ impl Credentials {
                     roots.add(certificate).map_err(Error::credentials)?;
                 }
             }
-            // What of them cannot be read is left out.
+            // Certificates of the system that cannot be parsed are left out.
             None => {
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             }
@@ -84,7 +83,7 @@ impl Credentials {
     }
 }
 
-/// No secret shows.
+/// Prints no secret.
 impl fmt::Debug for Credentials {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Credentials")
@@ -100,7 +99,7 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
     match certificates {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         _ => Err(Error::credentials(
-            "there is no certificate in PEM where one was to be",
+            "a file that should have certificates in PEM has none",
         )),
     }
 }
@@ -108,11 +107,11 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
 // ===== impl Tls =====
 
 impl Tls {
-    /// For the server whose certificate names `host`, with these credentials.
+    /// Creates a connector for a server whose certificate names `host`.
     ///
     /// # Errors
     ///
-    /// [`Error::Credentials`] if they cannot be used.
+    /// [`Error::Credentials`] if the credentials cannot be used, [`Error::Invalid`] if `host` is no host name.
     pub(crate) fn new(host: &str, credentials: &Credentials) -> Result<Self, Error> {
         let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
@@ -122,7 +121,7 @@ impl Tls {
             None => builder.with_no_client_auth(),
             Some((chain, key)) => {
                 let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
-                    Error::credentials("there is no private key in PEM where one was to be")
+                    Error::credentials("a file that should have a private key in PEM has none")
                 })?;
                 builder
                     .with_client_auth_cert(certificates(chain)?, key)
@@ -132,18 +131,21 @@ impl Tls {
         config.alpn_protocols = vec![H2.to_vec()];
         config.resumption = Resumption::disabled();
         let host = host.trim_matches(['[', ']']);
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| Error::Invalid(format!("no certificate can be for {host:?}")))?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| {
+            Error::Invalid(format!(
+                "{host:?} is not a host name that a certificate can have"
+            ))
+        })?;
         Ok(Self {
             connector: TlsConnector::from(Arc::new(config)),
             name,
         })
     }
 
-    /// Shakes hands.
+    /// Performs the handshake.
     pub(crate) async fn connect(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>, Error> {
-        let shaken = self.connector.connect(self.name.clone(), socket).await;
-        shaken.map_err(|error| Error::Tls(error.to_string()))
+        let handshake = self.connector.connect(self.name.clone(), socket).await;
+        handshake.map_err(|error| Error::Tls(error.to_string()))
     }
 }
 
@@ -156,11 +158,11 @@ impl fmt::Debug for Tls {
 // ===== impl MadeCertificate =====
 
 impl MadeCertificate {
-    /// For a server at this name or address, in a folder of its own that only this user may look into.
+    /// Makes a certificate for a host name or an address, in a new folder that only this user can read.
     ///
     /// # Errors
     ///
-    /// When the files cannot be written.
+    /// [`Error::System`] if the files cannot be written.
     pub(crate) fn new(host: &str) -> Result<Self, Error> {
         let made = rcgen::generate_simple_self_signed([host.to_owned()])
             .map_err(|error| Error::Invalid(format!("cannot make a certificate: {error}")))?;
@@ -173,17 +175,17 @@ impl MadeCertificate {
         Ok(this)
     }
 
-    /// The file of the certificate.
+    /// Returns the path of the certificate.
     pub(crate) fn certificate(&self) -> PathBuf {
         self.folder.join("certificate.pem")
     }
 
-    /// The file of its key.
+    /// Returns the path of its key.
     pub(crate) fn key(&self) -> PathBuf {
         self.folder.join("key.pem")
     }
 
-    /// The certificate in PEM, which vouches for itself.
+    /// Returns the certificate in PEM. It is its own authority.
     pub(crate) fn pem(&self) -> &str {
         &self.pem
     }
@@ -191,7 +193,7 @@ impl MadeCertificate {
 
 impl Drop for MadeCertificate {
     fn drop(&mut self) {
-        // Who cleans the folder of temporary files may have been here first.
+        // This fails if something else has cleaned the folder of temporary files.
         let _ = remove_dir_all(&self.folder);
     }
 }
@@ -204,7 +206,7 @@ fn private_folder() -> Result<PathBuf, Error> {
         NEXT.fetch_add(1, Relaxed)
     );
     let folder = std::env::temp_dir().join(name);
-    // It fails if it is there already, whoever made it.
+    // This fails if the folder exists, so that no other user can have prepared it.
     let made = DirBuilder::new().mode(0o700).create(&folder);
     made.map_err(Error::system(format!("cannot make {}", folder.display())))?;
     Ok(folder)
@@ -248,7 +250,7 @@ mod tests {
             refused.unwrap_err().to_string()
         };
         let none = refused("host", &Credentials::trusting("nothing"));
-        assert!(none.contains("no certificate in PEM"), "{none}");
+        assert!(none.contains("certificates in PEM"), "{none}");
         let made = MadeCertificate::new("127.0.0.1").unwrap();
         let credentials = Credentials::trusting(made.pem());
         let name = refused("no name", &credentials);
@@ -258,7 +260,7 @@ mod tests {
             ..credentials
         };
         let key = refused("[::1]", &credentials);
-        assert!(key.contains("no private key"), "{key}");
+        assert!(key.contains("private key in PEM"), "{key}");
     }
 
     #[test]

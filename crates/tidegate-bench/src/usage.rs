@@ -1,12 +1,11 @@
-//! What a process used: processor time and memory, as the kernel accounts them.
+//! Processor time and memory of a process, as the kernel accounts for them.
 //!
 //! # Precision
 //!
-//! The scheduler counts the time that each thread ran in nanoseconds, in `/proc/<pid>/task/*/schedstat`.
-//! How it divides into user and system is told only by `/proc/<pid>/stat`, in ticks of 10 ms, and scaled by
-//! the kernel from samples. So the sum is exact, and [`CpuTime::since`] divides it in the ratio of the
-//! ticks. Where a kernel has no `schedstat`, or a thread ended in between and took its count with it, the
-//! ticks are the sum as well.
+//! The scheduler counts the run time of each thread in nanoseconds, in `/proc/<pid>/task/*/schedstat`. The division
+//! into user and system is only in `/proc/<pid>/stat`, in ticks of 10 ms that the kernel scales from samples. The sum
+//! is therefore exact, and [`CpuTime::since`] divides it in the ratio of the ticks. If a kernel has no `schedstat`, or
+//! a thread ended in between and took its count with it, the sum comes from the ticks too.
 
 use std::{fs, io, path::Path};
 
@@ -14,14 +13,14 @@ use serde::Serialize;
 
 use crate::Error;
 
-/// Nanoseconds in a tick of `/proc/<pid>/stat`: `USER_HZ` is 100 on every architecture that Rust's
-/// standard library knows Linux on.
+/// Nanoseconds in a tick of `/proc/<pid>/stat`: `USER_HZ` is 100 on every architecture on which Rust's standard library
+/// supports Linux.
 const TICK: u64 = 10_000_000;
 
 /// Processor time that a process had used at some moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuTime {
-    /// In nanoseconds, by thread id in ascending order. Empty where the kernel does not tell.
+    /// Nanoseconds by thread id, in ascending order of ids. Empty if the kernel has no `schedstat`.
     threads: Vec<(u32, u64)>,
     user_ticks: u64,
     system_ticks: u64,
@@ -39,18 +38,18 @@ pub struct CpuSpent {
 // ===== impl CpuTime =====
 
 impl CpuTime {
-    /// What the process has used until now.
+    /// Reads the processor time that a process has used until now.
     ///
     /// # Errors
     ///
-    /// When there is no such process.
+    /// [`Error::System`] if there is no such process.
     pub fn of(pid: u32) -> Result<Self, Error> {
         let path = format!("/proc/{pid}/stat");
         let stat = fs::read_to_string(&path).map_err(Error::system(format!(
             "cannot read {path}; did the server end?"
         )))?;
         let (user_ticks, system_ticks) = parse_stat(&stat)
-            .ok_or_else(|| Error::Invalid(format!("{path} is not in a known form: {stat}")))?;
+            .ok_or_else(|| Error::Invalid(format!("{path} has an unknown form: {stat}")))?;
         Ok(Self {
             threads: threads(Path::new(&format!("/proc/{pid}/task"))).unwrap_or_default(),
             user_ticks,
@@ -58,7 +57,7 @@ impl CpuTime {
         })
     }
 
-    /// What was used since `earlier`.
+    /// Returns the processor time used since `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> CpuSpent {
         let user = (self.user_ticks - earlier.user_ticks.min(self.user_ticks)) * TICK;
@@ -77,7 +76,7 @@ impl CpuTime {
         }
     }
 
-    /// The sum over the threads. `None` if one of `earlier` has ended.
+    /// Returns the sum over the threads. `None` if a thread of `earlier` has ended.
     fn exact_since(&self, earlier: &Self) -> Option<u64> {
         if self.threads.is_empty() {
             return None;
@@ -95,18 +94,18 @@ impl CpuTime {
 // ===== impl CpuSpent =====
 
 impl CpuSpent {
-    /// User and system.
+    /// Returns the sum of user and system time, in seconds.
     #[must_use]
     pub fn seconds(&self) -> f64 {
         self.user_seconds + self.system_seconds
     }
 }
 
-/// Resident memory of a process, in bytes.
+/// Reads the resident memory of a process, in bytes.
 ///
 /// # Errors
 ///
-/// When there is no such process, or it belongs to another user.
+/// [`Error::System`] if there is no such process, or it belongs to another user.
 pub fn resident_bytes(pid: u32) -> Result<u64, Error> {
     // The counters in `status` lag behind by up to 64 pages a thread; this one walks the page tables.
     let path = format!("/proc/{pid}/smaps_rollup");
@@ -121,10 +120,10 @@ pub fn resident_bytes(pid: u32) -> Result<u64, Error> {
         "cannot read {path}; did the server end?"
     )))?;
     parse_kb(&status, "VmRSS:")
-        .ok_or_else(|| Error::Invalid(format!("{path} does not tell the resident memory")))
+        .ok_or_else(|| Error::Invalid(format!("{path} has no line VmRSS with the resident memory")))
 }
 
-/// The cores that a process may use, as the kernel writes them.
+/// Reads the cores that a process may use. `None` if there is no such process.
 #[must_use]
 pub fn allowed_cores(pid: u32) -> Option<crate::Cores> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -152,8 +151,8 @@ fn threads(directory: &Path) -> io::Result<Vec<(u32, u64)>> {
     Ok(threads)
 }
 
-/// The fields `utime` and `stime`, the 14th and 15th. The name of the program, the second, may contain
-/// anything, also parentheses and spaces, so they are counted from its end.
+/// Parses the fields `utime` and `stime`, the 14th and 15th. The second field, the name of the program, may contain
+/// parentheses and spaces, so the fields are counted from its end.
 fn parse_stat(stat: &str) -> Option<(u64, u64)> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_whitespace().skip(11);
@@ -162,7 +161,7 @@ fn parse_stat(stat: &str) -> Option<(u64, u64)> {
     Some((user, system))
 }
 
-/// The bytes of a line such as `Rss:   1234 kB`.
+/// Parses the bytes of a line such as `Rss:   1234 kB`.
 fn parse_kb(text: &str, name: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
     let number: u64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;

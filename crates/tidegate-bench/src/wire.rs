@@ -1,34 +1,34 @@
 //! Just enough of gRPC and of `tidegate.v1` to count events.
 //!
-//! A client that decoded every event would take longer to read than the server to write, and the benchmark
-//! would measure the client. So requests are written, and responses are looked at, by hand: the number of
-//! events in a batch, its first index, the count of a gap, and, where it is asked for, the payload of an
-//! event. The tests compare with the generated code.
+//! A client that decoded every event would take longer to read than the server takes to write, and the benchmark
+//! would measure the client. So this module encodes requests and parses responses by hand, and parses only the number
+//! of events in a batch, its first index, the count of a gap, and on request the payloads. The tests compare it with
+//! the generated code.
 
 use crate::Error;
 
 /// The gRPC prefix of a message: a flag for compression and four bytes of length.
 const PREFIX: usize = 5;
 
-/// The longest message that is put together. The server's own limit on an event is 1 MiB.
-const MOST: usize = 64 << 20;
+/// The longest message in bytes: 64 times the server's default limit on an event, 1 MiB.
+const MAX_MESSAGE: usize = 64 << 20;
 
 const VARINT: u64 = 0;
 const FIXED64: u64 = 1;
 const BYTES: u64 = 2;
 const FIXED32: u64 = 5;
 
-/// Puts the messages of one stream together from the chunks it comes in.
+/// Assembles the messages of one stream from its chunks.
 #[derive(Debug, Default)]
 pub(crate) struct Messages {
-    /// The begin of a message whose end has not come.
+    /// The begin of a message whose end has not arrived.
     pending: Vec<u8>,
 }
 
-/// What a `SubscribeResponse` says, as far as a benchmark wants to know.
+/// The parts of a `SubscribeResponse` that a benchmark needs.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Response<'a> {
-    /// The first one.
+    /// The first response of a stream.
     Subscribed {
         /// The index of the first event or gap to come.
         next_index: u64,
@@ -37,12 +37,12 @@ pub(crate) enum Response<'a> {
     Batch(Batch<'a>),
     /// Missing events.
     Gap {
-        /// The index of the first.
+        /// The index of the first missing event.
         first_index: u64,
-        /// How many; 0 for unknown.
+        /// Number of missing events; 0 if it is unknown.
         count: u64,
     },
-    /// Something else: a heartbeat, for example.
+    /// Any other response, such as a heartbeat.
     Other,
 }
 
@@ -51,16 +51,16 @@ pub(crate) enum Response<'a> {
 pub(crate) struct Batch<'a> {
     /// The index of the first event.
     pub(crate) first_index: u64,
-    /// How many events.
+    /// Number of events.
     pub(crate) count: u64,
-    /// The message.
+    /// The encoded `Batch`.
     encoded: &'a [u8],
 }
 
-/// The fields of a message, in the order in which they come.
+/// The fields of an encoded message, in their order.
 struct Fields<'a>(&'a [u8]);
 
-/// A value of a field.
+/// The value of a field.
 enum Value<'a> {
     Number(u64),
     Bytes(&'a [u8]),
@@ -69,11 +69,11 @@ enum Value<'a> {
 // ===== impl Messages =====
 
 impl Messages {
-    /// Takes the next chunk, and hands each message that is complete with it to `each`.
+    /// Takes the next chunk, and passes each message that it completes to `each`.
     ///
     /// # Errors
     ///
-    /// What `each` returns, and a violation if this is not gRPC.
+    /// Every error of `each`, and [`Error::Violation`] if the chunk is not gRPC.
     pub(crate) fn push(
         &mut self,
         mut chunk: &[u8],
@@ -108,15 +108,15 @@ impl Messages {
     }
 }
 
-/// The length of the message that begins here, once its prefix is there.
+/// Returns the length of the message that `bytes` begins with. `None` if its prefix is incomplete.
 fn message_len(bytes: &[u8]) -> Result<Option<usize>, Error> {
     let Some(&[compressed, a, b, c, d]) = bytes.first_chunk::<PREFIX>() else {
         return Ok(None);
     };
     let len = u32::from_be_bytes([a, b, c, d]) as usize;
-    if compressed != 0 || len > MOST {
+    if compressed != 0 || len > MAX_MESSAGE {
         return Err(Error::Violation(
-            "a message is compressed or of an absurd length".into(),
+            "a message is compressed, or longer than 64 MiB".into(),
         ));
     }
     Ok(Some(len))
@@ -125,11 +125,11 @@ fn message_len(bytes: &[u8]) -> Result<Option<usize>, Error> {
 // ===== impl Response =====
 
 impl<'a> Response<'a> {
-    /// Looks at an encoded `SubscribeResponse`.
+    /// Parses an encoded `SubscribeResponse`.
     ///
     /// # Errors
     ///
-    /// A violation if it is not one.
+    /// [`Error::Violation`] if it is no protobuf message.
     pub(crate) fn parse(message: &'a [u8]) -> Result<Self, Error> {
         let mut response = Self::Other;
         for field in Fields(message) {
@@ -166,7 +166,7 @@ impl<'a> Batch<'a> {
         })
     }
 
-    /// The payloads of its events. What is no event is passed over: [`Response::parse`] has looked.
+    /// Returns the payloads of its events. Stops at a malformed field: [`Response::parse`] has refused those already.
     pub(crate) fn payloads(&self) -> impl Iterator<Item = &'a [u8]> {
         let events = Fields(self.encoded).map_while(Result::ok);
         events.filter_map(|field| match field {
@@ -176,7 +176,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// The payload of an encoded `Event`.
+/// Returns the payload of an encoded `Event`.
 fn payload(event: &[u8]) -> Option<&[u8]> {
     Fields(event)
         .map_while(Result::ok)
@@ -186,11 +186,11 @@ fn payload(event: &[u8]) -> Option<&[u8]> {
         })
 }
 
-/// A number of a message: the last one with that tag, and 0 if there is none.
+/// Returns a number of a message: the last one with that tag, or 0 if there is none.
 ///
 /// # Errors
 ///
-/// A violation if this is not a message.
+/// [`Error::Violation`] if `message` is no protobuf message.
 pub(crate) fn number(message: &[u8], tag: u64) -> Result<u64, Error> {
     let mut found = 0;
     for field in Fields(message) {
@@ -258,7 +258,7 @@ impl<'a> Fields<'a> {
 
 // ===== Requests =====
 
-/// A `SubscribeRequest` for these filters, as one gRPC message.
+/// Encodes a `SubscribeRequest` for these filters, as one gRPC message.
 #[must_use]
 pub(crate) fn subscribe_request(filters: &[String]) -> Vec<u8> {
     let mut message = vec![0; PREFIX];
@@ -268,7 +268,7 @@ pub(crate) fn subscribe_request(filters: &[String]) -> Vec<u8> {
     finish_message(message)
 }
 
-/// Begins a `PublishRequest`; [`put_event`] adds to it, [`finish_message`] ends it.
+/// Begins a `PublishRequest`. [`put_event`] adds events, and [`finish_message`] completes it.
 #[must_use]
 pub(crate) fn publish_request(capacity: usize) -> Vec<u8> {
     let mut message = Vec::with_capacity(PREFIX + capacity);
@@ -288,11 +288,11 @@ pub(crate) fn put_event(message: &mut Vec<u8>, topic: &str, head: &[u8], size: u
     message.resize(message.len() + size - head.len(), 0);
 }
 
-/// Writes the length into the prefix that was left free.
+/// Writes the length into the prefix, and returns the complete message.
 ///
 /// # Panics
 ///
-/// When the message is longer than gRPC can say, 4 GiB.
+/// If the message is longer than 4 GiB, the most that the prefix can hold.
 #[must_use]
 pub(crate) fn finish_message(mut message: Vec<u8>) -> Vec<u8> {
     let len = u32::try_from(message.len() - PREFIX).expect("a request is far smaller");
@@ -314,7 +314,7 @@ fn put_varint(message: &mut Vec<u8>, mut value: u64) {
     message.push(value as u8);
 }
 
-/// The length of a field of `len` bytes with a small tag.
+/// Returns the encoded length of a field of `len` bytes with a tag below 16.
 fn bytes_len(len: usize) -> usize {
     let bits = usize::BITS - (len | 1).leading_zeros();
     1 + (bits as usize).div_ceil(7) + len

@@ -1,4 +1,4 @@
-//! The bytes by hand against the generated code.
+//! Compares the hand-written encoding with the generated code.
 
 use prost::Message as _;
 use tidegate_proto::v1::{

@@ -1,4 +1,4 @@
-//! The threads of a run, and what is read of them.
+//! The threads of a run, and the counts that are read from them.
 
 use std::{
     sync::{
@@ -24,7 +24,7 @@ use crate::{
     usage::CpuTime,
 };
 
-/// How long publishers may go on after their time: what they have sent is to be answered.
+/// How long the server may take to answer the last requests, after the publishers' time is over.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The threads of a run.
@@ -38,7 +38,7 @@ pub(crate) struct Workers {
     pub(crate) publishers: mpsc::Receiver<publishing::Message>,
 }
 
-/// Everything that is read at the begin and at the end of the window.
+/// A reading of all counters, at the beginning or at the end of the window.
 pub(crate) struct Snapshot {
     pub(crate) at: Instant,
     pub(crate) published: u64,
@@ -53,22 +53,22 @@ pub(crate) struct Snapshot {
 pub struct Totals {
     /// Events published.
     pub published: u64,
-    /// Events that the server said it accepted, if it does say.
+    /// Events that the server acknowledged, if its protocol has acknowledgments.
     pub accepted: Option<u64>,
     /// Events delivered.
     pub delivered: u64,
     /// Events that were counted as missing.
     pub missed: u64,
-    /// Streams that missed any.
+    /// Streams with at least one event missing.
     pub streams_with_gaps: usize,
-    /// How many the one that missed most missed.
+    /// Events missing on the stream with the most.
     pub most_missed: u64,
 }
 
 // ===== impl Workers =====
 
 impl Workers {
-    /// Waits until everybody is connected.
+    /// Waits until every thread has opened its connections.
     pub(crate) async fn wait_until_connected(&mut self) -> Result<(), Error> {
         for _ in 0..self.meters.len() {
             match self.subscribers.recv().await {
@@ -87,7 +87,7 @@ impl Workers {
         Ok(())
     }
 
-    /// Lets the publishers begin.
+    /// Starts the publishers, and opens the window after `warm_up`.
     pub(crate) fn start_publishing(&self, warm_up: Duration, duration: Duration) -> Schedule {
         let schedule = publishing::schedule(self.shared.clock.now(), warm_up, duration);
         self.shared
@@ -97,7 +97,7 @@ impl Workers {
         schedule
     }
 
-    /// Waits for a moment, showing progress. Fails as soon as a thread does.
+    /// Waits until a moment, showing progress, but fails as soon as a thread fails.
     pub(crate) async fn watch_until(
         &mut self,
         until: Instant,
@@ -125,7 +125,7 @@ impl Workers {
         }
     }
 
-    /// Waits for the publishers to end.
+    /// Waits until every publisher has ended.
     pub(crate) async fn wait_for_publishers(&mut self) -> Result<Vec<Accepted>, Error> {
         let mut all = Vec::new();
         while all.len() < self.published.len() {
@@ -136,7 +136,7 @@ impl Workers {
                     _ => return Err(thread_gone()),
                 },
                 () = tokio::time::sleep(ANSWER_TIMEOUT) => return Err(Error::Lost(format!(
-                    "the server has not answered all that was published {} s ago", ANSWER_TIMEOUT.as_secs()
+                    "the server has not acknowledged events that were published {} s ago", ANSWER_TIMEOUT.as_secs()
                 ))),
             };
             match message {
@@ -147,7 +147,7 @@ impl Workers {
         Ok(all)
     }
 
-    /// Waits for every stream to settle. The threads themselves know when to give up.
+    /// Waits until every stream has settled. The threads decide when to give up.
     pub(crate) async fn wait_until_settled(&mut self) -> Result<Vec<Outcome>, Error> {
         let published = self
             .published

@@ -26,8 +26,8 @@ use crate::{
 ///
 /// Events are published to topics of dot-separated tokens, such as
 /// orders.eu.created. A subscriber names topics, or patterns: `*` stands for one
-/// token, `>` at the end for one or more. Quote patterns, or the shell takes them
-/// for its own.
+/// token, `>` at the end for one or more. Quote patterns, or the shell expands
+/// them.
 #[derive(Debug, Parser)]
 #[command(name = "tidegate", version, after_long_help = exit::HELP, verbatim_doc_comment)]
 pub(crate) struct Cli {

@@ -1,4 +1,4 @@
-//! How a command ends: exit codes, which scripts rely on and which therefore never change, and what is said.
+//! Exit codes and error messages. Scripts rely on the codes, so they never change.
 
 use std::{
     fmt,
@@ -8,20 +8,21 @@ use std::{
 
 use tidegate_client::Error;
 
-/// The end of `--help`.
+/// The list of exit codes at the end of `--help`.
 pub(crate) const HELP: &str = "\
 Exit codes:
     0  success; also when `sub` is interrupted or its output is closed
     1  any other failure
     2  the command line or the configuration is wrong
     3  the server cannot be reached or went away
-    4  credentials are missing, wrong, or do not allow it
+    4  credentials are missing or wrong, or do not permit the request
     5  the server refused the request as invalid
     6  the client id is in use, or another client took it over
     7  too slow under --overflow disconnect, or over a quota
     8  the position to resume from is ahead of the server
     9  the server broke the protocol
-  130  `pub` was interrupted before everything was accepted, or `serve` twice";
+  130  `pub` was interrupted before the server had accepted everything, or `serve`
+       was stopped by a second signal";
 
 /// An exit code other than success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub(crate) enum Exit {
     Interrupted = 130,
 }
 
-/// Why a command ended early.
+/// The reason why a command ended early.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The reader of the output closed it: the command ends with success.
@@ -55,12 +56,12 @@ impl Failure {
         Self::Reported(exit, message.to_string())
     }
 
-    /// Says what happened on standard error and returns the code to exit with.
+    /// Writes the message to standard error and returns the code to exit with.
     pub(crate) fn report(self) -> ExitCode {
         match self {
             Self::ClosedPipe => ExitCode::SUCCESS,
             Self::Reported(exit, message) => {
-                // Nobody is left to tell if this fails.
+                // If standard error is closed too, there is nowhere left to report to.
                 let _ = writeln!(io::stderr(), "tidegate: {message}");
                 ExitCode::from(exit as u8)
             }

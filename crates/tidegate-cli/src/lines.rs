@@ -1,13 +1,13 @@
-//! Lines of any bytes, one event each.
+//! Reads lines of arbitrary bytes.
 
 use std::io;
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
 
-/// Reads lines without their ends: LF or CR LF. The last line needs none.
+/// Reads lines and strips their endings, LF or CR LF. The last line needs none.
 pub(crate) struct Lines<R> {
     input: R,
-    /// The longest line, in bytes, with its end.
+    /// The longest line in bytes, ending included.
     limit: u64,
     /// Lines read so far.
     number: u64,
@@ -22,7 +22,7 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
         }
     }
 
-    /// The next line, which may be empty. `None` at the end of the input.
+    /// Returns the next line, which may be empty; `None` at the end of the input. Not cancel safe.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut line = Vec::new();
         let mut input = (&mut self.input).take(self.limit);

@@ -10,12 +10,12 @@ use crate::exit::{Exit, Failure};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
 pub(crate) struct LogArgs {
-    /// Filter of the log: error, warn, info, debug or trace, also by module, as in `warn,tidegate=debug`. The
-    /// environment variable RUST_LOG wins if it is set [default: warn].
+    /// Log filter: error, warn, info, debug or trace, also by module, as in `warn,tidegate=debug`. The
+    /// environment variable RUST_LOG takes precedence if it is set [default: warn].
     #[arg(long, global = true, value_name = "FILTER")]
     pub(crate) log: Option<String>,
 
-    /// How to log, on standard error.
+    /// Log format, on standard error.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
 }
@@ -28,14 +28,14 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// What is logged where nothing is said.
+/// The log filter where none is given.
 const DEFAULT: &str = "warn";
 
-/// Changes what is logged from here on.
+/// Changes the log filter of the running program. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Logs(Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
 
-/// Sends logs to standard error from here on.
+/// Sends logs to standard error from here on. To be called once.
 pub(crate) fn init(args: &LogArgs) -> Result<Logs, Failure> {
     let directives = args.log.as_deref().unwrap_or(DEFAULT);
     let directives = from_environment().unwrap_or_else(|| directives.into());
@@ -60,19 +60,23 @@ pub(crate) fn init(args: &LogArgs) -> Result<Logs, Failure> {
     })
 }
 
-/// What `RUST_LOG` says, which wins over all else.
+/// The filter in `RUST_LOG`, which takes precedence over every other.
 fn from_environment() -> Option<String> {
     let directives = env::var(EnvFilter::DEFAULT_ENV).ok();
     directives.filter(|directives| !directives.is_empty())
 }
 
 fn filter(directives: &str) -> Result<EnvFilter, Failure> {
-    EnvFilter::try_new(directives)
-        .map_err(|error| Failure::new(Exit::Usage, format!("log filter {directives:?}: {error}")))
+    EnvFilter::try_new(directives).map_err(|error| {
+        Failure::new(
+            Exit::Usage,
+            format!("invalid log filter {directives:?}: {error}"),
+        )
+    })
 }
 
 impl Logs {
-    /// Logs what `directives` say, unless `RUST_LOG` is set.
+    /// Applies the filter in `directives`, unless `RUST_LOG` is set.
     pub(crate) fn set(&self, directives: &str) -> Result<(), Failure> {
         if from_environment().is_some() {
             return Ok(());

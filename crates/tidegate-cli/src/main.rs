@@ -1,7 +1,7 @@
 //! The `tidegate` command: `serve`, `check-config`, `sub`, `pub`, `clients`, `kick`, `stats`, `bench`, `token` and
 //! `completions`.
 //!
-//! Each command is a module with its arguments and a `run`; [`exit`] turns what comes back into an exit code.
+//! Each command is a module of [`commands`], with its arguments and a `run`; [`exit`] turns its result into an exit code.
 
 mod args;
 mod commands;
@@ -41,13 +41,13 @@ fn start(cli: Cli) -> Result<(), Failure> {
     memory::init();
     let runtime = tokio::runtime::Runtime::new()?;
     let outcome = runtime.block_on(run(cli.command, cli.log.log, logs));
-    // A read of standard input or a write to a pipe that nobody empties may be stuck; it must not hold up
-    // the end.
+    // A read of standard input, or a write to a pipe that nobody reads, blocks a thread of the runtime; waiting for it
+    // would keep the program from ending.
     runtime.shutdown_background();
     outcome
 }
 
-/// `log` is what was given on the command line.
+/// Runs one command. `log` is the value of --log on the command line.
 async fn run(command: Command, log: Option<String>, logs: Logs) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(args, log, logs).await,

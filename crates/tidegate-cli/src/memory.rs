@@ -1,29 +1,29 @@
-//! The allocator, and giving memory back.
+//! The allocator, and returning freed memory to the system.
 
 use std::time::Duration;
 
 use tidegate_server::{Encoded, Hub};
 use tokio::time;
 
-/// The C library's allocator gives each thread a heap of its own and keeps what was freed there, so that
-/// events which one thread makes and another frees are held twice.
+/// The allocator of the program. The C library's gives each thread a heap of its own and keeps freed memory there, so
+/// that events which one thread makes and another frees take memory twice.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// `mi_option_page_reclaim_on_free`: whether a thread takes a page back when something in it is freed.
+/// `mi_option_page_reclaim_on_free`: whether a thread reclaims a page when a block in it is freed.
 const PAGE_RECLAIM_ON_FREE: libmimalloc_sys::mi_option_t = 35;
 
-/// How often to look at what events hold.
+/// The time between two looks at the bytes that events hold.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The least that is worth giving back.
+/// The smallest fall in bytes that is worth a collection, which visits every page.
 const WORTHWHILE: u64 = 16 << 20;
 
-/// Sets the allocator up. To be called before there are other threads.
+/// Sets the allocator up. Call it before the program has other threads.
 ///
-/// A page goes back when all in it is freed, whoever frees it. By default a thread that frees something in a
-/// page of its own takes the page back, and then nobody else can let go of it: after 500 MiB of backlog had
-/// gone with its clients, 450 MiB stayed resident.
+/// With reclaiming off, a page returns to the system when every block in it is freed, by any thread. By default a
+/// thread that frees a block in an abandoned page reclaims the page, and no other thread can release it then: after
+/// 500 MiB of backlog had gone with its clients, 450 MiB stayed resident.
 #[expect(
     unsafe_code,
     reason = "the bindings of mimalloc have no safe form of it"
@@ -33,8 +33,8 @@ pub(crate) fn init() {
     unsafe { libmimalloc_sys::mi_option_set(PAGE_RECLAIM_ON_FREE, -1) }
 }
 
-/// Gives memory back to the system each time that what events hold has fallen by half. mimalloc does so by
-/// itself, but only while there is something to do.
+/// Returns freed memory to the system each time the bytes that events hold have fallen by half from their peak. mimalloc
+/// does so by itself, but only in the course of later allocations, which an idle server does not make. Never returns.
 pub(crate) async fn release_freed(hub: Hub<Encoded>) {
     let mut ticks = time::interval(INTERVAL);
     let mut peak = 0;

@@ -1,4 +1,4 @@
-//! Reading the configuration again on SIGHUP, and the files that it names.
+//! Reloading the configuration, and the files that it names, on SIGHUP.
 
 use std::io;
 
@@ -10,18 +10,18 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{exit::Failure, logging::Logs, settings::SettingArgs};
 
-/// What a reload needs.
+/// Everything that a reload needs.
 struct Reloader {
     asked: SettingArgs,
-    /// What the server runs with.
+    /// The settings in force.
     running: Configuration,
     controls: Controls,
     files: tidegate_server::Reloader,
     logs: Logs,
 }
 
-/// Reads the configuration, certificates, credentials and rules again at each SIGHUP from here on. Without a file of
-/// any of them nothing could change, and the signal keeps its meaning: the terminal is gone, and the process ends.
+/// Reloads the configuration, certificates, credentials and rules at each SIGHUP from here on. If none of them is in a
+/// file, nothing could change, and the signal keeps its default action: it ends the process.
 pub(crate) fn on_hangup(
     asked: SettingArgs,
     running: Configuration,
@@ -49,13 +49,13 @@ pub(crate) fn on_hangup(
 }
 
 impl Reloader {
-    /// Takes over what can change. A configuration with anything wrong in it changes nothing.
+    /// Applies the settings that can change in a running server. A configuration with an error changes nothing.
     fn reload(&mut self) {
         let next = match self.asked.read() {
             Ok((next, _)) => next,
             Err(failure) => {
                 log_failure(&failure);
-                tracing::error!("configuration not read again; nothing has changed");
+                tracing::error!("the configuration was not reloaded; nothing has changed");
                 return;
             }
         };
@@ -63,27 +63,27 @@ impl Reloader {
         self.controls.apply(&self.running.server);
         if let Err(failure) = self.logs.set(&self.running.log) {
             log_failure(&failure);
-            tracing::error!("what is logged has not changed; the rest has");
+            tracing::error!("the log filter has not changed; the other settings have");
         }
         for key in &reloaded.needs_restart {
             tracing::warn!(
                 key,
-                "it differs in the configuration; it takes effect after a restart"
+                "the new value of this setting takes effect after a restart"
             );
         }
-        tracing::info!(changed = ?reloaded.changed, "configuration read again");
+        tracing::info!(changed = ?reloaded.changed, "configuration reloaded");
     }
 
-    /// Certificates, credentials and rules are files of their own, also where the configuration has an error.
+    /// Reloads certificates, credentials and rules: these files are independent of an error in the configuration.
     async fn reload_files(&self) {
         if !self.files.has_files() {
             return;
         }
         match self.files.reload().await {
-            Ok(()) => tracing::info!("certificates, credentials and rules read again"),
+            Ok(()) => tracing::info!("certificates, credentials and rules reloaded"),
             Err(errors) => errors.iter().for_each(|error| {
                 let error = error.with_cause();
-                tracing::error!("{error}; what was there before stays");
+                tracing::error!("{error}; its previous contents stay in force");
             }),
         }
     }

@@ -1,14 +1,14 @@
-//! Where the server is, for the commands that speak to one.
+//! Arguments of the commands that connect to a server.
 
 use clap::Args;
 use tidegate_client::Client;
 
 use crate::{exit::Failure, security::CredentialArgs};
 
-/// Where the server is, for the commands that speak to one.
+/// The server to connect to, and the credentials for it.
 #[derive(Debug, Args)]
 pub(crate) struct ServerArgs {
-    /// The server to speak to.
+    /// URL of the server.
     #[arg(
         long,
         value_name = "URL",
@@ -23,13 +23,13 @@ pub(crate) struct ServerArgs {
 }
 
 impl ServerArgs {
-    /// A client for the server.
+    /// Returns a client for the server; its first call connects.
     pub(crate) fn client(&self) -> Result<Client, Failure> {
         self.credentials.client(&self.server)
     }
 }
 
-/// Takes `host:port` for `http://host:port`.
+/// Parses a URL; `host:port` means `http://host:port`.
 fn server_url(text: &str) -> Result<String, String> {
     match text {
         "" => Err("write it as http://HOST:PORT".into()),

@@ -1,11 +1,11 @@
-//! The wish of a user or supervisor that the program ends.
+//! Signals by which a user or a supervisor asks the program to end.
 
 use std::io;
 
-/// SIGINT (Ctrl-C) and SIGTERM, from [`listen`](Self::listen) on; neither ends the process by itself any more.
+/// SIGINT (Ctrl-C) and SIGTERM. From [`listen`](Self::listen) on, neither ends the process by itself.
 ///
-/// Each signal is reported once, also one that came while nobody waited. Of several alike that came together, one is
-/// reported, as the kernel does.
+/// Each signal is reported once, even if it arrived while nobody waited. The kernel merges equal signals that arrive
+/// together into one.
 #[cfg(unix)]
 pub(crate) struct Signals {
     interrupt: tokio::signal::unix::Signal,
@@ -32,7 +32,7 @@ impl Signals {
     }
 }
 
-/// Ctrl-C, from [`listen`](Self::listen) on.
+/// Ctrl-C. From [`listen`](Self::listen) on, it does not end the process by itself.
 #[cfg(windows)]
 pub(crate) struct Signals(tokio::signal::windows::CtrlC);
 
@@ -48,7 +48,7 @@ impl Signals {
     }
 }
 
-/// Returns at the first signal from the first poll on.
+/// Returns at the first signal after its first poll.
 pub(crate) async fn interrupted() -> io::Result<()> {
     Signals::listen()?.next().await;
     Ok(())

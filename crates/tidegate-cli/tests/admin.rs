@@ -103,7 +103,7 @@ async fn kick_ends_a_client_and_reports_an_unknown_one() {
     assert_eq!(none.status.code(), Some(1));
     assert_eq!(none.stdout, b"{\"disconnected\":0}\n");
     let message = String::from_utf8(none.stderr).unwrap();
-    assert!(message.contains("nobody has no stream here"), "{message}");
+    assert!(message.contains("client nobody has no stream"), "{message}");
     let invalid = run(&server, &["kick", "a.b"]);
     assert_eq!(invalid.status.code(), Some(5), "{invalid:?}");
 }

@@ -372,7 +372,7 @@ async fn a_hangup_reads_the_file_again_and_a_bad_file_changes_nothing() {
     let limits = "[limits]\nmax_filters = 3\n";
     file.write(&format!("log = \"info\"\n{quota}{limits}"));
     kill_process(server.pid(), Signal::HUP).unwrap();
-    let told = until_logged(&mut log, "configuration read again");
+    let told = until_logged(&mut log, "configuration reloaded");
     assert!(told.contains("quotas.address.subscriptions"), "{told}");
     assert!(
         told.contains("limits.max_filters") && told.contains("after a restart"),
@@ -390,7 +390,7 @@ async fn a_hangup_reads_the_file_again_and_a_bad_file_changes_nothing() {
     // What is logged changes too.
     file.write("log = \"tidegate=debug\"\n");
     kill_process(server.pid(), Signal::HUP).unwrap();
-    until_logged(&mut log, "configuration read again");
+    until_logged(&mut log, "configuration reloaded");
     drop(subscribe(&client).await.unwrap());
 }
 
@@ -403,10 +403,10 @@ fn a_hangup_reads_tokens_again_without_a_configuration_file_too() {
     let mut server = Serve::spawn(command);
     let mut log = BufReader::new(server.child.stderr.take().unwrap());
     kill_process(server.pid(), Signal::HUP).unwrap();
-    until_logged(&mut log, "certificates, credentials and rules read again");
+    until_logged(&mut log, "certificates, credentials and rules reloaded");
     tokens.write("ann");
     kill_process(server.pid(), Signal::HUP).unwrap();
-    until_logged(&mut log, "what was there before stays");
+    until_logged(&mut log, "its previous contents stay in force");
 }
 
 #[test]

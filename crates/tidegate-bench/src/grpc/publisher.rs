@@ -1,4 +1,4 @@
-//! Publishing through one `PublishStream`.
+//! Publishing on one `PublishStream`.
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,7 +23,7 @@ use crate::{
 /// The field of a `PublishResponse` that says how many events were accepted.
 const COUNT: u64 = 3;
 
-/// Publishes batches, some of them before the first is answered.
+/// Publishes batches on one stream, several of them before the first is answered.
 #[derive(Debug)]
 pub struct GrpcPublisher {
     body: SendStream<Bytes>,
@@ -33,10 +33,10 @@ pub struct GrpcPublisher {
     _driver: Driver,
 }
 
-/// What is known of the answers.
+/// The answers of the server, and the requests that wait for one.
 #[derive(Debug, Default)]
 struct Answers {
-    /// For each request that is not answered, when it was sent, and whether that counts.
+    /// For each unanswered request, the time it was sent, and whether its latency counts.
     waiting: RefCell<VecDeque<(Instant, bool)>>,
     latencies: RefCell<Latencies>,
     accepted: Cell<u64>,
@@ -68,20 +68,20 @@ impl GrpcPublisher {
         })
     }
 
-    /// Waits until at most so many requests are unanswered.
-    async fn until_waiting(&self, most: usize) -> Result<(), Error> {
+    /// Waits until at most `max` requests are unanswered.
+    async fn until_waiting(&self, max: usize) -> Result<(), Error> {
         loop {
             if let Some(error) = self.answers.failure.take() {
                 return Err(error);
             }
-            if self.answers.waiting.borrow().len() <= most {
+            if self.answers.waiting.borrow().len() <= max {
                 return Ok(());
             }
             self.answers.changed.notified().await;
         }
     }
 
-    /// Sends all bytes, as the windows of the server admit.
+    /// Sends all bytes, as fast as the windows of the server allow.
     async fn send(&mut self, mut message: Bytes) -> Result<(), Error> {
         let broken = |error: h2::Error| Error::broken("PublishStream", error);
         while !message.is_empty() {
@@ -119,7 +119,7 @@ impl Publisher for GrpcPublisher {
             .borrow_mut()
             .push_back((Instant::now(), measured));
         let sent = self.send(finish_message(message).into()).await;
-        // Why the server ended the stream says more than that it did.
+        // The status of the server says more than the failure to send that it caused.
         match (sent, self.answers.failure.take()) {
             (Err(_), Some(reason)) => Err(reason),
             (sent, _) => sent,
@@ -128,7 +128,7 @@ impl Publisher for GrpcPublisher {
 
     async fn finish(mut self) -> Result<Accepted, Error> {
         self.until_waiting(0).await?;
-        // All has been answered, so it does not matter whether the end arrives.
+        // Every request has been answered, so it does not matter whether the end of the stream arrives.
         let _ = self.body.send_data(Bytes::new(), true);
         Ok(Accepted {
             events: Some(self.answers.accepted.get()),

@@ -1,4 +1,4 @@
-//! Subscriptions: reading and counting.
+//! Subscriptions on one connection: reads and counts responses.
 
 use std::rc::Rc;
 
@@ -14,7 +14,7 @@ use crate::{
 /// One connection with its subscriptions.
 #[derive(Debug)]
 pub struct GrpcConnection {
-    /// Reads the streams. Before the driver, so that they end first.
+    /// The tasks that read the streams. Declared before the driver, so that they are dropped first.
     _readers: Vec<Task>,
     /// Streams that are open and not read.
     _unread: Vec<Reader>,
@@ -74,7 +74,7 @@ impl Reader {
         }
     }
 
-    /// Waits for the first response, and returns its next index.
+    /// Waits for `Subscribed`, and returns its next index.
     async fn subscribed(&mut self, stream: &Stream) -> Result<u64, Error> {
         loop {
             let mut index = None;
@@ -96,7 +96,7 @@ impl Reader {
         }
     }
 
-    /// Waits for the first response, whatever it is.
+    /// Waits for the first response, of any kind.
     pub(crate) async fn first(&mut self) -> Result<(), Error> {
         let mut some = false;
         while !some {
@@ -109,14 +109,14 @@ impl Reader {
         Ok(())
     }
 
-    /// Tells the stream what arrives, until something is wrong.
+    /// Records responses in the stream, until an error ends it.
     async fn count(&mut self, stream: &Stream) -> Result<std::convert::Infallible, Error> {
         loop {
             self.next(|response| account(stream, &response)).await?;
         }
     }
 
-    /// Waits for the next chunk and gives its responses to `each`.
+    /// Waits for the next chunk, and passes its responses to `each`.
     async fn next(
         &mut self,
         mut each: impl FnMut(Response<'_>) -> Result<(), Error>,

@@ -1,4 +1,4 @@
-//! `tidegate clients`, `kick` and `stats`: a running server, looked at and steered.
+//! `tidegate clients`, `kick` and `stats`: inspect a running server, and disconnect its clients.
 
 use std::{
     io::{self, Write as _},
@@ -18,18 +18,18 @@ use crate::{
     server_args::ServerArgs,
 };
 
-/// List who is subscribed, the worst first
+/// List subscriptions, the worst first
 ///
-/// Shows each stream with whose it is, what it is behind, for how long, and what it has lost. The server must serve its
-/// admin service: it does on a loopback address, where callers must prove who they are, or with --admin. Where they
-/// must, it takes a rule with `admin = true`.
+/// Shows each stream with its client, address and principal, its backlog and lag, and its losses. The server must offer
+/// the admin service: it does on a loopback address, where callers must authenticate, or with --admin. Where callers
+/// must authenticate, your principal needs a rule with `admin = true`.
 #[derive(Debug, Args)]
 pub(crate) struct ClientsArgs {
-    /// What the worst is.
+    /// Order of the list.
     #[arg(long, value_name = "ORDER", default_value = "backlog")]
     sort: Sort,
 
-    /// Show at most so many; 0 shows all.
+    /// Show at most N streams; 0 shows all.
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: usize,
 
@@ -46,10 +46,10 @@ pub(crate) struct ClientsArgs {
 
 /// Disconnect a client
 ///
-/// Ends its streams with a status that tells it not to come back by itself. Exits with 1 if it has none.
+/// Ends its streams with a status that tells it not to reconnect by itself. Exits with 1 if the client has no stream.
 #[derive(Debug, Args)]
 pub(crate) struct KickArgs {
-    /// The client.
+    /// Id of the client.
     client_id: String,
 
     #[command(flatten)]
@@ -59,7 +59,7 @@ pub(crate) struct KickArgs {
     server: ServerArgs,
 }
 
-/// Show what a server is and its numbers
+/// Show a server's version, state and counters
 #[derive(Debug, Args)]
 pub(crate) struct StatsArgs {
     #[command(flatten)]
@@ -71,7 +71,7 @@ pub(crate) struct StatsArgs {
 
 #[derive(Debug, Args)]
 struct OutputArgs {
-    /// How to print.
+    /// Output format.
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     output: Output,
 }
@@ -88,11 +88,11 @@ enum Output {
 enum Sort {
     /// The oldest first.
     Since,
-    /// The one that is the most events behind first.
+    /// The most events behind first.
     Backlog,
-    /// The one that has been behind the longest first.
+    /// Behind for the longest time first.
     Lag,
-    /// The one that has lost the most first.
+    /// The most events lost first.
     Losses,
 }
 
@@ -123,7 +123,7 @@ pub(crate) async fn kick(args: KickArgs) -> Result<(), Failure> {
         0 => Err(Failure::new(
             Exit::Other,
             format!(
-                "{} has no stream here; `tidegate clients` lists who has",
+                "client {} has no stream on this server; `tidegate clients` lists the clients that have",
                 args.client_id
             ),
         )),
@@ -152,9 +152,9 @@ impl From<Sort> for SubscriptionOrder {
     }
 }
 
-// ===== JSON: names are part of the interface, they may grow and not change =====
+// ===== JSON: part of the interface; names may be added, but never change =====
 
-/// A subscription.
+/// A subscription, as `clients` prints it.
 #[derive(Debug, Serialize)]
 struct Row<'a> {
     client_id: &'a str,
@@ -190,7 +190,7 @@ struct Stats {
     numbers: Numbers,
 }
 
-/// The numbers of [`Statistics`], all of them.
+/// Makes a struct of every number in [`Statistics`]: a new one does not compile until it is listed here.
 macro_rules! numbers {
     ($($name:ident),+) => {
         #[derive(Debug, Serialize)]
@@ -297,7 +297,7 @@ impl Stats {
         }
     }
 
-    /// Each number under its name of the JSON form.
+    /// Rows of the table: each member of the JSON form, by its name.
     fn cells(&self) -> Result<impl Iterator<Item = Vec<String>>, Failure> {
         let object = serde_json::to_value(self).map_err(io::Error::from)?;
         let members = object.as_object().cloned().unwrap_or_default();
@@ -336,8 +336,8 @@ fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prints columns as wide as their widest cell. Control characters, which a client chooses in its filters, are not
-/// left to the terminal.
+/// Prints columns as wide as their widest cell, without control characters: a client chooses its own id and filters, and
+/// must not be able to write to an operator's terminal.
 fn print_table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Result<(), Failure> {
     let head = head.iter().map(ToString::to_string).collect();
     let rows: Vec<Vec<String>> = std::iter::once(head)

@@ -17,14 +17,14 @@ use crate::{
 
 /// Measure a server: deliveries, processor time, latency, memory
 ///
-/// Without --server it starts one for itself, which is this same program, and ends it afterward.
-/// Figures mean most when server and benchmark have cores of their own:
+/// Without --server it starts a server from this same program, and ends it afterward. The
+/// figures mean most when server and benchmark have cores of their own:
 ///
 ///   tidegate bench fanout --server-cores 0 --client-cores 1
 ///   tidegate bench fanout --server-cores 0 --client-cores 1 --subscribers 200 --rate 500
 ///
 /// Every stream's accounts are verified: a run in which an event is neither delivered
-/// nor counted by a gap fails and has no figures.
+/// nor counted by a gap fails and reports no figures.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct BenchArgs {
@@ -34,11 +34,11 @@ pub(crate) struct BenchArgs {
     #[command(flatten)]
     setup: SetupArgs,
 
-    // Last of what is flattened: its heading is for all that follows.
+    // The last flattened part: its heading applies to every flag after it.
     #[command(flatten)]
     credentials: CredentialArgs,
 
-    /// How to write the result.
+    /// Output format.
     #[arg(long, global = true, value_name = "FORMAT", default_value = "table")]
     output: Output,
 }
@@ -51,28 +51,28 @@ enum Benchmark {
     Idle(IdleArgs),
 }
 
-/// The server, and who may use which cores.
+/// The server, and the cores of server and benchmark.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Server and cores")]
 struct SetupArgs {
-    /// A server that runs. Without it, one is started, and ended afterward.
+    /// URL of a running server. Without it, the benchmark starts one and ends it afterward.
     #[arg(long, global = true, value_name = "URL")]
     server: Option<String>,
 
-    /// Its process on this machine, to read processor time and memory of.
+    /// Process id of that server, on this machine, for its processor time and memory.
     #[arg(long, global = true, value_name = "PID", requires = "server")]
     server_pid: Option<u32>,
 
-    /// The cores that the server that is started is held to, such as 0 or 0,2-3.
+    /// Cores that the started server is held to, such as 0 or 0,2-3.
     #[arg(long, global = true, value_name = "CORES", conflicts_with = "server")]
     server_cores: Option<Cores>,
 
-    /// Speak TLS with the server that is started, with a certificate that is made for it. With --server, the URL says so:
-    /// https://HOST:PORT.
+    /// Use TLS with the started server, with a certificate made for it. With --server, give a URL https://HOST:PORT
+    /// instead.
     #[arg(long, global = true, conflicts_with = "server")]
     tls: bool,
 
-    /// The cores that the benchmark is held to.
+    /// Cores that the benchmark is held to, such as 0 or 0,2-3.
     #[arg(long, global = true, value_name = "CORES")]
     client_cores: Option<Cores>,
 
@@ -81,60 +81,60 @@ struct SetupArgs {
     threads: Option<usize>,
 }
 
-/// What all benchmarks that last a while have in common.
+/// The times of every benchmark that measures a window.
 #[derive(Debug, Args)]
 struct TimeArgs {
     /// How long to measure.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     duration: Duration,
 
-    /// How long to go on before measuring.
+    /// How long to run before measuring.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration)]
     warm_up: Duration,
 }
 
 /// Publish to many subscribers
 ///
-/// Flat out, the publisher is held to the pace of the slowest subscriber, unless --ahead is 0.
-/// At a rate, latency is measured from the moment an event was due, also if the
-/// publisher was held up.
+/// Without --rate, the publisher keeps to the pace of the slowest subscriber, unless
+/// --ahead is 0. With --rate, latency is measured from the moment an event was due,
+/// even if the publisher was late.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 struct FanoutArgs {
-    /// Subscriptions in all.
+    /// Number of subscriptions.
     #[arg(long, value_name = "N", default_value_t = 100)]
     subscribers: usize,
 
-    /// Connections that they are spread over [default: as --streams-per-connection says]
+    /// Connections to spread them over [default: by --streams-per-connection]
     #[arg(long, value_name = "N", conflicts_with = "streams_per_connection")]
     connections: Option<usize>,
 
-    /// Subscriptions on one connection.
+    /// Subscriptions per connection.
     #[arg(long, value_name = "N", default_value_t = 1)]
     streams_per_connection: usize,
 
-    /// Topics that events go to in turn, with --filter literal or wildcard.
+    /// Topics to publish to in turn, with --filter literal or wildcard.
     #[arg(long, value_name = "N", default_value_t = 1)]
     topics: usize,
 
-    /// What each subscriber asks for.
+    /// Filters of each subscriber.
     #[arg(long, value_name = "SHAPE", default_value = "literal")]
     filter: FilterArg,
 
-    /// Bytes of each payload.
+    /// Size of each payload in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 256)]
     payload: usize,
 
-    /// Events a second. Without it, as fast as it goes.
+    /// Events per second. Without it, as fast as possible.
     #[arg(long, value_name = "N")]
     rate: Option<f64>,
 
-    /// Without --rate: how many events the publisher may be ahead of the slowest subscriber. 0: any
-    /// number, and subscribers miss what does not fit.
+    /// Without --rate: how many events the publisher may be ahead of the slowest subscriber. 0 is no limit:
+    /// subscribers then lose events that exceed their backlog.
     #[arg(long, value_name = "N", default_value_t = 512)]
     ahead: u64,
 
-    /// Events in one publish request, at most.
+    /// The most events in one publish request.
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch: usize,
 
@@ -142,7 +142,7 @@ struct FanoutArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     stalled: usize,
 
-    /// Bytes that the server may send on a stream before they are read.
+    /// HTTP/2 window of each stream in bytes: how much the server may send before the subscriber reads.
     #[arg(long, value_name = "BYTES", default_value_t = Grpc::WINDOW)]
     window: u32,
 
@@ -150,34 +150,34 @@ struct FanoutArgs {
     time: TimeArgs,
 }
 
-/// Publish as much as the server takes
+/// Publish as fast as the server accepts
 #[derive(Debug, Args)]
 struct PublishArgs {
     /// Connections that publish.
     #[arg(long, value_name = "N", default_value_t = 1)]
     publishers: usize,
 
-    /// Requests that each of them may have unanswered.
+    /// The most unanswered requests of each publisher.
     #[arg(long, value_name = "N", default_value_t = 8)]
     in_flight: usize,
 
-    /// Events in one request.
+    /// Events per request.
     #[arg(long, value_name = "N", default_value_t = 64)]
     batch: usize,
 
-    /// Topics that events go to in turn.
+    /// Topics to publish to in turn.
     #[arg(long, value_name = "N", default_value_t = 1)]
     topics: usize,
 
-    /// Bytes of each payload.
+    /// Size of each payload in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 256)]
     payload: usize,
 
-    /// Events a second, of all publishers together. Without it, as fast as it goes.
+    /// Events per second, over all publishers. Without it, as fast as possible.
     #[arg(long, value_name = "N")]
     rate: Option<f64>,
 
-    /// Subscribers, in turn to the topics, each on a connection of its own.
+    /// Subscribers, each on its own connection; they get the topics in turn.
     #[arg(long, value_name = "N", default_value_t = 0)]
     subscribers: usize,
 
@@ -188,7 +188,7 @@ struct PublishArgs {
 /// Subscribe and leave, over and over
 #[derive(Debug, Args)]
 struct ConnectArgs {
-    /// Clients that do so at the same time.
+    /// Clients that do so concurrently.
     #[arg(long, value_name = "N", default_value_t = 16)]
     clients: usize,
 
@@ -200,22 +200,22 @@ struct ConnectArgs {
     time: TimeArgs,
 }
 
-/// Hold subscribers that have nothing to receive, and look at the server's memory
+/// Hold idle subscribers, and measure the server's memory
 #[derive(Debug, Args)]
 struct IdleArgs {
-    /// Connections.
+    /// Number of connections.
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     connections: usize,
 
-    /// Subscriptions on each.
+    /// Subscriptions per connection.
     #[arg(long, value_name = "N", default_value_t = 1)]
     streams_per_connection: usize,
 
-    /// What each subscriber asks for.
+    /// Filters of each subscriber.
     #[arg(long, value_name = "SHAPE", default_value = "literal")]
     filter: FilterArg,
 
-    /// How long to watch what the server takes while nothing happens.
+    /// How long to measure the server's processor time while nothing happens.
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
     duration: Duration,
 }
@@ -230,7 +230,7 @@ enum FilterArg {
     Own,
     /// A topic of its own, and one that all share.
     OwnAndShared,
-    /// A filter that no other has; all of them match the one topic.
+    /// A filter that no other subscriber has; all match the one topic.
     Distinct,
 }
 
@@ -300,7 +300,7 @@ impl Output {
     }
 }
 
-// ===== From arguments to what they mean =====
+// ===== From arguments to benchmarks =====
 
 impl SetupArgs {
     fn setup(&self, credentials: &CredentialArgs) -> Result<Setup, Failure> {

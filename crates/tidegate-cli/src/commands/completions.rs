@@ -1,4 +1,4 @@
-//! `tidegate completions`: scripts that make a shell complete this command line.
+//! `tidegate completions`: prints completion scripts for shells.
 
 use std::io::{self, Write as _};
 
@@ -15,7 +15,7 @@ use crate::exit::Failure;
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct CompletionsArgs {
-    /// The shell to complete for.
+    /// The shell to print the script for.
     shell: Shell,
 }
 

@@ -1,4 +1,4 @@
-//! The commands: each a module with its arguments and a `run`.
+//! The commands. Each is a module with its arguments and a `run`.
 
 pub(crate) mod admin;
 #[cfg(target_os = "linux")]

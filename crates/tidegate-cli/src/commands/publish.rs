@@ -20,20 +20,20 @@ use crate::{
     signals,
 };
 
-/// Longer lines are not even read. Far more than a server accepts unless it was set up for it.
+/// The longest line, in bytes: 64 times what a server accepts for an event by default (1 MiB).
 const MAX_LINE: u64 = 64 * 1024 * 1024;
 
 /// Publish one event, or one for each line of standard input
 ///
-/// With PAYLOAD, publishes that. Without it, every line of standard input is the
-/// payload of an event, streamed as it comes. Lines may hold any bytes, an empty
-/// line is an event with an empty payload, and the end of a line (LF or CR LF) is
-/// not part of it.
+/// With PAYLOAD, publishes one event. Without it, publishes each line of standard
+/// input as an event, as soon as it arrives. A line may hold any bytes; an empty
+/// line is an event with an empty payload; the line ending (LF or CR LF) is not
+/// part of the payload.
 ///
-/// The output says how many events the server accepted, also if publishing lines
-/// ended with a failure; they are the first so many. Nothing is sent twice: what the
-/// server had not answered when a connection broke may or may not be published.
-/// Lines go out in batches, each accepted whole or not at all.
+/// The output says how many events the server accepted, even if publishing failed
+/// in the middle: those are the first N lines. Nothing is sent twice: events that the
+/// server had not answered when the connection broke may or may not have been
+/// published. Lines go out in batches, each accepted as a whole or not at all.
 ///
 /// Examples:
 ///
@@ -45,17 +45,17 @@ const MAX_LINE: u64 = 64 * 1024 * 1024;
     after_long_help = "`tidegate --help` lists the exit codes."
 )]
 pub(crate) struct PubArgs {
-    /// Dot-separated tokens, without wildcards. `$client.ID` reaches the client ID alone.
+    /// Topic: dot-separated tokens, without wildcards. `$client.ID` reaches only the client ID.
     topic: String,
 
-    /// What to publish. Without it, one event per line of standard input.
+    /// Payload of the event. Without it, each line of standard input is an event.
     payload: Option<String>,
 
-    /// What the event is about, together with its topic: conflating subscribers keep the newest of each.
+    /// Key of the event: conflating subscribers keep the newest event of each topic and key.
     #[arg(long, default_value = "", hide_default_value = true)]
     key: String,
 
-    /// Something more about the event. Can be given several times.
+    /// Attribute of the event. Can be given several times.
     #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = attribute)]
     attributes: Vec<(String, String)>,
 
@@ -63,7 +63,7 @@ pub(crate) struct PubArgs {
     server: ServerArgs,
 }
 
-/// An attribute, `NAME=VALUE`. The value may be empty and may contain `=`.
+/// Parses an attribute, `NAME=VALUE`. The value may be empty and may contain `=`.
 fn attribute(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
@@ -111,7 +111,7 @@ fn stdin() -> impl AsyncBufRead + Unpin {
     BufReader::with_capacity(64 * 1024, tokio::io::stdin())
 }
 
-/// Publishes all lines of `input`. A failure to read still publishes what was read.
+/// Publishes all lines of `input`. After a failure to read, still publishes the lines before it.
 async fn send_lines(
     mut publisher: Publisher,
     input: impl AsyncBufRead + Unpin,
@@ -164,15 +164,15 @@ fn accepted(count: u64) -> String {
     }
 }
 
-/// Shows progress to somebody who watches a file being published.
+/// A progress line for a file that is published on a terminal.
 struct ProgressLine {
-    /// Hidden where nobody watches.
+    /// Hidden where standard error is no terminal, or where lines are typed.
     bar: ProgressBar,
 }
 
 impl ProgressLine {
     fn new() -> Self {
-        // Somebody who types the lines does not want them painted over.
+        // Drawing would overwrite lines that are typed on the same terminal.
         if io::stdin().is_terminal() || !io::stderr().is_terminal() {
             return Self {
                 bar: ProgressBar::hidden(),
@@ -183,7 +183,7 @@ impl ProgressLine {
         )
         .expect("a valid template")
         .with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
-            // The bar has nowhere to report an error, and writes to a string.
+            // Writing to a string does not fail, and the bar could not report an error.
             let _ = write!(out, "{}", HumanCount(state.per_sec() as u64));
         });
         Self {
@@ -191,7 +191,7 @@ impl ProgressLine {
         }
     }
 
-    /// Shows `progress`, forever.
+    /// Shows `progress` until the future is dropped.
     async fn follow(&self, progress: &Progress) {
         let mut ticks = tokio::time::interval(Duration::from_millis(100));
         loop {

@@ -1,4 +1,4 @@
-//! `tidegate sub`: prints what a subscription yields.
+//! `tidegate sub`: prints the updates of a subscription.
 
 use std::{io, time::Duration};
 
@@ -15,18 +15,18 @@ use crate::{
     signals,
 };
 
-/// Output is written when so much is ready, or when nothing more is.
+/// Bytes of output that are written at once; fewer when nothing more is ready.
 const BUFFER: usize = 64 * 1024;
 
-/// Print events as they come
+/// Print events as they arrive
 ///
 /// Shows the events of all topics that match one of the filters, from now on or,
 /// with --replay or --resume, from history first. Reconnects when the connection
-/// breaks, and goes on where it was. Events that this client will never see are
-/// shown as a gap, with how many there are and why.
+/// breaks, and resumes where it stopped. Events that this subscriber will never
+/// get are shown as a gap, with their count and the reason.
 ///
-/// Ends on Ctrl-C, after --count events, when there is something to write and its
-/// output is closed, or when the server says that trying again is of no use.
+/// Ends on Ctrl-C, after --count events, when it writes to a closed output, or
+/// when the server answers with an error that a retry would not change.
 ///
 /// Examples:
 ///
@@ -49,7 +49,7 @@ pub(crate) struct SubArgs {
     #[command(flatten)]
     server: ServerArgs,
 
-    /// Who this is. Two subscribers with one id take each other over. Without it the server makes one.
+    /// Client id. A second subscriber with the same id takes over from the first. Without it the server assigns one.
     #[arg(long, value_name = "ID")]
     client_id: Option<String>,
 
@@ -69,16 +69,16 @@ pub(crate) struct SubArgs {
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = max_bytes)]
     max_bytes: u64,
 
-    /// What happens when this subscriber is too far behind.
+    /// Policy for when this subscriber is too far behind.
     #[arg(long, value_name = "POLICY", default_value = "drop-oldest")]
     overflow: OverflowArg,
 
-    /// The silence after which the server shows that it is alive, from 1s to 1h. After three times as long
-    /// without a sign the connection counts as broken.
+    /// How long the server may be silent before it sends a heartbeat, from 1s to 1h. After three times as long
+    /// without a response the connection counts as broken.
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = duration)]
     heartbeat: Duration,
 
-    /// Receive events at most once in this time, up to 1h [default: as they come].
+    /// Receive events at most once per interval, up to 1h [default: as they are published].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     min_interval: Option<Duration>,
 
@@ -90,7 +90,7 @@ pub(crate) struct SubArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 
-    /// How to print.
+    /// Output format.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     output: Format,
 }
@@ -99,7 +99,7 @@ const AFTER_HELP: &str = "\
 Text output:
   One line per event: time, topic, [key] and {attributes} if it has any, payload.
   Control characters are escaped, and so is everything that is not ASCII in a
-  payload that is not UTF-8. Lines that begin with `#` tell of the connection; a
+  payload that is not UTF-8. Lines that begin with `#` report on the connection; a
   line that begins with `!` is a gap. Heartbeats are not shown. Colors are for
   terminals only, and not if NO_COLOR is set.
 
@@ -123,11 +123,11 @@ JSON output:
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum OverflowArg {
-    /// The oldest events go, and a gap says how many.
+    /// Drop the oldest events; a gap says how many.
     DropOldest,
-    /// The newest event of each topic and key survives.
+    /// Keep the newest event of each topic and key; a gap counts the others.
     Conflate,
-    /// The server ends the stream.
+    /// End the stream.
     Disconnect,
 }
 
@@ -135,9 +135,9 @@ enum OverflowArg {
 struct Printer {
     renderer: Renderer,
     stdout: Stdout,
-    /// Rendered and not yet written.
+    /// Rendered bytes that are not written yet.
     ready: Vec<u8>,
-    /// `None`: without end.
+    /// Events until the end; `None` without --count.
     events_left: Option<u64>,
 }
 
@@ -157,7 +157,7 @@ pub(crate) async fn run(args: SubArgs) -> Result<(), Failure> {
     }
 }
 
-/// Not 0, which on the wire is the server's default.
+/// Parses a size that is not 0, which on the wire means the server's default.
 fn max_bytes(text: &str) -> Result<u64, String> {
     match bytes(text)? {
         0 => Err("must be at least 1".into()),
@@ -200,7 +200,7 @@ impl From<OverflowArg> for Overflow {
 }
 
 impl Printer {
-    /// Prints until there is an end to it.
+    /// Prints until the subscription ends, or after the last event that was asked for.
     async fn run(mut self, mut subscription: Subscription) -> Result<(), Failure> {
         while self.events_left != Some(0) {
             let Some(update) = self.next(&mut subscription).await? else {
@@ -217,7 +217,7 @@ impl Printer {
         Ok(self.flush().await?)
     }
 
-    /// The next update. What is rendered goes out before it is waited for.
+    /// Returns the next update. Flushes before it waits, so that no line is held back.
     async fn next(
         &mut self,
         subscription: &mut Subscription,

@@ -1,4 +1,4 @@
-//! `tidegate token`: what a token file has of a token.
+//! `tidegate token`: hashes a token for a token file.
 
 use std::io::{self, BufRead as _, Write as _};
 
@@ -6,12 +6,12 @@ use clap::Args;
 
 use crate::exit::{Exit, Failure};
 
-/// Print the line of a token file for a token
+/// Print a token file's line for a token
 ///
 /// Reads the token from standard input, one line, and prints the line that `tidegate serve --auth-tokens FILE`
-/// takes: the principal, and a hash from which nobody can tell the token.
+/// expects: the principal, and a hash of the token.
 ///
-/// A token must be long and random, for its hash can be tried quickly:
+/// A token must be long and random, because guesses can be checked against its hash quickly:
 ///
 ///   openssl rand -base64 32 > billing.token
 ///   tidegate token billing < billing.token >> tokens
@@ -21,7 +21,7 @@ use crate::exit::{Exit, Failure};
     after_long_help = "`tidegate --help` lists the exit codes."
 )]
 pub(crate) struct TokenArgs {
-    /// Whose token it is: one word.
+    /// Principal that the token authenticates: one word.
     principal: String,
 }
 

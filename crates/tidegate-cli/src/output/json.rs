@@ -1,4 +1,6 @@
-//! JSON lines for programs. Names and forms are part of the command's interface: they may grow, not change.
+//! The JSON form of updates: one object per line, for programs.
+//!
+//! Names and forms are part of the command's interface: members may be added, but none changes.
 
 use std::{collections::BTreeMap, io, time::Duration};
 
@@ -77,7 +79,7 @@ pub(super) fn render(out: &mut Vec<u8>, update: &Update) -> io::Result<()> {
 }
 
 impl<'a> Line<'a> {
-    /// `None` for an update that is newer than this command.
+    /// Returns `None` for a kind of update that is newer than this command.
     fn new(update: &'a Update) -> Option<Self> {
         Some(match update {
             Update::Subscribed(subscribed) => Self::subscribed(subscribed),

@@ -1,4 +1,4 @@
-//! Updates as text for people or as JSON lines for programs.
+//! Renders updates: as text for people, or as JSON lines for programs.
 
 mod json;
 mod text;
@@ -25,7 +25,7 @@ pub(crate) enum Renderer {
 }
 
 impl Renderer {
-    /// With colors, if standard output can show them and nobody asked for none.
+    /// Returns a renderer for standard output: with colors if it can show them and NO_COLOR is not set.
     pub(crate) fn for_stdout(format: Format) -> Self {
         let choice = anstream::AutoStream::choice(&io::stdout());
         match (format, choice) {
@@ -35,7 +35,7 @@ impl Renderer {
         }
     }
 
-    /// Appends `update` to `out`: one line, or none if it is nothing to show.
+    /// Appends the line for `update` to `out`, or nothing if the form does not show such updates.
     pub(crate) fn render(&self, out: &mut Vec<u8>, update: &Update) -> io::Result<()> {
         match self {
             Self::Text(styles) => text::render(out, update, styles),
@@ -52,7 +52,7 @@ fn reason(reason: GapReason) -> String {
         .to_ascii_lowercase()
 }
 
-/// An event's time, unless it has none or one outside the years that can be written.
+/// An event's time; `None` if it has none, or one outside the years that [`Timestamp`] can hold.
 fn timestamp(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
     let time = time?;
     Timestamp::new(time.seconds, time.nanos).ok()

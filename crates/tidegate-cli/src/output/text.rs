@@ -1,4 +1,4 @@
-//! Lines for people.
+//! The text form of updates: lines for people.
 
 use std::{
     fmt,
@@ -10,7 +10,7 @@ use tidegate_client::{Event, Gap, GoingAway, Subscribed, Update};
 
 use super::{code_name, position, reason, timestamp};
 
-/// How each part of a line looks. All of them plain where colors are not wanted.
+/// The style of each part of a line.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Styles {
     time: Style,
@@ -18,12 +18,12 @@ pub(crate) struct Styles {
     /// Keys and attributes.
     detail: Style,
     gap: Style,
-    /// What happens to the connection.
+    /// Changes of the connection.
     note: Style,
     warning: Style,
 }
 
-/// Text whose control characters cannot move the cursor, change colors or begin a line.
+/// Text with its control characters escaped, so that it cannot move the cursor, change colors or begin a line.
 struct Escaped<'a>(&'a str);
 
 impl Styles {
@@ -73,7 +73,7 @@ pub(super) fn render(out: &mut Vec<u8>, update: &Update, styles: &Styles) -> io:
             );
             line(out, styles.warning, text)
         }
-        // A heartbeat, every few seconds of silence, is nothing to look at.
+        // A heartbeat comes every few seconds of silence and would only fill the screen.
         _ => Ok(()),
     }
 }
@@ -129,7 +129,7 @@ fn render_subscribed(
 fn render_going_away(out: &mut Vec<u8>, going_away: &GoingAway, styles: &Styles) -> io::Result<()> {
     let reason = Escaped(&going_away.reason);
     let after = position(going_away.resume_after).unwrap_or_default();
-    let text = format_args!("# the server is going away ({reason}), to be resumed after {after}");
+    let text = format_args!("# the server is going away ({reason}); resume after {after}");
     line(out, styles.warning, text)
 }
 
@@ -204,7 +204,7 @@ mod tests {
         );
         assert_eq!(
             plain(&samples::going_away()),
-            "# the server is going away (drain), to be resumed after 0000000000000abc:42\n"
+            "# the server is going away (drain); resume after 0000000000000abc:42\n"
         );
         assert_eq!(
             plain(&samples::reconnecting()),
