@@ -19,7 +19,7 @@ CASES += [f"E{number:02}" for number in range(1, 5)] + ["F05", "F08", "F13"] + [
 def known_tests() -> dict[str, list[Path]]:
     """Every test of the repository, in Python and in Rust, and the files that have one of its name."""
     found: dict[str, list[Path]] = {}
-    for folder in ("crates", "tests"):
+    for folder in ("crates", "fuzz", "tests"):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix == ".py":
                 names = re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
