@@ -1,0 +1,134 @@
+# Sourced by .ci/run and scripts/test: their parts, named and timed steps, and the installation of missing tools.
+# shellcheck shell=bash
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root" || exit
+mkdir -p target
+
+# ===== Parts and steps =====
+
+# A script sets `parts`, and has a function `part_NAME` for each of them.
+parts=()
+
+# Rows of the table that ends a run. A script called by another adds its rows to the caller's table.
+outermost=''
+if [[ -z ${STEPS_TABLE:-} ]]; then
+    STEPS_TABLE=$(mktemp "$root/target/steps.XXXXXX")
+    export STEPS_TABLE
+    outermost=yes
+fi
+
+step=''
+step_started=0
+
+# Runs a command as a step. The script ends at the first step that fails.
+run_step() {
+    step=$1
+    step_started=$SECONDS
+    printf '\n==> %s\n' "$step"
+    "${@:2}"
+    printf '%5d s  %s\n' $((SECONDS - step_started)) "$step" >>"$STEPS_TABLE"
+    step=''
+}
+
+# True where every check has to run, and one that cannot fails the run.
+everything_is_required() {
+    [[ ${CI:-} == true ]]
+}
+
+# Says that a check cannot run here, and why.
+cannot_run() {
+    if everything_is_required; then
+        step="$1 could not run, and with CI=true every check has to: $2"
+        exit 1
+    fi
+    printf '\n==> NOT RUN: %s: %s\n' "$1" "$2"
+    printf 'not run  %s: %s\n' "$1" "$2" >>"$STEPS_TABLE"
+}
+
+report() {
+    local code=$?
+    if [[ $code -ne 0 ]]; then
+        printf '\n==> FAILED after %d s: %s (exit code %d)\n' $((SECONDS - step_started)) "${step:-preparation}" "$code" >&2
+    elif [[ $outermost ]]; then
+        printf '\n==> all passed in %d s\n' "$SECONDS"
+        cat "$STEPS_TABLE"
+    fi
+    [[ -z $outermost ]] || rm -f "$STEPS_TABLE"
+}
+trap report EXIT
+
+# Runs the parts that are named, or all of them. `--list` prints their names.
+run_parts() {
+    local part
+    if [[ ${1:-} == --list ]]; then
+        trap - EXIT
+        [[ -z $outermost ]] || rm -f "$STEPS_TABLE"
+        printf '%s\n' "${parts[@]}"
+        return
+    fi
+    for part in "$@"; do
+        if [[ " ${parts[*]} " != *" $part "* ]]; then
+            printf '%s: there is no part %q; the parts are: %s\n' "$0" "$part" "${parts[*]}" >&2
+            exit 2
+        fi
+    done
+    [[ $# -gt 0 ]] || set -- "${parts[@]}"
+    for part in "$@"; do
+        "part_$part"
+    done
+}
+
+prepared=''
+
+# Runs a step that several parts need, for the first of them.
+prepare() {
+    [[ $prepared == *"<$1>"* ]] && return
+    run_step "$@"
+    prepared+="<$1>"
+}
+
+# ===== Installation =====
+
+apt_updated=''
+apt_install() {
+    local sudo=''
+    if ! command -v apt-get >/dev/null; then
+        echo "please install: $*" >&2
+        return 1
+    fi
+    [[ $EUID -eq 0 ]] || sudo=sudo
+    [[ $apt_updated ]] || $sudo apt-get update -qq
+    apt_updated=yes
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq "$@"
+}
+
+# Debian's python3 comes without the parts that make a virtual environment.
+install_venv() {
+    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3 python3-venv
+}
+
+# Programs that the checks use, and that were missing: from PyPI, or built from crates.io.
+tools=$root/target/tools
+PATH=$PATH:$tools/bin
+
+# Installs a program that is missing: the wheel that .ci/requirements.txt pins, or else the crate.
+install_tool() {
+    local program=$1 wheel=$2 crate=$3 pinned
+    command -v "$program" >/dev/null && return
+    pinned=$(grep "^$wheel==" .ci/requirements.txt)
+    install_venv || return
+    [[ -x $tools/bin/python ]] || python3 -m venv "$tools" || return
+    "$tools/bin/python" -m pip install --quiet --disable-pip-version-check "$pinned" ||
+        cargo install --quiet --locked --root "$tools" "$crate"
+    hash -r
+    command -v "$program" >/dev/null
+}
+
+# ===== Cargo =====
+
+# Where cargo puts its output, whatever the environment or a configuration file says.
+target_directory() {
+    cargo metadata --format-version 1 --no-deps |
+        python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])'
+}
