@@ -1,16 +1,15 @@
 //! Who is let in: caps on connections, over real sockets.
 
-mod common;
-
 use std::{io, net::SocketAddr, time::Duration};
 
-use common::*;
 use tidegate_server::{BindError, Http2Config, Server, ServerConfig};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
     time,
 };
+
+use crate::common::*;
 
 async fn connect_from(local: &str, server: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4().unwrap();

@@ -1,10 +1,7 @@
 //! The HTTP listener: metrics that move when their cause happens, health, and readiness.
 
-mod common;
-
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration};
 
-use common::*;
 use tidegate::{SweepRules, proto::*};
 use tidegate_server::{Quota, QuotaConfig, ServerConfig};
 use tokio::{
@@ -12,6 +9,8 @@ use tokio::{
     net::TcpStream,
 };
 use tonic::Code;
+
+use crate::common::*;
 
 /// The status and the body that a GET is answered with.
 async fn get(address: SocketAddr, path: &str) -> (u16, String) {

@@ -1,9 +1,6 @@
 //! Who may call what, over real sockets: every method with every kind of credentials, and what becomes of calls
 //! whose credentials or rules change.
 
-mod common;
-mod pki;
-
 use std::{
     net::SocketAddr,
     sync::{
@@ -14,9 +11,7 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use common::*;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use pki::{Bearer, Folder, end};
 use prost::Message as _;
 use rcgen::{KeyPair, PKCS_ED25519, PKCS_RSA_SHA256, PublicKeyData as _, RsaKeySize};
 use serde_json::{Value, json};
@@ -32,6 +27,11 @@ use tokio::{
 };
 use tonic::Code;
 use tonic_types::StatusExt as _;
+
+use crate::{
+    common::*,
+    pki::{Bearer, Folder, end},
+};
 
 /// What must have ended, has ended after this.
 const IN_TIME: Duration = Duration::from_secs(5);

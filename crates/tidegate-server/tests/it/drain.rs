@@ -1,10 +1,7 @@
 //! Health, reflection, and the end of a server with peers of every kind, over real sockets.
 
-mod common;
-
 use std::time::Duration;
 
-use common::*;
 use tidegate::SweepRules;
 use tidegate_server::ServerConfig;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
@@ -17,6 +14,8 @@ use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
+
+use crate::common::*;
 
 fn about(service: &str) -> HealthCheckRequest {
     let service = service.into();

@@ -1,15 +1,14 @@
 //! `grpc-timeout` on `Subscribe`, over real sockets.
 
-mod common;
-
 use std::time::Duration;
 
-use common::*;
 use tidegate::proto::SubscribeResponse;
 use tidegate_server::ServerConfig;
 use tokio::time::{self, Instant};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt as _;
+
+use crate::common::*;
 
 /// Reads to the end; the status, and the sequence of the last event.
 async fn read_to_end(mut stream: Streaming<SubscribeResponse>) -> (Status, u64) {

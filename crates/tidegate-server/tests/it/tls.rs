@@ -1,16 +1,11 @@
 //! TLS over real sockets: who is let in, what is refused, and certificates that change.
 
-mod common;
-mod pki;
-
 use std::{
     io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use common::*;
-use pki::{Authority, Bearer, Folder, Pair, end, tls_endpoint};
 use rcgen::SanType;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -26,6 +21,11 @@ use tokio::{
     time,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::{
+    common::*,
+    pki::{Authority, Bearer, Folder, Pair, end, tls_endpoint},
+};
 
 const RULES: &str = "[[rule]]
 principals = ['*']

@@ -1,15 +1,14 @@
 //! Subscriptions and publishing over real sockets, as the contract describes them.
 
-mod common;
-
 use std::{iter, time::Duration};
 
-use common::*;
 use tidegate::{CloseReason, HistoryLimits, Reason, proto::*};
 use tidegate_server::ServerConfig;
 use tokio::time;
 use tonic::Code;
 use tonic_types::StatusExt as _;
+
+use crate::common::*;
 
 async fn start() -> (Running, Client) {
     let server = Running::start(ServerConfig::default()).await;

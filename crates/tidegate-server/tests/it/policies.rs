@@ -1,7 +1,5 @@
 //! Overflow policies, releases at intervals, stalls and the memory budget, over real sockets.
 
-mod common;
-
 use std::{
     collections::BTreeMap,
     io,
@@ -14,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use common::*;
 use hyper_util::rt::TokioIo;
 use tidegate::{SweepRules, proto::*};
 use tidegate_server::{Http2Config, ServerConfig};
@@ -24,6 +21,8 @@ use tokio::{
     time::{self, Instant},
 };
 use tonic::{Code, transport::Uri};
+
+use crate::common::*;
 
 fn limits(max_events: u32, overflow: Overflow) -> Option<Limits> {
     Some(Limits {

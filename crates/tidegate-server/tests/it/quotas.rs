@@ -1,14 +1,13 @@
 //! Quotas per address, enforced and only observed, over real sockets.
 
-mod common;
-
 use std::time::Duration;
 
-use common::*;
 use tidegate::proto::*;
 use tidegate_server::{Quota, QuotaConfig, ServerConfig};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
+
+use crate::common::*;
 
 fn held_to(address: Quota) -> ServerConfig {
     ServerConfig {

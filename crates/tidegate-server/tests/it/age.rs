@@ -1,15 +1,14 @@
 //! The greatest age of a connection, over real sockets.
 
-mod common;
-
 use std::time::Duration;
 
-use common::*;
 use tidegate::proto::*;
 use tidegate_server::ServerConfig;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::Instant};
 use tonic::Code;
 use tonic_types::StatusExt as _;
+
+use crate::common::*;
 
 fn aged(age: Duration) -> ServerConfig {
     ServerConfig {

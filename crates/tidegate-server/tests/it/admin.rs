@@ -1,14 +1,13 @@
 //! The admin service over real sockets.
 
-mod common;
-
 use std::time::Duration;
 
-use common::*;
 use tidegate::proto::{admin_service_client::AdminServiceClient, *};
 use tidegate_server::{Server, ServerConfig};
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::common::*;
 
 const ADMIN: &str = "tidegate.v1.AdminService";
 
