@@ -69,7 +69,7 @@ async fn a_deadline_ends_the_stream_with_its_position_idle_or_busy() {
 }
 
 #[tokio::test]
-async fn a_deadline_that_is_not_well_formed_is_refused() {
+async fn a_malformed_deadline_is_refused() {
     let server = Running::start(ServerConfig::default()).await;
     let mut client = server.client().await;
     for bad in ["1", "S", "123456789S", "1s", "-1S", "soon"] {

@@ -57,7 +57,7 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Streams {
 }
 
 #[tokio::test]
-async fn a_panic_in_the_task_of_a_stream_is_not_ok_and_hurts_nobody_else() {
+async fn a_panic_in_a_stream_is_not_ok_and_spares_its_neighbors() {
     let hub = Hub::new(HubConfig::new(1));
     let service = EventService::new(hub.clone(), ServiceConfig::default());
     let is_lit = Arc::new(AtomicBool::new(false));

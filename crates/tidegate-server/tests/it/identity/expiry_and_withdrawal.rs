@@ -82,7 +82,7 @@ async fn a_publish_stream_ends_when_its_token_expires() {
 }
 
 #[tokio::test]
-async fn what_is_withdrawn_from_the_files_ends_within_five_seconds_and_the_rest_goes_on() {
+async fn withdrawn_tokens_and_rules_end_streams_within_5_seconds() {
     let folder = Folder::new();
     let server = start(auth(&folder, None)).await;
     let alice = bearer(&server, "alice-token").await;
@@ -135,7 +135,7 @@ async fn what_is_withdrawn_from_the_files_ends_within_five_seconds_and_the_rest_
 }
 
 #[tokio::test]
-async fn bad_files_leave_what_was_there_and_do_not_keep_the_others_from_changing() {
+async fn a_bad_file_keeps_its_old_contents_and_the_others_change() {
     let folder = Folder::new();
     let server = start(auth(&folder, None)).await;
     let alice = bearer(&server, "alice-token").await;
@@ -165,7 +165,7 @@ async fn bad_files_leave_what_was_there_and_do_not_keep_the_others_from_changing
 }
 
 #[tokio::test]
-async fn how_streams_ended_whose_rights_were_withdrawn_is_counted() {
+async fn streams_that_end_by_withdrawal_are_counted() {
     let folder = Folder::new();
     let server = start(auth(&folder, None)).await;
     let alice = bearer(&server, "alice-token").await;

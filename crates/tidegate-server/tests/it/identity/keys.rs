@@ -26,7 +26,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_token_is_good_with_the_algorithm_of_its_key_and_no_other() {
+async fn a_token_needs_the_algorithm_of_its_key() {
     let folder = Folder::new();
     let secret = "a secret of thirty-two bytes or more";
     let signers = [Signer::rsa(), Signer::p256(), Signer::ed25519()];
@@ -159,7 +159,7 @@ impl KeyServer {
 }
 
 #[tokio::test]
-async fn keys_at_an_address_are_fetched_and_an_unknown_one_has_them_fetched_again_but_seldom() {
+async fn an_unknown_key_has_the_key_set_fetched_at_most_by_interval() {
     let (folder, first, second) = (Folder::new(), Signer::p256(), Signer::p256());
     let keys = KeyServer::start(&[first.jwk("one")]).await;
     let mut set = JwksUrl::new(&keys.url);
@@ -209,7 +209,7 @@ async fn keys_at_an_address_are_fetched_and_an_unknown_one_has_them_fetched_agai
 }
 
 #[tokio::test]
-async fn keys_that_cannot_be_fetched_are_trusted_for_a_time_and_good_again_when_they_can() {
+async fn keys_expire_when_their_set_cannot_be_fetched() {
     let (folder, signer) = (Folder::new(), Signer::p256());
     let keys = KeyServer::start(&[signer.jwk("one")]).await;
     let mut set = JwksUrl::new(&keys.url);

@@ -15,7 +15,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn quotas_are_of_the_principal_and_operators_see_whose_a_stream_is() {
+async fn a_quota_holds_for_a_principal_over_all_connections() {
     let folder = Folder::new();
     let server = Running::start(ServerConfig {
         auth: auth(&folder, None),
@@ -89,7 +89,7 @@ fn assert_over_quota(status: &tonic::Status, quota: &str) {
 }
 
 #[tokio::test]
-async fn connections_are_counted_for_the_first_principal_that_calls_on_them() {
+async fn a_connection_counts_for_its_first_principal() {
     let folder = Folder::new();
     let config = |principal_connections, observe_only| ServerConfig {
         auth: auth(&folder, None),
@@ -158,7 +158,7 @@ async fn connections_are_counted_for_the_first_principal_that_calls_on_them() {
 }
 
 #[tokio::test]
-async fn beyond_the_rate_bad_credentials_are_not_looked_at_and_who_is_known_goes_on() {
+async fn bad_credentials_beyond_the_rate_are_refused_unchecked() {
     let (folder, signer) = (Folder::new(), Signer::p256());
     let keys = vec![JwtKeys::Pem(folder.write("key.pem", &signer.public))];
     let config = |observe_only| ServerConfig {

@@ -10,7 +10,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn what_may_be_published_and_seen_is_decided_by_topic() {
+async fn rules_decide_by_topic_on_publish_and_subscribe() {
     let folder = Folder::new();
     let server = start(auth(&folder, None)).await;
     let alice = bearer(&server, "alice-token").await;
@@ -48,7 +48,7 @@ async fn what_may_be_published_and_seen_is_decided_by_topic() {
 }
 
 #[tokio::test]
-async fn a_batch_with_one_topic_that_is_not_allowed_is_refused_whole() {
+async fn a_batch_with_one_forbidden_topic_is_refused_whole() {
     let folder = Folder::new();
     let server = start(auth(&folder, None)).await;
     let alice = bearer(&server, "alice-token").await;
@@ -65,7 +65,7 @@ async fn a_batch_with_one_topic_that_is_not_allowed_is_refused_whole() {
 }
 
 #[tokio::test]
-async fn a_client_id_is_for_its_namesake_and_who_was_allowed_it_and_taken_over_by_nobody_else() {
+async fn a_client_id_is_taken_over_by_its_principal_alone() {
     let folder = Folder::new();
     let server = start(auth(&folder, None)).await;
     let alice = bearer(&server, "alice-token").await;
@@ -91,7 +91,7 @@ async fn a_client_id_is_for_its_namesake_and_who_was_allowed_it_and_taken_over_b
 }
 
 #[tokio::test]
-async fn an_id_that_the_server_made_is_for_whom_it_was_made() {
+async fn a_generated_client_id_belongs_to_its_principal() {
     let folder = Folder::new();
     let server = start(auth(&folder, None)).await;
     let alice = bearer(&server, "alice-token").await;

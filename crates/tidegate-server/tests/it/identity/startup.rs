@@ -7,7 +7,7 @@ use super::{auth, jwt};
 use crate::pki::Folder;
 
 #[test]
-fn the_admin_service_is_served_where_callers_prove_who_they_are() {
+fn the_admin_service_is_served_where_callers_authenticate() {
     let open = ServerConfig {
         listen: "0.0.0.0:0".parse().unwrap(),
         ..ServerConfig::default()
@@ -29,7 +29,7 @@ fn the_admin_service_is_served_where_callers_prove_who_they_are() {
 }
 
 #[tokio::test]
-async fn credentials_are_not_taken_without_tls_from_elsewhere_unless_it_is_said() {
+async fn credentials_need_tls_or_loopback_or_insecure() {
     let folder = Folder::new();
     let listen = "0.0.0.0:0".parse().unwrap();
     let config = |insecure| ServerConfig {
@@ -52,7 +52,7 @@ async fn credentials_are_not_taken_without_tls_from_elsewhere_unless_it_is_said(
 }
 
 #[tokio::test]
-async fn a_server_does_not_start_with_credentials_that_it_cannot_use() {
+async fn unusable_credentials_stop_the_start() {
     let folder = Folder::new();
     let key = |content: &str| JwtKeys::Pem(folder.write("key.pem", content));
     let private = KeyPair::generate().unwrap().serialize_pem();
