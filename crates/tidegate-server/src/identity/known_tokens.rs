@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_known_from_where_it_was_good_and_the_number_is_bounded() {
+    fn a_token_is_known_from_its_network_and_their_number_is_bounded() {
         let (here, there) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
         let known_tokens = KnownTokens::default();
         known_tokens.insert(here, token(0));

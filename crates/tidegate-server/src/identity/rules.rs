@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_needs_all_of_it_allowed_and_none_of_it_denied() {
+    fn a_filter_must_be_allowed_whole_and_denied_nowhere() {
         assert!(subscribes("bob", "orders.*"));
         assert!(subscribes("bob", "orders.eu.created"));
         // Allowed by two patterns together, and denied in part.
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_id_is_free_for_its_namesake_and_by_rule() {
+    fn a_client_id_belongs_to_its_principal_or_to_a_rule() {
         let may_be = |principal: &str, id: &str| {
             rights_of(principal).may_be_client(principal, &ClientId::new(id).unwrap())
         };
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_file_is_told_with_its_line() {
+    fn a_bad_rule_file_is_refused_with_its_line() {
         for (text, problem) in [
             ("\n[[rule]]\nprincipal = ['a']", "line 3"),
             ("[[rule]]\npublish = { allow = ['a.>.b'] }", "line 2"),

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named() {
+    fn a_bad_token_line_is_refused_with_its_number() {
         let good = token_line("alice", "a").unwrap();
         for bad in [
             "alice",
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_can_be_sent_becomes_a_line() {
+    fn a_token_line_holds_only_what_a_header_can() {
         for (principal, token) in [
             ("", "t"),
             ("a b", "t"),

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_its_share_and_the_others_theirs() {
+    fn each_address_has_a_cap_of_its_own() {
         let admission = Admission::new(4, Some(2));
         let first = admit(&admission, "192.0.2.1").unwrap();
         // The same, as a socket for both families sees it.
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_has_left_is_forgotten() {
+    fn an_address_without_connections_is_forgotten() {
         let admission = Admission::new(10, Some(1));
         drop(admit(&admission, "192.0.2.1").unwrap());
         assert!(admission.shared.open().by_address.is_empty());

@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cap_needs_its_descriptors_and_some_more() {
+    fn a_cap_on_connections_needs_a_reserve_of_descriptors() {
         assert_eq!(room_within(1_024, None), Ok(992));
         assert_eq!(room_within(1_024, Some(992)), Ok(992));
         let (allowed, needed) = (1_024, 1_025);

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lag_is_how_long_what_is_there_takes_to_be_handed_over() {
+    fn a_lag_is_the_time_that_a_backlog_takes_to_be_delivered() {
         let (mut lags, began) = (Lags::default(), Instant::now());
         let second = |n| began + Duration::from_secs(n);
         let seconds = Duration::from_secs;

@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_gets_more_than_the_rate() {
+    fn a_user_publishes_no_more_than_the_rate() {
         let quotas = quotas(rate(100), Quota::default());
         let (caller, began) = (from("192.0.2.1"), Instant::now());
         let passed = (0..10_000)
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn who_uses_nothing_any_more_is_forgotten() {
+    fn an_idle_user_is_forgotten_when_its_debt_is_paid() {
         let quotas = quotas(rate(10), Quota::default());
         let (caller, now) = (from("192.0.2.1"), Instant::now());
         let usage = quotas.subscribe(&caller, filters(&["a"])).unwrap();

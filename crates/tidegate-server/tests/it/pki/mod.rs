@@ -1,11 +1,5 @@
 //! Certificates and keys that are made for a test, files that it may change, and clients that show who they are.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test file is a crate and uses its part"
-)]
-
 use std::{
     fs,
     net::SocketAddr,
@@ -26,30 +20,30 @@ use tonic::{
 };
 
 /// A folder of files, gone when the test is over.
-pub struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 /// An authority that signs certificates.
-pub struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pub pem: String,
+    pub(crate) pem: String,
 }
 
 /// A certificate with its key, in PEM.
 #[derive(Clone)]
-pub struct Pair {
-    pub certificate: String,
-    pub key: String,
+pub(crate) struct Pair {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
 }
 
 /// A client that sends a token with each call.
 #[derive(Clone)]
-pub struct Bearer {
+pub(crate) struct Bearer {
     client: EventServiceClient<Channel>,
     token: Option<String>,
 }
 
 impl Folder {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("{}-{}", process::id(), NEXT.fetch_add(1, Relaxed));
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -57,14 +51,14 @@ impl Folder {
         Self(folder)
     }
 
-    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.join(name);
         fs::write(&path, content).unwrap();
         path
     }
 
     /// Writes a certificate and its key. Returns their paths.
-    pub fn write_pair(&self, pair: &Pair) -> (PathBuf, PathBuf) {
+    pub(crate) fn write_pair(&self, pair: &Pair) -> (PathBuf, PathBuf) {
         let certificate = self.write("server.pem", &pair.certificate);
         (certificate, self.write("server.key", &pair.key))
     }
@@ -77,7 +71,7 @@ impl Drop for Folder {
 }
 
 impl Authority {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -99,24 +93,24 @@ impl Authority {
     }
 
     /// A certificate for a server at `localhost`.
-    pub fn server(&self) -> Pair {
+    pub(crate) fn server(&self) -> Pair {
         self.sign(&CertificateParams::new(vec!["localhost".into()]).unwrap())
     }
 
     /// A certificate for a client with these names.
-    pub fn client(&self, common_name: &str, names: Vec<SanType>) -> Pair {
+    pub(crate) fn client(&self, common_name: &str, names: Vec<SanType>) -> Pair {
         self.sign(&client_params(common_name, names))
     }
 
     /// The same with this serial number.
-    pub fn numbered_client(&self, common_name: &str, serial: u64) -> Pair {
+    pub(crate) fn numbered_client(&self, common_name: &str, serial: u64) -> Pair {
         let mut params = client_params(common_name, Vec::new());
         params.serial_number = Some(SerialNumber::from(serial));
         self.sign(&params)
     }
 
     /// The list, in PEM, of certificates of this authority that were revoked. It should have been replaced long ago.
-    pub fn revoked(&self, serials: &[u64]) -> String {
+    pub(crate) fn revoked(&self, serials: &[u64]) -> String {
         let revoked = serials.iter().map(|serial| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
             revocation_time: rcgen::date_time_ymd(2020, 1, 1),
@@ -135,7 +129,7 @@ impl Authority {
     }
 
     /// One whose time is over.
-    pub fn expired_client(&self, common_name: &str) -> Pair {
+    pub(crate) fn expired_client(&self, common_name: &str) -> Pair {
         let mut params = client_params(common_name, Vec::new());
         params.not_after = rcgen::date_time_ymd(2020, 1, 1);
         self.sign(&params)
@@ -153,7 +147,11 @@ fn client_params(common_name: &str, names: Vec<SanType>) -> CertificateParams {
 }
 
 /// An address of a server with TLS, for those who trust `authority`.
-pub fn tls_endpoint(address: SocketAddr, authority: &Authority, client: Option<&Pair>) -> Endpoint {
+pub(crate) fn tls_endpoint(
+    address: SocketAddr,
+    authority: &Authority,
+    client: Option<&Pair>,
+) -> Endpoint {
     let mut tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(&authority.pem))
         .domain_name("localhost");
@@ -165,14 +163,14 @@ pub fn tls_endpoint(address: SocketAddr, authority: &Authority, client: Option<&
 }
 
 impl Bearer {
-    pub fn new(channel: Channel, token: Option<&str>) -> Self {
+    pub(crate) fn new(channel: Channel, token: Option<&str>) -> Self {
         Self {
             client: EventServiceClient::new(channel),
             token: token.map(Into::into),
         }
     }
 
-    pub fn request<T>(&self, message: T) -> Request<T> {
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(token) = &self.token {
             let value = format!("Bearer {token}").parse().unwrap();
@@ -181,7 +179,7 @@ impl Bearer {
         request
     }
 
-    pub async fn publish(&self, topic: &str) -> Result<(), Status> {
+    pub(crate) async fn publish(&self, topic: &str) -> Result<(), Status> {
         let events = vec![NewEvent {
             topic: topic.into(),
             ..Default::default()
@@ -191,7 +189,7 @@ impl Bearer {
     }
 
     /// A stream whose `Subscribed` has come.
-    pub async fn subscribe(
+    pub(crate) async fn subscribe(
         &self,
         client_id: &str,
         filters: &[&str],
@@ -208,7 +206,7 @@ impl Bearer {
 }
 
 /// The status with which a stream ends, and what its `GoingAway` said, if there was one. Fails on an event.
-pub async fn end(mut stream: Streaming<SubscribeResponse>) -> (Option<GoingAway>, Status) {
+pub(crate) async fn end(mut stream: Streaming<SubscribeResponse>) -> (Option<GoingAway>, Status) {
     use subscribe_response::Response;
     let mut going_away = None;
     loop {

@@ -1,15 +1,14 @@
 //! The greatest age of a connection, over real sockets.
 
-mod common;
-
 use std::time::Duration;
 
-use common::*;
 use tidegate::proto::*;
 use tidegate_server::ServerConfig;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::Instant};
 use tonic::Code;
 use tonic_types::StatusExt as _;
+
+use crate::common::*;
 
 fn aged(age: Duration) -> ServerConfig {
     ServerConfig {
@@ -20,7 +19,7 @@ fn aged(age: Duration) -> ServerConfig {
 }
 
 #[tokio::test]
-async fn at_its_age_a_connection_tells_its_streams_where_to_resume_and_leaves_others_alone() {
+async fn an_old_connection_ends_its_streams_with_positions() {
     let age = Duration::from_millis(1_000);
     let server = Running::start(aged(age)).await;
     let began = Instant::now();
@@ -53,7 +52,7 @@ async fn at_its_age_a_connection_tells_its_streams_where_to_resume_and_leaves_ot
 }
 
 #[tokio::test]
-async fn at_its_age_an_idle_publish_stream_ends_and_all_that_was_answered_is_stored() {
+async fn an_old_connection_ends_an_idle_publish_stream() {
     let server = Running::start(aged(Duration::from_millis(300))).await;
     let mut client = server.client().await;
     let (requests, queue) = tokio::sync::mpsc::channel(1);
@@ -70,7 +69,7 @@ async fn at_its_age_an_idle_publish_stream_ends_and_all_that_was_answered_is_sto
 }
 
 #[tokio::test]
-async fn a_connection_that_does_not_end_at_its_age_is_cut_after_the_grace() {
+async fn an_old_connection_is_cut_after_the_grace() {
     let server = Running::start(aged(Duration::from_millis(300))).await;
     let mut silent = TcpStream::connect(server.address).await.unwrap();
     // The preface and empty settings, and then nothing: it takes no notice of GOAWAY.

@@ -1,11 +1,5 @@
 //! A server of its own for each test, on a free port, and what clients need to speak with it.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test file is a crate and uses its part"
-)]
-
 use std::{
     fmt,
     net::SocketAddr,
@@ -24,26 +18,28 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-pub use tidegate::proto::{event_service_client::EventServiceClient, subscribe_response::Response};
+pub(crate) use tidegate::proto::{
+    event_service_client::EventServiceClient, subscribe_response::Response,
+};
 
 /// Long enough for a loaded machine; nothing waits for it when all goes well.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-pub struct Running {
-    pub address: SocketAddr,
-    pub hub: Hub<Encoded>,
-    pub admission: Admission,
-    pub controls: Controls,
-    pub http: Option<SocketAddr>,
-    pub reloader: Reloader,
-    pub journal: Journal,
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    pub(crate) hub: Hub<Encoded>,
+    pub(crate) admission: Admission,
+    pub(crate) controls: Controls,
+    pub(crate) http: Option<SocketAddr>,
+    pub(crate) reloader: Reloader,
+    pub(crate) journal: Journal,
     stop: oneshot::Sender<()>,
     served: JoinHandle<DrainReport>,
 }
 
 /// A client that writes down in its journal what it publishes and is sent.
 #[derive(Clone)]
-pub struct Client {
+pub(crate) struct Client {
     inner: EventServiceClient<Channel>,
     journal: Journal,
 }
@@ -51,7 +47,7 @@ pub struct Client {
 /// What all clients of a test published and were sent. When the last who knows of it is gone, all of it is
 /// checked.
 #[derive(Clone, Default)]
-pub struct Journal(Arc<Records>);
+pub(crate) struct Journal(Arc<Records>);
 
 #[derive(Default)]
 struct Records {
@@ -62,25 +58,25 @@ struct Records {
 }
 
 /// A stream that is recorded, and checked when the test is over; its indexes are checked as they come.
-pub struct Checked {
+pub(crate) struct Checked {
     stream: Streaming<SubscribeResponse>,
     journal: Journal,
     record: Stream,
     /// It reads all the time, so it may miss nothing.
-    pub is_healthy: bool,
+    pub(crate) is_healthy: bool,
     /// It may break off without a status.
-    pub is_disturbed: bool,
-    pub subscribed: Subscribed,
-    pub next_index: u64,
-    pub delivered: u64,
-    pub counted: u64,
+    pub(crate) is_disturbed: bool,
+    pub(crate) subscribed: Subscribed,
+    pub(crate) next_index: u64,
+    pub(crate) delivered: u64,
+    pub(crate) counted: u64,
     /// How many gaps there were.
-    pub gaps: u32,
+    pub(crate) gaps: u32,
     last_sequence: u64,
 }
 
 impl Running {
-    pub async fn start(config: ServerConfig) -> Self {
+    pub(crate) async fn start(config: ServerConfig) -> Self {
         let listen = "127.0.0.1:0".parse().unwrap();
         let rules = Rules {
             history_events: config
@@ -111,21 +107,21 @@ impl Running {
         }
     }
 
-    pub fn endpoint(&self) -> Endpoint {
+    pub(crate) fn endpoint(&self) -> Endpoint {
         Endpoint::from_shared(format!("http://{}", self.address)).unwrap()
     }
 
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         self.client_over(self.endpoint().connect().await.unwrap())
     }
 
-    pub fn client_over(&self, channel: Channel) -> Client {
+    pub(crate) fn client_over(&self, channel: Channel) -> Client {
         Client::new(channel, self.journal.clone())
     }
 
     /// A client each of whose streams takes 64 KiB from the server before it is read, and the connection
     /// enough for many.
-    pub async fn client_with_small_windows(&self) -> Client {
+    pub(crate) async fn client_with_small_windows(&self) -> Client {
         let endpoint = self
             .endpoint()
             .initial_stream_window_size(65_535)
@@ -133,13 +129,13 @@ impl Running {
         self.client_over(endpoint.connect().await.unwrap())
     }
 
-    pub async fn stop(self) -> DrainReport {
+    pub(crate) async fn stop(self) -> DrainReport {
         self.stop.send(()).unwrap();
         Self::ended(self.served).await
     }
 
     /// Waits for a server that was told to drain otherwise.
-    pub async fn drained(self) -> DrainReport {
+    pub(crate) async fn drained(self) -> DrainReport {
         Self::ended(self.served).await
     }
 
@@ -151,13 +147,17 @@ impl Running {
     }
 
     /// Waits until the hub's numbers are as wanted.
-    pub async fn until(&self, what: &str, wanted: impl Fn(&Stats) -> bool) {
+    pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&Stats) -> bool) {
         until(what, || self.hub.stats(), wanted).await;
     }
 }
 
 /// Waits until the numbers of a server are as wanted. There is no event for that outside of the server.
-pub async fn until<S: fmt::Debug>(what: &str, stats: impl Fn() -> S, wanted: impl Fn(&S) -> bool) {
+pub(crate) async fn until<S: fmt::Debug>(
+    what: &str,
+    stats: impl Fn() -> S,
+    wanted: impl Fn(&S) -> bool,
+) {
     let pause = Duration::from_millis(1);
     if !comes_true(pause, async || wanted(&stats())).await {
         panic!("{what}: {:?}", stats());
@@ -166,7 +166,7 @@ pub async fn until<S: fmt::Debug>(what: &str, stats: impl Fn() -> S, wanted: imp
 
 /// Asks until the answer is yes, with a pause between. Returns whether that came in time. For what has no event outside
 /// of the server.
-pub async fn comes_true(pause: Duration, mut ask: impl AsyncFnMut() -> bool) -> bool {
+pub(crate) async fn comes_true(pause: Duration, mut ask: impl AsyncFnMut() -> bool) -> bool {
     let asked = async {
         while !ask().await {
             time::sleep(pause).await;
@@ -176,7 +176,7 @@ pub async fn comes_true(pause: Duration, mut ask: impl AsyncFnMut() -> bool) -> 
 }
 
 impl Client {
-    pub fn new(channel: Channel, journal: Journal) -> Self {
+    pub(crate) fn new(channel: Channel, journal: Journal) -> Self {
         Self {
             inner: EventServiceClient::new(channel),
             journal,
@@ -199,14 +199,14 @@ impl DerefMut for Client {
 }
 
 impl Journal {
-    pub fn new(hub: Hub<Encoded>, rules: Rules) -> Self {
+    pub(crate) fn new(hub: Hub<Encoded>, rules: Rules) -> Self {
         let mut records = Records::default();
         (records.hub, records.rules) = (Some(hub), rules);
         Self(Arc::new(records))
     }
 
     /// Notes what became of a batch.
-    pub fn note(&self, events: &[NewEvent], answer: Option<&PublishResponse>) {
+    pub(crate) fn note(&self, events: &[NewEvent], answer: Option<&PublishResponse>) {
         let mut truth = self.0.truth.lock().unwrap();
         let batch: Vec<_> = events.iter().map(|event| truth.prepare(event)).collect();
         match answer {
@@ -238,14 +238,14 @@ impl Drop for Records {
     }
 }
 
-pub fn filters(filters: &[&str]) -> SubscribeRequest {
+pub(crate) fn filters(filters: &[&str]) -> SubscribeRequest {
     SubscribeRequest {
         filters: filters.iter().map(ToString::to_string).collect(),
         ..Default::default()
     }
 }
 
-pub fn event(topic: &str, payload: impl Into<Vec<u8>>) -> NewEvent {
+pub(crate) fn event(topic: &str, payload: impl Into<Vec<u8>>) -> NewEvent {
     NewEvent {
         topic: topic.into(),
         payload: payload.into().into(),
@@ -253,7 +253,7 @@ pub fn event(topic: &str, payload: impl Into<Vec<u8>>) -> NewEvent {
     }
 }
 
-pub async fn publish(
+pub(crate) async fn publish(
     client: &mut Client,
     events: Vec<NewEvent>,
 ) -> Result<PublishResponse, Status> {
@@ -266,7 +266,7 @@ pub async fn publish(
     answer
 }
 
-pub async fn subscribe(client: &mut Client, request: SubscribeRequest) -> Checked {
+pub(crate) async fn subscribe(client: &mut Client, request: SubscribeRequest) -> Checked {
     let record = Stream::new(request.clone());
     let stream = client.subscribe(request).await.unwrap().into_inner();
     Checked::open(stream, record, client.journal.clone()).await
@@ -305,7 +305,7 @@ impl Checked {
     }
 
     /// The next response, or the status that ended the stream.
-    pub async fn next(&mut self) -> Result<Response, Status> {
+    pub(crate) async fn next(&mut self) -> Result<Response, Status> {
         let message = time::timeout(PATIENCE, self.stream.message())
             .await
             .expect("nothing came")
@@ -348,7 +348,7 @@ impl Checked {
     }
 
     /// Reads events until there are `count` of them; anything else but a heartbeat is a failure.
-    pub async fn events(&mut self, count: usize) -> Vec<Event> {
+    pub(crate) async fn events(&mut self, count: usize) -> Vec<Event> {
         let mut events = Vec::new();
         while events.len() < count {
             match self.next().await.unwrap() {
@@ -362,7 +362,7 @@ impl Checked {
     }
 
     /// The status with which the stream ends, with nothing but `GoingAway` before it.
-    pub async fn end(&mut self) -> (Option<GoingAway>, Status) {
+    pub(crate) async fn end(&mut self) -> (Option<GoingAway>, Status) {
         let mut going_away = None;
         loop {
             match self.next().await {
@@ -386,7 +386,7 @@ impl Drop for Checked {
     }
 }
 
-pub fn reason(status: &Status) -> String {
+pub(crate) fn reason(status: &Status) -> String {
     use tonic_types::StatusExt as _;
     let info = status
         .get_details_error_info()

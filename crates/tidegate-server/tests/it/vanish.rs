@@ -1,7 +1,5 @@
 //! Clean-up: a stream that ends for any cause frees everything it held, though no event comes.
 
-mod common;
-
 use std::{
     env,
     io::{BufRead as _, BufReader},
@@ -9,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use common::*;
 use futures_util::future::join_all;
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
@@ -17,6 +14,8 @@ use tidegate::proto::SubscribeRequest;
 use tidegate_server::ServerConfig;
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::common::*;
 
 /// Tells this test binary that it is to be the process that will be killed.
 const VICTIM_OF: &str = "TIDEGATE_TEST_VICTIM_OF";
@@ -126,7 +125,7 @@ async fn connect_to_reset(endpoint: Endpoint) -> Channel {
 fn start_victim(server: &Running) -> Child {
     let mut child = Command::new(env::current_exe().unwrap())
         .args([
-            "a_thousand_clients_that_vanish_leave_nothing",
+            "vanish::a_thousand_clients_that_vanish_leave_nothing",
             "--exact",
             "--nocapture",
         ])

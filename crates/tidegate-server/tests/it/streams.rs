@@ -1,15 +1,14 @@
 //! Subscriptions and publishing over real sockets, as the contract describes them.
 
-mod common;
-
 use std::{iter, time::Duration};
 
-use common::*;
 use tidegate::{CloseReason, HistoryLimits, Reason, proto::*};
 use tidegate_server::ServerConfig;
 use tokio::time;
 use tonic::Code;
 use tonic_types::StatusExt as _;
+
+use crate::common::*;
 
 async fn start() -> (Running, Client) {
     let server = Running::start(ServerConfig::default()).await;
@@ -74,7 +73,7 @@ async fn large_events_come_whole_between_small_ones() {
 }
 
 #[tokio::test]
-async fn no_silent_loss_a_stream_that_is_not_read_is_told_exactly_what_it_missed() {
+async fn no_silent_loss_an_unread_stream_gets_an_exact_gap() {
     let (server, mut client) = start().await;
     let mut stalled = subscribe(&mut server.client().await, filters(&["t"])).await;
     let mut healthy = subscribe(&mut server.client().await, filters(&["t"])).await;
@@ -157,7 +156,7 @@ async fn resume_joins_replay_and_live_while_events_are_published() {
 }
 
 #[tokio::test]
-async fn resume_from_anywhere_else_says_what_is_missing_first() {
+async fn resume_from_elsewhere_reports_the_gap_first() {
     let history = HistoryLimits {
         max_events: 10,
         ..HistoryLimits::default()
@@ -222,7 +221,7 @@ async fn resume_from_anywhere_else_says_what_is_missing_first() {
 }
 
 #[tokio::test]
-async fn a_quiet_stream_has_heartbeats_that_move_past_events_which_do_not_match() {
+async fn heartbeats_move_past_events_that_do_not_match() {
     let (_server, mut client) = start().await;
     let request = SubscribeRequest {
         heartbeat_interval: Some(prost_types::Duration {
@@ -384,7 +383,7 @@ async fn a_bad_subscribe_changes_nothing() {
 }
 
 #[tokio::test]
-async fn publish_stream_answers_in_order_and_ends_at_the_first_bad_request() {
+async fn publish_stream_answers_in_order_to_the_first_bad_request() {
     let (server, mut client) = start().await;
     let requests: Vec<_> = (0..100)
         .map(|i| PublishRequest {
@@ -411,7 +410,7 @@ async fn publish_stream_answers_in_order_and_ends_at_the_first_bad_request() {
 }
 
 #[tokio::test]
-async fn to_one_client_reaches_that_client_alone() {
+async fn an_event_to_a_client_reaches_that_client_alone() {
     let (_server, mut client) = start().await;
     let request = |id: &str| SubscribeRequest {
         client_id: id.into(),
@@ -457,7 +456,7 @@ async fn too_slow_under_disconnect_ends_with_resource_exhausted() {
 }
 
 #[tokio::test]
-async fn honest_endings_each_cause_has_its_status_and_says_where_to_resume() {
+async fn honest_endings_each_cause_has_its_status_and_position() {
     for (cause, code, expected) in [
         (CloseReason::TakenOver, Code::Aborted, Reason::TakenOver),
         (
@@ -530,7 +529,7 @@ async fn honest_endings_a_drain_says_where_to_resume() {
 }
 
 #[tokio::test]
-async fn honest_endings_a_stream_that_ends_before_its_first_gap_resumes_from_where_it_was() {
+async fn honest_endings_before_a_first_gap_keep_the_asked_position() {
     let server = Running::start(ServerConfig {
         history: HistoryLimits::OFF,
         ..ServerConfig::default()
@@ -571,7 +570,7 @@ async fn honest_endings_a_stream_that_ends_before_its_first_gap_resumes_from_whe
 }
 
 #[tokio::test]
-async fn a_connection_that_says_nothing_does_not_hold_up_a_drain() {
+async fn a_silent_connection_delays_no_drain() {
     let server = Running::start(ServerConfig::default()).await;
     let _silent = tokio::net::TcpStream::connect(server.address)
         .await

@@ -1,10 +1,7 @@
 //! The HTTP listener: metrics that move when their cause happens, health, and readiness.
 
-mod common;
-
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration};
 
-use common::*;
 use tidegate::{SweepRules, proto::*};
 use tidegate_server::{Quota, QuotaConfig, ServerConfig};
 use tokio::{
@@ -12,6 +9,8 @@ use tokio::{
     net::TcpStream,
 };
 use tonic::Code;
+
+use crate::common::*;
 
 /// The status and the body that a GET is answered with.
 async fn get(address: SocketAddr, path: &str) -> (u16, String) {
@@ -70,12 +69,12 @@ fn limited(client_id: &str, max_events: u32, overflow: Overflow) -> SubscribeReq
 }
 
 #[tokio::test]
-async fn the_listener_is_off_unless_it_is_asked_for() {
+async fn the_http_listener_is_off_by_default() {
     assert_eq!(Running::start(ServerConfig::default()).await.http, None);
 }
 
 #[tokio::test]
-async fn metrics_of_events_and_subscriptions_move_with_them() {
+async fn metrics_follow_events_and_subscriptions() {
     let server = Running::start(watched()).await;
     let before = scrape(&server).await;
     assert_eq!(before["tidegate_events_published_total"], 0.0);
@@ -145,7 +144,7 @@ async fn chunks_are_counted_as_made_or_shared() {
 }
 
 #[tokio::test]
-async fn losses_and_gaps_are_told_by_their_reason_and_who_is_behind_by_how_much() {
+async fn metrics_count_losses_by_reason_and_observe_lag() {
     let config = ServerConfig {
         sweep: SweepRules {
             stall_timeout: Some(Duration::from_millis(100)),
@@ -200,7 +199,7 @@ async fn losses_and_gaps_are_told_by_their_reason_and_who_is_behind_by_how_much(
 }
 
 #[tokio::test]
-async fn what_was_evicted_is_told_by_its_reason() {
+async fn metrics_count_evictions() {
     let config = ServerConfig {
         memory_budget: Some(1 << 20),
         ..watched()
@@ -222,7 +221,7 @@ async fn what_was_evicted_is_told_by_its_reason() {
 }
 
 #[tokio::test]
-async fn streams_are_counted_by_how_they_ended() {
+async fn metrics_count_streams_by_their_ending() {
     let server = Running::start(ServerConfig {
         sweep: SweepRules {
             stall_timeout: Some(Duration::from_millis(50)),
@@ -258,7 +257,7 @@ async fn streams_are_counted_by_how_they_ended() {
 }
 
 #[tokio::test]
-async fn refusals_are_counted_by_their_reason() {
+async fn metrics_count_refusals_by_reason() {
     let server = Running::start(ServerConfig {
         max_connections_per_address: Some(1),
         quotas: QuotaConfig {
@@ -319,7 +318,7 @@ async fn no_label_names_a_client_a_filter_or_an_address() {
 }
 
 #[tokio::test]
-async fn readiness_turns_with_the_drain_and_health_does_not() {
+async fn readiness_follows_the_drain_and_health_does_not() {
     let server = Running::start(ServerConfig {
         drain_timeout: PATIENCE,
         ..watched()
@@ -378,7 +377,7 @@ async fn names() -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_document_has_every_metric_and_no_other() {
+async fn the_document_lists_exactly_the_metrics() {
     let text = document("docs/metrics.md");
     let names = names().await;
     for name in &names {
@@ -396,7 +395,7 @@ async fn the_document_has_every_metric_and_no_other() {
 }
 
 #[tokio::test]
-async fn the_dashboard_asks_for_metrics_that_are_there() {
+async fn the_dashboard_queries_existing_metrics() {
     let text = document("packaging/grafana/tidegate.json");
     let dashboard: serde_json::Value = serde_json::from_str(&text).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();

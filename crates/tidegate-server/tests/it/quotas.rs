@@ -1,14 +1,13 @@
 //! Quotas per address, enforced and only observed, over real sockets.
 
-mod common;
-
 use std::time::Duration;
 
-use common::*;
 use tidegate::proto::*;
 use tidegate_server::{Quota, QuotaConfig, ServerConfig};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
+
+use crate::common::*;
 
 fn held_to(address: Quota) -> ServerConfig {
     ServerConfig {
@@ -36,7 +35,7 @@ fn refused_for(status: &Status, quota: &str) -> Duration {
 }
 
 #[tokio::test]
-async fn subscriptions_of_an_address_are_bounded_and_a_place_comes_free_with_its_stream() {
+async fn the_end_of_a_stream_frees_a_subscription_of_its_address() {
     let server = Running::start(held_to(Quota {
         subscriptions: Some(2),
         ..Quota::default()
@@ -63,7 +62,7 @@ async fn subscriptions_of_an_address_are_bounded_and_a_place_comes_free_with_its
 }
 
 #[tokio::test]
-async fn a_request_that_is_refused_otherwise_uses_nothing() {
+async fn a_refused_request_uses_no_quota() {
     let server = Running::start(held_to(Quota {
         subscriptions: Some(1),
         ..Quota::default()
@@ -100,7 +99,7 @@ async fn distinct_filters_of_an_address_are_bounded() {
 }
 
 #[tokio::test]
-async fn publishing_beyond_the_rate_is_refused_whole_and_passes_after_the_delay() {
+async fn a_batch_beyond_the_rate_is_refused_and_passes_after_the_delay() {
     let server = Running::start(held_to(Quota {
         publish_events: Some(20),
         ..Quota::default()
@@ -122,7 +121,7 @@ async fn publishing_beyond_the_rate_is_refused_whole_and_passes_after_the_delay(
 }
 
 #[tokio::test]
-async fn bytes_are_counted_encoded_and_a_stream_of_batches_ends_when_it_has_too_many() {
+async fn a_publish_stream_ends_beyond_the_rate_in_encoded_bytes() {
     let server = Running::start(held_to(Quota {
         publish_bytes: Some(1_000),
         ..Quota::default()
@@ -178,7 +177,7 @@ async fn observing_counts_and_lets_pass() {
 }
 
 #[tokio::test]
-async fn quotas_change_while_the_server_runs_and_count_what_is_there() {
+async fn changed_quotas_count_what_is_in_use() {
     let server = Running::start(ServerConfig::default()).await;
     let mut client = server.client().await;
     let _first = subscribe(&mut client, filters(&["a"])).await;

@@ -1,14 +1,13 @@
 //! The admin service over real sockets.
 
-mod common;
-
 use std::time::Duration;
 
-use common::*;
 use tidegate::proto::{admin_service_client::AdminServiceClient, *};
 use tidegate_server::{Server, ServerConfig};
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::common::*;
 
 const ADMIN: &str = "tidegate.v1.AdminService";
 
@@ -39,7 +38,7 @@ fn ids(response: &ListSubscriptionsResponse) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn it_tells_what_the_server_is_and_its_numbers() {
+async fn get_server_reports_version_position_and_statistics() {
     let server = Running::start(ServerConfig::default()).await;
     let mut client = server.client().await;
     let mut stream = subscribe(&mut client, filters(&["t"])).await;
@@ -66,7 +65,7 @@ async fn it_tells_what_the_server_is_and_its_numbers() {
 }
 
 #[tokio::test]
-async fn it_lists_who_is_subscribed_with_all_that_is_known() {
+async fn list_subscriptions_reports_every_field() {
     let server = Running::start(ServerConfig::default()).await;
     let mut client = server.client().await;
     let request = SubscribeRequest {
@@ -109,7 +108,7 @@ async fn it_lists_who_is_subscribed_with_all_that_is_known() {
 }
 
 #[tokio::test]
-async fn pages_have_everyone_once_in_the_order_in_which_they_came() {
+async fn pages_hold_every_subscription_once_in_order_of_age() {
     let server = Running::start(ServerConfig::default()).await;
     let mut client = server.client().await;
     let mut streams = Vec::new();
@@ -159,7 +158,7 @@ async fn pages_have_everyone_once_in_the_order_in_which_they_came() {
 }
 
 #[tokio::test]
-async fn the_worst_come_first_by_backlog_lag_and_losses() {
+async fn list_subscriptions_orders_by_backlog_lag_and_losses() {
     let server = Running::start(ServerConfig::default()).await;
     let mut publisher = server.client().await;
     let limited = |id: &str, max_events| SubscribeRequest {
@@ -226,7 +225,7 @@ async fn the_worst_come_first_by_backlog_lag_and_losses() {
 }
 
 #[tokio::test]
-async fn a_client_is_disconnected_with_a_status_that_tells_it_to_stay_away() {
+async fn disconnect_client_ends_its_streams_and_tells_it_to_stay_away() {
     let server = Running::start(ServerConfig::default()).await;
     let mut client = server.client().await;
     let mut kicked = subscribe(&mut client, named("kicked")).await;
@@ -254,7 +253,7 @@ async fn a_client_is_disconnected_with_a_status_that_tells_it_to_stay_away() {
 }
 
 #[tokio::test]
-async fn it_drains_the_server_as_a_signal_does() {
+async fn drain_drains_the_server_as_a_signal_does() {
     let server = Running::start(ServerConfig::default()).await;
     let mut client = server.client().await;
     let mut stream = subscribe(&mut client, filters(&["t"])).await;
@@ -272,7 +271,7 @@ async fn it_drains_the_server_as_a_signal_does() {
 }
 
 #[tokio::test]
-async fn it_is_served_on_a_loopback_address_or_where_the_setting_says_so() {
+async fn the_admin_service_is_served_on_loopback_or_by_setting() {
     let on = |listen: &str, admin| {
         let listen = listen.parse().unwrap();
         let config = ServerConfig {
@@ -288,7 +287,7 @@ async fn it_is_served_on_a_loopback_address_or_where_the_setting_says_so() {
 }
 
 #[tokio::test]
-async fn where_it_is_off_it_is_not_there_and_health_does_not_know_it() {
+async fn an_admin_service_that_is_off_is_unknown_to_health_too() {
     for is_on in [true, false] {
         let server = Running::start(ServerConfig {
             admin: Some(is_on),
@@ -338,7 +337,7 @@ async fn reflected(server: &Running) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn an_http_address_that_is_taken_refuses_to_start() {
+async fn a_taken_http_address_stops_the_start() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let config = ServerConfig {
         listen: "127.0.0.1:0".parse().unwrap(),

@@ -1,10 +1,7 @@
 //! Health, reflection, and the end of a server with peers of every kind, over real sockets.
 
-mod common;
-
 use std::time::Duration;
 
-use common::*;
 use tidegate::SweepRules;
 use tidegate_server::ServerConfig;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
@@ -18,6 +15,8 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
+use crate::common::*;
+
 fn about(service: &str) -> HealthCheckRequest {
     let service = service.into();
     HealthCheckRequest { service }
@@ -26,7 +25,7 @@ fn about(service: &str) -> HealthCheckRequest {
 const SERVICE: &str = "tidegate.v1.EventService";
 
 #[tokio::test]
-async fn health_is_serving_and_whoever_watches_is_told_at_once_that_it_drains() {
+async fn health_turns_to_not_serving_as_the_drain_begins() {
     let server = Running::start(ServerConfig::default()).await;
     let mut health = HealthClient::new(server.endpoint().connect().await.unwrap());
     for name in ["", SERVICE] {
@@ -49,7 +48,7 @@ async fn health_is_serving_and_whoever_watches_is_told_at_once_that_it_drains() 
 }
 
 #[tokio::test]
-async fn reflection_describes_the_service_and_holds_up_no_drain() {
+async fn reflection_describes_the_service_and_delays_no_drain() {
     let server = Running::start(ServerConfig::default()).await;
     let mut reflection = ServerReflectionClient::new(server.endpoint().connect().await.unwrap());
     let (requests, queue) = tokio::sync::mpsc::channel(1);
@@ -97,7 +96,7 @@ async fn reflection_describes_the_service_and_holds_up_no_drain() {
 }
 
 #[tokio::test]
-async fn in_a_drain_every_stream_is_told_where_to_resume_and_when_spread_out() {
+async fn a_drain_tells_each_stream_where_and_when_to_resume() {
     let server = Running::start(ServerConfig::default()).await;
     let mut streams = Vec::new();
     for _ in 0..20 {
@@ -129,7 +128,7 @@ async fn in_a_drain_every_stream_is_told_where_to_resume_and_when_spread_out() {
 }
 
 #[tokio::test]
-async fn a_drain_is_over_in_time_whatever_the_peers_do_and_says_what_it_cut() {
+async fn a_drain_ends_in_time_and_reports_the_cut_streams() {
     let drain_timeout = Duration::from_secs(2);
     let server = Running::start(ServerConfig {
         drain_timeout,
@@ -174,7 +173,7 @@ async fn a_drain_is_over_in_time_whatever_the_peers_do_and_says_what_it_cut() {
 }
 
 #[tokio::test]
-async fn in_a_drain_a_stream_that_is_not_read_is_reset_and_its_connection_ends_in_good_order() {
+async fn a_drain_resets_unread_streams_and_ends_their_connection() {
     let sweep = SweepRules {
         grace: Duration::from_millis(200),
         ..SweepRules::default()

@@ -1,16 +1,11 @@
 //! TLS over real sockets: who is let in, what is refused, and certificates that change.
 
-mod common;
-mod pki;
-
 use std::{
     io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use common::*;
-use pki::{Authority, Bearer, Folder, Pair, end, tls_endpoint};
 use rcgen::SanType;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -26,6 +21,11 @@ use tokio::{
     time,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::{
+    common::*,
+    pki::{Authority, Bearer, Folder, Pair, end, tls_endpoint},
+};
 
 const RULES: &str = "[[rule]]
 principals = ['*']
@@ -142,7 +142,7 @@ async fn events_go_over_tls_however_slowly_they_are_read() {
 }
 
 #[tokio::test]
-async fn only_http2_is_spoken_and_a_client_must_say_so() {
+async fn a_client_must_choose_http2_by_alpn() {
     let (folder, authority) = (Folder::new(), Authority::new("test"));
     let server = Running::start(config(&folder, &authority.server())).await;
     assert!(
@@ -165,7 +165,7 @@ async fn only_http2_is_spoken_and_a_client_must_say_so() {
 }
 
 #[tokio::test]
-async fn who_does_not_finish_the_handshake_is_gone_at_the_deadline() {
+async fn an_unfinished_handshake_ends_at_the_deadline() {
     let (folder, authority) = (Folder::new(), Authority::new("test"));
     let preface_timeout = Duration::from_millis(500);
     let server = Running::start(ServerConfig {
@@ -201,7 +201,7 @@ async fn who_does_not_finish_the_handshake_is_gone_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn certificates_change_under_live_streams_and_bad_files_leave_the_old() {
+async fn a_new_certificate_serves_new_connections_and_a_bad_one_none() {
     let (folder, authority) = (Folder::new(), Authority::new("test"));
     let first = authority.server();
     let server = Running::start(config(&folder, &first)).await;
@@ -243,7 +243,7 @@ async fn certificates_change_under_live_streams_and_bad_files_leave_the_old() {
 }
 
 #[tokio::test]
-async fn files_that_change_are_read_without_being_asked() {
+async fn changed_files_are_read_without_a_request() {
     let (folder, authority) = (Folder::new(), Authority::new("test"));
     let server = Running::start(config(&folder, &authority.server())).await;
     let next = authority.server();
@@ -288,7 +288,7 @@ async fn a_certificate_names_its_principal() {
 }
 
 #[tokio::test]
-async fn without_a_good_certificate_nobody_comes_in_where_one_is_required() {
+async fn a_required_certificate_must_be_good() {
     let Mutual {
         folder: _folder,
         authority,
@@ -309,7 +309,7 @@ async fn without_a_good_certificate_nobody_comes_in_where_one_is_required() {
 }
 
 #[tokio::test]
-async fn where_a_certificate_is_optional_a_call_without_any_credentials_is_refused() {
+async fn an_optional_certificate_leaves_a_call_to_its_token() {
     let Mutual {
         folder: _folder,
         authority,
@@ -336,7 +336,7 @@ async fn where_a_certificate_is_optional_a_call_without_any_credentials_is_refus
 }
 
 #[tokio::test]
-async fn a_stream_ends_when_nobody_vouches_for_its_certificate_any_more() {
+async fn a_stream_ends_when_the_authority_of_its_certificate_goes() {
     let Mutual {
         folder,
         authority,
@@ -357,7 +357,7 @@ async fn a_stream_ends_when_nobody_vouches_for_its_certificate_any_more() {
 }
 
 #[tokio::test]
-async fn a_server_does_not_start_with_files_that_it_cannot_use() {
+async fn unusable_tls_files_stop_the_start() {
     let (folder, authority) = (Folder::new(), Authority::new("test"));
     let good = authority.server();
     let listen = "127.0.0.1:0".parse().unwrap();
@@ -393,7 +393,7 @@ async fn a_server_does_not_start_with_files_that_it_cannot_use() {
 }
 
 #[tokio::test]
-async fn a_revoked_certificate_is_refused_at_the_handshake_and_another_is_served() {
+async fn a_revoked_certificate_is_refused_at_the_handshake() {
     for auth in [ClientAuth::Required, ClientAuth::Optional] {
         let Mutual {
             folder: _folder,
@@ -413,7 +413,7 @@ async fn a_revoked_certificate_is_refused_at_the_handshake_and_another_is_served
 }
 
 #[tokio::test]
-async fn a_list_that_changes_revokes_at_the_handshake_and_ends_what_is_there() {
+async fn a_changed_list_refuses_handshakes_and_ends_streams() {
     let Mutual {
         folder,
         authority,
@@ -465,7 +465,7 @@ async fn a_list_that_changes_revokes_at_the_handshake_and_ends_what_is_there() {
 }
 
 #[tokio::test]
-async fn where_there_are_lists_an_authority_without_one_is_not_believed() {
+async fn an_authority_without_a_list_is_refused_where_others_have_one() {
     let Mutual {
         folder,
         authority,

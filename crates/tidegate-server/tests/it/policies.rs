@@ -1,7 +1,5 @@
 //! Overflow policies, releases at intervals, stalls and the memory budget, over real sockets.
 
-mod common;
-
 use std::{
     collections::BTreeMap,
     io,
@@ -14,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use common::*;
 use hyper_util::rt::TokioIo;
 use tidegate::{SweepRules, proto::*};
 use tidegate_server::{Http2Config, ServerConfig};
@@ -24,6 +21,8 @@ use tokio::{
     time::{self, Instant},
 };
 use tonic::{Code, transport::Uri};
+
+use crate::common::*;
 
 fn limits(max_events: u32, overflow: Overflow) -> Option<Limits> {
     Some(Limits {
@@ -51,7 +50,7 @@ async fn publish_all(client: &mut Client, events: impl IntoIterator<Item = NewEv
 }
 
 #[tokio::test]
-async fn conflate_gives_the_newest_of_each_key_and_counts_the_rest() {
+async fn conflate_delivers_the_newest_of_each_key_and_counts_the_rest() {
     let server = Running::start(ServerConfig::default()).await;
     let mut client = server.client().await;
     let request = |overflow| SubscribeRequest {
@@ -94,7 +93,7 @@ async fn conflate_gives_the_newest_of_each_key_and_counts_the_rest() {
 }
 
 #[tokio::test]
-async fn min_interval_spaces_releases_and_everything_ready_goes_at_each() {
+async fn min_interval_spaces_releases_of_all_that_is_ready() {
     let server = Running::start(ServerConfig::default()).await;
     let mut client = server.client().await;
     let interval = Duration::from_millis(300);
@@ -129,7 +128,7 @@ async fn min_interval_spaces_releases_and_everything_ready_goes_at_each() {
 }
 
 #[tokio::test]
-async fn min_interval_holds_back_neither_a_replay_nor_the_first_event() {
+async fn min_interval_delays_neither_replay_nor_first_event() {
     let server = Running::start(ServerConfig::default()).await;
     let mut client = server.client().await;
     publish_all(&mut client, (0..5_000).map(|i| event("t", i.to_string()))).await;
@@ -164,7 +163,7 @@ fn sweep(grace: Duration) -> ServerConfig {
 }
 
 #[tokio::test]
-async fn a_stalled_stream_that_is_read_within_the_grace_gets_its_status() {
+async fn a_stalled_stream_gets_its_status_within_the_grace() {
     let server = Running::start(sweep(PATIENCE)).await;
     let mut stream = subscribe(
         &mut server.client_with_small_windows().await,
@@ -197,7 +196,7 @@ async fn a_stalled_stream_that_is_read_within_the_grace_gets_its_status() {
 }
 
 #[tokio::test]
-async fn a_stalled_stream_that_is_not_read_is_reset_and_its_neighbor_lives() {
+async fn a_stalled_stream_is_reset_and_its_neighbor_lives() {
     let server = Running::start(sweep(Duration::from_millis(200))).await;
     // Both on one connection.
     let mut client = server.client_with_small_windows().await;
@@ -227,7 +226,7 @@ async fn a_stalled_stream_that_is_not_read_is_reset_and_its_neighbor_lives() {
 }
 
 #[tokio::test]
-async fn a_stalled_stream_is_left_parked_by_default_and_goes_on() {
+async fn a_stalled_stream_stays_parked_by_default() {
     let sweep = SweepRules {
         stall_timeout: Some(Duration::from_millis(100)),
         ..SweepRules::default()
@@ -259,7 +258,7 @@ async fn a_stalled_stream_is_left_parked_by_default_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_peer_that_stops_reading_its_socket_is_gone_by_the_write_timeout() {
+async fn the_write_timeout_ends_a_peer_that_reads_nothing() {
     let http2 = Http2Config {
         write_timeout: Duration::from_millis(500),
         ..Http2Config::default()

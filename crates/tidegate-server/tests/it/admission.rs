@@ -1,16 +1,15 @@
 //! Who is let in: caps on connections, over real sockets.
 
-mod common;
-
 use std::{io, net::SocketAddr, time::Duration};
 
-use common::*;
 use tidegate_server::{BindError, Http2Config, Server, ServerConfig};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
     time,
 };
+
+use crate::common::*;
 
 async fn connect_from(local: &str, server: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4().unwrap();
@@ -31,7 +30,7 @@ async fn is_refused(connected: io::Result<TcpStream>) {
 }
 
 #[tokio::test]
-async fn a_connection_beyond_the_cap_is_refused_at_once_and_those_within_go_on() {
+async fn a_connection_beyond_the_cap_is_reset_and_the_others_live() {
     let server = Running::start(ServerConfig {
         max_connections: Some(2),
         ..ServerConfig::default()
@@ -81,7 +80,7 @@ async fn a_flood_from_one_address_leaves_room_for_the_others() {
 }
 
 #[tokio::test]
-async fn a_connection_that_does_not_send_its_preface_in_time_gives_its_place_back() {
+async fn a_connection_without_a_preface_gives_up_its_place() {
     let http2 = Http2Config {
         preface_timeout: Duration::from_millis(200),
         ..Http2Config::default()
@@ -107,7 +106,7 @@ async fn a_connection_that_does_not_send_its_preface_in_time_gives_its_place_bac
 }
 
 #[tokio::test]
-async fn a_cap_beyond_the_descriptor_limit_refuses_to_start_and_says_how_to_mend_it() {
+async fn a_cap_beyond_the_descriptor_limit_stops_the_start() {
     let config = ServerConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         max_connections: Some(usize::MAX),

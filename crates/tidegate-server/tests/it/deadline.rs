@@ -1,15 +1,14 @@
 //! `grpc-timeout` on `Subscribe`, over real sockets.
 
-mod common;
-
 use std::time::Duration;
 
-use common::*;
 use tidegate::proto::SubscribeResponse;
 use tidegate_server::ServerConfig;
 use tokio::time::{self, Instant};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt as _;
+
+use crate::common::*;
 
 /// Reads to the end; the status, and the sequence of the last event.
 async fn read_to_end(mut stream: Streaming<SubscribeResponse>) -> (Status, u64) {
@@ -70,7 +69,7 @@ async fn a_deadline_ends_the_stream_with_its_position_idle_or_busy() {
 }
 
 #[tokio::test]
-async fn a_deadline_that_is_not_well_formed_is_refused() {
+async fn a_malformed_deadline_is_refused() {
     let server = Running::start(ServerConfig::default()).await;
     let mut client = server.client().await;
     for bad in ["1", "S", "123456789S", "1s", "-1S", "soon"] {

@@ -1,8 +1,6 @@
 //! Honest endings: a panic in the task of a stream never looks like OK to its client, and its neighbors
 //! on the connection live.
 
-mod common;
-
 use std::{
     convert::Infallible,
     pin::Pin,
@@ -13,7 +11,6 @@ use std::{
     task::{Context, Poll},
 };
 
-use common::*;
 use http_body::{Body, Frame};
 use hyper::{body::Incoming, rt::Executor, server::conn::http2};
 use hyper_util::{
@@ -27,6 +24,8 @@ use tidegate_checker::Rules;
 use tokio::net::TcpListener;
 use tonic::transport::Endpoint;
 use tower::{Service as _, service_fn};
+
+use crate::common::*;
 
 /// A body that panics at the poll after the fuse was lit.
 struct Fused {
@@ -58,7 +57,7 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Streams {
 }
 
 #[tokio::test]
-async fn a_panic_in_the_task_of_a_stream_is_not_ok_and_hurts_nobody_else() {
+async fn a_panic_in_a_stream_is_not_ok_and_spares_its_neighbors() {
     let hub = Hub::new(HubConfig::new(1));
     let service = EventService::new(hub.clone(), ServiceConfig::default());
     let is_lit = Arc::new(AtomicBool::new(false));

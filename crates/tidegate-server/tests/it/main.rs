@@ -1,0 +1,17 @@
+//! The server over real sockets: one binary, which links once, with a module for each question.
+
+mod admin;
+mod admission;
+mod age;
+mod common;
+mod deadline;
+mod drain;
+mod http;
+mod identity;
+mod panics;
+mod pki;
+mod policies;
+mod quotas;
+mod streams;
+mod tls;
+mod vanish;
