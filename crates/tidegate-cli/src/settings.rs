@@ -81,7 +81,7 @@ impl SettingArgs {
             environment: &environment(),
             flags: &self.given,
         })
-        .map_err(|problems| Failure::new(Exit::Usage, told(&problems)))
+        .map_err(|problems| Failure::new(Exit::Usage, report(&problems)))
     }
 
     fn unreadable(&self, error: &io::Error) -> Failure {
@@ -91,7 +91,7 @@ impl SettingArgs {
 }
 
 /// All problems, each on its line.
-fn told(problems: &[Problem]) -> String {
+fn report(problems: &[Problem]) -> String {
     let count = match problems.len() {
         1 => "1 error".into(),
         count => format!("{count} errors"),

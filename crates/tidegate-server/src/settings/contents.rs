@@ -22,20 +22,20 @@ use crate::{
 
 /// What is wrong with the files of `configuration`. When nothing is, whether a server would take them together.
 pub(super) fn problems(configuration: &Configuration, written: &Written) -> Vec<Problem> {
-    let mut look = Look {
+    let mut checks = FileChecks {
         written,
         problems: Vec::new(),
     };
     let settings = &configuration.security;
-    look.tls(&settings.tls);
-    look.file("auth.tokens", settings.tokens.as_ref(), |path, content| {
+    checks.tls(&settings.tls);
+    checks.file("auth.tokens", settings.tokens.as_ref(), |path, content| {
         Tokens::parse(content).map_err(|problem| SecurityError::invalid(path, problem))
     });
-    look.file("auth.rules", settings.rules.as_ref(), |path, content| {
+    checks.file("auth.rules", settings.rules.as_ref(), |path, content| {
         Rules::parse(content, Vec::new()).map_err(|problem| SecurityError::invalid(path, problem))
     });
-    look.jwt(&settings.jwt);
-    look.problems
+    checks.jwt(&settings.jwt);
+    checks.problems
 }
 
 /// What is wrong with what each file alone allows.
@@ -58,12 +58,12 @@ pub(super) fn together(configuration: &Configuration, written: &Written) -> Opti
     })
 }
 
-struct Look<'a> {
+struct FileChecks<'a> {
     written: &'a Written,
     problems: Vec<Problem>,
 }
 
-impl Look<'_> {
+impl FileChecks<'_> {
     fn tls(&mut self, settings: &Tls) {
         let certificate = settings.certificate.as_ref();
         let chain = self.file("tls.certificate", certificate, tls::certificates);
@@ -71,7 +71,7 @@ impl Look<'_> {
         if let (Some(_), Some(_), Some(chain), Some(key)) = (chain, key, certificate, &settings.key)
         {
             let made = TlsConfig::new(chain, key).check();
-            self.note("tls.key", made);
+            self.record("tls.key", made);
         }
         let ca = settings.client_ca.as_ref();
         let roots = self.file("tls.client_ca", ca, tls::roots).map(Arc::new);
@@ -109,7 +109,7 @@ impl Look<'_> {
             let mut set = set.clone();
             // It has a setting of its own.
             set.ca = None;
-            self.note(key, Fetcher::new(set));
+            self.record(key, Fetcher::new(set));
         }
         self.file(key, keys.path(), |_, content| keys.parse(content));
     }
@@ -123,11 +123,11 @@ impl Look<'_> {
     ) -> Option<T> {
         let path = path?.as_ref();
         let parsed = files::read(path).and_then(|content| parse(path, &content));
-        self.note(key, parsed)
+        self.record(key, parsed)
     }
 
-    fn note<T>(&mut self, key: &str, looked: Result<T, SecurityError>) -> Option<T> {
-        match (looked, self.written.origin(key)) {
+    fn record<T>(&mut self, key: &str, result: Result<T, SecurityError>) -> Option<T> {
+        match (result, self.written.origin(key)) {
             (Ok(good), _) => Some(good),
             (Err(error), Some(origin)) => {
                 self.problems.push(Problem {

@@ -30,7 +30,7 @@ pub(super) fn values(
     };
     for error in errors {
         let at = error.span().unwrap_or_default();
-        reader.tell(&at, error.message().into());
+        reader.report(&at, error.message().into());
     }
     reader.table("", table.get_ref());
     reader.found
@@ -60,18 +60,18 @@ impl Reader<'_> {
             (Some(setting), value) => self.value(setting, at, value),
             (None, DeValue::Table(table)) if is_section => self.table(&format!("{key}."), table),
             (None, _) if is_section => {
-                self.tell(at, format!("`{key}` is a section: write [{key}]"));
+                self.report(at, format!("`{key}` is a section: write [{key}]"));
             }
             (None, DeValue::Table(_)) => {
                 let meant = did_you_mean(nearest(key, SETTINGS.iter().map(Setting::section)));
-                self.tell(at, format!("there is no section `{key}`{meant}"));
+                self.report(at, format!("there is no section `{key}`{meant}"));
             }
             (None, _) => {
                 let name = key.rsplit('.').next().unwrap_or_default();
                 // It may stand in the wrong section.
                 let meant = Setting::nearest(key).or_else(|| Setting::nearest(name));
                 let meant = did_you_mean(meant.map(|setting| setting.key));
-                self.tell(at, format!("there is no setting `{key}`{meant}"));
+                self.report(at, format!("there is no setting `{key}`{meant}"));
             }
         }
     }
@@ -83,14 +83,14 @@ impl Reader<'_> {
         };
         match text {
             Some(text) => self.found.push((setting, text, self.line(at))),
-            None if setting.takes_several() => self.tell(
+            None if setting.takes_several() => self.report(
                 at,
                 format!(
                     "{}: must be strings in quotes, without commas, as in [\"a\", \"b\"]",
                     setting.key
                 ),
             ),
-            None => self.tell(
+            None => self.report(
                 at,
                 format!(
                     "{}: must be a string in quotes, a whole number, true or false",
@@ -100,7 +100,7 @@ impl Reader<'_> {
         }
     }
 
-    fn tell(&mut self, at: &Range<usize>, message: String) {
+    fn report(&mut self, at: &Range<usize>, message: String) {
         let origin = Origin::File(self.path.clone(), self.line(at));
         self.problems.push(Problem { origin, message });
     }

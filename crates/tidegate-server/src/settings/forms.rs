@@ -25,19 +25,19 @@ pub(super) trait Form<T> {
 pub(super) struct Address;
 
 /// `true` or `false`.
-pub(super) struct Truth;
+pub(super) struct Boolean;
 
 /// A whole number.
 pub(super) struct Count;
 
 /// A whole number, at least 1.
-pub(super) struct Some1;
+pub(super) struct NonZero;
 
 /// `5s`, `250ms`, `1m30s`; 0 too.
 pub(super) struct Time;
 
 /// The same, longer than 0.
-pub(super) struct LongerThan0;
+pub(super) struct NonZeroTime;
 
 /// The same, as long as clients may ask for a heartbeat.
 pub(super) struct Heartbeat;
@@ -46,7 +46,7 @@ pub(super) struct Heartbeat;
 pub(super) struct Size;
 
 /// A size, at least 1 byte.
-pub(super) struct SomeSize;
+pub(super) struct NonZeroSize;
 
 /// A size that HTTP/2 has for a window: from what it begins with to 2 GiB less one.
 pub(super) struct Window;
@@ -79,10 +79,10 @@ pub(super) struct Text;
 pub(super) struct File;
 
 /// `none`, or some as `F`, with commas between them.
-pub(super) struct Several<F>(F);
+pub(super) struct List<F>(F);
 
 /// `required` or `optional`.
-pub(super) struct WhenAsked;
+pub(super) struct Requirement;
 
 /// A duration as people write it: `5s`, `250ms`, `1m30s`, and `0`.
 ///
@@ -121,7 +121,7 @@ impl Form<SocketAddr> for Address {
     }
 }
 
-impl Form<bool> for Truth {
+impl Form<bool> for Boolean {
     fn read(text: &str) -> Result<bool, String> {
         text.parse().map_err(|_| "must be true or false".into())
     }
@@ -149,7 +149,7 @@ impl<T: FromStr + ToString> Form<T> for Count {
     }
 }
 
-impl<T: FromStr + ToString + PartialEq + Default> Form<T> for Some1 {
+impl<T: FromStr + ToString + PartialEq + Default> Form<T> for NonZero {
     fn read(text: &str) -> Result<T, String> {
         let value = Count::read(text)?;
         match value == T::default() {
@@ -174,7 +174,7 @@ impl Form<Duration> for Time {
     }
 }
 
-impl Form<Duration> for LongerThan0 {
+impl Form<Duration> for NonZeroTime {
     fn read(text: &str) -> Result<Duration, String> {
         let duration = Time::read(text)?;
         match duration.is_zero() {
@@ -234,7 +234,7 @@ impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for Size {
     }
 }
 
-impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for SomeSize {
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for NonZeroSize {
     fn read(text: &str) -> Result<T, String> {
         bounded(text, 1..=u64::MAX, "must be at least 1 byte")
     }
@@ -387,7 +387,7 @@ impl Form<PathBuf> for File {
     }
 }
 
-impl<T, F: Form<T>> Form<Vec<T>> for Several<F> {
+impl<T, F: Form<T>> Form<Vec<T>> for List<F> {
     fn read(text: &str) -> Result<Vec<T>, String> {
         match text {
             "" | "none" => Ok(Vec::new()),
@@ -404,7 +404,7 @@ impl<T, F: Form<T>> Form<Vec<T>> for Several<F> {
     }
 }
 
-impl Form<ClientAuth> for WhenAsked {
+impl Form<ClientAuth> for Requirement {
     fn read(text: &str) -> Result<ClientAuth, String> {
         match text {
             "required" => Ok(ClientAuth::Required),
@@ -473,10 +473,10 @@ mod tests {
     #[test]
     fn what_is_not_bounded_has_a_word() {
         assert_eq!(
-            <OrNone<Some1> as Form<Option<usize>>>::read("none"),
+            <OrNone<NonZero> as Form<Option<usize>>>::read("none"),
             Ok(None)
         );
-        let refused = <OrNone<Some1> as Form<Option<usize>>>::read("0").unwrap_err();
+        let refused = <OrNone<NonZero> as Form<Option<usize>>>::read("0").unwrap_err();
         assert_eq!(refused, "must be at least 1, or none");
         assert_eq!(TimeOrNone::read("0"), Ok(None));
     }

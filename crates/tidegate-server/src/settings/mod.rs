@@ -53,7 +53,7 @@ pub struct Sources<'a> {
 /// # Panics
 /// If the key of a flag is not in [`SETTINGS`].
 pub fn read(sources: Sources<'_>) -> Result<(Configuration, Written), Vec<Problem>> {
-    let (configuration, written, problems) = read_what_can_be(sources);
+    let (configuration, written, problems) = read_leniently(sources);
     match problems[..] {
         [] => Ok((configuration, written)),
         _ => Err(problems),
@@ -69,7 +69,7 @@ pub fn read(sources: Sources<'_>) -> Result<(Configuration, Written), Vec<Proble
 /// # Panics
 /// If the key of a flag is not in [`SETTINGS`].
 pub fn check(sources: Sources<'_>) -> Result<(), Vec<Problem>> {
-    let (configuration, written, mut problems) = read_what_can_be(sources);
+    let (configuration, written, mut problems) = read_leniently(sources);
     problems.extend(contents::problems(&configuration, &written));
     if problems.is_empty() {
         problems.extend(contents::together(&configuration, &written));
@@ -82,7 +82,7 @@ pub fn check(sources: Sources<'_>) -> Result<(), Vec<Problem>> {
 }
 
 /// Reads all sources, and leaves out what is wrong.
-fn read_what_can_be(sources: Sources<'_>) -> (Configuration, Written, Vec<Problem>) {
+fn read_leniently(sources: Sources<'_>) -> (Configuration, Written, Vec<Problem>) {
     let mut problems = Vec::new();
     let mut written = Written::default();
     if let Some((path, text)) = sources.file {
@@ -114,7 +114,7 @@ fn read_what_can_be(sources: Sources<'_>) -> (Configuration, Written, Vec<Proble
         let origin = Origin::Flag(setting.flag());
         written.set(setting, text.clone(), origin, &mut problems);
     }
-    let configuration = written.meant();
+    let configuration = written.configuration();
     problems.extend(contradictions(&configuration, &written));
     (configuration, written, problems)
 }

@@ -80,7 +80,7 @@ impl Written {
         }
     }
 
-    pub(super) fn meant(&self) -> Configuration {
+    pub(super) fn configuration(&self) -> Configuration {
         let mut configuration = Configuration::default();
         for (key, (text, _)) in &self.values {
             let setting = Setting::of(key).expect("only keys of the table are written");
