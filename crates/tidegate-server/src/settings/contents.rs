@@ -1,7 +1,7 @@
-//! Whether the files that a configuration names can be used.
+//! Checks of the files that a configuration names.
 //!
-//! Each file is looked at by itself, so that all that is wrong is told at once, at the setting that names it. Nothing
-//! is fetched: of the address of a key set only its form is looked at.
+//! Each file is checked alone, so that all errors are reported at once, each at the setting that names the file.
+//! Nothing is fetched: of the address of a key set only the form is checked.
 
 use std::{path::Path, sync::Arc};
 
@@ -20,7 +20,7 @@ use crate::{
     tokens::Tokens,
 };
 
-/// What is wrong with the files of `configuration`. When nothing is, whether a server would take them together.
+/// The problems of the files that `configuration` names, each file checked alone.
 pub(super) fn problems(configuration: &Configuration, written: &Written) -> Vec<Problem> {
     let mut checks = FileChecks {
         written,
@@ -38,7 +38,7 @@ pub(super) fn problems(configuration: &Configuration, written: &Written) -> Vec<
     checks.problems
 }
 
-/// What is wrong with what each file alone allows.
+/// The problem for which a server would refuse files that pass alone.
 pub(super) fn together(configuration: &Configuration, written: &Written) -> Option<Problem> {
     let error = security(&configuration.server).err()?;
     let keys: &[&str] = match &error {
@@ -58,12 +58,14 @@ pub(super) fn together(configuration: &Configuration, written: &Written) -> Opti
     })
 }
 
+/// The checks so far.
 struct FileChecks<'a> {
     written: &'a Written,
     problems: Vec<Problem>,
 }
 
 impl FileChecks<'_> {
+    /// Checks the files of TLS, and that the key belongs to the certificate.
     fn tls(&mut self, settings: &Tls) {
         let certificate = settings.certificate.as_ref();
         let chain = self.file("tls.certificate", certificate, tls::certificates);
@@ -87,6 +89,7 @@ impl FileChecks<'_> {
         }
     }
 
+    /// Checks the keys of JSON Web Tokens.
     fn jwt(&mut self, settings: &Jwt) {
         for path in &settings.public_keys {
             self.keys("auth.jwt.public_keys", &JwtKeys::Pem(path.clone()));
@@ -104,17 +107,18 @@ impl FileChecks<'_> {
         );
     }
 
+    /// Checks a file of keys, or the form of an address.
     fn keys(&mut self, key: &str, keys: &JwtKeys) {
         if let JwtKeys::JwksUrl(set) = keys {
             let mut set = set.clone();
-            // It has a setting of its own.
+            // The setting of the authorities reports the errors of their file.
             set.ca = None;
             self.record(key, Fetcher::new(set));
         }
         self.file(key, keys.path(), |_, content| keys.parse(content));
     }
 
-    /// Reads a file, if there is one, and makes of it what `parse` does.
+    /// Reads a file, if the setting names one, and parses it. `None` without a file, or after an error.
     fn file<T>(
         &mut self,
         key: &str,
@@ -126,6 +130,7 @@ impl FileChecks<'_> {
         self.record(key, parsed)
     }
 
+    /// Reports the error of a check, if it has one, at the setting `key`; else gives its value.
     fn record<T>(&mut self, key: &str, result: Result<T, SecurityError>) -> Option<T> {
         match (result, self.written.origin(key)) {
             (Ok(good), _) => Some(good),

@@ -1,4 +1,7 @@
-//! TLS, credentials and rules as they are set, each by itself.
+//! The settings of TLS, credentials and rules, one field for each.
+//!
+//! [`TlsConfig`] and [`JwtConfig`] exist only with the values that they require, so they cannot hold a setting that is
+//! written before the setting that it needs. These structs can.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -8,7 +11,7 @@ use crate::{
     tls::{ClientAuth, TlsConfig},
 };
 
-/// What TLS and credentials are made of.
+/// The values of `[tls]` and `[auth]`.
 #[derive(Debug, Clone)]
 pub(super) struct Security {
     pub(super) tls: Tls,
@@ -18,6 +21,7 @@ pub(super) struct Security {
     pub(super) jwt: Jwt,
 }
 
+/// The values of `[tls]`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tls {
     pub(super) certificate: Option<PathBuf>,
@@ -27,13 +31,14 @@ pub(super) struct Tls {
     pub(super) client_auth: ClientAuth,
 }
 
+/// The values of `[auth.jwt]`.
 #[derive(Debug, Clone)]
 pub(super) struct Jwt {
     pub(super) issuer: Option<String>,
     pub(super) audience: Option<String>,
     pub(super) public_keys: Vec<PathBuf>,
     pub(super) secrets: Vec<PathBuf>,
-    /// Paths and addresses.
+    /// Paths of files, and addresses.
     pub(super) key_sets: Vec<String>,
     pub(super) key_set_ca: Option<PathBuf>,
     pub(super) key_set_refresh_interval: Duration,
@@ -41,7 +46,7 @@ pub(super) struct Jwt {
     pub(super) leeway: Duration,
 }
 
-/// What makes no sense alone, by its key, and what it needs.
+/// The key of each setting that does nothing alone, and the key of the setting that it needs.
 pub(super) const NEEDS: &[(&str, &str)] = &[
     ("tls.certificate", "tls.key"),
     ("tls.key", "tls.certificate"),
@@ -91,7 +96,7 @@ impl Default for Jwt {
 }
 
 impl Security {
-    /// How to speak TLS; `None` is not at all.
+    /// The configuration of TLS; `None` without a certificate and its key.
     pub(super) fn tls(&self) -> Option<TlsConfig> {
         let certificate = self.tls.certificate.as_ref()?;
         let mut tls = TlsConfig::new(certificate, self.tls.key.as_ref()?);
@@ -101,7 +106,7 @@ impl Security {
         Some(tls)
     }
 
-    /// Who may call.
+    /// The configuration of authentication.
     pub(super) fn auth(&self) -> AuthConfig {
         AuthConfig {
             tokens: self.tokens.clone(),
@@ -114,6 +119,7 @@ impl Security {
 }
 
 impl Jwt {
+    /// The configuration of JSON Web Tokens; `None` without an issuer and an audience.
     fn config(&self) -> Option<JwtConfig> {
         let mut jwt = JwtConfig::new(self.issuer.as_ref()?, self.audience.as_ref()?);
         jwt.leeway = self.leeway;
@@ -124,7 +130,7 @@ impl Jwt {
         Some(jwt)
     }
 
-    /// The key set at a path or an address.
+    /// The key set at an address, which has a scheme, or else at a path.
     pub(super) fn key_set(&self, place: &str) -> JwtKeys {
         if !place.contains("://") {
             return JwtKeys::JwksFile(place.into());

@@ -1,4 +1,4 @@
-//! The table of all settings, in the order of the file.
+//! The table of all settings, in the order of the example file.
 
 use super::{
     forms::{
@@ -9,12 +9,12 @@ use super::{
     setting::{Configuration, Setting},
 };
 
-/// Whether a reload changes a setting.
+/// A reload changes the setting.
 const RELOADS: bool = true;
+/// A change of the setting needs a restart.
 const RESTARTS: bool = false;
 
-/// A row: key, name of the value, its form, its place in [`Configuration`], whether a reload changes it, and
-/// what it is about.
+/// A row: key, kind of value, form, field of [`Configuration`], whether a reload changes it, help.
 macro_rules! rows {
     ($($key:literal, $value_name:literal, $form:ty, $($place:ident).+, $reloads:expr, $about:literal;)+) => {
         &[$(Setting {
@@ -31,7 +31,7 @@ macro_rules! rows {
     };
 }
 
-/// Everything that can be set.
+/// Every setting, those of one section together.
 pub static SETTINGS: &[Setting] = rows! {
     "listen", "ADDRESS", Address, server.listen, RESTARTS,
     "Address to listen on. Port 0 takes a free port.";
@@ -259,7 +259,7 @@ pub static SETTINGS: &[Setting] = rows! {
 };
 
 impl Setting {
-    /// The setting with this key.
+    /// The setting with this key; `None` if there is none.
     #[must_use]
     pub fn of(key: &str) -> Option<&'static Self> {
         SETTINGS.iter().find(|setting| setting.key == key)

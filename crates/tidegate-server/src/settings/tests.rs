@@ -1,3 +1,5 @@
+//! The table, its sources and its reload, tested together.
+
 use std::{
     collections::{BTreeMap, HashSet},
     fs,
@@ -17,7 +19,7 @@ fn environment<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, Str
     BTreeMap::from(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())))
 }
 
-/// What is wrong with a file, by line.
+/// The problems of a file, each with its line.
 fn problems(text: &str) -> Vec<(usize, String)> {
     let path = PathBuf::from("t.toml");
     let read = read(Sources {
