@@ -63,11 +63,11 @@ fn the_table_is_consistent() {
 #[test]
 fn the_example_has_every_setting_at_its_default() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/tidegate.example.toml");
-    if std::env::var_os("UPDATE_EXAMPLE").is_some() {
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
         fs::write(&path, example()).unwrap();
     }
     let listed = fs::read_to_string(&path).unwrap();
-    assert_eq!(listed, example(), "set UPDATE_EXAMPLE=1 if that is meant");
+    assert_eq!(listed, example(), "set UPDATE_EXPECT=1 if that is meant");
     let (configuration, written) = read(Sources {
         file: Some((&path, &listed)),
         environment: &NOTHING,
