@@ -1,4 +1,4 @@
-//! The settings of the server as flags, and reading them from all sources.
+//! The settings of the server as flags, and the reading of all sources.
 
 use std::{collections::BTreeMap, env, ffi::OsString, fs, io, path::PathBuf};
 
@@ -12,12 +12,12 @@ use tidegate_server::settings::{
 
 use crate::exit::{Exit, Failure};
 
-/// The flags of all settings, and the file. Flags are made from the table that the file is read by, so that neither
-/// can have what the other has not.
+/// The flags of all settings, and the file. The flags come from the table that reads the file, so neither has a setting
+/// that the other lacks.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SettingArgs {
     file: Option<PathBuf>,
-    /// What was given: keys and texts.
+    /// The key and the text of each flag on the command line.
     given: Vec<(&'static str, String)>,
 }
 
@@ -27,7 +27,7 @@ const FILE: &str = "config";
 /// The variable of the file.
 pub(crate) const FILE_VARIABLE: &str = "TIDEGATE_CONFIG";
 
-/// Variables of the program that are no settings of the server.
+/// Variables of the program that are no settings of the server, so that none is taken for a misspelled one.
 pub(crate) const NO_SETTINGS: &[&str] = &[
     FILE_VARIABLE,
     "TIDEGATE_SERVER",
@@ -36,7 +36,7 @@ pub(crate) const NO_SETTINGS: &[&str] = &[
     "TIDEGATE_TOKEN_FILE",
 ];
 
-/// The key of a setting that is a flag of every command.
+/// The key of the one setting that is a flag of every command.
 const LOG: &str = "log";
 
 impl SettingArgs {
@@ -48,13 +48,13 @@ impl SettingArgs {
         }
     }
 
-    /// The same with the log filter of the command line, if one was given.
+    /// The same settings with the log filter of the command line, if it has one.
     pub(crate) fn with_log(mut self, log: Option<String>) -> Self {
         self.given.extend(log.map(|log| (LOG, log)));
         self
     }
 
-    /// Whether there is a file, which may change.
+    /// Whether there is a file, whose contents may change.
     #[cfg(unix)]
     pub(crate) const fn has_file(&self) -> bool {
         self.file.is_some()
@@ -65,7 +65,7 @@ impl SettingArgs {
         self.with(read)
     }
 
-    /// Looks at all sources, and at the files that they name.
+    /// Checks all sources, and the files that they name.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         self.with(check)
     }
@@ -81,7 +81,7 @@ impl SettingArgs {
             environment: &environment(),
             flags: &self.given,
         })
-        .map_err(|problems| Failure::new(Exit::Usage, told(&problems)))
+        .map_err(|problems| Failure::new(Exit::Usage, report(&problems)))
     }
 
     fn unreadable(&self, error: &io::Error) -> Failure {
@@ -90,8 +90,8 @@ impl SettingArgs {
     }
 }
 
-/// All problems, each on its line.
-fn told(problems: &[Problem]) -> String {
+/// A message with all problems, each on a line of its own.
+fn report(problems: &[Problem]) -> String {
     let count = match problems.len() {
         1 => "1 error".into(),
         count => format!("{count} errors"),
@@ -103,9 +103,9 @@ fn told(problems: &[Problem]) -> String {
     )
 }
 
-/// The variables that are settings, or ought to be.
+/// The variables that are settings, or look like settings.
 fn environment() -> BTreeMap<String, String> {
-    // What is not Unicode is replaced, not passed over: the setting refuses it, or the file is not found.
+    // A value that is not Unicode must not be ignored. With U+FFFD in it, the setting refuses it or finds no such file.
     let text = |text: OsString| text.to_string_lossy().into_owned();
     env::vars_os()
         .map(|(name, value)| (text(name), text(value)))
@@ -113,13 +113,14 @@ fn environment() -> BTreeMap<String, String> {
         .collect()
 }
 
+/// The file that the environment names.
 fn file_of_environment() -> Option<PathBuf> {
     env::var_os(FILE_VARIABLE)
         .filter(|path| !path.is_empty())
         .map(PathBuf::from)
 }
 
-/// The settings that are flags of this command alone.
+/// The settings that are flags of `tidegate serve` alone.
 fn flags() -> impl Iterator<Item = &'static Setting> {
     SETTINGS.iter().filter(|setting| setting.key != LOG)
 }
@@ -163,19 +164,20 @@ impl FromArgMatches for SettingArgs {
     }
 }
 
-/// Names the setting that was probably meant by a flag of `tidegate serve` that does not exist. What clap itself finds
-/// is nearest by letters, and has other words.
+/// Names the nearest setting in the error about an unknown flag of `tidegate serve`. clap's own suggestion compares
+/// letters, and for `--preface-timeout` finds `--drain-timeout`.
 pub(crate) fn suggest(mut error: clap::Error) -> clap::Error {
-    if let Some(setting) = meant(&error) {
+    if let Some(setting) = nearest_setting(&error) {
         let flag = format!("--{}", setting.flag());
         error.insert(ContextKind::SuggestedArg, ContextValue::String(flag));
-        // It shows what clap found.
+        // It names clap's suggestion.
         error.remove(ContextKind::Usage);
     }
     error
 }
 
-fn meant(error: &clap::Error) -> Option<&'static Setting> {
+/// The setting nearest to the unknown flag of an error; `None` for other errors and other commands.
+fn nearest_setting(error: &clap::Error) -> Option<&'static Setting> {
     let usage = error.get(ContextKind::Usage)?;
     let is_serve = usage.to_string().contains("tidegate serve");
     match error.get(ContextKind::InvalidArg)? {
@@ -186,6 +188,7 @@ fn meant(error: &clap::Error) -> Option<&'static Setting> {
     }
 }
 
+/// The flag of a setting.
 fn flag(setting: &'static Setting) -> Arg {
     let arg = Arg::new(setting.key)
         .long(setting.flag())

@@ -1,4 +1,4 @@
-//! `tidegate check-config`: whether a server would take a configuration.
+//! `tidegate check-config`: checks a configuration without serving.
 
 use std::{
     io::{self, Write as _},

@@ -26,8 +26,9 @@ use crate::{
 /// Prints the address it listens on as its first line, and that of --http as its second. On SIGINT or SIGTERM it tells every client where
 /// to resume and ends when all have gone, or after --drain-timeout; a second signal ends it at once.
 ///
-/// What is set by a flag wins over the environment (TIDEGATE_DRAIN_TIMEOUT for --drain-timeout), and that over
-/// the file of --config, which is read again on SIGHUP.
+/// A flag wins over the environment (TIDEGATE_DRAIN_TIMEOUT for --drain-timeout), and the environment over the
+/// file of --config, which is read again on SIGHUP. Durations are written 5s, 250ms or 1m30s, sizes 64KiB, 2GiB or
+/// 65536. The word none means no limit, or nothing; auto lets the server work out the value.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(crate) struct ServeArgs {

@@ -1,7 +1,7 @@
-//! Whether the files that a configuration names can be used.
+//! Checks of the files that a configuration names.
 //!
-//! Each file is looked at by itself, so that all that is wrong is told at once, at the setting that names it. Nothing
-//! is fetched: of the address of a key set only its form is looked at.
+//! Each file is checked alone, so that all errors are reported at once, each at the setting that names the file.
+//! Nothing is fetched: of the address of a key set only the form is checked.
 
 use std::{path::Path, sync::Arc};
 
@@ -18,25 +18,25 @@ use crate::{
     operations::reload::Reloader,
 };
 
-/// What is wrong with the files of `configuration`. When nothing is, whether a server would take them together.
+/// The problems of the files that `configuration` names, each file checked alone.
 pub(super) fn problems(configuration: &Configuration, written: &Written) -> Vec<Problem> {
-    let mut look = Look {
+    let mut checks = FileChecks {
         written,
         problems: Vec::new(),
     };
     let settings = &configuration.security;
-    look.tls(&settings.tls);
-    look.file("auth.tokens", settings.tokens.as_ref(), |path, content| {
+    checks.tls(&settings.tls);
+    checks.file("auth.tokens", settings.tokens.as_ref(), |path, content| {
         Tokens::parse(content).map_err(|problem| SecurityError::invalid(path, problem))
     });
-    look.file("auth.rules", settings.rules.as_ref(), |path, content| {
+    checks.file("auth.rules", settings.rules.as_ref(), |path, content| {
         Rules::parse(content, Vec::new()).map_err(|problem| SecurityError::invalid(path, problem))
     });
-    look.jwt(&settings.jwt);
-    look.problems
+    checks.jwt(&settings.jwt);
+    checks.problems
 }
 
-/// What is wrong with what each file alone allows.
+/// The problem for which a server would refuse files that pass alone.
 pub(super) fn together(configuration: &Configuration, written: &Written) -> Option<Problem> {
     let error = Reloader::new(&configuration.server).err()?;
     let keys: &[&str] = match &error {
@@ -56,12 +56,14 @@ pub(super) fn together(configuration: &Configuration, written: &Written) -> Opti
     })
 }
 
-struct Look<'a> {
+/// The checks so far.
+struct FileChecks<'a> {
     written: &'a Written,
     problems: Vec<Problem>,
 }
 
-impl Look<'_> {
+impl FileChecks<'_> {
+    /// Checks the files of TLS, and that the key belongs to the certificate.
     fn tls(&mut self, settings: &Tls) {
         let certificate = settings.certificate.as_ref();
         let chain = self.file("tls.certificate", certificate, tls::certificates);
@@ -69,7 +71,7 @@ impl Look<'_> {
         if let (Some(_), Some(_), Some(chain), Some(key)) = (chain, key, certificate, &settings.key)
         {
             let made = TlsConfig::new(chain, key).check();
-            self.note("tls.key", made);
+            self.record("tls.key", made);
         }
         let ca = settings.client_ca.as_ref();
         let roots = self.file("tls.client_ca", ca, tls::roots).map(Arc::new);
@@ -85,6 +87,7 @@ impl Look<'_> {
         }
     }
 
+    /// Checks the keys of JSON Web Tokens.
     fn jwt(&mut self, settings: &Jwt) {
         for path in &settings.public_keys {
             self.keys("auth.jwt.public_keys", &JwtKeys::Pem(path.clone()));
@@ -102,17 +105,18 @@ impl Look<'_> {
         );
     }
 
+    /// Checks a file of keys, or the form of an address.
     fn keys(&mut self, key: &str, keys: &JwtKeys) {
         if let JwtKeys::JwksUrl(set) = keys {
             let mut set = set.clone();
-            // It has a setting of its own.
+            // The setting of the authorities reports the errors of their file.
             set.ca = None;
-            self.note(key, Fetcher::new(set));
+            self.record(key, Fetcher::new(set));
         }
         self.file(key, keys.path(), |_, content| keys.parse(content));
     }
 
-    /// Reads a file, if there is one, and makes of it what `parse` does.
+    /// Reads a file, if the setting names one, and parses it. `None` without a file, or after an error.
     fn file<T>(
         &mut self,
         key: &str,
@@ -121,11 +125,12 @@ impl Look<'_> {
     ) -> Option<T> {
         let path = path?.as_ref();
         let parsed = files::read(path).and_then(|content| parse(path, &content));
-        self.note(key, parsed)
+        self.record(key, parsed)
     }
 
-    fn note<T>(&mut self, key: &str, looked: Result<T, SecurityError>) -> Option<T> {
-        match (looked, self.written.origin(key)) {
+    /// Reports the error of a check, if it has one, at the setting `key`; else gives its value.
+    fn record<T>(&mut self, key: &str, result: Result<T, SecurityError>) -> Option<T> {
+        match (result, self.written.origin(key)) {
             (Ok(good), _) => Some(good),
             (Err(error), Some(origin)) => {
                 self.problems.push(Problem {

@@ -1,4 +1,4 @@
-//! Settings as a file.
+//! Settings written as a file: the example, and the lines that it shares with the configuration in effect.
 
 use super::{
     forms::SEPARATOR,
@@ -6,7 +6,7 @@ use super::{
     table::SETTINGS,
 };
 
-/// A commented file with every setting at its default.
+/// A file with every setting at its default, and above each its help, its variable and its flag as comments.
 #[must_use]
 pub fn example() -> String {
     let mut text = String::from(EXAMPLE_HEAD);
@@ -34,11 +34,12 @@ const EXAMPLE_HEAD: &str = "\
 ";
 
 impl Setting {
+    /// Its name in the section.
     fn name(&self) -> &'static str {
         self.key.rsplit_once('.').map_or(self.key, |(_, name)| name)
     }
 
-    /// Its line of a file.
+    /// Its line in a file that means `configuration`.
     pub(super) fn line(&self, configuration: &Configuration) -> String {
         let text = (self.get)(configuration);
         let literal = match (self.takes_several(), &*text) {
@@ -56,7 +57,7 @@ impl Setting {
     }
 }
 
-/// Writes all settings with `write_one`, under their sections.
+/// Appends every setting to `text` with `write_one`, under the heads of the sections.
 pub(super) fn write_sections(text: &mut String, write_one: impl Fn(&Setting, &mut String)) {
     let mut section = "";
     for setting in SETTINGS {
@@ -68,7 +69,7 @@ pub(super) fn write_sections(text: &mut String, write_one: impl Fn(&Setting, &mu
     }
 }
 
-/// A text as TOML writes it: numbers and truths are bare.
+/// A value as TOML writes it: numbers and booleans bare, all else in quotes.
 fn literal(text: &str) -> String {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     if is_number || matches!(text, "true" | "false") {
@@ -78,7 +79,7 @@ fn literal(text: &str) -> String {
     }
 }
 
-/// The words of a text in lines of a readable length.
+/// The words of a text in lines of at most 108 bytes, so that a comment has at most 110.
 fn wrapped(text: &str) -> Vec<String> {
     const WIDTH: usize = 108;
     let mut lines = vec![String::new()];

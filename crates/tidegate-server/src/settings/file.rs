@@ -1,4 +1,4 @@
-//! The configuration file: TOML, with the line of everything.
+//! The configuration file: TOML, read with the line of every value.
 
 use std::{ops::Range, path::PathBuf};
 
@@ -15,7 +15,7 @@ use super::{
     written::{Origin, Problem},
 };
 
-/// What is set in a file, and on which lines. What is wrong with it is added to `problems`.
+/// The settings in a file, the text of each value and its line. Errors go to `problems`, in no order.
 pub(super) fn values(
     path: &PathBuf,
     text: &str,
@@ -30,21 +30,23 @@ pub(super) fn values(
     };
     for error in errors {
         let at = error.span().unwrap_or_default();
-        reader.tell(&at, error.message().into());
+        reader.report(&at, error.message().into());
     }
     reader.table("", table.get_ref());
     reader.found
 }
 
+/// A walk through the sections of a file.
 struct Reader<'a> {
     path: &'a PathBuf,
     text: &'a str,
+    /// Settings with texts and lines, in the order of the walk.
     found: Vec<(&'static Setting, String, usize)>,
     problems: &'a mut Vec<Problem>,
 }
 
 impl Reader<'_> {
-    /// Reads a section, whose keys begin with `prefix`.
+    /// Reads a section. `prefix` is its name with a dot, or empty at the top of the file.
     fn table(&mut self, prefix: &str, table: &DeTable<'_>) {
         for (name, value) in table {
             let key = format!("{prefix}{}", name.get_ref());
@@ -52,6 +54,7 @@ impl Reader<'_> {
         }
     }
 
+    /// Reads an entry of a section: a setting, a section within, or an error.
     fn entry(&mut self, key: &str, at: &Range<usize>, value: &Spanned<DeValue<'_>>) {
         let is_section = SETTINGS
             .iter()
@@ -60,22 +63,23 @@ impl Reader<'_> {
             (Some(setting), value) => self.value(setting, at, value),
             (None, DeValue::Table(table)) if is_section => self.table(&format!("{key}."), table),
             (None, _) if is_section => {
-                self.tell(at, format!("`{key}` is a section: write [{key}]"));
+                self.report(at, format!("`{key}` is a section: write [{key}]"));
             }
             (None, DeValue::Table(_)) => {
                 let meant = did_you_mean(nearest(key, SETTINGS.iter().map(Setting::section)));
-                self.tell(at, format!("there is no section `{key}`{meant}"));
+                self.report(at, format!("there is no section `{key}`{meant}"));
             }
             (None, _) => {
                 let name = key.rsplit('.').next().unwrap_or_default();
                 // It may stand in the wrong section.
                 let meant = Setting::nearest(key).or_else(|| Setting::nearest(name));
                 let meant = did_you_mean(meant.map(|setting| setting.key));
-                self.tell(at, format!("there is no setting `{key}`{meant}"));
+                self.report(at, format!("there is no setting `{key}`{meant}"));
             }
         }
     }
 
+    /// Takes the value of a setting as text.
     fn value(&mut self, setting: &'static Setting, at: &Range<usize>, value: &DeValue<'_>) {
         let text = match value {
             DeValue::Array(values) if setting.takes_several() => text_of_several(values),
@@ -83,14 +87,14 @@ impl Reader<'_> {
         };
         match text {
             Some(text) => self.found.push((setting, text, self.line(at))),
-            None if setting.takes_several() => self.tell(
+            None if setting.takes_several() => self.report(
                 at,
                 format!(
                     "{}: must be strings in quotes, without commas, as in [\"a\", \"b\"]",
                     setting.key
                 ),
             ),
-            None => self.tell(
+            None => self.report(
                 at,
                 format!(
                     "{}: must be a string in quotes, a whole number, true or false",
@@ -100,25 +104,26 @@ impl Reader<'_> {
         }
     }
 
-    fn tell(&mut self, at: &Range<usize>, message: String) {
+    /// Adds a problem at a place in the text.
+    fn report(&mut self, at: &Range<usize>, message: String) {
         let origin = Origin::File(self.path.clone(), self.line(at));
         self.problems.push(Problem { origin, message });
     }
 
-    /// The line of a place in the text, from 1.
+    /// The line of a place in the text, counted from 1.
     fn line(&self, at: &Range<usize>) -> usize {
         let before = &self.text.as_bytes()[..at.start.min(self.text.len())];
         before.iter().filter(|byte| **byte == b'\n').count() + 1
     }
 }
 
-/// Whether `section` is the section `key`, or lies in it.
+/// Whether `section` is `key`, or a section within `key`.
 fn is_within(section: &str, key: &str) -> bool {
     let rest = section.strip_prefix(key);
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// A value as the other sources would write it.
+/// A value as the environment or a flag would write it; `None` for dates, fractions, lists and tables.
 fn text_of(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.to_string()),
@@ -132,7 +137,8 @@ fn text_of(value: &DeValue<'_>) -> Option<String> {
     }
 }
 
-/// Several texts as one.
+/// A list as the environment or a flag would write it; `None` if an element is no string, empty, or has a
+/// [`SEPARATOR`] in it.
 fn text_of_several(values: &[Spanned<DeValue<'_>>]) -> Option<String> {
     let texts = values.iter().map(|value| {
         let text = value.get_ref().as_str()?;
@@ -141,7 +147,7 @@ fn text_of_several(values: &[Spanned<DeValue<'_>>]) -> Option<String> {
     Some(texts.collect::<Option<Vec<_>>>()?.join(SEPARATOR))
 }
 
-/// The end of a message that names what was meant, if anything comes near.
+/// The end of a message: a question that names the nearest name, or nothing.
 fn did_you_mean(meant: Option<&str>) -> String {
     meant.map_or_else(String::new, |name| format!("; did you mean `{name}`?"))
 }

@@ -1,4 +1,4 @@
-//! The forms of values: how they are written, and what they mean.
+//! The forms of values: text and meaning of each kind.
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
@@ -9,85 +9,85 @@ use tracing_subscriber::EnvFilter;
 
 use crate::network::tls::ClientAuth;
 
-/// Stands between values of a setting that may have several.
+/// The separator of the values of a list, in the environment and in a flag.
 pub const SEPARATOR: &str = ",";
 
-/// A way to write a `T`. What is written is read as the same.
+/// A text form of a `T`. `read` gives the value back that `write` was given.
 pub(super) trait Form<T> {
     /// # Errors
-    /// How to write it instead.
+    /// The end of a sentence that says how to write the value.
     fn read(text: &str) -> Result<T, String>;
 
     fn write(value: &T) -> String;
 }
 
-/// `127.0.0.1:50051`.
+/// A socket address: `127.0.0.1:50051`.
 pub(super) struct Address;
 
 /// `true` or `false`.
-pub(super) struct Truth;
+pub(super) struct Boolean;
 
-/// A whole number.
+/// A whole number, 0 included.
 pub(super) struct Count;
 
 /// A whole number, at least 1.
-pub(super) struct Some1;
+pub(super) struct NonZero;
 
-/// `5s`, `250ms`, `1m30s`; 0 too.
+/// A duration: `5s`, `250ms`, `1m30s`, or `0`.
 pub(super) struct Time;
 
-/// The same, longer than 0.
-pub(super) struct LongerThan0;
+/// A duration longer than 0.
+pub(super) struct NonZeroTime;
 
-/// The same, as long as clients may ask for a heartbeat.
+/// A duration from 1 s to 1 h, the range in which clients may ask for a heartbeat.
 pub(super) struct Heartbeat;
 
-/// `64KiB`, `65536`.
+/// A number of bytes: `64KiB`, `65536`.
 pub(super) struct Size;
 
-/// A size, at least 1 byte.
-pub(super) struct SomeSize;
+/// A number of bytes, at least 1.
+pub(super) struct NonZeroSize;
 
-/// A size that HTTP/2 has for a window: from what it begins with to 2 GiB less one.
+/// A number of bytes from 65,535, the initial window of HTTP/2, to 2 GiB less 1, the largest (RFC 9113, section 6.9).
 pub(super) struct Window;
 
-/// A size of at most 4 GiB less one that is not 0.
+/// A number of bytes from 1 to 4 GiB less 1.
 pub(super) struct Size32;
 
-/// `none`, or as `F`.
+/// `none`, or a value in the form `F`.
 pub(super) struct OrNone<F>(F);
 
-/// `auto`, or as `F`.
+/// `auto`, or a value in the form `F`.
 pub(super) struct OrAuto<F>(F);
 
-/// `none` or 0, or a time.
+/// `none` or 0, or a duration.
 pub(super) struct TimeOrNone;
 
-/// `takeover`, `reject`, `several`.
+/// `takeover`, `reject` or `several`.
 pub(super) struct ClientIds;
 
-/// `park`, or `close`, which is true.
+/// `park`, which is false, or `close`.
 pub(super) struct OnStall;
 
-/// A filter of logs.
+/// A filter of the log, without control characters.
 pub(super) struct Log;
 
-/// A text that is not empty and has no control characters.
+/// A text that has no control characters and is not empty.
 pub(super) struct Text;
 
 /// The path of a file.
 pub(super) struct File;
 
-/// `none`, or some as `F`, with commas between them.
-pub(super) struct Several<F>(F);
+/// `none`, or values in the form `F` with [`SEPARATOR`] between them.
+pub(super) struct List<F>(F);
 
 /// `required` or `optional`.
-pub(super) struct WhenAsked;
+pub(super) struct Requirement;
 
-/// A duration as people write it: `5s`, `250ms`, `1m30s`, and `0`.
+/// Reads a duration with its units, `5s`, `250ms` or `1m30s`, or `0`.
 ///
 /// # Errors
-/// How to write it instead.
+/// A sentence on how to write it instead.
 pub fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
@@ -98,10 +98,10 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "write it with a unit, such as 5s, 250ms or 1m30s".into())
 }
 
-/// A number of bytes as people write it: `65536`, `64KiB`, `1.5GiB`, `10MB`.
+/// Reads a number of bytes, with a unit or without: `65536`, `64KiB`, `1.5GiB`, `10MB`.
 ///
 /// # Errors
-/// How to write it instead.
+/// A sentence on how to write it instead.
 pub fn bytes(text: &str) -> Result<u64, String> {
     let size = ByteSize::from_str(text);
     let size =
@@ -121,7 +121,7 @@ impl Form<SocketAddr> for Address {
     }
 }
 
-impl Form<bool> for Truth {
+impl Form<bool> for Boolean {
     fn read(text: &str) -> Result<bool, String> {
         text.parse().map_err(|_| "must be true or false".into())
     }
@@ -149,7 +149,7 @@ impl<T: FromStr + ToString> Form<T> for Count {
     }
 }
 
-impl<T: FromStr + ToString + PartialEq + Default> Form<T> for Some1 {
+impl<T: FromStr + ToString + PartialEq + Default> Form<T> for NonZero {
     fn read(text: &str) -> Result<T, String> {
         let value = Count::read(text)?;
         match value == T::default() {
@@ -174,7 +174,7 @@ impl Form<Duration> for Time {
     }
 }
 
-impl Form<Duration> for LongerThan0 {
+impl Form<Duration> for NonZeroTime {
     fn read(text: &str) -> Result<Duration, String> {
         let duration = Time::read(text)?;
         match duration.is_zero() {
@@ -234,7 +234,7 @@ impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for Size {
     }
 }
 
-impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for SomeSize {
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for NonZeroSize {
     fn read(text: &str) -> Result<T, String> {
         bounded(text, 1..=u64::MAX, "must be at least 1 byte")
     }
@@ -272,6 +272,7 @@ impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for Size32 {
     }
 }
 
+/// Reads a number of bytes in a range. Outside of it the error is `message`.
 fn bounded<T: TryFrom<u64> + TryInto<u64> + Copy>(
     text: &str,
     range: std::ops::RangeInclusive<u64>,
@@ -303,6 +304,7 @@ impl<T, F: Form<T>> Form<Option<T>> for OrAuto<F> {
     }
 }
 
+/// Reads `word` as `None`, and all else in the form `F`.
 fn optional<T, F: Form<T>>(text: &str, word: &str) -> Result<Option<T>, String> {
     if text == word {
         return Ok(None);
@@ -387,7 +389,7 @@ impl Form<PathBuf> for File {
     }
 }
 
-impl<T, F: Form<T>> Form<Vec<T>> for Several<F> {
+impl<T, F: Form<T>> Form<Vec<T>> for List<F> {
     fn read(text: &str) -> Result<Vec<T>, String> {
         match text {
             "" | "none" => Ok(Vec::new()),
@@ -404,7 +406,7 @@ impl<T, F: Form<T>> Form<Vec<T>> for Several<F> {
     }
 }
 
-impl Form<ClientAuth> for WhenAsked {
+impl Form<ClientAuth> for Requirement {
     fn read(text: &str) -> Result<ClientAuth, String> {
         match text {
             "required" => Ok(ClientAuth::Required),
@@ -473,10 +475,10 @@ mod tests {
     #[test]
     fn what_is_not_bounded_has_a_word() {
         assert_eq!(
-            <OrNone<Some1> as Form<Option<usize>>>::read("none"),
+            <OrNone<NonZero> as Form<Option<usize>>>::read("none"),
             Ok(None)
         );
-        let refused = <OrNone<Some1> as Form<Option<usize>>>::read("0").unwrap_err();
+        let refused = <OrNone<NonZero> as Form<Option<usize>>>::read("0").unwrap_err();
         assert_eq!(refused, "must be at least 1, or none");
         assert_eq!(TimeOrNone::read("0"), Ok(None));
     }

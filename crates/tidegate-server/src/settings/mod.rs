@@ -1,15 +1,21 @@
-//! What can be set about a server, and where from: a file, the environment, the command line.
+//! The settings of a server, read from a file, the environment and the command line.
 //!
 //! # Precedence
 //! A flag wins over the environment, the environment over the file, the file over the default.
 //!
-//! # As written, and as meant
-//! [`Written`] has texts and where each stands. [`Configuration`] has what they mean. [`read`] makes the second of the
-//! first, and reports everything that is wrong with all sources at once, what is overridden included.
+//! # Text and meaning
+//! [`Written`] has the text of each value and its origin. [`Configuration`] has the meaning of those texts. [`read`]
+//! makes both from the sources, and reports every error in all of them at once, also in values that a stronger source
+//! overrides.
 //!
 //! # One table
-//! [`SETTINGS`] has one row for each thing that can be set, and everything is made from it: what is accepted in the
-//! file, in the environment and as a flag, [`example`], and what a reload changes.
+//! [`SETTINGS`] has one row for each setting. The table decides which keys, variables and flags are accepted, what
+//! [`example()`] lists, and what a reload changes; no source has a setting that another lacks.
+//!
+//! # Names
+//! Flag and variable follow from the key: `http2.stream_window` in the file is `--http2-stream-window` and
+//! `TIDEGATE_HTTP2_STREAM_WINDOW`. No row can differ. A key, a variable or a flag without a setting is an error that
+//! names the nearest setting; only variables that come near none are ignored.
 
 mod contents;
 mod example;
@@ -34,43 +40,47 @@ pub use self::{
     written::{Origin, Problem, Written},
 };
 
-/// Where values come from.
+/// The sources of values, from the weakest to the strongest.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
-    /// The path and the text of the file.
+    /// The path and the text of the file. The path only names origins. `None` is no file.
     pub file: Option<(&'a PathBuf, &'a str)>,
-    /// The variables of the environment, by their names. Those that do not begin with [`VARIABLES`] do not matter.
+    /// The variables of the environment, by name. Names that do not begin with [`VARIABLES`] are ignored.
     pub environment: &'a BTreeMap<String, String>,
-    /// What was given on the command line: keys and texts.
+    /// The key and the text of each flag on the command line. Of two with one key, the last counts.
     pub flags: &'a [(&'static str, String)],
 }
 
-/// Reads all sources.
+/// Reads all sources. Opens none of the files that they name.
 ///
 /// # Errors
-/// Everything that is wrong, in the order of the sources, the file by its lines.
+/// Every problem, in the order of the sources, those of the file by line.
 ///
 /// # Panics
 /// If the key of a flag is not in [`SETTINGS`].
 pub fn read(sources: Sources<'_>) -> Result<(Configuration, Written), Vec<Problem>> {
-    let (configuration, written, problems) = read_what_can_be(sources);
+    let (configuration, written, problems) = read_leniently(sources);
     match problems[..] {
         [] => Ok((configuration, written)),
         _ => Err(problems),
     }
 }
 
-/// Reads all sources, and the files of certificates, keys, tokens and rules that they name.
+/// Reads all sources, and checks the files of certificates, keys, tokens and rules that they name.
+///
+/// Blocks on the file system. Fetches nothing and binds no address, so a server that takes the configuration may still
+/// fail to start.
 ///
 /// # Errors
-/// Everything that is wrong, in the order of the sources, the file by its lines; what is wrong with a file that is
-/// named, where it is named.
+/// Every problem, those of the file by line, then the others in the order of the sources. The problem of a file that a
+/// setting names has the origin of that setting.
 ///
 /// # Panics
 /// If the key of a flag is not in [`SETTINGS`].
 pub fn check(sources: Sources<'_>) -> Result<(), Vec<Problem>> {
-    let (configuration, written, mut problems) = read_what_can_be(sources);
+    let (configuration, written, mut problems) = read_leniently(sources);
     problems.extend(contents::problems(&configuration, &written));
+    // With an error in one of them, the server would find that error again, and no other.
     if problems.is_empty() {
         problems.extend(contents::together(&configuration, &written));
     }
@@ -81,8 +91,8 @@ pub fn check(sources: Sources<'_>) -> Result<(), Vec<Problem>> {
     }
 }
 
-/// Reads all sources, and leaves out what is wrong.
-fn read_what_can_be(sources: Sources<'_>) -> (Configuration, Written, Vec<Problem>) {
+/// Reads all sources, and leaves values with an error at what weaker sources say.
+fn read_leniently(sources: Sources<'_>) -> (Configuration, Written, Vec<Problem>) {
     let mut problems = Vec::new();
     let mut written = Written::default();
     if let Some((path, text)) = sources.file {
@@ -114,12 +124,12 @@ fn read_what_can_be(sources: Sources<'_>) -> (Configuration, Written, Vec<Proble
         let origin = Origin::Flag(setting.flag());
         written.set(setting, text.clone(), origin, &mut problems);
     }
-    let configuration = written.meant();
+    let configuration = written.configuration();
     problems.extend(contradictions(&configuration, &written));
     (configuration, written, problems)
 }
 
-/// What is wrong with a variable that is no setting and comes near one. What comes near none is somebody else's:
+/// The problem of a variable that is no setting and comes near one. Variables that come near none are left alone:
 /// orchestrators set `TIDEGATE_PORT` and the like for a service named `tidegate`.
 fn misspelled(variable: &str) -> Option<Problem> {
     let name = variable.strip_prefix(VARIABLES)?;
@@ -130,7 +140,7 @@ fn misspelled(variable: &str) -> Option<Problem> {
     })
 }
 
-/// What is right by itself and wrong together.
+/// The problems of values that are right alone and wrong together.
 fn contradictions<'a>(
     configuration: &'a Configuration,
     written: &'a Written,
@@ -138,7 +148,7 @@ fn contradictions<'a>(
     missing(configuration, written).chain(too_large(configuration, written))
 }
 
-/// What makes no sense without something else that is not there.
+/// The problems of settings that need another setting, which is at its default.
 fn missing<'a>(
     configuration: &'a Configuration,
     written: &'a Written,
@@ -155,6 +165,7 @@ fn missing<'a>(
     })
 }
 
+/// The problem of a limit on one event above that on the request that has to carry it.
 fn too_large(configuration: &Configuration, written: &Written) -> Option<Problem> {
     let publish = &configuration.server.service.publish;
     let origin = written.origin("limits.max_event_bytes");

@@ -1,4 +1,4 @@
-//! The setting that was probably meant by a name that no setting has.
+//! The search for the setting that a wrong name means.
 //!
 //! One measure serves all sources, because flags and variables are made of the same words as keys: `--max-filters` and
 //! `TIDEGATE_MAX_FILTERS` both have the words of `limits.max_filters`, less one.
@@ -15,8 +15,8 @@ impl Setting {
     }
 }
 
-/// The one of `names` that has more than half of the words of `name`; of several, the one that lacks the fewest of
-/// them, has the fewest others, and differs in the fewest letters.
+/// The candidate that comes nearest to `name`: it has more than half of its words, lacks the fewest of them, has the
+/// fewest others, and differs in the fewest letters, in this order.
 pub(super) fn nearest(
     name: &str,
     names: impl Iterator<Item = &'static str>,
@@ -32,10 +32,12 @@ pub(super) fn nearest(
     by_distance.min().map(|(_, candidate)| candidate)
 }
 
+/// The words of a name, in lower case.
 fn words(name: &str) -> Vec<String> {
     name.split(['.', '_', '-']).map(str::to_lowercase).collect()
 }
 
+/// The number of `words` that come near none of `others`.
 fn words_without_match(words: &[String], others: &[String]) -> usize {
     let has_match = |word: &&String| others.iter().any(|other| is_near(word, other));
     words.len() - words.iter().filter(has_match).count()

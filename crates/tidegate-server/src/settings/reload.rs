@@ -1,17 +1,17 @@
-//! What a reload changes of a configuration.
+//! The reload of a running configuration.
 
 use super::{setting::Configuration, table::SETTINGS};
 
-/// What a reload did.
+/// The outcome of a [`reload`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reloaded {
-    /// Keys that were changed.
+    /// Keys of the settings that changed, in the order of the table.
     pub changed: Vec<&'static str>,
-    /// Keys that differ and need a restart. The running server keeps what it has.
+    /// Keys of the settings that differ and need a restart. The running configuration keeps their values.
     pub needs_restart: Vec<&'static str>,
 }
 
-/// Changes what a reload may in `running` to what it is in `next`.
+/// Changes every setting that reloads in `running` to its value in `next`.
 pub fn reload(running: &mut Configuration, next: &Configuration) -> Reloaded {
     let mut reloaded = Reloaded::default();
     for setting in SETTINGS {

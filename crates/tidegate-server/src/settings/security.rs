@@ -1,4 +1,7 @@
-//! TLS, credentials and rules as they are set, each by itself.
+//! The settings of TLS, credentials and rules, one field for each.
+//!
+//! [`TlsConfig`] and [`JwtConfig`] exist only with the values that they require, so they cannot hold a setting that is
+//! written before the setting that it needs. These structs can.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,7 +13,7 @@ use crate::{
     network::tls::{ClientAuth, TlsConfig},
 };
 
-/// What TLS and credentials are made of.
+/// The values of `[tls]` and `[auth]`.
 #[derive(Debug, Clone)]
 pub(super) struct Security {
     pub(super) tls: Tls,
@@ -20,6 +23,7 @@ pub(super) struct Security {
     pub(super) jwt: Jwt,
 }
 
+/// The values of `[tls]`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tls {
     pub(super) certificate: Option<PathBuf>,
@@ -29,13 +33,14 @@ pub(super) struct Tls {
     pub(super) client_auth: ClientAuth,
 }
 
+/// The values of `[auth.jwt]`.
 #[derive(Debug, Clone)]
 pub(super) struct Jwt {
     pub(super) issuer: Option<String>,
     pub(super) audience: Option<String>,
     pub(super) public_keys: Vec<PathBuf>,
     pub(super) secrets: Vec<PathBuf>,
-    /// Paths and addresses.
+    /// Paths of files, and addresses.
     pub(super) key_sets: Vec<String>,
     pub(super) key_set_ca: Option<PathBuf>,
     pub(super) key_set_refresh_interval: Duration,
@@ -43,7 +48,7 @@ pub(super) struct Jwt {
     pub(super) leeway: Duration,
 }
 
-/// What makes no sense alone, by its key, and what it needs.
+/// The key of each setting that does nothing alone, and the key of the setting that it needs.
 pub(super) const NEEDS: &[(&str, &str)] = &[
     ("tls.certificate", "tls.key"),
     ("tls.key", "tls.certificate"),
@@ -93,7 +98,7 @@ impl Default for Jwt {
 }
 
 impl Security {
-    /// How to speak TLS; `None` is not at all.
+    /// The configuration of TLS; `None` without a certificate and its key.
     pub(super) fn tls(&self) -> Option<TlsConfig> {
         let certificate = self.tls.certificate.as_ref()?;
         let mut tls = TlsConfig::new(certificate, self.tls.key.as_ref()?);
@@ -103,7 +108,7 @@ impl Security {
         Some(tls)
     }
 
-    /// Who may call.
+    /// The configuration of authentication.
     pub(super) fn auth(&self) -> AuthConfig {
         AuthConfig {
             tokens: self.tokens.clone(),
@@ -116,6 +121,7 @@ impl Security {
 }
 
 impl Jwt {
+    /// The configuration of JSON Web Tokens; `None` without an issuer and an audience.
     fn config(&self) -> Option<JwtConfig> {
         let mut jwt = JwtConfig::new(self.issuer.as_ref()?, self.audience.as_ref()?);
         jwt.leeway = self.leeway;
@@ -126,7 +132,7 @@ impl Jwt {
         Some(jwt)
     }
 
-    /// The key set at a path or an address.
+    /// The key set at an address, which has a scheme, or else at a path.
     pub(super) fn key_set(&self, place: &str) -> JwtKeys {
         if !place.contains("://") {
             return JwtKeys::JwksFile(place.into());

@@ -1,4 +1,4 @@
-//! A setting, and the configuration that settings make.
+//! One setting, and the configuration that all of them make.
 
 use super::security::Security;
 use crate::config::ServerConfig;
@@ -6,30 +6,32 @@ use crate::config::ServerConfig;
 /// The beginning of the environment variable of every setting.
 pub const VARIABLES: &str = "TIDEGATE_";
 
-/// A thing that can be set.
+/// A setting: one row of [`SETTINGS`](super::SETTINGS).
 #[derive(Debug)]
 pub struct Setting {
-    /// Where it stands in the file: its section, a dot, its name; or its name alone.
+    /// The key in the file: section, dot, name, or the name alone. Words are joined by underscores.
     pub key: &'static str,
-    /// What its value is, for help: `DURATION`, `SIZE`. With three dots, it may have several.
+    /// The kind of its value, for help: `DURATION`, `SIZE`. Three dots at the end mean that it takes a list.
     pub value_name: &'static str,
-    /// What it is about: whole sentences.
+    /// The help: whole sentences. The first begins with the noun that the value is.
     pub about: &'static str,
-    /// Whether a reload changes it.
+    /// Whether a reload changes it. Others need a restart.
     pub reloads: bool,
+    /// Writes its value in a configuration as text, which `set` reads as the same value.
     pub(super) get: fn(&Configuration) -> String,
+    /// Reads a text and puts its value into a configuration. The error says how to write it instead.
     pub(super) set: fn(&mut Configuration, &str) -> Result<(), String>,
 }
 
-/// A configuration as it is meant.
+/// A configuration: the meaning of all values.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Configuration {
-    /// How the server behaves.
+    /// The configuration of the server.
     pub server: ServerConfig,
-    /// What to log: a filter of `tracing-subscriber`.
+    /// The filter of the log, in the syntax of `tracing-subscriber`'s `EnvFilter`. Default: `warn`.
     pub log: String,
-    /// What `server.tls` and `server.auth` are made of.
+    /// The values that `server.tls` and `server.auth` are made of.
     pub(super) security: Security,
 }
 
@@ -56,27 +58,27 @@ impl Setting {
         format!("{VARIABLES}{}", self.key.replace('.', "_").to_uppercase())
     }
 
-    /// The section of the file that it stands in; empty at the top.
+    /// The section of its key, without brackets; empty for a key at the top of the file.
     #[must_use]
     pub fn section(&self) -> &'static str {
         self.key.rsplit_once('.').map_or("", |(section, _)| section)
     }
 
-    /// The text of its default.
+    /// Its default, as text.
     #[must_use]
     pub fn default(&self) -> String {
         (self.get)(&Configuration::default())
     }
 
-    /// Whether a text can be its value.
+    /// Checks that a text can be its value.
     ///
     /// # Errors
-    /// What is wrong, and how to write it.
+    /// A sentence on how to write it instead.
     pub fn check(&self, text: &str) -> Result<(), String> {
         (self.set)(&mut Configuration::default(), text)
     }
 
-    /// Whether it may have several values. Their texts stand in one, with [`SEPARATOR`](super::SEPARATOR) between.
+    /// Whether it takes a list of values. Their texts are one text, with [`SEPARATOR`](super::SEPARATOR) between them.
     #[must_use]
     pub fn takes_several(&self) -> bool {
         self.value_name.ends_with("...")

@@ -1,20 +1,20 @@
-//! The table of all settings, in the order of the file.
+//! The table of all settings, in the order of the example file.
 
 use super::{
     forms::{
-        Address, ClientIds, Count, File, Form, Heartbeat, Log, LongerThan0, OnStall, OrAuto,
-        OrNone, Several, Size, Size32, Some1, SomeSize, Text, Time, TimeOrNone, Truth, WhenAsked,
+        Address, Boolean, ClientIds, Count, File, Form, Heartbeat, List, Log, NonZero, NonZeroSize,
+        NonZeroTime, OnStall, OrAuto, OrNone, Requirement, Size, Size32, Text, Time, TimeOrNone,
         Window,
     },
     setting::{Configuration, Setting},
 };
 
-/// Whether a reload changes a setting.
+/// A reload changes the setting.
 const RELOADS: bool = true;
+/// A change of the setting needs a restart.
 const RESTARTS: bool = false;
 
-/// A row: key, name of the value, its form, its place in [`Configuration`], whether a reload changes it, and
-/// what it is about.
+/// A row: key, kind of value, form, field of [`Configuration`], whether a reload changes it, help.
 macro_rules! rows {
     ($($key:literal, $value_name:literal, $form:ty, $($place:ident).+, $reloads:expr, $about:literal;)+) => {
         &[$(Setting {
@@ -31,7 +31,7 @@ macro_rules! rows {
     };
 }
 
-/// Everything that can be set.
+/// Every setting, those of one section together.
 pub static SETTINGS: &[Setting] = rows! {
     "listen", "ADDRESS", Address, server.listen, RESTARTS,
     "Address to listen on. Port 0 takes a free port.";
@@ -40,7 +40,7 @@ pub static SETTINGS: &[Setting] = rows! {
     "Address of a listener that serves /metrics, /healthz and /readyz over HTTP, to anyone who reaches it. none means \
      no such listener.";
 
-    "admin", "BOOL", OrAuto<Truth>, server.admin, RESTARTS,
+    "admin", "BOOL", OrAuto<Boolean>, server.admin, RESTARTS,
     "Whether to serve tidegate.v1.AdminService, which `tidegate clients`, `kick` and `stats` call. Where callers must \
      prove who they are, they need a rule with admin = true for it. auto serves it if callers must prove who they \
      are, or if `listen` is a loopback address.";
@@ -75,14 +75,14 @@ pub static SETTINGS: &[Setting] = rows! {
     "Action on a stalled client. park: its stream stays, and holds its place and the backlog that its limits admit. \
      close: its stream ends. A client with the overflow policy disconnect is always closed.";
 
-    "reset_grace", "DURATION", LongerThan0, server.sweep.grace, RELOADS,
+    "reset_grace", "DURATION", NonZeroTime, server.sweep.grace, RELOADS,
     "Time that a client has to read the end of its stream. Then the server resets the stream.";
 
-    "connections.max", "N", OrAuto<Some1>, server.max_connections, RESTARTS,
+    "connections.max", "N", OrAuto<NonZero>, server.max_connections, RESTARTS,
     "Maximum number of connections at once. The server resets further ones as they come, and refuses to start if the \
      process may not open as many files and 32 more. auto is as many as the process may open, less 32.";
 
-    "connections.max_per_address", "N", OrNone<Some1>, server.max_connections_per_address, RESTARTS,
+    "connections.max_per_address", "N", OrNone<NonZero>, server.max_connections_per_address, RESTARTS,
     "Maximum number of connections at once from one address: an IPv4 address, or the first 64 bits of an IPv6 \
      address. Leave it at none behind a proxy.";
 
@@ -90,7 +90,7 @@ pub static SETTINGS: &[Setting] = rows! {
     "Maximum age of a connection, give or take a tenth. Then its streams are told where to resume and the connection \
      ends, so that clients behind a load balancer find new servers. none means no limit.";
 
-    "connections.max_age_grace", "DURATION", LongerThan0, server.max_connection_age_grace, RESTARTS,
+    "connections.max_age_grace", "DURATION", NonZeroTime, server.max_connection_age_grace, RESTARTS,
     "Time that a connection has to end when it has reached its maximum age. Then the server cuts it.";
 
     "tls.certificate", "FILE", OrNone<File>, security.tls.certificate, RESTARTS,
@@ -104,11 +104,11 @@ pub static SETTINGS: &[Setting] = rows! {
     "File with certificates in PEM of the authorities that clients' certificates may come from. The principal of a \
      client is the first URI or DNS name of its certificate, else its common name.";
 
-    "tls.client_crls", "FILE...", Several<File>, security.tls.client_crls, RESTARTS,
-    "Files with lists in PEM of revoked client certificates. Once there is a list, every authority in the chain of a \
+    "tls.client_crls", "FILE...", List<File>, security.tls.client_crls, RESTARTS,
+    "Files with revocation lists in PEM for clients' certificates. Once there is a list, every authority in the chain of a \
      client's certificate needs one, or the client is refused.";
 
-    "tls.client_auth", "WHEN", WhenAsked, security.tls.client_auth, RESTARTS,
+    "tls.client_auth", "WHEN", Requirement, security.tls.client_auth, RESTARTS,
     "Whether clients must show a certificate. required: without one there is no connection. optional: without one \
      calls need a token.";
 
@@ -119,7 +119,7 @@ pub static SETTINGS: &[Setting] = rows! {
     "File with rules in TOML, which say what principals may do. With credentials of any kind, every call that no rule \
      allows is denied.";
 
-    "auth.insecure", "BOOL", Truth, security.insecure, RESTARTS,
+    "auth.insecure", "BOOL", Boolean, security.insecure, RESTARTS,
     "Whether to accept credentials without TLS on an address other than loopback. Anyone on the path can read and use \
      them.";
 
@@ -129,14 +129,14 @@ pub static SETTINGS: &[Setting] = rows! {
     "auth.jwt.audience", "AUDIENCE", OrNone<Text>, security.jwt.audience, RESTARTS,
     "Audience of the JSON Web Tokens to accept: their claim `aud` must name it.";
 
-    "auth.jwt.public_keys", "FILE...", Several<File>, security.jwt.public_keys, RESTARTS,
+    "auth.jwt.public_keys", "FILE...", List<File>, security.jwt.public_keys, RESTARTS,
     "Files with public keys in PEM that JSON Web Tokens may be signed with: RSA (RS256), P-256 (ES256) or Ed25519 \
      (EdDSA).";
 
-    "auth.jwt.secrets", "FILE...", Several<File>, security.jwt.secrets, RESTARTS,
+    "auth.jwt.secrets", "FILE...", List<File>, security.jwt.secrets, RESTARTS,
     "Files with shared secrets of at least 32 bytes that JSON Web Tokens may be signed with (HS256).";
 
-    "auth.jwt.key_sets", "FILE|URL...", Several<Text>, security.jwt.key_sets, RESTARTS,
+    "auth.jwt.key_sets", "FILE|URL...", List<Text>, security.jwt.key_sets, RESTARTS,
     "JSON Web Key Sets with keys that JSON Web Tokens may be signed with: files, or https:// addresses that the \
      server fetches them from.";
 
@@ -144,7 +144,7 @@ pub static SETTINGS: &[Setting] = rows! {
     "File with certificates in PEM of the authorities that the certificates of key sets' addresses may come from. \
      none means the authorities that the system trusts.";
 
-    "auth.jwt.key_set_refresh_interval", "DURATION", LongerThan0, security.jwt.key_set_refresh_interval, RESTARTS,
+    "auth.jwt.key_set_refresh_interval", "DURATION", NonZeroTime, security.jwt.key_set_refresh_interval, RESTARTS,
     "Interval at which the server fetches the key sets at addresses. A token with an unknown key makes it fetch too, \
      at most every 10 s.";
 
@@ -164,59 +164,59 @@ pub static SETTINGS: &[Setting] = rows! {
     "history.age", "DURATION", Time, server.history.max_age, RELOADS,
     "Maximum age of an event in history.";
 
-    "limits.request_timeout", "DURATION", LongerThan0, server.service.request_timeout, RESTARTS,
+    "limits.request_timeout", "DURATION", NonZeroTime, server.service.request_timeout, RESTARTS,
     "Time that a Subscribe or Publish call has to send its request.";
 
     "limits.max_filters", "N", Count, server.service.max_filters, RESTARTS,
     "Maximum number of filters in one subscription.";
 
-    "limits.max_publish_events", "N", Some1, server.service.publish.max_events, RESTARTS,
+    "limits.max_publish_events", "N", NonZero, server.service.publish.max_events, RESTARTS,
     "Maximum number of events in one publish request.";
 
-    "limits.max_publish_bytes", "SIZE", SomeSize, server.service.publish.max_batch_bytes, RESTARTS,
+    "limits.max_publish_bytes", "SIZE", NonZeroSize, server.service.publish.max_batch_bytes, RESTARTS,
     "Maximum size of one publish request: its events, encoded.";
 
-    "limits.max_event_bytes", "SIZE", SomeSize, server.service.publish.max_event_bytes, RESTARTS,
+    "limits.max_event_bytes", "SIZE", NonZeroSize, server.service.publish.max_event_bytes, RESTARTS,
     "Maximum size of one event: encoded, with topic, key and attributes.";
 
-    "quotas.observe_only", "BOOL", Truth, server.quotas.observe_only, RELOADS,
+    "quotas.observe_only", "BOOL", Boolean, server.quotas.observe_only, RELOADS,
     "Whether the server only counts and logs uses beyond a quota, and lets them pass. It holds for \
      connections.max_per_address too.";
 
-    "quotas.address.subscriptions", "N", OrNone<Some1>, server.quotas.address.subscriptions, RELOADS,
+    "quotas.address.subscriptions", "N", OrNone<NonZero>, server.quotas.address.subscriptions, RELOADS,
     "Maximum number of subscriptions at once from one address.";
 
-    "quotas.address.filters", "N", OrNone<Some1>, server.quotas.address.filters, RELOADS,
+    "quotas.address.filters", "N", OrNone<NonZero>, server.quotas.address.filters, RELOADS,
     "Maximum number of distinct filters in all subscriptions from one address together.";
 
-    "quotas.address.publish_events", "N", OrNone<Some1>, server.quotas.address.publish_events, RELOADS,
+    "quotas.address.publish_events", "N", OrNone<NonZero>, server.quotas.address.publish_events, RELOADS,
     "Maximum number of events that one address may publish in a second.";
 
-    "quotas.address.publish_bytes", "SIZE", OrNone<SomeSize>, server.quotas.address.publish_bytes, RELOADS,
+    "quotas.address.publish_bytes", "SIZE", OrNone<NonZeroSize>, server.quotas.address.publish_bytes, RELOADS,
     "Maximum number of bytes that one address may publish in a second.";
 
-    "quotas.address.auth_failures", "N", OrNone<Some1>, server.quotas.address_auth_failures, RELOADS,
+    "quotas.address.auth_failures", "N", OrNone<NonZero>, server.quotas.address_auth_failures, RELOADS,
     "Maximum number of bad credentials from one address that the server checks in a second. Beyond it, credentials \
      that were not accepted from there before are refused unchecked. Behind a proxy, set it to the rate for all \
      clients together, or to none.";
 
-    "quotas.principal.connections", "N", OrNone<Some1>, server.quotas.principal_connections, RELOADS,
+    "quotas.principal.connections", "N", OrNone<NonZero>, server.quotas.principal_connections, RELOADS,
     "Maximum number of connections at once of one principal, from all addresses together. A connection belongs to the \
      first principal whose credentials are accepted on it.";
 
-    "quotas.principal.subscriptions", "N", OrNone<Some1>, server.quotas.principal.subscriptions, RELOADS,
+    "quotas.principal.subscriptions", "N", OrNone<NonZero>, server.quotas.principal.subscriptions, RELOADS,
     "Maximum number of subscriptions at once of one principal, from all addresses together.";
 
-    "quotas.principal.filters", "N", OrNone<Some1>, server.quotas.principal.filters, RELOADS,
+    "quotas.principal.filters", "N", OrNone<NonZero>, server.quotas.principal.filters, RELOADS,
     "Maximum number of distinct filters in all subscriptions of one principal together.";
 
-    "quotas.principal.publish_events", "N", OrNone<Some1>, server.quotas.principal.publish_events, RELOADS,
+    "quotas.principal.publish_events", "N", OrNone<NonZero>, server.quotas.principal.publish_events, RELOADS,
     "Maximum number of events that one principal may publish in a second.";
 
-    "quotas.principal.publish_bytes", "SIZE", OrNone<SomeSize>, server.quotas.principal.publish_bytes, RELOADS,
+    "quotas.principal.publish_bytes", "SIZE", OrNone<NonZeroSize>, server.quotas.principal.publish_bytes, RELOADS,
     "Maximum number of bytes that one principal may publish in a second.";
 
-    "http2.max_concurrent_streams", "N", Some1, server.http2.max_concurrent_streams, RESTARTS,
+    "http2.max_concurrent_streams", "N", NonZero, server.http2.max_concurrent_streams, RESTARTS,
     "Maximum number of calls open at once on one connection.";
 
     "http2.max_pending_accept_reset_streams", "N", Count, server.http2.max_pending_accept_reset_streams, RESTARTS,
@@ -239,19 +239,19 @@ pub static SETTINGS: &[Setting] = rows! {
     "Number of bytes that one stream may have buffered for sending. They can no longer be dropped when the client \
      turns out to be slow.";
 
-    "http2.preface_timeout", "DURATION", LongerThan0, server.http2.preface_timeout, RESTARTS,
+    "http2.preface_timeout", "DURATION", NonZeroTime, server.http2.preface_timeout, RESTARTS,
     "Time that a new connection has for its TLS handshake, if there is TLS, and for the preface of HTTP/2.";
 
-    "http2.keep_alive_interval", "DURATION", LongerThan0, server.http2.keep_alive_interval, RESTARTS,
+    "http2.keep_alive_interval", "DURATION", NonZeroTime, server.http2.keep_alive_interval, RESTARTS,
     "Silence after which the server pings the peer.";
 
-    "http2.keep_alive_timeout", "DURATION", LongerThan0, server.http2.keep_alive_timeout, RESTARTS,
+    "http2.keep_alive_timeout", "DURATION", NonZeroTime, server.http2.keep_alive_timeout, RESTARTS,
     "Time that the peer has to answer a ping. Then the connection ends.";
 
-    "http2.tcp_user_timeout", "DURATION", LongerThan0, server.http2.tcp_user_timeout, RESTARTS,
+    "http2.tcp_user_timeout", "DURATION", NonZeroTime, server.http2.tcp_user_timeout, RESTARTS,
     "Time that sent bytes may stay unacknowledged. Then the kernel ends the connection.";
 
-    "http2.write_timeout", "DURATION", LongerThan0, server.http2.write_timeout, RESTARTS,
+    "http2.write_timeout", "DURATION", NonZeroTime, server.http2.write_timeout, RESTARTS,
     "Time that a write to the socket may make no progress. Then the server ends the connection.";
 
     "http2.tcp_notsent_lowat", "SIZE", Size32, server.http2.tcp_notsent_lowat, RESTARTS,
@@ -259,7 +259,7 @@ pub static SETTINGS: &[Setting] = rows! {
 };
 
 impl Setting {
-    /// The setting with this key.
+    /// The setting with this key; `None` if there is none.
     #[must_use]
     pub fn of(key: &str) -> Option<&'static Self> {
         SETTINGS.iter().find(|setting| setting.key == key)

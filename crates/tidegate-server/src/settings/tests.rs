@@ -1,3 +1,5 @@
+//! The table, its sources and its reload, tested together.
+
 use std::{
     collections::{BTreeMap, HashSet},
     fs,
@@ -17,7 +19,7 @@ fn environment<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, Str
     BTreeMap::from(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())))
 }
 
-/// What is wrong with a file, by line.
+/// The problems of a file, each with its line.
 fn problems(text: &str) -> Vec<(usize, String)> {
     let path = PathBuf::from("t.toml");
     let read = read(Sources {
@@ -61,11 +63,11 @@ fn the_table_is_consistent() {
 #[test]
 fn the_example_has_every_setting_at_its_default() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/tidegate.example.toml");
-    if std::env::var_os("UPDATE_EXAMPLE").is_some() {
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
         fs::write(&path, example()).unwrap();
     }
     let listed = fs::read_to_string(&path).unwrap();
-    assert_eq!(listed, example(), "set UPDATE_EXAMPLE=1 if that is meant");
+    assert_eq!(listed, example(), "set UPDATE_EXPECT=1 if that is meant");
     let (configuration, written) = read(Sources {
         file: Some((&path, &listed)),
         environment: &NOTHING,

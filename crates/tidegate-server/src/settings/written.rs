@@ -1,4 +1,4 @@
-//! A configuration as it is written: texts, and where each stands.
+//! A configuration as it is written: the text of each value, and its origin.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
@@ -7,35 +7,36 @@ use super::{
     setting::{Configuration, Setting},
 };
 
-/// A configuration as it is written: for each [`Setting`] that is set, by its key, the text that counts.
+/// A configuration as it is written: the text and the origin of each [`Setting`] that a source sets.
 #[derive(Debug, Clone, Default)]
 pub struct Written {
+    /// By key, the text of the strongest source. Every text has passed [`Setting::check`].
     values: BTreeMap<&'static str, (String, Origin)>,
 }
 
-/// Where a value stands.
+/// The place where a value is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// In the file, on this line.
+    /// The path of the file, and the line in it, from 1.
     File(PathBuf, usize),
-    /// In this environment variable.
+    /// The name of the environment variable.
     Environment(String),
-    /// In this flag.
+    /// The name of the flag, without dashes before it.
     Flag(String),
 }
 
-/// Something that is wrong with a configuration.
+/// An error in a configuration. Displays as its origin, a colon and its message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{origin}: {message}")]
 pub struct Problem {
-    /// Where.
+    /// The place of the error.
     pub origin: Origin,
-    /// What, and how to mend it.
+    /// The error, and how to correct it.
     pub message: String,
 }
 
 impl Problem {
-    /// The line in the file; what stands elsewhere comes after all lines.
+    /// Its place in a report: by line in the file, problems of other sources after all lines.
     pub(super) fn place(&self) -> usize {
         match self.origin {
             Origin::File(_, line) => line,
@@ -45,7 +46,8 @@ impl Problem {
 }
 
 impl Written {
-    /// The configuration that counts, as a file, and behind each value where it comes from.
+    /// The configuration in effect as a file, with the origin of each value in a comment behind it. The file, read
+    /// alone, means the same.
     #[must_use]
     pub fn effective(&self, configuration: &Configuration) -> String {
         let mut text = String::new();
@@ -57,13 +59,13 @@ impl Written {
         text
     }
 
-    /// Where the value of a key stands; `None` if it is the default.
+    /// The origin of the value of a key; `None` if no source sets it.
     #[must_use]
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         self.values.get(key).map(|(_, origin)| origin)
     }
 
-    /// Puts a value over those of weaker sources, unless it is wrong.
+    /// Puts a value over those of weaker sources. A value with an error goes to `problems` instead.
     pub(super) fn set(
         &mut self,
         setting: &'static Setting,
@@ -80,7 +82,8 @@ impl Written {
         }
     }
 
-    pub(super) fn meant(&self) -> Configuration {
+    /// The meaning of all values.
+    pub(super) fn configuration(&self) -> Configuration {
         let mut configuration = Configuration::default();
         for (key, (text, _)) in &self.values {
             let setting = Setting::of(key).expect("only keys of the table are written");
