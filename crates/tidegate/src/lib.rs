@@ -44,6 +44,7 @@
 //! # }
 //! ```
 
+mod chunk_body;
 mod chunks;
 mod client_ids;
 mod epoch;

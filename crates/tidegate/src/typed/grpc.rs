@@ -23,8 +23,7 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 use super::{
-    body::{State, SubscriptionBody},
-    chunk::Rest,
+    body::{Messages, SubscriptionBody},
     shared::Shared,
     subscription::Subscription,
     value::Value,
@@ -164,11 +163,8 @@ fn with_subscription<T: Value>(
         return response;
     };
     response.map(|_| {
-        tonic::body::Body::new(SubscriptionBody {
-            subscription,
-            rest: Rest::default(),
-            state: State::Streaming,
-        })
+        let messages = Messages::new(subscription);
+        tonic::body::Body::new(SubscriptionBody::new(messages))
     })
 }
 
