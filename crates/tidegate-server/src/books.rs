@@ -8,7 +8,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use tidegate::{Caller, Gate, Limits, OverQuota, Place, Reason};
+use tidegate::{Caller, Gate, Limits, OverQuota, Permit, Reason};
 
 use crate::quotas::{Quotas, Used};
 
@@ -102,7 +102,7 @@ impl Books {
 }
 
 impl Gate for Doorkeeper {
-    fn subscribe(&self, caller: &Caller, filters: &[String]) -> Result<Box<dyn Place>, OverQuota> {
+    fn subscribe(&self, caller: &Caller, filters: &[String]) -> Result<Box<dyn Permit>, OverQuota> {
         let filters: Arc<[Arc<str>]> = filters
             .iter()
             .map(|filter| filter.as_str().into())
@@ -117,7 +117,7 @@ impl Gate for Doorkeeper {
         }))
     }
 
-    fn measures_publishing(&self) -> bool {
+    fn limits_publishing(&self) -> bool {
         self.0.quotas.measures_publishing()
     }
 
@@ -126,7 +126,7 @@ impl Gate for Doorkeeper {
     }
 }
 
-impl Place for Taken {
+impl Permit for Taken {
     fn begun(&mut self, id: u64, limits: &Limits) {
         let subscriber = Subscriber {
             address: self.caller.address,

@@ -22,7 +22,7 @@ use crate::{
     coalesce::{Flusher, Gathering, coalesce},
     config::Http2Config,
     driver::{Driver, StreamExecutor},
-    preface::Begun,
+    preface::Prefaced,
 };
 
 /// Any error.
@@ -41,7 +41,7 @@ trait Serving {
 }
 
 /// What is beneath HTTP/2. What waits for a time-out is pinned.
-type Timed<T> = Pin<Box<TimeoutStream<Begun<T>>>>;
+type Timed<T> = Pin<Box<TimeoutStream<Prefaced<T>>>>;
 
 type Http2<T, S> = http2::Connection<TokioIo<Gathering<Timed<T>>>, S, StreamExecutor>;
 
@@ -65,7 +65,7 @@ impl Connection {
     ///
     /// # Panics
     /// Outside of a runtime of tokio with time.
-    pub fn new<T, S, B>(transport: Begun<T>, service: S, config: &Http2Config) -> Self
+    pub fn new<T, S, B>(transport: Prefaced<T>, service: S, config: &Http2Config) -> Self
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,

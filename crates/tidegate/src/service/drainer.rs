@@ -30,7 +30,7 @@ use super::{
     access::Guard,
     calls::Enrolled,
     convert,
-    gate::Permit,
+    gate::HeldPermit,
     wire::{BATCH_OVERHEAD, EVENT_OVERHEAD, Encoded, write_batch, write_response},
 };
 use crate::{
@@ -95,7 +95,7 @@ struct Messages {
 #[derive(Debug)]
 pub(super) struct Held {
     /// Told how it ended.
-    pub(super) permit: Permit,
+    pub(super) permit: HeldPermit,
     /// Its place among the calls of its connection.
     pub(super) _enrolled: Option<Enrolled>,
     /// Who watches over it, where callers prove who they are.

@@ -153,7 +153,7 @@ impl Call {
 
     fn pass_gate(&self, events: &[NewEvent<Encoded>]) -> Result<(), Status> {
         let gate = self.publisher.gate.as_ref();
-        let Some(gate) = gate.filter(|gate| gate.measures_publishing()) else {
+        let Some(gate) = gate.filter(|gate| gate.limits_publishing()) else {
             return Ok(());
         };
         let bytes = events.iter().map(|event| event.payload.size() as u64).sum();

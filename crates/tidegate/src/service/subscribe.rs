@@ -29,7 +29,7 @@ use super::{
     convert::{self, Wanted},
     deadline,
     drainer::{Drainer, Held, Timing},
-    gate::{Caller, Permit},
+    gate::{Caller, HeldPermit},
     precheck::MeasuringCodec,
     wire::Encoded,
 };
@@ -58,7 +58,7 @@ pub(super) struct Subscriber {
 /// A subscription that may begin.
 struct Admitted {
     options: SubscribeOptions,
-    permit: Permit,
+    permit: HeldPermit,
     /// Rights that it was let in with, where callers have any.
     rights: Option<(Access, Interest)>,
 }
@@ -166,10 +166,10 @@ impl Subscriber {
         };
         // Behind the rights: what is not allowed is not counted.
         let gate = self.config.gate.as_ref();
-        let place = gate.map(|gate| gate.subscribe(caller, filters));
+        let permit = gate.map(|gate| gate.subscribe(caller, filters));
         Ok(Admitted {
             options,
-            permit: Permit::new(place.transpose()?),
+            permit: HeldPermit::new(permit.transpose()?),
             rights,
         })
     }

@@ -94,9 +94,10 @@ impl<T: Value> Builder<T> {
         self
     }
 
-    /// The most that a subscription may ask for. Default: 65,536 events, 64 MiB.
-    pub fn most(mut self, most: Limits) -> Self {
-        self.config.most = most;
+    /// The largest limits that a subscription can have: one that asks for more is held to these. Default: 65,536
+    /// events, 64 MiB.
+    pub fn max_limits(mut self, limits: Limits) -> Self {
+        self.config.most = limits;
         self
     }
 
