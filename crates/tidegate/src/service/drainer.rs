@@ -27,7 +27,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
 use super::{
-    access::Guard,
+    access::AccessWatch,
     calls::Enrolled,
     convert,
     gate::HeldPermit,
@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// How much of a chunk's events one poll takes, with room for what surrounds them.
-const ROOM: Room = Room {
+const CHUNK_ROOM: Room = Room {
     events: usize::MAX,
     bytes: (CHUNK_BYTES - BATCH_OVERHEAD) as u64,
     overhead: EVENT_OVERHEAD as u64,
@@ -76,7 +76,7 @@ struct Messages {
     subscription: Subscription<Encoded>,
     /// What it has in common with the others of its service.
     sharing: Arc<Sharing>,
-    held: Held,
+    registrations: Registrations,
     /// What is left to send of an event larger than a chunk.
     rest: Bytes,
     /// Fires when a heartbeat may be due, or a release.
@@ -93,13 +93,13 @@ struct Messages {
 
 /// What a subscription has elsewhere for as long as it is there.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct Registrations {
     /// Told how it ended.
     pub(super) permit: HeldPermit,
     /// Its place among the calls of its connection.
     pub(super) _enrolled: Option<Enrolled>,
     /// Who watches over it, where callers prove who they are.
-    pub(super) _guard: Option<Guard>,
+    pub(super) _watch: Option<AccessWatch>,
 }
 
 /// When things are sent.
@@ -133,16 +133,16 @@ struct Releases {
     interval: Duration,
     /// When the next release may begin.
     next: Instant,
-    going_on: Option<Release>,
+    current: Option<Release>,
 }
 
 #[derive(Debug)]
 struct Release {
     began: Instant,
     /// The newest event that belongs to it.
-    through: u64,
+    up_to: u64,
     /// Whether anything went.
-    is_used: bool,
+    has_sent: bool,
 }
 
 // ===== impl Drainer =====
@@ -151,7 +151,7 @@ impl Drainer {
     pub(super) fn new(
         subscription: Subscription<Encoded>,
         sharing: Arc<Sharing>,
-        held: Held,
+        registrations: Registrations,
         timing: Timing,
     ) -> Self {
         let now = Instant::now();
@@ -161,7 +161,7 @@ impl Drainer {
         Self(ChunkBody::new(Messages {
             subscription,
             sharing,
-            held,
+            registrations,
             rest: Bytes::new(),
             timer: Box::pin(sleep_until(now + timing.heartbeat_interval)),
             heartbeat_interval: timing.heartbeat_interval,
@@ -249,11 +249,14 @@ impl Messages {
     }
 
     fn poll_into(&mut self, cx: &mut Context<'_>, batch: &mut Batch<Encoded>) -> Poll<Step> {
-        let through = match &mut self.releases {
-            Some(releases) => releases.through(self.subscription.head().sequence),
+        let up_to = match &mut self.releases {
+            Some(releases) => releases.up_to(self.subscription.head().sequence),
             None => u64::MAX,
         };
-        let room = Room { through, ..ROOM };
+        let room = Room {
+            through: up_to,
+            ..CHUNK_ROOM
+        };
         let was_live = !self.subscription.is_replaying();
         match self.subscription.poll_next(cx, room, batch) {
             Poll::Ready(Ok(())) => {
@@ -261,7 +264,7 @@ impl Messages {
                     && was_live
                     && batch.caught_up.is_none()
                 {
-                    releases.mark_used();
+                    releases.mark_sent();
                 }
                 Poll::Ready(Step::Chunk(self.write(batch)))
             }
@@ -311,7 +314,10 @@ impl Messages {
             // It looks through history and has asked to be polled again; no position is settled yet.
             return Poll::Pending;
         }
-        let next_release = self.releases.as_mut().map(|releases| releases.end());
+        let next_release = self
+            .releases
+            .as_mut()
+            .map(|releases| releases.end_current());
         let release = next_release.filter(|_| self.subscription.is_behind());
         // The timer is not moved with each chunk, which would cost more than the chunk; when it fires
         // early, it is set to when the silence will have been long enough.
@@ -376,7 +382,7 @@ impl Messages {
 impl Drop for Messages {
     fn drop(&mut self) {
         let reason = self.ending();
-        self.held.permit.ended(reason);
+        self.registrations.permit.ended(reason);
     }
 }
 
@@ -393,35 +399,35 @@ impl Releases {
         Self {
             interval,
             next: now,
-            going_on: None,
+            current: None,
         }
     }
 
     /// Up to which sequence events may go now. Begins a release if it is time for one.
-    fn through(&mut self, head: u64) -> u64 {
+    fn up_to(&mut self, head: u64) -> u64 {
         let began = Instant::now();
-        if self.going_on.is_none() && self.next <= began {
-            self.going_on = Some(Release {
+        if self.current.is_none() && self.next <= began {
+            self.current = Some(Release {
                 began,
-                through: head,
-                is_used: false,
+                up_to: head,
+                has_sent: false,
             });
         }
-        self.going_on.as_ref().map_or(0, |release| release.through)
+        self.current.as_ref().map_or(0, |release| release.up_to)
     }
 
     /// Notes that live events went.
-    const fn mark_used(&mut self) {
-        if let Some(release) = &mut self.going_on {
-            release.is_used = true;
+    const fn mark_sent(&mut self) {
+        if let Some(release) = &mut self.current {
+            release.has_sent = true;
         }
     }
 
     /// Ends the release that goes on, if one does, because there is no more for it. Returns when the next
     /// may begin.
-    fn end(&mut self) -> Instant {
-        if let Some(release) = self.going_on.take()
-            && release.is_used
+    fn end_current(&mut self) -> Instant {
+        if let Some(release) = self.current.take()
+            && release.has_sent
         {
             self.next = release.began + self.interval;
         }

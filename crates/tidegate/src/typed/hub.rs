@@ -21,7 +21,7 @@ use super::{
     losses::Undecided,
     position::PositionFields,
     publication::Publication,
-    shared::Body,
+    shared::EncodedValue,
     subscribe::Subscribe,
     value::Value,
 };
@@ -184,7 +184,7 @@ impl<T: Value> Builder<T> {
             core: tidegate_core::Hub::new(self.config),
             hooks: self.hooks,
             entries: Mutex::default(),
-            gone: Notify::new(),
+            departed: Notify::new(),
             limits: self.limits,
             reconnect_spread: self.reconnect_spread,
             position,
@@ -253,12 +253,12 @@ impl<T: Value> Hub<T> {
         Ok(published.matched > 0)
     }
 
-    fn encode(&self, event: Publication<T>) -> Result<NewEvent<Body<T>>, Error> {
+    fn encode(&self, event: Publication<T>) -> Result<NewEvent<EncodedValue<T>>, Error> {
         let (value, topic, key) = event.into_parts()?;
         Ok(NewEvent {
             topic,
             key,
-            payload: Body::encoded(value, self.inner.position),
+            payload: EncodedValue::encoded(value, self.inner.position),
         })
     }
 
@@ -290,7 +290,7 @@ impl<T: Value> Hub<T> {
     /// How many subscriptions have exactly this topic or pattern.
     #[must_use]
     pub fn subscribers(&self, filter: &Filter) -> usize {
-        self.inner.hooks.interest(filter)
+        self.inner.hooks.subscribers(filter)
     }
 
     /// Ends every subscription of a client with `status`. Returns how many.
