@@ -27,9 +27,9 @@ pub struct Prefaced<T> {
 /// # Errors
 /// When the transport ends or fails before, or says something else.
 pub async fn read_preface<T: AsyncRead + Unpin>(mut transport: T) -> io::Result<Prefaced<T>> {
-    let mut said = [0; PREFACE.len()];
-    transport.read_exact(&mut said).await?;
-    if said != *PREFACE {
+    let mut received = [0; PREFACE.len()];
+    transport.read_exact(&mut received).await?;
+    if received != *PREFACE {
         let problem = "the peer does not begin as HTTP/2 does; TLS may be on at one end only";
         return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
     }
