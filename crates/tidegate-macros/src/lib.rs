@@ -47,7 +47,7 @@ pub fn encode_once(messages: TokenStream, module: TokenStream) -> TokenStream {
     let mut replacer = Replacer {
         found: vec![false; messages.len()],
         messages,
-        is_answer: false,
+        returns_message: false,
     };
     if replacer.messages.is_empty() {
         return error("name a message: `#[tidegate::encode_once(ServerEvent)]`");
@@ -68,7 +68,7 @@ struct Replacer {
     /// Whether each was seen.
     found: Vec<bool>,
     /// Whether the method that is looked at answers with one.
-    is_answer: bool,
+    returns_message: bool,
 }
 
 impl Replacer {
@@ -79,7 +79,7 @@ impl Replacer {
         let mut i = 0;
         while i < tokens.len() {
             if let Some(len) = self.message_at(&tokens[i..]) {
-                self.is_answer |= i >= 2 && is_response_type(&tokens[i - 2..i]);
+                self.returns_message |= i >= 2 && is_response_type(&tokens[i - 2..i]);
                 wrap(&tokens[i..i + len], &mut out);
                 i += len;
                 continue;
@@ -99,9 +99,9 @@ impl Replacer {
     /// As [`replace`](Self::replace), in the arm that serves a method, which is not tonic's alone if the method
     /// answers with a message.
     fn replace_in_arm(&mut self, arm: TokenStream) -> TokenStream {
-        let is_answer = mem::take(&mut self.is_answer);
+        let returns_message = mem::take(&mut self.returns_message);
         let arm = self.replace(arm);
-        match mem::replace(&mut self.is_answer, is_answer) {
+        match mem::replace(&mut self.returns_message, returns_message) {
             true => replace_handler(arm),
             false => arm,
         }
@@ -112,7 +112,7 @@ impl Replacer {
         let i = self.messages.iter().position(|message| {
             let len = message.len();
             tokens.len() >= len
-                && same(message, &tokens[..len])
+                && are_equal(message, &tokens[..len])
                 // Not the beginning of a longer path.
                 && !is_colons(&tokens[len..])
         })?;
@@ -143,7 +143,7 @@ fn replace_handler(stream: TokenStream) -> TokenStream {
     let mut out = Vec::with_capacity(tokens.len());
     let mut i = 0;
     while i < tokens.len() {
-        if tokens.len() - i >= handler.len() && same(&handler, &tokens[i..]) {
+        if tokens.len() - i >= handler.len() && are_equal(&handler, &tokens[i..]) {
             push_typed("Grpc", tokens[i].span(), &mut out);
             i += handler.len();
             continue;
@@ -202,7 +202,7 @@ fn is_colons(tokens: &[TokenTree]) -> bool {
     tokens.len() >= 2 && is_colon(&tokens[0]) && is_colon(&tokens[1])
 }
 
-fn same(a: &[TokenTree], b: &[TokenTree]) -> bool {
+fn are_equal(a: &[TokenTree], b: &[TokenTree]) -> bool {
     a.iter().zip(b).all(|(a, b)| a.to_string() == b.to_string())
 }
 

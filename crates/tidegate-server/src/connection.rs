@@ -3,7 +3,7 @@
 use std::{future::pending, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use tidegate::{Calls, CloseReason};
-use tidegate_transport::{Begun, Connection, Http2Config, begin};
+use tidegate_transport::{Connection, Http2Config, Prefaced, read_preface};
 use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
@@ -93,7 +93,7 @@ impl Connections {
     // Apart from `serve`, whose future would keep what is only needed here for as long as the connection lasts.
     fn connection(
         &self,
-        (begun, certificates): (Begun<Transport>, Option<Certificates>),
+        (begun, certificates): (Prefaced<Transport>, Option<Certificates>),
         peer: SocketAddr,
     ) -> (Connection, Calls) {
         let (service, calls) = self.routes.for_connection(peer, certificates);
@@ -105,14 +105,14 @@ impl Connections {
     async fn handshake(
         &self,
         stream: TcpStream,
-    ) -> Option<(Begun<Transport>, Option<Certificates>)> {
+    ) -> Option<(Prefaced<Transport>, Option<Certificates>)> {
         let begun = async {
             let transport = match &self.tls {
                 Some(tls) => tls.accept(stream).await?,
                 None => Transport::Plain(stream),
             };
             let certificates = transport.certificates();
-            io::Result::Ok((begin(transport).await?, certificates))
+            io::Result::Ok((read_preface(transport).await?, certificates))
         };
         tokio::select! {
             begun = timeout(self.config.preface_timeout, begun) => match begun {

@@ -7,8 +7,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// The first pause after a failure to accept, and the longest.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Pause after the first failure to accept.
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+
+/// Longest pause: each failure in a row doubles the one before, up to this.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// Accepts connections forever.
 #[derive(Debug)]
@@ -26,7 +29,7 @@ impl Acceptor {
     pub fn new(listener: TcpListener) -> Self {
         Self {
             listener,
-            pause: PAUSE.0,
+            pause: MIN_PAUSE,
             paused_until: Instant::now(),
         }
     }
@@ -39,22 +42,22 @@ impl Acceptor {
             sleep_until(self.paused_until).await;
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    self.pause = PAUSE.0;
+                    self.pause = MIN_PAUSE;
                     return (stream, peer);
                 }
                 // The peer was gone before we looked: not our trouble.
-                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, pause = ?self.pause, "cannot accept connections; pausing");
                     self.paused_until = Instant::now() + self.pause;
-                    self.pause = (self.pause * 2).min(PAUSE.1);
+                    self.pause = (self.pause * 2).min(MAX_PAUSE);
                 }
             }
         }
     }
 }
 
-fn is_of_one_connection(error: &io::Error) -> bool {
+fn concerns_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(
         error.kind(),

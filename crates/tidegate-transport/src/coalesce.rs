@@ -2,7 +2,7 @@
 //!
 //! h2 writes each DATA frame of 256 bytes or more with a system call of its own. What a connection has
 //! ready at one moment is often more than a frame: several chunks of a stream, or a small one for each of
-//! many streams. Here frames are gathered, up to [`GATHERED_BYTES`], and written when the turn of the
+//! many streams. Here frames are gathered, up to [`BUFFER_BYTES`], and written when the turn of the
 //! connection is over. Nothing waits for a timer.
 //!
 //! An event that several streams of a connection get wakes one after the other, and the first of them begins
@@ -10,7 +10,7 @@
 //!
 //! # Back-pressure
 //! When the socket takes no more, what is gathered fills up, and then writing is pending. So a connection
-//! whose peer does not read holds [`GATHERED_BYTES`] here; one that has nothing to write holds nothing.
+//! whose peer does not read holds [`BUFFER_BYTES`] here; one that has nothing to write holds nothing.
 //!
 //! # Errors
 //! That the socket failed is told by the next read or write of the connection, which is polled for it.
@@ -27,7 +27,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The most that is gathered before it is written.
-pub(crate) const GATHERED_BYTES: usize = 64 << 10;
+pub(crate) const BUFFER_BYTES: usize = 64 << 10;
 
 thread_local! {
     /// What the last connection gathered in: still in the processor's cache.
@@ -36,45 +36,45 @@ thread_local! {
 
 /// A transport that gathers what is written, for the connection to own.
 #[derive(Debug)]
-pub(crate) struct Gathering<T>(Arc<Mutex<Gathered<T>>>);
+pub(crate) struct Coalesced<T>(Arc<Mutex<Buffered<T>>>);
 
 /// Writes what was gathered.
 #[derive(Debug)]
 pub(crate) struct Flusher<T> {
-    gathered: Arc<Mutex<Gathered<T>>>,
+    buffered: Arc<Mutex<Buffered<T>>>,
     /// Whether the last poll left it to the next to write.
-    put_off: bool,
+    is_deferred: bool,
 }
 
 #[derive(Debug)]
-struct Gathered<T> {
+struct Buffered<T> {
     transport: T,
     bytes: Vec<u8>,
     /// How many of the bytes the transport has taken.
     written: usize,
     /// Whether the transport may hold bytes that it took and has not passed on, as TLS does.
     is_unflushed: bool,
-    failure: Option<io::Error>,
+    error: Option<io::Error>,
 }
 
-pub(crate) fn coalesce<T>(transport: T) -> (Gathering<T>, Flusher<T>) {
-    let gathered = Arc::new(Mutex::new(Gathered {
+pub(crate) fn coalesce<T>(transport: T) -> (Coalesced<T>, Flusher<T>) {
+    let buffered = Arc::new(Mutex::new(Buffered {
         transport,
         bytes: Vec::new(),
         written: 0,
         is_unflushed: false,
-        failure: None,
+        error: None,
     }));
     let flusher = Flusher {
-        gathered: Arc::clone(&gathered),
-        put_off: false,
+        buffered: Arc::clone(&buffered),
+        is_deferred: false,
     };
-    (Gathering(gathered), flusher)
+    (Coalesced(buffered), flusher)
 }
 
 /// Nobody waits: connection and flusher are polled by one task.
-fn lock<T>(gathered: &Mutex<Gathered<T>>) -> MutexGuard<'_, Gathered<T>> {
-    gathered.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(buffered: &Mutex<Buffered<T>>) -> MutexGuard<'_, Buffered<T>> {
+    buffered.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // ===== impl Flusher =====
@@ -83,22 +83,22 @@ impl<T: AsyncWrite + Unpin> Flusher<T> {
     /// Writes what the connection, which was polled with the same waker, has gathered: at once, or if more is
     /// likely to come, in the next turn of the task.
     pub(crate) fn flush(&mut self, more_is_likely: bool, cx: &mut Context<'_>) {
-        let mut gathered = lock(&self.gathered);
-        self.put_off = more_is_likely && !self.put_off && !gathered.bytes.is_empty();
-        if self.put_off {
+        let mut buffered = lock(&self.buffered);
+        self.is_deferred = more_is_likely && !self.is_deferred && !buffered.bytes.is_empty();
+        if self.is_deferred {
             cx.waker().wake_by_ref();
-        } else if let Poll::Ready(Err(error)) = gathered.poll_write_out(cx) {
-            gathered.failure = Some(error);
+        } else if let Poll::Ready(Err(error)) = buffered.poll_flush_buffer(cx) {
+            buffered.error = Some(error);
             cx.waker().wake_by_ref();
         }
     }
 }
 
-// ===== impl Gathered =====
+// ===== impl Buffered =====
 
-impl<T: AsyncWrite + Unpin> Gathered<T> {
+impl<T: AsyncWrite + Unpin> Buffered<T> {
     /// Writes all that is gathered, and has the transport pass it on.
-    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush_buffer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.bytes.len() {
             let rest = &self.bytes[self.written..];
             match ready!(Pin::new(&mut self.transport).poll_write(cx, rest))? {
@@ -123,43 +123,43 @@ impl<T: AsyncWrite + Unpin> Gathered<T> {
 
     /// How many bytes there is room for: not 0.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if let Some(failure) = self.failure.take() {
-            return Poll::Ready(Err(failure));
+        if let Some(error) = self.error.take() {
+            return Poll::Ready(Err(error));
         }
-        if self.bytes.len() == GATHERED_BYTES {
-            ready!(self.poll_write_out(cx))?;
+        if self.bytes.len() == BUFFER_BYTES {
+            ready!(self.poll_flush_buffer(cx))?;
         }
-        Poll::Ready(Ok(GATHERED_BYTES - self.bytes.len()))
+        Poll::Ready(Ok(BUFFER_BYTES - self.bytes.len()))
     }
 
-    fn gather(&mut self, bytes: &[u8], room: usize) -> usize {
+    fn append(&mut self, bytes: &[u8], room: usize) -> usize {
         let bytes = &bytes[..bytes.len().min(room)];
         if self.bytes.capacity() == 0 {
             self.bytes = SPARE.take();
-            self.bytes.reserve_exact(GATHERED_BYTES);
+            self.bytes.reserve_exact(BUFFER_BYTES);
         }
         self.bytes.extend_from_slice(bytes);
         bytes.len()
     }
 }
 
-// ===== impl Gathering =====
+// ===== impl Coalesced =====
 
-impl<T: AsyncRead + Unpin> AsyncRead for Gathering<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for Coalesced<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let mut gathered = lock(&self.0);
-        if let Some(failure) = gathered.failure.take() {
-            return Poll::Ready(Err(failure));
+        let mut buffered = lock(&self.0);
+        if let Some(error) = buffered.error.take() {
+            return Poll::Ready(Err(error));
         }
-        Pin::new(&mut gathered.transport).poll_read(cx, buf)
+        Pin::new(&mut buffered.transport).poll_read(cx, buf)
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Coalesced<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -173,11 +173,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut gathered = lock(&self.0);
-        let room = ready!(gathered.poll_room(cx))?;
+        let mut buffered = lock(&self.0);
+        let room = ready!(buffered.poll_room(cx))?;
         let mut left = room;
         for slice in slices {
-            left -= gathered.gather(slice, left);
+            left -= buffered.append(slice, left);
         }
         Poll::Ready(Ok(room - left))
     }
@@ -192,9 +192,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathering<T> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut gathered = lock(&self.0);
-        ready!(gathered.poll_write_out(cx))?;
-        Pin::new(&mut gathered.transport).poll_shutdown(cx)
+        let mut buffered = lock(&self.0);
+        ready!(buffered.poll_flush_buffer(cx))?;
+        Pin::new(&mut buffered.transport).poll_shutdown(cx)
     }
 }
 
@@ -231,11 +231,11 @@ mod tests {
     #[tokio::test]
     async fn what_a_poll_writes_goes_together_when_the_poll_is_over() {
         let (mut peer, transport) = duplex(1 << 20);
-        let (mut gathering, mut flusher) = coalesce(transport);
+        let (mut coalesced, mut flusher) = coalesce(transport);
         let mut connection = pin!(async {
             for _ in 0..10 {
-                gathering.write_all(&[7; 100]).await.unwrap();
-                gathering.flush().await.unwrap();
+                coalesced.write_all(&[7; 100]).await.unwrap();
+                coalesced.flush().await.unwrap();
             }
             pending::<()>().await;
         });
@@ -250,20 +250,20 @@ mod tests {
     async fn a_peer_that_does_not_read_holds_no_more_than_is_gathered_and_then_gets_all() {
         let taken_at_once = 1_000;
         let (mut peer, transport) = duplex(taken_at_once);
-        let (mut gathering, mut flusher) = coalesce(transport);
-        let total = 3 * GATHERED_BYTES;
+        let (mut coalesced, mut flusher) = coalesce(transport);
+        let total = 3 * BUFFER_BYTES;
         let sent = Cell::new(0);
         let mut connection = pin!(async {
             while sent.get() < total {
                 let bytes = vec![7; (total - sent.get()).min(10_000)];
-                sent.set(sent.get() + gathering.write(&bytes).await.unwrap());
+                sent.set(sent.get() + coalesced.write(&bytes).await.unwrap());
             }
-            gathering.shutdown().await.unwrap();
+            coalesced.shutdown().await.unwrap();
         });
         for _ in 0..5 {
             assert!(poll(&mut flusher, connection.as_mut(), false, &mut context()).is_pending());
         }
-        assert_eq!(sent.get(), GATHERED_BYTES);
+        assert_eq!(sent.get(), BUFFER_BYTES);
         let mut all = Vec::new();
         let (read, ()) = tokio::join!(
             peer.read_to_end(&mut all),
@@ -275,9 +275,9 @@ mod tests {
     #[tokio::test]
     async fn a_transport_that_keeps_what_it_took_is_made_to_pass_it_on() {
         let (mut peer, transport) = duplex(1 << 20);
-        let (mut gathering, mut flusher) = coalesce(tokio::io::BufWriter::new(transport));
+        let (mut coalesced, mut flusher) = coalesce(tokio::io::BufWriter::new(transport));
         let connection = pin!(async {
-            gathering.write_all(&[7; 100]).await.unwrap();
+            coalesced.write_all(&[7; 100]).await.unwrap();
             pending::<()>().await;
         });
         assert!(poll(&mut flusher, connection, false, &mut context()).is_pending());
@@ -288,10 +288,10 @@ mod tests {
     #[tokio::test]
     async fn what_the_next_poll_writes_goes_too_if_more_is_likely() {
         let (mut peer, transport) = duplex(1 << 20);
-        let (mut gathering, mut flusher) = coalesce(transport);
+        let (mut coalesced, mut flusher) = coalesce(transport);
         let mut connection = pin!(async {
             for _ in 0..10 {
-                gathering.write_all(&[7; 100]).await.unwrap();
+                coalesced.write_all(&[7; 100]).await.unwrap();
                 tokio::task::yield_now().await;
             }
             pending::<()>().await;
@@ -310,12 +310,12 @@ mod tests {
     #[tokio::test]
     async fn a_failure_is_told_by_the_next_read() {
         let (peer, transport) = duplex(1_000);
-        let (mut gathering, mut flusher) = coalesce(transport);
+        let (mut coalesced, mut flusher) = coalesce(transport);
         let connection = pin!(async {
-            gathering.write_all(&[7; 100]).await.unwrap();
+            coalesced.write_all(&[7; 100]).await.unwrap();
             drop(peer);
             tokio::task::yield_now().await;
-            gathering.read_u8().await.unwrap_err()
+            coalesced.read_u8().await.unwrap_err()
         });
         let mut connection = connection;
         let error = poll_fn(|cx| poll(&mut flusher, connection.as_mut(), false, cx)).await;

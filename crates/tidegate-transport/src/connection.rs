@@ -19,10 +19,10 @@ use tokio_io_timeout::TimeoutStream;
 use tower::Service;
 
 use crate::{
-    coalesce::{Flusher, Gathering, coalesce},
+    coalesce::{Coalesced, Flusher, coalesce},
     config::Http2Config,
     driver::{Driver, StreamExecutor},
-    preface::Begun,
+    preface::Prefaced,
 };
 
 /// Any error.
@@ -31,22 +31,22 @@ pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 /// A connection that serves. It is a future, done when the connection has ended: with an error, where it did not
 /// end in good order. Dropping it closes the connection and drops its streams.
 #[must_use = "futures do nothing unless polled"]
-pub struct Connection(Pin<Box<dyn Serving + Send>>);
+pub struct Connection(Pin<Box<dyn Serve + Send>>);
 
 /// What a [`Connection`] does, whatever its transport and its service.
-trait Serving {
+trait Serve {
     fn poll_turn(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>;
 
     fn graceful_shutdown(self: Pin<&mut Self>);
 }
 
 /// What is beneath HTTP/2. What waits for a time-out is pinned.
-type Timed<T> = Pin<Box<TimeoutStream<Begun<T>>>>;
+type TimedTransport<T> = Pin<Box<TimeoutStream<Prefaced<T>>>>;
 
-type Http2<T, S> = http2::Connection<TokioIo<Gathering<Timed<T>>>, S, StreamExecutor>;
+type Http2<T, S> = http2::Connection<TokioIo<Coalesced<TimedTransport<T>>>, S, StreamExecutor>;
 
 pin_project! {
-    struct Parts<T, S>
+    struct Http2Task<T, S>
     where
         S: HttpService<Incoming>,
     {
@@ -54,7 +54,7 @@ pin_project! {
         driver: Driver,
         #[pin]
         http2: Http2<T, S>,
-        flusher: Flusher<Timed<T>>,
+        flusher: Flusher<TimedTransport<T>>,
     }
 }
 
@@ -65,7 +65,7 @@ impl Connection {
     ///
     /// # Panics
     /// Outside of a runtime of tokio with time.
-    pub fn new<T, S, B>(transport: Begun<T>, service: S, config: &Http2Config) -> Self
+    pub fn new<T, S, B>(transport: Prefaced<T>, service: S, config: &Http2Config) -> Self
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -79,7 +79,7 @@ impl Connection {
         let (driver, streams) = Driver::new();
         let service = TowerToHyperService::new(service);
         let builder = config.builder(streams);
-        Self(Box::pin(Parts {
+        Self(Box::pin(Http2Task {
             http2: builder.serve_connection(TokioIo::new(transport), service),
             flusher,
             driver,
@@ -107,7 +107,7 @@ impl fmt::Debug for Connection {
     }
 }
 
-impl<T, S, B> Serving for Parts<T, TowerToHyperService<S>>
+impl<T, S, B> Serve for Http2Task<T, TowerToHyperService<S>>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -116,16 +116,15 @@ where
     B: Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
 {
     fn poll_turn(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        let parts = self.project();
-        parts
-            .driver
-            .poll(parts.http2, parts.flusher, cx)
+        let task = self.project();
+        task.driver
+            .poll(task.http2, task.flusher, cx)
             .map_err(Into::into)
     }
 
     fn graceful_shutdown(self: Pin<&mut Self>) {
-        let parts = self.project();
-        parts.http2.graceful_shutdown();
-        parts.driver.poll_connection();
+        let task = self.project();
+        task.http2.graceful_shutdown();
+        task.driver.schedule_connection();
     }
 }

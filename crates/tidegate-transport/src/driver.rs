@@ -73,36 +73,38 @@ struct Shared {
     state: AtomicU8,
     task: AtomicWaker,
     /// Streams that have begun and were not polled.
-    begun: Mutex<Vec<BoxedStream>>,
+    new_streams: Mutex<Vec<BoxedStream>>,
 }
 
 /// Notes that somebody is to be polled.
-struct Note<const WHO: u8>(Arc<Shared>);
+struct FlagWaker<const FLAG: u8>(Arc<Shared>);
 
 impl Shared {
-    fn note(&self, who: u8) {
-        if self.state.fetch_or(who, AcqRel) & (who | TURN) == 0 {
+    fn schedule(&self, flag: u8) {
+        if self.state.fetch_or(flag, AcqRel) & (flag | TURN) == 0 {
             self.task.wake();
         }
     }
 
-    fn begun(&self) -> MutexGuard<'_, Vec<BoxedStream>> {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    fn new_streams(&self) -> MutexGuard<'_, Vec<BoxedStream>> {
+        self.new_streams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what is noted of `who`.
-    fn take(&self, who: u8) -> bool {
-        self.state.fetch_and(!who, AcqRel) & who != 0
+    /// Clears a flag, and returns whether it was set.
+    fn take(&self, flag: u8) -> bool {
+        self.state.fetch_and(!flag, AcqRel) & flag != 0
     }
 }
 
-impl<const WHO: u8> Wake for Note<WHO> {
+impl<const FLAG: u8> Wake for FlagWaker<FLAG> {
     fn wake(self: Arc<Self>) {
-        self.0.note(WHO);
+        self.0.schedule(FLAG);
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.0.note(WHO);
+        self.0.schedule(FLAG);
     }
 }
 
@@ -114,8 +116,8 @@ where
         let stream = AssertUnwindSafe(resettable(stream))
             .catch_unwind()
             .map(drop);
-        self.0.begun().push(Box::pin(stream));
-        self.0.note(STREAMS);
+        self.0.new_streams().push(Box::pin(stream));
+        self.0.schedule(STREAMS);
     }
 }
 
@@ -127,17 +129,17 @@ impl Driver {
         });
         let driver = Self {
             streams: FuturesUnordered::new(),
-            streams_waker: Arc::new(Note::<STREAMS>(Arc::clone(&shared))).into(),
-            connection_waker: Arc::new(Note::<CONNECTION>(Arc::clone(&shared))).into(),
+            streams_waker: Arc::new(FlagWaker::<STREAMS>(Arc::clone(&shared))).into(),
+            connection_waker: Arc::new(FlagWaker::<CONNECTION>(Arc::clone(&shared))).into(),
             shared: Arc::clone(&shared),
             is_connection_next: false,
         };
         (driver, StreamExecutor(shared))
     }
 
-    /// Has the connection polled: it was told something without being woken.
-    pub(crate) fn poll_connection(&self) {
-        self.shared.note(CONNECTION);
+    /// Schedules a poll of the connection after a change that woke nobody.
+    pub(crate) fn schedule_connection(&self) {
+        self.shared.schedule(CONNECTION);
     }
 
     /// Has one turn, and writes what it came to. Ready when the connection is.
@@ -178,7 +180,7 @@ impl Driver {
     }
 
     fn poll_streams(&mut self) {
-        self.streams.extend(self.shared.begun().drain(..));
+        self.streams.extend(self.shared.new_streams().drain(..));
         let mut cx = Context::from_waker(&self.streams_waker);
         loop {
             let streams = Pin::new(&mut self.streams);
@@ -206,8 +208,8 @@ impl Drop for Driver {
     /// Drops the streams one by one: those that were not polled yet hold what they are in, and one that panics
     /// must not keep the others.
     fn drop(&mut self) {
-        let begun = mem::take(&mut *self.shared.begun());
-        for stream in mem::take(&mut self.streams).into_iter().chain(begun) {
+        let new_streams = mem::take(&mut *self.shared.new_streams());
+        for stream in mem::take(&mut self.streams).into_iter().chain(new_streams) {
             // The panic has been reported.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
         }
@@ -278,7 +280,7 @@ mod tests {
     /// Has turns until nobody asks for one, and returns how many there were.
     fn run<C: Future>(driver: &mut Driver, mut connection: Pin<&mut C>, task: &Arc<Task>) -> usize {
         let (_peer, transport) = duplex(1_000);
-        let (_gathering, mut flusher) = coalesce(transport);
+        let (_coalesced, mut flusher) = coalesce(transport);
         let waker = Waker::from(Arc::clone(task));
         let mut cx = Context::from_waker(&waker);
         let mut turns = 0;
@@ -331,7 +333,7 @@ mod tests {
         let mut connection = pin!(connection(&log));
         run(&mut driver, connection.as_mut(), &task);
         log.take();
-        driver.poll_connection();
+        driver.schedule_connection();
         run(&mut driver, connection, &task);
         assert_eq!(log.take(), ["connection"]);
     }
@@ -399,7 +401,7 @@ mod tests {
         let mut connection = pin!(connection(&log));
         executor.execute(busy());
         let (_peer, transport) = duplex(1_000);
-        let (_gathering, mut flusher) = coalesce(transport);
+        let (_coalesced, mut flusher) = coalesce(transport);
         let mut turns = 0;
         poll_fn(|cx| {
             log.connection.wake();

@@ -52,6 +52,6 @@ pub use crate::{
     accept::Acceptor,
     config::Http2Config,
     connection::Connection,
-    preface::{Begun, begin},
+    preface::{Prefaced, read_preface},
     server::Server,
 };

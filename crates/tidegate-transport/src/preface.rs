@@ -16,7 +16,7 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A transport from which the preface has been read, to be read again.
 #[derive(Debug)]
-pub struct Begun<T> {
+pub struct Prefaced<T> {
     transport: T,
     /// What of the preface is still to be given.
     preface: &'static [u8],
@@ -26,20 +26,20 @@ pub struct Begun<T> {
 ///
 /// # Errors
 /// When the transport ends or fails before, or says something else.
-pub async fn begin<T: AsyncRead + Unpin>(mut transport: T) -> io::Result<Begun<T>> {
-    let mut said = [0; PREFACE.len()];
-    transport.read_exact(&mut said).await?;
-    if said != *PREFACE {
+pub async fn read_preface<T: AsyncRead + Unpin>(mut transport: T) -> io::Result<Prefaced<T>> {
+    let mut received = [0; PREFACE.len()];
+    transport.read_exact(&mut received).await?;
+    if received != *PREFACE {
         let problem = "the peer does not begin as HTTP/2 does; TLS may be on at one end only";
         return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
     }
-    Ok(Begun {
+    Ok(Prefaced {
         transport,
         preface: PREFACE,
     })
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Begun<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for Prefaced<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -57,7 +57,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Begun<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Begun<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Prefaced<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -87,12 +87,12 @@ mod tests {
         peer.write_all(PREFACE).await.unwrap();
         peer.write_all(b"and more").await.unwrap();
         drop(peer);
-        let mut begun = begin(transport).await.unwrap();
+        let mut prefaced = read_preface(transport).await.unwrap();
         let mut piece = [0; 10];
-        begun.read_exact(&mut piece).await.unwrap();
+        prefaced.read_exact(&mut piece).await.unwrap();
         assert_eq!(piece, PREFACE[..10]);
         let mut rest = Vec::new();
-        begun.read_to_end(&mut rest).await.unwrap();
+        prefaced.read_to_end(&mut rest).await.unwrap();
         assert_eq!(rest, [&PREFACE[10..], b"and more"].concat());
     }
 
@@ -102,7 +102,7 @@ mod tests {
         peer.write_all(b"GET / HTTP/1.1\r\nHost: tidegate\r\n\r\n")
             .await
             .unwrap();
-        let refused = begin(transport).await.unwrap_err();
+        let refused = read_preface(transport).await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     accept::Acceptor,
     config::Http2Config,
     connection::{BoxError, Connection},
-    preface::begin,
+    preface::read_preface,
 };
 
 /// Serves a service, such as `tonic::service::Routes`, on connections from a listener. See [the crate](crate).
@@ -94,16 +94,16 @@ async fn connection<S, B>(
         request.extensions_mut().insert(info.clone());
         request
     });
-    let begun = tokio::select! {
-        begun = timeout(http2.preface_timeout, begin(stream)) => begun,
+    let prefaced = tokio::select! {
+        prefaced = timeout(http2.preface_timeout, read_preface(stream)) => prefaced,
         () = drain.cancelled() => return,
     };
-    let begun = match begun {
-        Ok(Ok(begun)) => begun,
+    let prefaced = match prefaced {
+        Ok(Ok(prefaced)) => prefaced,
         Ok(Err(error)) => return tracing::debug!(%error, "connection ended before it began"),
         Err(_) => return tracing::debug!("connection ended: no preface came in time"),
     };
-    let mut connection = Connection::new(begun, service, &http2);
+    let mut connection = Connection::new(prefaced, service, &http2);
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = drain.cancelled() => {

@@ -4,7 +4,7 @@
 //! Each thread keeps the last few chunks that it made, and gives them out again instead of making them anew.
 //! Whether a chunk is the same is not guessed: all the sequences in it are compared.
 //!
-//! What is kept here is at most [`KEPT`] chunks for each thread, and no event: chunks are copies.
+//! What is kept here is at most [`CACHED_CHUNKS`] chunks for each thread, and no event: chunks are copies.
 
 use std::{
     cell::RefCell,
@@ -19,13 +19,13 @@ use tidegate_core::{Event, Payload};
 
 /// How many chunks a thread keeps: what a connection takes in its turn, so that the next one finds it, and not more than
 /// stays in the processor's cache.
-const KEPT: usize = 16;
+const CACHED_CHUNKS: usize = 16;
 
 /// From how many events on it is cheaper to look for a chunk than to make one.
-const WORTH_SHARING: usize = 8;
+const MIN_SHARED_EVENTS: usize = 8;
 
 thread_local! {
-    static CHUNKS: RefCell<Chunks> = const { RefCell::new(Chunks::NONE) };
+    static CACHE: RefCell<ChunkCache> = const { RefCell::new(ChunkCache::EMPTY) };
 }
 
 /// How often subscriptions of a service shared a chunk, of those that could have: chunks of eight events or
@@ -49,8 +49,8 @@ pub(crate) struct Sharing {
     made: AtomicU64,
 }
 
-struct Chunks {
-    kept: Vec<Chunk>,
+struct ChunkCache {
+    chunks: Vec<Chunk>,
     /// Which is the oldest, once there are as many as are kept.
     oldest: usize,
 }
@@ -87,25 +87,25 @@ impl Sharing {
         events: &[Arc<Event<P>>],
         make: impl FnOnce() -> Bytes,
     ) -> Bytes {
-        if events.len() < WORTH_SHARING {
+        if events.len() < MIN_SHARED_EVENTS {
             return make();
         }
-        CHUNKS.with_borrow_mut(|chunks| {
-            if let Some(bytes) = chunks.find(self.source, first_index, events) {
+        CACHE.with_borrow_mut(|cache| {
+            if let Some(bytes) = cache.find(self.source, first_index, events) {
                 self.shared.fetch_add(1, Relaxed);
                 return bytes;
             }
             self.made.fetch_add(1, Relaxed);
             let bytes = make();
-            chunks.keep(self.source, first_index, events, bytes.clone());
+            cache.insert(self.source, first_index, events, bytes.clone());
             bytes
         })
     }
 }
 
-impl Chunks {
-    const NONE: Self = Self {
-        kept: Vec::new(),
+impl ChunkCache {
+    const EMPTY: Self = Self {
+        chunks: Vec::new(),
         oldest: 0,
     };
 
@@ -115,20 +115,21 @@ impl Chunks {
         first_index: u64,
         events: &[Arc<Event<P>>],
     ) -> Option<Bytes> {
-        let mut kept = self.kept.iter();
-        kept.find(|chunk| chunk.is_of(source, first_index, events))
+        let mut chunks = self.chunks.iter();
+        chunks
+            .find(|chunk| chunk.matches(source, first_index, events))
             .map(|chunk| chunk.bytes.clone())
     }
 
-    fn keep<P: Payload>(
+    fn insert<P: Payload>(
         &mut self,
         source: u64,
         first_index: u64,
         events: &[Arc<Event<P>>],
         bytes: Bytes,
     ) {
-        if self.kept.len() < KEPT {
-            self.kept.push(Chunk {
+        if self.chunks.len() < CACHED_CHUNKS {
+            self.chunks.push(Chunk {
                 source,
                 first_index,
                 sequences: sequences(events).collect(),
@@ -136,8 +137,8 @@ impl Chunks {
             });
             return;
         }
-        let chunk = &mut self.kept[self.oldest];
-        self.oldest = (self.oldest + 1) % KEPT;
+        let chunk = &mut self.chunks[self.oldest];
+        self.oldest = (self.oldest + 1) % CACHED_CHUNKS;
         chunk.source = source;
         chunk.first_index = first_index;
         chunk.sequences.clear();
@@ -147,7 +148,7 @@ impl Chunks {
 }
 
 impl Chunk {
-    fn is_of<P: Payload>(&self, source: u64, first_index: u64, events: &[Arc<Event<P>>]) -> bool {
+    fn matches<P: Payload>(&self, source: u64, first_index: u64, events: &[Arc<Event<P>>]) -> bool {
         self.first_index == first_index
             && self.sequences.len() == events.len()
             && self.source == source
@@ -229,7 +230,7 @@ mod tests {
     fn a_chunk_of_a_few_events_is_made_and_not_counted() {
         let hub = hub();
         let (mut one, mut other) = (subscribe(&hub, "1", "a"), subscribe(&hub, "2", "a"));
-        publish(&hub, &["a"; WORTH_SHARING - 1]);
+        publish(&hub, &["a"; MIN_SHARED_EVENTS - 1]);
         let sharing = Sharing::new();
         assert!(is_made(&sharing, &drain(&mut one)));
         assert!(is_made(&sharing, &drain(&mut other)));
@@ -270,7 +271,7 @@ mod tests {
         let hub = hub();
         let mut subscription = subscribe(&hub, "1", "a");
         let sharing = Sharing::new();
-        let batches: Vec<_> = (0..=KEPT)
+        let batches: Vec<_> = (0..=CACHED_CHUNKS)
             .map(|_| {
                 publish(&hub, &["a"; 20]);
                 let batch = drain(&mut subscription);
@@ -278,7 +279,7 @@ mod tests {
                 batch
             })
             .collect();
-        assert!(!is_made(&sharing, &batches[KEPT]));
+        assert!(!is_made(&sharing, &batches[CACHED_CHUNKS]));
         assert!(!is_made(&sharing, &batches[1]));
         assert!(is_made(&sharing, &batches[0]));
     }

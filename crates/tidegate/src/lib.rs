@@ -44,6 +44,7 @@
 //! # }
 //! ```
 
+mod chunk_body;
 mod chunks;
 mod client_ids;
 mod epoch;
@@ -71,7 +72,7 @@ pub use crate::{
     reset::resettable,
     service::{
         Access, Authority, CallBody, Caller, Calls, Drainer, EncodeError, Encoded, EventService,
-        Gate, Place, PublishLimits, RequestBody, ResponseBody, ResponseFuture, ServiceConfig,
+        Gate, Permit, PublishLimits, RequestBody, ResponseBody, ResponseFuture, ServiceConfig,
         encode, limits_in_force,
     },
     status::request_timed_out,

@@ -11,17 +11,17 @@ pub const DOMAIN: &str = "tidegate";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// A filter breaks the rules. Mend it.
+    /// A filter breaks the rules. Correct it.
     InvalidFilter,
-    /// A topic breaks the rules or is reserved. Mend it.
+    /// A topic breaks the rules or is reserved. Correct it.
     InvalidTopic,
-    /// A client id is not one token of at most 128 bytes. Mend it.
+    /// A client id is not one token of at most 128 bytes. Correct it.
     InvalidClientId,
-    /// Limits cannot be served. Mend them.
+    /// Limits cannot be served. Correct them.
     InvalidLimits,
-    /// `resume_after` cannot be used as given. Mend it.
+    /// `resume_after` cannot be used as given. Correct it.
     InvalidPosition,
-    /// Another field cannot be used as given. Mend it.
+    /// Another field cannot be used as given. Correct it.
     InvalidRequest,
     /// More filters than the server takes. Use fewer, or wildcards.
     TooManyFilters,
@@ -74,8 +74,8 @@ pub enum Reason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Advice {
-    /// Mend the request: the same one will be refused again.
-    Mend,
+    /// Correct the request: the same one will be refused again.
+    Correct,
     /// Do not come back by itself.
     Stop,
     /// Resume from the last position, after a back-off.
@@ -101,16 +101,16 @@ impl Reason {
     /// The name on the wire, the code that tells a client what to do next, and what that is.
     const fn row(self) -> (&'static str, Code, Advice) {
         match self {
-            Self::InvalidFilter => ("INVALID_FILTER", Code::InvalidArgument, Advice::Mend),
-            Self::InvalidTopic => ("INVALID_TOPIC", Code::InvalidArgument, Advice::Mend),
-            Self::InvalidClientId => ("INVALID_CLIENT_ID", Code::InvalidArgument, Advice::Mend),
-            Self::InvalidLimits => ("INVALID_LIMITS", Code::InvalidArgument, Advice::Mend),
-            Self::InvalidPosition => ("INVALID_POSITION", Code::InvalidArgument, Advice::Mend),
-            Self::InvalidRequest => ("INVALID_REQUEST", Code::InvalidArgument, Advice::Mend),
-            Self::TooManyFilters => ("TOO_MANY_FILTERS", Code::InvalidArgument, Advice::Mend),
-            Self::TooManyEvents => ("TOO_MANY_EVENTS", Code::InvalidArgument, Advice::Mend),
-            Self::EventTooLarge => ("EVENT_TOO_LARGE", Code::InvalidArgument, Advice::Mend),
-            Self::BatchTooLarge => ("BATCH_TOO_LARGE", Code::InvalidArgument, Advice::Mend),
+            Self::InvalidFilter => ("INVALID_FILTER", Code::InvalidArgument, Advice::Correct),
+            Self::InvalidTopic => ("INVALID_TOPIC", Code::InvalidArgument, Advice::Correct),
+            Self::InvalidClientId => ("INVALID_CLIENT_ID", Code::InvalidArgument, Advice::Correct),
+            Self::InvalidLimits => ("INVALID_LIMITS", Code::InvalidArgument, Advice::Correct),
+            Self::InvalidPosition => ("INVALID_POSITION", Code::InvalidArgument, Advice::Correct),
+            Self::InvalidRequest => ("INVALID_REQUEST", Code::InvalidArgument, Advice::Correct),
+            Self::TooManyFilters => ("TOO_MANY_FILTERS", Code::InvalidArgument, Advice::Correct),
+            Self::TooManyEvents => ("TOO_MANY_EVENTS", Code::InvalidArgument, Advice::Correct),
+            Self::EventTooLarge => ("EVENT_TOO_LARGE", Code::InvalidArgument, Advice::Correct),
+            Self::BatchTooLarge => ("BATCH_TOO_LARGE", Code::InvalidArgument, Advice::Correct),
             Self::ClientIdTaken => ("CLIENT_ID_TAKEN", Code::AlreadyExists, Advice::Stop),
             Self::TakenOver => ("TAKEN_OVER", Code::Aborted, Advice::Stop),
             Self::TooSlow => ("TOO_SLOW", Code::ResourceExhausted, Advice::Resume),
@@ -236,7 +236,7 @@ mod tests {
             };
             assert_eq!(row[0].trim_matches(['|', ' ', '`']), name(reason.code()));
             let advice = match reason.advice() {
-                Advice::Mend => "stop, and correct",
+                Advice::Correct => "stop, and correct",
                 Advice::Stop => "stop",
                 Advice::Resume => "resume with back-off",
                 Advice::ResumeAfterDelay => "resume after",

@@ -27,13 +27,13 @@ tokio::task_local! {
 /// Whether one stream is to be reset, and who has to know.
 #[derive(Debug, Default)]
 struct Reset {
-    is_asked: AtomicBool,
+    is_requested: AtomicBool,
     task: AtomicWaker,
 }
 
 impl Wake for Reset {
     fn wake(self: Arc<Self>) {
-        self.is_asked.store(true, Ordering::Release);
+        self.is_requested.store(true, Ordering::Release);
         self.task.wake();
     }
 }
@@ -54,7 +54,7 @@ impl<F: Future> Future for UntilReset<F> {
         let this = self.project();
         // Registered first: a reset that comes now is seen by the look that follows or by the wake.
         this.reset.task.register(cx.waker());
-        if this.reset.is_asked.load(Ordering::Acquire) {
+        if this.reset.is_requested.load(Ordering::Acquire) {
             tracing::debug!("stream reset: its peer did not take notice of its end");
             return Poll::Ready(());
         }

@@ -93,11 +93,11 @@ pub(crate) fn ended_without_position(reason: CloseReason) -> Status {
     end_reason(reason).status(reason.to_string())
 }
 
-/// A delay between zero and `most` that is different for neighboring ids: they are spread as the
+/// A delay between zero and `max` that is different for neighboring ids: they are spread as the
 /// multiples of the golden ratio are (Knuth, The Art of Computer Programming 3, section 6.4).
-pub(crate) fn spread(id: u64, most: Duration) -> Duration {
+pub(crate) fn reconnect_delay(id: u64, max: Duration) -> Duration {
     let fraction = id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-    most.mul_f64(fraction as f64 / f64::from(u32::MAX))
+    max.mul_f64(fraction as f64 / f64::from(u32::MAX))
 }
 
 /// A status as the trailers that end a response.

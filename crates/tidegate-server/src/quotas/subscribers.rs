@@ -8,7 +8,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use tidegate::{Caller, Gate, Limits, OverQuota, Place, Reason};
+use tidegate::{Caller, Gate, Limits, OverQuota, Permit, Reason};
 
 use super::{Quotas, SubscriptionUsage};
 
@@ -106,7 +106,7 @@ impl Subscribers {
 }
 
 impl Gate for QuotaGate {
-    fn subscribe(&self, caller: &Caller, filters: &[String]) -> Result<Box<dyn Place>, OverQuota> {
+    fn subscribe(&self, caller: &Caller, filters: &[String]) -> Result<Box<dyn Permit>, OverQuota> {
         let filters: Arc<[Arc<str>]> = filters
             .iter()
             .map(|filter| filter.as_str().into())
@@ -121,7 +121,7 @@ impl Gate for QuotaGate {
         }))
     }
 
-    fn measures_publishing(&self) -> bool {
+    fn limits_publishing(&self) -> bool {
         self.0.quotas.measures_publishing()
     }
 
@@ -130,7 +130,7 @@ impl Gate for QuotaGate {
     }
 }
 
-impl Place for SubscriptionPermit {
+impl Permit for SubscriptionPermit {
     fn begun(&mut self, id: u64, limits: &Limits) {
         let subscriber = Subscriber {
             address: self.caller.address,

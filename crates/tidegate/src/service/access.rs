@@ -48,7 +48,7 @@ pub struct Access(Arc<dyn Authority>);
 
 /// What a subscription was let in for.
 #[derive(Debug, Clone)]
-pub(super) struct Interest {
+pub(super) struct Scope {
     /// The id that the client chose, if it did, and was not given one when it came first.
     client_id: Option<ClientId>,
     filters: Vec<Filter>,
@@ -56,9 +56,9 @@ pub(super) struct Interest {
 
 /// Ends a subscription when it would not be let in any more. Dropped with it.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub(super) struct AccessWatch {
     /// Held for its drop.
-    _watch: AbortOnDropHandle<()>,
+    _task: AbortOnDropHandle<()>,
 }
 
 // ===== impl Access =====
@@ -85,16 +85,16 @@ impl Access {
     /// Waits until the credentials of the caller are no longer accepted.
     pub fn until_ended(&self) -> Pin<Box<dyn Future<Output = CloseReason> + Send>> {
         let authority = Arc::clone(&self.0);
-        Box::pin(until(authority, |authority| authority.ended()))
+        Box::pin(wait_for(authority, |authority| authority.ended()))
     }
 
-    pub(super) fn check_subscribe(&self, interest: &Interest) -> Result<(), Status> {
-        if let Some(id) = &interest.client_id
+    pub(super) fn check_subscribe(&self, scope: &Scope) -> Result<(), Status> {
+        if let Some(id) = &scope.client_id
             && !self.0.may_be_client(id)
         {
             return Err(self.not_allowed("client_id", &format!("be the client `{id}`")));
         }
-        for (i, filter) in interest.filters.iter().enumerate() {
+        for (i, filter) in scope.filters.iter().enumerate() {
             if !self.0.may_subscribe(filter) {
                 let what = format!("subscribe to all of `{filter}`");
                 return Err(self.not_allowed(&format!("filters[{i}]"), &what));
@@ -137,7 +137,7 @@ pub(super) fn caller(extensions: &http::Extensions) -> Caller {
 }
 
 /// Waits until `answer` is something. It is looked for at once, and after each change.
-async fn until(
+async fn wait_for(
     authority: Arc<dyn Authority>,
     answer: impl Fn(&dyn Authority) -> Option<CloseReason>,
 ) -> CloseReason {
@@ -151,9 +151,9 @@ async fn until(
     }
 }
 
-// ===== impl Interest =====
+// ===== impl Scope =====
 
-impl Interest {
+impl Scope {
     pub(super) fn of(options: &SubscribeOptions) -> Self {
         let client_id = Some(&options.client_id).filter(|id| !is_anonymous(id));
         Self {
@@ -174,18 +174,18 @@ impl Interest {
     }
 }
 
-// ===== impl Guard =====
+// ===== impl AccessWatch =====
 
-impl Guard {
+impl AccessWatch {
     /// Watches over the subscription `id` of `hub`.
-    pub(super) fn new(access: &Access, interest: Interest, hub: Hub<Encoded>, id: u64) -> Self {
+    pub(super) fn new(access: &Access, scope: Scope, hub: Hub<Encoded>, id: u64) -> Self {
         let authority = Arc::clone(&access.0);
         let watch = async move {
-            let reason = until(authority, |authority| interest.end_under(authority)).await;
+            let reason = wait_for(authority, |authority| scope.end_under(authority)).await;
             hub.end(id, reason);
         };
         Self {
-            _watch: AbortOnDropHandle::new(tokio::spawn(watch)),
+            _task: AbortOnDropHandle::new(tokio::spawn(watch)),
         }
     }
 }

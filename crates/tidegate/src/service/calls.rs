@@ -63,7 +63,7 @@ pub struct CallBody {
     /// Made when the body first has to wait: most never do.
     ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     credentials_end: Option<CredentialsEnd>,
-    is_over: bool,
+    has_ended: bool,
 }
 
 /// Done when credentials are no longer accepted.
@@ -156,7 +156,7 @@ impl CallBody {
             calls,
             ended: None,
             credentials_end: access.map(|access| CredentialsEnd(access.until_ended())),
-            is_over: false,
+            has_ended: false,
         }
     }
 
@@ -169,7 +169,7 @@ impl CallBody {
             polled = end.as_mut().poll(cx);
         }
         polled.map(|reason| {
-            self.is_over = true;
+            self.has_ended = true;
             status::trailers(&status::ended_without_position(reason))
         })
     }
@@ -203,7 +203,7 @@ impl Body for CallBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.is_over {
+        if self.has_ended {
             return Poll::Ready(None);
         }
         // What is ready goes first: it answers what was done.
@@ -215,7 +215,7 @@ impl Body for CallBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.is_over || self.body.is_end_stream()
+        self.has_ended || self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -38,7 +38,7 @@ const MAX_FILTER_TOKENS: usize = 8_192;
 
 /// A subscribe request that keeps all rules.
 #[derive(Debug)]
-pub(super) struct Wanted {
+pub(super) struct SubscribeParameters {
     pub(super) options: SubscribeOptions,
     pub(super) heartbeat_interval: Duration,
     pub(super) min_interval: Option<Duration>,
@@ -49,7 +49,7 @@ pub(super) struct Wanted {
 pub(super) fn subscribe_request(
     request: &proto::SubscribeRequest,
     config: &ServiceConfig,
-) -> Result<Wanted, Status> {
+) -> Result<SubscribeParameters, Status> {
     if request.filters.len() > config.max_filters {
         let problem = format!(
             "{} filters; at most {} are taken",
@@ -87,7 +87,7 @@ pub(super) fn subscribe_request(
     let heartbeat_interval =
         heartbeat_interval(request.heartbeat_interval, config.heartbeat_interval)?;
     let min_interval = min_interval(request.min_interval)?;
-    Ok(Wanted {
+    Ok(SubscribeParameters {
         options,
         heartbeat_interval,
         min_interval,

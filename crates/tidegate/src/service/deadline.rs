@@ -12,24 +12,24 @@ use tonic::Status;
 use crate::reason::Reason;
 
 /// No stream lives longer, and no timer need be set for it.
-const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3_600);
+const NO_LIMIT: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// When the call with these headers is to end, if its client says so.
-pub(super) fn of(headers: &HeaderMap) -> Result<Option<Instant>, Status> {
+pub(super) fn from_headers(headers: &HeaderMap) -> Result<Option<Instant>, Status> {
     let Some(value) = headers.get("grpc-timeout") else {
         return Ok(None);
     };
-    let timeout = value.to_str().ok().and_then(timeout).ok_or_else(|| {
+    let timeout = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
         Reason::InvalidRequest.in_field(
             "grpc-timeout",
             "write it as at most 8 digits and one of H, M, S, m, u, n, such as 90S",
         )
     })?;
-    Ok((timeout < FOR_EVER).then(|| Instant::now() + timeout))
+    Ok((timeout < NO_LIMIT).then(|| Instant::now() + timeout))
 }
 
 /// A value of `grpc-timeout`: at most eight digits and a unit.
-fn timeout(text: &str) -> Option<Duration> {
+fn parse_timeout(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
     if !is_number || number.len() > 8 {
@@ -61,7 +61,7 @@ mod tests {
             ("7u", Duration::from_micros(7)),
             ("99999999H", Duration::from_secs(99_999_999 * 3_600)),
         ] {
-            assert_eq!(timeout(text), Some(expected), "{text}");
+            assert_eq!(parse_timeout(text), Some(expected), "{text}");
         }
         for bad in [
             "",
@@ -75,20 +75,20 @@ mod tests {
             "1.5S",
             "1\u{b5}",
         ] {
-            assert_eq!(timeout(bad), None, "{bad:?}");
+            assert_eq!(parse_timeout(bad), None, "{bad:?}");
         }
     }
 
     #[test]
     fn what_is_beyond_all_streams_needs_no_timer() {
         let mut headers = HeaderMap::new();
-        assert!(of(&headers).unwrap().is_none());
+        assert!(from_headers(&headers).unwrap().is_none());
         headers.insert("grpc-timeout", "99999999H".parse().unwrap());
-        assert!(of(&headers).unwrap().is_none());
+        assert!(from_headers(&headers).unwrap().is_none());
         headers.insert("grpc-timeout", "1H".parse().unwrap());
-        assert!(of(&headers).unwrap().is_some());
+        assert!(from_headers(&headers).unwrap().is_some());
         headers.insert("grpc-timeout", "soon".parse().unwrap());
-        let refused = of(&headers).unwrap_err();
+        let refused = from_headers(&headers).unwrap_err();
         assert_eq!(refused.code(), tonic::Code::InvalidArgument);
     }
 }

@@ -18,7 +18,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::Frame;
 use tidegate_core::{Batch, CloseReason, Room, Subscription};
 use tidegate_proto::v1::{
@@ -28,16 +27,22 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
 use super::{
-    access::Guard,
+    access::AccessWatch,
     calls::Enrolled,
     convert,
-    gate::Permit,
+    gate::HeldPermit,
     wire::{BATCH_OVERHEAD, EVENT_OVERHEAD, Encoded, write_batch, write_response},
 };
-use crate::{chunks::Sharing, framing::CHUNK_BYTES, reason::Reason, status};
+use crate::{
+    chunk_body::{ChunkBody, PollChunk, Step},
+    chunks::Sharing,
+    framing::CHUNK_BYTES,
+    reason::Reason,
+    status,
+};
 
 /// How much of a chunk's events one poll takes, with room for what surrounds them.
-const ROOM: Room = Room {
+const CHUNK_ROOM: Room = Room {
     events: usize::MAX,
     bytes: (CHUNK_BYTES - BATCH_OVERHEAD) as u64,
     overhead: EVENT_OVERHEAD as u64,
@@ -53,11 +58,25 @@ thread_local! {
 /// A stream of `SubscribeResponse` messages, pulled by the transport. See the service it comes from,
 /// [`EventService`](crate::EventService).
 #[derive(Debug)]
-pub struct Drainer {
+pub struct Drainer(ChunkBody<Messages>);
+
+/// The messages of a subscription, as chunks.
+///
+/// ```text
+///            `Subscribed`           the deadline passes
+///   Opening ─────────────▶ Streaming ─────────────────▶ Expired
+///                              │                           │
+///       the hub has closed it: │                           │ the last chunk was taken:
+///       `GoingAway`, if the client is to come back,        │ DEADLINE_EXCEEDED
+///       and the status         ▼                           ▼
+///                          the body ends: see `ChunkBody`
+/// ```
+#[derive(Debug)]
+struct Messages {
     subscription: Subscription<Encoded>,
     /// What it has in common with the others of its service.
     sharing: Arc<Sharing>,
-    held: Held,
+    registrations: Registrations,
     /// What is left to send of an event larger than a chunk.
     rest: Bytes,
     /// Fires when a heartbeat may be due, or a release.
@@ -69,18 +88,18 @@ pub struct Drainer {
     reconnect_after: Duration,
     /// When the client wants the stream to end, if it said so.
     deadline: Option<Pin<Box<Sleep>>>,
-    state: State,
+    phase: Phase,
 }
 
 /// What a subscription has elsewhere for as long as it is there.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct Registrations {
     /// Told how it ended.
-    pub(super) permit: Permit,
+    pub(super) permit: HeldPermit,
     /// Its place among the calls of its connection.
     pub(super) _enrolled: Option<Enrolled>,
     /// Who watches over it, where callers prove who they are.
-    pub(super) _guard: Option<Guard>,
+    pub(super) _watch: Option<AccessWatch>,
 }
 
 /// When things are sent.
@@ -96,33 +115,53 @@ pub(super) struct Timing {
     pub(super) deadline: Option<Instant>,
 }
 
-#[derive(Debug)]
-enum State {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
     /// `Subscribed` has not been sent.
     Opening,
     Streaming,
     /// The deadline has passed and the last chunk was taken.
     Expired,
-    /// All that is left to send is the status.
-    Ending(Box<Status>),
-    Ended,
 }
+
+/// The releases of a subscription with a minimum interval between them.
+///
+/// At each release everything goes that was ready when it began, in as many batches as it takes. Until the
+/// interval has passed nothing live goes then; after it the next begins as soon as there is something.
+#[derive(Debug)]
+struct Releases {
+    interval: Duration,
+    /// When the next release may begin.
+    next: Instant,
+    current: Option<Release>,
+}
+
+#[derive(Debug)]
+struct Release {
+    began: Instant,
+    /// The newest event that belongs to it.
+    up_to: u64,
+    /// Whether anything went.
+    has_sent: bool,
+}
+
+// ===== impl Drainer =====
 
 impl Drainer {
     pub(super) fn new(
         subscription: Subscription<Encoded>,
         sharing: Arc<Sharing>,
-        held: Held,
+        registrations: Registrations,
         timing: Timing,
     ) -> Self {
         let now = Instant::now();
         let releases = timing
             .min_interval
             .map(|interval| Releases::new(interval, now));
-        Self {
+        Self(ChunkBody::new(Messages {
             subscription,
             sharing,
-            held,
+            registrations,
             rest: Bytes::new(),
             timer: Box::pin(sleep_until(now + timing.heartbeat_interval)),
             heartbeat_interval: timing.heartbeat_interval,
@@ -132,48 +171,76 @@ impl Drainer {
             deadline: timing
                 .deadline
                 .map(|deadline| Box::pin(sleep_until(deadline))),
-            state: State::Opening,
-        }
+            phase: Phase::Opening,
+        }))
+    }
+}
+
+impl http_body::Body for Drainer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
     }
 
-    /// The next chunk, or `None` when only the status is left.
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if !self.rest.is_empty() {
-            return Poll::Ready(Some(self.rest.split_to(self.rest.len().min(CHUNK_BYTES))));
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+}
+
+// ===== impl Messages =====
+
+impl PollChunk for Messages {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        let polled = self.poll_step(cx);
+        if let Poll::Ready(Step::Chunk(_)) = polled {
+            self.last_sent = Instant::now();
         }
-        match self.state {
-            State::Opening => {
-                self.state = State::Streaming;
-                Poll::Ready(Some(message(Response::Subscribed(self.subscribed()))))
+        polled
+    }
+}
+
+impl Messages {
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        if !self.rest.is_empty() {
+            let len = self.rest.len().min(CHUNK_BYTES);
+            return Poll::Ready(Step::Chunk(self.rest.split_to(len)));
+        }
+        match self.phase {
+            Phase::Opening => {
+                self.phase = Phase::Streaming;
+                let subscribed = Response::Subscribed(self.subscribed());
+                Poll::Ready(Step::Chunk(message(subscribed)))
             }
-            State::Streaming if self.deadline.is_none() => self.poll_subscription(cx),
-            State::Streaming => self.poll_with_deadline(cx),
-            State::Expired => Poll::Ready(self.expire()),
-            State::Ending(_) | State::Ended => Poll::Ready(None),
+            Phase::Streaming if self.deadline.is_none() => self.poll_subscription(cx),
+            Phase::Streaming => self.poll_with_deadline(cx),
+            Phase::Expired => Poll::Ready(self.expire()),
         }
     }
 
     /// Past the deadline, takes one last chunk: a stream that was idle learns its position so.
-    fn poll_with_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    fn poll_with_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         let deadline = self.deadline.as_mut();
         if deadline.is_none_or(|deadline| deadline.as_mut().poll(cx).is_pending()) {
             return self.poll_subscription(cx);
         }
-        self.state = State::Expired;
+        self.phase = Phase::Expired;
         match self.poll_subscription(cx) {
             Poll::Ready(last) => Poll::Ready(last),
             Poll::Pending => Poll::Ready(self.expire()),
         }
     }
 
-    /// Prepares the status of a stream whose deadline has passed.
-    fn expire(&mut self) -> Option<Bytes> {
-        let status = status::deadline_exceeded(&self.subscription);
-        self.state = State::Ending(Box::new(status));
-        None
+    /// The end of a stream whose deadline has passed.
+    fn expire(&self) -> Step {
+        Step::End(status::deadline_exceeded(&self.subscription))
     }
 
-    fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         let mut batch = SPARE.take();
         let polled = self.poll_into(cx, &mut batch);
         batch.clear();
@@ -181,18 +248,14 @@ impl Drainer {
         polled
     }
 
-    fn poll_into(
-        &mut self,
-        cx: &mut Context<'_>,
-        batch: &mut Batch<Encoded>,
-    ) -> Poll<Option<Bytes>> {
-        let through = match &mut self.releases {
-            Some(releases) => releases.through(self.subscription.head().sequence),
+    fn poll_into(&mut self, cx: &mut Context<'_>, batch: &mut Batch<Encoded>) -> Poll<Step> {
+        let up_to = match &mut self.releases {
+            Some(releases) => releases.up_to(self.subscription.head().sequence),
             None => u64::MAX,
         };
         let room = Room {
-            up_to: through,
-            ..ROOM
+            up_to,
+            ..CHUNK_ROOM
         };
         let was_live = !self.subscription.is_replaying();
         match self.subscription.poll_next(cx, room, batch) {
@@ -201,9 +264,9 @@ impl Drainer {
                     && was_live
                     && batch.caught_up.is_none()
                 {
-                    releases.mark_used();
+                    releases.mark_sent();
                 }
-                Poll::Ready(Some(self.write(batch)))
+                Poll::Ready(Step::Chunk(self.write(batch)))
             }
             Poll::Ready(Err(reason)) => Poll::Ready(self.end(reason)),
             Poll::Pending => self.poll_timer(cx),
@@ -246,12 +309,15 @@ impl Drainer {
         self.rest = rest.into();
     }
 
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         if self.subscription.is_replaying() {
             // It looks through history and has asked to be polled again; no position is settled yet.
             return Poll::Pending;
         }
-        let next_release = self.releases.as_mut().map(|releases| releases.end());
+        let next_release = self
+            .releases
+            .as_mut()
+            .map(|releases| releases.end_current());
         let release = next_release.filter(|_| self.subscription.is_behind());
         // The timer is not moved with each chunk, which would cost more than the chunk; when it fires
         // early, it is set to when the silence will have been long enough.
@@ -271,28 +337,26 @@ impl Drainer {
             if heartbeat <= now {
                 self.timer.as_mut().reset(now + self.heartbeat_interval);
                 let position = Some(convert::position(self.subscription.position()));
-                return Poll::Ready(Some(message(Response::Heartbeat(Heartbeat { position }))));
+                let heartbeat = Response::Heartbeat(Heartbeat { position });
+                return Poll::Ready(Step::Chunk(message(heartbeat)));
             }
             self.timer.as_mut().reset(due);
         }
         Poll::Pending
     }
 
-    /// Prepares the status, and what goes before it.
-    fn end(&mut self, reason: CloseReason) -> Option<Bytes> {
-        let position = self.subscription.position();
-        self.state = State::Ending(Box::new(status::ended(
-            reason,
-            &self.subscription,
-            self.reconnect_after,
-        )));
-        status::is_going_away(reason).then(|| {
-            message(Response::GoingAway(GoingAway {
-                resume_after: Some(convert::position(position)),
-                reconnect_after: self.reconnect_after.try_into().ok(),
-                reason: reason.to_string(),
-            }))
-        })
+    /// The end of a stream that the hub has closed.
+    fn end(&self, reason: CloseReason) -> Step {
+        let status = status::ended(reason, &self.subscription, self.reconnect_after);
+        if !status::is_going_away(reason) {
+            return Step::End(status);
+        }
+        let going_away = Response::GoingAway(GoingAway {
+            resume_after: Some(convert::position(self.subscription.position())),
+            reconnect_after: self.reconnect_after.try_into().ok(),
+            reason: reason.to_string(),
+        });
+        Step::LastChunk(message(going_away), status)
     }
 
     fn subscribed(&self) -> Subscribed {
@@ -311,112 +375,14 @@ impl Drainer {
             return Some(status::end_reason(reason));
         }
         // What ends without having been closed has reached its deadline.
-        let is_streaming = matches!(self.state, State::Opening | State::Streaming);
-        (!is_streaming).then_some(Reason::DeadlineExceeded)
-    }
-
-    /// The trailers, once.
-    fn take_trailers(&mut self) -> Option<HeaderMap> {
-        let State::Ending(status) = std::mem::replace(&mut self.state, State::Ended) else {
-            return None;
-        };
-        Some(status::trailers(&status))
+        (self.phase == Phase::Expired).then_some(Reason::DeadlineExceeded)
     }
 }
 
-impl Drop for Drainer {
+impl Drop for Messages {
     fn drop(&mut self) {
         let reason = self.ending();
-        self.held.permit.ended(reason);
-    }
-}
-
-/// The releases of a subscription with a minimum interval between them.
-///
-/// At each release everything goes that was ready when it began, in as many batches as it takes. Until the
-/// interval has passed nothing live goes then; after it the next begins as soon as there is something.
-#[derive(Debug)]
-struct Releases {
-    interval: Duration,
-    /// When the next release may begin.
-    next: Instant,
-    going_on: Option<Release>,
-}
-
-#[derive(Debug)]
-struct Release {
-    began: Instant,
-    /// The newest event that belongs to it.
-    through: u64,
-    /// Whether anything went.
-    is_used: bool,
-}
-
-impl Releases {
-    const fn new(interval: Duration, now: Instant) -> Self {
-        Self {
-            interval,
-            next: now,
-            going_on: None,
-        }
-    }
-
-    /// Up to which sequence events may go now. Begins a release if it is time for one.
-    fn through(&mut self, head: u64) -> u64 {
-        let began = Instant::now();
-        if self.going_on.is_none() && self.next <= began {
-            self.going_on = Some(Release {
-                began,
-                through: head,
-                is_used: false,
-            });
-        }
-        self.going_on.as_ref().map_or(0, |release| release.through)
-    }
-
-    /// Notes that live events went.
-    const fn mark_used(&mut self) {
-        if let Some(release) = &mut self.going_on {
-            release.is_used = true;
-        }
-    }
-
-    /// Ends the release that goes on, if one does, because there is no more for it. Returns when the next
-    /// may begin.
-    fn end(&mut self) -> Instant {
-        if let Some(release) = self.going_on.take()
-            && release.is_used
-        {
-            self.next = release.began + self.interval;
-        }
-        self.next
-    }
-}
-
-impl http_body::Body for Drainer {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Poll::Ready(chunk) = self.poll_chunk(cx) else {
-            return Poll::Pending;
-        };
-        Poll::Ready(match chunk {
-            Some(chunk) => {
-                self.last_sent = Instant::now();
-                Some(Ok(Frame::data(chunk)))
-            }
-            None => self
-                .take_trailers()
-                .map(|trailers| Ok(Frame::trailers(trailers))),
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self.state, State::Ended)
+        self.registrations.permit.ended(reason);
     }
 }
 
@@ -424,4 +390,47 @@ fn message(response: Response) -> Bytes {
     let mut out = Vec::new();
     write_response(response, &mut out);
     Bytes::from(out)
+}
+
+// ===== impl Releases =====
+
+impl Releases {
+    const fn new(interval: Duration, now: Instant) -> Self {
+        Self {
+            interval,
+            next: now,
+            current: None,
+        }
+    }
+
+    /// Up to which sequence events may go now. Begins a release if it is time for one.
+    fn up_to(&mut self, head: u64) -> u64 {
+        let began = Instant::now();
+        if self.current.is_none() && self.next <= began {
+            self.current = Some(Release {
+                began,
+                up_to: head,
+                has_sent: false,
+            });
+        }
+        self.current.as_ref().map_or(0, |release| release.up_to)
+    }
+
+    /// Notes that live events went.
+    const fn mark_sent(&mut self) {
+        if let Some(release) = &mut self.current {
+            release.has_sent = true;
+        }
+    }
+
+    /// Ends the release that goes on, if one does, because there is no more for it. Returns when the next
+    /// may begin.
+    fn end_current(&mut self) -> Instant {
+        if let Some(release) = self.current.take()
+            && release.has_sent
+        {
+            self.next = release.began + self.interval;
+        }
+        self.next
+    }
 }

@@ -22,14 +22,15 @@ pub struct Caller {
 ///
 /// Called before anything is changed; a call that is not let through leaves no trace in the hub.
 pub trait Gate: fmt::Debug + Send + Sync + 'static {
-    /// Takes a place for a subscription of these filters. It is given back when the place is dropped.
+    /// Takes a permit for a subscription of these filters. Dropping the permit gives it back.
     ///
     /// # Errors
     /// [`OverQuota`].
-    fn subscribe(&self, caller: &Caller, filters: &[String]) -> Result<Box<dyn Place>, OverQuota>;
+    fn subscribe(&self, caller: &Caller, filters: &[String]) -> Result<Box<dyn Permit>, OverQuota>;
 
-    /// Whether [`publish`](Self::publish) would look at anything. While not, batches are not measured.
-    fn measures_publishing(&self) -> bool;
+    /// Whether [`publish`](Self::publish) has a limit to apply. While it has none, it is not called, and the size of
+    /// batches is not added up.
+    fn limits_publishing(&self) -> bool;
 
     /// Lets a batch of so many events be published, which have so many bytes encoded.
     ///
@@ -38,8 +39,8 @@ pub trait Gate: fmt::Debug + Send + Sync + 'static {
     fn publish(&self, caller: &Caller, events: usize, bytes: u64) -> Result<(), OverQuota>;
 }
 
-/// The place of one subscription. Dropped when the subscription is, or when it was not let in after all.
-pub trait Place: fmt::Debug + Send + Sync {
+/// The permit of one subscription. Dropped with the subscription, or without one where the hub refuses it.
+pub trait Permit: fmt::Debug + Send + Sync {
     /// The subscription has begun, under this [identity](tidegate_core::Subscription::id) and with these limits in
     /// force.
     fn begun(&mut self, id: u64, limits: &Limits);
@@ -48,24 +49,24 @@ pub trait Place: fmt::Debug + Send + Sync {
     fn ended(&mut self, reason: Option<Reason>);
 }
 
-/// Tells a place how its subscription ended, when that is over.
+/// The permit of a subscription, if there is a gate, told once how the subscription ended.
 #[derive(Debug)]
-pub(super) struct Permit(Option<Box<dyn Place>>);
+pub(super) struct HeldPermit(Option<Box<dyn Permit>>);
 
-impl Permit {
-    pub(super) const fn new(place: Option<Box<dyn Place>>) -> Self {
-        Self(place)
+impl HeldPermit {
+    pub(super) const fn new(permit: Option<Box<dyn Permit>>) -> Self {
+        Self(permit)
     }
 
     pub(super) fn begun(&mut self, id: u64, limits: &Limits) {
-        if let Some(place) = &mut self.0 {
-            place.begun(id, limits);
+        if let Some(permit) = &mut self.0 {
+            permit.begun(id, limits);
         }
     }
 
     pub(super) fn ended(&mut self, reason: Option<Reason>) {
-        if let Some(mut place) = self.0.take() {
-            place.ended(reason);
+        if let Some(mut permit) = self.0.take() {
+            permit.ended(reason);
         }
     }
 }

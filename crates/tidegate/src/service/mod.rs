@@ -39,7 +39,7 @@ pub use self::{
     config::{PublishLimits, ServiceConfig},
     convert::{EncodeError, encode, limits_in_force},
     drainer::Drainer,
-    gate::{Caller, Gate, Place},
+    gate::{Caller, Gate, Permit},
     wire::Encoded,
 };
 

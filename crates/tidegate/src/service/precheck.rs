@@ -27,19 +27,19 @@ const EVENTS: u32 = 1;
 const FILTERS: u32 = 2;
 
 /// A request whose bytes can be told to break its limits.
-pub(super) trait Measured: Message + Default + 'static {
+pub(super) trait Precheck: Message + Default + 'static {
     /// What it must keep.
     type Limits: fmt::Debug + Send + Sync + 'static;
 
     /// # Errors
     /// The status for bytes that break the limits. Bytes that are no message pass: decoding finds out.
-    fn measure(bytes: &[u8], limits: &Self::Limits) -> Result<(), Status>;
+    fn precheck(bytes: &[u8], limits: &Self::Limits) -> Result<(), Status>;
 }
 
-impl Measured for PublishRequest {
+impl Precheck for PublishRequest {
     type Limits = PublishLimits;
 
-    fn measure(bytes: &[u8], limits: &PublishLimits) -> Result<(), Status> {
+    fn precheck(bytes: &[u8], limits: &PublishLimits) -> Result<(), Status> {
         let (mut count, mut total) = (0, 0);
         for size in Parts::of(bytes, EVENTS) {
             if count == limits.max_events {
@@ -47,14 +47,14 @@ impl Measured for PublishRequest {
                 return Err(Reason::TooManyEvents.in_field("events", problem));
             }
             if size > limits.max_event_bytes {
-                let most = limits.max_event_bytes;
-                let problem = format!("{size} bytes; at most {most} are taken");
+                let max = limits.max_event_bytes;
+                let problem = format!("{size} bytes; at most {max} are taken");
                 return Err(Reason::EventTooLarge.in_field(format!("events[{count}]"), problem));
             }
             total += size;
             if total > limits.max_batch_bytes {
-                let most = limits.max_batch_bytes;
-                let problem = format!("more than {most} bytes, which is the most for a batch");
+                let max = limits.max_batch_bytes;
+                let problem = format!("more than {max} bytes, which is the most for a batch");
                 return Err(Reason::BatchTooLarge.in_field("events", problem));
             }
             count += 1;
@@ -63,13 +63,13 @@ impl Measured for PublishRequest {
     }
 }
 
-impl Measured for SubscribeRequest {
+impl Precheck for SubscribeRequest {
     type Limits = ServiceConfig;
 
-    fn measure(bytes: &[u8], config: &ServiceConfig) -> Result<(), Status> {
-        let most = config.max_filters;
-        if Parts::of(bytes, FILTERS).nth(most).is_some() {
-            let problem = format!("more than {most} filters");
+    fn precheck(bytes: &[u8], config: &ServiceConfig) -> Result<(), Status> {
+        let max = config.max_filters;
+        if Parts::of(bytes, FILTERS).nth(max).is_some() {
+            let problem = format!("more than {max} filters");
             return Err(Reason::TooManyFilters.in_field("filters", problem));
         }
         Ok(())
@@ -111,47 +111,47 @@ impl Iterator for Parts<'_> {
 
 /// Encodes answers as prost does, and decodes requests that keep their limits.
 #[derive(Debug)]
-pub(super) struct MeasuringCodec<T, U: Measured> {
+pub(super) struct PrecheckingCodec<T, U: Precheck> {
     limits: Arc<U::Limits>,
-    answers: PhantomData<fn() -> T>,
+    responses: PhantomData<fn() -> T>,
 }
 
-/// The half of a [`MeasuringCodec`] that decodes.
+/// The half of a [`PrecheckingCodec`] that decodes.
 #[derive(Debug)]
-pub(super) struct MeasuringDecoder<U: Measured>(Arc<U::Limits>);
+pub(super) struct PrecheckingDecoder<U: Precheck>(Arc<U::Limits>);
 
-impl<T, U: Measured> MeasuringCodec<T, U> {
+impl<T, U: Precheck> PrecheckingCodec<T, U> {
     pub(super) const fn new(limits: Arc<U::Limits>) -> Self {
         Self {
             limits,
-            answers: PhantomData,
+            responses: PhantomData,
         }
     }
 }
 
-impl<T: Message + 'static, U: Measured> Codec for MeasuringCodec<T, U> {
+impl<T: Message + 'static, U: Precheck> Codec for PrecheckingCodec<T, U> {
     type Encode = T;
     type Decode = U;
     type Encoder = ProstEncoder<T>;
-    type Decoder = MeasuringDecoder<U>;
+    type Decoder = PrecheckingDecoder<U>;
 
     fn encoder(&mut self) -> ProstEncoder<T> {
         ProstEncoder::default()
     }
 
-    fn decoder(&mut self) -> MeasuringDecoder<U> {
-        MeasuringDecoder(Arc::clone(&self.limits))
+    fn decoder(&mut self) -> PrecheckingDecoder<U> {
+        PrecheckingDecoder(Arc::clone(&self.limits))
     }
 }
 
-impl<U: Measured> Decoder for MeasuringDecoder<U> {
+impl<U: Precheck> Decoder for PrecheckingDecoder<U> {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // One message, in one piece.
         debug_assert_eq!(bytes.chunk().len(), bytes.remaining());
-        U::measure(bytes.chunk(), &self.0)?;
+        U::precheck(bytes.chunk(), &self.0)?;
         let decoded = U::decode(bytes);
         decoded
             .map(Some)
@@ -183,20 +183,20 @@ mod tests {
             max_event_bytes: 100,
             max_batch_bytes: 200,
         };
-        let measure = |sizes: &[usize]| {
+        let precheck = |sizes: &[usize]| {
             // A topic takes two bytes more than it has.
             let events = sizes.iter().map(|size| NewEvent {
                 topic: "t".repeat(size - 2),
                 ..NewEvent::default()
             });
             let events = events.collect();
-            PublishRequest::measure(&PublishRequest { events }.encode_to_vec(), &limits)
+            PublishRequest::precheck(&PublishRequest { events }.encode_to_vec(), &limits)
                 .map_err(|status| status.message().to_owned())
         };
-        assert_eq!(measure(&[100, 50, 50]), Ok(()));
-        assert!(measure(&[10; 4]).unwrap_err().contains("more than 3"));
-        assert!(measure(&[101]).unwrap_err().contains("101 bytes"));
-        assert!(measure(&[100, 100, 10]).unwrap_err().contains("200 bytes"));
+        assert_eq!(precheck(&[100, 50, 50]), Ok(()));
+        assert!(precheck(&[10; 4]).unwrap_err().contains("more than 3"));
+        assert!(precheck(&[101]).unwrap_err().contains("101 bytes"));
+        assert!(precheck(&[100, 100, 10]).unwrap_err().contains("200 bytes"));
     }
 
     proptest! {

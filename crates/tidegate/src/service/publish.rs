@@ -26,7 +26,7 @@ use super::{
     config::PublishLimits,
     convert,
     gate::{Caller, Gate},
-    precheck::MeasuringCodec,
+    precheck::PrecheckingCodec,
     wire::Encoded,
 };
 use crate::{
@@ -111,12 +111,12 @@ impl Publisher {
         }
     }
 
-    fn grpc(&self) -> Grpc<MeasuringCodec<PublishResponse, PublishRequest>> {
+    fn grpc(&self) -> Grpc<PrecheckingCodec<PublishResponse, PublishRequest>> {
         // A batch of the most bytes, with the number of the field and the length of each event.
-        let around = self.limits.max_events.saturating_mul(1 + MAX_LENGTH_BYTES);
-        let decode = self.limits.max_batch_bytes.saturating_add(around);
-        let codec = MeasuringCodec::new(Arc::clone(&self.limits));
-        Grpc::new(codec).apply_max_message_size_config(Some(decode), None)
+        let framing = self.limits.max_events.saturating_mul(1 + MAX_LENGTH_BYTES);
+        let max_message = self.limits.max_batch_bytes.saturating_add(framing);
+        let codec = PrecheckingCodec::new(Arc::clone(&self.limits));
+        Grpc::new(codec).apply_max_message_size_config(Some(max_message), None)
     }
 }
 
@@ -153,7 +153,7 @@ impl Call {
 
     fn pass_gate(&self, events: &[NewEvent<Encoded>]) -> Result<(), Status> {
         let gate = self.publisher.gate.as_ref();
-        let Some(gate) = gate.filter(|gate| gate.measures_publishing()) else {
+        let Some(gate) = gate.filter(|gate| gate.limits_publishing()) else {
             return Ok(());
         };
         let bytes = events.iter().map(|event| event.payload.size() as u64).sum();

@@ -22,22 +22,22 @@ use tonic::{
 };
 
 use super::{
-    access::{Access, Guard, Interest, caller},
+    access::{Access, AccessWatch, Scope, caller},
     body::ResponseBody,
     calls::Calls,
     config::ServiceConfig,
-    convert::{self, Wanted},
+    convert::{self, SubscribeParameters},
     deadline,
-    drainer::{Drainer, Held, Timing},
-    gate::{Caller, Permit},
-    precheck::MeasuringCodec,
+    drainer::{Drainer, Registrations, Timing},
+    gate::{Caller, HeldPermit},
+    precheck::PrecheckingCodec,
     wire::Encoded,
 };
 use crate::{
     chunks::{ChunkStats, Sharing},
     reason::Reason,
     reset,
-    status::{not_subscribed, request_timed_out, spread, unreadable},
+    status::{not_subscribed, reconnect_delay, request_timed_out, unreadable},
 };
 
 /// The path of the method.
@@ -58,9 +58,9 @@ pub(super) struct Subscriber {
 /// A subscription that may begin.
 struct Admitted {
     options: SubscribeOptions,
-    permit: Permit,
+    permit: HeldPermit,
     /// Rights that it was let in with, where callers have any.
-    rights: Option<(Access, Interest)>,
+    rights: Option<(Access, Scope)>,
 }
 
 impl Subscriber {
@@ -111,20 +111,20 @@ impl Subscriber {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let deadline = deadline::of(request.headers())?;
+        let deadline = deadline::from_headers(request.headers())?;
         let access = request.extensions().get::<Access>().cloned();
         let caller = caller(request.extensions());
-        let (filters, wanted) = self.read(request, deadline).await?;
-        let admitted = self.admit(access, &caller, &filters, wanted.options)?;
-        let (subscription, held) = self.begin(admitted, calls.as_ref())?;
+        let (filters, parameters) = self.read(request, deadline).await?;
+        let admitted = self.admit(access, &caller, &filters, parameters.options)?;
+        let (subscription, registrations) = self.begin(admitted, calls.as_ref())?;
         let timing = Timing {
-            heartbeat_interval: wanted.heartbeat_interval,
-            min_interval: wanted.min_interval,
-            reconnect_after: spread(subscription.id(), self.config.reconnect_spread),
+            heartbeat_interval: parameters.heartbeat_interval,
+            min_interval: parameters.min_interval,
+            reconnect_after: reconnect_delay(subscription.id(), self.config.reconnect_spread),
             deadline,
         };
         let sharing = Arc::clone(&self.sharing);
-        Ok(Drainer::new(subscription, sharing, held, timing))
+        Ok(Drainer::new(subscription, sharing, registrations, timing))
     }
 
     /// Reads the one message of the call, and checks it. Returns its filters as they were written, too.
@@ -132,19 +132,19 @@ impl Subscriber {
         &self,
         request: http::Request<B>,
         deadline: Option<time::Instant>,
-    ) -> Result<(Vec<String>, Wanted), Status>
+    ) -> Result<(Vec<String>, SubscribeParameters), Status>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let in_time = time::Instant::now() + self.config.request_timeout;
-        let in_time = deadline.map_or(in_time, |deadline| deadline.min(in_time));
+        let read_by = time::Instant::now() + self.config.request_timeout;
+        let read_by = deadline.map_or(read_by, |deadline| deadline.min(read_by));
         let message = read_message(request, Arc::clone(&self.config));
-        let message = timeout_at(in_time, message)
+        let message = timeout_at(read_by, message)
             .await
             .map_err(|_| request_timed_out())??;
-        let wanted = convert::subscribe_request(&message, &self.config)?;
-        Ok((message.filters, wanted))
+        let parameters = convert::subscribe_request(&message, &self.config)?;
+        Ok((message.filters, parameters))
     }
 
     /// Lets the caller in whose rights and quotas allow it, and writes down on whose behalf it subscribes.
@@ -158,18 +158,18 @@ impl Subscriber {
         let rights = match access {
             None => None,
             Some(access) => {
-                let interest = Interest::of(&options);
-                access.check_subscribe(&interest)?;
+                let scope = Scope::of(&options);
+                access.check_subscribe(&scope)?;
                 options.principal = Some(Arc::clone(access.principal()));
-                Some((access, interest))
+                Some((access, scope))
             }
         };
         // Behind the rights: what is not allowed is not counted.
         let gate = self.config.gate.as_ref();
-        let place = gate.map(|gate| gate.subscribe(caller, filters));
+        let permit = gate.map(|gate| gate.subscribe(caller, filters));
         Ok(Admitted {
             options,
-            permit: Permit::new(place.transpose()?),
+            permit: HeldPermit::new(permit.transpose()?),
             rights,
         })
     }
@@ -179,7 +179,7 @@ impl Subscriber {
         &self,
         mut admitted: Admitted,
         calls: Option<&Calls>,
-    ) -> Result<(Subscription<Encoded>, Held), Status> {
+    ) -> Result<(Subscription<Encoded>, Registrations), Status> {
         // hyper calls the service first, and spawns the future of the stream, which polls this one, behind that. So
         // the handle that resets the stream cannot come with the request: it is found where that future runs.
         admitted.options.reset = reset::current();
@@ -191,14 +191,14 @@ impl Subscriber {
         admitted.permit.begun(id, subscription.limits());
         // Behind the hub, which alone knows the identity. If the calls were ended, or the rights withdrawn, in between,
         // both notice it here, and end the subscription at once.
-        let held = Held {
+        let registrations = Registrations {
             permit: admitted.permit,
             _enrolled: calls.map(|calls| calls.enroll(id)),
-            _guard: admitted
+            _watch: admitted
                 .rights
-                .map(|(access, interest)| Guard::new(&access, interest, self.hub.clone(), id)),
+                .map(|(access, scope)| AccessWatch::new(&access, scope, self.hub.clone(), id)),
         };
-        Ok((subscription, held))
+        Ok((subscription, registrations))
     }
 }
 
@@ -216,7 +216,7 @@ where
             "a compressed request is not served; send it with identity",
         ));
     }
-    let decoder = MeasuringCodec::<SubscribeResponse, SubscribeRequest>::new(config).decoder();
+    let decoder = PrecheckingCodec::<SubscribeResponse, SubscribeRequest>::new(config).decoder();
     let mut messages =
         Streaming::new_request(decoder, request.into_body(), None, Some(MAX_REQUEST_BYTES));
     let message = messages

@@ -56,12 +56,16 @@ pub(super) fn write_response(response: Response, out: &mut Vec<u8>) {
     response.encode(out).expect("a vector has room");
 }
 
-/// Appends the events of `batch` to `out` as one gRPC message of at most `most` bytes.
+/// Appends the events of `batch` to `out` as one gRPC message of at most `max_bytes` bytes.
 ///
 /// Several events must fit. Of a single one that does not, only the beginning is written, and the rest
-/// returned: a slice of the shared event, to be sent after, in pieces of `most` bytes.
-pub(super) fn write_batch(batch: &Batch<Encoded>, most: usize, out: &mut Vec<u8>) -> Option<Bytes> {
-    let end = out.len() + most;
+/// returned: a slice of the shared event, to be sent after, in pieces of `max_bytes` bytes.
+pub(super) fn write_batch(
+    batch: &Batch<Encoded>,
+    max_bytes: usize,
+    out: &mut Vec<u8>,
+) -> Option<Bytes> {
+    let end = out.len() + max_bytes;
     let index_len = if batch.first_index == 0 {
         0
     } else {
@@ -74,7 +78,7 @@ pub(super) fn write_batch(batch: &Batch<Encoded>, most: usize, out: &mut Vec<u8>
         .sum();
     let batch_len = index_len + events_len;
     let message_len = field_len(batch_len);
-    out.reserve(if PREFIX + message_len <= most {
+    out.reserve(if PREFIX + message_len <= max_bytes {
         PREFIX + message_len
     } else {
         BATCH_OVERHEAD + EVENT_OVERHEAD
@@ -95,7 +99,7 @@ pub(super) fn write_batch(batch: &Batch<Encoded>, most: usize, out: &mut Vec<u8>
         if bytes.len() > room {
             debug_assert_eq!(batch.events.len(), 1, "only a single event is cut");
             // Copied is what full chunks of shared bytes leave over.
-            let copied = (bytes.len() % most).min(room);
+            let copied = (bytes.len() % max_bytes).min(room);
             out.put_slice(&bytes[..copied]);
             rest = Some(bytes.slice(copied..));
         } else {
@@ -154,7 +158,7 @@ mod tests {
         fn a_batch_is_what_prost_decodes(
             sizes in prop::collection::vec(0..3_000usize, 1..6),
             skip in 0..3usize,
-            most in 40..20_000usize,
+            max_bytes in 40..20_000usize,
             before in 0..100usize,
         ) {
             let events: Vec<_> = sizes.iter().enumerate().map(|(i, size)| proto::NewEvent {
@@ -170,11 +174,11 @@ mod tests {
             // As in the drainer: what several events need is known to fit, and gaps may stand before.
             let fits = batch.events.iter().map(|e| e.payload().size() + EVENT_OVERHEAD).sum::<usize>() + BATCH_OVERHEAD;
             let mut out = vec![7; before];
-            let rest = write_batch(&batch, if single { most } else { fits }, &mut out);
+            let rest = write_batch(&batch, if single { max_bytes } else { fits }, &mut out);
             prop_assert!(single || rest.is_none());
             if let Some(rest) = rest {
-                prop_assert!(out.len() <= before + most);
-                prop_assert!(rest.len() % most == 0 || out.len() == before + most);
+                prop_assert!(out.len() <= before + max_bytes);
+                prop_assert!(rest.len() % max_bytes == 0 || out.len() == before + max_bytes);
                 out.extend_from_slice(&rest);
             }
             out.drain(..before);

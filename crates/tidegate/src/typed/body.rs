@@ -1,104 +1,81 @@
 //! A subscription as the body of a response.
 
 use std::{
-    mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
 use futures_core::Stream as _;
-use http_body::{Body, Frame};
-use tonic::Status;
 
 use super::{
     chunk::{Rest, write_message},
     subscription::Subscription,
     value::Value,
 };
-use crate::{framing::CHUNK_BYTES, reason::Reason, status};
+use crate::{
+    chunk_body::{ChunkBody, PollChunk, Step},
+    framing::CHUNK_BYTES,
+    reason::Reason,
+};
 
 /// A subscription as the body of a response.
-pub(super) struct SubscriptionBody<T: Value> {
-    pub(super) subscription: Subscription<T>,
-    pub(super) rest: Rest,
-    pub(super) state: State,
+pub(super) type SubscriptionBody<T> = ChunkBody<Messages<T>>;
+
+/// The messages of a subscription, as chunks.
+pub(super) struct Messages<T: Value> {
+    subscription: Subscription<T>,
+    /// What is left to send of a message larger than a chunk.
+    rest: Rest,
 }
 
-#[derive(Debug)]
-pub(super) enum State {
-    Streaming,
-    /// All that is left to send is the status.
-    Ending(Box<Status>),
-    Ended,
-}
-
-// ===== impl SubscriptionBody =====
-
-impl<T: Value> SubscriptionBody<T> {
-    /// The next chunk, or `None` when only the status is left.
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if let Some(chunk) = self.rest.next() {
-            return Poll::Ready(Some(chunk));
+impl<T: Value> Messages<T> {
+    pub(super) fn new(subscription: Subscription<T>) -> Self {
+        Self {
+            subscription,
+            rest: Rest::default(),
         }
-        if !matches!(self.state, State::Streaming) {
-            return Poll::Ready(None);
+    }
+
+    /// A chunk of what the subscription yields item by item: a snapshot, messages in place of gaps.
+    fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        let mut out = Vec::new();
+        let status = loop {
+            if out.len() >= CHUNK_BYTES {
+                return Poll::Ready(Step::Chunk(out.into()));
+            }
+            match Pin::new(&mut self.subscription).poll_next(cx) {
+                Poll::Ready(Some(Ok(item))) => write_message(&item, &mut out),
+                Poll::Ready(Some(Err(status))) => break status,
+                Poll::Ready(None) => {
+                    let problem = "the subscription had ended before its method returned it";
+                    break Reason::Internal.status(problem);
+                }
+                Poll::Pending if out.is_empty() => return Poll::Pending,
+                // The task is woken for the next item; what is here goes now.
+                Poll::Pending => return Poll::Ready(Step::Chunk(out.into())),
+            }
+        };
+        Poll::Ready(if out.is_empty() {
+            Step::End(status)
+        } else {
+            Step::LastChunk(out.into(), status)
+        })
+    }
+}
+
+impl<T: Value> PollChunk for Messages<T> {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        if let Some(chunk) = self.rest.next() {
+            return Poll::Ready(Step::Chunk(chunk));
         }
         match ready!(self.subscription.poll_chunk(cx)) {
             None => self.poll_items(cx),
             Some(Ok((chunk, rest))) => {
                 self.rest = rest;
-                Poll::Ready(Some(chunk))
+                Poll::Ready(Step::Chunk(chunk))
             }
-            Some(Err(status)) => {
-                self.state = State::Ending(Box::new(status));
-                Poll::Ready(None)
-            }
+            Some(Err(status)) => Poll::Ready(Step::End(status)),
         }
-    }
-
-    /// A chunk of what the subscription yields item by item: a snapshot, messages in place of gaps.
-    fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let mut out = Vec::new();
-        while out.len() < CHUNK_BYTES {
-            match Pin::new(&mut self.subscription).poll_next(cx) {
-                Poll::Ready(Some(Ok(item))) => write_message(&item, &mut out),
-                Poll::Ready(Some(Err(status))) => {
-                    self.state = State::Ending(Box::new(status));
-                    break;
-                }
-                Poll::Ready(None) => {
-                    let problem = "the subscription had ended before its method returned it";
-                    self.state = State::Ending(Box::new(Reason::Internal.status(problem)));
-                    break;
-                }
-                Poll::Pending if out.is_empty() => return Poll::Pending,
-                Poll::Pending => break,
-            }
-        }
-        Poll::Ready(Some(Bytes::from(out)).filter(|chunk| !chunk.is_empty()))
-    }
-}
-
-impl<T: Value> Body for SubscriptionBody<T> {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Some(chunk) = ready!(self.poll_chunk(cx)) {
-            return Poll::Ready(Some(Ok(Frame::data(chunk))));
-        }
-        let State::Ending(status) = mem::replace(&mut self.state, State::Ended) else {
-            return Poll::Ready(None);
-        };
-        Poll::Ready(Some(Ok(Frame::trailers(status::trailers(&status)))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self.state, State::Ended)
     }
 }
 
@@ -111,15 +88,12 @@ mod tests {
 
     #[test]
     fn an_idle_body_holds_little_beside_its_subscription() {
-        let body = SubscriptionBody {
-            subscription: Hub::<Event>::new()
-                .subscribe()
-                .ignore_losses()
-                .open()
-                .unwrap(),
-            rest: Rest::default(),
-            state: State::Streaming,
-        };
+        let subscription = Hub::<Event>::new()
+            .subscribe()
+            .ignore_losses()
+            .open()
+            .unwrap();
+        let body = SubscriptionBody::new(Messages::new(subscription));
         assert!(size_of_val(&body) <= size_of::<Subscription<Event>>() + 96);
     }
 }

@@ -7,7 +7,7 @@ use prost::Message as _;
 use tidegate_core::Event;
 
 use super::{
-    shared::{Body, Shared},
+    shared::{EncodedValue, Shared},
     value::Value,
 };
 use crate::framing::{CHUNK_BYTES, PREFIX, write_prefix};
@@ -34,11 +34,11 @@ impl Rest {
 
 /// A message for each event, of which several fit into a chunk. Of a single one that does not, only the
 /// beginning is written.
-pub(super) fn write_messages<T: Value>(events: &[Arc<Event<Body<T>>>]) -> (Bytes, Rest) {
+pub(super) fn write_messages<T: Value>(events: &[Arc<Event<EncodedValue<T>>>]) -> (Bytes, Rest) {
     if let [event] = events
         && message_len(event) > CHUNK_BYTES - PREFIX
     {
-        return write_beginning(event);
+        return write_first_chunk(event);
     }
     let messages = events.iter().map(|event| PREFIX + message_len(event)).sum();
     let mut out = Vec::with_capacity(messages);
@@ -59,7 +59,7 @@ pub(super) fn write_message<T: Value>(message: &Shared<T>, out: &mut Vec<u8>) {
 }
 
 /// The first chunk of a large event: what full chunks of the shared encoding leave over.
-fn write_beginning<T: Value>(event: &Event<Body<T>>) -> (Bytes, Rest) {
+fn write_first_chunk<T: Value>(event: &Event<EncodedValue<T>>) -> (Bytes, Rest) {
     let body = event.payload();
     let encoding = body.encoding();
     let copied = (encoding.len() % CHUNK_BYTES).min(CHUNK_BYTES - PREFIX);
@@ -75,7 +75,7 @@ fn write_beginning<T: Value>(event: &Event<Body<T>>) -> (Bytes, Rest) {
     (out.into(), rest)
 }
 
-fn message_len<T: Value>(event: &Event<Body<T>>) -> usize {
+fn message_len<T: Value>(event: &Event<EncodedValue<T>>) -> usize {
     let body = event.payload();
     body.encoding().len() + body.position().len(event.sequence())
 }

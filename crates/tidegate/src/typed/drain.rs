@@ -63,8 +63,8 @@ impl<T: Value> Hub<T> {
         grace: Duration,
         serve: impl FnOnce(Shutdown) -> S,
     ) -> Result<S::Output, Unfinished> {
-        let (shutdown, told) = oneshot::channel();
-        let served = pin!(serve(Shutdown(told)));
+        let (shutdown, closed) = oneshot::channel();
+        let served = pin!(serve(Shutdown(closed)));
         let served = match select(served, pin!(signal)).await {
             Either::Left((output, _)) => return Ok(output),
             Either::Right(((), served)) => served,
@@ -82,19 +82,19 @@ impl<T: Value> Hub<T> {
     pub async fn drain(&self, grace: Duration) -> usize {
         self.close();
         // Whether all have gone shows below.
-        let _ = timeout(grace, self.all_gone()).await;
+        let _ = timeout(grace, self.all_ended()).await;
         self.inner.entries().len()
     }
 
-    async fn all_gone(&self) {
+    async fn all_ended(&self) {
         loop {
-            let mut gone = pin!(self.inner.gone.notified());
+            let mut departed = pin!(self.inner.departed.notified());
             // Registered before the look, so that one who goes in between is noticed.
-            gone.as_mut().enable();
+            departed.as_mut().enable();
             if self.inner.entries().is_empty() {
                 return;
             }
-            gone.await;
+            departed.await;
         }
     }
 }

@@ -23,8 +23,7 @@ use tonic::{
 use tonic_prost::ProstCodec;
 
 use super::{
-    body::{State, SubscriptionBody},
-    chunk::Rest,
+    body::{Messages, SubscriptionBody},
     shared::Shared,
     subscription::Subscription,
     value::Value,
@@ -40,10 +39,10 @@ pub struct Grpc<C> {
     is_plain: bool,
 }
 
-/// A method whose subscription is kept aside, so that its response can be given another body.
-struct Aside<M, T: Value> {
+/// A method whose subscription is intercepted aside, so that its response can be given another body.
+struct Interceptor<M, T: Value> {
     method: M,
-    kept: Option<oneshot::Sender<Subscription<T>>>,
+    intercepted: Option<oneshot::Sender<Subscription<T>>>,
 }
 
 // ===== impl Grpc =====
@@ -129,9 +128,9 @@ where
         if !self.is_plain {
             return self.tonic.server_streaming(method, request).await;
         }
-        let (method, kept) = Aside::new(method);
+        let (method, intercepted) = Interceptor::new(method);
         let response = self.tonic.server_streaming(method, request).await;
-        with_subscription(response, kept)
+        with_subscription(response, intercepted)
     }
 
     /// As tonic's, but for how a subscription is sent.
@@ -149,51 +148,54 @@ where
         if !self.is_plain {
             return self.tonic.streaming(method, request).await;
         }
-        let (method, kept) = Aside::new(method);
+        let (method, intercepted) = Interceptor::new(method);
         let response = self.tonic.streaming(method, request).await;
-        with_subscription(response, kept)
+        with_subscription(response, intercepted)
     }
 }
 
-/// The response with the subscription that was kept for it, if one was.
+/// The response with the subscription that was intercepted for it, if one was.
 fn with_subscription<T: Value>(
     response: Response<tonic::body::Body>,
-    mut kept: oneshot::Receiver<Subscription<T>>,
+    mut intercepted: oneshot::Receiver<Subscription<T>>,
 ) -> Response<tonic::body::Body> {
-    let Ok(subscription) = kept.try_recv() else {
+    let Ok(subscription) = intercepted.try_recv() else {
         return response;
     };
     response.map(|_| {
-        tonic::body::Body::new(SubscriptionBody {
-            subscription,
-            rest: Rest::default(),
-            state: State::Streaming,
-        })
+        let messages = Messages::new(subscription);
+        tonic::body::Body::new(SubscriptionBody::new(messages))
     })
 }
 
-// ===== impl Aside =====
+// ===== impl Interceptor =====
 
-/// The stream of a method, or nothing where a subscription was kept aside.
-type Kept<S, T> = Either<S, Empty<Result<Shared<T>, Status>>>;
+/// The stream of a method, or nothing where a subscription was intercepted aside.
+type StreamOrEmpty<S, T> = Either<S, Empty<Result<Shared<T>, Status>>>;
 
-impl<M, T: Value> Aside<M, T> {
+impl<M, T: Value> Interceptor<M, T> {
     fn new(method: M) -> (Self, oneshot::Receiver<Subscription<T>>) {
-        let (kept, receiver) = oneshot::channel();
-        let kept = Some(kept);
-        (Self { method, kept }, receiver)
+        let (intercepted, receiver) = oneshot::channel();
+        let intercepted = Some(intercepted);
+        (
+            Self {
+                method,
+                intercepted,
+            },
+            receiver,
+        )
     }
 
     /// Waits for the method's response, and keeps its stream aside if that is a subscription.
-    fn keep<S, F>(
+    fn intercept<S, F>(
         &mut self,
         response: F,
-    ) -> BoxFuture<'static, Result<tonic::Response<Kept<S, T>>, Status>>
+    ) -> BoxFuture<'static, Result<tonic::Response<StreamOrEmpty<S, T>>, Status>>
     where
         S: Send + 'static,
         F: Future<Output = Result<tonic::Response<S>, Status>> + Send + 'static,
     {
-        let kept = self.kept.take();
+        let intercepted = self.intercepted.take();
         Box::pin(async move {
             let response = response.await?;
             Ok(response.map(|stream| {
@@ -201,9 +203,9 @@ impl<M, T: Value> Aside<M, T> {
                 let subscription = (&mut stream as &mut dyn Any)
                     .downcast_mut::<Option<Subscription<T>>>()
                     .and_then(Option::take);
-                if let (Some(subscription), Some(kept)) = (subscription, kept) {
+                if let (Some(subscription), Some(intercepted)) = (subscription, intercepted) {
                     // The other end is gone with the call.
-                    let _ = kept.send(subscription);
+                    let _ = intercepted.send(subscription);
                 }
                 stream.map_or_else(|| Either::Right(empty()), Either::Left)
             }))
@@ -211,7 +213,7 @@ impl<M, T: Value> Aside<M, T> {
     }
 }
 
-impl<M, D, T> ServerStreamingService<D> for Aside<M, T>
+impl<M, D, T> ServerStreamingService<D> for Interceptor<M, T>
 where
     T: Value,
     M: ServerStreamingService<D, Response = Shared<T>>,
@@ -219,16 +221,16 @@ where
     M::Future: Send + 'static,
 {
     type Response = Shared<T>;
-    type ResponseStream = Kept<M::ResponseStream, T>;
+    type ResponseStream = StreamOrEmpty<M::ResponseStream, T>;
     type Future = BoxFuture<'static, Result<tonic::Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: tonic::Request<D>) -> Self::Future {
         let response = self.method.call(request);
-        self.keep(response)
+        self.intercept(response)
     }
 }
 
-impl<M, D, T> StreamingService<D> for Aside<M, T>
+impl<M, D, T> StreamingService<D> for Interceptor<M, T>
 where
     T: Value,
     M: StreamingService<D, Response = Shared<T>>,
@@ -236,12 +238,12 @@ where
     M::Future: Send + 'static,
 {
     type Response = Shared<T>;
-    type ResponseStream = Kept<M::ResponseStream, T>;
+    type ResponseStream = StreamOrEmpty<M::ResponseStream, T>;
     type Future = BoxFuture<'static, Result<tonic::Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: tonic::Request<Streaming<D>>) -> Self::Future {
         let response = self.method.call(request);
-        self.keep(response)
+        self.intercept(response)
     }
 }
 

@@ -74,14 +74,14 @@ pub(super) struct Hooks {
 #[derive(Default)]
 struct State {
     /// How many subscriptions have each filter.
-    interest: HashMap<Filter, usize>,
+    subscribers: HashMap<Filter, usize>,
     /// What the hooks have still to be told.
-    queue: VecDeque<News>,
+    queue: VecDeque<Notification>,
     /// Whether a thread is calling hooks.
     is_calling: bool,
 }
 
-enum News {
+enum Notification {
     Joined(Arrival),
     Left(Departure),
     First(Filter),
@@ -89,7 +89,7 @@ enum News {
 }
 
 /// Notes, when it is dropped, that no thread is calling hooks any more, also when a hook has panicked.
-struct Calling<'a>(&'a Hooks);
+struct CallingGuard<'a>(&'a Hooks);
 
 impl Hooks {
     pub(super) fn new() -> Self {
@@ -106,12 +106,12 @@ impl Hooks {
     pub(super) fn joined(&self, arrival: Arrival) {
         let mut state = self.lock();
         let filters = arrival.filters.clone();
-        state.queue.push_back(News::Joined(arrival));
+        state.queue.push_back(Notification::Joined(arrival));
         for filter in filters {
-            let users = state.interest.entry(filter.clone()).or_default();
-            *users += 1;
-            if *users == 1 {
-                state.queue.push_back(News::First(filter));
+            let count = state.subscribers.entry(filter.clone()).or_default();
+            *count += 1;
+            if *count == 1 {
+                state.queue.push_back(Notification::First(filter));
             }
         }
         self.call(state);
@@ -120,23 +120,23 @@ impl Hooks {
     /// Notes that a client has gone, which had `filters`.
     pub(super) fn left(&self, departure: Departure, filters: &[Filter]) {
         let mut state = self.lock();
-        state.queue.push_back(News::Left(departure));
+        state.queue.push_back(Notification::Left(departure));
         for filter in filters {
-            let Some(users) = state.interest.get_mut(filter) else {
+            let Some(count) = state.subscribers.get_mut(filter) else {
                 continue;
             };
-            *users -= 1;
-            if *users == 0 {
-                state.interest.remove(filter);
-                state.queue.push_back(News::Last(filter.clone()));
+            *count -= 1;
+            if *count == 0 {
+                state.subscribers.remove(filter);
+                state.queue.push_back(Notification::Last(filter.clone()));
             }
         }
         self.call(state);
     }
 
     /// How many subscriptions have exactly this filter.
-    pub(super) fn interest(&self, filter: &Filter) -> usize {
-        self.lock().interest.get(filter).copied().unwrap_or(0)
+    pub(super) fn subscribers(&self, filter: &Filter) -> usize {
+        self.lock().subscribers.get(filter).copied().unwrap_or(0)
     }
 
     /// Calls the hooks, unless somebody does already.
@@ -144,10 +144,10 @@ impl Hooks {
         if std::mem::replace(&mut state.is_calling, true) {
             return;
         }
-        let calling = Calling(self);
-        while let Some(news) = state.queue.pop_front() {
+        let calling = CallingGuard(self);
+        while let Some(notification) = state.queue.pop_front() {
             drop(state);
-            self.tell(news);
+            self.notify(notification);
             state = self.lock();
         }
         // Under the lock, or what is put into the queue now would wait for the next.
@@ -156,17 +156,17 @@ impl Hooks {
         std::mem::forget(calling);
     }
 
-    fn tell(&self, news: News) {
-        fn tell<A>(hook: Option<&Hook<A>>, news: &A) {
+    fn notify(&self, notification: Notification) {
+        fn notify<A>(hook: Option<&Hook<A>>, notification: &A) {
             if let Some(hook) = hook {
-                hook(news);
+                hook(notification);
             }
         }
-        match news {
-            News::Joined(arrival) => tell(self.on_join.as_ref(), &arrival),
-            News::Left(departure) => tell(self.on_leave.as_ref(), &departure),
-            News::First(filter) => tell(self.on_first.as_ref(), &filter),
-            News::Last(filter) => tell(self.on_last.as_ref(), &filter),
+        match notification {
+            Notification::Joined(arrival) => notify(self.on_join.as_ref(), &arrival),
+            Notification::Left(departure) => notify(self.on_leave.as_ref(), &departure),
+            Notification::First(filter) => notify(self.on_first.as_ref(), &filter),
+            Notification::Last(filter) => notify(self.on_last.as_ref(), &filter),
         }
     }
 
@@ -175,7 +175,7 @@ impl Hooks {
     }
 }
 
-impl Drop for Calling<'_> {
+impl Drop for CallingGuard<'_> {
     fn drop(&mut self) {
         self.0.lock().is_calling = false;
     }

@@ -21,7 +21,7 @@ use super::{
     losses::Undecided,
     position::PositionFields,
     publication::Publication,
-    shared::Body,
+    shared::EncodedValue,
     subscribe::Subscribe,
     value::Value,
 };
@@ -94,9 +94,10 @@ impl<T: Value> Builder<T> {
         self
     }
 
-    /// The most that a subscription may ask for. Default: 65,536 events, 64 MiB.
-    pub fn most(mut self, most: Limits) -> Self {
-        self.config.max_limits = most;
+    /// The largest limits that a subscription can have: one that asks for more is held to these. Default: 65,536
+    /// events, 64 MiB.
+    pub fn max_limits(mut self, limits: Limits) -> Self {
+        self.config.max_limits = limits;
         self
     }
 
@@ -183,7 +184,7 @@ impl<T: Value> Builder<T> {
             core: tidegate_core::Hub::new(self.config),
             hooks: self.hooks,
             entries: Mutex::default(),
-            gone: Notify::new(),
+            departed: Notify::new(),
             limits: self.limits,
             reconnect_spread: self.reconnect_spread,
             position,
@@ -252,12 +253,12 @@ impl<T: Value> Hub<T> {
         Ok(published.matched > 0)
     }
 
-    fn encode(&self, event: Publication<T>) -> Result<NewEvent<Body<T>>, Error> {
+    fn encode(&self, event: Publication<T>) -> Result<NewEvent<EncodedValue<T>>, Error> {
         let (value, topic, key) = event.into_parts()?;
         Ok(NewEvent {
             topic,
             key,
-            payload: Body::encoded(value, self.inner.position),
+            payload: EncodedValue::encoded(value, self.inner.position),
         })
     }
 
@@ -289,7 +290,7 @@ impl<T: Value> Hub<T> {
     /// How many subscriptions have exactly this topic or pattern.
     #[must_use]
     pub fn subscribers(&self, filter: &Filter) -> usize {
-        self.inner.hooks.interest(filter)
+        self.inner.hooks.subscribers(filter)
     }
 
     /// Ends every subscription of a client with `status`. Returns how many.

@@ -9,16 +9,16 @@ use std::{
 use tidegate_core::Limits;
 use tokio::sync::Notify;
 
-use super::{entry::Entry, hooks::Hooks, position::PositionFields, shared::Body};
+use super::{entry::Entry, hooks::Hooks, position::PositionFields, shared::EncodedValue};
 use crate::chunks::Sharing;
 
 pub(super) struct Inner<T> {
-    pub(super) core: tidegate_core::Hub<Body<T>>,
+    pub(super) core: tidegate_core::Hub<EncodedValue<T>>,
     pub(super) hooks: Hooks,
     /// The subscriptions that are here, by their identity.
     pub(super) entries: Mutex<HashMap<u64, Arc<Entry>>>,
     /// Told when a subscription has gone.
-    pub(super) gone: Notify,
+    pub(super) departed: Notify,
     pub(super) limits: Limits,
     pub(super) reconnect_spread: Duration,
     pub(super) position: PositionFields,

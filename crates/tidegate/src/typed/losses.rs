@@ -14,11 +14,11 @@ pub struct Losses<T>(Policy<T>);
 #[derive(Debug)]
 pub struct Undecided(());
 
-type Told<A> = Box<dyn FnMut(&Gap) -> A + Send>;
+type Handler<A> = Box<dyn FnMut(&Gap) -> A + Send>;
 
 enum Policy<T> {
-    Tell(Told<Option<T>>),
-    Fail(Told<Status>),
+    Report(Handler<Option<T>>),
+    Fail(Handler<Status>),
     Ignore,
 }
 
@@ -37,8 +37,8 @@ impl Undecided {
 }
 
 impl<T> Losses<T> {
-    pub(super) fn tell(message: impl FnMut(&Gap) -> Option<T> + Send + 'static) -> Self {
-        Self(Policy::Tell(Box::new(message)))
+    pub(super) fn report(message: impl FnMut(&Gap) -> Option<T> + Send + 'static) -> Self {
+        Self(Policy::Report(Box::new(message)))
     }
 
     pub(super) fn fail(status: impl FnMut(&Gap) -> Status + Send + 'static) -> Self {
@@ -53,7 +53,7 @@ impl<T> Losses<T> {
 impl<T: Value> Losses<T> {
     pub(super) fn settle(&mut self, gap: &Gap) -> Outcome<T> {
         match &mut self.0 {
-            Policy::Tell(message) => {
+            Policy::Report(message) => {
                 message(gap).map_or(Outcome::Nothing, |message| Outcome::Message(message.into()))
             }
             // It was asked for by name, and is no failure.
@@ -67,7 +67,7 @@ impl<T: Value> Losses<T> {
 impl<T> fmt::Debug for Losses<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
-            Policy::Tell(_) => "Tell",
+            Policy::Report(_) => "Report",
             Policy::Fail(_) => "Fail",
             Policy::Ignore => "Ignore",
         })

@@ -2,7 +2,7 @@
 
 use tidegate_core::Predicate as CorePredicate;
 
-use super::{shared::Body, value::Value};
+use super::{shared::EncodedValue, value::Value};
 
 /// A test of values, for subscriptions that want only those that pass.
 ///
@@ -23,15 +23,17 @@ use super::{shared::Body, value::Value};
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct Predicate<T>(CorePredicate<Body<T>>);
+pub struct Predicate<T>(CorePredicate<EncodedValue<T>>);
 
 impl<T: Value> Predicate<T> {
     /// Makes a predicate.
     pub fn new(test: impl Fn(&T) -> bool + Send + Sync + 'static) -> Self {
-        Self(CorePredicate::new(move |body: &Body<T>| test(body.value())))
+        Self(CorePredicate::new(move |body: &EncodedValue<T>| {
+            test(body.value())
+        }))
     }
 
-    pub(super) fn core(&self) -> CorePredicate<Body<T>> {
+    pub(super) fn core(&self) -> CorePredicate<EncodedValue<T>> {
         self.0.clone()
     }
 }

@@ -27,29 +27,29 @@ pub struct Shared<T>(Repr<T>);
 
 enum Repr<T> {
     /// As a hub keeps it.
-    Published(Arc<Event<Body<T>>>),
+    Published(Arc<Event<EncodedValue<T>>>),
     /// Not published: a message in place of a gap, or one of a snapshot.
-    Own(Arc<Body<T>>),
+    Unpublished(Arc<EncodedValue<T>>),
 }
 
 /// What an event of a typed hub carries.
 #[derive(Debug)]
-pub(crate) struct Body<T> {
+pub(crate) struct EncodedValue<T> {
     value: T,
     /// Set when it is published, or when it is first asked for.
     encoding: OnceLock<Bytes>,
     position: PositionFields,
 }
 
-// ===== impl Body =====
+// ===== impl EncodedValue =====
 
-impl<T> Body<T> {
+impl<T> EncodedValue<T> {
     pub(crate) const fn value(&self) -> &T {
         &self.value
     }
 }
 
-impl<T: Value> Body<T> {
+impl<T: Value> EncodedValue<T> {
     /// A value that is about to be published: it is encoded here.
     pub(crate) fn encoded(value: T, position: PositionFields) -> Self {
         let encoding = OnceLock::from(Bytes::from(value.encode_to_vec()));
@@ -78,7 +78,7 @@ impl<T: Value> Body<T> {
     }
 }
 
-impl<T: Value> Payload for Body<T> {
+impl<T: Value> Payload for EncodedValue<T> {
     fn size(&self) -> usize {
         self.encoding().len()
     }
@@ -87,21 +87,21 @@ impl<T: Value> Payload for Body<T> {
 // ===== impl Shared =====
 
 impl<T> Shared<T> {
-    pub(crate) const fn published(event: Arc<Event<Body<T>>>) -> Self {
+    pub(crate) const fn published(event: Arc<Event<EncodedValue<T>>>) -> Self {
         Self(Repr::Published(event))
     }
 
-    fn body(&self) -> &Body<T> {
+    fn body(&self) -> &EncodedValue<T> {
         match &self.0 {
             Repr::Published(event) => event.payload(),
-            Repr::Own(body) => body,
+            Repr::Unpublished(body) => body,
         }
     }
 
-    const fn event(&self) -> Option<&Arc<Event<Body<T>>>> {
+    const fn event(&self) -> Option<&Arc<Event<EncodedValue<T>>>> {
         match &self.0 {
             Repr::Published(event) => Some(event),
-            Repr::Own(_) => None,
+            Repr::Unpublished(_) => None,
         }
     }
 
@@ -138,12 +138,12 @@ impl<T: Value> Shared<T> {
     fn make_mut(&mut self) -> &mut T {
         let is_own = match &mut self.0 {
             Repr::Published(_) => false,
-            Repr::Own(body) => Arc::get_mut(body).is_some(),
+            Repr::Unpublished(body) => Arc::get_mut(body).is_some(),
         };
         if !is_own {
             *self = Self::from(T::clone(self));
         }
-        let Repr::Own(body) = &mut self.0 else {
+        let Repr::Unpublished(body) = &mut self.0 else {
             unreachable!("made so above")
         };
         let body = Arc::get_mut(body).expect("nobody else has it");
@@ -154,7 +154,7 @@ impl<T: Value> Shared<T> {
 
 impl<T: Value> From<T> for Shared<T> {
     fn from(value: T) -> Self {
-        Self(Repr::Own(Arc::new(Body::new(value))))
+        Self(Repr::Unpublished(Arc::new(EncodedValue::new(value))))
     }
 }
 
@@ -168,7 +168,7 @@ impl<T> Clone for Shared<T> {
     fn clone(&self) -> Self {
         Self(match &self.0 {
             Repr::Published(event) => Repr::Published(Arc::clone(event)),
-            Repr::Own(body) => Repr::Own(Arc::clone(body)),
+            Repr::Unpublished(body) => Repr::Unpublished(Arc::clone(body)),
         })
     }
 }

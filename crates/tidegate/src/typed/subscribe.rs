@@ -60,22 +60,22 @@ impl<T: Value> Subscribe<T, Undecided> {
     /// the receiver need not know of. Superseded values of [`Overflow::Conflate`] are gaps too, with a reason
     /// of their own. It is called while the stream is polled, and must not block.
     pub fn on_loss(self, message: impl FnMut(&Gap) -> Option<T> + Send + 'static) -> Subscribe<T> {
-        self.decided(Losses::tell(message))
+        self.with_losses(Losses::report(message))
     }
 
     /// A loss ends the stream with a status. What a subscription with [`Overflow::Conflate`] has seen
     /// superseded was not lost.
     pub fn fail_on_loss(self, status: impl FnMut(&Gap) -> Status + Send + 'static) -> Subscribe<T> {
-        self.decided(Losses::fail(status))
+        self.with_losses(Losses::fail(status))
     }
 
     /// The receiver is not told what it loses: it sees the newest events, and does not know of others. Losses
     /// are still counted, in [`Hub::clients`](super::Hub::clients) and [`Departure`](super::Departure).
     pub fn ignore_losses(self) -> Subscribe<T> {
-        self.decided(Losses::ignore())
+        self.with_losses(Losses::ignore())
     }
 
-    fn decided(self, losses: Losses<T>) -> Subscribe<T> {
+    fn with_losses(self, losses: Losses<T>) -> Subscribe<T> {
         Subscribe {
             hub: self.hub,
             client: self.client,

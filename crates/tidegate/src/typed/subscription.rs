@@ -21,18 +21,18 @@ use super::{
     hooks::{Arrival, Departure, LeaveReason},
     inner::Inner,
     losses::{Losses, Outcome},
-    shared::{Body, Shared},
+    shared::{EncodedValue, Shared},
     snapshot::{Load, Stage, Step},
     value::Value,
 };
 use crate::{
     framing::{CHUNK_BYTES, PREFIX},
     reason::Reason,
-    status::{self, spread},
+    status::{self, reconnect_delay},
 };
 
 /// From how many bytes on a chunk is worth a system call of its own.
-const WORTHWHILE_BYTES: u64 = CHUNK_BYTES as u64 / 2;
+const FULL_CHUNK_BYTES: u64 = CHUNK_BYTES as u64 / 2;
 
 /// The most places for events that an idle subscription keeps.
 const IDLE_CAPACITY: usize = 16;
@@ -55,9 +55,9 @@ const IDLE_CAPACITY: usize = 16;
 #[must_use = "dropping it unsubscribes"]
 pub struct Subscription<T: Value> {
     hub: Arc<Inner<T>>,
-    core: tidegate_core::Subscription<Body<T>>,
+    core: tidegate_core::Subscription<EncodedValue<T>>,
     /// What was taken and not yielded: gaps, then events, each with the next at its end.
-    batch: Batch<Body<T>>,
+    batch: Batch<EncodedValue<T>>,
     /// How much one poll takes from the hub: what is taken can no longer be dropped.
     room: Room,
     /// Whether what was taken is a chunk: the stream is pending once before more is taken.
@@ -66,7 +66,7 @@ pub struct Subscription<T: Value> {
     /// Until all of the snapshot was yielded.
     snapshot: Option<Box<Stage<T>>>,
     /// What the snapshot told: live begins after this sequence.
-    told_through: u64,
+    snapshot_up_to: u64,
     entry: Arc<Entry>,
     /// Set when it has ended: nothing comes after.
     ended: Option<LeaveReason>,
@@ -82,7 +82,7 @@ pub struct Closed(oneshot::Receiver<Departure>);
 impl<T: Value> Subscription<T> {
     pub(super) fn new(
         hub: Arc<Inner<T>>,
-        core: tidegate_core::Subscription<Body<T>>,
+        core: tidegate_core::Subscription<EncodedValue<T>>,
         filters: Vec<Filter>,
         losses: Losses<T>,
         snapshot: Option<Load<T>>,
@@ -96,7 +96,7 @@ impl<T: Value> Subscription<T> {
         let position_bytes = hub.position.len(u64::MAX);
         let mut subscription = Self {
             snapshot: None,
-            told_through: 0,
+            snapshot_up_to: 0,
             hub,
             core,
             batch: Batch::default(),
@@ -170,9 +170,9 @@ impl<T: Value> Subscription<T> {
     }
 
     /// The next of what was taken from the hub.
-    fn next_taken(&mut self) -> Option<Result<Shared<T>, Status>> {
+    fn next_item(&mut self) -> Option<Result<Shared<T>, Status>> {
         while let Some(gap) = self.batch.gaps.pop() {
-            if gap.reason == GapReason::Conflated && gap.last_sequence <= self.told_through {
+            if gap.reason == GapReason::Conflated && gap.last_sequence <= self.snapshot_up_to {
                 continue;
             }
             match self.losses.settle(&gap) {
@@ -183,7 +183,7 @@ impl<T: Value> Subscription<T> {
         }
         loop {
             let event = self.batch.events.pop()?;
-            if event.sequence() > self.told_through || event.topic().is_reserved() {
+            if event.sequence() > self.snapshot_up_to || event.topic().is_reserved() {
                 return Some(Ok(Shared::published(event)));
             }
         }
@@ -198,8 +198,8 @@ impl<T: Value> Subscription<T> {
         polled.map_err(|reason| self.end(reason))
     }
 
-    /// Leaves to [`next_taken`](Self::next_taken) what was taken from the hub.
-    fn yield_taken(&mut self) {
+    /// Leaves to [`next_item`](Self::next_item) what was taken from the hub.
+    fn reverse_batch(&mut self) {
         self.batch.gaps.reverse();
         self.batch.events.reverse();
     }
@@ -218,9 +218,9 @@ impl<T: Value> Subscription<T> {
             return Poll::Ready(Some(Err(status)));
         }
         let first = self.batch.events.first();
-        let is_told = first.is_none_or(|event| event.sequence() <= self.told_through);
-        if !self.batch.gaps.is_empty() || is_told {
-            self.yield_taken();
+        let is_in_snapshot = first.is_none_or(|event| event.sequence() <= self.snapshot_up_to);
+        if !self.batch.gaps.is_empty() || is_in_snapshot {
+            self.reverse_batch();
             return Poll::Ready(None);
         }
         let events = &self.batch.events;
@@ -275,7 +275,7 @@ impl<T: Value> Subscription<T> {
             let problem = "the snapshot is older than the subscription";
             return Err(Reason::Internal.status(problem));
         }
-        self.told_through = position.sequence;
+        self.snapshot_up_to = position.sequence;
         self.core.pass_over(position.sequence);
         Ok(())
     }
@@ -296,8 +296,8 @@ impl<T: Value> Subscription<T> {
                 // It has no position to resume from.
                 return status::ended_without_position(reason);
             }
-            let spread = spread(self.core.id(), self.hub.reconnect_spread);
-            status::ended(reason, &self.core, spread)
+            let delay = reconnect_delay(self.core.id(), self.hub.reconnect_spread);
+            status::ended(reason, &self.core, delay)
         })
     }
 
@@ -335,7 +335,7 @@ impl<T: Value> Stream for Subscription<T> {
                     polled => return polled,
                 }
             }
-            if let Some(item) = this.next_taken() {
+            if let Some(item) = this.next_item() {
                 return Poll::Ready(Some(item));
             }
             if mem::take(&mut this.chunk_is_full) {
@@ -348,8 +348,8 @@ impl<T: Value> Stream for Subscription<T> {
                 return Poll::Ready(Some(Err(status)));
             }
             let sizes = this.batch.events.iter().map(|event| event.size());
-            this.chunk_is_full = sizes.sum::<u64>() >= WORTHWHILE_BYTES;
-            this.yield_taken();
+            this.chunk_is_full = sizes.sum::<u64>() >= FULL_CHUNK_BYTES;
+            this.reverse_batch();
         }
     }
 }
@@ -367,7 +367,7 @@ impl<T: Value> Drop for Subscription<T> {
             let _ = waits.send(departure.clone());
         }
         self.hub.hooks.left(departure, &self.entry.filters);
-        self.hub.gone.notify_waiters();
+        self.hub.departed.notify_waiters();
     }
 }
 
