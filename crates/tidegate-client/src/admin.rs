@@ -1,4 +1,4 @@
-//! Looking at a server, and steering it.
+//! The admin service: inspect a server, disconnect clients, drain.
 
 use tidegate_proto::v1::{
     DisconnectClientRequest, DrainRequest, GetServerRequest, GetServerResponse,
@@ -9,17 +9,19 @@ use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{Error, credentials::Credentials};
 
-/// How many subscriptions are asked for at once.
+/// Subscriptions per page. The most that a server returns in one response.
 const PAGE_SIZE: u32 = 1_000;
 
-/// Speaks to the admin service of one server, with the credentials of its client: see
+/// Calls the admin service of one server, with the credentials of the client that made it:
 /// [`Client::admin`](crate::Client::admin). Cheap to clone.
+///
+/// A server that requires authentication serves only principals whose rule says `admin = true`.
 #[derive(Clone, Debug)]
 pub struct Admin {
     service: AdminServiceClient<InterceptedService<Channel, Credentials>>,
 }
 
-/// Which subscriptions to list.
+/// Selects and orders the subscriptions to list.
 #[derive(Clone, Debug, Default)]
 pub struct ListOptions {
     /// Lists the worst by this measure first. Default: the oldest first.
@@ -37,17 +39,40 @@ impl Admin {
         Self { service }
     }
 
-    /// What the server is, and its numbers.
+    /// Returns the server's version, state, position and counters.
     ///
     /// # Errors
-    /// [`Error::Failed`] with `UNIMPLEMENTED` if the server does not serve it, and as for any call.
+    /// [`Error::Failed`] with `UNIMPLEMENTED` if the server does not offer the admin service,
+    /// [`Error::PermissionDenied`] if the principal may not use it, and the errors of any call.
     pub async fn server(&mut self) -> Result<GetServerResponse, Error> {
         let answer = self.service.get_server(GetServerRequest {}).await;
         Ok(answer.map_err(Error::from_status)?.into_inner())
     }
 
-    /// Who is subscribed, page after page. A subscription that moves while it is listed may be missing or come twice,
-    /// unless the order is that of age.
+    /// Lists subscriptions, in as many calls as it takes.
+    ///
+    /// The list is no snapshot: a subscription that changes its place in the order between two calls may be missing or
+    /// come twice. Ordered by age ([`SubscriptionOrder::Since`], the default), none does.
+    ///
+    /// ```no_run
+    /// use tidegate_client::{Client, ListOptions, SubscriptionOrder};
+    ///
+    /// # async fn run() -> Result<(), tidegate_client::Error> {
+    /// let mut admin = Client::connect_lazy("http://127.0.0.1:50051")?.admin();
+    /// let options = ListOptions {
+    ///     order: SubscriptionOrder::Backlog,
+    ///     max_results: Some(10),
+    ///     ..ListOptions::default()
+    /// };
+    /// for subscription in admin.subscriptions(&options).await? {
+    ///     if subscription.stalled {
+    ///         let ended = admin.disconnect(&*subscription.client_id).await?;
+    ///         println!("{}: {ended} streams ended", subscription.client_id);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`server`](Self::server).
@@ -77,10 +102,11 @@ impl Admin {
         }
     }
 
-    /// Ends every stream of a client. Returns how many there were.
+    /// Ends every stream of a client, with a status that tells the client not to reconnect by itself. Returns the
+    /// number of streams, which is 0 if the client has none.
     ///
     /// # Errors
-    /// As [`server`](Self::server).
+    /// [`Error::InvalidArgument`] if `client_id` is no client id, and as [`server`](Self::server).
     pub async fn disconnect(&mut self, client_id: impl Into<String>) -> Result<u32, Error> {
         let request = DisconnectClientRequest {
             client_id: client_id.into(),
@@ -92,7 +118,8 @@ impl Admin {
             .disconnected)
     }
 
-    /// Ends the server in good order. Returns whether no drain was under way.
+    /// Begins to drain the server: it tells every stream where to resume, and ends. Returns `false` if a drain was
+    /// under way already. The call does not wait for the end of the drain.
     ///
     /// # Errors
     /// As [`server`](Self::server).

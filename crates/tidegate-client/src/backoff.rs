@@ -1,33 +1,34 @@
-//! How long to wait before the next attempt.
+//! The wait before the next attempt.
 
 use std::time::Duration;
 
-/// No server keeps a client waiting for longer than this, whatever it asks for.
+/// The longest delay that a server can ask for. A longer one counts as this, so that no server parks a client forever.
 const MAX_HINT: Duration = Duration::from_secs(3600);
 
 /// Exponential back-off with full jitter.
 ///
-/// Attempt *n* (from 0) waits for a random time between zero and `min(max, base * 2^n)`, so that clients that
-/// were cut off together do not come back together. A time that the server asked for (`RetryInfo`, or
-/// `GoingAway.reconnect_after`; at most an hour counts) is waited for first, and the random time on top of it.
-/// Counting starts again once a stream has delivered an event, a gap or a heartbeat: a server that accepts
-/// subscriptions and then fails is not asked ever faster.
+/// Before attempt *n* (from 0) the client waits for a random time between zero and `min(max, base * 2^n)`, so that
+/// clients that lost their connections together do not come back together. A delay that the server asked for
+/// (`RetryInfo`, or `GoingAway.reconnect_after`; at most an hour) comes first, and the random time on top of it.
+///
+/// *n* goes back to 0 once a stream has delivered an event, a gap or a heartbeat, not when it begins: against a server
+/// that accepts subscriptions and then fails, the waits keep growing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
-    /// The upper bound of the first wait. Default: 100 ms.
+    /// Upper bound of the first wait. Default: 100 ms.
     pub base: Duration,
-    /// The upper bound of every wait. Default: 30 s.
+    /// Upper bound of every wait. Default: 30 s.
     pub max: Duration,
 }
 
-/// A [`Backoff`] in use.
+/// The state of a [`Backoff`]: the failures so far.
 #[derive(Debug)]
 pub(crate) struct Attempts {
-    /// The bounds to keep.
+    /// The bounds of the waits.
     backoff: Backoff,
-    /// Failures since a stream last delivered something.
+    /// Failures in a row, since a stream last delivered something.
     failures: u32,
-    /// Source of the jitter; its own, so that tests can seed it.
+    /// Source of the jitter. A field, so that tests can seed it.
     random: fastrand::Rng,
 }
 
@@ -49,17 +50,17 @@ impl Attempts {
         }
     }
 
-    /// Failures since a stream last delivered something.
+    /// Returns the number of failures in a row.
     pub(crate) fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// A stream has delivered something.
+    /// Starts again at no failure, when a stream has delivered something.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// Counts a failure and returns the wait that follows it. `hint` is what the server asked for.
+    /// Counts a failure and returns the wait that follows it. `hint` is the delay that the server asked for.
     pub(crate) fn record_failure(&mut self, hint: Option<Duration>) -> Duration {
         let Backoff { base, max } = self.backoff;
         let factor = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);

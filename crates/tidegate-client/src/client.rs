@@ -1,4 +1,4 @@
-//! Addresses, connections and their settings.
+//! The client: endpoint, credentials, connections and their settings.
 
 use std::{fmt, future::Future, path::PathBuf, time::Duration};
 
@@ -17,32 +17,32 @@ use crate::{
     credentials::Credentials,
 };
 
-/// The connection's window, in stream windows.
+/// The connection's window, as a multiple of the stream's.
 ///
-/// h2 charges `256 - length` for each unread DATA frame below 256 bytes and closes the connection when half
-/// of its window is used up. The smallest response takes more than 16 bytes, so a stream window of them costs
-/// less than 16 windows, and a reader that pauses is never taken for an attacker.
+/// h2 charges `256 - length` for each unread DATA frame below 256 bytes, and closes the connection when half of its
+/// window is used up. The smallest response takes more than 16 bytes, so a stream window of such responses is charged
+/// less than 16 stream windows, which is half of 32: h2 never takes a reader that pauses for an attacker.
 const CONNECTION_WINDOW_FACTOR: u32 = 32;
 
-/// Speaks to one server.
+/// A client of one server.
 ///
-/// Cheap to clone. Clones share one connection for [`publish`](Self::publish); every subscription and every
-/// [`Publisher`] opens its own.
+/// Cheap to clone. Clones share one connection for [`publish`](Self::publish) and [`admin`](Self::admin); every
+/// [`Subscription`] and every [`Publisher`] opens its own.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// Opens connections, with all settings applied.
+    /// Opens connections. All settings are applied to it.
     endpoint: Endpoint,
-    /// Carries unary calls. Connects when first used, and again when it has broken.
+    /// The connection for unary calls. Connects on first use, and again after it has broken.
     channel: Channel,
     credentials: Credentials,
-    /// Larger messages from the server are refused.
+    /// The largest message that is accepted from the server.
     max_message_bytes: usize,
 }
 
-/// Calls the service, with credentials.
+/// The event service, with credentials added to each call.
 pub(crate) type Service = EventServiceClient<InterceptedService<Channel, Credentials>>;
 
-/// Settings of a [`Client`], each with a default that suits most.
+/// Settings of a [`Client`]. Every setting has a default.
 #[derive(Clone)]
 pub struct ClientBuilder {
     endpoint: String,
@@ -60,9 +60,9 @@ pub struct ClientBuilder {
 // ===== impl Client =====
 
 impl Client {
-    /// A client for the server at `endpoint`, such as `http://127.0.0.1:50051`, with default settings.
+    /// Creates a client for the server at `endpoint`, such as `http://127.0.0.1:50051`, with default settings.
     ///
-    /// Nothing is sent: the first use connects.
+    /// Connects on first use, and so succeeds if there is no server.
     ///
     /// # Errors
     /// [`Error::InvalidEndpoint`] if `endpoint` is not an `http` or `https` URL.
@@ -73,7 +73,7 @@ impl Client {
         Self::builder(endpoint).connect_lazy()
     }
 
-    /// Settings for the server at `endpoint`, such as `http://127.0.0.1:50051`.
+    /// Returns the default settings for the server at `endpoint`, such as `http://127.0.0.1:50051`.
     pub fn builder(endpoint: impl Into<String>) -> ClientBuilder {
         ClientBuilder {
             endpoint: endpoint.into(),
@@ -89,8 +89,36 @@ impl Client {
         }
     }
 
-    /// A subscription. It connects when it is first polled, and its stream has begun with
-    /// [`Update::Subscribed`](crate::Update::Subscribed): wait for it before you publish what it is to see.
+    /// Creates a subscription. It connects when it is first polled.
+    ///
+    /// Its first update, [`Update::Subscribed`](crate::Update::Subscribed), says that the server has registered it. A
+    /// live subscription gets the events published after that: wait for it before you publish events that the
+    /// subscription must see.
+    ///
+    /// ```no_run
+    /// use tidegate_client::{Client, SubscribeOptions, Update};
+    ///
+    /// # async fn run() -> Result<(), tidegate_client::Error> {
+    /// let client = Client::connect_lazy("http://127.0.0.1:50051")?;
+    /// let mut orders = client.subscribe(SubscribeOptions::new(["orders.>"]).max_events(1_000));
+    /// while let Some(update) = orders.next().await {
+    ///     match update? {
+    ///         Update::Event(event) => println!("{}: {:?}", event.topic, event.payload),
+    ///         // This program fell more than 1,000 events behind, and the server dropped the oldest. Every event
+    ///         // after the gap is newer than the events in it: rebuild state here, or accept the loss.
+    ///         Update::Gap(gap) => eprintln!(
+    ///             "lost {} events, sequences {} to {}: {:?}",
+    ///             gap.count, gap.first_sequence, gap.last_sequence, gap.reason(),
+    ///         ),
+    ///         Update::Reconnecting { status, retry_in, .. } => {
+    ///             eprintln!("{}; trying again in {retry_in:?}", status.message());
+    ///         }
+    ///         _ => {}
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Panics
     /// Outside a Tokio runtime.
@@ -98,17 +126,35 @@ impl Client {
         Subscription::new(self.clone(), options)
     }
 
-    /// Publishes one batch: all of it or, with an error, nothing. Never retried.
+    /// Publishes one batch of events, in order. The server applies the whole batch or nothing. Never retried.
     ///
-    /// The server limits a batch, by default to 1,000 events and 4 MiB, and each event to 1 MiB.
+    /// The server limits a batch, by default to 1,000 events and 4 MiB, and each event to 1 MiB. Publishing does not
+    /// wait for subscribers.
+    ///
+    /// ```no_run
+    /// use tidegate_client::{Client, NewEvent};
+    ///
+    /// # async fn run() -> Result<(), tidegate_client::Error> {
+    /// let client = Client::connect_lazy("http://127.0.0.1:50051")?;
+    /// let response = client
+    ///     .publish(vec![NewEvent {
+    ///         topic: "orders.eu.created".into(),
+    ///         payload: "order 17".into(),
+    ///         ..NewEvent::default()
+    ///     }])
+    ///     .await?;
+    /// println!("sequence {}", response.first_sequence);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`], [`Error::ResourceExhausted`] and the like when the server refused the batch.
-    /// After [`Error::Unavailable`] it is unknown whether the batch was applied: publish it again only if
-    /// subscribers can bear to see it twice.
+    /// [`Error::InvalidArgument`], [`Error::PermissionDenied`], [`Error::ResourceExhausted`] and the like if the server
+    /// refused the batch: nothing of it is applied. After [`Error::Unavailable`] it is unknown whether the batch was
+    /// applied: publish it again only if subscribers may see it twice.
     ///
     /// # Cancel safety
-    /// Not cancel safe: a dropped call may have been applied.
+    /// Not cancel safe: the server may apply the batch after the future was dropped.
     pub async fn publish(&self, events: Vec<NewEvent>) -> Result<PublishResponse, Error> {
         self.service(self.channel.clone())
             .publish(PublishRequest { events })
@@ -117,7 +163,31 @@ impl Client {
             .map_err(Error::from_status)
     }
 
-    /// A publisher for many events, batched on one stream.
+    /// Creates a publisher for many events, which it batches on one stream. It connects at once.
+    ///
+    /// ```no_run
+    /// use tidegate_client::{Client, NewEvent, PublisherOptions};
+    ///
+    /// # async fn run() -> Result<(), tidegate_client::Error> {
+    /// let client = Client::connect_lazy("http://127.0.0.1:50051")?;
+    /// let mut publisher = client.publisher(PublisherOptions::default());
+    /// for number in 0..100_000u32 {
+    ///     let event = NewEvent {
+    ///         topic: "numbers".into(),
+    ///         payload: number.to_string().into(),
+    ///         ..NewEvent::default()
+    ///     };
+    ///     if publisher.send(event).await.is_err() {
+    ///         break; // `finish` returns the reason.
+    ///     }
+    /// }
+    /// match publisher.finish().await {
+    ///     Ok(count) => println!("{count} events published"),
+    ///     Err(failure) => eprintln!("{failure}: {}", failure.error),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Panics
     /// Outside a Tokio runtime.
@@ -125,7 +195,7 @@ impl Client {
         Publisher::new(self.service(self.endpoint.connect_lazy()), options)
     }
 
-    /// Speaks to the admin service of the server, over the connection for publishing.
+    /// Returns a client of the server's admin service, on the connection for unary calls.
     #[must_use]
     pub fn admin(&self) -> Admin {
         let channel = self.channel.clone();
@@ -133,8 +203,8 @@ impl Client {
         Admin::new(service.max_decoding_message_size(self.max_message_bytes))
     }
 
-    /// Opens a `Subscribe` stream on a new connection. Each attempt resolves the name again, and none is
-    /// made on a connection that has died without saying so.
+    /// Opens a `Subscribe` stream on a new connection. So each attempt resolves the name again, and none uses a
+    /// connection whose peer has vanished silently.
     pub(crate) fn open(
         &self,
         request: SubscribeRequest,
@@ -143,7 +213,7 @@ impl Client {
         async move { Ok(service.subscribe(request).await?.into_inner()) }
     }
 
-    /// Whether what the server no longer accepts may have been renewed.
+    /// Whether the token may have been renewed since the server accepted it.
     pub(crate) fn may_have_new_token(&self) -> bool {
         self.credentials.can_change()
     }
@@ -157,27 +227,28 @@ impl Client {
 // ===== impl ClientBuilder =====
 
 impl ClientBuilder {
-    /// How many bytes the server may send ahead of a subscription that is not being read. Default: 256 KiB.
+    /// Sets how many bytes the server may send on a stream before the client reads them. Default: 256 KiB; at most
+    /// 2 GiB.
     ///
-    /// These bytes are on their way and can no longer be dropped when a reader falls behind: a larger window
-    /// means older events for a slow reader, a smaller one less throughput over long distances (window divided
-    /// by round-trip time). The connection's window is 32 times as large, which costs no memory as one stream
-    /// is all it carries, and keeps h2 from closing it over many small frames.
+    /// The server can no longer drop these bytes when a reader falls behind. A larger window means older events for a
+    /// slow reader; a smaller one means less throughput over long distances, which is the window divided by the
+    /// round-trip time. The connection's window is 32 times as large. That costs no memory, since a connection carries
+    /// one stream, and keeps h2 from closing the connection over many small frames.
     #[must_use]
     pub fn stream_window(mut self, bytes: u32) -> Self {
         self.stream_window = bytes;
         self
     }
 
-    /// How long connecting may take. Default: 10 s.
+    /// Sets how long connecting may take, TLS handshake included. Default: 10 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// HTTP/2 keepalive: a ping each `interval` (default 20 s), and a connection that does not answer within
-    /// `timeout` (default 10 s) is broken. Finds peers that vanished without closing.
+    /// Sets the HTTP/2 keepalive: the client pings every `interval` (default: 20 s) and drops a connection that does
+    /// not answer within `timeout` (default: 10 s). This detects peers that vanished without closing.
     #[must_use]
     pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.keep_alive_interval = interval;
@@ -185,50 +256,53 @@ impl ClientBuilder {
         self
     }
 
-    /// Larger messages from the server end a stream. Default: 64 MiB, far above what a server sends unless it
-    /// was set to accept larger events.
+    /// Sets the largest message to accept from the server, in bytes. A larger one ends its stream. Default: 64 MiB,
+    /// which is 64 times the largest event that a server accepts by default.
     #[must_use]
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
         self.max_message_bytes = bytes;
         self
     }
 
-    /// A bearer token to send with each call. Whoever is between can read and use it where there is no TLS.
-    /// Default: none.
+    /// Sets a bearer token to send with each call. Without TLS, anyone on the path can read and use it. Default: none.
+    ///
+    /// Excludes [`token_file`](Self::token_file).
     #[must_use]
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
         self
     }
 
-    /// A file with the bearer token to send. It is read for each call, so that a token can be renewed: a
-    /// subscription whose token expires resumes with what the file has then. Default: none.
+    /// Sets a file with the bearer token to send. The client reads it for each call, so that a token can be renewed: a
+    /// subscription whose token expires resumes with the token that the file has then. Default: none.
+    ///
+    /// Excludes [`token`](Self::token).
     #[must_use]
     pub fn token_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.token_file = Some(path.into());
         self
     }
 
-    /// Certificates in PEM of those who may vouch for the server, for an `https` endpoint. Default: those whom
-    /// the system trusts.
+    /// Sets the certificates to trust as authorities for the server's certificate, in PEM, for an `https` endpoint.
+    /// Default: the certificates that the system trusts.
     #[must_use]
     pub fn tls_ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.tls_ca = Some(pem.into());
         self
     }
 
-    /// The client's own certificate chain and its key, in PEM, for an `https` endpoint. Default: none.
+    /// Sets the client's own certificate chain and its private key, in PEM, for an `https` endpoint. Default: none.
     #[must_use]
     pub fn tls_identity(mut self, certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
         self.tls_identity = Some(Identity::from_pem(certificate, key));
         self
     }
 
-    /// The client. Nothing is sent: the first use connects.
+    /// Creates the client. It connects on first use, and so succeeds if there is no server.
     ///
     /// # Errors
     /// [`Error::InvalidEndpoint`] if the endpoint is not an `http` or `https` URL, and
-    /// [`Error::InvalidCredentials`] if the token or the certificates cannot be used.
+    /// [`Error::InvalidCredentials`] if the token or the certificates cannot be used, or the token file cannot be read.
     ///
     /// # Panics
     /// Outside a Tokio runtime.
@@ -262,30 +336,29 @@ impl ClientBuilder {
             (Some(token), None) => Credentials::token(token),
             (None, Some(path)) => Credentials::token_file(path),
             (Some(_), Some(_)) => {
-                let problem = "there is a token and a file with one; give one of them";
+                let problem = "both a token and a token file are set; give one of them";
                 Err(Error::InvalidCredentials(problem.into()))
             }
         }
     }
 
-    /// The endpoint, with TLS if it is to have it.
+    /// Returns the endpoint, with TLS if its scheme is `https`.
     fn tls_endpoint(&self) -> Result<Endpoint, Error> {
         let endpoint = self.parse_endpoint()?;
         let has_certificates = self.tls_ca.is_some() || self.tls_identity.is_some();
         if endpoint.uri().scheme_str() == Some("http") {
             return match has_certificates {
                 true => Err(Error::InvalidCredentials(
-                    "certificates are for https endpoints, and this one is http".into(),
+                    "certificates need an https endpoint, and this one is http".into(),
                 )),
                 false => Ok(endpoint),
             };
         }
         let mut tls = match &self.tls_ca {
-            // Of none at all tonic makes a client that trusts nobody.
+            // Without this check, tonic makes a client that trusts nobody.
             Some(pem) if !has_certificate(pem) => {
                 return Err(Error::InvalidCredentials(
-                    "the certificates cannot be used: there is none in PEM among those that may vouch \
-                     for the server"
+                    "the certificates cannot be used: the authorities to trust contain no certificate in PEM"
                         .into(),
                 ));
             }
@@ -313,20 +386,20 @@ impl ClientBuilder {
         match endpoint.uri().scheme_str() {
             Some("http" | "https") => match endpoint.uri().host() {
                 Some(host) if !host.is_empty() => Ok(endpoint),
-                _ => Err(invalid("it names no host")),
+                _ => Err(invalid("it has no host")),
             },
             _ => Err(invalid("it must begin with https:// or http://")),
         }
     }
 }
 
-/// Whether there is a certificate in PEM in it (RFC 7468, section 5).
+/// Whether `pem` contains a certificate (RFC 7468, section 5).
 fn has_certificate(pem: &[u8]) -> bool {
     const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
     pem.windows(BEGIN.len()).any(|bytes| bytes == BEGIN)
 }
 
-/// Neither token nor key shows.
+/// Never prints the token or the key.
 impl fmt::Debug for ClientBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientBuilder")

@@ -1,4 +1,4 @@
-//! What a client shows of itself.
+//! The bearer token that a client sends.
 
 use std::{
     fmt, fs,
@@ -13,15 +13,15 @@ use tonic::{
 
 use crate::Error;
 
-/// Puts the client's token, if it has one, into each request.
+/// Adds the client's token, if it has one, to each request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Credentials(Option<Token>);
 
-/// Where the token is.
+/// The source of the token.
 #[derive(Clone)]
 enum Token {
     Fixed(MetadataValue<Ascii>),
-    /// Read for each call: whoever renews tokens writes it anew.
+    /// A file that is read for each call, since another program may write a renewed token to it.
     File(PathBuf),
 }
 
@@ -36,7 +36,7 @@ impl Credentials {
         Ok(Self(Some(Token::File(path.into()))))
     }
 
-    /// Whether another token may be sent next.
+    /// Whether the next call may send another token than the last.
     pub(crate) fn can_change(&self) -> bool {
         matches!(self.0, Some(Token::File(_)))
     }
@@ -54,7 +54,7 @@ impl Interceptor for Credentials {
     }
 }
 
-/// A token never shows.
+/// Never prints the token.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -75,8 +75,8 @@ fn header(token: &str) -> Result<MetadataValue<Ascii>, String> {
     let value = is_token
         .then(|| format!("Bearer {token}").parse().ok())
         .flatten();
-    let mut value: MetadataValue<Ascii> = value
-        .ok_or("a token is printable ASCII without white space, and not empty; this one is not")?;
+    let mut value: MetadataValue<Ascii> =
+        value.ok_or("the token must be printable ASCII without white space, and not empty")?;
     value.set_sensitive(true);
     Ok(value)
 }

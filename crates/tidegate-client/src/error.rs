@@ -1,4 +1,4 @@
-//! What ends a subscription or fails a publish, sorted by what to do next.
+//! Errors, one for each answer to "what to do next".
 
 use std::time::Duration;
 
@@ -7,30 +7,30 @@ use tonic_types::StatusExt as _;
 
 use crate::{GapReason, Position};
 
-/// Why a subscription ended, or a publish failed.
+/// The reason why a subscription ended or a call failed.
 ///
-/// None of these is retried by this crate; [`Error::Unavailable`] reaches the user of a subscription only when
-/// reconnecting was turned off.
+/// This crate retries none of them. A subscription ends with [`Error::Unavailable`] only if reconnecting is off: it
+/// retries transport errors itself.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The address of the server cannot be used.
+    /// The endpoint is not the URL of a server. Correct it.
     #[error(
         "{endpoint:?} is not the address of a server, such as http://127.0.0.1:50051: {reason}"
     )]
     InvalidEndpoint {
-        /// What was given.
+        /// The endpoint, as given.
         endpoint: String,
-        /// What is wrong with it.
+        /// The problem with it, such as "it has no host".
         reason: String,
     },
 
-    /// The token or the certificates to show cannot be used.
+    /// The token, the token file or the certificates cannot be used. Nothing was sent.
     #[error("{0}")]
     InvalidCredentials(String),
 
-    /// `UNAVAILABLE`, or the transport failed. Trying again later may help. For a publish, whether it was
-    /// applied is unknown.
+    /// `UNAVAILABLE`, or the transport failed. A later attempt may succeed. It is unknown whether a publish was
+    /// applied.
     #[error("the server cannot be reached or went away, try again later: {}", .0.message())]
     Unavailable(Status),
 
@@ -38,35 +38,42 @@ pub enum Error {
     #[error("the credentials are missing, wrong or expired, get new ones first: {}", .0.message())]
     Unauthenticated(Status),
 
-    /// `PERMISSION_DENIED`: these credentials do not allow it.
+    /// `PERMISSION_DENIED`: the rules of the server do not allow the request with these credentials.
     #[error("not allowed with these credentials: {}", .0.message())]
     PermissionDenied(Status),
 
-    /// `INVALID_ARGUMENT`: the request is wrong and would be refused again.
+    /// `INVALID_ARGUMENT`: the request is invalid, and the server would refuse it again.
     #[error("the server refused the request, correct it first: {}", .0.message())]
     InvalidArgument(Status),
 
-    /// `ALREADY_EXISTS`: the client id is in use, and the server lets nobody take it over.
+    /// `ALREADY_EXISTS`: the client id is in use, and the server allows no takeover.
     #[error("the client id is in use, choose another or end the other stream first: {}", .0.message())]
     ClientIdInUse(Status),
 
-    /// `ABORTED`: a newer stream with the same client id took over. Reconnecting would take it back, and the
-    /// two would do so forever.
-    #[error("another stream took this client id over, give each client an id of its own: {}", .0.message())]
+    /// `ABORTED`: a newer stream with the same client id took over, or an operator disconnected the client.
+    /// Reconnecting would take the id back from the newer stream, and the two would do so forever.
+    #[error(
+        "another stream took over the client id, or an operator ended it; give each client an id of its own: {}",
+        .0.message()
+    )]
     Superseded(Status),
 
-    /// `RESOURCE_EXHAUSTED`: too slow for an overflow policy of `DISCONNECT`, or a publish over a quota. A subscription
-    /// over a quota is tried again when the server says, as long as reconnecting is on.
+    /// `RESOURCE_EXHAUSTED`: too slow for an overflow policy of `DISCONNECT`, or a call over a quota. A subscription
+    /// over a quota retries after the delay that the server asks for, unless reconnecting is off.
     #[error("too slow for overflow policy \"disconnect\", or over a quota: {}", .0.message())]
     ResourceExhausted(Status),
 
-    /// `OUT_OF_RANGE`: the position to resume from is ahead of the server, so that one of the two has lost
-    /// something. [`SubscribeOptions::out_of_range`](crate::SubscribeOptions::out_of_range) says how to go on.
-    #[error("position {position} is ahead of the server; decide whether to start live or from the whole history: {}", .status.message())]
+    /// `OUT_OF_RANGE`: the position to resume from is ahead of the server. The server has lost events, or the position
+    /// is from another server. [`SubscribeOptions::out_of_range`](crate::SubscribeOptions::out_of_range) sets how to go
+    /// on.
+    #[error(
+        "position {position} is ahead of the server; decide whether to start live or from the whole history: {}",
+        .status.message()
+    )]
     PositionAhead {
-        /// The position that was asked for.
+        /// The position of the request.
         position: Position,
-        /// The server's answer.
+        /// The status that the server answered with.
         status: Status,
     },
 
@@ -74,17 +81,17 @@ pub enum Error {
     #[error("the server answered {:?}: {}", .0.code(), .0.message())]
     Failed(Status),
 
-    /// The server broke the protocol. What it says can no longer be relied on.
+    /// The server broke the protocol. Its further responses would be unreliable.
     #[error("the server broke the protocol: {0}")]
     Violation(Violation),
 }
 
-/// How a server broke the protocol.
+/// A rule of the protocol that a server broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// Something other than `Subscribed` came first, or a second one came later.
-    #[error("a stream has exactly one `subscribed`, at its start")]
+    /// The first response was not `Subscribed`, or `Subscribed` came twice.
+    #[error("a stream must have exactly one `subscribed`, at its start")]
     Subscribed,
 
     /// A response lacks its position.
@@ -92,42 +99,42 @@ pub enum Violation {
     MissingPosition,
 
     /// A batch or gap does not continue the index: events are missing without a gap, or counted twice.
-    #[error("index {expected} was to come next, but {found} came")]
+    #[error("index {expected} must come next, but {found} came")]
     Index {
-        /// The index after everything so far.
+        /// The next index, after all events and gaps so far.
         expected: u64,
-        /// The index that the server gave.
+        /// The index of the batch or gap that came.
         found: u64,
     },
 
-    /// An event is not newer than what came before it.
+    /// An event is not newer than the events and gaps before it.
     #[error("event {found} came after position {after}")]
     Order {
-        /// Everything up to here had been delivered or reported as missing.
+        /// Everything up to this position had been delivered or counted by a gap.
         after: Position,
-        /// The sequence of the event.
+        /// The sequence of the event that came.
         found: u64,
     },
 
-    /// The stream is in another epoch than the position it continues, and no gap said so.
+    /// The stream is in another epoch than the position that it continues, without a gap `EPOCH_CHANGED`.
     #[error("epoch {found:016x} follows epoch {expected:016x} without a gap")]
     Epoch {
-        /// The epoch to continue.
+        /// The epoch of the position.
         expected: u64,
-        /// The epoch that the server is in.
+        /// The epoch of the stream.
         found: u64,
     },
 
-    /// A gap of this reason must say how many events are missing.
+    /// A gap has no count, although a gap of its reason must have one.
     #[error("a gap {} has no count", .0.as_str_name())]
     UncountedGap(GapReason),
 
-    /// A gap of this reason may stand only before the first event of a stream.
+    /// A gap came after an event, although a gap of its reason may come only before the first.
     #[error("a gap {} came after an event", .0.as_str_name())]
     LateGap(GapReason),
 
-    /// A response to a publish does not belong to the oldest unanswered request.
-    #[error("{found} events were acknowledged where {expected} were to be")]
+    /// A response of a `PublishStream` does not match the oldest unanswered request.
+    #[error("the server acknowledged {found} events of a request with {expected}")]
     Acknowledgment {
         /// Events in the oldest unanswered request; 0 when there is none.
         expected: u64,
@@ -137,7 +144,7 @@ pub enum Violation {
 }
 
 impl Error {
-    /// The error that `status` means, for every call but a subscribe that resumes.
+    /// Converts a status, of every call but a subscribe that resumes.
     pub(crate) fn from_status(status: Status) -> Self {
         let status = with_cause(status);
         match status.code() {
@@ -153,7 +160,8 @@ impl Error {
         }
     }
 
-    /// The server's status, if there is one. Its rich details are read with the crate `tonic-types`.
+    /// Returns the server's status, if there is one. The crate `tonic-types` reads its rich details, such as
+    /// `ErrorInfo`.
     pub fn status(&self) -> Option<&Status> {
         match self {
             Self::InvalidEndpoint { .. } | Self::InvalidCredentials(_) | Self::Violation(_) => None,
@@ -176,10 +184,10 @@ impl From<Violation> for Error {
     }
 }
 
-/// Whether the same subscribe may succeed later without anyone changing anything.
+/// Whether the same subscribe may succeed later, although nothing has changed.
 ///
-/// Proxies end streams with all of these, so they count whoever they come from. Over a quota a server says when to come
-/// back; of a client that was too slow it does not, as the same would happen again.
+/// Proxies end streams with all of these codes, so they count even if the server never sends them. For a quota, a
+/// server says when to come back. For a client that was too slow it does not, since the same would happen again.
 pub(crate) fn is_transient(status: &Status) -> bool {
     is_transport(status)
         || match status.code() {
@@ -193,13 +201,13 @@ pub(crate) fn is_transient(status: &Status) -> bool {
         }
 }
 
-/// Whether the status was made here, of a failed connection, and not sent by the server.
+/// Whether the status describes a failed connection: the client made it, and no server sent it.
 fn is_transport(status: &Status) -> bool {
     std::error::Error::source(status).is_some()
 }
 
-/// Adds to the words for a failed connection what failed in the end: "tcp connect error" alone does not tell
-/// a refused connection from an unknown host.
+/// Adds the root cause to the message of a failed connection: "tcp connect error" alone does not distinguish a refused
+/// connection from an unknown host.
 pub(crate) fn with_cause(status: Status) -> Status {
     let causes = std::iter::successors(std::error::Error::source(&status), |cause| cause.source());
     let Some(cause) = causes.last().map(ToString::to_string) else {
@@ -213,7 +221,7 @@ pub(crate) fn with_cause(status: Status) -> Status {
     explained
 }
 
-/// How long the server asks to wait.
+/// Returns the delay that the server asks for.
 pub(crate) fn retry_hint(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
 }

@@ -1,4 +1,4 @@
-//! A client for Tidegate: subscriptions that survive, and publishing that says what was accepted.
+//! A client for Tidegate: subscriptions that reconnect and resume, and publishing with an exact account.
 //!
 //! ```no_run
 //! use tidegate_client::{Client, SubscribeOptions, Update};
@@ -18,41 +18,45 @@
 //! ```
 //!
 //! # Ordering
-//! A [`Subscription`] yields its events in sequence order, none twice, also across reconnects. The client
-//! checks this, and that the indexes the server counts have no hole; a server that breaks either is
-//! reported as [`Error::Violation`], which ends the subscription.
+//! A [`Subscription`] yields its events in sequence order, none twice, across reconnects too. The client verifies
+//! this, and that the server's indexes have no hole. If a server breaks either, the subscription ends with
+//! [`Error::Violation`].
 //!
 //! # Lag
-//! Whatever will not be delivered is an [`Update::Gap`] in its place. A program that ignores gaps loses
-//! events without knowing.
+//! An event that will not be delivered is counted by an [`Update::Gap`] in its place. A program that ignores gaps
+//! loses events silently.
 //!
 //! # Resuming
-//! After a broken connection the client asks for everything after [`Subscription::position`]: what has
-//! been yielded, not what has been received. To survive a restart of your own program, store that position
-//! *after* you have processed an update and start from it with [`SubscribeOptions::resume_after`]. What was
-//! processed but not stored comes again: at least once. Stored before processing, it would be at most once.
-//! Store all of the position: a sequence alone does not tell whether the server still counts as it did, for a
-//! server that was started anew may give the number 500 to something else.
+//! After a broken connection the client resumes after [`Subscription::position`]: the events that it has yielded, not
+//! those that it has received. To survive a restart of your own program, store that position *after* you have
+//! processed an update, and start from it with [`SubscribeOptions::resume_after`]. Events that were processed but not
+//! stored come again: at least once. If you store the position before processing, delivery is at most once.
+//!
+//! Store the whole position, epoch and sequence. A sequence alone does not identify an event: a server that was
+//! restarted may give the number 500 to another event.
 //!
 //! # Reconnecting
 //! Transport errors, silence, and the statuses `UNAVAILABLE`, `UNKNOWN`, `INTERNAL`, `CANCELLED` and
-//! `DEADLINE_EXCEEDED` lead to another attempt, after exponential back-off with full jitter
-//! ([`Backoff`]) on top of the time the server asked for. Every other status is an answer that asking again
-//! would not change: it is an [`Error`] and ends the subscription.
+//! `DEADLINE_EXCEEDED` lead to another attempt, after exponential back-off with full jitter ([`Backoff`]) on top of
+//! the delay that the server asked for. So does `RESOURCE_EXHAUSTED` with such a delay: a quota. Every other status is
+//! an answer that a retry would not change. It ends the subscription with an [`Error`].
 //!
 //! # Credentials
-//! A token goes with every call, and one from a file is read for each: [`ClientBuilder::token`],
-//! [`ClientBuilder::token_file`]. An `https` address is spoken to by TLS, with whom the system trusts or with
-//! [`ClientBuilder::tls_ca`]; [`ClientBuilder::tls_identity`] is the client's own certificate. When a server no
-//! longer accepts what a subscription began with, it resumes with what the file of the token has then. If that is
-//! refused, or there is no such file, it ends with [`Error::Unauthenticated`].
+//! The client sends a token with every call; a token file is read for each call, so that a token can be renewed. See
+//! [`ClientBuilder::token`] and [`ClientBuilder::token_file`]. An `https` endpoint uses TLS and trusts the
+//! certificates of the system, or those of [`ClientBuilder::tls_ca`]; [`ClientBuilder::tls_identity`] is the client's
+//! own certificate. When a server ends a subscription because its token has expired or was withdrawn, the subscription
+//! resumes with the token that the file has then. If the server refuses that token, or the token is not from a file,
+//! the subscription ends with [`Error::Unauthenticated`].
 //!
 //! # Closing
-//! Dropping a [`Subscription`] or a [`Publisher`] closes its stream; nothing goes on in the background.
+//! Dropping a [`Subscription`] or a [`Publisher`] closes its stream and its connection. Nothing goes on in the
+//! background.
 //!
 //! # Connections and memory
-//! Each subscription and each publisher has a connection of its own, so that one that is not read cannot hold
-//! up another. See [`ClientBuilder::stream_window`] for what a subscription buffers.
+//! Each subscription and each publisher has a connection of its own, so that one that is not read cannot delay
+//! another. A subscription buffers up to [`ClientBuilder::stream_window`] bytes, 256 KiB by default, and the batch that
+//! it is yielding.
 
 mod admin;
 mod backoff;

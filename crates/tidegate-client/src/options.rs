@@ -1,4 +1,4 @@
-//! What to subscribe to, and how.
+//! The options of a subscription.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tidegate_proto::v1::SubscribeRequest;
 
 use crate::{Backoff, Limits, Overflow, Position};
 
-/// What to subscribe to, where to start, and what to do when things break.
+/// The options of a subscription: filters, start, limits, and reconnecting.
 ///
 /// ```
 /// use tidegate_client::{Overflow, SubscribeOptions};
@@ -25,12 +25,12 @@ pub struct SubscribeOptions {
     pub(crate) start: Start,
     pub(crate) heartbeat_interval: Duration,
     pub(crate) min_interval: Option<Duration>,
-    /// `None`: a broken stream ends the subscription.
+    /// The back-off between attempts. `None`: a broken stream ends the subscription.
     pub(crate) reconnect: Option<Backoff>,
     pub(crate) out_of_range: OutOfRange,
 }
 
-/// Where a subscription begins, as long as nothing has been delivered.
+/// The start of a subscription, until it has a position to resume from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Start {
     Live,
@@ -38,25 +38,28 @@ pub(crate) enum Start {
     ResumeAfter(Position),
 }
 
-/// What to do when the position to resume from is ahead of the server (`OUT_OF_RANGE`).
+/// The policy for a position to resume from that is ahead of the server (`OUT_OF_RANGE`).
 ///
-/// This is not a hiccup: the server has lost what the client has seen, or the position is not one that this
-/// server gave. Events may be missing or come again, so going on is a decision to take in advance.
+/// This is no passing failure: the server has lost events that the client has seen, or the position is from another
+/// server. If the subscription goes on, events may be missing or come again, so you decide in advance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OutOfRange {
-    /// End with [`Error::PositionAhead`](crate::Error::PositionAhead).
+    /// End the subscription with [`Error::PositionAhead`](crate::Error::PositionAhead).
     #[default]
     Fail,
-    /// Forget the position and start with the next live event. Whatever lay between is missed.
+    /// Forget the position and start with the next live event. Events in between are missed.
     StartLive,
-    /// Forget the position and start with the oldest event in history. Much may come again.
+    /// Forget the position and start with the oldest event in history. Many events may come again.
     StartFromHistory,
 }
 
 impl SubscribeOptions {
-    /// Events whose topic matches one of `filters`: topics, or patterns with `*` (exactly one token) and `>`
-    /// (one or more tokens, at the end). Everything else has its default: live events from now on,
-    /// reconnecting when the stream breaks.
+    /// Subscribes to the events whose topic matches one of `filters`. A filter is a topic, or a pattern with `*`
+    /// (exactly one token) and `>` (one or more tokens, at the end). An event that matches several filters is delivered
+    /// once.
+    ///
+    /// The server accepts 1 to 1,024 filters by default. All other options have their defaults: live events from now
+    /// on, and reconnecting when the stream breaks.
     pub fn new(filters: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
             filters: filters.into_iter().map(Into::into).collect(),
@@ -70,36 +73,36 @@ impl SubscribeOptions {
         }
     }
 
-    /// Who this is: one topic token of at most 128 bytes. Events published to `$client.<id>` reach it. Two
-    /// streams with one id take each other over, so each needs its own. Default: the server makes one, which is
-    /// kept across reconnects.
+    /// Sets the client id: one topic token of at most 128 bytes. Events published to `$client.<id>` reach this
+    /// subscription. A new stream takes over from an older one with the same id, so give each subscription its own.
+    /// Default: the server assigns one, which the subscription keeps across reconnects.
     pub fn client_id(mut self, id: impl Into<String>) -> Self {
         self.client_id = id.into();
         self
     }
 
-    /// How many events the subscription may be behind before the overflow policy applies. 0, the default:
-    /// 1,024. The server may lower it; [`Update::Subscribed`](crate::Update::Subscribed) has the limits in force.
+    /// Sets how many events the subscription may be behind before the overflow policy applies. Default: 0, which stands
+    /// for 1,024. The server may lower it; [`Update::Subscribed`](crate::Update::Subscribed) has the limits in force.
     pub fn max_events(mut self, events: u32) -> Self {
         self.limits.max_events = events;
         self
     }
 
-    /// How many bytes the subscription may be behind before the overflow policy applies. 0, the default:
-    /// 1 MiB. The newest event always fits.
+    /// Sets how many bytes the subscription may be behind before the overflow policy applies. Default: 0, which stands
+    /// for 1 MiB. The newest event always fits, whatever its size. The server may lower the limit.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.limits.max_bytes = bytes;
         self
     }
 
-    /// What happens to a subscription that is behind by more than its limits. Default: the oldest events go.
+    /// Sets the policy for when the subscription is behind by more than its limits. Default: drop the oldest events.
     pub fn overflow(mut self, overflow: Overflow) -> Self {
         self.limits.set_overflow(overflow);
         self
     }
 
-    /// Starts with the newest `count` matching events in history. Replaces
-    /// [`resume_after`](Self::resume_after). 0 is live events only.
+    /// Starts with the newest `count` matching events in history, and goes on live. 0: live events only, the default.
+    /// Replaces [`resume_after`](Self::resume_after).
     pub fn replay_last(mut self, count: u32) -> Self {
         self.start = match count {
             0 => Start::Live,
@@ -108,41 +111,70 @@ impl SubscribeOptions {
         self
     }
 
-    /// Starts with what came after `position`. Replaces [`replay_last`](Self::replay_last).
+    /// Starts with the events after `position`. Replaces [`replay_last`](Self::replay_last).
+    ///
+    /// If history no longer reaches back to `position`, or the server has restarted in another epoch, an
+    /// [`Update::Gap`](crate::Update::Gap) comes before the first event, and then all of history.
+    ///
+    /// ```no_run
+    /// use tidegate_client::{Client, Position, SubscribeOptions, Update};
+    ///
+    /// # fn load() -> Option<Position> { None }
+    /// # fn store(position: Position) {}
+    /// # async fn run() -> Result<(), tidegate_client::Error> {
+    /// let client = Client::connect_lazy("http://127.0.0.1:50051")?;
+    /// let mut options = SubscribeOptions::new(["orders.>"]);
+    /// if let Some(position) = load() {
+    ///     options = options.resume_after(position);
+    /// }
+    /// let mut orders = client.subscribe(options);
+    /// while let Some(update) = orders.next().await {
+    ///     if let Update::Event(event) = update? {
+    ///         println!("{:?}", event.payload);
+    ///     }
+    ///     // After the event was processed, so that a crash repeats an event instead of losing one.
+    ///     if let Some(position) = orders.position() {
+    ///         store(position);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn resume_after(mut self, position: Position) -> Self {
         self.start = Start::ResumeAfter(position);
         self
     }
 
-    /// The silence after which the server sends a heartbeat, from 1 s to 1 h. Default: 15 s. A stream that is
-    /// silent for three times as long counts as broken.
+    /// Sets how long the server may be silent before it sends a heartbeat, from 1 s to 1 h. Default: 15 s. The client
+    /// takes a stream that is silent for three times as long for broken.
     pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
         self.heartbeat_interval = interval;
         self
     }
 
-    /// At most one release of live events per `interval`, up to 1 h. Default: events go out as they come.
+    /// Sets the least time between two releases of live events, up to 1 h. Default: none, the server sends events as
+    /// they are published.
     pub fn min_interval(mut self, interval: Duration) -> Self {
         self.min_interval = Some(interval);
         self
     }
 
-    /// How long to wait before reconnecting.
+    /// Sets the waits before reconnecting, and turns reconnecting on. Default: [`Backoff::default`].
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.reconnect = Some(backoff);
         self
     }
 
-    /// Never reconnects: a broken stream ends the subscription with
-    /// [`Error::Unavailable`](crate::Error::Unavailable) or [`Error::Failed`](crate::Error::Failed), and a quota with
-    /// [`Error::ResourceExhausted`](crate::Error::ResourceExhausted).
+    /// Turns reconnecting off. A broken stream then ends the subscription with
+    /// [`Error::Unavailable`](crate::Error::Unavailable) or [`Error::Failed`](crate::Error::Failed), and a quota ends
+    /// it with [`Error::ResourceExhausted`](crate::Error::ResourceExhausted).
     pub fn no_reconnect(mut self) -> Self {
         self.reconnect = None;
         self
     }
 
-    /// What to do when the position to resume from is ahead of the server. Default: fail. Anything else
-    /// needs reconnecting to be on.
+    /// Sets the policy for a position that is ahead of the server. Default: [`OutOfRange::Fail`]. The other policies
+    /// need reconnecting to be on.
     pub fn out_of_range(mut self, policy: OutOfRange) -> Self {
         self.out_of_range = policy;
         self
@@ -167,7 +199,7 @@ impl SubscribeOptions {
     }
 }
 
-/// A duration beyond what protobuf can hold is sent as the longest it can; the server refuses either.
+/// Converts a duration. One beyond the range of protobuf becomes the longest in range, which the server refuses too.
 fn wire(duration: Duration) -> prost_types::Duration {
     prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration {
         seconds: i64::MAX,

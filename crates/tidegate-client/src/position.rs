@@ -1,13 +1,13 @@
-//! Where a subscriber stands, in a form that can be stored and passed on.
+//! Positions, as a program stores them and passes them on.
 
 use std::{fmt, str::FromStr};
 
 use tidegate_proto::v1;
 
-/// All that is needed to resume, with any filters.
+/// A place in a server's sequence of events, from which a subscription with any filters can resume.
 ///
-/// Its text is `EPOCH:SEQUENCE`: the epoch as 16 lower-case hexadecimal digits, the sequence as a decimal
-/// number.
+/// Its text is `EPOCH:SEQUENCE`: the epoch as 16 lower-case hexadecimal digits, the sequence as a decimal number.
+/// [`Display`](fmt::Display) writes exactly this form, and [`FromStr`] accepts no other.
 ///
 /// ```
 /// let position: tidegate_client::Position = "00000000000000ff:42".parse()?;
@@ -17,9 +17,10 @@ use tidegate_proto::v1;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// Identity of the sequence space. Sequences of different epochs cannot be compared.
+    /// Identity of the sequence space. Sequences of different epochs cannot be compared: a restarted server counts
+    /// anew.
     pub epoch: u64,
-    /// The last event that is behind this position, matching or not. 0: before the first event.
+    /// The last event before this position, whether it matches or not. 0: before the first event.
     pub sequence: u64,
 }
 

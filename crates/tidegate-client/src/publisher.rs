@@ -1,4 +1,4 @@
-//! Many events on one stream, with an honest account at the end.
+//! A publisher of many events on one stream, with an exact account at the end.
 
 use std::sync::{
     Arc,
@@ -17,25 +17,25 @@ use tonic::Status;
 
 use crate::{Error, NewEvent, Violation, client::Service};
 
-/// How a [`Publisher`] batches. Keep a batch below the server's limits, by default 1,000 events and 4 MiB.
+/// Limits of a [`Publisher`]. Keep a batch below the server's limits, by default 1,000 events and 4 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublisherOptions {
     /// The most events in one request; at least 1. Default: 1,000.
     pub max_batch_events: usize,
-    /// The most bytes of events in one request; a larger event goes alone. Default: 256 KiB.
+    /// The most bytes of events in one request. A larger event is sent alone. Default: 256 KiB.
     pub max_batch_bytes: usize,
-    /// The most requests that wait for their response; at least 1. Default: 8.
+    /// The most unanswered requests; at least 1. Default: 8.
     pub max_in_flight: usize,
-    /// The most bytes of events that [`send`](Publisher::send) has taken and the server has not acknowledged;
-    /// a larger event goes alone. Default: 4 MiB.
+    /// The most bytes of events that [`send`](Publisher::send) has taken and the server has not acknowledged. A larger
+    /// event waits until all others are acknowledged. Default: 4 MiB.
     pub max_unacknowledged_bytes: u32,
 }
 
-/// Publishes events in order over one `PublishStream`.
+/// Publishes events in order on one `PublishStream`.
 ///
-/// Events that are ready together share a request; none waits for others to come. Each request is applied
-/// whole or not at all. Nothing is retried: the first failure ends the publisher. Dropping it without
-/// [`finish`](Self::finish) cancels the stream, and what was not acknowledged may or may not be published.
+/// Events that are ready together share a request, and no event waits for others to arrive. The server applies each
+/// request as a whole or not at all. The publisher retries nothing: the first failure ends it. Dropping it without
+/// [`finish`](Self::finish) cancels the stream; events that were not acknowledged may or may not be published.
 #[derive(Debug)]
 #[must_use = "call finish to know what was accepted"]
 pub struct Publisher {
@@ -45,19 +45,20 @@ pub struct Publisher {
     task: AbortOnDrop,
 }
 
-/// Watches a [`Publisher`], also while it is sending or finishing, and after it was dropped. Cheap to clone.
+/// The counts of a [`Publisher`]. They can be read while it is sending or finishing, and after it was dropped. Cheap to
+/// clone.
 #[derive(Clone, Debug)]
 pub struct Progress(Arc<Shared>);
 
-/// The publisher has failed; [`Publisher::finish`] says why. The event was not taken.
+/// The publisher has failed, and gives the event back. [`Publisher::finish`] returns the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("the publisher has failed")]
 pub struct Closed(pub NewEvent);
 
-/// Not every event was acknowledged.
+/// The server has not acknowledged every event.
 ///
-/// The first `acknowledged` events are published. Of the `unacknowledged` ones after them, those that the
-/// server refused are not, and after a broken connection nobody knows: they are published up to some point.
+/// The first `acknowledged` events are published. The `unacknowledged` events after them are not published if the
+/// server refused them. After a broken connection it is unknown: they are published up to some request, and not after.
 #[derive(Debug, thiserror::Error)]
 #[error("{acknowledged} events were acknowledged, {unacknowledged} were not")]
 pub struct PublishFailure {
@@ -65,43 +66,43 @@ pub struct PublishFailure {
     pub acknowledged: u64,
     /// Events that [`Publisher::send`] took and the server has not accepted.
     pub unacknowledged: u64,
-    /// Why.
+    /// The reason of the failure.
     #[source]
     pub error: Error,
 }
 
-/// What the publisher shares with its task.
+/// State that the publisher shares with its task.
 #[derive(Debug)]
 struct Shared {
     /// Events taken by `send`.
     sent: AtomicU64,
     /// Events that the server has accepted.
     acknowledged: AtomicU64,
-    /// Bytes that `send` may still take. Closed when the task has ended.
+    /// The bytes that `send` may still take, as permits. Closed when the task has ended.
     budget: Semaphore,
 }
 
-/// An event, and the bytes of budget that it holds until it is acknowledged.
+/// An event, with the bytes of the budget that it holds until it is acknowledged.
 #[derive(Debug)]
 struct Queued {
     event: NewEvent,
     charge: usize,
 }
 
-/// A request without its response.
+/// A request that is not answered yet.
 #[derive(Debug)]
 struct InFlight {
     events: u64,
     charge: usize,
 }
 
-/// Makes requests of what is ready.
+/// Makes requests of the events that are ready.
 #[derive(Debug)]
 struct Batcher {
     events: mpsc::Receiver<Queued>,
-    /// Taken from `events`, but did not fit into the batch.
+    /// An event that was taken from `events` and did not fit into the batch.
     next: Option<Queued>,
-    /// Its capacity is the number of requests that may be in flight.
+    /// The unanswered requests. Its capacity is the most that may be in flight.
     in_flight: mpsc::Sender<InFlight>,
     options: PublisherOptions,
 }
@@ -148,11 +149,11 @@ impl Publisher {
         }
     }
 
-    /// Takes one event, to be published after all that were taken before. Waits while too much is
-    /// unacknowledged.
+    /// Takes one event, to be published after all events taken before it. Waits while more than
+    /// [`max_unacknowledged_bytes`](PublisherOptions::max_unacknowledged_bytes) are unacknowledged.
     ///
     /// # Errors
-    /// [`Closed`], with the event, if the publisher has failed.
+    /// [`Closed`], with the event, if the publisher has failed. The event was not taken.
     ///
     /// # Cancel safety
     /// Cancel safe: if the future is dropped, the event was not taken.
@@ -165,21 +166,23 @@ impl Publisher {
         let Ok(slot) = self.events.reserve().await else {
             return Err(Closed(event));
         };
+        // Both are reserved, so nothing below waits: a dropped future has taken neither the event nor the budget. The
+        // task returns the permits when the server acknowledges the event.
         permits.forget();
         self.shared.sent.fetch_add(1, Ordering::Relaxed);
         slot.send(Queued { event, charge });
         Ok(())
     }
 
-    /// A view of how far this publisher is.
+    /// Returns a view of this publisher's counts.
     pub fn progress(&self) -> Progress {
         Progress(Arc::clone(&self.shared))
     }
 
-    /// Publishes what is left and returns how many events were accepted: all of them.
+    /// Publishes the remaining events, waits until the server has acknowledged every event, and returns their number.
     ///
     /// # Errors
-    /// [`PublishFailure`] if not all were, with an account of them.
+    /// [`PublishFailure`] if the server has not acknowledged every event, with the counts and the reason.
     ///
     /// # Cancel safety
     /// Not cancel safe: dropping the future cancels the stream.
@@ -190,6 +193,7 @@ impl Publisher {
             mut task,
             ..
         } = self;
+        // The batcher ends when the queue is empty and has no sender, and its end half-closes the stream.
         drop(events);
         let outcome = (&mut task.0).await;
         let progress = Progress(shared);
@@ -211,18 +215,18 @@ impl Publisher {
 }
 
 impl Progress {
-    /// How many events [`Publisher::send`] has taken.
+    /// Returns the number of events that [`Publisher::send`] has taken.
     pub fn sent(&self) -> u64 {
         self.0.sent.load(Ordering::Relaxed)
     }
 
-    /// How many events the server has accepted so far: the first so many.
+    /// Returns the number of events that the server has acknowledged: the first of those sent.
     pub fn acknowledged(&self) -> u64 {
         self.0.acknowledged.load(Ordering::Relaxed)
     }
 }
 
-/// Runs the stream to its end, and then lets nobody wait any more.
+/// Runs the stream to its end. Then closes the budget, so that `send` fails instead of waiting forever.
 async fn run(
     service: Service,
     batcher: Batcher,
@@ -245,6 +249,7 @@ async fn exchange(
         .await
         .map_err(Error::from_status)?
         .into_inner();
+    // Responses come in the order of the requests, one for each, so the oldest unanswered request is the one answered.
     while let Some(response) = responses.message().await.map_err(Error::from_status)? {
         let batch = match_response(&response, unanswered.try_recv().ok())?;
         shared
@@ -283,9 +288,9 @@ impl Batcher {
         })
     }
 
-    /// The next request, when one may be sent and there is something to send. `None` at the end.
+    /// Returns the next request, once fewer than the most are in flight and an event is ready. `None` at the end.
     async fn batch(&mut self) -> Option<PublishRequest> {
-        // A slot first, so that what comes while all are taken makes a larger batch.
+        // The slot first: events that arrive while all slots are taken then share one larger request.
         let slot = self.in_flight.reserve().await.ok()?;
         let first = match self.next.take() {
             Some(first) => first,

@@ -1,4 +1,4 @@
-//! A subscription that outlives its streams.
+//! A subscription, which outlives its streams.
 
 use std::{
     fmt,
@@ -23,33 +23,35 @@ use crate::{
     tracker::Tracker,
 };
 
-/// A stream that is silent for so many heartbeat intervals is broken.
+/// Heartbeat intervals of silence after which a stream counts as broken. At three, two heartbeats in a row may be late.
 const SILENT_INTERVALS: u32 = 3;
 
-/// What happened in a subscription, in order.
+/// An event or a change of a [`Subscription`], in the order in which the user must see them.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Update {
-    /// A stream has begun: the first, or one after [`Reconnecting`](Self::Reconnecting). It has a position.
+    /// A stream has begun: the first one, or one after [`Reconnecting`](Self::Reconnecting). Its `position` is always
+    /// set.
     Subscribed(Subscribed),
-    /// An event.
+    /// An event that matches a filter.
     Event(Event),
-    /// Events that will not be delivered. `count` 0 means that nobody knows how many.
+    /// Events that will not be delivered, in their place. A `count` of 0 stands for an unknown number.
     ///
-    /// After [`Reconnecting`](Self::Reconnecting) a gap `EXPIRED` says that the client was away for longer than
-    /// history reaches back, and `EPOCH_CHANGED` that the server counts anew: what came before is lost, and the
-    /// whole history of the new epoch follows.
+    /// After [`Reconnecting`](Self::Reconnecting), a gap `EXPIRED` says that the client was away for longer than
+    /// history reaches back. A gap `EPOCH_CHANGED` says that the server counts anew: the events before are lost, and
+    /// the whole history of the new epoch follows.
     Gap(Gap),
-    /// Nothing happened for a while, and everything up to this position has been yielded.
+    /// Nothing was sent for a heartbeat interval. Everything up to this position has been yielded.
     Heartbeat(Position),
-    /// The replay has ended; what follows is live.
+    /// The replay has ended. The events that follow are live.
     CaughtUp(Position),
-    /// The server is about to end the stream. [`Reconnecting`](Self::Reconnecting) follows.
+    /// The server is about to end the stream. [`Reconnecting`](Self::Reconnecting) follows, or the end if reconnecting
+    /// is off.
     GoingAway(GoingAway),
     /// The stream broke, or an attempt to open one failed. The next attempt resumes after
     /// [`Subscription::position`].
     Reconnecting {
-        /// Why.
+        /// The reason of the failure.
         status: Status,
         /// The time until the next attempt.
         retry_in: Duration,
@@ -58,21 +60,21 @@ pub enum Update {
     },
 }
 
-/// Events that match some filters, through as many streams as it takes.
+/// The events that match some filters, over as many streams as it takes. [`Client::subscribe`] makes it.
 ///
-/// It is a [`Stream`] of the same items that [`next`](Self::next) returns. It works only while it is polled: a
-/// program that stops reading lets the server's limits apply, and learns of what it missed by a gap. Dropping
-/// it closes the stream and its connection.
+/// It is a [`Stream`] of the same items that [`next`](Self::next) returns. It works only while it is polled: it has no
+/// task. If your program stops reading, the server's limits apply, and a gap counts the events that were dropped.
+/// Dropping the subscription closes its stream and its connection.
 #[must_use = "a subscription connects when it is polled"]
 pub struct Subscription {
     client: Client,
     options: SubscribeOptions,
     tracker: Tracker,
-    /// `None`: a broken stream ends the subscription.
+    /// The failures so far. `None`: a broken stream ends the subscription.
     attempts: Option<Attempts>,
-    /// What this stream's `GoingAway` asked to wait for.
+    /// The delay that this stream's `GoingAway` asked for.
     reconnect_after: Option<Duration>,
-    /// The end of the wait in [`State::Waiting`], the moment of giving up on silence in the other states.
+    /// In [`State::Waiting`] the end of the wait, in the other states the moment at which silence breaks the stream.
     timer: Pin<Box<Sleep>>,
     state: State,
 }
@@ -87,7 +89,7 @@ enum State {
     Connecting(Pin<Box<dyn Future<Output = Result<Streaming<SubscribeResponse>, Status>> + Send>>),
     Streaming {
         responses: Box<Streaming<SubscribeResponse>>,
-        /// The rest of the batch that is being yielded.
+        /// The rest of the batch in progress.
         events: vec::IntoIter<Event>,
     },
     Ended,
@@ -111,26 +113,31 @@ impl Subscription {
         }
     }
 
-    /// The next update. `None` after an error, forever: only then has the subscription ended.
+    /// Waits for the next update. Returns `None` only after an error, and then forever.
+    ///
+    /// Updates come in the order of the stream: events in sequence order, none twice, and each gap in the place of the
+    /// events that it counts.
     ///
     /// # Errors
-    /// Whatever ends the subscription, once. See [`Error`].
+    /// The [`Error`] that ends the subscription, once.
     ///
     /// # Cancel safety
-    /// Cancel safe: nothing is lost when the future is dropped.
+    /// Cancel safe: no update is lost if the future is dropped.
     pub async fn next(&mut self) -> Option<Result<Update, Error>> {
         poll_fn(|cx| self.poll_update(cx)).await
     }
 
-    /// What a reconnect would resume after: everything up to here was yielded, as an event or in a gap.
+    /// Returns the position that a reconnect would resume after. Everything up to it was yielded, as an event or in a
+    /// gap.
     ///
-    /// `None` as long as there is nothing to resume after: before [`Update::Subscribed`], and in a replay before
-    /// its first event. Also right after the subscription has ended.
+    /// `None` while there is no such position: before [`Update::Subscribed`], and in a replay before its first event.
+    /// It stays valid after the subscription has ended.
     pub fn position(&self) -> Option<Position> {
         self.tracker.position()
     }
 
-    /// The client id: the chosen one or, once subscribed, the one that the server made. Empty before.
+    /// Returns the client id: the one of the options or, once subscribed, the one that the server assigned. Empty
+    /// before.
     pub fn client_id(&self) -> &str {
         &self.options.client_id
     }
@@ -164,6 +171,8 @@ impl Subscription {
                     Poll::Pending => return self.poll_silence(cx),
                 },
                 State::Streaming { responses, events } => {
+                    // The batch first, even if the stream has failed by now: its events have arrived, and the position
+                    // to resume after must not lie before them.
                     if let Some(event) = events.next() {
                         return Poll::Ready(self.event(event));
                     }
@@ -178,7 +187,7 @@ impl Subscription {
                             return Poll::Ready(self.stream_failed(status));
                         }
                         Poll::Ready(None) => {
-                            return Poll::Ready(self.stream_failed(ended_without_status()));
+                            return Poll::Ready(self.stream_failed(ended_with_ok()));
                         }
                         Poll::Pending => return self.poll_silence(cx),
                     }
@@ -194,9 +203,9 @@ impl Subscription {
         self.restart_silence_timer();
     }
 
-    /// Takes one response in. `None` if there is nothing to yield for it, or not yet.
+    /// Takes one response. Returns `None` if it yields no update, or not yet.
     fn receive(&mut self, response: SubscribeResponse) -> Result<Option<Update>, Error> {
-        // A response of a kind that is newer than this client is no error, only a sign of life.
+        // A kind of response that is newer than this client is no error; it only shows that the server is alive.
         let Some(response) = response.response else {
             return Ok(None);
         };
@@ -233,7 +242,7 @@ impl Subscription {
     fn subscribed(&mut self, subscribed: Subscribed) -> Result<Update, Violation> {
         let starts_live = self.tracker.position().is_none() && self.options.start == Start::Live;
         self.tracker.subscribed(&subscribed, starts_live)?;
-        // An id that the server made is kept, so that events for this client find it after a reconnect.
+        // Keep an id that the server assigned, so that events for this client reach it after a reconnect.
         self.options.client_id.clone_from(&subscribed.client_id);
         Ok(Update::Subscribed(subscribed))
     }
@@ -258,19 +267,22 @@ impl Subscription {
         }
     }
 
-    /// The stream or the attempt at one has failed: waits and tries again, or ends.
+    /// The stream, or the attempt to open one, has failed: waits and tries again, or ends the subscription.
     fn stream_failed(&mut self, status: Status) -> Result<Update, Error> {
         let status = with_cause(status);
         let began = self.tracker.is_subscribed();
         self.tracker.end_stream();
         let going_away = self.reconnect_after.take();
+        // Only a refused request names a position that is ahead. A stream that had begun has accepted it, so its
+        // OUT_OF_RANGE would mean something else.
         let ahead = self
             .tracker
             .position()
             .filter(|_| !began && status.code() == Code::OutOfRange);
         let retry = match ahead {
             Some(position) => self.abandon_position(position),
-            // A token that was renewed meanwhile is tried, once: if it is refused, the stream never begins.
+            // The token may have been renewed while the stream was open. One attempt finds out: if the server refuses
+            // the new token, that stream has not begun, and the next failure ends the subscription.
             None if began && status.code() == Code::Unauthenticated => {
                 self.client.may_have_new_token()
             }
@@ -293,7 +305,7 @@ impl Subscription {
         })
     }
 
-    /// Gives up a position that is ahead of the server, if the options say so. `false` if they do not.
+    /// Drops a position that is ahead of the server, if the options allow it. Returns whether they do.
     fn abandon_position(&mut self, position: Position) -> bool {
         let position = match self.options.out_of_range {
             OutOfRange::Fail => return false,
@@ -303,12 +315,13 @@ impl Subscription {
                 ..position
             }),
         };
+        // Without a position the next request starts as the options say, which must not be the position again.
         self.options.start = Start::Live;
         self.tracker = Tracker::new(position);
         true
     }
 
-    /// A response has come, or an attempt begins: silence is counted from here.
+    /// Counts silence from now on: a response has arrived, or an attempt begins.
     fn restart_silence_timer(&mut self) {
         let limit = self.silence_limit();
         self.timer.as_mut().reset(instant_after(limit));
@@ -320,8 +333,8 @@ impl Subscription {
             .saturating_mul(SILENT_INTERVALS)
     }
 
-    /// Nothing is ready. The stream was asked first: a program that was busy elsewhere for longer than the
-    /// limit finds what arrived meanwhile, and is not taken for a silent server.
+    /// Checks for silence, when nothing is ready. Call it after polling the stream: a program that was busy elsewhere
+    /// for longer than the limit must find the responses that arrived meanwhile, and not take the server for silent.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Result<Update, Error>> {
         ready!(self.timer.as_mut().poll(cx));
         let limit = self.silence_limit();
@@ -354,12 +367,13 @@ impl fmt::Debug for Subscription {
     }
 }
 
-/// The server always ends with a status; OK is what a proxy, or a task that died, looks like.
-fn ended_without_status() -> Status {
+/// The status for a stream that ended with OK. A server always ends a stream with an error status, so OK comes from a
+/// proxy, or from a task that died.
+fn ended_with_ok() -> Status {
     Status::unavailable("the stream ended without a reason")
 }
 
-/// The moment in `wait` from now, or as late as a timer goes.
+/// Returns the moment in `wait` from now, or in a year: a timer cannot hold every duration.
 fn instant_after(wait: Duration) -> Instant {
     const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
     Instant::now() + wait.min(FOREVER)

@@ -1,18 +1,18 @@
-//! How far a subscription has got, and whether the server counts honestly.
+//! The position of a subscription, and the verification of the server's counts.
 //!
-//! Two things are tracked, with different lives. The *position* is what a reconnect resumes after; it survives
-//! streams and only moves forward. The *index* is counted anew on each stream.
+//! The tracker keeps two numbers with different lifetimes. A reconnect resumes after the *position*: it outlives
+//! streams and only moves forward, except into a new epoch. The *index* is counted anew on each stream.
 
 use tidegate_proto::v1;
 
 use crate::{Gap, GapReason, Position, Subscribed, Violation};
 
-/// Follows what is yielded to the user.
+/// Follows the updates that are yielded to the user.
 #[derive(Debug)]
 pub(crate) struct Tracker {
-    /// Everything up to here was yielded or reported as missing. `None` until that can be said of anything.
+    /// Everything up to here was yielded or counted by a gap. `None` before the first such statement.
     position: Option<Position>,
-    /// The stream that is open and has begun.
+    /// The open stream, once it has begun.
     stream: Option<Stream>,
 }
 
@@ -20,14 +20,14 @@ pub(crate) struct Tracker {
 struct Stream {
     /// The epoch of the sequences on this stream.
     epoch: u64,
-    /// The index that the next batch or gap must begin with.
+    /// The index of the next event, with which the next batch or gap must begin.
     next_index: u64,
     /// Whether a batch has arrived.
     has_events: bool,
 }
 
 impl Tracker {
-    /// Starts after `position`, if there is one.
+    /// Creates a tracker that starts after `position`, if there is one.
     pub(crate) fn new(position: Option<Position>) -> Self {
         Self {
             position,
@@ -35,7 +35,7 @@ impl Tracker {
         }
     }
 
-    /// What to resume after. `None`: start as at first.
+    /// Returns the position to resume after. `None`: start as configured.
     pub(crate) fn position(&self) -> Option<Position> {
         self.position
     }
@@ -45,14 +45,12 @@ impl Tracker {
         self.stream.is_some()
     }
 
-    /// The stream has ended.
+    /// Records that the stream has ended. The position stays.
     pub(crate) fn end_stream(&mut self) {
         self.stream = None;
     }
 
-    /// The stream begins. `starts_live`: neither a position nor a replay was asked for.
-    ///
-    /// Only then is the head a position to resume after. With a replay it lies beyond what is to come first.
+    /// Records the begin of a stream. `starts_live`: the request has neither a position nor a replay.
     pub(crate) fn subscribed(
         &mut self,
         subscribed: &Subscribed,
@@ -62,6 +60,8 @@ impl Tracker {
             return Err(Violation::Subscribed);
         }
         let head = required(subscribed.position)?;
+        // Only a live stream may resume after the head. With a replay, the head lies beyond the events to come, and a
+        // stream that broke before them would skip them.
         if starts_live {
             self.position = Some(head);
         }
@@ -73,15 +73,17 @@ impl Tracker {
         Ok(())
     }
 
-    /// A batch of `count` events has arrived.
+    /// Records the arrival of a batch of `count` events.
     pub(crate) fn batch(&mut self, first_index: u64, count: usize) -> Result<(), Violation> {
         let stream = self.stream_mut()?;
         stream.has_events |= count > 0;
         stream.advance_index(first_index, count as u64)
     }
 
-    /// The next event of a batch is yielded.
+    /// Records that the next event of a batch is yielded.
     pub(crate) fn event(&mut self, sequence: u64) -> Result<(), Violation> {
+        // The position moves with each event, not with its batch: a reconnect in the middle of a batch must resume
+        // after the event that the user has seen.
         let epoch = self.stream_mut()?.epoch;
         match self.position {
             Some(after) if after.epoch != epoch => {
@@ -102,7 +104,7 @@ impl Tracker {
         Ok(())
     }
 
-    /// A gap is yielded.
+    /// Records that a gap is yielded.
     pub(crate) fn gap(&mut self, gap: &Gap) -> Result<(), Violation> {
         use GapReason::{Backplane, Conflated, EpochChanged, Expired};
 
@@ -121,9 +123,10 @@ impl Tracker {
             sequence: gap.last_sequence,
         };
         match reason {
-            // Its range may overlap the batch that follows; only the survivors say how far that is.
+            // Its range may overlap the batch that follows, so resuming after its end could skip survivors. The events
+            // of that batch move the position.
             Conflated => Ok(()),
-            // The one way into another epoch.
+            // The only way into another epoch, and the only one in which the sequence may fall.
             EpochChanged => {
                 self.position = Some(end);
                 Ok(())
@@ -132,7 +135,7 @@ impl Tracker {
         }
     }
 
-    /// The server states a position that is safe to resume after.
+    /// Records a position that the server states as safe to resume after.
     pub(crate) fn position_stated(
         &mut self,
         position: Option<v1::Position>,
@@ -149,6 +152,7 @@ impl Tracker {
                 expected: from.epoch,
                 found: to.epoch,
             }),
+            // The position only moves forward: a heartbeat or a gap may state one that lies behind the last event.
             Some(from) if from.sequence >= to.sequence => Ok(()),
             _ => {
                 self.position = Some(to);
