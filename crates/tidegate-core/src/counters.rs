@@ -4,44 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::gap::{Gap, GapReason};
 
-/// The counters of a hub. They order nothing: each is right by itself, at the end of each call.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) published: AtomicU64,
-    pub(crate) matched: AtomicU64,
-    pub(crate) replayed: AtomicU64,
-    pub(crate) handed_off: AtomicU64,
-    pub(crate) overflowed: AtomicU64,
-    pub(crate) conflated: AtomicU64,
-    pub(crate) evicted: AtomicU64,
-    pub(crate) abandoned: AtomicU64,
-    pub(crate) subscriptions: AtomicU64,
-    pub(crate) stalled: AtomicU64,
-    pub(crate) ended_stalled: AtomicU64,
-    pub(crate) reset: AtomicU64,
-    pub(crate) overflow_gaps: AtomicU64,
-    pub(crate) conflated_gaps: AtomicU64,
-    pub(crate) evicted_gaps: AtomicU64,
-    pub(crate) expired_gaps: AtomicU64,
-    pub(crate) epoch_gaps: AtomicU64,
-}
-
-/// How many gaps subscribers were given, by their reason. A gap may count many events, or none that are
-/// known.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct GapStats {
-    /// Those of [`GapReason::Overflow`].
-    pub overflow: u64,
-    /// Those of [`GapReason::Conflated`].
-    pub conflated: u64,
-    /// Those of [`GapReason::Evicted`].
-    pub evicted: u64,
-    /// Those of [`GapReason::Expired`].
-    pub expired: u64,
-    /// Those of [`GapReason::EpochChanged`].
-    pub epoch_changed: u64,
-}
-
 /// The state of a hub in numbers, at one moment.
 ///
 /// When nobody publishes, drains, subscribes or leaves:
@@ -84,6 +46,44 @@ pub struct Stats {
     pub retained_bytes: u64,
     /// Bytes in history now, as [`Payload::size`](crate::Payload::size) counts them.
     pub history_bytes: u64,
+}
+
+/// How many gaps subscribers were given, by their reason. A gap may count many events, or none that are
+/// known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GapStats {
+    /// Those of [`GapReason::Overflow`].
+    pub overflow: u64,
+    /// Those of [`GapReason::Conflated`].
+    pub conflated: u64,
+    /// Those of [`GapReason::Evicted`].
+    pub evicted: u64,
+    /// Those of [`GapReason::Expired`].
+    pub expired: u64,
+    /// Those of [`GapReason::EpochChanged`].
+    pub epoch_changed: u64,
+}
+
+/// The counters of a hub. They order nothing: each is right by itself, at the end of each call.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) published: AtomicU64,
+    pub(crate) matched: AtomicU64,
+    pub(crate) replayed: AtomicU64,
+    pub(crate) handed_off: AtomicU64,
+    pub(crate) overflowed: AtomicU64,
+    pub(crate) conflated: AtomicU64,
+    pub(crate) evicted: AtomicU64,
+    pub(crate) abandoned: AtomicU64,
+    pub(crate) subscriptions: AtomicU64,
+    pub(crate) stalled: AtomicU64,
+    pub(crate) ended_stalled: AtomicU64,
+    pub(crate) reset: AtomicU64,
+    pub(crate) overflow_gaps: AtomicU64,
+    pub(crate) conflated_gaps: AtomicU64,
+    pub(crate) evicted_gaps: AtomicU64,
+    pub(crate) expired_gaps: AtomicU64,
+    pub(crate) epoch_gaps: AtomicU64,
 }
 
 impl Counters {

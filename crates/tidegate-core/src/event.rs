@@ -7,23 +7,11 @@ use crate::{
     topic::Topic,
 };
 
-/// The two counts of references that stand before what an `Arc` holds.
-const COUNTS: usize = 2 * size_of::<usize>();
-
-/// What `bytes::Bytes` allocates beside the bytes once it is shared.
-const SHARED: usize = 32;
-
 /// What an event carries. The hub never looks inside; it only has to know how much it holds.
 pub trait Payload: Send + Sync + 'static {
     /// How many bytes this payload counts against the limits of subscriptions and of history. Must
     /// always give the same answer for one value.
     fn size(&self) -> usize;
-}
-
-impl Payload for bytes::Bytes {
-    fn size(&self) -> usize {
-        self.len()
-    }
 }
 
 /// An event that is about to be published.
@@ -65,7 +53,11 @@ pub struct Position {
     pub sequence: u64,
 }
 
-// ===== impl NewEvent =====
+impl Payload for bytes::Bytes {
+    fn size(&self) -> usize {
+        self.len()
+    }
+}
 
 impl<P> NewEvent<P> {
     /// An event without a key.
@@ -103,16 +95,6 @@ impl<P: Payload> NewEvent<P> {
         })
     }
 }
-
-/// How much memory an allocation of so many bytes takes: rounded up to one of four sizes to a doubling, as
-/// mimalloc and jemalloc do, and a sixteenth for pages that are not full, as measured (docs/memory.md).
-fn allocated(bytes: usize) -> usize {
-    let step = (bytes.next_power_of_two() / 8).max(16);
-    let rounded = bytes.next_multiple_of(step);
-    rounded + rounded / 16
-}
-
-// ===== impl Event =====
 
 impl<P> Event<P> {
     /// The hub's number for the event: strictly increasing, not dense.
@@ -159,6 +141,20 @@ impl<P> Event<P> {
         self.charge.add(size_of::<(u64, bool)>() as u64);
         self.verdicts.push((predicate, verdict));
     }
+}
+
+/// The two counts of references that stand before what an `Arc` holds.
+const COUNTS: usize = 2 * size_of::<usize>();
+
+/// What `bytes::Bytes` allocates beside the bytes once it is shared.
+const SHARED: usize = 32;
+
+/// How much memory an allocation of so many bytes takes: rounded up to one of four sizes to a doubling, as
+/// mimalloc and jemalloc do, and a sixteenth for pages that are not full, as measured (docs/memory.md).
+fn allocated(bytes: usize) -> usize {
+    let step = (bytes.next_power_of_two() / 8).max(16);
+    let rounded = bytes.next_multiple_of(step);
+    rounded + rounded / 16
 }
 
 #[cfg(test)]

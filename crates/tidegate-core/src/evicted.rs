@@ -32,13 +32,6 @@ pub(crate) struct EvictedWithin {
     pub(crate) last: u64,
 }
 
-impl EvictedWithin {
-    /// Whether nothing in between was lost otherwise.
-    pub(crate) const fn is_one_run(&self) -> bool {
-        self.to - self.from == self.count
-    }
-}
-
 impl Evicted {
     /// Notes that the events numbered `from` to before `to`, which have these sequences, were evicted.
     pub(crate) fn note(&mut self, from: u64, to: u64, first_sequence: u64, last_sequence: u64) {
@@ -85,5 +78,12 @@ impl Evicted {
         if !self.runs.is_empty() {
             self.runs = VecDeque::new();
         }
+    }
+}
+
+impl EvictedWithin {
+    /// Whether nothing in between was lost otherwise.
+    pub(crate) const fn is_one_run(&self) -> bool {
+        self.to - self.from == self.count
     }
 }

@@ -111,15 +111,6 @@ pub(crate) struct FeedKind<P> {
 /// [`FeedKind`] as a key.
 pub(crate) type FeedKey = (FilterGroup, Option<u64>);
 
-// ===== impl FeedKind =====
-
-impl<P> FeedKind<P> {
-    pub(crate) fn key(&self) -> FeedKey {
-        let predicate = self.predicate.as_ref().map(Predicate::id);
-        (FilterGroup::clone(&self.filters), predicate)
-    }
-}
-
 // ===== impl Feed =====
 
 impl<P: Payload> Feed<P> {
@@ -484,5 +475,14 @@ impl<P: Payload> FeedState<P> {
         self.ring
             .range(self.offset(from)..self.offset(to))
             .map(|slot| &slot.event)
+    }
+}
+
+// ===== impl FeedKind =====
+
+impl<P> FeedKind<P> {
+    pub(crate) fn key(&self) -> FeedKey {
+        let predicate = self.predicate.as_ref().map(Predicate::id);
+        (FilterGroup::clone(&self.filters), predicate)
     }
 }

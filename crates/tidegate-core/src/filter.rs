@@ -15,22 +15,6 @@ use crate::topic::{
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Filter(Arc<str>);
 
-impl TryFrom<&str> for Filter {
-    type Error = NameError;
-
-    fn try_from(pattern: &str) -> Result<Self, NameError> {
-        Self::new(pattern)
-    }
-}
-
-impl TryFrom<String> for Filter {
-    type Error = NameError;
-
-    fn try_from(pattern: String) -> Result<Self, NameError> {
-        Self::new(&pattern)
-    }
-}
-
 impl Filter {
     /// Checks `pattern` and makes a filter of it.
     ///
@@ -174,6 +158,40 @@ impl Filter {
     }
 }
 
+impl From<&Topic> for Filter {
+    fn from(topic: &Topic) -> Self {
+        Self(topic.as_str().into())
+    }
+}
+
+impl TryFrom<&str> for Filter {
+    type Error = NameError;
+
+    fn try_from(pattern: &str) -> Result<Self, NameError> {
+        Self::new(pattern)
+    }
+}
+
+impl TryFrom<String> for Filter {
+    type Error = NameError;
+
+    fn try_from(pattern: String) -> Result<Self, NameError> {
+        Self::new(&pattern)
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Filter({:?})", self.as_str())
+    }
+}
+
 /// What is left of some filters behind one more token.
 enum Advanced {
     /// One of them matches all that begins so.
@@ -210,24 +228,6 @@ fn covers_every_length(mut filters: Vec<std::str::Split<'_, char>>) -> bool {
             Advanced::Some => {}
             Advanced::None => return false,
         }
-    }
-}
-
-impl From<&Topic> for Filter {
-    fn from(topic: &Topic) -> Self {
-        Self(topic.as_str().into())
-    }
-}
-
-impl fmt::Display for Filter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for Filter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Filter({:?})", self.as_str())
     }
 }
 

@@ -23,6 +23,44 @@ pub struct HistoryLimits {
     pub max_age: Duration,
 }
 
+#[derive(Debug)]
+pub(crate) struct History<P> {
+    limits: HistoryLimits,
+    /// Where the entries are counted, besides the events.
+    retained: Retained,
+    entries: VecDeque<Entry<P>>,
+    bytes: u64,
+    /// The sequence of the newest event that is gone; 0 if none is.
+    evicted_through: u64,
+    /// The sequence of the newest event that the memory budget took; 0 if it took none.
+    evicted_for_budget: u64,
+}
+
+#[derive(Debug)]
+struct Entry<P> {
+    event: Arc<Event<P>>,
+    at: Instant,
+}
+
+/// What a walk over a stretch of history did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Walk {
+    /// The sequence of the last entry looked at, if there was one. A refused one does not count.
+    pub(crate) last: Option<u64>,
+    pub(crate) end: WalkEnd,
+}
+
+/// How a walk over a stretch of history ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WalkEnd {
+    /// The stretch is done.
+    Done,
+    /// As many entries as allowed were looked at.
+    MaxEntries,
+    /// The visitor refused an entry.
+    Refused,
+}
+
 impl HistoryLimits {
     /// No history: every resumption is told that it has expired, unless nothing happened meanwhile.
     pub const OFF: Self = Self {
@@ -44,44 +82,6 @@ impl Default for HistoryLimits {
             max_age: Duration::from_secs(300),
         }
     }
-}
-
-#[derive(Debug)]
-pub(crate) struct History<P> {
-    limits: HistoryLimits,
-    /// Where the entries are counted, besides the events.
-    retained: Retained,
-    entries: VecDeque<Entry<P>>,
-    bytes: u64,
-    /// The sequence of the newest event that is gone; 0 if none is.
-    evicted_through: u64,
-    /// The sequence of the newest event that the memory budget took; 0 if it took none.
-    evicted_for_budget: u64,
-}
-
-#[derive(Debug)]
-struct Entry<P> {
-    event: Arc<Event<P>>,
-    at: Instant,
-}
-
-/// How a walk over a stretch of history ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WalkEnd {
-    /// The stretch is done.
-    Done,
-    /// As many entries as allowed were looked at.
-    MaxEntries,
-    /// The visitor refused an entry.
-    Refused,
-}
-
-/// What a walk over a stretch of history did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Walk {
-    /// The sequence of the last entry looked at, if there was one. A refused one does not count.
-    pub(crate) last: Option<u64>,
-    pub(crate) end: WalkEnd,
 }
 
 impl<P: Payload> History<P> {

@@ -35,6 +35,12 @@ use crate::{
     topic::ClientId,
 };
 
+/// The handle to a hub; its clones are handles to the same one. See [the crate](crate).
+#[derive(Debug)]
+pub struct Hub<P> {
+    shared: Arc<Shared<P>>,
+}
+
 /// Why a subscription was not let in. Nothing has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -52,22 +58,6 @@ pub enum SubscribeError {
     /// The hub is closed.
     #[error("not subscribed: {0}")]
     Closed(CloseReason),
-}
-
-/// The handle to a hub; its clones are handles to the same one. See [the crate](crate).
-#[derive(Debug)]
-pub struct Hub<P> {
-    shared: Arc<Shared<P>>,
-}
-
-// ===== impl Hub =====
-
-impl<P> Clone for Hub<P> {
-    fn clone(&self) -> Self {
-        Self {
-            shared: Arc::clone(&self.shared),
-        }
-    }
 }
 
 impl<P: Payload> Hub<P> {
@@ -276,6 +266,14 @@ impl<P: Payload> Hub<P> {
             history_events,
             history_bytes,
             ..shared.counters.snapshot()
+        }
+    }
+}
+
+impl<P> Clone for Hub<P> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
         }
     }
 }

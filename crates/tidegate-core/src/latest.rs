@@ -51,34 +51,6 @@ pub(crate) struct Latest<P> {
 #[derive(Debug)]
 struct Subject<P>(Arc<Event<P>>);
 
-impl<P> Subject<P> {
-    /// What `event` is about; nothing if it stands for itself, as one without a key to a single client
-    /// does.
-    fn of(event: &Arc<Event<P>>) -> Option<Self> {
-        let stands_for_itself = event.topic().is_reserved() && event.key().is_none();
-        (!stands_for_itself).then(|| Self(Arc::clone(event)))
-    }
-
-    fn parts(&self) -> (&str, &str) {
-        let topic = self.0.topic().as_str();
-        (topic, self.0.key().unwrap_or(topic))
-    }
-}
-
-impl<P> PartialEq for Subject<P> {
-    fn eq(&self, other: &Self) -> bool {
-        self.parts() == other.parts()
-    }
-}
-
-impl<P> Eq for Subject<P> {}
-
-impl<P> Hash for Subject<P> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.parts().hash(state);
-    }
-}
-
 impl<P: Payload> Latest<P> {
     /// An empty view that keeps what fits `limits`.
     pub(crate) fn new(limits: Limits, retained: Retained) -> Self {
@@ -219,5 +191,33 @@ impl<P: Payload> Latest<P> {
         self.survivors
             .range(next..)
             .map(|(number, event)| (*number, event))
+    }
+}
+
+impl<P> Subject<P> {
+    /// What `event` is about; nothing if it stands for itself, as one without a key to a single client
+    /// does.
+    fn of(event: &Arc<Event<P>>) -> Option<Self> {
+        let stands_for_itself = event.topic().is_reserved() && event.key().is_none();
+        (!stands_for_itself).then(|| Self(Arc::clone(event)))
+    }
+
+    fn parts(&self) -> (&str, &str) {
+        let topic = self.0.topic().as_str();
+        (topic, self.0.key().unwrap_or(topic))
+    }
+}
+
+impl<P> PartialEq for Subject<P> {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts() == other.parts()
+    }
+}
+
+impl<P> Eq for Subject<P> {}
+
+impl<P> Hash for Subject<P> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.parts().hash(state);
     }
 }

@@ -26,6 +26,35 @@ use crate::{
 /// steps to look at all feeds for each, small enough not to hold the publish lock for long.
 const EVICTION_STEPS: u64 = 32;
 
+/// What the handles and the subscriptions of a hub share. See the crate's *Lock order*.
+#[derive(Debug)]
+pub(crate) struct Shared<P> {
+    pub(crate) epoch: u64,
+    pub(crate) max_limits: Limits,
+    memory_budget: u64,
+    retained: Retained,
+    /// The publish lock.
+    pub(crate) publish: Mutex<State<P>>,
+    pub(crate) history: Mutex<History<P>>,
+    /// Written under the publish lock, read by publishers before they take it.
+    predicates: Mutex<PredicateList<P>>,
+    /// Everything up to this sequence is in history and in the feeds. Written under the publish lock.
+    pub(crate) committed: AtomicU64,
+    pub(crate) registry: Registry<P>,
+    pub(crate) counters: Counters,
+}
+
+/// What the publish lock guards.
+#[derive(Debug)]
+pub(crate) struct State<P> {
+    /// The sequence of the newest event.
+    pub(crate) head: u64,
+    feeds: HashMap<FeedKey, Arc<Feed<P>>>,
+    /// The same feeds, by each of their filters.
+    by_filter: Trie<Arc<Feed<P>>>,
+    closed: Option<CloseReason>,
+}
+
 /// What became of a batch that was published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
@@ -56,35 +85,6 @@ pub enum PublishError {
         /// The sequence that was given.
         given: u64,
     },
-}
-
-/// What the handles and the subscriptions of a hub share. See the crate's *Lock order*.
-#[derive(Debug)]
-pub(crate) struct Shared<P> {
-    pub(crate) epoch: u64,
-    pub(crate) max_limits: Limits,
-    memory_budget: u64,
-    retained: Retained,
-    /// The publish lock.
-    pub(crate) publish: Mutex<State<P>>,
-    pub(crate) history: Mutex<History<P>>,
-    /// Written under the publish lock, read by publishers before they take it.
-    predicates: Mutex<PredicateList<P>>,
-    /// Everything up to this sequence is in history and in the feeds. Written under the publish lock.
-    pub(crate) committed: AtomicU64,
-    pub(crate) registry: Registry<P>,
-    pub(crate) counters: Counters,
-}
-
-/// What the publish lock guards.
-#[derive(Debug)]
-pub(crate) struct State<P> {
-    /// The sequence of the newest event.
-    pub(crate) head: u64,
-    feeds: HashMap<FeedKey, Arc<Feed<P>>>,
-    /// The same feeds, by each of their filters.
-    by_filter: Trie<Arc<Feed<P>>>,
-    closed: Option<CloseReason>,
 }
 
 // ===== impl Shared =====

@@ -21,6 +21,12 @@ use crate::{
     topic::ClientId,
 };
 
+#[derive(Debug)]
+pub(crate) struct Registry<P> {
+    policy: ClientIdPolicy,
+    state: Mutex<State<P>>,
+}
+
 /// What happens when a client id that is in use subscribes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClientIdPolicy {
@@ -62,12 +68,6 @@ pub struct Swept {
     pub reset: u64,
 }
 
-#[derive(Debug)]
-pub(crate) struct Registry<P> {
-    policy: ClientIdPolicy,
-    state: Mutex<State<P>>,
-}
-
 /// The feeds of a subscription, to look at how far it is behind.
 pub(crate) type Feeds<P> = Arc<[Arc<Feed<P>>]>;
 
@@ -78,6 +78,13 @@ pub(crate) struct Listed<P> {
     holder: Holder,
     signal: Arc<Signal>,
     feeds: Feeds<P>,
+}
+
+/// Why a subscription was not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Taken,
+    Closed(CloseReason),
 }
 
 #[derive(Debug)]
@@ -105,13 +112,6 @@ struct Registration<P> {
     is_reset: bool,
 }
 
-/// Why a subscription was not let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    Taken,
-    Closed(CloseReason),
-}
-
 /// What a sweep has to do to a subscription.
 enum SweepAction {
     Leave,
@@ -120,15 +120,7 @@ enum SweepAction {
     Reset,
 }
 
-impl Default for SweepRules {
-    fn default() -> Self {
-        Self {
-            stall_timeout: Some(Duration::from_secs(60)),
-            close_stalled: false,
-            grace: Duration::from_secs(5),
-        }
-    }
-}
+// ===== impl Registry =====
 
 impl<P> Registry<P> {
     pub(crate) fn new(policy: ClientIdPolicy) -> Self {
@@ -260,15 +252,7 @@ impl<P> Registry<P> {
     }
 }
 
-impl<P: Payload> Listed<P> {
-    pub(crate) fn info(&self) -> SubscriptionInfo {
-        let tally = self.signal.tally();
-        let stands_at = tally.stands_at.load(Relaxed);
-        let ends = self.feeds.iter().map(|feed| feed.lock().end());
-        let ends = ends.fold(0, u64::wrapping_add);
-        tally.info(self.id, &self.holder, ends.wrapping_sub(stands_at))
-    }
-}
+// ===== impl State =====
 
 impl<P> State<P> {
     fn remove(&mut self, client: &ClientId, id: u64) -> Option<Registration<P>> {
@@ -317,6 +301,8 @@ impl<P> State<P> {
     }
 }
 
+// ===== impl Registration =====
+
 impl<P> Registration<P> {
     const fn new(holder: Holder, signal: Arc<Signal>) -> Self {
         Self {
@@ -360,5 +346,29 @@ impl<P> Registration<P> {
             return SweepAction::Close;
         }
         SweepAction::Stalled
+    }
+}
+
+// ===== impl Listed =====
+
+impl<P: Payload> Listed<P> {
+    pub(crate) fn info(&self) -> SubscriptionInfo {
+        let tally = self.signal.tally();
+        let stands_at = tally.stands_at.load(Relaxed);
+        let ends = self.feeds.iter().map(|feed| feed.lock().end());
+        let ends = ends.fold(0, u64::wrapping_add);
+        tally.info(self.id, &self.holder, ends.wrapping_sub(stands_at))
+    }
+}
+
+// ===== impl SweepRules =====
+
+impl Default for SweepRules {
+    fn default() -> Self {
+        Self {
+            stall_timeout: Some(Duration::from_secs(60)),
+            close_stalled: false,
+            grace: Duration::from_secs(5),
+        }
     }
 }

@@ -51,24 +51,6 @@ pub(crate) struct Replay<P> {
     stage: Stage,
 }
 
-/// What is wanted of history.
-#[derive(Debug)]
-struct Wanted<P> {
-    /// Each with whether the predicate has a say.
-    filters: Trie<bool>,
-    predicate: Option<Predicate<P>>,
-}
-
-#[derive(Debug)]
-enum Stage {
-    /// Looking back over the first round, which began as asked.
-    Opening(Opening),
-    /// Looking back over a later round.
-    LookingBack,
-    /// Reading forward.
-    Reading,
-}
-
 /// How a replay was asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Opening {
@@ -78,28 +60,6 @@ pub(crate) enum Opening {
     OtherEpoch,
     /// The newest so many.
     Last(u64),
-}
-
-/// How many matches there are from some places in history to the head of the round.
-#[derive(Debug)]
-struct Ledger {
-    /// Where the look back goes on: entries before this sequence.
-    before: u64,
-    /// Matches from there to the head.
-    matches: u64,
-    /// Sequence of an entry, and the matches from it to the head; sequences descend, at most
-    /// [`STRIDE`] entries of history lie between two.
-    marks: Vec<(u64, u64)>,
-}
-
-/// What history was like when it was found to have overtaken a replay.
-struct Overtaken<P> {
-    /// Everything up to here is gone.
-    gone_through: u64,
-    /// Whether the memory budget took some of it.
-    by_budget: bool,
-    /// What is there from here to the nearest mark.
-    to_mark: Vec<Arc<Event<P>>>,
 }
 
 /// What one step of a replay came to.
@@ -124,6 +84,48 @@ pub(crate) enum Step {
     /// The round is done.
     RoundDone,
 }
+
+#[derive(Debug)]
+enum Stage {
+    /// Looking back over the first round, which began as asked.
+    Opening(Opening),
+    /// Looking back over a later round.
+    LookingBack,
+    /// Reading forward.
+    Reading,
+}
+
+/// What is wanted of history.
+#[derive(Debug)]
+struct Wanted<P> {
+    /// Each with whether the predicate has a say.
+    filters: Trie<bool>,
+    predicate: Option<Predicate<P>>,
+}
+
+/// How many matches there are from some places in history to the head of the round.
+#[derive(Debug)]
+struct Ledger {
+    /// Where the look back goes on: entries before this sequence.
+    before: u64,
+    /// Matches from there to the head.
+    matches: u64,
+    /// Sequence of an entry, and the matches from it to the head; sequences descend, at most
+    /// [`STRIDE`] entries of history lie between two.
+    marks: Vec<(u64, u64)>,
+}
+
+/// What history was like when it was found to have overtaken a replay.
+struct Overtaken<P> {
+    /// Everything up to here is gone.
+    gone_through: u64,
+    /// Whether the memory budget took some of it.
+    by_budget: bool,
+    /// What is there from here to the nearest mark.
+    to_mark: Vec<Arc<Event<P>>>,
+}
+
+// ===== impl Replay =====
 
 impl<P: Payload> Replay<P> {
     /// A replay of what belongs to `feeds`, whose predicates are the same, if they have one.
@@ -385,15 +387,7 @@ impl<P: Payload> Replay<P> {
     }
 }
 
-impl Ledger {
-    const fn new(head: u64) -> Self {
-        Self {
-            before: head + 1,
-            matches: 0,
-            marks: Vec::new(),
-        }
-    }
-}
+// ===== impl Wanted =====
 
 impl<P: Payload> Wanted<P> {
     // The predicate has noted what it says of every event since the subscription began, so under the publish
@@ -410,5 +404,17 @@ impl<P: Payload> Wanted<P> {
                     .predicate
                     .as_ref()
                     .is_none_or(|predicate| predicate.accepts(event)))
+    }
+}
+
+// ===== impl Ledger =====
+
+impl Ledger {
+    const fn new(head: u64) -> Self {
+        Self {
+            before: head + 1,
+            matches: 0,
+            marks: Vec::new(),
+        }
     }
 }

@@ -21,6 +21,9 @@ pub const MAX_CLIENT_ID_BYTES: usize = 128;
 /// What begins the topic of one client.
 pub(crate) const CLIENT_PREFIX: &str = "$client.";
 
+/// So much of a name is repeated, in bytes.
+const MAX_QUOTED_BYTES: usize = 64;
+
 /// The name an event is published under: `orders.eu.created`. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Topic(Arc<str>);
@@ -41,9 +44,6 @@ pub struct NameError {
     /// What was refused. Of a long name the beginning, and `...`.
     pub name: Box<str>,
 }
-
-/// So much of a name is repeated, in bytes.
-const MAX_QUOTED_BYTES: usize = 64;
 
 /// What is wrong with a topic, a filter or a client id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -78,72 +78,7 @@ pub enum NameErrorKind {
     TooManyTokens,
 }
 
-impl NameErrorKind {
-    /// The error of a name that is still to be told, by [`NameError::of`].
-    pub(crate) fn at(self, position: usize) -> NameError {
-        NameError {
-            kind: self,
-            position,
-            name: Box::default(),
-        }
-    }
-}
-
-impl NameError {
-    /// The same error, of `name`.
-    pub(crate) fn of(self, name: &str) -> Self {
-        let name = match name.len() <= MAX_QUOTED_BYTES {
-            true => name.into(),
-            false => {
-                let mut ends = (0..=MAX_QUOTED_BYTES).rev();
-                let end = ends.find(|end| name.is_char_boundary(*end));
-                format!("{}...", &name[..end.unwrap_or(0)]).into()
-            }
-        };
-        Self { name, ..self }
-    }
-}
-
-/// Makes `TryInto<Name>` take a name that was checked before as well.
-impl From<Infallible> for NameError {
-    fn from(never: Infallible) -> Self {
-        match never {}
-    }
-}
-
 // ===== impl Topic =====
-
-impl TryFrom<&str> for Topic {
-    type Error = NameError;
-
-    fn try_from(name: &str) -> Result<Self, NameError> {
-        Self::new(name)
-    }
-}
-
-impl TryFrom<String> for Topic {
-    type Error = NameError;
-
-    fn try_from(name: String) -> Result<Self, NameError> {
-        Self::new(&name)
-    }
-}
-
-impl TryFrom<&str> for ClientId {
-    type Error = NameError;
-
-    fn try_from(id: &str) -> Result<Self, NameError> {
-        Self::new(id)
-    }
-}
-
-impl TryFrom<String> for ClientId {
-    type Error = NameError;
-
-    fn try_from(id: String) -> Result<Self, NameError> {
-        Self::new(&id)
-    }
-}
 
 impl Topic {
     /// Checks `name` and makes a topic of it.
@@ -186,6 +121,22 @@ impl Topic {
     #[must_use]
     pub fn is_reserved(&self) -> bool {
         self.0.starts_with('$')
+    }
+}
+
+impl TryFrom<&str> for Topic {
+    type Error = NameError;
+
+    fn try_from(name: &str) -> Result<Self, NameError> {
+        Self::new(name)
+    }
+}
+
+impl TryFrom<String> for Topic {
+    type Error = NameError;
+
+    fn try_from(name: String) -> Result<Self, NameError> {
+        Self::new(&name)
     }
 }
 
@@ -233,6 +184,22 @@ impl ClientId {
     }
 }
 
+impl TryFrom<&str> for ClientId {
+    type Error = NameError;
+
+    fn try_from(id: &str) -> Result<Self, NameError> {
+        Self::new(id)
+    }
+}
+
+impl TryFrom<String> for ClientId {
+    type Error = NameError;
+
+    fn try_from(id: String) -> Result<Self, NameError> {
+        Self::new(&id)
+    }
+}
+
 impl fmt::Display for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -242,6 +209,41 @@ impl fmt::Display for ClientId {
 impl fmt::Debug for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ClientId({:?})", self.as_str())
+    }
+}
+
+// ===== impl NameError =====
+
+impl NameError {
+    /// The same error, of `name`.
+    pub(crate) fn of(self, name: &str) -> Self {
+        let name = match name.len() <= MAX_QUOTED_BYTES {
+            true => name.into(),
+            false => {
+                let mut ends = (0..=MAX_QUOTED_BYTES).rev();
+                let end = ends.find(|end| name.is_char_boundary(*end));
+                format!("{}...", &name[..end.unwrap_or(0)]).into()
+            }
+        };
+        Self { name, ..self }
+    }
+}
+
+/// Makes `TryInto<Name>` take a name that was checked before as well.
+impl From<Infallible> for NameError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+impl NameErrorKind {
+    /// The error of a name that is still to be told, by [`NameError::of`].
+    pub(crate) fn at(self, position: usize) -> NameError {
+        NameError {
+            kind: self,
+            position,
+            name: Box::default(),
+        }
     }
 }
 

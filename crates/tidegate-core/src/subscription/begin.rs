@@ -16,6 +16,15 @@ use crate::{
     replay::{Opening, Replay},
 };
 
+/// How a subscription begins.
+enum Beginning {
+    Live,
+    /// A replay was asked for and history has nothing for it: its end is said at once, and before that
+    /// what is missing.
+    CaughtUp(Option<Gap>),
+    Replay(Opening),
+}
+
 impl<P: Payload> Subscription<P> {
     /// Begins a subscription to `feeds`, at `head`. The caller holds the publish lock.
     pub(crate) fn begin(
@@ -68,15 +77,6 @@ impl<P: Payload> Subscription<P> {
         subscription.note_standing();
         subscription
     }
-}
-
-/// How a subscription begins.
-enum Beginning {
-    Live,
-    /// A replay was asked for and history has nothing for it: its end is said at once, and before that
-    /// what is missing.
-    CaughtUp(Option<Gap>),
-    Replay(Opening),
 }
 
 impl Beginning {

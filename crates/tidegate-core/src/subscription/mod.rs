@@ -111,7 +111,7 @@ enum CursorState {
     Ready,
 }
 
-// ===== impl Subscription: outside =====
+// ===== impl Subscription: public =====
 
 impl<P: Payload> Subscription<P> {
     /// Takes what is ready into `batch`, which is cleared first, as far as there is `room`.
@@ -368,6 +368,8 @@ impl<P: Payload> Subscription<P> {
         }
     }
 }
+
+// ===== impl Cursor =====
 
 impl<P: Payload> Cursor<P> {
     const fn new(feed: Arc<Feed<P>>) -> Self {

@@ -34,7 +34,12 @@ pub struct Batch<P> {
     pub caught_up: Option<Position>,
 }
 
-// ===== impl Room =====
+/// What is left of a room while a batch is filled.
+pub(super) struct Filling<'a, P> {
+    pub(super) room: Room,
+    pub(super) bytes: u64,
+    pub(super) events: &'a mut Vec<Arc<Event<P>>>,
+}
 
 impl Room {
     /// Room for so many events of any size.
@@ -55,38 +60,6 @@ impl Room {
     }
 }
 
-/// What is left of a room while a batch is filled.
-pub(super) struct Filling<'a, P> {
-    pub(super) room: Room,
-    pub(super) bytes: u64,
-    pub(super) events: &'a mut Vec<Arc<Event<P>>>,
-}
-
-impl<P: Payload> Filling<'_, P> {
-    /// Takes `event` unless the room is full.
-    pub(super) fn take(&mut self, event: &Arc<Event<P>>) -> bool {
-        let fits = self.room.fits(self.events.len(), self.bytes, event.size());
-        if fits {
-            self.bytes = self.bytes.saturating_add(event.size() + self.room.overhead);
-            self.events.push(Arc::clone(event));
-        }
-        fits
-    }
-}
-
-// ===== impl Batch =====
-
-impl<P> Default for Batch<P> {
-    fn default() -> Self {
-        Self {
-            gaps: Vec::new(),
-            first_index: 0,
-            events: Vec::new(),
-            caught_up: None,
-        }
-    }
-}
-
 impl<P> Batch<P> {
     /// Whether nothing is in it.
     #[must_use]
@@ -99,5 +72,28 @@ impl<P> Batch<P> {
         self.gaps.clear();
         self.events.clear();
         self.caught_up = None;
+    }
+}
+
+impl<P> Default for Batch<P> {
+    fn default() -> Self {
+        Self {
+            gaps: Vec::new(),
+            first_index: 0,
+            events: Vec::new(),
+            caught_up: None,
+        }
+    }
+}
+
+impl<P: Payload> Filling<'_, P> {
+    /// Takes `event` unless the room is full.
+    pub(super) fn take(&mut self, event: &Arc<Event<P>>) -> bool {
+        let fits = self.room.fits(self.events.len(), self.bytes, event.size());
+        if fits {
+            self.bytes = self.bytes.saturating_add(event.size() + self.room.overhead);
+            self.events.push(Arc::clone(event));
+        }
+        fits
     }
 }
