@@ -80,7 +80,7 @@ fn lines(text: &str) -> String {
 }
 
 #[test]
-fn the_readme_shows_code_of_this_example() {
+fn readme_shows_code_of_this_example() {
     let sources = [
         lines(include_str!("../build.rs")),
         lines(include_str!("../src/server.rs")),
