@@ -8,16 +8,13 @@
 
 use std::{cmp::Reverse, mem, sync::Arc};
 
-use super::{Subscription, losses::Losses, room::Filling};
+use super::{
+    Subscription,
+    live::{Run, RunEnd},
+    losses::Losses,
+    room::Filling,
+};
 use crate::event::Payload;
-
-/// Why a run over the survivors ended.
-enum RunEnd {
-    /// The room is full, or nothing up to the watermark is left.
-    Done,
-    /// A feed evicted what the subscription had still to see.
-    Overtaken,
-}
 
 impl<P: Payload> Subscription<P> {
     /// Takes survivors up to `watermark`, lowest sequence first.
@@ -28,19 +25,16 @@ impl<P: Payload> Subscription<P> {
     ) -> Losses {
         let mut losses = Losses::default();
         let settled = self.survivors_floor(watermark) == 0
-            && (matches!(
+            && matches!(
                 self.run_conflated(watermark, filling, &mut losses),
                 RunEnd::Done
-            ) || !filling.events.is_empty());
+            );
         if !settled {
             // The losses of all feeds must be settled against one another, as without conflation.
             let shared = Arc::clone(&self.shared);
             let state = shared.publish.lock();
             let watermark = state.head.min(filling.room.up_to);
-            self.parts
-                .signal
-                .take_ready_while_locked(&mut self.arrivals);
-            self.absorb_arrivals();
+            self.absorb_while_locked(&state);
             self.drop_survivors(self.survivors_floor(watermark), &mut losses);
             self.run_conflated(watermark, filling, &mut losses);
         }
@@ -136,26 +130,25 @@ impl<P: Payload> Subscription<P> {
         losses: &mut Losses,
     ) -> RunEnd {
         loop {
-            let (head, i) = match self.ready.peek() {
-                Some(Reverse((head, i))) if *head <= watermark => (*head, *i),
-                _ => return RunEnd::Done,
+            let Some(Run {
+                head,
+                cursor: i,
+                up_to,
+            }) = self.pop_run(watermark)
+            else {
+                return RunEnd::Done;
             };
-            self.ready.pop();
-            let next_head = self
-                .ready
-                .peek()
-                .map_or(u64::MAX, |Reverse((head, _))| *head);
             let cursor = &mut self.cursors[i as usize];
             let mut feed = cursor.feed.lock();
             if feed.latest().has_overtaken(cursor.next) {
                 drop(feed);
                 self.ready.push(Reverse((head, i)));
-                return RunEnd::Overtaken;
+                return RunEnd::overtaken(filling);
             }
             let (mut to, mut not_before) = (cursor.next, cursor.not_before);
             let mut is_full = false;
             for (number, event) in feed.latest().from(cursor.next) {
-                if event.sequence() > watermark.min(next_head - 1) {
+                if event.sequence() > up_to {
                     break;
                 }
                 is_full = !filling.take(event);

@@ -20,12 +20,33 @@ struct Survey {
     evicted_through: u64,
 }
 
+/// The ready feed to take from next, which [`Subscription::pop_run`] took off the heap.
+pub(super) struct Run {
+    /// The sequence of the first event there.
+    pub(super) head: u64,
+    /// Which of the cursors.
+    pub(super) cursor: u32,
+    /// Events up to this sequence may be taken: no other feed has anything before it.
+    pub(super) up_to: u64,
+}
+
 /// Why a run over the ready feeds ended.
-enum RunEnd {
+pub(super) enum RunEnd {
     /// The room is full, or nothing up to the watermark is left.
     Done,
     /// A feed evicted what the subscription had still to see, before anything was taken.
     Overtaken,
+}
+
+impl RunEnd {
+    /// The end of a run at a feed that evicted what was to come. What was taken before is complete without it.
+    pub(super) const fn overtaken<P>(filling: &Filling<'_, P>) -> Self {
+        if filling.events.is_empty() {
+            Self::Overtaken
+        } else {
+            Self::Done
+        }
+    }
 }
 
 impl<P: Payload> Subscription<P> {
@@ -103,10 +124,7 @@ impl<P: Payload> Subscription<P> {
         // The losses of all feeds must be settled against one another: no publisher may evict meanwhile.
         let shared = Arc::clone(&self.shared);
         let state = shared.publish.lock();
-        self.parts
-            .signal
-            .take_ready_while_locked(&mut self.arrivals);
-        self.absorb_arrivals();
+        self.absorb_while_locked(&state);
         let watermark = state.head.min(filling.room.up_to);
         let evicted_through = self.survey(0, watermark).evicted_through;
         self.skip_through(evicted_through.max(losses.last()), &mut losses);
@@ -174,11 +192,8 @@ impl<P: Payload> Subscription<P> {
     pub(super) fn leave_out_through(&mut self, sequence: u64) -> u64 {
         let shared = Arc::clone(&self.shared);
         // Nothing is committed or evicted meanwhile.
-        let _state = shared.publish.lock();
-        self.parts
-            .signal
-            .take_ready_while_locked(&mut self.arrivals);
-        self.absorb_arrivals();
+        let state = shared.publish.lock();
+        self.absorb_while_locked(&state);
         let own = self.cursors.len() - 1;
         let mut skipped = 0;
         for Reverse((head, i)) in mem::take(&mut self.ready) {
@@ -203,28 +218,22 @@ impl<P: Payload> Subscription<P> {
     /// Takes from the ready feeds, lowest sequence first, a run of one feed at a time.
     fn run(&mut self, watermark: u64, filling: &mut Filling<'_, P>) -> RunEnd {
         loop {
-            let (head, i) = match self.ready.peek() {
-                Some(Reverse((head, i))) if *head <= watermark => (*head, *i),
-                _ => return RunEnd::Done,
+            let Some(Run {
+                head,
+                cursor: i,
+                up_to,
+            }) = self.pop_run(watermark)
+            else {
+                return RunEnd::Done;
             };
-            self.ready.pop();
-            let next_head = self
-                .ready
-                .peek()
-                .map_or(u64::MAX, |Reverse((head, _))| *head);
             let cursor = &mut self.cursors[i as usize];
             let mut feed = cursor.feed.lock();
             if feed.has_overtaken(cursor.next) {
                 drop(feed);
                 self.ready.push(Reverse((head, i)));
-                let untouched = filling.events.is_empty();
-                return if untouched {
-                    RunEnd::Overtaken
-                } else {
-                    RunEnd::Done
-                };
+                return RunEnd::overtaken(filling);
             }
-            let end = feed.number_after(watermark.min(next_head - 1));
+            let end = feed.number_after(up_to);
             let taken = feed
                 .events(cursor.next, end)
                 .take_while(|event| filling.take(event))
@@ -238,6 +247,24 @@ impl<P: Payload> Subscription<P> {
                 return RunEnd::Done;
             }
         }
+    }
+
+    /// Takes the ready feed with the lowest sequence off the heap, if that is not above `watermark`.
+    pub(super) fn pop_run(&mut self, watermark: u64) -> Option<Run> {
+        let Reverse((head, cursor)) = *self.ready.peek()?;
+        if head > watermark {
+            return None;
+        }
+        self.ready.pop();
+        let next_head = self
+            .ready
+            .peek()
+            .map_or(u64::MAX, |Reverse((head, _))| *head);
+        Some(Run {
+            head,
+            cursor,
+            up_to: watermark.min(next_head - 1),
+        })
     }
 
     /// Notes where a cursor is after it has moved.

@@ -47,7 +47,7 @@ use crate::{
     gap::{Gap, GapReason},
     info::{Holder, SubscriptionInfo},
     limits::{Limits, Overflow},
-    publish::Shared,
+    publish::{Shared, State},
     replay::Replay,
     signal::{Ready, Signal},
     topic::ClientId,
@@ -252,12 +252,7 @@ impl<P: Payload> Subscription<P> {
         if self.behind_when_ended > 0 {
             return self.behind_when_ended;
         }
-        let live: u64 = self
-            .cursors
-            .iter()
-            .map(|cursor| cursor.feed.lock().end() - cursor.next)
-            .sum();
-        live + self.replay.as_ref().map_or(0, |replay| replay.remaining())
+        self.ahead() + self.replay.as_ref().map_or(0, |replay| replay.remaining())
     }
 }
 
@@ -354,6 +349,22 @@ impl<P: Payload> Subscription<P> {
             .tally()
             .stands_at
             .store(stands_at, Relaxed);
+    }
+
+    /// Takes the ready list again, in the middle of a poll. The publish lock, which guards `_state`, is held.
+    fn absorb_while_locked(&mut self, _state: &State<P>) {
+        self.parts
+            .signal
+            .take_ready_while_locked(&mut self.arrivals);
+        self.absorb_arrivals();
+    }
+
+    /// How many events of the feeds the cursors have still to pass.
+    fn ahead(&self) -> u64 {
+        self.cursors
+            .iter()
+            .map(|cursor| cursor.feed.lock().end() - cursor.next)
+            .sum()
     }
 
     fn absorb_arrivals(&mut self) {

@@ -63,11 +63,7 @@ impl<P: Payload> Subscription<P> {
     fn join(&mut self, room: Room, batch: &mut Batch<P>) {
         let shared = Arc::clone(&self.shared);
         let state = shared.publish.lock();
-        let pending: u64 = self
-            .cursors
-            .iter()
-            .map(|cursor| cursor.feed.lock().end() - cursor.next)
-            .sum();
+        let pending = self.ahead();
         let replay = self.replay.as_mut().expect("a replay goes on");
         let all_taken = pending == 0 || {
             let mut filling = Filling {
