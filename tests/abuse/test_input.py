@@ -40,7 +40,7 @@ GREETINGS = {
 
 
 def test_non_http2_connection_is_closed_at_once(besiege):
-    # Long before the deadline for the preface.
+    # Not by the deadline for the preface.
     with besiege("--preface-timeout", "1h") as siege:
         began = time.monotonic()
         peers = [siege.peer(says=says) for says in GREETINGS.values() for _ in range(20)]

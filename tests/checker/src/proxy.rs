@@ -144,7 +144,7 @@ impl Schedule {
     /// Returns the number of bytes before the next fault, and the fault.
     fn next(&mut self) -> (usize, Fault) {
         let rng = &mut self.0;
-        // Most faults come early: the begin of a stream is where its replay is.
+        // Most faults come early: the start of a stream is where its replay is.
         let after = 1 << rng.u32(8..22);
         let fault = match rng.u32(0..10) {
             0..4 => Fault::Delay(Duration::from_millis(rng.u64(5..300))),

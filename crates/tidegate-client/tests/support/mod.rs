@@ -161,7 +161,7 @@ impl EventService for Service {
     }
 }
 
-/// A TCP relay to the server, whose connections can be cut without a word.
+/// A TCP relay to the server, whose connections can be cut abruptly.
 pub struct Wire {
     pub address: SocketAddr,
     cut: mpsc::Sender<oneshot::Sender<()>>,

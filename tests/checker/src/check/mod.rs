@@ -1,7 +1,7 @@
 //! The checker: whether recorded streams keep the eight guarantees.
 //!
 //! The checker walks every stream once, beside the log of published events: each event of the log that matches must be
-//! delivered or counted by a gap, in its place. The cost is one look at each event published between the begin of a
+//! delivered or counted by a gap, in its place. The cost is one look at each event published between the start of a
 //! stream and its end, without an allocation for each event.
 //!
 //! # Limits of the checks
