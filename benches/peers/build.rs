@@ -1,5 +1,5 @@
-//! Generates the server of `tidegate.v1` once more, for the messages that the crate `tidegate-proto` has, such
-//! that its responses are encoded once.
+//! Generates the server of `tidegate.v1` again, over the messages of the crate `tidegate-proto`, with responses that
+//! are encoded once.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     const PROTO: &str = "../../crates/tidegate-proto/proto";

@@ -14,7 +14,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("topic")
     arguments.add_argument("payloads", nargs="+", metavar="PAYLOAD")
-    arguments.add_argument("--key", default="", help="what the events are about, for clients that conflate")
+    arguments.add_argument("--key", default="", help="for conflating clients, which keep the newest event of each key")
     arguments.add_argument("--server", default="127.0.0.1:50051", metavar="HOST:PORT")
     options = arguments.parse_args()
 

@@ -1,4 +1,4 @@
-"""Follows topics of a Tidegate server, and goes on where it was after every interruption.
+"""Prints the events of a Tidegate server, and resumes after every interruption.
 
     python subscribe.py 'orders.>'
 """
@@ -11,7 +11,7 @@ import grpc
 from tidegate.v1 import event_service_pb2 as pb
 from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
-# A broken connection, a server that restarts, or a stream that was reset: come back and resume.
+# A broken connection, a server that restarts, or a stream that was reset: reconnect and resume.
 RETRY = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.INTERNAL,
@@ -19,15 +19,15 @@ RETRY = {
     grpc.StatusCode.CANCELLED,
 }
 
-# Notices within 40 seconds that the other end has vanished without a word.
+# Detects within 40 seconds that the server has vanished without closing the connection.
 KEEPALIVE = [("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000)]
 
 
 class Cursor:
-    """Where to resume: everything up to there was handled, or reported as missing."""
+    """The position to resume after: everything up to it was handled, or counted by a gap."""
 
     def __init__(self):
-        # None until the first stream says where it begins.
+        # None until the first stream has begun.
         self.position = None
         self._epoch = 0
 
@@ -35,11 +35,11 @@ class Cursor:
         match response.WhichOneof("response"):
             case "subscribed":
                 self._epoch = response.subscribed.position.epoch
-                # After a reconnect, the place to resume is still the old one.
+                # After a reconnect, the old position is still the one to resume after.
                 self.position = self.position or response.subscribed.position
             case "batch":
                 self._move_to(response.batch.events[-1].sequence)
-            # What was conflated lies between the events that survived, which are still to come.
+            # Conflated events lie between the events that survived, which are still to come.
             case "gap" if response.gap.reason != pb.GAP_REASON_CONFLATED:
                 self._move_to(response.gap.last_sequence)
             case "heartbeat":
@@ -77,7 +77,7 @@ def follow(stub, filters):
         request = pb.SubscribeRequest(filters=filters, resume_after=cursor.position)
         try:
             for response in stub.Subscribe(request, wait_for_ready=True):
-                # Handle first, advance after: if handling fails, the events come again.
+                # Handle the response first, then advance: if handling fails, its events come again.
                 show(response)
                 cursor.advance(response)
                 kind = response.WhichOneof("response")
@@ -88,11 +88,11 @@ def follow(stub, filters):
         except grpc.RpcError as error:
             print(f"-- {error.code().name}: {error.details()}")
             if error.code() == grpc.StatusCode.OUT_OF_RANGE:
-                # The position is ahead of all that this server has: begin anew.
+                # The position is ahead of this server, which has lost events: begin anew.
                 cursor = Cursor()
             elif error.code() not in RETRY:
                 raise
-        # Full jitter, so that many clients do not come back at the same moment.
+        # Full jitter, so that many clients do not reconnect at the same moment.
         time.sleep(pause + random.uniform(0, min(30, 0.25 * 2**failures)))
         failures = min(failures + 1, 10)
 

@@ -13,7 +13,7 @@ __all__ = ["binary"]
 
 @pytest.fixture
 def besiege(binary: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., Siege]]:
-    """Makes a siege of a server with those arguments, to be entered with `with`."""
+    """Returns a function that makes a siege of a server with given arguments, to enter with `with`."""
     sieges: list[Siege] = []
 
     def besiege(*arguments: str, **options) -> Siege:

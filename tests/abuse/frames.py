@@ -1,6 +1,6 @@
 """HTTP/2 frame by frame, for peers that break its rules (RFC 9113).
 
-Nothing is checked on the way out. On the way in, frames are cut out of the stream and headers are decoded, no more.
+It checks nothing that it sends. It splits what it receives into frames and decodes headers, no more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import hpack
 
-# Long enough for a loaded machine; nothing waits for it when all goes well.
+# The timeout of a step: long enough for a loaded machine. A test that passes never waits for it.
 PATIENCE = 30
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -33,12 +33,12 @@ COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 9, 11
 HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 2, 3, 4, 5
 
 LARGEST_WINDOW = 2**31 - 1
-# What every window is before anyone says otherwise.
+# The default of every window (RFC 9113, 6.9.2).
 FIRST_WINDOW = 65_535
-# What every frame may have, before anyone says otherwise.
+# The default of SETTINGS_MAX_FRAME_SIZE (RFC 9113, 6.5.2).
 LARGEST_FRAME = 16_384
 
-# What the server gives each stream by its settings.
+# The stream window in the server's settings.
 SERVER_STREAM_WINDOW = 256 << 10
 
 SUBSCRIBE = "/tidegate.v1.EventService/Subscribe"
@@ -68,7 +68,7 @@ def reset(stream: int, code: int = CANCEL) -> bytes:
 
 
 def data(stream: int, content: bytes, *, ends: bool = False) -> bytes:
-    """DATA in frames as large as they may be."""
+    """DATA, in frames of the largest size."""
     pieces = [content[start : start + LARGEST_FRAME] for start in range(0, len(content), LARGEST_FRAME)]
     last = len(pieces) - 1
     return b"".join(
@@ -77,7 +77,7 @@ def data(stream: int, content: bytes, *, ends: bool = False) -> bytes:
 
 
 def header_block(stream: int, headers: bytes, *, ends: bool = True) -> bytes:
-    """HEADERS, and CONTINUATION for what does not fit."""
+    """HEADERS, and CONTINUATION for the rest."""
     pieces = [headers[start : start + LARGEST_FRAME] for start in range(0, len(headers), LARGEST_FRAME)]
     last = len(pieces) - 1
     sent = b""
@@ -92,7 +92,7 @@ def ping(content: bytes = b"12345678", flags: int = 0) -> bytes:
 
 
 def literal(name: bytes, value: bytes) -> bytes:
-    """A header in HPACK that enters no table and uses none, so that it may stand anywhere (RFC 7541, 6.2.2)."""
+    """A header in HPACK that neither uses nor changes the table, so that it may stand anywhere (RFC 7541, 6.2.2)."""
     return b"\0" + _text(name) + _text(value)
 
 
@@ -146,12 +146,12 @@ class Frame:
 
 
 class Gone(Exception):
-    """The connection has ended, with a reset or in good order."""
+    """The connection has ended, with a reset or a close."""
 
 
 @dataclass
 class Call:
-    """What came on one stream so far."""
+    """The frames received on one stream so far."""
 
     headers: dict[str, str] = field(default_factory=dict)
     data: bytes = b""
@@ -161,7 +161,7 @@ class Call:
 
     @property
     def status(self) -> int | None:
-        """The gRPC status; None if the call did not get as far."""
+        """The gRPC status; None if there is none yet."""
         status = self.headers.get("grpc-status")
         return None if status is None else int(status)
 
@@ -170,7 +170,7 @@ class Call:
         return self.has_ended or self.reset is not None
 
     def messages(self) -> list[bytes]:
-        """The gRPC messages that have come whole."""
+        """The complete gRPC messages."""
         found, at = [], 0
         while at + 5 <= len(self.data):
             length = struct.unpack(">I", self.data[at + 1 : at + 5])[0]
@@ -182,8 +182,8 @@ class Call:
 
 
 class Peer:
-    """One connection, as a client. It acknowledges settings and pings unless it is told not to, and gives the server
-    no window that it is not told to give."""
+    """One connection, as a client. It acknowledges settings and pings unless configured otherwise, and sends no window
+    update by itself."""
 
     def __init__(
         self, address: str, *, source: str | None = None, receive_buffer: int | None = None, says: bytes | None = None
@@ -195,13 +195,13 @@ class Peer:
         self.socket.settimeout(PATIENCE)
         if source is not None:
             self.socket.bind((source, 0))
-        # Before, so that no deadline of the server can begin earlier.
+        # Read before connecting, so that no deadline of the server can begin earlier.
         self.connected_at = time.monotonic()
         self.socket.connect((host, int(port)))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.acknowledges = True
         self.calls: dict[int, Call] = {}
-        # Every frame that came, but DATA and HEADERS, whose content is in `calls`.
+        # Every frame received, except DATA and HEADERS, whose content is in `calls`.
         self.frames: list[Frame] = []
         self.goaway: Frame | None = None
         self.has_ended = False
@@ -214,14 +214,14 @@ class Peer:
 
     @classmethod
     def greeted(cls, address: str, *pairs: tuple[int, int], **options) -> Peer:
-        """One that has sent its preface, with those settings, and seen the settings of the server."""
+        """Returns a peer that has sent its preface, with those settings, and received the settings of the server."""
         peer = cls(address, says=PREFACE + settings(*pairs), **options)
         peer.until(lambda: any(frame.kind == SETTINGS for frame in peer.frames), "settings")
         return peer
 
     def send_paced(self, stream: int, content: bytes, *, ends: bool = False) -> None:
-        """Sends a body as the windows of the server allow, which must be those of its defaults; all of what it gave
-        must be for this stream. Stops when the call is over."""
+        """Sends a body within the windows of the server, which must be its defaults, and used by this stream alone.
+        Stops when the call is over."""
         call, sent = self.calls[stream], 0
 
         def room() -> int:
@@ -248,8 +248,8 @@ class Peer:
     # ----- out -----
 
     def send(self, content: bytes) -> None:
-        """Sends, and reads meanwhile, so that neither side waits for the other. If the connection has ended, what is
-        left is dropped: `has_ended` tells."""
+        """Sends, and reads meanwhile, so that neither side waits for the other. Drops the rest of `content` if the
+        connection has ended, which sets `has_ended`."""
         view = memoryview(content)
         deadline = time.monotonic() + PATIENCE
         while view and not self.has_ended:
@@ -276,7 +276,7 @@ class Peer:
         return stream
 
     def stream(self) -> int:
-        """The next stream of a client."""
+        """Returns the number of the next stream of a client."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         self.calls[stream] = Call()
         return stream
@@ -284,7 +284,7 @@ class Peer:
     # ----- in -----
 
     def until(self, done: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-        """Reads until `done`. Raises `Gone` when the connection ends before."""
+        """Reads until `done`. Raises `Gone` if the connection ends before."""
         deadline = time.monotonic() + patience
         while not done():
             if self.has_ended:
@@ -303,12 +303,12 @@ class Peer:
         return call
 
     def outcome(self) -> Frame | None:
-        """Reads until the connection ends; its GOAWAY with an error, if there was one."""
+        """Reads until the connection ends. Returns its GOAWAY with an error, if there was one."""
         self.until(lambda: self.has_ended, "the end of the connection")
         return self.goaway
 
     def answers(self, patience: float = PATIENCE) -> bool:
-        """Whether the connection still answers a ping, when everything before it has been handled."""
+        """Whether the connection still answers a ping. The answer follows everything that was sent before."""
         before = self._pongs()
         self.send(ping(b"are you?"))
         try:
@@ -321,7 +321,7 @@ class Peer:
         return sum(frame.kind == PING and frame.flags == ACK for frame in self.frames)
 
     def receive(self) -> None:
-        """Takes in what has come; waits if nothing has."""
+        """Receives bytes. Waits if none have come."""
         try:
             received = self.socket.recv(1 << 18)
         except (ConnectionError, TimeoutError):
@@ -338,7 +338,7 @@ class Peer:
                 self._drain()
 
     def _drain(self) -> None:
-        """What the server said before it ended the connection, if a reset left any of it."""
+        """Receives the last bytes of the server, if a reset has left any of them."""
         while not self.has_ended:
             self.acknowledges = False
             self.receive()

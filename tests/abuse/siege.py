@@ -1,5 +1,5 @@
-"""A server under attack: beside the attacker stand an honest neighbor, who must lose nothing, and a probe, which looks
-at what the process holds before and after."""
+"""A server under attack. Beside the attacker there are an honest neighbor, which must lose nothing, and a probe, which
+reads the resources of the process before and after."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import grpc
 from frames import PATIENCE, Call, Peer
 from support import Client, Ledger, Server, Stream, new_event, pb
 
-# How long the neighbor is measured before the attack begins.
+# How long to measure the neighbor before the attack begins.
 BASELINE_SECONDS = 0.4
-# Between two events of the neighbor.
+# The time between two events of the neighbor.
 INTERVAL_SECONDS = 0.005
-# The neighbor's p99 during the attack is at most so many times that before it, or this time if that is more: a
-# machine on which all the tests run at once has pauses of its own.
+# The neighbor's p99 during the attack may be at most 20 times that before it, or 3 s if that is more: a machine on
+# which all tests run at once has pauses of its own.
 P99_FACTOR, P99_FLOOR_SECONDS = 20, 3.0
 
-# What the resident memory may have grown by when all is over, in KiB: freed memory that the allocator still holds, and
-# the history of the neighbor's events.
+# The growth of resident memory that is allowed after the attack, in KiB: freed memory that the allocator keeps, and the
+# history of the neighbor's events.
 MEMORY_SLACK_KIB = 48 << 10
 
-# What the server may log during an attack, in bytes: who floods it must not fill a disk.
+# The most bytes that the server may log during an attack: a flood must not fill a disk.
 LOG_BYTES = 64 << 10
 
 
@@ -36,7 +36,7 @@ def p99(latencies: list[float]) -> float:
 
 @dataclass
 class Held:
-    """What the process holds."""
+    """The resources that the process holds."""
 
     resident_kib: int
     descriptors: int
@@ -62,15 +62,15 @@ class Neighbor:
 
     def __init__(self, address: str, *, resumes: bool) -> None:
         self.publisher, self.subscriber = Client(address), Client(address)
-        # Whether it subscribes again when the server ends its stream, from where it was.
+        # Whether it resumes when the server ends its stream.
         self.resumes = resumes
-        # The streams before the one that is read.
+        # The streams before the current one.
         self.earlier: list[Stream] = []
         self.stream = self.subscriber.subscribe("neighbor.>", timeout=600)
-        # By the number of the event.
+        # Indexed by the number of the event.
         self.latencies: list[float] = []
         self.published = 0
-        # The status with which the stream ended, if it did.
+        # The status of the stream, once it has ended.
         self.ending: grpc.RpcError | None = None
         self._stop = threading.Event()
         self._failures: list[BaseException] = []
@@ -80,14 +80,14 @@ class Neighbor:
         self._reading.start()
 
     def await_events(self, count: int) -> None:
-        """Waits until so many have come since the beginning."""
+        """Waits until `count` events have come in all."""
         deadline = time.monotonic() + PATIENCE
         while len(self.latencies) < count and not self._failures:
             assert time.monotonic() < deadline, f"the neighbor got {len(self.latencies)} of {count} events"
             time.sleep(INTERVAL_SECONDS)
 
     def leave(self) -> None:
-        """Ends, after checking that all that was published has come."""
+        """Stops, and checks that every published event has come."""
         self._stop.set()
         self._publishing.join(PATIENCE)
         self._reading.join(PATIENCE)
@@ -106,7 +106,7 @@ class Neighbor:
         if self.ending is None:
             assert len(numbers) == self.published
         else:
-            # What was accepted and not handed out before the end is behind the position that it was given.
+            # Events that were accepted but not delivered before the end lie after the position to resume after.
             resume_after = ledgers[-1].going_away.resume_after
             assert not events or resume_after.sequence >= events[-1].sequence
 
@@ -123,7 +123,7 @@ class Neighbor:
             try:
                 self.publisher.publish(event)
             except grpc.RpcError:
-                # Of a server that ends; what was not accepted need not come.
+                # The server is ending. An event that it did not accept need not come.
                 assert self.ending is not None or self._ends_soon()
                 return
             self.published += 1
@@ -172,7 +172,7 @@ class Siege:
         # Whether the test ends the server itself.
         self.ends_itself = ends_itself
         self.neighbor_resumes = neighbor_resumes
-        # Connects now, so that it is in what is held before.
+        # Connect now, so that the readings before the attack include this connection.
         self.client = Client(self.address)
         self.client.publish(new_event("attack.none"))
 
@@ -187,14 +187,14 @@ class Siege:
         return self.peers[-1]
 
     def subscriptions(self) -> int:
-        """How many subscriptions to `attack.>` the server has: those that one event matches."""
+        """Returns the number of subscriptions to `attack.>`: those that one event matches."""
         return self.client.publish(new_event("attack.count")).matched
 
     def await_subscriptions(self, wanted: int) -> None:
         self.eventually(lambda: self.subscriptions() == wanted, f"{wanted} subscriptions")
 
     def eventually(self, done: Callable[[], bool], what: str, patience: float = PATIENCE) -> float:
-        """Waits until `done`, for which there is no event outside of the server. Returns how long it took."""
+        """Polls until `done`, since the server has no event for it. Returns how long it took."""
         began = time.monotonic()
         while not done():
             assert time.monotonic() - began < patience, f"waited {patience} s for {what}"
@@ -205,13 +205,13 @@ class Siege:
         return Held.by(self.server.process.pid)
 
     def cpu_seconds(self) -> float:
-        """What the server has used of the processors so far."""
+        """Returns the processor time that the server has used so far."""
         with open(f"/proc/{self.server.process.pid}/stat") as stat:
             fields = stat.read().rsplit(") ", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def note(self, name: str, value: str) -> None:
-        """A figure for the report at the end."""
+        """Adds a figure to the report at the end."""
         self.figures[name] = value
 
     # ----- before and after -----
@@ -245,7 +245,7 @@ class Siege:
             return
         try:
             if not self.ends_itself:
-                # Some that are certainly after the attack began.
+                # Events that were certainly published after the attack began.
                 self.neighbor.await_events(self._baseline_events + 40)
             self.neighbor.leave()
             self._check_latency()
@@ -266,7 +266,7 @@ class Siege:
 
     @property
     def growth_kib(self) -> int:
-        """By how much the resident memory grew, at the most, so far."""
+        """Returns the largest growth of resident memory so far."""
         return self._peak_kib - self.before.resident_kib
 
     def _check_latency(self) -> None:
@@ -279,7 +279,7 @@ class Siege:
         assert loud <= bound, f"the neighbor's p99 went from {quiet:.4f} s to {loud:.4f} s"
 
     def logged(self) -> str:
-        """What the server has logged so far."""
+        """Returns the log of the server so far."""
         self.log.seek(0)
         return self.log.read().decode()
 
@@ -307,7 +307,7 @@ class Siege:
 
 
 def audit(request: bytes, call: Call) -> Ledger:
-    """Enters all that has come of a subscription, and so checks its order, its indexes and its gaps."""
+    """Records every response of a subscription so far, which checks its order, its indexes and its gaps."""
     ledger = Ledger(pb.SubscribeRequest.FromString(request))
     for response in call.messages():
         ledger.enter(pb.SubscribeResponse.FromString(response))

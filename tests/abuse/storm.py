@@ -1,5 +1,5 @@
-"""Subscribers who all replay at once, in a process of its own: who reads so much must not hold up the neighbor, which
-lives in the process of the test."""
+"""A storm of subscribers that all replay at once, in a process of its own: reading so much must not delay the neighbor,
+which is a thread of the test's process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from frames import INITIAL_WINDOW_SIZE, SUBSCRIBE, Call, Peer, message, reset, window_update
 
-# What a response that is `caught_up` begins with: its field, which is 5, and that it has a length.
+# The first byte of a response that is `caught_up`: the number of its field, 5, and its wire type, which has a length.
 CAUGHT_UP = 5 << 3 | 2
 
 
@@ -18,8 +18,8 @@ def has_caught_up(call: Call, at_least: int) -> bool:
 
 
 def storm(address: str, request: bytes, connections: int, streams: int, rounds: int, at_least: int) -> list[Call]:
-    """As many calls on each connection, all at once, until each has caught up, which takes so many bytes at least; and
-    again. Returns what came."""
+    """In each round, makes `streams` calls on each of `connections` connections at once, and waits until each call has
+    caught up, with at least `at_least` bytes. Returns the calls."""
     peers = [Peer.greeted(address, (INITIAL_WINDOW_SIZE, 1 << 24)) for _ in range(connections)]
     replays = []
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""How the server, and a connection, end among peers of every kind. Cases G01 to G05 of docs/security.md."""
+"""The end of the server, and of a connection, among peers of every kind. Cases G01 to G05 of docs/security.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 # grpc.health.v1.HealthCheckResponse of SERVING, and of NOT_SERVING.
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
 
-# For a debug build on a machine that runs other tests meanwhile.
+# Enough for a debug build on a machine that runs other tests meanwhile.
 SLACK_SECONDS = 4
 
 
@@ -26,7 +26,7 @@ def test_drain_tells_idle_streams_where_to_resume_and_turns_health(besiege):
     with besiege("--drain-timeout", "20s", ends_itself=True) as siege:
         peers = [siege.greeted((INITIAL_WINDOW_SIZE, 1 << 20)) for _ in range(5)]
         for peer in peers:
-            # For the events by which subscriptions are counted, too.
+            # Also for the events that count subscriptions.
             peer.send(window_update(0, 1 << 24))
         streams = [(peer, peer.call(SUBSCRIBE, message(subscribe_request()))) for peer in peers for _ in range(100)]
         siege.await_subscriptions(len(streams))
@@ -52,7 +52,7 @@ def test_drain_tells_idle_streams_where_to_resume_and_turns_health(besiege):
 def test_deaf_peers_delay_the_end_by_at_most_the_drain_timeout(besiege):
     patience = 2
     with besiege("--drain-timeout", f"{patience}s", ends_itself=True) as siege:
-        # No window, no reading, no preface, half of it, and nothing after it.
+        # Peers without a window, without reading, without a preface, with half of one, and silent after it.
         stalled = siege.greeted((INITIAL_WINDOW_SIZE, 0))
         for _ in range(10):
             stalled.call(SUBSCRIBE, message(subscribe_request()))
@@ -81,7 +81,7 @@ def test_aged_connection_sends_two_goaways_and_loses_nothing(besiege):
         kinds = [frame.kind for frame in farewell[-3:]]
         assert kinds == [GOAWAY, PING, GOAWAY], kinds
         first, last = farewell[-3], farewell[-1]
-        # Calls that were on their way are taken before the last word.
+        # The server accepts calls that were under way until its last GOAWAY.
         assert (first.last_stream, first.error) == (LARGEST_WINDOW, 0)
         assert (last.last_stream, last.error) == (stream, 0)
         siege.neighbor.await_events(600)

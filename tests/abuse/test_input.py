@@ -50,7 +50,7 @@ def test_non_http2_connection_is_closed_at_once(besiege):
 
 
 BODIES = {
-    # What is sent as the body, and whether it ends.
+    # The body to send, and whether it ends the stream.
     "bad_flag": (message(subscribe_request(), flag=2), True),
     "compressed_without_encoding": (message(subscribe_request(), flag=1), True),
     "cut_prefix": (b"\0\0\0", True),
@@ -80,7 +80,7 @@ def test_call_with_a_wrong_number_of_messages_is_ended(besiege):
         assert peer.wait(peer.call(PUBLISH, message(b""))).status == INVALID_ARGUMENT
         event = publish_request(new_event("attack.none"))
         assert peer.wait(peer.call(PUBLISH, message(event) * 2)).status is not None
-        # The second one is not read: the stream is the first one's.
+        # The server does not read the second message: the stream belongs to the first.
         peer.call(SUBSCRIBE, message(subscribe_request()) * 2)
         siege.await_subscriptions(1)
 
@@ -127,13 +127,13 @@ def test_many_small_message_parts_do_not_multiply_in_memory(besiege):
             peer.send_paced(stream, message(content), ends=True)
             call = peer.wait(stream)
             siege.note(name, f"{len(content) >> 10} KiB, +{siege.growth_kib - before >> 10} MiB")
-            # Attributes are allowed; those without a name are one.
+            # Attributes are allowed. Those without a name count as one.
             assert call.status == (OK if name.startswith("attributes") else INVALID_ARGUMENT), f"{name}: {call}"
         assert siege.growth_kib < 8 * size >> 10
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """A field with a length, in protobuf."""
+    """A length-delimited field of protobuf."""
     length, encoded = len(content), bytearray()
     while length >= 128:
         encoded.append(length % 128 + 128)
@@ -150,9 +150,9 @@ def test_deep_groups_and_unknown_fields_do_not_overflow_the_stack(besiege):
             nested = _field(15, nested)
         for path in (SUBSCRIBE, PUBLISH):
             assert peer.wait(peer.call(path, message(groups))).status == INVALID_ARGUMENT
-        # Bytes as far as anyone knows, so this is a request without events.
+        # An unknown field of bytes, so this is a request without events.
         assert peer.wait(peer.call(PUBLISH, message(nested))).status == INVALID_ARGUMENT
-        # A field that a later version may have is passed over.
+        # A field of a later version is ignored.
         known = publish_request(new_event("attack.none")) + _field(15, b"later")
         assert peer.wait(peer.call(PUBLISH, message(known))).status == OK
 
@@ -197,7 +197,7 @@ def test_malformed_metadata_reaches_no_handler_and_no_log(besiege):
                 assert peer.wait(stream).status is None
             except Gone:
                 pass
-        # What is not base64 is a value that nobody asked for.
+        # A binary header that is not base64, which no handler reads.
         peer = siege.greeted()
         peer.call(
             SUBSCRIBE,

@@ -47,7 +47,7 @@ from frames import (
 from siege import audit, publish_request, subscribe_request
 from support import new_event, pb
 
-# With a debug build on a machine that runs other tests meanwhile.
+# Enough for a debug build on a machine that runs other tests meanwhile.
 SLACK_SECONDS = 4
 
 SUBSCRIBE_HEADERS = block(request_headers(SUBSCRIBE))
@@ -55,12 +55,12 @@ SUBSCRIBE_BODY = message(subscribe_request())
 
 
 def subscribing(stream: int) -> bytes:
-    """A call of `Subscribe` that is whole."""
+    """A complete call of `Subscribe`."""
     return frame(HEADERS, END_HEADERS, stream, SUBSCRIBE_HEADERS) + frame(DATA, END_STREAM, stream, SUBSCRIBE_BODY)
 
 
 def await_ends(peers: list[Peer], patience: float) -> list[float]:
-    """How long after it connected each of the peers was seen to have ended."""
+    """Returns, for each peer, the time from its connect to its end."""
     open_peers, ended = {peer.socket: peer for peer in peers}, []
     while open_peers:
         readable, _, _ = select.select(list(open_peers), [], [], patience)
@@ -140,7 +140,7 @@ def test_oversized_headers_end_the_connection_or_the_call(besiege):
             except Gone:
                 assert peer.goaway is None or peer.goaway.error != 0, name
             assert siege.cpu_seconds() - busy < 1 + SLACK_SECONDS / 2, name
-        # A table whose every entry is thrown out by the next.
+        # A table in which each entry evicts the one before.
         peer = siege.greeted()
         busy = siege.cpu_seconds()
         thrash = b"\x20\x3f\xe1\x1f" + SUBSCRIBE_HEADERS + (b"\x40\x01x\x7f\xa1\x1e" + b"v" * 4_000) * 3
@@ -151,7 +151,7 @@ def test_oversized_headers_end_the_connection_or_the_call(besiege):
         siege.note("200 thrashed tables", f"{siege.cpu_seconds() - busy:.2f} s of a processor")
 
 
-# What makes the server reset a stream of its own accord: the six of MadeYouReset (CVE-2025-8671).
+# The faults that make the server reset a stream by itself: the six of MadeYouReset (CVE-2025-8671).
 FAULTS = {
     "a window beyond the largest": lambda stream: window_update(stream, LARGEST_WINDOW),
     "an increment of 0": lambda stream: window_update(stream, 0),
@@ -173,7 +173,7 @@ def test_provoked_resets_end_the_connection(besiege):
                 sent += batch
                 peer.send(b"".join(subscribing(stream) + fault(stream) for stream in streams))
                 peer.answers()
-                # What the fault did not end is given up, as the attacker would have to.
+                # Reset the streams that the fault did not end, as an attacker would have to.
                 left = [stream for stream in streams if not peer.calls[stream].is_over]
                 peer.send(b"".join(reset(stream) for stream in left))
                 if left == streams:
@@ -193,7 +193,7 @@ def test_rapid_reset_ends_the_connection_and_leaves_nothing(besiege):
         goaway = peer.outcome()
         assert goaway is None or goaway.error == ENHANCE_YOUR_CALM
         siege.await_subscriptions(0)
-        # Slow enough to be let through: what a churn costs is given back as well.
+        # Slow enough to be accepted: the memory of churn must be freed too.
         peers = [siege.greeted() for _ in range(20)]
         began, busy = time.monotonic(), siege.cpu_seconds()
         for _ in range(25):
@@ -217,7 +217,7 @@ def test_the_cap_on_streams_holds_exactly(besiege):
         for stream in streams[cap:]:
             assert peer.wait(stream).reset == REFUSED_STREAM
         siege.await_subscriptions(cap)
-        # A place that is given back is given to the next.
+        # A stream that ends frees its slot for the next.
         peer.send(reset(streams[0]))
         siege.await_subscriptions(cap - 1)
         peer.call(SUBSCRIBE, SUBSCRIBE_BODY)
@@ -240,15 +240,15 @@ def test_peers_that_stop_reading_hold_little_and_are_cut(besiege):
         began = time.monotonic()
         matched = connections * streams
         while matched > 0:
-            # From here on nobody reads.
+            # From here on the peers do not read.
             matched = siege.client.publish(*[new_event("attack.load", bytes(16_000))] * 20).matched
             assert time.monotonic() - began < patience + 2 + SLACK_SECONDS, "they are still there"
         took = time.monotonic() - began
         siege.note("cut", f"{took:.2f} s after they stopped")
         each = siege.growth_kib // (connections * streams)
         siege.note("held", f"{each} KiB a stream at most")
-        # The send buffer of a stream, a chunk, its share of what the connection gathers, and events up to the limits,
-        # which all of them share.
+        # The send buffer of a stream, a chunk, its share of the connection's buffer, and events up to the limits, which
+        # all streams share.
         assert siege.growth_kib < connections * streams * (64 + 32) + (16 << 10)
 
 
@@ -291,7 +291,7 @@ def test_stream_without_window_is_ended_by_configuration(besiege):
         took = time.monotonic() - began
         siege.note("reset", f"{took:.2f} s after it stalled")
         assert call.reset is not None
-        # The 5 s of grace, in which it could still have taken its status.
+        # The 5 s of grace, in which the peer could still have read its status.
         assert took < 0.5 + 5 + SLACK_SECONDS
         assert peer.answers()
         siege.await_subscriptions(0)
@@ -334,7 +334,7 @@ def test_padding_is_returned_to_the_window(besiege):
         peer = siege.greeted((INITIAL_WINDOW_SIZE, 1 << 24))
         stream = peer.call(PUBLISH_STREAM, ends=False)
         body = message(publish_request(new_event("attack.padded", bytes(20_000))))
-        # 5 MiB, of which the server takes 256 KiB on a stream before it gives more.
+        # 5 MiB, of which the server accepts 256 KiB on a stream before it updates the window.
         for start in range(0, len(body), 500):
             padded = [
                 frame(DATA, PADDED, stream, b"\xff" + body[at : at + 1] + bytes(255))
@@ -386,12 +386,12 @@ def test_fast_stream_among_a_hundred_slow_ones_gets_every_event(besiege):
         assert sum(event.topic == "attack.load" for event in ledger.events) == 2_001
 
 
-# A filter for a socket that lets nothing in: BPF's "return 0".
+# A filter that drops every packet of a socket: BPF's "return 0".
 SO_ATTACH_FILTER = 26
 
 
 def fall_off_the_network(peer: Peer) -> None:
-    """From here on nothing that the server sends arrives, or is acknowledged, and nothing is said."""
+    """Cuts the peer off: packets of the server neither arrive nor are acknowledged, and the peer sends nothing."""
     import ctypes
 
     instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
@@ -440,11 +440,11 @@ def test_tight_reconnect_loop_leaves_nothing_behind(besiege):
                 call = peer.calls[peer.call(SUBSCRIBE, SUBSCRIBE_BODY)]
                 peer.until(lambda call=call: call.messages() or call.is_over, "an answer")
                 (begun if call.messages() else refused).append(source)
-                # Half of them close, and half just go.
+                # Half of the clients close their streams, and half vanish.
                 (peer.close if i % 2 else peer.abort)()
 
         cpu, began = siege.cpu_seconds(), time.monotonic()
-        # Two loops from an address with places, and two from one without, which are told when to come back.
+        # Two loops from an address below its quota, and two from one above it, which are told when to come back.
         sources = ["127.0.0.2", "127.0.0.3"] * (loops // 2)
         threads = [threading.Thread(target=reconnect, args=[source]) for source in sources]
         for thread in threads:
@@ -458,7 +458,7 @@ def test_tight_reconnect_loop_leaves_nothing_behind(besiege):
         assert "127.0.0.2" in begun
         siege.note("reconnects", f"{loops * times} in {took:.1f} s, {len(refused)} refused by the quota")
         siege.note("processor", f"{siege.cpu_seconds() - cpu:.2f} s")
-        # Who holds a place still does.
+        # The subscriptions within the quota go on.
         assert held.answers()
         siege.await_subscriptions(places)
 
@@ -486,7 +486,7 @@ def test_honest_cancels_do_not_end_a_long_lived_connection(besiege):
             streams = [peer.call(SUBSCRIBE, SUBSCRIBE_BODY) for _ in range(batch)]
             peer.until(lambda streams=streams: all(peer.calls[stream].data for stream in streams), "subscribed")
             peer.send(b"".join(reset(stream) for stream in streams))
-            # The window that the first messages took.
+            # Return the window that the first messages used.
             peer.send(window_update(0, sum(len(peer.calls.pop(stream).data) for stream in streams)))
         assert peer.answers()
         siege.await_subscriptions(0)

@@ -1,4 +1,4 @@
-"""When there is no room. Cases E02 and E04 of docs/security.md; the others of E are Rust tests, which it names."""
+"""Limits on connections and streams. Cases E02 and E04 of docs/security.md; its other cases of E are Rust tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_connection_flood_from_one_address_spares_the_others(besiege):
             refused += 1
         siege.note("refused", str(refused))
         assert all(peer.answers() for peer in held)
-        # From an address of its own.
+        # A peer from another address.
         assert siege.greeted(source="127.0.0.3").answers()
 
 

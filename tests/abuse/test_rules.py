@@ -1,4 +1,4 @@
-"""RFC 9113 and RFC 7541, rule by rule: what a peer that breaks one gets. Case A03 of docs/security.md."""
+"""RFC 9113 and RFC 7541, rule by rule: the server's answer to a peer that breaks one. Case A03 of docs/security.md."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ from support import new_event
 OPEN = END_HEADERS
 WHOLE = END_HEADERS | END_STREAM
 
-# What a call may end with that reached no handler: the stream is reset, or answered with an error of HTTP.
+# The end of a call that reached no handler: the server resets the stream, or answers with an error of HTTP.
 REFUSED = "the stream is refused"
-# The connection ends, with one of those codes if it says any.
+# The connection ends, with one of the codes if it has a GOAWAY.
 CONNECTION = "the connection ends"
-# The connection goes on as if nothing had been.
+# The connection goes on.
 IGNORED = "ignored"
 
 
 @dataclass
 class Rule:
-    """The codes are those that the standard names; PROTOCOL_ERROR, which is less specific, will do for any."""
+    """A rule, with the error codes of the standard. PROTOCOL_ERROR, which is less specific, is accepted for each."""
 
     section: str
     breach: bytes
@@ -85,8 +85,8 @@ def with_block(content: bytes) -> bytes:
 
 ORDINARY = block(request_headers(PUBLISH_STREAM))
 
-# A stream that the server does not read any more, since it can send no answer; its window is not given back. Of the
-# next message there is only the beginning.
+# A stream that the server has stopped reading, since it cannot send its answer, so that its window stays used. Only the
+# beginning of the next message follows.
 UNREAD = (
     settings((INITIAL_WINDOW_SIZE, 0))
     + headers(1, OPEN)
@@ -241,7 +241,7 @@ def test_broken_http2_rule_ends_the_stream_or_the_connection(besiege):
 
 
 def describe(peer: Peer, rule: Rule) -> str | None:
-    """What is wrong with what the peer got."""
+    """Returns the difference between the server's answer and the rule, or None."""
     if rule.outcome == IGNORED:
         return None if peer.answers() else f"the connection ended: {peer.goaway}"
     if rule.outcome == REFUSED:
@@ -264,13 +264,13 @@ def describe(peer: Peer, rule: Rule) -> str | None:
     return None if code is None or code in (*rule.codes, PROTOCOL_ERROR) else f"GOAWAY {code}"
 
 
-# How a case of `httpwg` may fail. Two reasons hold for any of them: the connection ends with PROTOCOL_ERROR, which is
-# less specific than the code that is asked for; or the call, which is no gRPC, was answered and closed before that.
+# The failures of `httpwg` that are accepted. Two reasons hold for every case: the connection ends with PROTOCOL_ERROR,
+# which is less specific than the expected code; or the call, which is no gRPC, was answered and closed before.
 ANSWERED = ("but got ProtocolError", "but got NoError")
 LENIENT = {
-    # Its calls end at once, so they are never that many.
+    # Its calls end at once, so they never reach the limit.
     "exceeds concurrent stream limit",
-    # h2 is more lenient than the standard, and nothing of it reaches a handler.
+    # h2 is more lenient than the standard, and no such request reaches a handler.
     "client sends push promise frame",
     "sends headers frame with pseudo header in trailer",
     "sends connect without authority",
@@ -290,6 +290,6 @@ def test_httpwg_cases_pass_except_the_listed_ones(besiege):
         assert passed, said[-2_000:]
         failed = re.findall(r"Test failed: .* :: (.*)\n\s*0: (.*)", said)
         siege.note("passed", f"{passed[1]} of {passed[2]}; {len(failed)} fail as listed")
-        # It leaves some undecided when its time is over; which, is up to chance.
+        # Some cases stay undecided at their timeout, which ones differs from run to run.
         assert int(passed[1]) >= 70
         assert [one for one in failed if not one[1].endswith(ANSWERED) and one[0] not in LENIENT] == []

@@ -19,7 +19,7 @@ def server(binary: str) -> Iterator[Server]:
 
 @pytest.fixture
 def connect(server: Server) -> Iterator[Callable[[], Client]]:
-    """Makes clients, each with a connection of its own."""
+    """Returns a function that makes clients, each with a connection of its own."""
     clients: list[Client] = []
 
     def connect() -> Client:

@@ -1,6 +1,6 @@
-"""What the tests share: the server as a child, a plain client, and a ledger that audits every stream.
+"""Helpers of the tests: the server as a child process, a plain client, and a ledger that audits every stream.
 
-Nothing here knows more than the contract does: stubs made from the .proto file, and grpcio.
+They use only the public protocol: stubs generated from the .proto file, and grpcio.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 # Long enough for a loaded machine, short enough that a stream which hangs fails its test.
 PATIENCE = 60
 
-# Every client has a connection of its own, so one that does not read holds up nobody else, and a window that
-# does not grow, so what the transport holds for it is known.
+# Every client has its own connection, so that one that does not read delays no other, and a window that does not grow,
+# so that the bytes in the transport are known.
 CHANNEL_OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.http2.bdp_probe", 0),
@@ -69,8 +69,8 @@ class Server:
         self.process.send_signal(number)
 
     def stop(self) -> None:
-        """Asks the server to end, and checks that it does so in good order. May be called again."""
-        # A second signal would end it at once, with a code of its own.
+        """Asks the server to end, and checks that it exits with 0. May be called again."""
+        # A second signal would end the server at once, with exit code 130.
         if self.process.poll() is None and not self.is_asked_to_end:
             self.signal(signal.SIGTERM)
         try:
@@ -98,7 +98,7 @@ class Server:
 
 
 class Client:
-    """Generated stubs on one connection."""
+    """The generated stubs on one connection."""
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
@@ -108,7 +108,7 @@ class Client:
         return self.stub.Publish(pb.PublishRequest(events=events), timeout=PATIENCE)
 
     def subscribe(self, *filters: str, timeout: float = PATIENCE, **fields) -> Stream:
-        """Opens a stream and returns once its `subscribed` has come: what is published from then on is matched."""
+        """Opens a stream, and returns once `subscribed` has come: events published from then on are matched."""
         request = pb.SubscribeRequest(filters=filters, **fields)
         return Stream(self.stub.Subscribe(request, timeout=timeout), request)
 
@@ -117,12 +117,12 @@ class Client:
 
 
 class Ledger:
-    """Audits one stream, response by response, against the guarantees of order and of no silent loss."""
+    """Audits one stream, response by response, for the guarantees of order and of no silent loss."""
 
     def __init__(self, request: pb.SubscribeRequest) -> None:
         self.replays = request.HasField("resume_after") or request.replay_last > 0
         self.subscribed: pb.Subscribed | None = None
-        # All that was delivered, in order of arrival.
+        # Every event delivered, in order of arrival.
         self.events: list[pb.Event] = []
         self.gaps: list[pb.Gap] = []
         self.heartbeats: list[pb.Heartbeat] = []
@@ -130,7 +130,7 @@ class Ledger:
         self.going_away: pb.GoingAway | None = None
         # The index that the next event, or the next counted gap, must have.
         self.next_index = 0
-        # No event of this sequence or before it may come any more.
+        # Every further event must have a higher sequence.
         self.floor = 0
         self._asked = request.resume_after if request.HasField("resume_after") else None
 
@@ -182,9 +182,9 @@ class Ledger:
             self.next_index += gap.count
         assert gap.first_sequence <= gap.last_sequence
         assert gap.count <= gap.last_sequence - gap.first_sequence + 1
-        # Another epoch ends before the first event of this one, at sequence 0.
+        # A gap over another epoch ends before the first event of this one, at sequence 0.
         assert self.floor < gap.first_sequence or gap.reason == pb.GAP_REASON_EPOCH_CHANGED
-        # What was conflated lies between the survivors, which are still to come.
+        # Conflated events lie between the survivors, which are still to come.
         if gap.reason != pb.GAP_REASON_CONFLATED:
             self.floor = gap.last_sequence
         self.gaps.append(gap)
@@ -204,14 +204,14 @@ class Ledger:
         self.going_away = going_away
 
     def _advance(self, position: pb.Position) -> None:
-        """A position that the server vouches for: resuming after it repeats nothing and misses nothing."""
+        """Records a position that the server states: resuming after it must repeat nothing and miss nothing."""
         assert position.epoch == self.subscribed.position.epoch
         assert position.sequence >= self.floor, "resuming there would repeat events"
         self.floor = position.sequence
 
 
 class Stream:
-    """A subscription that is read only when a test says so, each response audited by its ledger."""
+    """A subscription that is read only when a test asks for it. Its ledger audits each response."""
 
     def __init__(self, call, request: pb.SubscribeRequest) -> None:
         self.call = call
@@ -221,7 +221,7 @@ class Stream:
         self.subscribed: pb.Subscribed = self.expect("subscribed")
 
     def read(self) -> tuple[str, object]:
-        """The kind and the content of the next response. Raises `grpc.RpcError` when the stream has ended."""
+        """Returns kind and content of the next response. Raises `grpc.RpcError` if the stream has ended."""
         try:
             response = next(self.call)
         except StopIteration:
@@ -229,7 +229,7 @@ class Stream:
         return self.ledger.enter(response)
 
     def expect(self, kind: str):
-        """The content of the next response, which must be of that kind."""
+        """Returns the content of the next response, which must be of that kind."""
         got, message = self.read()
         assert got == kind, f"expected {kind}, got {got}: {message}"
         return message
@@ -242,13 +242,13 @@ class Stream:
                 return message
 
     def take(self, count: int) -> list[pb.Event]:
-        """The next `count` events, whatever stands between them."""
+        """Returns the next `count` events, and skips other responses between them."""
         while len(self.ledger.events) < self._taken + count:
             self.read()
         return self._take_up_to(self._taken + count)
 
     def take_through(self, payload: bytes) -> list[pb.Event]:
-        """The next events, up to the one with that payload."""
+        """Returns the next events, up to the one with that payload."""
         looked_at = self._taken
         while True:
             for at in range(looked_at, len(self.ledger.events)):
@@ -258,7 +258,7 @@ class Stream:
             self.read()
 
     def replay(self) -> list[pb.Event]:
-        """The events up to `caught_up`."""
+        """Returns the events up to `caught_up`."""
         self.skip_to("caught_up")
         return self._take_up_to(len(self.ledger.events))
 
@@ -282,7 +282,7 @@ def new_event(topic: str, payload: bytes = b"", **fields) -> pb.NewEvent:
 
 
 def head(response: pb.PublishResponse) -> pb.Position:
-    """The position after a batch that was published."""
+    """Returns the position after a published batch."""
     return pb.Position(epoch=response.epoch, sequence=response.last_sequence)
 
 
@@ -295,7 +295,7 @@ def payloads(events: list[pb.Event]) -> list[bytes]:
 
 
 def rich_details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo, error_details_pb2.BadRequest]:
-    """The `google.rpc` details that every status of Tidegate carries."""
+    """The `google.rpc` details of a status. Every status of Tidegate has them."""
     status = rpc_status.from_call(error)
     assert status is not None, f"no grpc-status-details-bin with {error.code()}: {error.details()}"
     info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
@@ -318,7 +318,7 @@ def assert_status(error: grpc.RpcError, code: grpc.StatusCode, reason: str, fiel
 
 @contextlib.contextmanager
 def refused(reason: str, field: str | None = None, code=grpc.StatusCode.INVALID_ARGUMENT) -> Iterator[None]:
-    """The call inside must fail with that status."""
+    """Expects that the call inside fails with that status."""
     with pytest.raises(grpc.RpcError) as caught:
         yield
     assert_status(caught.value, code, reason, field)

@@ -11,7 +11,7 @@ from support import PATIENCE, new_event, payloads
 
 @pytest.fixture
 def tidegate(binary, server):
-    """Runs a command of the program to its end."""
+    """Runs a command of the program, and waits for its end."""
 
     def tidegate(command, *arguments, **options):
         return subprocess.run(
@@ -128,7 +128,7 @@ def test_a_closed_pipe_ends_it_quietly(client, follow):
     child = follow("a")
     child.stdout.close()
 
-    # It can only notice when it writes.
+    # The command notices a closed pipe only when it writes.
     while child.poll() is None:
         client.publish(new_event("a", b"x" * 1000))
 

@@ -1,4 +1,4 @@
-"""Events for one client, and what happens when a client id is used twice."""
+"""Events for one client, and client ids that are used twice."""
 
 import grpc
 from support import assert_status, head, new_event, payloads
@@ -45,7 +45,7 @@ def test_the_late_end_of_an_old_stream_leaves_the_new_one_alone(client, connect)
     old.cancel()
     old_client.close()
 
-    # Many rounds, since nothing tells when the server has seen the cancel.
+    # Many rounds, since a client cannot see when the server has handled the cancel.
     for number in range(200):
         answer = client.publish(new_event("$client.ann", b"%d" % number))
         assert answer.matched == 1

@@ -1,4 +1,4 @@
-"""The examples for Python, run as their readers run them."""
+"""The Python examples, run as their README says."""
 
 import os
 import pathlib
@@ -72,7 +72,7 @@ def test_example_subscriber_survives_a_restart(binary, output):
     assert "orders.eu" in await_line("first")
     server.stop()
 
-    # What the old server numbered means nothing to the new one, and the subscriber says so.
+    # The position is from the epoch of the old server, and the subscriber reports that.
     server = Server(binary, listen=server.address)
     await_line("GAP")
     await_line("caught up")

@@ -1,4 +1,4 @@
-"""TLS and tokens, as grpcio and the command line see them."""
+"""TLS and tokens, with grpcio and with the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ subscribe = { allow = ["orders.*", "orders.*.>"] }
 
 
 class SecureClient(Client):
-    """Generated stubs on one connection with TLS, with a token or without."""
+    """The generated stubs on one TLS connection, with a token or without."""
 
     def __init__(self, address: str, certificate: bytes, token: str | None = None) -> None:
         port = address.rsplit(":", 1)[1]
@@ -36,7 +36,7 @@ class SecureClient(Client):
 
 @pytest.fixture
 def folder(binary: str, tmp_path: Path) -> Path:
-    """A certificate for localhost, Ann's token, and what she may do."""
+    """Writes a certificate for localhost, Ann's token, and the rules for her."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl makes the certificate, and is not there")
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"

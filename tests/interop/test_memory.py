@@ -1,4 +1,4 @@
-"""What the server holds, as the operating system sees it, against its memory budget."""
+"""The memory of the server's process, compared with its memory budget."""
 
 import sys
 import time
@@ -21,12 +21,12 @@ def test_stalled_subscribers_stay_in_budget_and_release_it(binary, payload):
 
 def ramp(server, payload):
     stalled = Client(server.address)
-    # Each has a filter of its own, so none shares what it holds, and all of them could hold more than the budget.
+    # Each has its own filter, so that no events are shared, and all of them could hold more than the budget.
     limits = pb.Limits(max_events=65_536, max_bytes=8 * MIB)
     streams = [stalled.subscribe(f"load.{number}", limits=limits, timeout=10 * PATIENCE) for number in range(STREAMS)]
     publisher = Client(server.address)
 
-    # What the formula in docs/memory.md has beside the budget: the program, the streams, one publisher.
+    # The terms of docs/memory.md beside the budget: the program, the streams, one publisher.
     publisher.publish(*(new_event("warm.up", bytes(payload)) for _ in range(BATCH)))
     beside = server.resident_kib() * 1024
 
@@ -41,7 +41,7 @@ def ramp(server, payload):
     assert most <= 1.1 * BUDGET, f"{most / MIB:.0f} MiB are held, and the budget is {BUDGET // MIB} MiB"
     assert resident >= 0.9 * BUDGET, f"{resident / MIB:.0f} MiB: what is counted is not there"
 
-    # The oldest of them, the newest, and one between: each is told how much the budget took.
+    # The oldest, the newest, and one between: a gap tells each how much the budget took.
     for number in (0, STREAMS // 2, STREAMS - 1):
         publisher.publish(new_event(f"load.{number}", b"end"))
         streams[number].take_through(b"end")
@@ -50,7 +50,7 @@ def ramp(server, payload):
         assert len(ledger.events) + ledger.missed == total // STREAMS + 1
 
     stalled.close()
-    # What is left is history, at most 10,000 events or 64 MiB.
+    # Only history is left, at most 10,000 events or 64 MiB.
     deadline = time.monotonic() + PATIENCE
     while server.resident_kib() * 1024 - beside > 0.3 * BUDGET:
         assert time.monotonic() < deadline, f"{server.resident_kib() // 1024} MiB stayed resident"

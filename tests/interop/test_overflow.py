@@ -1,4 +1,4 @@
-"""Clients that are slower than what they asked for."""
+"""Clients that are slower than the events they subscribed to."""
 
 import sys
 import threading
@@ -10,12 +10,12 @@ KIB = b"k" * 1000
 
 
 def numbered(number):
-    """An event of about 1 KiB that says which one it is."""
+    """Returns an event of about 1 KiB with its number."""
     return new_event("load.x", b"%09d:%s" % (number, KIB))
 
 
 def publish_in_step(client, readers, numbers, batch):
-    """Publishes the events of those numbers, and lets no reader fall behind by more than one batch."""
+    """Publishes the events with those numbers, and lets no reader fall behind by more than one batch."""
     for start in range(numbers.start, numbers.stop, batch):
         client.publish(*(numbered(number) for number in range(start, start + batch)))
         for reader in readers:
@@ -23,7 +23,7 @@ def publish_in_step(client, readers, numbers, batch):
 
 
 class Reader(threading.Thread):
-    """Reads a stream as fast as events come, up to `total` of them."""
+    """Reads a stream as fast as events come, up to `total` events."""
 
     def __init__(self, stream, total):
         super().__init__(daemon=True)
@@ -56,14 +56,14 @@ class Reader(threading.Thread):
 def test_stalled_client_delays_nobody_and_is_told_its_exact_losses(server, client, connect):
     fill, flood, batch = 500, 100_000, 500
     total = fill + flood
-    # History is full before, so that it does not grow afterward.
+    # Fill history first, so that it does not grow later.
     publish_in_step(client, [], range(12_000), batch)
     stalled = connect().subscribe("load.>", timeout=5 * PATIENCE)
     readers = [Reader(connect().subscribe("load.>", timeout=5 * PATIENCE), total) for _ in range(3)]
     for reader in readers:
         reader.start()
 
-    # First as much as fills what the transport holds for the stalled client, in steps too small to overflow it.
+    # First fill the transport's buffers for the stalled client, in steps too small to overflow it.
     publish_in_step(client, readers, range(fill), 50)
     before = server.resident_kib() if sys.platform == "linux" else 0
     publish_in_step(client, readers, range(fill, total), batch)
@@ -79,7 +79,7 @@ def test_stalled_client_delays_nobody_and_is_told_its_exact_losses(server, clien
     [gap] = ledger.gaps
     assert gap.reason == pb.GAP_REASON_OVERFLOW
     assert len(ledger.events) + gap.count == total
-    # What the transport held already, the gap, the newest events: three runs without a hole.
+    # The events in the transport's buffers, the gap, the newest events: three runs without a hole.
     got = [int(event.payload[:9]) for event in ledger.events]
     held = gap.first_index - stalled.subscribed.next_index
     assert got == [*range(held), *range(held + gap.count, total)]

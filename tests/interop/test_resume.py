@@ -1,4 +1,4 @@
-"""Replay from history, joined with what is live."""
+"""Replay from history, joined with live events."""
 
 import threading
 
@@ -131,7 +131,7 @@ def test_position_before_history_yields_a_gap_and_all_history(client):
     assert gap.last_sequence == events[0].sequence - 1
     missed = 11_000 - len(events)
     assert missed > 0
-    # Counted exactly, or not at all.
+    # The gap counts exactly, or has no count.
     assert gap.count in (0, missed)
     assert payloads(events) == numbers(len(events), start=10 + missed)
     assert len(stream.ledger.gaps) == 1

@@ -1,4 +1,4 @@
-"""How the server begins and ends."""
+"""The start and the end of the server."""
 
 import signal
 

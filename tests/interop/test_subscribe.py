@@ -1,4 +1,4 @@
-"""What a subscription sees of what is published while it is open."""
+"""Subscriptions to events that are published while they are open."""
 
 import itertools
 import threading
@@ -99,7 +99,7 @@ def test_publish_answers_with_the_place_of_the_batch(client):
 )
 def test_filters_match_by_token(client, filters, expected):
     topics = ["orders", "orders.eu", "stock.eu", "orders.eu.created", "orders.us.created", "orders.eu.a.b"]
-    # A filter of its own for the event after which nothing else can come.
+    # The last event has its own filter. After it no other can come.
     stream = client.subscribe(*filters, "the.last.one.of.all")
 
     client.publish(*(new_event(topic) for topic in topics), new_event("the.last.one.of.all", b"end"))
@@ -132,11 +132,11 @@ def test_publish_stream_answers_each_request_in_order(client):
         for size in range(1, count + 1):
             yield pb.PublishRequest(events=[new_event("load.x", b"%d" % size)] * size)
         all_sent.set()
-        # The answers must come although the requests have not ended.
+        # The answers must come before the stream of requests ends.
         all_answered.wait(PATIENCE)
 
     answers = client.stub.PublishStream(requests(), timeout=PATIENCE)
-    # Requests do not wait for answers: all of them are in flight before one is read.
+    # Requests do not wait for answers: all of them are in flight before one answer is read.
     assert all_sent.wait(PATIENCE)
     got = [next(answers) for _ in range(count)]
     all_answered.set()
@@ -154,7 +154,7 @@ def test_heartbeats_carry_the_position_past_what_did_not_match(client):
 
     for payload in (b"1", b"2"):
         published = head(client.publish(new_event("busy", payload)))
-        # One may have been on its way already.
+        # One may have been under way already.
         while stream.expect("heartbeat").position.sequence < published.sequence:
             pass
         assert stream.ledger.heartbeats[-1].position == published

@@ -1,4 +1,4 @@
-"""What a delivery costs in system calls, counted by strace. These may fall; when one grows, that is a regression."""
+"""System calls per delivery, counted by strace. The numbers may fall; a higher one is a regression."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ SECONDS = 2
 
 
 def count(binary, tmp_path, *arguments):
-    """Runs a load on a server under strace. Returns its system calls, by name, for each delivery."""
+    """Runs a load on a server under strace. Returns its system calls per delivery, by name."""
     strace = shutil.which("strace")
     if not strace:
         pytest.skip("strace is not installed; scripts/test installs it")
@@ -40,7 +40,7 @@ def test_single_delivery_is_one_system_call(binary, tmp_path):
     calls, delivered = count(binary, tmp_path, "--subscribers", "20", "--rate", "100")
     assert delivered == 20 * 100 * SECONDS
     assert calls["sendto"] < 1.1, calls
-    # Reading is for each event. What threads do to wake one another depends on the machine, and is not looked at.
+    # Reads are per event. The calls by which threads wake one another depend on the machine, and are not compared.
     assert calls["recvfrom"] < 0.2, calls
 
 

@@ -1,4 +1,4 @@
-"""What is refused, with which status and details, and that a refusal leaves nothing behind."""
+"""Invalid requests: the status and the details of each refusal, which leaves nothing behind."""
 
 import grpc
 import pytest

@@ -1,4 +1,4 @@
-"""The program under test, where tests/interop has it from."""
+"""The path of the program under test, as in tests/interop."""
 
 from __future__ import annotations
 

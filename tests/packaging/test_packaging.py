@@ -1,4 +1,4 @@
-"""What is in packaging/, checked by what can check it here; a checker that is missing is named."""
+"""Checks the files in packaging/ with the checkers that are installed. A skipped test names the missing one."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def container() -> dict:
 
 
 def commands() -> dict[str, list[str]]:
-    """The arguments that each package gives the program."""
+    """Returns the arguments that each package passes to the program."""
     dockerfile = json.loads(re.search(r"^CMD (.*)$", DOCKERFILE.read_text(), re.MULTILINE)[1])
     unit = shlex.split(unit_setting("ExecStart"))[1:]
     return {"Dockerfile": dockerfile, "systemd": unit, "Kubernetes": container()["args"]}
@@ -84,7 +84,7 @@ def test_the_context_of_the_image_has_every_member_of_the_workspace():
 
 @needs("systemd-analyze", "apt-get install systemd")
 def test_the_unit_is_valid_and_exposes_little(binary, tmp_path):
-    # The program is where the test has it.
+    # Replace the path of the program by that of the test.
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/usr/local/bin/tidegate", binary))
     run("systemd-analyze", "verify", unit)
@@ -126,7 +126,7 @@ def test_the_manifests_speak_of_one_another():
 def test_the_server_takes_the_arguments_that_each_package_gives_it(binary):
     for package, (command, *arguments) in commands().items():
         assert command == "serve", package
-        # On a port that is free.
+        # Listen on a free port.
         given = " ".join(arguments)
         listen = re.search(r"--listen[= ](\S+)", given)[0]
         Server(binary, *given.replace(listen, "").split()).stop()

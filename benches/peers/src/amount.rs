@@ -1,17 +1,17 @@
-//! How much of a work there is to do.
+//! The amount of a workload.
 
-/// How much of it.
+/// The amount of a workload.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Amount {
     /// How long to measure in each round.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
     pub(crate) seconds: f64,
 
-    /// How long to go on before measuring.
+    /// How long to run before measuring.
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
     pub(crate) warm_up: f64,
 
-    /// Connections that are idle.
+    /// Number of idle connections.
     #[arg(long, value_name = "N", default_value_t = 2_000)]
     pub(crate) idle_connections: usize,
 }

@@ -1,4 +1,4 @@
-//! Gives the same work to one server after another, several times over.
+//! The comparison: puts the same loads on one server after another, in several rounds.
 
 use std::path::PathBuf;
 
@@ -15,22 +15,22 @@ use crate::{
     workload::Workload,
 };
 
-/// What to compare.
+/// The options of the comparison.
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
     /// The workloads [default: all]
     #[arg(long, value_delimiter = ',', value_name = "WORKLOAD")]
     workloads: Vec<Workload>,
 
-    /// Who does it [default: all]
+    /// The servers to compare [default: all]
     #[arg(long, value_delimiter = ',', value_name = "PEER")]
     peers: Vec<Peer>,
 
-    /// How often each does it. In a round all have their turn.
+    /// Number of rounds. In a round, every server has its turn.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 
-    /// The same for the stalled clients, whose latencies differ more from round to round than what is looked for.
+    /// Number of rounds with stalled clients, whose latencies differ more from round to round than the effect to find.
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     stalled_rounds: u32,
 
@@ -44,7 +44,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "PATH", default_value = "docs/benchmarks.md")]
     output: PathBuf,
 
-    /// The command that readers can repeat it with.
+    /// The command that the document says to repeat it with.
     #[arg(long, value_name = "TEXT", default_value = "scripts/bench-peers")]
     command_line: String,
 }

@@ -1,4 +1,4 @@
-//! Writes down what was measured: a document with tables, and a plot for each workload.
+//! The document of a comparison: tables, and a plot for each workload.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -12,7 +12,7 @@ use crate::{
     workload::{Metric, Workload},
 };
 
-/// The document.
+/// The document of a comparison.
 pub(crate) struct Document {
     pub(crate) environment: Environment,
     pub(crate) versions: Vec<(Peer, String)>,
@@ -22,20 +22,20 @@ pub(crate) struct Document {
     pub(crate) sections: Vec<Section>,
 }
 
-/// What a work gave.
+/// The results of one workload.
 pub(crate) struct Section {
     pub(crate) workload: Workload,
     pub(crate) rounds: u32,
     pub(crate) results: Vec<Results>,
 }
 
-/// What stands below the figures.
+/// The text below the figures.
 const MORE: &str = include_str!("more.md");
 
 // ===== impl Document =====
 
 impl Document {
-    /// Writes it, and its plots into a folder beside it that is named like it.
+    /// Writes the document to `path`, and its plots into a folder of the same name beside it.
     pub(crate) fn write(&self, path: &Path) -> Result<(), Error> {
         let failed = |path: &Path| Error::system(format!("cannot write {}", path.display()));
         let plots = path.with_extension("");
@@ -98,7 +98,7 @@ impl Document {
     }
 }
 
-/// A table of the conditions.
+/// Returns a table of the conditions.
 pub(crate) fn head(environment: &Environment) -> String {
     let machine = &environment.machine;
     let date = jiff::Timestamp::from_second(i64::try_from(environment.unix_time).unwrap_or(0));
@@ -195,7 +195,7 @@ fn panels(workload: Workload, results: &[Results]) -> Vec<Panel> {
     compared.map(panel).collect()
 }
 
-/// The median of sorted values.
+/// Returns the median of sorted values.
 fn median(values: &[f64]) -> Option<f64> {
     let middle = values.len() / 2;
     match values.len() {

@@ -1,4 +1,4 @@
-//! What a delivery costs as the work grows: one quantity after the other, all else as it was.
+//! The cost of a delivery as the load grows: one quantity after another, all others constant.
 
 use std::{fmt::Write as _, fs, path::PathBuf, time::Duration};
 
@@ -12,14 +12,14 @@ use crate::{
     plot::{self, Line},
 };
 
-/// What to measure.
+/// The options of the measurement.
 #[derive(Debug, Args)]
 pub(crate) struct GrowArgs {
-    /// How long to measure each.
+    /// How long to measure each point.
     #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
     seconds: f64,
 
-    /// How long to go on before measuring.
+    /// How long to run before measuring.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     warm_up: f64,
 
@@ -30,7 +30,7 @@ pub(crate) struct GrowArgs {
     #[arg(long, value_name = "PATH", default_value = "docs/growth.md")]
     output: PathBuf,
 
-    /// The command that readers can repeat it with.
+    /// The command that the document says to repeat it with.
     #[arg(long, value_name = "TEXT", default_value = "scripts/bench-growth")]
     command_line: String,
 }
@@ -45,7 +45,7 @@ struct Series {
     fanout: fn(u32) -> Fanout,
 }
 
-/// What was measured at one value.
+/// The result at one value of the quantity.
 struct Point {
     value: u32,
     report: Result<FanoutReport, Error>,
@@ -144,7 +144,7 @@ const SERIES: [Series; 7] = [
     },
 ];
 
-/// 100 subscribers, each on its own connection.
+/// 100 subscribers, each on its own connection, flat out.
 const fn flat_out() -> Fanout {
     Fanout {
         subscribers: 100,
@@ -239,7 +239,7 @@ impl GrowArgs {
     }
 }
 
-/// Of processor time per delivery: all of it, and the server's own.
+/// Returns two lines of processor time per delivery: user and system together, and user alone.
 fn lines(points: &[Point]) -> [Line; 2] {
     let costs = points.iter().filter_map(|point| {
         let report = point.report.as_ref().ok()?;

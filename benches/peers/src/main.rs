@@ -1,8 +1,8 @@
-//! What tidegate is compared with, and the comparison.
+//! Compares tidegate with other servers: baselines, NATS and Redis.
 //!
-//! `broadcast`, `mpsc`, `typed`, `typed-transport` and `raw` are servers, as small as somebody would write them by hand. `compare` starts
-//! one server after another, gives each the same work, and writes down medians and ratios. `grow` measures
-//! what a delivery of tidegate costs as the work grows.
+//! `broadcast`, `mpsc`, `typed`, `typed-transport` and `raw` are servers, each as small as if written by hand for one
+//! service. `compare` starts one server after another, puts the same load on each, and writes medians and ratios to a
+//! document. `grow` measures the cost of a delivery of tidegate as the load grows.
 #![expect(clippy::print_stdout, reason = "this is a program for the terminal")]
 
 mod amount;
@@ -23,7 +23,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{baselines::TlsArgs, compare::CompareArgs, grow::GrowArgs};
 
-/// Compares tidegate with what else could be picked.
+/// Compares tidegate with other servers.
 #[derive(Debug, Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -32,19 +32,19 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve: tonic, and a tokio::sync::broadcast that all streams share.
+    /// Serve by tonic, with one tokio::sync::broadcast for all streams.
     Broadcast(TlsArgs),
-    /// Serve: tonic, and a tokio::sync::mpsc for each stream, with try_send.
+    /// Serve by tonic, with a tokio::sync::mpsc for each stream.
     Mpsc(TlsArgs),
-    /// Serve: tonic, and the typed hub of the crate tidegate.
+    /// Serve by tonic, with the typed hub of the crate tidegate.
     Typed(TlsArgs),
-    /// Serve: the same service over connections of tidegate's own.
+    /// Serve by the crate tidegate-transport, with the same typed hub.
     TypedTransport,
-    /// Serve: what a publisher writes is written to every subscriber, and nothing else.
+    /// Serve raw TCP: copy the bytes of each publisher to every subscriber.
     Raw,
-    /// Give the same work to each in turn.
+    /// Put the same loads on each server in turn, and write docs/benchmarks.md.
     Compare(Box<CompareArgs>),
-    /// Measure what a delivery costs as the work grows.
+    /// Measure the cost of a delivery as the load grows, and write docs/growth.md.
     Grow(Box<GrowArgs>),
 }
 

@@ -1,4 +1,4 @@
-//! Who is compared, and how each is started.
+//! The servers that are compared, and how to start each.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -14,10 +14,10 @@ use tidegate_bench::{
 
 use crate::text::{Text, nats::Nats, raw::Raw, redis::Redis};
 
-/// The window of a client that reads nothing: HTTP/2's own, which is what it would have.
+/// The window of a client that reads nothing: the default of HTTP/2, which such a client would have.
 const STALLED_WINDOW: u32 = 65_535;
 
-/// Who is compared.
+/// A server that is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Peer {
     Tidegate,
@@ -30,7 +30,7 @@ pub(crate) enum Peer {
     Raw,
 }
 
-/// Where the programs are.
+/// The paths of the programs.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Programs {
     /// The tidegate program.
@@ -46,23 +46,23 @@ pub(crate) struct Programs {
     redis: PathBuf,
 }
 
-/// How a server serves, where that differs from workload to workload.
+/// The settings of a server that differ from workload to workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Serving {
-    /// By TLS, with a certificate that is made for it.
+    /// Whether it serves by TLS, with a certificate made for it.
     tls: bool,
-    /// On the cores of the load as well.
+    /// Whether it may use the cores of the load as well.
     on_all_cores: bool,
 }
 
-/// How servers are started, and from where the load comes.
+/// The programs, and the cores of servers and load.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Launching {
-    /// The cores that servers are held to.
+    /// Cores that servers are held to.
     #[arg(long, value_name = "CORES", default_value = "0")]
     server_cores: Cores,
 
-    /// The cores that the load comes from.
+    /// Cores that the load comes from.
     #[arg(long, value_name = "CORES", default_value = "1")]
     client_cores: Cores,
 
@@ -92,7 +92,7 @@ impl Serving {
 // ===== impl Launching =====
 
 impl Launching {
-    /// Starts `peer`, ready to be measured.
+    /// Starts `peer`, ready to measure.
     pub(crate) async fn begin(&self, peer: Peer, serving: Serving) -> Result<Session, Error> {
         let mut launch = peer.launch(&self.programs)?;
         launch.cores = Some(match serving.on_all_cores {
@@ -114,7 +114,7 @@ impl Launching {
 // ===== impl Peer =====
 
 impl Peer {
-    /// All of them, in the order of the tables.
+    /// All servers, in the order of the tables.
     pub(crate) const ALL: [Self; 8] = [
         Self::Tidegate,
         Self::TypedTransport,
@@ -139,12 +139,12 @@ impl Peer {
         }
     }
 
-    /// Whether it has any answer to a subscriber that does not read.
+    /// Whether a subscriber that does not read leaves the others running.
     pub(crate) const fn survives_stalling(self) -> bool {
         !matches!(self, Self::Raw)
     }
 
-    /// Whether it is started with TLS, and its client speaks it.
+    /// Whether it can serve by TLS, and the benchmark has a client for that.
     pub(crate) const fn speaks_tls(self) -> bool {
         matches!(
             self,
@@ -152,7 +152,7 @@ impl Peer {
         )
     }
 
-    /// How it is started.
+    /// Returns how to start it.
     fn launch(self, programs: &Programs) -> Result<Launch, Error> {
         Ok(match self {
             Self::Tidegate => Launch::new(&programs.tidegate, ["serve", "--listen", "127.0.0.1:0"]),
@@ -187,7 +187,7 @@ impl Peer {
         })
     }
 
-    /// Puts a load on it.
+    /// Puts a load on the server of `session`, and measures.
     pub(crate) async fn run(self, load: Load, session: &Session) -> Result<Measured, Error> {
         let (server, progress) = (session.server(), Progress::hidden());
         match self {
@@ -204,7 +204,7 @@ impl Peer {
         }
     }
 
-    /// Holds idle subscribers on it.
+    /// Holds idle subscribers on the server of `session`, and measures.
     pub(crate) async fn idle(self, idle: &Idle, session: &Session) -> Result<IdleMemory, Error> {
         let (server, progress) = (session.server(), Progress::hidden());
         match self {
@@ -226,7 +226,7 @@ impl Peer {
         }
     }
 
-    /// What it is exactly.
+    /// Returns its version, for the document.
     pub(crate) fn version(self, programs: &Programs) -> String {
         match self {
             Self::Tidegate => says(&programs.tidegate),
@@ -240,7 +240,7 @@ impl Peer {
     }
 }
 
-/// The first line that a program says about its version.
+/// Returns the first line of a program's `--version`.
 fn says(program: &Path) -> String {
     let output = Command::new(program).arg("--version").output();
     let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
@@ -250,7 +250,7 @@ fn says(program: &Path) -> String {
     first.unwrap_or_else(|| "unknown".into())
 }
 
-/// A crate and its version in the lock file that this was built with.
+/// Returns a crate and its version in the lock file of this build.
 fn locked(name: &str) -> String {
     let lock = include_str!("../../../Cargo.lock");
     let entry = format!("name = \"{name}\"\nversion = \"");
@@ -264,7 +264,7 @@ fn this_program() -> Result<PathBuf, Error> {
     std::env::current_exe().map_err(Error::system("cannot find this program"))
 }
 
-/// An address that was free a moment ago, for servers that cannot choose one.
+/// Returns an address that was free a moment ago, for servers that cannot choose one themselves.
 fn free_address() -> Result<SocketAddr, Error> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())

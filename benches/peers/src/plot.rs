@@ -1,4 +1,4 @@
-//! Plots, as SVG.
+//! Plots as SVG.
 
 use std::error::Error;
 
@@ -10,10 +10,10 @@ use plotters::{
     },
 };
 
-/// Bars of one metric.
+/// The bars of one metric.
 pub(crate) struct Panel {
     pub(crate) title: String,
-    /// Name, length, and what is written at its end.
+    /// Name, length, and the label at the end.
     pub(crate) bars: Vec<(String, f64, String)>,
 }
 
@@ -32,7 +32,7 @@ const FONT: &str = "sans-serif";
 const FIRST: RGBColor = RGBColor(0x1b, 0x6e, 0x8c);
 const OTHER: RGBColor = RGBColor(0xa8, 0xb4, 0xba);
 
-/// Panels below each other. One that cannot be drawn is an empty picture: the tables have the numbers.
+/// Draws panels below one another. Returns an empty picture if that fails: the tables have the numbers.
 pub(crate) fn svg(title: &str, panels: &[Panel]) -> String {
     let mut svg = String::new();
     if let Err(error) = draw(title, panels, &mut svg) {
@@ -41,7 +41,7 @@ pub(crate) fn svg(title: &str, panels: &[Panel]) -> String {
     svg
 }
 
-/// Lines over a quantity that grows by factors. What cannot be drawn is an empty picture.
+/// Draws lines over a quantity, on a logarithmic axis. Returns an empty picture if that fails.
 pub(crate) fn lines(title: &str, quantity: &str, lines: &[Line]) -> String {
     let mut svg = String::new();
     if let Err(error) = draw_lines(title, quantity, lines, &mut svg) {

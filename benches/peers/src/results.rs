@@ -1,11 +1,11 @@
-//! What was measured of a peer.
+//! The results of a server.
 
 use crate::{
     peer::Peer,
     workload::{Sample, Workload},
 };
 
-/// What a peer did with a workload, round by round.
+/// The results of a server with a workload, round by round.
 #[derive(Debug)]
 pub(crate) struct Results {
     pub(crate) peer: Peer,
@@ -39,7 +39,7 @@ impl Results {
                 cells.collect::<Vec<_>>().join(", ")
             }
             (_, Some(failure)) => format!("failed: {failure}"),
-            _ => "not for it".into(),
+            _ => "not applicable".into(),
         };
         println!(
             "{} {round}/{rounds}  {:<18} {result}",

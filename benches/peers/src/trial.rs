@@ -11,26 +11,26 @@ use crate::{
     peer::{Launching, Peer, Serving},
 };
 
-/// Events that the publisher is ahead of the slowest subscriber at most, flat out. Half of what tidegate and
-/// the baselines let a subscriber be behind, so that nobody has to drop.
+/// The most events that the publisher is ahead of the slowest subscriber, flat out: half of the 1,024 that tidegate and
+/// the baselines let a subscriber be behind, so that no server has to drop.
 pub(crate) const AHEAD: u64 = 512;
 
 /// A peer, and what its servers are started with.
 pub(crate) struct Trial<'a> {
     pub(crate) peer: Peer,
-    /// In which round.
+    /// The number of the round, from 1.
     pub(crate) round: u32,
     pub(crate) amount: &'a Amount,
     pub(crate) launching: &'a Launching,
-    /// That of the first server of all, to be written down.
+    /// The conditions of the first trial, for the document.
     pub(crate) environment: &'a mut Option<Environment>,
 }
 
-/// A load on one topic, and the server that it is put on.
+/// A load on one topic, and the settings of its server.
 #[derive(Clone, Copy)]
 pub(crate) struct Run {
     pub(crate) connections: usize,
-    /// Those of them that read nothing.
+    /// Connections among them that read nothing.
     pub(crate) stalled_connections: usize,
     pub(crate) payload_bytes: usize,
     pub(crate) pace: Pace,
@@ -48,8 +48,8 @@ impl Trial<'_> {
         measured
     }
 
-    /// Measures two loads. Which is first changes from round to round, so that what changes on the machine
-    /// meets both alike.
+    /// Measures two loads. Their order alternates from round to round, so that a drift of the machine affects both
+    /// alike.
     pub(crate) async fn pair(&mut self, one: Run, other: Run) -> Result<[Figures; 2], Error> {
         if self.round % 2 == 1 {
             let first = self.run(one).await?;

@@ -26,14 +26,14 @@ pub(crate) enum Workload {
     Tls,
 }
 
-/// Something that is measured.
+/// A metric of a workload.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Metric {
     pub(crate) name: &'static str,
     pub(crate) unit: &'static str,
-    /// Whether less is better and it says something about the server, so that a ratio makes sense.
+    /// Whether the table has its ratio to tidegate's: less is better, and it describes the server.
     pub(crate) compared: bool,
-    /// Whether the lowest and the highest round are written down as well.
+    /// Whether the table has the lowest and the highest round.
     pub(crate) ranged: bool,
 }
 
@@ -119,8 +119,8 @@ const RATE: f64 = 500.0;
 /// Bytes of a payload in most works.
 const PAYLOAD: usize = 256;
 
-/// Bytes of a payload in [`Workload::Stalled`]: enough that all that lies between a server and a client that
-/// does not read is full before the window begins.
+/// Bytes of a payload in [`Workload::Stalled`]: large enough to fill every buffer between the server and a client that
+/// does not read before the window begins.
 const STALLED_PAYLOAD: usize = 4_096;
 
 const FLAT_OUT: Run = Run {
@@ -176,7 +176,7 @@ impl Workload {
         }
     }
 
-    /// The name of its plot.
+    /// Returns the file name of its plot.
     pub(crate) const fn file(self) -> &'static str {
         match self {
             Self::Firehose => "firehose.svg",
@@ -220,7 +220,7 @@ impl Workload {
         }
     }
 
-    /// Whether it makes sense for a peer.
+    /// Whether a peer can take part.
     pub(crate) const fn suits(self, peer: Peer) -> bool {
         match self {
             Self::Stalled => peer.survives_stalling(),
@@ -229,7 +229,7 @@ impl Workload {
         }
     }
 
-    /// Does it once.
+    /// Measures the workload once.
     pub(crate) async fn sample(self, trial: &mut Trial<'_>) -> Result<Sample, Error> {
         match self {
             Self::Firehose => firehose(&trial.run(FLAT_OUT).await?),

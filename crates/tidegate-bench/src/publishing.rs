@@ -67,7 +67,7 @@ pub(crate) struct Assignment<T> {
     pub(crate) shared: Arc<RunShared>,
     /// Number of events that it has sent.
     pub(crate) published: Arc<AtomicU64>,
-    /// Closed when the run is given up.
+    /// Closed when the run has failed.
     pub(crate) schedule: watch::Receiver<Option<Schedule>>,
     pub(crate) messages: mpsc::Sender<Message>,
 }

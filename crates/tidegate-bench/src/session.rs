@@ -1,4 +1,4 @@
-//! The begin of every benchmark: cores, and a server.
+//! The start of every benchmark: cores, and a server.
 
 use serde::Serialize;
 

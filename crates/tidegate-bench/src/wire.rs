@@ -21,7 +21,7 @@ const FIXED32: u64 = 5;
 /// Assembles the messages of one stream from its chunks.
 #[derive(Debug, Default)]
 pub(crate) struct Messages {
-    /// The begin of a message whose end has not arrived.
+    /// The start of a message whose end has not arrived.
     pending: Vec<u8>,
 }
 

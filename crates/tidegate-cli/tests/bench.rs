@@ -1,4 +1,4 @@
-//! `tidegate bench` against a server that it starts: every number must fit the others.
+//! `tidegate bench` against a server that it starts: its figures must be consistent.
 #![cfg(target_os = "linux")]
 
 mod child;
@@ -53,7 +53,7 @@ fn assert_close(got: f64, expected: f64) {
     );
 }
 
-/// What holds for every report on a window with deliveries.
+/// Asserts the invariants of every report on a window with deliveries.
 fn assert_consistent(report: &Value) {
     let seconds = number(report, "/figures/seconds");
     let delivered = number(report, "/figures/deliveries");
@@ -201,7 +201,7 @@ fn clients_subscribe_and_leave() {
         let report = report(&[&["connect", "--clients", "4"][..], reconnect, &SHORT].concat());
         let subscriptions = count(&report, "/subscriptions");
         assert!(subscriptions > 0);
-        // At the edges of the window a subscription may count without its answer, or the reverse.
+        // At the edges of the window, a subscription may be counted without its latency, or the reverse.
         let samples = count(&report, "/latency/samples");
         assert!(
             samples.abs_diff(subscriptions) <= 8,

@@ -1,4 +1,4 @@
-//! `tidegate serve` when file descriptors are few: a process of its own, whose limits are lowered.
+//! `tidegate serve` with few file descriptors: a child process with lowered limits.
 #![cfg(target_os = "linux")]
 
 mod child;
@@ -16,7 +16,7 @@ use tokio::time;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A subscription that the server has let in.
+/// Returns a subscription that the server has accepted.
 async fn subscribed(client: &Client) -> Subscription {
     let mut subscription = client.subscribe(SubscribeOptions::new(["t"]));
     let first = next(&mut subscription).await;
@@ -39,7 +39,7 @@ async fn publish_and_receive(client: &Client, subscription: &mut Subscription) {
     assert!(matches!(update, Update::Event(_)), "{update:?}");
 }
 
-/// What the process has used of a processor, in ticks of 10 ms.
+/// Returns the processor time that the process has used, in ticks of 10 ms.
 fn ticks(server: &Serve) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", server.id())).unwrap();
     let (_, fields) = stat.rsplit_once(") ").unwrap();
@@ -54,13 +54,13 @@ async fn server_out_of_descriptors_serves_on_and_recovers_in_a_second() {
     let mut subscription = subscribed(&client).await;
     publish_and_receive(&client, &mut subscription).await;
 
-    // Whatever is opened from here on is one too many.
+    // From here on the server cannot open another descriptor.
     let none = Rlimit {
         current: Some(3),
         maximum: getrlimit(Resource::Nofile).maximum,
     };
     let before = prlimit(Some(server.pid()), Resource::Nofile, none).unwrap();
-    // Fewer than the listener's queue has room for: beyond, connecting blocks.
+    // Fewer than fit into the listener's queue: beyond that, connecting blocks.
     let waiting: Vec<_> = (0..100)
         .map(|_| TcpStream::connect(server.address()).unwrap())
         .collect();
@@ -69,7 +69,7 @@ async fn server_out_of_descriptors_serves_on_and_recovers_in_a_second() {
         publish_and_receive(&client, &mut subscription).await;
         time::sleep(Duration::from_millis(100)).await;
     }
-    // A loop that spins takes 300.
+    // A loop that spins would take 300.
     let used = ticks(&server) - busy;
     assert!(used < 30, "{used} ticks of 10 ms in 3 s");
 
@@ -77,7 +77,7 @@ async fn server_out_of_descriptors_serves_on_and_recovers_in_a_second() {
     prlimit(Some(server.pid()), Resource::Nofile, before).unwrap();
     let freed = Instant::now();
     drop(subscribed(&client).await);
-    // A second at the most, and some for a machine that is loaded.
+    // The server retries every second; the rest is for a loaded machine.
     assert!(
         freed.elapsed() < Duration::from_secs(3),
         "{:?}",

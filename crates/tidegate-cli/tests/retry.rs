@@ -1,4 +1,4 @@
-//! What becomes of a client's subscription that a server refuses or ends with `RESOURCE_EXHAUSTED`.
+//! Subscriptions that a server refuses or ends with `RESOURCE_EXHAUSTED`.
 #![cfg(target_os = "linux")]
 
 mod child;
@@ -40,7 +40,7 @@ async fn subscription_over_a_quota_is_retried_after_the_servers_delay() {
         panic!("it does not wait")
     };
     assert_eq!(status.code(), Code::ResourceExhausted);
-    // What the server says for a place, and its own back-off.
+    // The server's delay for a quota on subscriptions, and the client's own back-off.
     let said = Duration::from_secs(10);
     assert!(
         (said..said + Duration::from_millis(1)).contains(&retry_in),
@@ -76,7 +76,7 @@ async fn subscription_that_was_too_slow_is_not_retried() {
     let options = options().max_events(1).overflow(Overflow::Disconnect);
     let mut slow = client.subscribe(options);
     assert!(matches!(next(&mut slow).await, Ok(Update::Subscribed(_))));
-    // More than windows and sockets hold, while nobody reads.
+    // More than windows and sockets hold, while the client does not read.
     for _ in 0..64 {
         let event = NewEvent {
             topic: "t".into(),

@@ -1,4 +1,4 @@
-//! How `tidegate serve` ends when it is asked to.
+//! The end of `tidegate serve`, by a signal.
 #![cfg(target_os = "linux")]
 
 mod child;
@@ -22,10 +22,10 @@ async fn second_signal_ends_the_server_at_once_with_exit_code_130() {
     let mut subscription = client.subscribe(SubscribeOptions::new(["t"]).no_reconnect());
     let first = subscription.next().await.unwrap().unwrap();
     assert!(matches!(first, Update::Subscribed(_)));
-    // It takes no notice of GOAWAY, and so holds up the drain.
+    // This peer ignores GOAWAY, and so delays the end of the drain.
     let mut deaf = TcpStream::connect(server.address()).unwrap();
     deaf.write_all(PREFACE).unwrap();
-    // The server's own preface: the connection is served.
+    // The server's own preface shows that it serves the connection.
     deaf.read_exact(&mut [0; 9]).unwrap();
     kill_process(server.pid(), Signal::TERM).unwrap();
     while let Some(Ok(_)) = subscription.next().await {}

@@ -50,7 +50,7 @@ impl Tracker {
         self.stream = None;
     }
 
-    /// Records the begin of a stream. `starts_live`: the request has neither a position nor a replay.
+    /// Records the start of a stream. `starts_live`: the request has neither a position nor a replay.
     pub(crate) fn subscribed(
         &mut self,
         subscribed: &Subscribed,

@@ -1,4 +1,4 @@
-//! A subscription whose token is no longer accepted.
+//! Subscriptions whose token the server no longer accepts.
 
 mod support;
 
@@ -15,7 +15,7 @@ fn expired() -> Status {
     Status::unauthenticated("the credentials have expired")
 }
 
-/// A subscription that has begun, at position 5, and whose credentials then expired.
+/// Returns a subscription that has begun, at position 5, and whose credentials have then expired.
 async fn subscribe_until_expired(server: &mut FakeServer, client: &Client) -> Subscription {
     let mut subscription = client.subscribe(options());
     let (stream, update) = tokio::join!(

@@ -1,4 +1,4 @@
-//! What ends a subscription, and that it then leaves the server alone.
+//! The ends of subscriptions. A subscription that has ended makes no further call.
 
 mod support;
 
@@ -9,7 +9,7 @@ use tidegate_client::{
 use tidegate_proto::v1::SubscribeResponse;
 use tonic::{Code, Status};
 
-/// Answers the first call with `status` and returns what ends the subscription.
+/// Answers the first call with `status`, and returns the error that ends the subscription.
 async fn refused(options: SubscribeOptions, status: Status) -> Error {
     let mut server = FakeServer::start().await;
     let mut subscription = server.client().subscribe(options);
@@ -29,7 +29,7 @@ async fn ended(server: &FakeServer, subscription: &mut Subscription) {
     assert!(!server.has_subscribe_call());
 }
 
-/// Sends `responses` on the first stream and returns what ends the subscription.
+/// Sends `responses` on the first stream, and returns the error that ends the subscription.
 async fn answered(options: SubscribeOptions, responses: Vec<SubscribeResponse>) -> Error {
     let mut server = FakeServer::start().await;
     let mut subscription = server.client().subscribe(options);
@@ -139,7 +139,7 @@ async fn position_ahead_of_the_server_is_dropped_only_by_policy() {
                     matches!(&update, Update::Reconnecting { status, .. } if status.code() == Code::OutOfRange),
                     "{update:?}"
                 );
-                // The second call was refused too, as the test dropped it.
+                // The test dropped the second call, which refuses it too.
                 expect(&mut subscription, &["reconnecting"]).await;
             }
         );

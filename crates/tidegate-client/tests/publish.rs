@@ -1,4 +1,4 @@
-//! Publishing: order, batches, and the account after a failure.
+//! Publishing: order, batches, and the counts after a failure.
 
 mod support;
 
@@ -90,7 +90,7 @@ async fn a_refusal_says_how_many_were_accepted_before() {
         );
         call.responses.send(answer).await.unwrap();
     }
-    // The publisher learns of it sooner or later, and then takes nothing more.
+    // The publisher learns of the failure sooner or later, and then takes no more events.
     let mut sent = 3;
     let Closed(returned) = loop {
         match publisher.send(event(sent)).await {

@@ -1,4 +1,4 @@
-//! A subscription survives broken streams, and resumes after what was yielded.
+//! A subscription survives broken streams, and resumes after the events that it has yielded.
 
 mod support;
 
@@ -9,7 +9,7 @@ use tidegate_client::{Backoff, GapReason, Update};
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-/// Polls the subscription, which works only then, while the server waits for its call.
+/// Polls the subscription, which works only while it is polled, until the server has its call.
 async fn call(
     server: &mut FakeServer,
     subscription: &mut tidegate_client::Subscription,
@@ -219,7 +219,7 @@ async fn back_off_grows_until_something_is_delivered() {
     let mut server = FakeServer::start().await;
     let mut subscription = server.client().subscribe(options());
     for expected in 1..=3 {
-        // Accepting a subscription is no success.
+        // An accepted subscription alone does not reset the back-off.
         drop(call(&mut server, &mut subscription).await.begin(10).await);
         expect(&mut subscription, &["subscribed"]).await;
         assert_eq!(attempt(&mut subscription).await, expected);
@@ -252,7 +252,7 @@ async fn a_silent_stream_is_broken_after_three_heartbeat_intervals() {
     };
     let options = options().heartbeat_interval(interval).backoff(backoff);
     let mut subscription = server.client().subscribe(options);
-    // The stream stays open for the whole test; it only says nothing.
+    // The stream stays open for the whole test, and is silent.
     let _silent = call(&mut server, &mut subscription).await.begin(10).await;
     let begin = Instant::now();
     expect(&mut subscription, &["subscribed", "reconnecting"]).await;

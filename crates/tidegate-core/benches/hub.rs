@@ -1,4 +1,4 @@
-//! What the parts of the core cost: `cargo bench -p tidegate-core`.
+//! The costs of the parts of the core: `cargo bench -p tidegate-core`.
 //!
 //! An event has 256 bytes. Every benchmark prints the time for one operation, and where one operation
 //! handles several events, events per second.

@@ -1,16 +1,20 @@
-//! The limits of all who share a feed.
+//! The limits of all subscriptions that share a feed.
 
 use crate::limits::Limits;
 
-/// The largest of the limits in use. Few distinct ones are, so a list beats a tree.
+/// The largest of the limits in use. There are few distinct ones, so a list beats a tree.
 #[derive(Debug, Default)]
 pub(crate) struct Bounds {
+    /// Each distinct pair of events and bytes, with how many subscriptions use it.
     in_use: Vec<(u64, u64, u32)>,
+    /// The largest number of events in use.
     max_events: u64,
+    /// The largest number of bytes in use, maybe of another subscription.
     max_bytes: u64,
 }
 
 impl Bounds {
+    /// Counts the limits of a subscription in.
     pub(crate) fn add(&mut self, limits: &Limits) {
         let (events, bytes) = (limits.max_events.get(), limits.max_bytes.get());
         match self
@@ -25,6 +29,7 @@ impl Bounds {
         self.max_bytes = self.max_bytes.max(bytes);
     }
 
+    /// Counts the limits of a subscription out, which were added before.
     pub(crate) fn remove(&mut self, limits: &Limits) {
         let (events, bytes) = (limits.max_events.get(), limits.max_bytes.get());
         let at = self
@@ -40,6 +45,7 @@ impl Bounds {
         }
     }
 
+    /// Whether a backlog of this size may be within the limits of some subscription.
     pub(crate) const fn fits(&self, events: usize, bytes: u64) -> bool {
         events as u64 <= self.max_events && bytes <= self.max_bytes
     }

@@ -1,6 +1,8 @@
 //! Why a subscription or a hub has ended.
 
-/// Why a subscription or a hub has ended.
+/// The reason why a subscription or a hub has ended.
+///
+/// A subscription ends once, and the first reason holds. The text of each reason is written for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum CloseReason {
     /// A newer subscription of the same client id took over. The client must not come back by itself:
@@ -10,29 +12,34 @@ pub enum CloseReason {
     /// The hub is closing. Come back elsewhere, or later.
     #[error("the hub is shutting down")]
     ShuttingDown,
-    /// The connection that it came over has reached its greatest age, by [`Hub::end`](crate::Hub::end). Come back over
-    /// another.
+    /// The connection under the subscription has reached its greatest age, by [`Hub::end`](crate::Hub::end).
+    /// Come back over another.
     #[error("the connection has reached its greatest age")]
     MaxConnectionAge,
-    /// It was behind by more than its limits, and had asked to be ended then.
+    /// The subscriber was behind by more than its limits and had asked for
+    /// [`Overflow::Disconnect`](crate::Overflow::Disconnect).
     #[error("the subscriber fell behind by more than its limits")]
     TooSlow,
-    /// It had something before it and took nothing for the stall timeout of [`SweepRules`](crate::SweepRules).
-    #[error("the subscriber took nothing of what was there for too long")]
+    /// The subscriber had events to take and took none for the stall timeout of
+    /// [`SweepRules`](crate::SweepRules).
+    #[error("the subscriber took none of its events for too long")]
     Stalled,
-    /// The sequences begin anew, in another hub. Resume there: what lies between will be told.
+    /// The sequences begin anew, in another hub. Resume there: a gap will tell what lies between.
     #[error("the sequences have begun anew")]
     EpochChanged,
-    /// The application ended it: [`Hub::disconnect`](crate::Hub::disconnect), [`Hub::end`](crate::Hub::end).
+    /// The application ended the subscription: [`Hub::disconnect`](crate::Hub::disconnect),
+    /// [`Hub::end`](crate::Hub::end).
     #[error("the subscription was ended by the service")]
     Disconnected,
-    /// The credentials that it began with have expired, by [`Hub::end`](crate::Hub::end). Come back with new ones.
+    /// The credentials of the subscription have expired, by [`Hub::end`](crate::Hub::end). Come back with
+    /// new ones.
     #[error("the credentials have expired")]
     CredentialsExpired,
-    /// The credentials that it began with are no longer accepted, by [`Hub::end`](crate::Hub::end). Come back with others.
+    /// The credentials of the subscription are no longer accepted, by [`Hub::end`](crate::Hub::end). Come
+    /// back with others.
     #[error("the credentials are no longer accepted")]
     CredentialsRevoked,
-    /// What it asked for is no longer allowed, by [`Hub::end`](crate::Hub::end).
-    #[error("what was asked for is no longer allowed")]
+    /// The rights of the principal no longer cover the subscription, by [`Hub::end`](crate::Hub::end).
+    #[error("the subscription is no longer allowed")]
     NoLongerAllowed,
 }

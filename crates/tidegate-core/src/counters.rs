@@ -1,4 +1,4 @@
-//! What the hub counts, as plain numbers. Their names in a metrics system are the server's business.
+//! The counters of a hub, as plain numbers. Their names in a metrics system are the server's business.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -14,7 +14,7 @@ pub struct Stats {
     pub published: u64,
     /// Subscriptions that matched, summed over the events published.
     pub matched: u64,
-    /// Events of history that subscriptions asked for when they began.
+    /// Events of history that subscriptions were promised when they began.
     pub replayed: u64,
     /// Events given to subscribers.
     pub handed_off: u64,
@@ -24,7 +24,7 @@ pub struct Stats {
     pub conflated: u64,
     /// Events counted by gaps of [`GapReason::Evicted`].
     pub evicted: u64,
-    /// Events that a subscription had still to see when it ended.
+    /// Events that a subscription had still to see when it was dropped, or that it passed over.
     pub abandoned: u64,
     /// Subscriptions now.
     pub subscriptions: u64,
@@ -32,7 +32,7 @@ pub struct Stats {
     pub stalled: u64,
     /// Subscriptions that were ended because they were stalled.
     pub ended_stalled: u64,
-    /// Subscriptions that took no notice of their end, so that their transport was told to give up.
+    /// Subscriptions that took no notice of their end, so their transport was told to give up.
     pub reset: u64,
     /// Gaps given to subscribers.
     pub gaps: GapStats,
@@ -48,23 +48,23 @@ pub struct Stats {
     pub history_bytes: u64,
 }
 
-/// How many gaps subscribers were given, by their reason. A gap may count many events, or none that are
-/// known.
+/// How many gaps subscribers were given, by reason. A gap may count many events, or an unknown number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GapStats {
-    /// Those of [`GapReason::Overflow`].
+    /// Gaps of [`GapReason::Overflow`].
     pub overflow: u64,
-    /// Those of [`GapReason::Conflated`].
+    /// Gaps of [`GapReason::Conflated`].
     pub conflated: u64,
-    /// Those of [`GapReason::Evicted`].
+    /// Gaps of [`GapReason::Evicted`].
     pub evicted: u64,
-    /// Those of [`GapReason::Expired`].
+    /// Gaps of [`GapReason::Expired`].
     pub expired: u64,
-    /// Those of [`GapReason::EpochChanged`].
+    /// Gaps of [`GapReason::EpochChanged`].
     pub epoch_changed: u64,
 }
 
-/// The counters of a hub. They order nothing: each is right by itself, at the end of each call.
+/// The counters of a hub, with the meanings that [`Stats`] and [`GapStats`] give them. They order nothing: each is
+/// right by itself, at the end of each call.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) published: AtomicU64,
@@ -87,7 +87,7 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// The counters, with nothing filled in that is not counted here.
+    /// The counters as they are now. The fields of [`Stats`] that are not counted here are 0.
     pub(crate) fn snapshot(&self) -> Stats {
         Stats {
             published: self.published.load(Relaxed),
@@ -107,6 +107,7 @@ impl Counters {
         }
     }
 
+    /// The counters of gaps.
     fn gaps(&self) -> GapStats {
         GapStats {
             overflow: self.overflow_gaps.load(Relaxed),
@@ -117,7 +118,7 @@ impl Counters {
         }
     }
 
-    /// Counts a gap, and the events that it counts.
+    /// Counts a gap, and the events in it where their number is known.
     pub(crate) fn count_gap(&self, gap: &Gap) {
         let (gaps, events) = match gap.reason {
             GapReason::Overflow => (&self.overflow_gaps, Some(&self.overflowed)),
@@ -133,6 +134,7 @@ impl Counters {
     }
 }
 
+/// Adds `n` to `counter`. Leaves it alone for 0, as most polls lose nothing and all share its cache line.
 pub(crate) fn add(counter: &AtomicU64, n: u64) {
     if n != 0 {
         counter.fetch_add(n, Relaxed);

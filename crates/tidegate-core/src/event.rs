@@ -7,49 +7,54 @@ use crate::{
     topic::Topic,
 };
 
-/// What an event carries. The hub never looks inside; it only has to know how much it holds.
+/// The content of an event. The hub never looks inside; it only has to know its size.
 pub trait Payload: Send + Sync + 'static {
-    /// How many bytes this payload counts against the limits of subscriptions and of history. Must
-    /// always give the same answer for one value.
+    /// How many bytes this payload counts against the limits of subscriptions and of history. The hub asks
+    /// once for each event, before it takes a lock.
     fn size(&self) -> usize;
 }
 
 /// An event that is about to be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEvent<P> {
-    /// Where it belongs.
+    /// The topic to publish it to.
     pub topic: Topic,
-    /// What it is about, within its topic; `None` is the topic as a whole.
+    /// The subject within the topic, which [`Overflow::Conflate`](crate::Overflow::Conflate) goes by; `None`
+    /// is the topic as a whole.
     pub key: Option<Arc<str>>,
-    /// What it carries.
+    /// The content.
     pub payload: P,
 }
 
-/// An event with its place in the order of the hub. Shared by all who are to see it.
+/// An event with its place in the order of the hub. History, feeds and subscribers share it.
 #[derive(Debug)]
 pub struct Event<P> {
+    /// 0 until the publisher numbers it.
     pub(crate) sequence: u64,
+    /// The topic it was published to.
     topic: Topic,
+    /// The subject within its topic.
     key: Option<Arc<str>>,
+    /// The content.
     payload: P,
-    /// What the payload said, once: no code of an application runs under a lock.
+    /// The size of the payload, asked once: no code of an application runs under a lock.
     size: u64,
-    /// What predicates said of it, by their identities.
+    /// The answers of predicates, by their identities.
     verdicts: Vec<(u64, bool)>,
-    /// What this event holds, counted until it is freed.
+    /// The bytes of this event, counted until it is freed.
     charge: Charge,
 }
 
-/// Identity of a sequence space and a place in it: all that is needed to resume with any filter.
+/// Identity of a sequence space and a place in it: all you need to resume, with any filter.
 ///
 /// A sequence alone would lie. A server restarts, its memory of 5,000 events is gone, and it numbers
 /// from 1 again. A client that comes back with "5,000" would wait for 5,001 and silently miss the new
-/// 1 to 5,000. With the epoch in its hand it is told that its position belongs to another time.
+/// 1 to 5,000. Because it brings the epoch too, the hub can tell it that its position is of an earlier time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Position {
     /// Identity of the sequence space.
     pub epoch: u64,
-    /// The newest event that is behind this position; 0 is before the first event.
+    /// The sequence of the newest event behind this position; 0 is before the first event.
     pub sequence: u64,
 }
 
@@ -60,7 +65,7 @@ impl Payload for bytes::Bytes {
 }
 
 impl<P> NewEvent<P> {
-    /// An event without a key.
+    /// Makes an event without a key.
     pub const fn new(topic: Topic, payload: P) -> Self {
         Self {
             topic,
@@ -71,7 +76,7 @@ impl<P> NewEvent<P> {
 }
 
 impl<P: Payload> NewEvent<P> {
-    /// The event in the memory that all its takers will share, without a sequence yet.
+    /// Moves the event into the memory that history, feeds and subscribers will share, without a sequence.
     pub(crate) fn into_shared(self, retained: &Retained) -> Arc<Event<P>> {
         let Self {
             topic,
@@ -103,19 +108,19 @@ impl<P> Event<P> {
         self.sequence
     }
 
-    /// Where the event was published.
+    /// The topic that the event was published to.
     #[must_use]
     pub const fn topic(&self) -> &Topic {
         &self.topic
     }
 
-    /// What the event is about, within its topic.
+    /// The subject of the event within its topic.
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.key.as_deref()
     }
 
-    /// What the event carries.
+    /// The content of the event.
     #[must_use]
     pub const fn payload(&self) -> &P {
         &self.payload
@@ -123,13 +128,13 @@ impl<P> Event<P> {
 }
 
 impl<P> Event<P> {
-    /// How many bytes the event counts against limits: what its payload says.
+    /// How many bytes the event counts against limits: the size of its payload.
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// What a predicate said, if it was asked.
+    /// The answer of a predicate, if it was asked.
     pub(crate) fn verdict(&self, predicate: u64) -> Option<bool> {
         let mut verdicts = self.verdicts.iter();
         verdicts
@@ -137,20 +142,22 @@ impl<P> Event<P> {
             .map(|(_, verdict)| *verdict)
     }
 
+    /// Keeps the answer of a predicate, and charges for it.
     pub(crate) fn note_verdict(&mut self, predicate: u64, verdict: bool) {
         self.charge.add(size_of::<(u64, bool)>() as u64);
         self.verdicts.push((predicate, verdict));
     }
 }
 
-/// The two counts of references that stand before what an `Arc` holds.
+/// Bytes of the two reference counts before the value of an `Arc`.
 const COUNTS: usize = 2 * size_of::<usize>();
 
-/// What `bytes::Bytes` allocates beside the bytes once it is shared.
+/// Bytes that `bytes::Bytes` allocates beside its content once it is shared: two words and a count, rounded
+/// up to an allocation of 32.
 const SHARED: usize = 32;
 
-/// How much memory an allocation of so many bytes takes: rounded up to one of four sizes to a doubling, as
-/// mimalloc and jemalloc do, and a sixteenth for pages that are not full, as measured (docs/memory.md).
+/// How much memory an allocation of `bytes` takes: rounded up to one of four sizes to a doubling, as
+/// mimalloc and jemalloc do, and a sixteenth more for pages that are not full, as measured (docs/memory.md).
 fn allocated(bytes: usize) -> usize {
     let step = (bytes.next_power_of_two() / 8).max(16);
     let rounded = bytes.next_multiple_of(step);

@@ -1,10 +1,10 @@
 //! A feed: the events that match one group of filters, in order, numbered densely.
 //!
-//! All subscriptions with the same filters share a feed; each has a cursor in it. The feed keeps what
-//! some cursor has still to see, and of that no more than the largest limits among its subscriptions:
-//! beyond those every one of them would drop it anyway. So a feed whose subscribers are caught up holds
-//! nothing. While one is behind, the feed may hold up to the largest limits among those who share it, whatever
-//! is missed; a subscriber to many feeds can hold its limits in each, until it is polled next.
+//! All subscriptions with the same filters share a feed; each has a cursor in it. The feed keeps the events
+//! that some cursor has still to see, and of those no more than the largest limits among its subscriptions:
+//! beyond those every one of them would drop them anyway. So a feed whose subscribers are caught up holds
+//! nothing. While one is behind, the feed may hold up to the largest limits among those who share it,
+//! whoever is behind; a subscriber to many feeds can hold its limits in each, until it is polled next.
 //!
 //! Numbers are dense, so how many events lie between two cursors is a subtraction, also when they are
 //! long gone.
@@ -26,19 +26,23 @@ use crate::{
     sync::{Mutex, MutexGuard},
 };
 
-/// A ring that once was long gives its memory back down to this many slots.
+/// A ring that once was long gives its memory back down to this many slots: 512 bytes, as a slot has 32. Chosen,
+/// not measured.
 const SMALL_RING: usize = 16;
 
+/// The events of one group of filters, and the cursors of the subscriptions that share it.
 #[derive(Debug)]
 pub(crate) struct Feed<P> {
+    /// The filters and the predicate; never changes.
     kind: FeedKind<P>,
+    /// Everything else, behind the lock of the feed.
     state: Mutex<FeedState<P>>,
 }
 
-/// What the lock of a feed guards.
+/// The state behind the lock of a feed.
 #[derive(Debug)]
 pub(crate) struct FeedState<P> {
-    /// Where the slots of the ring are counted.
+    /// The hub's count of bytes, which the slots of the ring add to.
     retained: Retained,
     /// The events that some cursor has still to see, oldest first.
     ring: VecDeque<Slot<P>>,
@@ -48,15 +52,16 @@ pub(crate) struct FeedState<P> {
     removed_sequence: u64,
     /// The running total of bytes through the event numbered `first - 1`.
     removed_bytes: u64,
-    /// What the memory budget took of what some cursor had still to see.
+    /// Events evicted for the memory budget before every cursor had seen them.
     evicted: Evicted,
     /// The sequence of the newest event appended.
     newest: u64,
     /// How many cursors have seen everything.
     caught_up: u32,
-    /// Who waits for the next event. Only cursors that have seen everything are here.
+    /// The subscriptions that wait for the next event, with the number of their cursor. Only cursors that have
+    /// seen everything are here.
     parked: Slab<(Arc<Signal>, u32)>,
-    /// How often `parked` was emptied: a key from before is void.
+    /// How often `parked` was emptied. A key of an earlier round is void: the slab gives its number out again.
     parked_round: u64,
     /// The limits of the cursors, which bound the ring.
     bounds: Bounds,
@@ -66,8 +71,10 @@ pub(crate) struct FeedState<P> {
     subscribers: u64,
 }
 
+/// An event in the ring.
 #[derive(Debug)]
 struct Slot<P> {
+    /// The event, which history and other feeds share.
     event: Arc<Event<P>>,
     /// The event's sequence, here so that a search does not follow pointers.
     sequence: u64,
@@ -77,43 +84,49 @@ struct Slot<P> {
     cursors: u32,
 }
 
-/// A parked registration, to be taken back when the cursor goes.
+/// The key of a parked registration, to take it back when the cursor goes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ParkKey {
+    /// Where it is in `parked`.
     key: usize,
+    /// The round in which it was made; in a later one the registration is gone.
     round: u64,
 }
 
-/// What a cursor will find when it has moved.
+/// The next event of a cursor that has moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ahead {
-    /// The next event has this sequence.
+    /// There is one, with this sequence.
     Event(u64),
-    /// Nothing yet.
+    /// There is none yet.
     Nothing,
 }
 
-/// How many events and bytes lie between a cursor and a watermark.
+/// Events and bytes between two numbers of a feed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Backlog {
+    /// How many events.
     pub(crate) events: u64,
+    /// Their sizes, summed.
     pub(crate) bytes: u64,
 }
 
-/// What the events of a feed have in common, and what it is found by.
+/// The filters and the predicate of a feed, which it is found by.
 #[derive(Debug)]
 pub(crate) struct FeedKind<P> {
+    /// Each event matches at least one of these.
     pub(crate) filters: FilterGroup,
-    /// What they carry passes this, if it is set.
+    /// Each payload passes this, if it is set.
     pub(crate) predicate: Option<Predicate<P>>,
 }
 
-/// [`FeedKind`] as a key.
+/// A [`FeedKind`] as a key: the filters, and the identity of the predicate.
 pub(crate) type FeedKey = (FilterGroup, Option<u64>);
 
 // ===== impl Feed =====
 
 impl<P: Payload> Feed<P> {
+    /// An empty feed without cursors.
     pub(crate) fn new(kind: FeedKind<P>, retained: Retained) -> Self {
         Self {
             kind,
@@ -135,20 +148,23 @@ impl<P: Payload> Feed<P> {
         }
     }
 
+    /// The filters of the feed.
     pub(crate) const fn filters(&self) -> &FilterGroup {
         &self.kind.filters
     }
 
+    /// The filters and the predicate of the feed.
     pub(crate) const fn kind(&self) -> &FeedKind<P> {
         &self.kind
     }
 
-    /// Whether an event that matches one of the filters belongs here.
+    /// Whether an event that matches one of the filters passes the predicate too.
     pub(crate) fn accepts(&self, event: &Event<P>) -> bool {
         let predicate = self.kind.predicate.as_ref();
         predicate.is_none_or(|predicate| predicate.accepts(event))
     }
 
+    /// Takes the lock of the feed.
     pub(crate) fn lock(&self) -> MutexGuard<'_, FeedState<P>> {
         self.state.lock()
     }
@@ -157,10 +173,10 @@ impl<P: Payload> Feed<P> {
 // ===== impl FeedState: publishing =====
 
 impl<P: Payload> FeedState<P> {
-    /// Appends `event`, puts the feed on the ready list of whoever waits, and adds their wakers to
+    /// Appends `event`, puts the feed on the ready lists of the subscriptions that wait, and adds their wakers to
     /// `wake`. Returns how many subscriptions the event matches.
     ///
-    /// An event that came by another filter of the group already is not appended twice.
+    /// An event that matches several filters of the group comes once for each, and is appended once.
     pub(crate) fn append(&mut self, event: &Arc<Event<P>>, wake: &mut Vec<Waker>) -> u64 {
         if event.sequence == self.newest {
             return 0;
@@ -171,6 +187,7 @@ impl<P: Payload> FeedState<P> {
             latest.append(number, event);
         }
         let bytes_through = self.bytes_before(number) + event.size();
+        // Whoever had seen everything now stands before this event.
         let cursors = std::mem::take(&mut self.caught_up);
         self.retained.add(size_of::<Slot<P>>() as u64);
         self.ring.push_back(Slot {
@@ -181,7 +198,11 @@ impl<P: Payload> FeedState<P> {
         });
         self.remove_seen();
         self.evict();
+        // Last, when the feed is as it will be read. From `push_ready` on a subscription may take its ready list,
+        // which only the lock of its signal guards, and go on to wait for this feed's lock. It finds the event in
+        // the ring and its cursor before it.
         if !self.parked.is_empty() {
+            // The slab gives the same keys out again: those that cursors still hold are void from here on.
             self.parked_round += 1;
             let wakers = self.parked.drain().filter_map(|(signal, cursor)| {
                 signal.push_ready(Ready {
@@ -194,31 +215,34 @@ impl<P: Payload> FeedState<P> {
         self.subscribers
     }
 
-    /// Removes from the front what no cursor has still to see.
+    /// Removes the events at the front that no cursor has still to see.
     fn remove_seen(&mut self) {
         while self.ring.front().is_some_and(|slot| slot.cursors == 0) {
             self.pop_front();
-            // A cursor that was overtaken stands at the front: there is none.
+            // A cursor that was overtaken is counted at the front. None is, so nobody will ask what was evicted.
             self.evicted.clear();
         }
+        // At an eighth and not at once: a ring whose length goes up and down does not allocate each time.
         if self.ring.capacity() > SMALL_RING && self.ring.len() < self.ring.capacity() / 8 {
             self.ring.shrink_to(SMALL_RING);
         }
     }
 
-    /// Removes from the front what is beyond the limits of every cursor. The newest event stays.
+    /// Removes the events at the front that are beyond the limits of every cursor. The newest event stays.
     fn evict(&mut self) {
         while self.ring.len() > 1
             && !self
                 .bounds
                 .fits(self.ring.len(), self.backlog(self.first, self.end()).bytes)
         {
+            // Cursors that stood there are overtaken: they are counted at the new front.
             let cursors = self.pop_front();
             self.ring[0].cursors += cursors;
         }
     }
 
-    /// Evicts events up to a sequence, the newest too, for the memory budget.
+    /// Evicts events up to a sequence, the newest too, for the memory budget. Notes them, so that their gap has
+    /// that reason.
     pub(crate) fn evict_through(&mut self, sequence: u64) {
         let (from, first_sequence) = (
             self.first,
@@ -229,6 +253,8 @@ impl<P: Payload> FeedState<P> {
             .front()
             .is_some_and(|slot| slot.sequence <= sequence)
         {
+            // The ring may be empty now: then they count as caught up, though they have not seen everything.
+            // `has_overtaken` tells by their numbers.
             let cursors = self.pop_front();
             *self.standing_at(self.first) += cursors;
         }
@@ -248,7 +274,7 @@ impl<P: Payload> FeedState<P> {
         ring.into_iter().chain(latest).min()
     }
 
-    /// What the memory budget took of what some cursor had still to see.
+    /// The events evicted for the memory budget before every cursor had seen them.
     pub(crate) const fn evicted(&self) -> &Evicted {
         &self.evicted
     }
@@ -258,7 +284,8 @@ impl<P: Payload> FeedState<P> {
         self.newest
     }
 
-    /// Removes the front and returns how many cursors stood there.
+    /// Removes the front and returns how many cursors stood there. The event is dropped last, after the fields are
+    /// right: that may run the `Drop` of its payload.
     fn pop_front(&mut self) -> u32 {
         let slot = self.ring.pop_front().expect("the ring is not empty");
         self.retained.subtract(size_of::<Slot<P>>() as u64);
@@ -288,6 +315,7 @@ impl<P: Payload> FeedState<P> {
         self.subscribers == 0
     }
 
+    /// Whether no subscription uses the feed.
     pub(crate) const fn is_unused(&self) -> bool {
         self.subscribers == 0
     }
@@ -313,7 +341,7 @@ impl<P: Payload> FeedState<P> {
         (end, self.park(signal, cursor))
     }
 
-    /// Takes away the cursor at `next` with its registration, and what only it had still to see.
+    /// Removes the cursor at `next` with its registration, and the events that only it had still to see.
     pub(crate) fn detach(&mut self, limits: &Limits, next: u64, parked: Option<ParkKey>) {
         if let Some(ParkKey { key, round }) = parked
             && round == self.parked_round
@@ -324,6 +352,7 @@ impl<P: Payload> FeedState<P> {
             self.latest_mut().leave(next);
             self.latest.take_if(|latest| latest.is_unused());
         } else {
+            // Both may free events: nobody stands before them, or its limits were the largest.
             *self.standing_at(next) -= 1;
             self.bounds.remove(limits);
             self.remove_seen();
@@ -338,14 +367,14 @@ impl<P: Payload> FeedState<P> {
             .expect("a conflating cursor keeps the view")
     }
 
+    /// As [`latest`](Self::latest).
     fn latest_mut(&mut self) -> &mut Latest<P> {
         self.latest
             .as_mut()
             .expect("a conflating cursor keeps the view")
     }
 
-    /// Moves a conflating cursor from `from` to `to`, where a survivor is or the end, and parks it if
-    /// nothing is there yet.
+    /// Moves a conflating cursor from `from` to `to`, and parks it if no survivor is there or behind.
     pub(crate) fn advance_conflating(
         &mut self,
         from: u64,
@@ -354,6 +383,7 @@ impl<P: Payload> FeedState<P> {
         cursor: u32,
     ) -> (Ahead, Option<ParkKey>) {
         let latest = self.latest_mut();
+        // In this order: leaving removes the survivors below the lowest cursor, and this may be the last.
         latest.enter(to);
         latest.leave(from);
         let survivor = latest.from(to).next().map(|(_, event)| event.sequence());
@@ -372,7 +402,8 @@ impl<P: Payload> FeedState<P> {
         }
     }
 
-    /// Moves a cursor from `from` to `to`, and parks it if nothing is there yet.
+    /// Moves a cursor from `from` to `to`, and parks it if no event is there yet. Removes events that none has
+    /// still to see.
     pub(crate) fn advance(
         &mut self,
         from: u64,
@@ -380,6 +411,7 @@ impl<P: Payload> FeedState<P> {
         signal: &Arc<Signal>,
         cursor: u32,
     ) -> (Ahead, Option<ParkKey>) {
+        // Numbers and offsets shift when events are removed, so both counts change and the head is read before.
         *self.standing_at(from) -= 1;
         *self.standing_at(to) += 1;
         let ahead = self
@@ -391,7 +423,7 @@ impl<P: Payload> FeedState<P> {
         (ahead, parked)
     }
 
-    /// How many cursors stand at `number`. One that was overtaken stands at the front.
+    /// How many cursors stand at `number`. One that was overtaken is counted at the front.
     fn standing_at(&mut self, number: u64) -> &mut u32 {
         let offset = self.offset(number);
         match self.ring.get_mut(offset) {
@@ -400,7 +432,7 @@ impl<P: Payload> FeedState<P> {
         }
     }
 
-    /// Where in the ring an event is, or for one that is gone, the front.
+    /// The place of an event in the ring; of one that is gone, the front.
     fn offset(&self, number: u64) -> usize {
         usize::try_from(number.saturating_sub(self.first)).unwrap_or(usize::MAX)
     }
@@ -410,7 +442,7 @@ impl<P: Payload> FeedState<P> {
         next < self.first
     }
 
-    /// The sequence of the event before the front: where an overtaken cursor's loss ends.
+    /// The sequence of the event before the front, where the loss of an overtaken cursor ends.
     pub(crate) const fn removed_sequence(&self) -> u64 {
         self.removed_sequence
     }
@@ -431,7 +463,7 @@ impl<P: Payload> FeedState<P> {
         }
     }
 
-    /// What is kept from `from`, or the front, to before `to`.
+    /// Counts the events kept from number `from`, or the front, to before number `to`.
     pub(crate) fn backlog(&self, from: u64, to: u64) -> Backlog {
         let from = from.max(self.first);
         Backlog {
@@ -440,6 +472,7 @@ impl<P: Payload> FeedState<P> {
         }
     }
 
+    /// The running total of bytes before `number`, which is not below the front.
     fn bytes_before(&self, number: u64) -> u64 {
         match self.offset(number).checked_sub(1) {
             Some(offset) => self.ring[offset].bytes_through,
@@ -447,7 +480,7 @@ impl<P: Payload> FeedState<P> {
         }
     }
 
-    /// The first number from `from`, or the front, such that what follows before `end` fits `limits`.
+    /// The first number from `from`, or the front, such that the events from there to before `end` fit `limits`.
     pub(crate) fn first_that_fits(&self, from: u64, end: u64, limits: &Limits) -> u64 {
         let from = from.max(self.first);
         let Backlog { events, bytes } = self.backlog(from, end);
@@ -455,7 +488,7 @@ impl<P: Payload> FeedState<P> {
             return from;
         }
         let from = from.max(end.saturating_sub(limits.max_events.get()));
-        // What must be behind the start for the rest to fit in bytes.
+        // The running total that has to be before the start for the rest to fit in bytes.
         let surplus = self
             .bytes_before(end)
             .saturating_sub(limits.max_bytes.get());
@@ -467,6 +500,7 @@ impl<P: Payload> FeedState<P> {
                 .ring
                 .partition_point(|slot| slot.bytes_through < surplus) as u64
             + 1;
+        // The newest event fits, whatever its size.
         enough.min(end - 1)
     }
 
@@ -481,6 +515,7 @@ impl<P: Payload> FeedState<P> {
 // ===== impl FeedKind =====
 
 impl<P> FeedKind<P> {
+    /// The key that the hub finds the feed by.
     pub(crate) fn key(&self) -> FeedKey {
         let predicate = self.predicate.as_ref().map(Predicate::id);
         (FilterGroup::clone(&self.filters), predicate)

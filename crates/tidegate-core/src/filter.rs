@@ -1,9 +1,9 @@
-//! Filters: which topics a subscription wants.
+//! Filters: the topics that a subscription wants.
 //!
 //! A filter is a topic, or a pattern in which `*` stands for exactly one token and `>`, as the last
 //! token, for one or more, as in NATS. Two rules are stricter than there: a wildcard is a whole token,
 //! and a wildcard in the first place never matches a topic that begins with `$`, so `>` is everything
-//! except what is addressed to single clients.
+//! except events to single clients.
 
 use std::{fmt, sync::Arc};
 
@@ -28,6 +28,7 @@ impl Filter {
         }
     }
 
+    /// Checks the rules, without the pattern in the error.
     fn check(pattern: &str) -> Result<(), NameError> {
         if pattern.starts_with('$') {
             return Err(NameErrorKind::Reserved.at(0));
@@ -48,8 +49,8 @@ impl Filter {
         })
     }
 
-    /// A pattern of a rule, which may be `$client.<client id>` or `$client.*` as well. No subscription may
-    /// have it as a filter.
+    /// Checks a pattern of a rule, which may be `$client.<client id>` or `$client.*` as well. No subscription may
+    /// have those as filters.
     pub(crate) fn for_rule(pattern: &str) -> Result<Self, NameError> {
         match pattern.strip_prefix(CLIENT_PREFIX) {
             Some("*") => Ok(Self(pattern.into())),
@@ -58,7 +59,7 @@ impl Filter {
         }
     }
 
-    /// The filter `>`: everything but what is addressed to single clients.
+    /// The filter `>`: everything but events to single clients.
     #[must_use]
     pub fn everything() -> Self {
         Self(">".into())
@@ -81,7 +82,7 @@ impl Filter {
         self.tokens().all(|token| token != "*" && token != ">")
     }
 
-    /// Whether events of `topic` are wanted.
+    /// Whether the filter matches `topic`.
     #[must_use]
     pub fn matches(&self, topic: &Topic) -> bool {
         let mut wanted = self.tokens();
@@ -99,7 +100,7 @@ impl Filter {
         }
     }
 
-    /// Whether some topic is matched by both.
+    /// Whether both match some topic.
     ///
     /// The limits on the length of a topic are left out of account: two filters that only topics longer
     /// than allowed have in common overlap.
@@ -144,15 +145,17 @@ impl Filter {
         alive.iter_mut().any(|other| other.next().is_none())
     }
 
-    /// Whether it begins with `$` and `other` with a wildcard, which never match the same.
+    /// Whether it begins with `$` and `other` with a wildcard, which never match the same topic.
     fn reserved_against(&self, other: &Self) -> bool {
         self.0.starts_with('$') && other.begins_with_wildcard()
     }
 
+    /// The tokens of the filter.
     pub(crate) fn tokens(&self) -> std::str::Split<'_, char> {
         self.0.split('.')
     }
 
+    /// Whether the first token is `*` or `>`.
     fn begins_with_wildcard(&self) -> bool {
         matches!(self.tokens().next(), Some("*" | ">"))
     }
@@ -192,11 +195,13 @@ impl fmt::Debug for Filter {
     }
 }
 
-/// What is left of some filters behind one more token.
+/// The filters that are left behind one more token.
 enum Advanced {
-    /// One of them matches all that begins so.
+    /// One of them matches every topic that begins so.
     Covered,
+    /// Some go on.
     Some,
+    /// None goes on.
     None,
 }
 

@@ -1,32 +1,35 @@
-//! Gaps: what a subscription will not be given, counted.
+//! Gaps: the events that a subscription will not be given, counted.
 
-/// Events of a subscription that will not be delivered.
+/// A run of events of a subscription that will not be delivered.
+///
+/// A gap stands where its events are missing: before the events of its [`Batch`](crate::Batch), after those
+/// of the batch before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
-    /// The sequence of the first missing event, or, where that is unknown, the first that may be.
+    /// The sequence of the first missing event, or a lower bound where that is unknown.
     pub first_sequence: u64,
-    /// The sequence of the last missing event, or, where that is unknown, the last that may be.
+    /// The sequence of the last missing event, or an upper bound where that is unknown.
     pub last_sequence: u64,
-    /// How many events of the subscription are missing. 0 is unknown, which only
+    /// How many events of the subscription are missing. Exact, except that 0 means unknown, which only
     /// [`Expired`](GapReason::Expired) and [`EpochChanged`](GapReason::EpochChanged) may be; such a
     /// gap takes no index.
     pub count: u64,
-    /// Why they are missing.
+    /// The reason why they are missing.
     pub reason: GapReason,
     /// The index of the first missing event; the others follow without holes.
     pub first_index: u64,
 }
 
-/// Why events are missing.
+/// The reason why events are missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GapReason {
     /// The subscriber fell behind by more than its limits, or, during a replay, by more than history.
     Overflow,
     /// Newer events of the same topic and key replaced them
-    /// ([`Overflow::Conflate`](crate::Overflow::Conflate)). The sequences are bounds, and may overlap those of the
-    /// events that follow.
+    /// ([`Overflow::Conflate`](crate::Overflow::Conflate)). The sequences are bounds, and may overlap those
+    /// of the events that follow.
     Conflated,
-    /// The memory budget of the hub was exceeded, and the oldest events of all went.
+    /// The memory budget of the hub was exceeded, and the hub evicted the oldest events.
     Evicted,
     /// The subscriber asked to resume from before the oldest event of history. Only before the first
     /// event of a subscription.

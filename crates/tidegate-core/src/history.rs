@@ -11,7 +11,7 @@ use crate::{
     retained::Retained,
 };
 
-/// How much history is kept. An event goes when any one limit is reached.
+/// The limits of history. An event that is beyond any one of them is dropped, oldest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistoryLimits {
     /// The most events. Default: 10,000. 0 turns history off.
@@ -23,52 +23,61 @@ pub struct HistoryLimits {
     pub max_age: Duration,
 }
 
+/// Recent events, oldest first.
 #[derive(Debug)]
 pub(crate) struct History<P> {
+    /// The limits in force.
     limits: HistoryLimits,
-    /// Where the entries are counted, besides the events.
+    /// The hub's count of bytes, which the entries add to, besides the events.
     retained: Retained,
+    /// The events that are kept, in sequence order.
     entries: VecDeque<Entry<P>>,
+    /// The sizes of the events that are kept, summed.
     bytes: u64,
-    /// The sequence of the newest event that is gone; 0 if none is.
+    /// The sequence of the newest event that was dropped; 0 if none was.
     evicted_through: u64,
-    /// The sequence of the newest event that the memory budget took; 0 if it took none.
+    /// The sequence of the newest event that was evicted for the memory budget; 0 if none was.
     evicted_for_budget: u64,
 }
 
+/// An event in history.
 #[derive(Debug)]
 struct Entry<P> {
+    /// The event, which feeds share.
     event: Arc<Event<P>>,
+    /// The time at which the hub was handed it.
     at: Instant,
 }
 
-/// What a walk over a stretch of history did.
+/// The result of a walk over a stretch of history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Walk {
-    /// The sequence of the last entry looked at, if there was one. A refused one does not count.
+    /// The sequence of the last entry visited, if there was one. A refused one does not count.
     pub(crate) last: Option<u64>,
+    /// The reason why it ended.
     pub(crate) end: WalkEnd,
 }
 
-/// How a walk over a stretch of history ended.
+/// The reason why a walk over a stretch of history ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WalkEnd {
     /// The stretch is done.
     Done,
-    /// As many entries as allowed were looked at.
+    /// It has visited as many entries as it may.
     MaxEntries,
     /// The visitor refused an entry.
     Refused,
 }
 
 impl HistoryLimits {
-    /// No history: every resumption is told that it has expired, unless nothing happened meanwhile.
+    /// No history: whoever resumes is told that the position has expired, unless it is that of the newest event.
     pub const OFF: Self = Self {
         max_events: 0,
         max_bytes: 0,
         max_age: Duration::ZERO,
     };
 
+    /// Whether nothing can be kept.
     const fn is_off(&self) -> bool {
         self.max_events == 0 || self.max_bytes == 0 || self.max_age.is_zero()
     }
@@ -85,6 +94,7 @@ impl Default for HistoryLimits {
 }
 
 impl<P: Payload> History<P> {
+    /// An empty history.
     pub(crate) const fn new(limits: HistoryLimits, retained: Retained) -> Self {
         Self {
             limits,
@@ -96,8 +106,10 @@ impl<P: Payload> History<P> {
         }
     }
 
+    /// Appends `event`, and drops what is beyond the limits or too old at `now`.
     pub(crate) fn append(&mut self, event: &Arc<Event<P>>, now: Instant) {
         if self.limits.is_off() {
+            // Dropped all the same: a position before it cannot be resumed whole.
             self.evicted_through = event.sequence;
             return;
         }
@@ -111,20 +123,21 @@ impl<P: Payload> History<P> {
         self.expire(now);
     }
 
-    /// Keeps as much as `limits` allow from here on, and lets go of the rest.
+    /// Puts new `limits` in force, and drops what is beyond them.
     pub(crate) fn set_limits(&mut self, limits: HistoryLimits, now: Instant) {
         self.limits = limits;
         self.keep_within_limits();
         self.expire(now);
     }
 
+    /// Drops the oldest events beyond the limits on number and bytes.
     fn keep_within_limits(&mut self) {
         while self.entries.len() > self.limits.max_events || self.bytes > self.limits.max_bytes {
             self.evict_oldest();
         }
     }
 
-    /// Lets go of what is older than the limit.
+    /// Drops events that have reached the greatest age.
     pub(crate) fn expire(&mut self, now: Instant) {
         while self
             .entries
@@ -133,11 +146,13 @@ impl<P: Payload> History<P> {
         {
             self.evict_oldest();
         }
+        // A hub that was busy once and is quiet now keeps no memory for it.
         if self.entries.is_empty() {
             self.entries.shrink_to_fit();
         }
     }
 
+    /// Drops the oldest event.
     fn evict_oldest(&mut self) {
         let entry = self.entries.pop_front().expect("history is not empty");
         self.bytes -= entry.event.size();
@@ -153,7 +168,7 @@ impl<P: Payload> History<P> {
         }
     }
 
-    /// The sequence of the newest event that the memory budget took; 0 if it took none.
+    /// The sequence of the newest event that was evicted for the memory budget; 0 if none was.
     pub(crate) const fn evicted_for_budget(&self) -> u64 {
         self.evicted_for_budget
     }
@@ -163,10 +178,12 @@ impl<P: Payload> History<P> {
         self.entries.front().map(|oldest| oldest.event.sequence)
     }
 
+    /// How many events are kept.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
+    /// The sizes of the events that are kept, summed.
     pub(crate) const fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -176,7 +193,7 @@ impl<P: Payload> History<P> {
         self.entries.back().map(|newest| newest.event.sequence)
     }
 
-    /// The sequence of the newest event that is gone. A position before it cannot be resumed whole.
+    /// The sequence of the newest event that was dropped. A position before it cannot be resumed whole.
     pub(crate) const fn evicted_through(&self) -> u64 {
         self.evicted_through
     }
@@ -228,6 +245,7 @@ impl<P: Payload> History<P> {
     }
 }
 
+/// Visits up to `max_entries` of `entries`, until `visit` returns false.
 fn walk<'a, P: 'a>(
     mut entries: impl Iterator<Item = &'a Entry<P>>,
     max_entries: usize,

@@ -1,9 +1,9 @@
-//! The hub: publishes events to whoever wants them, and lets subscribers in.
+//! The hub: a handle that publishes events and lets subscribers in.
 //!
 //! # Publishing
 //! [`Hub::publish`] never waits for a subscriber. It numbers the events, appends them to history and to
-//! the feed of each distinct filter that matches, and wakes who was parked there. Its cost is in
-//! distinct matching filters and parked subscribers, never in the backlog of anyone.
+//! the feed of each distinct filter that matches, and wakes the subscriptions that were parked there. Its
+//! cost is in distinct matching filters and parked subscribers, never in anyone's backlog.
 //!
 //! # Closing
 //! [`Hub::close`] ends every subscription with a reason and lets no further one in.
@@ -35,18 +35,21 @@ use crate::{
     topic::ClientId,
 };
 
-/// The handle to a hub; its clones are handles to the same one. See [the crate](crate).
+/// A handle to a hub. Its clones are handles to the same hub. See [the crate](crate).
+///
+/// Dropping the last handle ends nothing: subscriptions keep what they share. Call [`Hub::close`].
 #[derive(Debug)]
 pub struct Hub<P> {
+    /// The hub itself, which subscriptions hold too.
     shared: Arc<Shared<P>>,
 }
 
-/// Why a subscription was not let in. Nothing has changed.
+/// The reason why a subscription was not let in. Nothing has changed then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubscribeError {
-    /// The client id is in use, and [`ClientIdPolicy::Reject`](crate::ClientIdPolicy::Reject) holds, or it is another principal that uses
-    /// it.
+    /// The client id is in use, and [`ClientIdPolicy::Reject`](crate::ClientIdPolicy::Reject) holds or
+    /// another principal uses it.
     #[error("the client id is in use")]
     ClientIdTaken,
     /// The position to resume from is of this epoch and after its newest event.
@@ -61,7 +64,26 @@ pub enum SubscribeError {
 }
 
 impl<P: Payload> Hub<P> {
-    /// Makes a hub.
+    /// Makes a hub without events and subscriptions.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::time::Duration;
+    /// use tidegate_core::{HistoryLimits, Hub, HubConfig};
+    ///
+    /// // A program would choose the epoch at random.
+    /// let hub = Hub::<bytes::Bytes>::new(HubConfig {
+    ///     history: HistoryLimits {
+    ///         max_age: Duration::from_secs(60),
+    ///         ..HistoryLimits::default()
+    ///     },
+    ///     memory_budget: 512 << 20,
+    ///     ..HubConfig::new(0x5eed)
+    /// });
+    /// assert_eq!(hub.position().epoch, 0x5eed);
+    /// // Sequence 0 is before the first event.
+    /// assert_eq!(hub.position().sequence, 0);
+    /// ```
     #[must_use]
     pub fn new(config: HubConfig) -> Self {
         Self {
@@ -72,10 +94,31 @@ impl<P: Payload> Hub<P> {
     /// Publishes `events` in their order, with consecutive sequences and no others' between. All become
     /// visible at once. Never waits for a subscriber.
     ///
-    /// `now` is the time that the age of history is measured by.
+    /// History measures the age of events from `now`.
     ///
     /// # Errors
-    /// [`PublishError::Closed`] when the hub was closed; then none is published.
+    /// [`PublishError::Closed`] when the hub was closed; then none is published, and the events are dropped.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::time::Instant;
+    /// use bytes::Bytes;
+    /// use tidegate_core::{Hub, HubConfig, NewEvent, Topic};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let hub = Hub::new(HubConfig::new(1));
+    /// let price = |text| Ok::<_, tidegate_core::NameError>(NewEvent {
+    ///     key: Some("EURUSD".into()),
+    ///     ..NewEvent::new(Topic::new("prices.fx")?, Bytes::from_static(text))
+    /// });
+    /// // A batch is numbered without holes and becomes visible at once.
+    /// let published = hub.publish([price(b"1.08")?, price(b"1.09")?], Instant::now())?;
+    /// assert_eq!((published.first_sequence, published.last_sequence), (1, 2));
+    /// // Nobody has subscribed. History has the events all the same.
+    /// assert_eq!((published.matched, hub.stats().history_events), (0, 2));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn publish(
         &self,
         events: impl IntoIterator<Item = NewEvent<P>>,
@@ -89,11 +132,35 @@ impl<P: Payload> Hub<P> {
             .commit(events, now, |head, i| head + 1 + i as u64)
     }
 
-    /// Appends events that a sequencer outside has numbered. Sequences must increase, within the call
-    /// and from call to call; they need not be consecutive.
+    /// Appends events that a sequencer outside has numbered, such as a log. Sequences must increase, within
+    /// the call and from call to call; they need not be consecutive.
+    ///
+    /// Otherwise as [`publish`](Self::publish), which numbers the events itself. A hub is fed by one of the
+    /// two.
     ///
     /// # Errors
-    /// [`PublishError`]; then none is appended.
+    /// [`PublishError::OutOfOrder`] when a sequence is not above the one before it, and
+    /// [`PublishError::Closed`] when the hub was closed; then none is appended.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::time::Instant;
+    /// use bytes::Bytes;
+    /// use tidegate_core::{Hub, HubConfig, NewEvent, PublishError, Topic};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let hub = Hub::new(HubConfig::new(1));
+    /// let event = NewEvent::new(Topic::new("orders.eu")?, Bytes::from_static(b"42"));
+    ///
+    /// // The log numbered 18 and 19 for somebody else.
+    /// hub.append([(17, event.clone()), (20, event.clone())], Instant::now())?;
+    /// assert_eq!(hub.position().sequence, 20);
+    ///
+    /// let again = hub.append([(20, event)], Instant::now());
+    /// assert_eq!(again, Err(PublishError::OutOfOrder { head: 20, given: 20 }));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn append(
         &self,
         events: impl IntoIterator<Item = (u64, NewEvent<P>)>,
@@ -106,12 +173,47 @@ impl<P: Payload> Hub<P> {
         self.shared.commit(events, now, |_, i| sequences[i])
     }
 
-    /// Lets a subscriber in. From here on it misses nothing that it is not told of.
+    /// Lets a subscriber in. From here on it receives every matching event, or a gap that counts it.
     ///
-    /// `now` is the time that the age of history is measured by.
+    /// History measures the age of events by `now`. The cost is in the filters of the subscriber, not in how
+    /// many subscriptions there are.
     ///
     /// # Errors
     /// [`SubscribeError`]; then nothing has changed, and a subscription that holds the client id goes on.
+    ///
+    /// # Examples
+    /// A client comes back and resumes where it was:
+    /// ```
+    /// use std::{task::{Context, Poll, Waker}, time::Instant};
+    /// use bytes::Bytes;
+    /// use tidegate_core::{Batch, ClientId, Filter, Hub, HubConfig, NewEvent, Room, Start, SubscribeOptions, Topic};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = Hub::new(HubConfig::new(1));
+    /// # let orders = Topic::new("orders.eu")?;
+    /// # let publish = |text: &'static [u8]| {
+    /// #     hub.publish([NewEvent::new(orders.clone(), Bytes::from_static(text))], Instant::now())
+    /// # };
+    /// # let mut cx = Context::from_waker(Waker::noop());
+    /// # let mut batch = Batch::default();
+    /// let live = SubscribeOptions::new(ClientId::new("me")?, vec![Filter::new("orders.*")?]);
+    /// let mut first = hub.subscribe(live.clone(), Instant::now())?;
+    /// publish(b"one")?;
+    /// assert!(first.poll_next(&mut cx, Room::events(10), &mut batch).is_ready());
+    /// let position = first.position();
+    /// drop(first);
+    ///
+    /// publish(b"two, while nobody is there")?;
+    ///
+    /// let resumed = SubscribeOptions { start: Start::After(position), ..live };
+    /// let mut second = hub.subscribe(resumed, Instant::now())?;
+    /// // A replay may look through history for several polls before it finds something.
+    /// while second.poll_next(&mut cx, Room::events(10), &mut batch).is_pending() {}
+    /// assert_eq!(batch.events[0].payload(), "two, while nobody is there");
+    /// assert!(batch.gaps.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn subscribe(
         &self,
         options: SubscribeOptions,
@@ -120,8 +222,8 @@ impl<P: Payload> Hub<P> {
         self.subscribe_matching(options, None, now)
     }
 
-    /// As [`subscribe`](Self::subscribe), for those matching events only whose payload passes `predicate`.
-    /// Those to this client alone come in any case.
+    /// As [`subscribe`](Self::subscribe), for the matching events whose payload passes `predicate` only.
+    /// Events to this client alone come in any case.
     ///
     /// A subscription that conflates keeps the latest event of each key that passes: one that does not pass
     /// replaces nothing.
@@ -135,6 +237,8 @@ impl<P: Payload> Hub<P> {
         now: Instant,
     ) -> Result<Subscription<P>, SubscribeError> {
         let shared = &self.shared;
+        // First of all, because it may refuse, and cheap. The head only rises: a position that is behind it
+        // here is behind it under the publish lock too.
         if let Start::After(position) = options.start {
             let head = shared.committed.load(Acquire);
             if position.epoch == shared.epoch && position.sequence > head {
@@ -148,6 +252,7 @@ impl<P: Payload> Hub<P> {
                 predicate: predicate.cloned(),
             })
             .collect();
+        // The last one, as `pass_over` knows. It has no predicate: what is sent to one client always comes.
         kinds.push(FeedKind {
             filters: [Filter::for_client(&options.client_id)].into(),
             predicate: None,
@@ -159,7 +264,11 @@ impl<P: Payload> Hub<P> {
             client: options.client_id,
             principal: options.principal,
         };
+        // Before the publish lock: it may refuse, and then there is nothing to undo; and the registry's lock,
+        // which sweeps hold while they look at everybody, is never taken while publishers wait. A close that
+        // comes in between ends this subscription through its signal.
         let id = shared.registry.enter(&holder, &signal)?;
+        // What is too old at `now` must not be replayed.
         shared.history.lock().expire(now);
         let parts = Parts {
             id,
@@ -169,6 +278,8 @@ impl<P: Payload> Hub<P> {
         };
 
         let (subscription, feeds) = {
+            // No event is published while the cursors are put down: what came before is history, what comes
+            // after is live, and nothing is both or neither.
             let mut state = shared.publish.lock();
             let feeds: Feeds<P> = kinds
                 .into_iter()
@@ -179,12 +290,14 @@ impl<P: Payload> Hub<P> {
                 Subscription::begin(shared, parts, &feeds, options.start, state.head);
             (subscription, feeds)
         };
+        // After the publish lock, for the same reason as above. Until then listings leave it out, since they
+        // could not say how far it is behind.
         shared.registry.joined(id, feeds);
         Ok(subscription)
     }
 
-    /// Every subscription that was not dropped, in the order in which they came, as its last poll left it.
-    /// Takes each of their feeds' locks in turn, for a moment.
+    /// Lists every subscription that was not dropped, in the order in which they came, as its last poll
+    /// left it. Takes the lock of each of their feeds in turn, for a moment.
     #[must_use]
     pub fn subscriptions(&self) -> Vec<SubscriptionInfo> {
         let mut subscriptions: Vec<_> = self
@@ -198,39 +311,67 @@ impl<P: Payload> Hub<P> {
         subscriptions
     }
 
-    /// Ends every subscription of `client` with [`CloseReason::Disconnected`]. Returns how many.
+    /// Ends every subscription of `client` with [`CloseReason::Disconnected`]. Returns how many there were.
     pub fn disconnect(&self, client: &ClientId) -> usize {
         let registry = &self.shared.registry;
         registry.end_client(client, CloseReason::Disconnected)
     }
 
-    /// Ends every subscription with `reason` and refuses all that comes after. The first reason holds.
+    /// Ends every subscription with `reason`, and refuses events and subscriptions from here on. The first
+    /// reason holds.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::{task::{Context, Poll, Waker}, time::Instant};
+    /// use tidegate_core::{
+    ///     Batch, ClientId, CloseReason, Filter, Hub, HubConfig, PublishError, Room, SubscribeOptions,
+    /// };
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let hub = Hub::<bytes::Bytes>::new(HubConfig::new(1));
+    /// let options = SubscribeOptions::new(ClientId::new("me")?, vec![Filter::everything()]);
+    /// let mut subscription = hub.subscribe(options, Instant::now())?;
+    ///
+    /// hub.close(CloseReason::ShuttingDown);
+    ///
+    /// // The subscriber is woken, and every poll from here on says why.
+    /// let mut cx = Context::from_waker(Waker::noop());
+    /// let polled = subscription.poll_next(&mut cx, Room::events(10), &mut Batch::default());
+    /// assert_eq!(polled, Poll::Ready(Err(CloseReason::ShuttingDown)));
+    /// // Where to go on, at another hub with the same sequences.
+    /// assert_eq!(subscription.position(), hub.position());
+    ///
+    /// let refused = hub.publish([], Instant::now());
+    /// assert_eq!(refused, Err(PublishError::Closed(CloseReason::ShuttingDown)));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn close(&self, reason: CloseReason) {
         self.shared.close(reason);
     }
 
-    /// Ends one subscription, by its [identity](Subscription::id), unless it has ended before. The first
-    /// reason holds. Returns whether it is there.
+    /// Ends one subscription, by its [identity](Subscription::id). The first reason holds. Returns whether
+    /// it is there: false when it was dropped.
     pub fn end(&self, id: u64, reason: CloseReason) -> bool {
         self.shared.registry.end(id, reason)
     }
 
-    /// Lets go of history that is too old at `now`. Publishing and subscribing do so too; call this
-    /// from time to time for hubs where neither happens.
+    /// Drops events from history that are too old at `now`. Publishing and subscribing do so too; call this
+    /// from time to time, every few seconds, for hubs where neither happens.
     pub fn expire_history(&self, now: Instant) {
         self.shared.history.lock().expire(now);
     }
 
-    /// Keeps as much history as `limits` allow from here on. What they do not allow goes at once; what has gone
-    /// does not come back.
+    /// Puts new `limits` on history. Events beyond them are dropped at once; events that were dropped before
+    /// do not come back.
     pub fn set_history_limits(&self, limits: HistoryLimits, now: Instant) {
         self.shared.history.lock().set_limits(limits, now);
     }
 
-    /// Looks at all subscriptions for consumers that do not take what is there, and does what the rules
-    /// say. Call it every second or so, or a few times within the shortest of the rules' times: what a
-    /// sweep cannot see, it cannot count. It takes no lock that publishing takes, but for a moment that of one
-    /// subscription at a time.
+    /// Looks at all subscriptions for consumers that do not take their events, and applies `rules`. Call it
+    /// about every second, or a few times within the shortest of the times in the rules, which count from the
+    /// sweep that first finds a subscription stuck. Of the locks that publishing takes, it takes only that of
+    /// one subscription at a time, for a moment.
     pub fn sweep(&self, rules: &SweepRules, now: Instant) -> Swept {
         let swept = self.shared.registry.sweep(rules, now);
         let Counters {
@@ -245,13 +386,14 @@ impl<P: Payload> Hub<P> {
         swept
     }
 
-    /// The position of the newest event.
+    /// The position of the newest event; sequence 0 before the first.
     #[must_use]
     pub fn position(&self) -> Position {
         self.shared.position(self.shared.committed.load(Acquire))
     }
 
-    /// The state of the hub in numbers.
+    /// The state of the hub in numbers. Each is exact; together they are of one moment only while nothing
+    /// else happens. Takes the publish lock for a moment.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let shared = &self.shared;

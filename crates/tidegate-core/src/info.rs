@@ -1,5 +1,6 @@
-//! A subscription as others see it: who holds it, and what it has come to.
+//! A subscription as others see it: its holder and its counts.
 
+// Plain atomics, not those of `sync`: they are statistics that order nothing, and loom need not know of them.
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicU64 as AtomicCounter, Ordering::Relaxed},
@@ -7,42 +8,44 @@ use std::sync::{
 
 use crate::topic::ClientId;
 
-/// A subscription that is here, as its last poll left it.
+/// A subscription of a hub, as its last poll left it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriptionInfo {
     /// The identity of the subscription within its hub.
     pub id: u64,
-    /// Who holds it.
+    /// The client that holds it.
     pub client_id: ClientId,
-    /// On whose behalf, where clients prove who they are.
+    /// The principal on whose behalf it subscribed, where clients authenticate.
     pub principal: Option<Arc<str>>,
-    /// How many matching events it has still to see. During a replay, what the current round still has and
-    /// what came since.
+    /// Matching events that it has still to see. During a replay: the rest of the current round, and the
+    /// live events since the round began.
     pub backlog: u64,
-    /// How many events it was handed.
+    /// Events that it was handed.
     pub handed_off: u64,
-    /// How many events it was told that it lost, those of conflation aside.
+    /// Events that gaps counted for it, those of [`GapReason::Conflated`](crate::GapReason::Conflated) aside.
     pub lost: u64,
-    /// How many events newer ones replaced, because it asked for
+    /// Events that newer ones replaced, because it asked for
     /// [`Overflow::Conflate`](crate::Overflow::Conflate).
     pub conflated: u64,
     /// Whether the last sweep found it stalled and left it as it is.
     pub is_stalled: bool,
 }
 
-/// Who holds a subscription.
+/// The client and the principal behind a subscription.
 #[derive(Debug, Clone)]
 pub(crate) struct Holder {
+    /// The client id that the subscription holds.
     pub(crate) client: ClientId,
+    /// The principal that may take it over; `None` where clients do not authenticate.
     pub(crate) principal: Option<Arc<str>>,
 }
 
-/// What a subscription has come to, as its last poll left it. Written by the subscription, read by
-/// whoever lists subscriptions.
+/// The counts of one subscription, as its last poll left them. Written by the subscription, read by
+/// listings.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// The numbers at which its cursors stand, summed, less what a replay has still to give. What is behind
-    /// is the ends of its feeds, summed, less this.
+    /// The numbers of its cursors, summed, less what a replay has still to give. The backlog is the sum of
+    /// the ends of its feeds less this.
     pub(crate) stands_at: AtomicCounter,
     /// Events that were handed out.
     pub(crate) handed_off: AtomicCounter,
@@ -55,6 +58,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    /// The public form of these counts, with a `backlog` that the caller has computed.
     pub(crate) fn info(&self, id: u64, holder: &Holder, backlog: u64) -> SubscriptionInfo {
         SubscriptionInfo {
             id,

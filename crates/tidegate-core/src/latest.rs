@@ -1,8 +1,8 @@
 //! The second view of a feed: the latest event of each topic and key, in sequence order.
 //!
-//! It is made when the first conflating subscription arrives and shared by all of them. It keeps what
+//! It is made when the first conflating subscription arrives and shared by all of them. It keeps the events that
 //! some conflating cursor has still to see, so its size is in keys, and nothing when all are caught up.
-//! An event that a newer one of its topic and key replaces is gone at once; who had still to see it
+//! An event that a newer one of its topic and key replaces is removed at once; a cursor that had still to see it
 //! finds by subtraction that its number is missing.
 
 use std::{
@@ -18,20 +18,22 @@ use crate::{
     retained::Retained,
 };
 
-/// What a survivor takes in the view, in bytes: a place by number and one by key, with what the trees and
-/// tables leave free.
+/// The bytes of a survivor in the view: an entry by number (16 of content) and one by key (16), twice over for the room
+/// that trees and tables leave free. An estimate.
 const SURVIVOR_BYTES: u64 = 64;
 
-/// A view that once had many keys gives its memory back when it has none.
+/// A view that once had room for more keys than this gives its memory back when it has none. 64 entries are about
+/// 1 KiB. Chosen, not measured.
 const MANY_KEYS: usize = 64;
 
+/// The latest event of each topic and key of a feed.
 #[derive(Debug)]
 pub(crate) struct Latest<P> {
-    /// By number. Events that were replaced are not here.
+    /// The survivors, by number. Events that were replaced are not here.
     survivors: BTreeMap<u64, Arc<Event<P>>>,
     /// The number of the survivor of each topic and key.
     by_key: HashMap<Subject<P>, u64>,
-    /// What the survivors hold together.
+    /// The sizes of the survivors, summed.
     bytes: u64,
     /// How many conflating cursors stand at each number.
     cursors: BTreeMap<u64, u32>,
@@ -39,15 +41,17 @@ pub(crate) struct Latest<P> {
     first: u64,
     /// The sequence of the last survivor that was evicted; 0 if none was.
     evicted_sequence: u64,
-    /// What of that the memory budget took.
+    /// The evictions among those that were for the memory budget.
     evicted: Evicted,
-    /// The most that is kept.
+    /// The most survivors and bytes that are kept.
     limits: Limits,
-    /// Where the places of survivors are counted.
+    /// The hub's count of bytes, which the survivors' entries add to, besides the events.
     retained: Retained,
 }
 
-/// An event, seen as what it is about: its topic and key. An event without a key has its topic as key.
+/// An event as its subject, which is its topic and key. An event without a key has its topic as key.
+///
+/// The event itself, so that the map shares its names instead of copying them.
 #[derive(Debug)]
 struct Subject<P>(Arc<Event<P>>);
 
@@ -67,7 +71,7 @@ impl<P: Payload> Latest<P> {
         }
     }
 
-    /// Adds the event with the given number, in place of the one that it replaces.
+    /// Adds the event with the given number, and removes the one that it replaces.
     pub(crate) fn append(&mut self, number: u64, event: &Arc<Event<P>>) {
         if let Some(subject) = Subject::of(event) {
             // The key in the map must be the new event, or the old one would stay in memory.
@@ -84,13 +88,14 @@ impl<P: Payload> Latest<P> {
         }
     }
 
-    /// Evicts survivors up to a sequence, for the memory budget.
+    /// Evicts survivors up to a sequence, for the memory budget. Notes them, so that their gap has that reason.
     pub(crate) fn evict_through(&mut self, sequence: u64) {
         while self
             .survivors
             .first_key_value()
             .is_some_and(|(_, oldest)| oldest.sequence() <= sequence)
         {
+            // From the last eviction on: events replaced in between belong to this run, since which they were is gone.
             let (from, first_sequence) = (self.first, self.evicted_sequence + 1);
             self.evict_oldest();
             self.evicted
@@ -105,11 +110,12 @@ impl<P: Payload> Latest<P> {
             .map(|(_, event)| event.sequence())
     }
 
-    /// What the memory budget took.
+    /// The events evicted for the memory budget before every conflating cursor had seen them.
     pub(crate) const fn evicted(&self) -> &Evicted {
         &self.evicted
     }
 
+    /// Evicts the oldest survivor.
     fn evict_oldest(&mut self) {
         let (number, event) = self.survivors.pop_first().expect("more than one is kept");
         self.forget(&event);
@@ -117,6 +123,7 @@ impl<P: Payload> Latest<P> {
         self.evicted_sequence = event.sequence();
     }
 
+    /// Removes the survivor `number`, whose key is in use by the event that replaces it.
     fn remove(&mut self, number: u64) {
         let event = self
             .survivors
@@ -126,6 +133,7 @@ impl<P: Payload> Latest<P> {
         self.retained.subtract(SURVIVOR_BYTES);
     }
 
+    /// Takes an event that is no survivor any more out of the counts and the keys.
     fn forget(&mut self, event: &Arc<Event<P>>) {
         self.bytes -= event.size();
         self.retained.subtract(SURVIVOR_BYTES);
@@ -139,7 +147,7 @@ impl<P: Payload> Latest<P> {
         *self.cursors.entry(number).or_default() += 1;
     }
 
-    /// Takes a cursor from `number`, and lets go of what no cursor has still to see.
+    /// Removes a cursor from `number`, and the survivors that no cursor has still to see.
     pub(crate) fn leave(&mut self, number: u64) {
         let standing = self
             .cursors
@@ -195,13 +203,13 @@ impl<P: Payload> Latest<P> {
 }
 
 impl<P> Subject<P> {
-    /// What `event` is about; nothing if it stands for itself, as one without a key to a single client
-    /// does.
+    /// The subject of `event`; none if it stands for itself, as one without a key to a single client does.
     fn of(event: &Arc<Event<P>>) -> Option<Self> {
         let stands_for_itself = event.topic().is_reserved() && event.key().is_none();
         (!stands_for_itself).then(|| Self(Arc::clone(event)))
     }
 
+    /// The topic and the key.
     fn parts(&self) -> (&str, &str) {
         let topic = self.0.topic().as_str();
         (topic, self.0.key().unwrap_or(topic))

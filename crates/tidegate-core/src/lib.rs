@@ -1,16 +1,16 @@
 //! Fan events out to many subscribers, without letting a slow one slow the rest.
 //!
 //! # Vocabulary
-//! An [`Event`] is published to a [`Topic`] of a [`Hub`], which gives it a sequence. A [`Filter`] is a
-//! topic or a pattern of topics. A *feed* holds the events of one filter, numbered densely, for all who
-//! asked for it. A [`Subscription`] is one cursor in each of its feeds; it owns no queue. A [`Gap`]
-//! counts what a subscription will not be given. A [`Position`], which is an epoch and a sequence, is
-//! all that is needed to resume.
+//! An [`Event`] is published to a [`Topic`] of a [`Hub`], which gives it a **sequence**. A [`Filter`] is a
+//! topic or a pattern of topics. A **feed** holds the events of one filter, numbered densely, for every
+//! subscription with that filter. A [`Subscription`] is one cursor in each of its feeds; it owns no queue.
+//! A [`Gap`] counts events that a subscription will not be given. A [`Position`], an epoch and a sequence,
+//! is all you need to resume.
 //!
 //! # Guarantees
 //! 1. **Order.** A subscription sees its events in sequence order, none twice.
-//! 2. **No silent loss.** Every matching event is handed out, or counted by a gap before the subscriber
-//!    can believe that it has seen what follows.
+//! 2. **No silent loss.** Every matching event is handed out, or counted by a gap before any event that
+//!    follows it.
 //! 3. **Isolation.** Publishing never waits for a subscriber.
 //! 4. **Bounded memory.** A feed keeps no more than the largest limits among its subscriptions, history
 //!    no more than its own limits, and all events together hold no more than the memory budget.
@@ -21,8 +21,17 @@
 //! 8. **Honest endings.** A subscription that the hub ends says why: [`CloseReason`].
 //!
 //! # What this crate does not do
-//! It opens no socket, spawns no task, reads no clock, and never looks inside a payload. Time and wakers
-//! are handed to it.
+//! It opens no socket, spawns no task, reads no clock, and never looks inside a payload. You hand it the
+//! time and wakers.
+//!
+//! # A hub versus tokio's `broadcast`
+//! Both fan out, bound memory, drop the oldest and count what a slow receiver missed.
+//! `tokio::sync::broadcast` is one ring of values that every receiver reads whole: its capacity is the same
+//! for everybody and counts values, and a receiver that is gone cannot resume. A hub has topics and filters:
+//! publishing costs one append for each distinct filter that matches, however many share it. Each
+//! subscription has its own limits, in events and in bytes; a gap says which sequences are missing and why;
+//! history and positions let a client come back. Take `broadcast` for a few values between tasks, a hub for
+//! clients that connect, fall behind and return.
 //!
 //! # Example
 //! ```
@@ -49,8 +58,8 @@
 //! ```
 //!
 //! # Lock order
-//! publish -> history, publish -> feed -> signal, publish -> predicates, and registry -> signal. Two feed locks are never held
-//! together. No waker is called or dropped under any.
+//! publish -> history -> feed -> signal, publish -> predicates, and registry -> signal. Two feed locks are
+//! never held together. No waker is called or dropped under any lock.
 
 // The model in `tests/` runs a second time as a unit test, where the strides of a replay are small.
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! How far a subscription may fall behind, and what happens then.
+//! Limits: how far a subscription may fall behind, and the policy beyond.
 
 use std::num::NonZeroU64;
 
@@ -11,22 +11,22 @@ pub struct Limits {
     pub max_events: NonZeroU64,
     /// The most bytes behind, as [`Payload::size`](crate::Payload::size) counts them. Default: 1 MiB.
     pub max_bytes: NonZeroU64,
-    /// What happens beyond.
+    /// The policy beyond them. Default: [`Overflow::DropOldest`].
     pub overflow: Overflow,
 }
 
-/// What happens to a subscription that is behind by more than its limits.
+/// The policy for a subscription that is behind by more than its limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overflow {
-    /// The oldest events are lost to it, and a gap says how many; it goes on with the newest. The pain
-    /// is the subscriber's alone. The default, because a new event is worth more than a stale one.
+    /// The oldest events are lost to it, and a gap says how many; it goes on with the newest. Nobody but
+    /// the subscriber notices. The default, because a new event is worth more than a stale one.
     #[default]
     DropOldest,
-    /// The newest event of each topic and key survives; what it replaces is counted by a gap of
+    /// The newest event of each topic and key survives; the events it replaced are counted by a gap of
     /// [`GapReason::Conflated`](crate::GapReason::Conflated). For state: prices, positions, presence. An
     /// event without a key has its topic as key; one to a single client (`$client.<id>`) replaces
-    /// another only if it has a key. The limits count survivors, when they are handed out; beyond them the oldest
-    /// survivors are lost, as with [`Self::DropOldest`].
+    /// another only if it has a key. The limits count survivors, when they are handed out; beyond them the
+    /// oldest survivors are lost, as with [`Self::DropOldest`].
     Conflate,
     /// The subscription ends with [`CloseReason::TooSlow`](crate::CloseReason::TooSlow) when it is next
     /// polled. For subscribers that would rather start over than skip.
@@ -46,7 +46,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// These limits, none above that of `max`.
+    /// These limits, each lowered to that of `max`.
     pub(crate) fn clamped(self, max: Self) -> Self {
         Self {
             max_events: self.max_events.min(max.max_events),
@@ -55,6 +55,7 @@ impl Limits {
         }
     }
 
+    /// Whether a backlog of this size is within the limits. One event always is.
     pub(crate) const fn fits(&self, events: u64, bytes: u64) -> bool {
         events <= 1 || (events <= self.max_events.get() && bytes <= self.max_bytes.get())
     }

@@ -1,4 +1,4 @@
-//! How a hub is made, and what a subscriber asks for.
+//! The configuration of a hub, and the options of a subscriber.
 
 use std::{sync::Arc, task::Waker};
 
@@ -7,42 +7,46 @@ use crate::{
     registry::ClientIdPolicy, topic::ClientId,
 };
 
-/// How a hub is made.
+/// The configuration of a hub. [`HubConfig::new`] has the defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HubConfig {
     /// Identity of the sequence space that begins with this hub. Choose one at random for each hub: it
-    /// is what tells positions of another time apart. The core has no source of chance of its own.
+    /// tells positions of an earlier hub apart. The core has no random source of its own.
     pub epoch: u64,
-    /// How much history is kept.
+    /// How much history is kept. Default: 10,000 events, 64 MiB, 5 minutes.
     pub history: HistoryLimits,
-    /// The most that a subscription may ask for; what is asked beyond is lowered to it. Default: 65,536
-    /// events, 64 MiB. Its `overflow` has no meaning.
+    /// The largest limits of a subscription; larger ones are lowered to these. Default: 65,536 events,
+    /// 64 MiB. The `overflow` of this value is ignored.
     pub max_limits: Limits,
-    /// What happens when a client id that is in use subscribes again.
+    /// The policy for a client id that is in use and subscribes again. Default:
+    /// [`ClientIdPolicy::Takeover`].
     pub client_ids: ClientIdPolicy,
-    /// The most bytes that events may hold, in history and in feeds, with what they take besides their
-    /// payloads. Beyond, the oldest go, for everyone alike, and whoever had still to see one is told. What
-    /// is being handed to a subscriber is counted and cannot be taken back. Default: none.
+    /// The most bytes that events may hold, in history and in feeds, allocation overhead included. Beyond
+    /// it the hub evicts the oldest events, for all subscriptions alike, and a gap of
+    /// [`GapReason::Evicted`](crate::GapReason::Evicted) tells each one that had not seen them. Events
+    /// that a subscriber holds are counted and cannot be evicted. Default: [`u64::MAX`], no limit.
     pub memory_budget: u64,
 }
 
-/// What a subscriber asks for.
+/// The options of a subscriber. [`SubscribeOptions::new`] has the defaults.
 #[derive(Debug, Clone)]
 pub struct SubscribeOptions {
-    /// Who it is.
+    /// The client that holds the subscription.
     pub client_id: ClientId,
-    /// On whose behalf, where clients prove who they are. A client id that is in use by one principal is
-    /// taken for all others, whatever the [`ClientIdPolicy`].
+    /// The principal on whose behalf it subscribes, where clients authenticate. While one principal uses a
+    /// client id, it is taken for all others, whatever the [`ClientIdPolicy`]. Default: `None`.
     pub principal: Option<Arc<str>>,
-    /// What it wants: the union of these, each event once. Its own `$client.<id>` comes with it.
+    /// The events that it wants: the union of these filters, each event once. The client's own topic,
+    /// `$client.<id>`, is added.
     pub filters: Vec<Filter>,
-    /// How far it may fall behind.
+    /// How far it may fall behind. [`HubConfig::max_limits`] lowers them.
     pub limits: Limits,
-    /// Where it begins.
+    /// Where it begins. Default: [`Start::Live`].
     pub start: Start,
-    /// Woken when the subscription was ended and has not been polled for the grace of [`Hub::sweep`](crate::Hub::sweep): its
-    /// transport holds something that the peer does not take, so no status can reach it. Whoever owns the
-    /// transport drops the stream then.
+    /// A waker that tells the transport to give up on this subscription. [`Hub::sweep`](crate::Hub::sweep)
+    /// wakes it when the subscription was ended and has not been polled for the grace of the rules: the
+    /// transport holds a chunk that the peer does not take, so no status can reach it. Drop the stream
+    /// then. Default: `None`.
     pub reset: Option<Waker>,
 }
 
@@ -52,14 +56,15 @@ pub enum Start {
     /// With the next event.
     #[default]
     Live,
-    /// With what came after a position, as far as history has it, and then live.
+    /// With the events after a position, as far as history has them, and then live. A position of another
+    /// epoch gets all of history.
     After(Position),
-    /// With the newest so many matching events of history, and then live.
+    /// With the newest matching events of history, at most this many, and then live.
     Last(u32),
 }
 
 impl HubConfig {
-    /// The defaults, in the given epoch.
+    /// The default configuration, in the given epoch.
     #[must_use]
     pub fn new(epoch: u64) -> Self {
         const EVENTS: std::num::NonZeroU64 = std::num::NonZeroU64::new(65_536).expect("not zero");
@@ -79,7 +84,7 @@ impl HubConfig {
 }
 
 impl SubscribeOptions {
-    /// A live subscription with default limits.
+    /// Options of a live subscription with default limits and without a principal.
     #[must_use]
     pub fn new(client_id: ClientId, filters: Vec<Filter>) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Predicates: subscribing by what an event carries.
+//! Predicates: subscribing by the payload of events.
 //!
 //! A predicate has an identity, and its clones share it. Subscriptions with the same filters and the same
 //! predicate share a feed, so a predicate is run once for each event, by the publisher and before any lock is
@@ -20,19 +20,23 @@ use std::{
 
 use crate::event::Event;
 
-/// A test of what events carry. Its clones are the same predicate.
+/// A test of payloads. Its clones are the same predicate: subscriptions with the same filters and the same predicate
+/// share a feed.
 pub struct Predicate<P>(Arc<Test<P>>);
 
+/// A test with its identity.
 struct Test<P> {
     /// Never used twice in a process.
     id: u64,
+    /// The code of the application.
     test: Box<dyn Fn(&P) -> bool + Send + Sync>,
 }
 
 /// The predicates of all feeds, as a publisher takes them along.
 pub(crate) struct PredicateList<P> {
-    /// Rises with each that is added.
+    /// Rises with each predicate that is added.
     pub(crate) version: u64,
+    /// Each predicate, and how many feeds have it.
     predicates: Arc<[(Predicate<P>, usize)]>,
 }
 
@@ -46,11 +50,12 @@ impl<P> Predicate<P> {
         }))
     }
 
+    /// The identity of the predicate, never used twice in a process.
     pub(crate) fn id(&self) -> u64 {
         self.0.id
     }
 
-    /// What it says of `event`: as the publisher noted, or else by a look.
+    /// Whether `event` passes: by the publisher's note, or else by running the test.
     pub(crate) fn accepts(&self, event: &Event<P>) -> bool {
         event
             .verdict(self.id())
@@ -59,7 +64,7 @@ impl<P> Predicate<P> {
 }
 
 impl<P> PredicateList<P> {
-    /// These and one more, or one more user of one of them.
+    /// A list with one more predicate, or with one more feed of a known one.
     pub(crate) fn with(&self, predicate: &Predicate<P>) -> Self {
         let mut predicates = self.predicates.to_vec();
         let known = predicates
@@ -75,7 +80,8 @@ impl<P> PredicateList<P> {
         }
     }
 
-    /// These without one user of `predicate`. What a publisher has noted before does no harm.
+    /// A list with one feed less of `predicate`. The version stays: a publisher with the older list has run more than
+    /// it needs, which does no harm.
     pub(crate) fn without(&self, predicate: &Predicate<P>) -> Self {
         let mut predicates = self.predicates.to_vec();
         for (known, users) in &mut predicates {
@@ -88,7 +94,7 @@ impl<P> PredicateList<P> {
         }
     }
 
-    /// Has each event note what each predicate says of it, if it has not.
+    /// Runs each predicate on each event that has no note of it, and notes the answer.
     pub(crate) fn evaluate(&self, events: &mut [Arc<Event<P>>]) {
         if self.predicates.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! Who is here: the subscriptions by client id.
+//! The registry: the subscriptions of a hub, by client id.
 //!
 //! # Identity
 //! A registration has an identity of its own and removes only itself. Removing by client id would be
@@ -21,13 +21,16 @@ use crate::{
     topic::ClientId,
 };
 
+/// The subscriptions of a hub.
 #[derive(Debug)]
 pub(crate) struct Registry<P> {
+    /// The policy for a second subscription of one client id.
     policy: ClientIdPolicy,
+    /// Everything else, behind the registry's lock.
     state: Mutex<State<P>>,
 }
 
-/// What happens when a client id that is in use subscribes again.
+/// The policy for a client id that is in use and subscribes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClientIdPolicy {
     /// The newest subscription takes the id over and the old one ends with
@@ -41,12 +44,11 @@ pub enum ClientIdPolicy {
     Several,
 }
 
-/// What [`Hub::sweep`](crate::Hub::sweep) does about subscriptions whose consumer does not take what is
-/// there.
+/// The rules of [`Hub::sweep`](crate::Hub::sweep) for subscriptions whose consumer does not take its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SweepRules {
-    /// How long a subscription may have something before it and be handed nothing until it is *stalled*.
-    /// `None` is forever. Default: 60 s.
+    /// How long a subscription may have events to take and be handed none, until it is *stalled*. `None` is
+    /// forever. Default: 60 s.
     pub stall_timeout: Option<Duration>,
     /// Whether every stalled subscription is ended with [`CloseReason::Stalled`], not only those that asked
     /// for [`Overflow::Disconnect`](crate::Overflow::Disconnect). Default: false, which leaves them
@@ -57,7 +59,7 @@ pub struct SweepRules {
     pub grace: Duration,
 }
 
-/// What a sweep found and did.
+/// The result of a sweep: how many subscriptions it found, and what it did to them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Subscriptions that are stalled and were left as they are.
@@ -68,61 +70,78 @@ pub struct Swept {
     pub reset: u64,
 }
 
-/// The feeds of a subscription, to look at how far it is behind.
+/// The feeds of a subscription, for how far it is behind.
 pub(crate) type Feeds<P> = Arc<[Arc<Feed<P>>]>;
 
-/// What a listing takes of a subscription while it holds the lock.
+/// A subscription as a listing takes it along from under the registry's lock. Its feeds are asked after that, since
+/// each has a lock of its own.
 #[derive(Debug)]
 pub(crate) struct Listed<P> {
+    /// The identity of the subscription.
     id: u64,
+    /// The client and principal that hold it.
     holder: Holder,
+    /// Its signal, which has its tally.
     signal: Arc<Signal>,
+    /// Its feeds, whose ends tell how far it is behind.
     feeds: Feeds<P>,
 }
 
-/// Why a subscription was not let in.
+/// The reason why a subscription was not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
+    /// The client id is in use.
     Taken,
+    /// The hub was closed.
     Closed(CloseReason),
 }
 
+/// The state behind the registry's lock.
 #[derive(Debug)]
 struct State<P> {
-    /// Never used twice.
+    /// The identity of the next subscription. None is used twice.
     next_id: u64,
-    /// Who holds each client id. One that was taken over holds it no more.
+    /// The subscriptions that hold each client id. One that was taken over holds it no more.
     clients: HashMap<ClientId, Vec<u64>>,
     /// Every subscription that was not dropped, those that were ended included.
     registrations: HashMap<u64, Registration<P>>,
-    /// Set when no further subscription is let in.
+    /// The reason why the hub was closed; no subscription is let in after it.
     closed: Option<CloseReason>,
 }
 
+/// One subscription, from before it joins its feeds until it is dropped.
 #[derive(Debug)]
 struct Registration<P> {
+    /// The client and principal that hold it.
     holder: Holder,
+    /// The place to reach it.
     signal: Arc<Signal>,
-    /// Empty until it has joined them.
+    /// `None` until it has joined them.
     feeds: Option<Feeds<P>>,
-    /// How much it had been handed at the last sweep.
+    /// Its progress at the last sweep.
     progress: u64,
-    /// When a sweep first found that it had something before it, with this progress, or had been ended.
+    /// The time of the first sweep that found it with events to take, or ended, at this progress.
     stuck_since: Option<Instant>,
+    /// Whether its transport was told to give up, which happens once.
     is_reset: bool,
 }
 
-/// What a sweep has to do to a subscription.
+/// The action of a sweep on one subscription.
 enum SweepAction {
+    /// None.
     Leave,
+    /// Count it as stalled, and none else.
     Stalled,
+    /// End it as stalled.
     Close,
+    /// Tell its transport to give up.
     Reset,
 }
 
 // ===== impl Registry =====
 
 impl<P> Registry<P> {
+    /// A registry without subscriptions.
     pub(crate) fn new(policy: ClientIdPolicy) -> Self {
         let state = State {
             next_id: 1,
@@ -136,24 +155,25 @@ impl<P> Registry<P> {
         }
     }
 
-    /// Enters a subscription of `holder` and returns its identity.
+    /// Enters a subscription of `holder` and returns its identity. Ends those that it takes over from.
     pub(crate) fn enter(&self, holder: &Holder, signal: &Arc<Signal>) -> Result<u64, Refusal> {
         let registration = Registration::new(holder.clone(), Arc::clone(signal));
         let (id, superseded) = self.state.lock().enter(self.policy, registration)?;
+        // Outside of the lock: ending wakes.
         for signal in superseded {
             signal.end(CloseReason::TakenOver);
         }
         Ok(id)
     }
 
-    /// Notes which feeds the subscription `id` has joined.
+    /// Notes the feeds that the subscription `id` has joined. From here on it is listed.
     pub(crate) fn joined(&self, id: u64, feeds: Feeds<P>) {
         if let Some(registration) = self.state.lock().registrations.get_mut(&id) {
             registration.feeds = Some(feeds);
         }
     }
 
-    /// Every subscription that has joined its feeds and was not dropped, those that were ended included.
+    /// Lists every subscription that has joined its feeds and was not dropped, including ended ones.
     pub(crate) fn list(&self) -> Vec<Listed<P>> {
         let state = self.state.lock();
         let listed = state.registrations.iter().filter_map(|(id, registration)| {
@@ -167,7 +187,7 @@ impl<P> Registry<P> {
         listed.collect()
     }
 
-    /// Ends the subscriptions that hold the id of `client`. Returns how many.
+    /// Ends the subscriptions that hold the id of `client`. Returns how many there were.
     pub(crate) fn end_client(&self, client: &ClientId, reason: CloseReason) -> usize {
         let to_end: Vec<_> = {
             let state = self.state.lock();
@@ -181,7 +201,7 @@ impl<P> Registry<P> {
         to_end.len()
     }
 
-    /// Removes the registration `id` of `client`, if it still is there, and no other.
+    /// Removes the registration `id` of `client`, and no other.
     pub(crate) fn remove(&self, client: &ClientId, id: u64) {
         let removed = self.state.lock().remove(client, id);
         // Its feeds may free events, which is not done under the lock.
@@ -201,8 +221,9 @@ impl<P> Registry<P> {
         signal.is_some()
     }
 
-    /// Lets no further subscription in and ends those that are here.
+    /// Lets no further subscription in and ends all that are here.
     pub(crate) fn close(&self, reason: CloseReason) {
+        // In one step: whoever enters is either ended here, or finds the hub closed.
         let here: Vec<_> = {
             let mut state = self.state.lock();
             state.closed.get_or_insert(reason);
@@ -217,9 +238,10 @@ impl<P> Registry<P> {
         }
     }
 
-    /// Looks at every subscription once, and ends or resets those that are stuck by the rules.
+    /// Looks at every subscription once, and ends or resets the stuck ones by the rules.
     pub(crate) fn sweep(&self, rules: &SweepRules, now: Instant) -> Swept {
         let mut swept = Swept::default();
+        // Gathered under the lock, ended and reset after it, because both wake.
         let mut to_close = Vec::new();
         let mut to_reset = Vec::new();
         for registration in self.state.lock().registrations.values_mut() {
@@ -255,6 +277,7 @@ impl<P> Registry<P> {
 // ===== impl State =====
 
 impl<P> State<P> {
+    /// Removes a registration, and gives it back to be dropped outside of the lock.
     fn remove(&mut self, client: &ClientId, id: u64) -> Option<Registration<P>> {
         if let Entry::Occupied(mut holders) = self.clients.entry(client.clone()) {
             holders.get_mut().retain(|holder| *holder != id);
@@ -265,6 +288,7 @@ impl<P> State<P> {
         self.registrations.remove(&id)
     }
 
+    /// Enters `registration` under `policy`. Returns its identity and the signals of the ones it supersedes.
     fn enter(
         &mut self,
         policy: ClientIdPolicy,
@@ -276,6 +300,7 @@ impl<P> State<P> {
         let id = self.next_id;
         let Holder { client, principal } = &registration.holder;
         let holders = self.clients.entry(client.clone()).or_default();
+        // Whatever the policy: another principal could otherwise end the stream of this one.
         let is_of_another = |id| self.registrations[id].holder.principal != *principal;
         if holders.iter().any(is_of_another) {
             return Err(Refusal::Taken);
@@ -285,6 +310,7 @@ impl<P> State<P> {
             ClientIdPolicy::Reject if !holders.is_empty() => return Err(Refusal::Taken),
             ClientIdPolicy::Reject | ClientIdPolicy::Several => Vec::new(),
         };
+        // Exactly one: most client ids hold one subscription, and a vector would make room for four.
         holders.reserve_exact(1);
         holders.push(id);
         self.next_id += 1;
@@ -304,6 +330,7 @@ impl<P> State<P> {
 // ===== impl Registration =====
 
 impl<P> Registration<P> {
+    /// A registration that no sweep has seen.
     const fn new(holder: Holder, signal: Arc<Signal>) -> Self {
         Self {
             holder,
@@ -315,8 +342,10 @@ impl<P> Registration<P> {
         }
     }
 
+    /// Compares the subscription with the last sweep, and decides by the rules.
     fn check(&mut self, rules: &SweepRules, now: Instant) -> SweepAction {
         let seen = self.signal.snapshot();
+        // It took something, or has nothing to take: its time begins anew.
         if seen.progress != self.progress || !(seen.is_behind || seen.is_closed) {
             self.progress = seen.progress;
             self.stuck_since = None;
@@ -325,6 +354,7 @@ impl<P> Registration<P> {
             return SweepAction::Leave;
         }
         let stuck_for = now.saturating_duration_since(*self.stuck_since.get_or_insert(now));
+        // Ended: it has the grace to be polled and dropped, and then is gone from here.
         if seen.is_closed {
             let give_up = stuck_for >= rules.grace && !self.is_reset;
             self.is_reset |= give_up;
@@ -352,8 +382,10 @@ impl<P> Registration<P> {
 // ===== impl Listed =====
 
 impl<P: Payload> Listed<P> {
+    /// The public form. Takes the lock of each feed in turn.
     pub(crate) fn info(&self) -> SubscriptionInfo {
         let tally = self.signal.tally();
+        // Before the ends are read, which only rise: a poll in between makes the backlog too large, never negative.
         let stands_at = tally.stands_at.load(Relaxed);
         let ends = self.feeds.iter().map(|feed| feed.lock().end());
         let ends = ends.fold(0, u64::wrapping_add);

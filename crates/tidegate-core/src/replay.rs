@@ -1,22 +1,23 @@
-//! Replay: giving a subscription what history has, exactly counted, and joining it to live.
+//! Replay: giving a subscription the events of history, exactly counted, and joining it to live.
 //!
 //! # Rounds
 //! A replay goes in rounds. A round fixes the head of the hub, looks back once over the stretch of
 //! history that it is about to read, and then reads it forward, at the subscriber's pace. When a round
 //! is done and little has come since, that little is read under the publish lock and the cursors are
 //! put at the end of their feeds in the same moment: nothing is missed or repeated at the seam. When
-//! more has come, another round begins. So a replay is bounded by history alone, and the limits of the
-//! subscription begin where live begins.
+//! more has come, another round begins. So only history bounds a replay, and the limits of the subscription
+//! begin where live begins.
 //!
 //! # When history overtakes it
-//! Events that history let go of before they were read are lost to the replay. How many is exact: the
-//! look back wrote down how many matches there are from each of some places to the head, so what is
-//! left can be counted, and the rest is lost. During the look back over the first round nothing was
-//! promised yet: what is gone before its end is [`GapReason::Expired`], or, where the last so many were
-//! asked for, nothing.
+//! Events that history dropped before they were read are lost to the replay. How many is exact: at some
+//! places the look back wrote down how many matches there are from there to the head, so the matches that
+//! are left can be counted, and the rest is lost. During the look back over the first round nothing was
+//! promised yet: events that are dropped before its end are [`GapReason::Expired`], or, for
+//! [`Start::Last`](crate::Start::Last), nothing.
 //!
-//! The lock of history is held while some entries are copied; they are matched outside of it, because how
-//! long that takes is up to the filters.
+//! # Locks
+//! The lock of history is held while references to some entries are copied. They are matched after it, because
+//! how long that takes is up to the filters.
 
 use std::sync::Arc;
 
@@ -30,61 +31,73 @@ use crate::{
     trie::Trie,
 };
 
-/// How many entries of history are copied under one lock. They are matched outside.
+/// How many entries of history are copied under one lock, and matched outside of it. 256 references are 2 KiB and as
+/// many increments of a count, a few microseconds in which publishers wait. An estimate, not a measurement. Tests use
+/// 2, so that every seam between strides is met.
 const STRIDE: usize = if cfg!(test) { 2 } else { 256 };
 
-/// How many entries may be read and matched under the publish lock, to join live.
+/// How many entries may be read and matched under the publish lock, to join live. Less than a stride, because they are
+/// matched there too, and all publishers wait. An estimate, not a measurement.
 const JOIN_STRIDE: usize = if cfg!(test) { 2 } else { 64 };
 
 /// The reading of history by one subscription.
 #[derive(Debug)]
 pub(crate) struct Replay<P> {
+    /// The filters and the predicate of the subscription.
     wanted: Wanted<P>,
-    /// Everything up to here was given or counted.
+    /// Everything up to this sequence was given or counted.
     after: u64,
-    /// Where this round ends.
+    /// The sequence at which this round ends.
     head: u64,
     /// How many matches lie after `after` and up to `head`. In the first round known after the look back.
     remaining: u64,
-    /// What the look back wrote down.
+    /// The counts of the look back.
     ledger: Ledger,
+    /// How far this round is.
     stage: Stage,
 }
 
-/// How a replay was asked for.
+/// The start that a subscriber asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Opening {
     /// From a sequence of this epoch.
     After(u64),
     /// From a position of another epoch: all of history.
     OtherEpoch,
-    /// The newest so many.
+    /// With this many of the newest matches.
     Last(u64),
 }
 
-/// What one step of a replay came to.
+/// The result of one step of a replay.
 #[derive(Debug)]
 pub(crate) enum Step {
     /// Nothing to give yet: go on.
     Continue,
-    /// The look back over the first round is done; so many matches are to come, after `position`.
+    /// The look back over the first round is done.
     Opened {
+        /// How many matches are to come.
         matches: u64,
+        /// The sequence that they come after.
         position: u64,
+        /// The gap before them, if something is missing: its reason, first and last sequence.
         gap: Option<(GapReason, u64, u64)>,
     },
-    /// So many events were lost, between these sequences and for this reason, and then some may have been
-    /// given.
+    /// Events were lost, and then some may have been given.
     Lost {
+        /// Why.
         reason: GapReason,
+        /// How many.
         count: u64,
+        /// None of them has a lower sequence.
         first: u64,
+        /// None of them has a higher sequence.
         last: u64,
     },
     /// The round is done.
     RoundDone,
 }
 
+/// The stage of a round.
 #[derive(Debug)]
 enum Stage {
     /// Looking back over the first round, which began as asked.
@@ -95,40 +108,41 @@ enum Stage {
     Reading,
 }
 
-/// What is wanted of history.
+/// The events of history that belong to the subscription.
 #[derive(Debug)]
 struct Wanted<P> {
-    /// Each with whether the predicate has a say.
+    /// All filters of its feeds, each with whether the predicate applies to it.
     filters: Trie<bool>,
+    /// The predicate, if it has one.
     predicate: Option<Predicate<P>>,
 }
 
-/// How many matches there are from some places in history to the head of the round.
+/// The matches from some places in history to the head of the round.
 #[derive(Debug)]
 struct Ledger {
-    /// Where the look back goes on: entries before this sequence.
+    /// The look back goes on with entries before this sequence.
     before: u64,
     /// Matches from there to the head.
     matches: u64,
-    /// Sequence of an entry, and the matches from it to the head; sequences descend, at most
-    /// [`STRIDE`] entries of history lie between two.
+    /// The sequence of an entry, and the matches from it to the head. Sequences descend, and at most
+    /// [`STRIDE`] entries of history lie between two: that is what has to be matched anew to count from any place.
     marks: Vec<(u64, u64)>,
 }
 
-/// What history was like when it was found to have overtaken a replay.
+/// The state of history when it was found to have overtaken a replay.
 struct Overtaken<P> {
-    /// Everything up to here is gone.
+    /// Everything up to this sequence is gone.
     gone_through: u64,
-    /// Whether the memory budget took some of it.
+    /// Whether the memory budget evicted some of it.
     by_budget: bool,
-    /// What is there from here to the nearest mark.
+    /// The entries from there to the nearest mark.
     to_mark: Vec<Arc<Event<P>>>,
 }
 
 // ===== impl Replay =====
 
 impl<P: Payload> Replay<P> {
-    /// A replay of what belongs to `feeds`, whose predicates are the same, if they have one.
+    /// A replay of the events that belong to `feeds`, up to `head`. The feeds that have a predicate have the same one.
     pub(crate) fn new<'a>(
         opening: Opening,
         head: u64,
@@ -202,8 +216,8 @@ impl<P: Payload> Replay<P> {
         matches!(self.stage, Stage::Opening(_))
     }
 
-    /// Reads what came after the round, up to `head`, if `take` takes all of it and it is little.
-    /// Returns whether it did; else nothing of what was taken counts.
+    /// Reads the entries after the round, up to `head`, if they are few and `take` takes all that match. Returns
+    /// whether it did; if not, nothing that was taken counts.
     pub(crate) fn read_the_rest(
         &self,
         history: &History<P>,
@@ -213,9 +227,11 @@ impl<P: Payload> Replay<P> {
         let walk = history.forward(self.head, head, JOIN_STRIDE, |event| {
             !self.wanted.matches(event) || take(event)
         });
+        // Nothing after the round was dropped, and the walk came to the end.
         history.evicted_through() <= self.head && walk.end == WalkEnd::Done
     }
 
+    /// Looks back over the first round; when that is done, decides where the replay begins.
     fn open(&mut self, history: &Mutex<History<P>>, opening: Opening) -> Step {
         let enough = if let Opening::Last(events) = opening {
             events
@@ -225,7 +241,8 @@ impl<P: Payload> Replay<P> {
         if !self.look_back(history, enough) {
             return Step::Continue;
         }
-        // Nothing has been promised yet: what history is like at this moment decides.
+        // Nothing has been promised yet, so history as it is at this moment decides. Under one lock: where the replay
+        // begins, and the entries to count from there.
         let history = history.lock();
         let available_after = history.before_oldest(self.head).min(self.head);
         let incomplete = history.evicted_through() > self.after;
@@ -277,6 +294,7 @@ impl<P: Payload> Replay<P> {
         walk.end != WalkEnd::MaxEntries || self.ledger.matches == enough
     }
 
+    /// Reads a stride forward and offers its matches to `take`; first counts a loss, if history overtook the replay.
     fn read(
         &mut self,
         history: &Mutex<History<P>>,
@@ -293,6 +311,7 @@ impl<P: Payload> Replay<P> {
             });
             (loss, walk.end)
         };
+        // Before the events of the stride: the gap stands before them, and `remaining` is right when they are taken.
         let lost = loss.and_then(|loss| self.settle(loss));
         let mut is_refused = false;
         for event in stretch {
@@ -316,7 +335,7 @@ impl<P: Payload> Replay<P> {
         }
     }
 
-    /// Whether history overtook the replay, and what is needed to count what that cost.
+    /// If history overtook the replay, the entries that are needed to count the loss.
     fn overtaken(&self, history: &History<P>) -> Option<Overtaken<P>> {
         if history.evicted_through() <= self.after {
             return None;
@@ -329,7 +348,7 @@ impl<P: Payload> Replay<P> {
         })
     }
 
-    /// Goes on behind what is gone and says how much that was.
+    /// Goes on behind the events that are gone, and returns how many of them matched.
     fn settle(&mut self, overtaken: Overtaken<P>) -> Option<Step> {
         let Overtaken {
             gone_through: last,
@@ -342,6 +361,7 @@ impl<P: Payload> Replay<P> {
             GapReason::Overflow
         };
         let first = self.after + 1;
+        // The matches that were to come, less those that are left. The ones that are gone need not be looked at.
         let left = self.matches_after(&to_mark, last);
         let count = self.remaining - left;
         (self.after, self.remaining) = (last, left);
@@ -376,7 +396,7 @@ impl<P: Payload> Replay<P> {
     }
 
     /// How many matches there are after `sequence` and up to the head, given the entries up to the nearest
-    /// mark.
+    /// mark: those are matched here, and the mark has the rest.
     fn matches_after(&self, to_mark: &[Arc<Event<P>>], sequence: u64) -> u64 {
         let (_, from_mark) = self.mark_above(sequence);
         to_mark
@@ -390,8 +410,9 @@ impl<P: Payload> Replay<P> {
 // ===== impl Wanted =====
 
 impl<P: Payload> Wanted<P> {
-    // The predicate has noted what it says of every event since the subscription began, so under the publish
-    // lock, where only such are looked at, none of its code runs.
+    /// Whether `event` belongs to the subscription.
+    // The events since the subscription began carry the answer of the predicate. Under the publish lock only those are
+    // looked at, so none of its code runs there.
     fn matches(&self, event: &Event<P>) -> bool {
         let (mut found, mut is_conditional) = (false, false);
         self.filters
@@ -410,6 +431,7 @@ impl<P: Payload> Wanted<P> {
 // ===== impl Ledger =====
 
 impl Ledger {
+    /// A ledger of a round up to `head`, before the look back.
     const fn new(head: u64) -> Self {
         Self {
             before: head + 1,

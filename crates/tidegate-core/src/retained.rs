@@ -12,11 +12,14 @@ pub(crate) struct Retained(Arc<AtomicU64>);
 /// The bytes of one thing, counted until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Charge {
+    /// The count that they are part of.
     retained: Retained,
+    /// How many.
     bytes: u64,
 }
 
 impl Retained {
+    /// The count now.
     pub(crate) fn bytes(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -30,10 +33,12 @@ impl Retained {
         }
     }
 
+    /// Counts `bytes` that [`subtract`](Self::subtract) takes away again.
     pub(crate) fn add(&self, bytes: u64) {
         self.0.fetch_add(bytes, Relaxed);
     }
 
+    /// Takes away `bytes` that were added.
     pub(crate) fn subtract(&self, bytes: u64) {
         self.0.fetch_sub(bytes, Relaxed);
     }

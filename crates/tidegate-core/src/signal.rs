@@ -24,7 +24,7 @@
 // Storing the waker last loses a wake-up: the list is empty, the publisher pushes and finds no waker, the
 // subscriber stores the waker and sleeps on a ready feed.
 
-// Sweeps only look: what they see orders nothing, and loom need not know of it.
+// Plain atomics for what only sweeps read: it orders nothing, and loom need not know of it.
 use std::{
     sync::atomic::{
         AtomicBool, AtomicU64 as AtomicCounter,
@@ -39,36 +39,42 @@ use crate::{
     sync::{AtomicU64, Mutex},
 };
 
-/// Where publishers reach one subscription.
+/// The place where publishers reach one subscription.
 #[derive(Debug)]
 pub(crate) struct Signal {
+    /// The ready list, the waker and the end. The innermost lock: no other is taken under it.
     state: Mutex<State>,
-    /// How often something was handed out. Written by the subscription, read by sweeps.
+    /// How many polls handed something out. Written by the subscription, read by sweeps.
     progress: AtomicCounter,
     /// Whether the last poll left something. Written by the subscription, read by sweeps.
     left_some: AtomicBool,
-    /// Whether the subscription is to be ended when it is stalled.
+    /// Whether a sweep ends the subscription when it is stalled, whatever the rules.
     ends_when_stalled: bool,
-    /// Called when the subscription was ended and takes no notice.
+    /// Tells the transport to give up on a subscription that was ended and takes no notice.
     reset: Option<Waker>,
+    /// Counts for listings.
     tally: Tally,
 }
 
-/// What a sweep sees of a subscription.
+/// A subscription as one sweep sees it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Snapshot {
+    /// How many polls handed something out.
     pub(crate) progress: u64,
-    /// Whether something is there for it.
+    /// Whether there are events for it to take.
     pub(crate) is_behind: bool,
+    /// Whether it was ended.
     pub(crate) is_closed: bool,
+    /// Whether to end it when it is stalled, whatever the rules.
     pub(crate) ends_when_stalled: bool,
 }
 
+/// The state behind the lock of a signal.
 #[derive(Debug)]
 struct State {
     /// Feeds that got an event since they were last empty, in the order in which they got it.
     ready: Vec<Ready>,
-    /// Set by each poll, taken by the first who has news.
+    /// Set by each poll, taken by the first publisher or close that has news, so it is woken once a poll.
     waker: Option<Waker>,
     /// Set once; the subscription yields nothing after it.
     closed: Option<CloseReason>,
@@ -77,13 +83,14 @@ struct State {
 /// A feed of a subscription that is not empty any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ready {
-    /// Which of the subscription's cursors.
+    /// The number of the subscription's cursor in it.
     pub(crate) cursor: u32,
-    /// The sequence of the event that came.
+    /// The sequence of the event that came, the first that the cursor has not seen.
     pub(crate) head: u64,
 }
 
 impl Signal {
+    /// A signal of a subscription that nothing has reached yet.
     pub(crate) fn new(ends_when_stalled: bool, reset: Option<Waker>) -> Self {
         Self {
             state: Mutex::new(State {
@@ -99,23 +106,28 @@ impl Signal {
         }
     }
 
+    /// The counts for listings.
     pub(crate) const fn tally(&self) -> &Tally {
         &self.tally
     }
 
-    /// Notes what a poll came to. Called by the subscription only.
+    /// Notes the result of a poll: whether it handed something out, and left something. Called by the
+    /// subscription only.
     pub(crate) fn note(&self, handed_out: bool, left_some: bool) {
         if handed_out {
+            // There is one writer, so a load and a store are enough, and cheaper than an addition in memory.
             self.progress
                 .store(self.progress.load(Relaxed) + 1, Relaxed);
         }
         self.left_some.store(left_some, Relaxed);
     }
 
+    /// The reason why the subscription was ended, from that moment on.
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
         self.state.lock().closed
     }
 
+    /// Looks at the subscription for a sweep. A poll may go on meanwhile; the next sweep sees what it did.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let (is_closed, is_ready) = {
             let state = self.state.lock();
@@ -145,10 +157,13 @@ impl Signal {
         arrivals: &mut Vec<Ready>,
     ) -> (u64, Option<CloseReason>) {
         let mut state = self.state.lock();
+        // The protocol's order, with the lock held from the first step to the last: a push is either before all of
+        // them, and on the list, or after all of them. Then it finds this waker, and its event is above the watermark.
         let replaced = match &state.waker {
             Some(stored) if stored.will_wake(waker) => None,
             _ => state.waker.replace(waker.clone()),
         };
+        // Acquire, for the publisher's Release comes after its pushes: those of events up to the watermark are done.
         let watermark = committed.load(Acquire);
         arrivals.append(&mut state.ready);
         let closed = state.closed;
@@ -159,13 +174,15 @@ impl Signal {
     }
 
     /// Moves the ready list to the end of `arrivals`, in the middle of a poll. The caller holds the
-    /// publish lock, so that nothing is added meanwhile.
+    /// publish lock, so nothing is added meanwhile and the list is complete up to the head of the hub.
     pub(crate) fn take_ready_while_locked(&self, arrivals: &mut Vec<Ready>) {
         arrivals.append(&mut self.state.lock().ready);
     }
 
-    /// Puts a feed on the ready list. The caller wakes, after it has let go of its locks.
+    /// Puts a feed on the ready list. Returns the waker to wake, if nobody has taken it since the last poll; the
+    /// caller wakes it after it has let go of its locks.
     pub(crate) fn push_ready(&self, ready: Ready) -> Option<Waker> {
+        // In one step: a poll either takes this entry with the list, or has stored its waker before.
         let mut state = self.state.lock();
         state.ready.push(ready);
         state.waker.take()
@@ -174,6 +191,7 @@ impl Signal {
     /// Ends the subscription, unless it has ended for another reason before, and wakes it. The caller
     /// holds no lock.
     pub(crate) fn end(&self, reason: CloseReason) {
+        // As with an event: a poll either sees the reason, or has stored its waker before.
         let waker = {
             let mut state = self.state.lock();
             state.closed.get_or_insert(reason);

@@ -1,5 +1,5 @@
-//! The one place where the crate takes its synchronization from: the standard library, or loom when
-//! the models are checked (`--cfg tidegate_loom`).
+//! Locks and atomics of the crate: those of the standard library, or of loom when the models are checked
+//! (`--cfg tidegate_loom`).
 
 #[cfg(all(test, tidegate_loom))]
 pub(crate) use loom::sync::{MutexGuard, atomic::AtomicU64};
@@ -20,10 +20,12 @@ use std::sync::PoisonError;
 pub(crate) struct Mutex<T>(inner::Mutex<T>);
 
 impl<T> Mutex<T> {
+    /// An unlocked mutex.
     pub(crate) fn new(value: T) -> Self {
         Self(inner::Mutex::new(value))
     }
 
+    /// Waits for the lock and takes it.
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

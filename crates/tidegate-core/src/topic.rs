@@ -1,4 +1,4 @@
-//! Topics and client ids: names that were checked when they were made.
+//! Topics and client ids: names that are checked when they are made.
 //!
 //! A topic is one to [`MAX_TOKENS`] tokens with dots between them, at most [`MAX_TOPIC_BYTES`] bytes:
 //! `orders.eu.created`. A token is any text but white space, control characters, `.`, `*` and `>`; it
@@ -18,34 +18,35 @@ pub const MAX_TOKENS: usize = 32;
 /// The longest client id, in bytes.
 pub const MAX_CLIENT_ID_BYTES: usize = 128;
 
-/// What begins the topic of one client.
+/// The prefix of the topic of one client.
 pub(crate) const CLIENT_PREFIX: &str = "$client.";
 
-/// So much of a name is repeated, in bytes.
+/// The most of a name that an error quotes, in bytes.
 const MAX_QUOTED_BYTES: usize = 64;
 
 /// The name an event is published under: `orders.eu.created`. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Topic(Arc<str>);
 
-/// Who holds subscriptions: one topic token of at most [`MAX_CLIENT_ID_BYTES`] bytes. Cheap to clone.
+/// The name of a client, which holds subscriptions: one topic token of at most [`MAX_CLIENT_ID_BYTES`] bytes. Cheap
+/// to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientId(Arc<str>);
 
-/// Why a topic, a filter or a client id was refused, and where.
+/// The reason why a topic, a filter or a client id was refused, and the place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} at byte {position} of {name:?}")]
 #[non_exhaustive]
 pub struct NameError {
-    /// What is wrong.
+    /// The rule that it breaks.
     pub kind: NameErrorKind,
-    /// The offset in bytes of the first character that is wrong.
+    /// The offset in bytes of the first character that breaks it.
     pub position: usize,
-    /// What was refused. Of a long name the beginning, and `...`.
+    /// The name that was refused; of one longer than 64 bytes the beginning, and `...`.
     pub name: Box<str>,
 }
 
-/// What is wrong with a topic, a filter or a client id.
+/// The rule that a topic, a filter or a client id breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NameErrorKind {
@@ -58,8 +59,8 @@ pub enum NameErrorKind {
     /// A control character.
     #[error("control character")]
     ControlCharacter,
-    /// `*` or `>` where none may stand: in a topic or client id, or as a part of a token of a filter.
-    #[error("wildcard where none may stand")]
+    /// `*` or `>` where none is allowed: in a topic or client id, or as a part of a token of a filter.
+    #[error("wildcard where none is allowed")]
     Wildcard,
     /// `>` that is not the last token of a filter.
     #[error("`>` before the last token")]
@@ -93,8 +94,10 @@ impl Topic {
         }
     }
 
+    /// Checks the rules, without the name in the error.
     fn check(name: &str) -> Result<(), NameError> {
         check_tokens(name, check_token)?;
+        // The one reserved form; the error is that of the client id, at its place in the topic.
         if name.starts_with('$') {
             let id = name.strip_prefix(CLIENT_PREFIX);
             let id = id.ok_or_else(|| NameErrorKind::Reserved.at(0))?;
@@ -167,6 +170,7 @@ impl ClientId {
         }
     }
 
+    /// Checks the rules, without the id in the error.
     fn check(id: &str) -> Result<(), NameError> {
         if let Some(dot) = id.find('.') {
             return Err(NameErrorKind::Dot.at(dot));
@@ -215,7 +219,7 @@ impl fmt::Debug for ClientId {
 // ===== impl NameError =====
 
 impl NameError {
-    /// The same error, of `name`.
+    /// The same error, with as much of `name` as it quotes.
     pub(crate) fn of(self, name: &str) -> Self {
         let name = match name.len() <= MAX_QUOTED_BYTES {
             true => name.into(),
@@ -229,7 +233,7 @@ impl NameError {
     }
 }
 
-/// Makes `TryInto<Name>` take a name that was checked before as well.
+/// Lets `TryInto<Topic>` take a topic that was checked before as well.
 impl From<Infallible> for NameError {
     fn from(never: Infallible) -> Self {
         match never {}
@@ -237,7 +241,7 @@ impl From<Infallible> for NameError {
 }
 
 impl NameErrorKind {
-    /// The error of a name that is still to be told, by [`NameError::of`].
+    /// An error at `position`, without the name, which [`NameError::of`] adds.
     pub(crate) fn at(self, position: usize) -> NameError {
         NameError {
             kind: self,
@@ -276,7 +280,7 @@ pub(crate) fn check_token(token: &str, at: usize) -> Result<(), NameError> {
     for (i, c) in token.char_indices() {
         let kind = match c {
             '*' | '>' => NameErrorKind::Wildcard,
-            // A tab or a line feed is both; white space says more to people.
+            // A tab or a line feed is both; "white space" says more to people.
             c if c.is_whitespace() => NameErrorKind::WhiteSpace,
             c if c.is_control() => NameErrorKind::ControlCharacter,
             _ => continue,

@@ -1,17 +1,18 @@
-//! Sets of topics, for rules about who may do what.
+//! Sets of topics, for rules on rights.
 
 use crate::{
     filter::Filter,
     topic::{ClientId, NameError, Topic},
 };
 
-/// A set of topics, written down as patterns: what one of them matches is in it.
+/// A set of topics, written as patterns: a topic that one of them matches is in it.
 ///
 /// A pattern is a [filter](crate::filter), or one of two that no subscription may have: `$client.<client id>`,
 /// the topic of one client, and `$client.*`, those of all clients. No other pattern has a topic in it that
 /// begins with `$`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TopicSet {
+    /// In the order in which they were given; one may cover another.
     patterns: Vec<Filter>,
 }
 
@@ -19,7 +20,7 @@ impl TopicSet {
     /// Checks the patterns and makes a set of them. Without a pattern it is empty.
     ///
     /// # Errors
-    /// What is wrong with the first bad one.
+    /// The error of the first bad pattern.
     pub fn new<T: AsRef<str>>(patterns: impl IntoIterator<Item = T>) -> Result<Self, NameError> {
         let patterns = patterns.into_iter();
         let patterns = patterns.map(|pattern| Filter::for_rule(pattern.as_ref()));
@@ -28,7 +29,7 @@ impl TopicSet {
         })
     }
 
-    /// Adds all that is in `other`.
+    /// Adds all topics of `other`.
     pub fn extend(&mut self, other: &Self) {
         self.patterns.extend_from_slice(&other.patterns);
     }
@@ -51,13 +52,13 @@ impl TopicSet {
         self.contains(&Topic::for_client(id))
     }
 
-    /// Whether all that `filter` matches is in the set: [`Filter::is_covered_by`].
+    /// Whether every topic that `filter` matches is in the set, as [`Filter::is_covered_by`] decides.
     #[must_use]
     pub fn covers(&self, filter: &Filter) -> bool {
         filter.is_covered_by(&self.patterns)
     }
 
-    /// Whether something that `filter` matches is in the set: [`Filter::overlaps`].
+    /// Whether some topic that `filter` matches is in the set, as [`Filter::overlaps`] decides.
     #[must_use]
     pub fn overlaps(&self, filter: &Filter) -> bool {
         self.patterns.iter().any(|pattern| pattern.overlaps(filter))

@@ -11,9 +11,11 @@ use crate::{filter::Filter, topic::MAX_TOKENS};
 /// Values by filter.
 #[derive(Debug)]
 pub(crate) struct Trie<T> {
+    /// The node of no token.
     root: Node<T>,
 }
 
+/// The filters that begin with the same tokens.
 #[derive(Debug)]
 struct Node<T> {
     /// By the next token, where it is a literal.
@@ -28,15 +30,19 @@ struct Node<T> {
 
 /// The tokens of a topic or filter, split once and kept on the stack.
 struct Tokens<'a> {
+    /// The tokens; empty ones behind `len`.
     tokens: [&'a str; MAX_TOKENS],
+    /// How many there are.
     len: usize,
 }
 
 impl<T> Trie<T> {
+    /// A trie without filters.
     pub(crate) fn new() -> Self {
         Self { root: Node::new() }
     }
 
+    /// Adds a value of `filter`. A filter may have several.
     pub(crate) fn insert(&mut self, filter: &Filter, value: T) {
         let mut node = &mut self.root;
         for token in filter.tokens() {
@@ -55,7 +61,7 @@ impl<T> Trie<T> {
         node.here.push(value);
     }
 
-    /// Removes the values of `filter` that `is_it` picks, and the nodes that nothing needs any more.
+    /// Removes the values of `filter` that `is_it` picks, and the nodes that hold nothing any more.
     pub(crate) fn remove(&mut self, filter: &Filter, is_it: impl Fn(&T) -> bool) {
         let tokens = Tokens::of(filter.as_str());
         self.root.remove(tokens.as_slice(), &is_it);
@@ -221,7 +227,7 @@ impl<T> Node<T> {
         }
     }
 
-    /// Goes on with `rest` below a token that both share, or, after `>`, finds all that stands below.
+    /// Goes on with `rest` below a token that both share, or, after `>`, finds every value below.
     fn below(
         &self,
         after_tail: bool,
@@ -247,6 +253,7 @@ impl<T> Node<T> {
 }
 
 impl<'a> Tokens<'a> {
+    /// Splits `name`, which has at most [`MAX_TOKENS`] tokens.
     fn of(name: &'a str) -> Self {
         let mut tokens = [""; MAX_TOKENS];
         let mut len = 0;
@@ -257,6 +264,7 @@ impl<'a> Tokens<'a> {
         Self { tokens, len }
     }
 
+    /// The tokens.
     fn as_slice(&self) -> &[&'a str] {
         &self.tokens[..self.len]
     }

@@ -1,5 +1,5 @@
-//! Bounded memory: whatever is published and whoever stalls, what events hold stays within the budget,
-//! and what that took from a subscriber is counted.
+//! Bounded memory: whatever is published and whoever stalls, the bytes of events stay within the budget,
+//! and a gap counts every event that this cost a subscriber.
 
 use std::{
     num::NonZeroU64,
@@ -57,7 +57,7 @@ fn publish(hub: &Hub<Bytes>, topic: &str, size: usize) {
     hub.publish([event], Instant::now()).unwrap();
 }
 
-/// What a subscription was given until nothing was left: events, and counts by reason.
+/// The events that a subscription was given until nothing was left, and the counts of its gaps by reason.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Given {
     sequences: Vec<u64>,
@@ -116,7 +116,7 @@ fn the_budget_evicts_the_oldest_and_tells_a_stalled_subscriber() {
     assert!(given.sequences.iter().copied().eq(contiguous));
 }
 
-/// What is evicted together may begin before what one of the subscribers has seen.
+/// A run is evicted for all subscribers at once, so it may begin before events that one of them has seen.
 #[test]
 fn an_evicted_gap_begins_behind_what_was_handed_out() {
     for overflow in [Overflow::DropOldest, Overflow::Conflate] {

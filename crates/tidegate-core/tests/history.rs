@@ -1,4 +1,5 @@
-//! Resume: what history keeps, and what is told to whoever asks for more.
+//! Resume: history keeps what its limits allow, a resumption within it is whole, and one beyond it is told so before
+//! the first event.
 
 use std::{
     num::NonZeroU64,
@@ -48,7 +49,7 @@ fn subscribe(
     hub.subscribe(options, Instant::now())
 }
 
-/// What a subscription is given until it is caught up: gaps by reason and range, and sequences.
+/// The gaps, by reason and range, and the sequences that a subscription is given until it has caught up.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Given {
     gaps: Vec<(GapReason, u64, u64, u64)>,

@@ -126,7 +126,7 @@ struct Client {
     queue: VecDeque<Sent>,
     /// First and last sequence and count of what is lost and was not told.
     lost: Option<(u64, u64, u64)>,
-    /// What the first poll has to say, and nothing else, when history has nothing to replay.
+    /// The answer to the first poll, and nothing else, when history has nothing to replay.
     opening: Option<(Option<GapReason>, u64)>,
     /// Until it has caught up, history alone bounds the queue.
     replay: Option<ModelReplay>,

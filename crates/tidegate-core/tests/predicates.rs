@@ -1,4 +1,4 @@
-//! Subscribing by what events carry, and passing over what is known, against a list of what matches.
+//! Predicates and passing over: a subscription is given exactly the events that pass, by comparison with a plain list.
 
 use std::{
     sync::{Mutex, mpsc},
@@ -88,7 +88,7 @@ impl Subscriber {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
-    /// What does not pass is as if it had never been there: in order, indexes, gaps, backlog and accounts.
+    /// An event that does not pass is as if it had never been there: in order, indexes, gaps, backlog and accounts.
     #[test]
     fn a_predicate_selects_exactly_the_events_that_pass(actions in prop::collection::vec(action(), 1..60)) {
         let hub = Hub::new(HubConfig::new(1));

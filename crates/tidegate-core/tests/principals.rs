@@ -1,4 +1,4 @@
-//! A client id belongs to the principal that uses it.
+//! Clean-up and takeover: a client id belongs to the principal that uses it, until nobody does.
 
 use std::{
     task::{Context, Poll, Waker},

@@ -1,4 +1,4 @@
-//! Which filters overlap, and which cover others, compared with looking at every topic.
+//! Overlap and cover of filters: both are decided as a look at every topic would.
 //!
 //! Filters are made of two names and the wildcards. Topics are made of the two names and a third that no filter
 //! has, and are up to one token longer than the longest filter: what holds for these holds for all.

@@ -1,4 +1,4 @@
-//! No silent loss and order, with real threads: publishers at full speed, subscribers of every policy who park
+//! No silent loss, and order, with real threads: publishers at full speed, and subscribers of every policy that park
 //! and are woken.
 
 use std::{
@@ -30,7 +30,7 @@ impl Wake for Unpark {
     }
 }
 
-/// What a subscriber was given until the hub closed.
+/// The counts of a subscriber from its beginning until the hub closed.
 #[derive(Debug, Default)]
 struct Given {
     events: u64,

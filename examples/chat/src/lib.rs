@@ -1,4 +1,4 @@
-//! A chat: rooms are topics, names are client ids.
+//! A chat server and client: rooms are topics, names are client ids.
 
 mod server;
 

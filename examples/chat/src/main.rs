@@ -17,7 +17,7 @@ use tokio::{
 };
 use tonic::transport::Channel;
 
-/// A chat: rooms, messages to one, and who is here.
+/// A chat with rooms, private messages, and a list of members.
 #[derive(Debug, Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -26,20 +26,20 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve, until it is interrupted.
+    /// Run the server, until it is interrupted.
     Serve {
-        /// Where; port 0 is any that is free.
+        /// Address to listen on; port 0 stands for any free port.
         #[arg(long, default_value = "127.0.0.1:50061")]
         listen: SocketAddr,
     },
-    /// Join a room. What you type is said there; `/to NAME TEXT` says it to one, `/who` tells who is here.
+    /// Join a room. Each line goes to the room; `/to NAME TEXT` goes to one person; `/who` lists the members.
     Join {
-        /// The room.
+        /// Name of the room.
         room: String,
         /// Your name.
         #[arg(long)]
         name: String,
-        /// The server.
+        /// URL of the server.
         #[arg(long, default_value = "http://127.0.0.1:50061")]
         server: String,
     },
@@ -99,7 +99,7 @@ fn show(event: ServerEvent) {
     }
 }
 
-/// Does what a line that was typed says.
+/// Sends a typed line, or runs the command in it.
 async fn obey(
     client: &mut ChatClient<Channel>,
     room: &str,

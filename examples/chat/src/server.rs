@@ -1,4 +1,4 @@
-//! The server.
+//! The chat server: a hub, and a subscription for each member.
 
 use std::{future::Future, time::Duration};
 
@@ -45,7 +45,7 @@ impl Chat for ChatService {
         let closed = subscription.closed();
         tokio::spawn(async move {
             closed.await;
-            // It fails when the server is ending.
+            // This fails when the server is ending.
             let _ = hub.publish(went);
         });
         Ok(Response::new(subscription))
@@ -60,7 +60,7 @@ impl Chat for ChatService {
                 is_private,
             }))
         };
-        let reached = match to.ok_or_else(|| Status::invalid_argument("to whom?"))? {
+        let reached = match to.ok_or_else(|| Status::invalid_argument("set `room` or `name`"))? {
             To::Room(room) => {
                 let said = Publication::new(message(false)).topic(topic(&room));
                 self.hub.publish(said)?.matched
@@ -90,10 +90,10 @@ fn event(kind: Kind) -> ServerEvent {
     ServerEvent { kind: Some(kind) }
 }
 
-/// Serves until `signal`, and then ends every stream in good order.
+/// Serves until `signal`, and then ends every stream with a status.
 ///
 /// # Errors
-/// When the server fails, or has not ended ten seconds after the signal.
+/// If the server fails, or has not ended ten seconds after the signal.
 pub async fn serve(
     listener: TcpListener,
     signal: impl Future<Output = ()>,

@@ -1,4 +1,4 @@
-//! The programs, over real sockets.
+//! Runs the programs of the example over real sockets.
 
 use tidegate_embedding_tests::Program;
 

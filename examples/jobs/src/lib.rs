@@ -1,4 +1,5 @@
-//! Progress of many jobs, for watchers that want every step: one that is too slow is ended, and resumes.
+//! Progress of many jobs, for watchers that need every step: the server ends a watcher that is too slow, and it
+//! resumes.
 
 mod server;
 

@@ -11,7 +11,7 @@ use tidegate_example_jobs::{
 use tokio::{net::TcpListener, time};
 use tonic::{Code, Status};
 
-/// Progress of many jobs, every step of it.
+/// Progress of many jobs, step by step.
 #[derive(Debug, Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -20,31 +20,31 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve, until it is interrupted.
+    /// Run the server, until it is interrupted.
     Serve {
-        /// Where; port 0 is any that is free.
+        /// Address to listen on; port 0 stands for any free port.
         #[arg(long, default_value = "127.0.0.1:50061")]
         listen: SocketAddr,
     },
-    /// Print every step of a job, or of all; resume when the stream breaks off.
+    /// Print every step of a job, or of all jobs. Resumes when the stream breaks.
     Watch {
-        /// Which job; none is all.
+        /// Name of the job. Without it, all jobs.
         #[arg(default_value = "")]
         job: String,
-        /// Where to go on, as EPOCH:SEQUENCE.
+        /// Position to resume after, as EPOCH:SEQUENCE.
         #[arg(long, value_parser = position)]
         after: Option<Position>,
-        /// The server.
+        /// URL of the server.
         #[arg(long, default_value = "http://127.0.0.1:50061")]
         server: String,
     },
     /// Run a job.
     Run {
-        /// Its name.
+        /// Name of the job.
         job: String,
-        /// How many steps it has.
+        /// Number of its steps.
         steps: u32,
-        /// The server.
+        /// URL of the server.
         #[arg(long, default_value = "http://127.0.0.1:50061")]
         server: String,
     },
@@ -85,7 +85,7 @@ async fn watch(
         let status = watch_once(&job, &mut resume_after, &server).await;
         let Err(status) = status else { return Ok(()) };
         match status.code() {
-            // Too slow, or the server or the way to it has gone: nothing is lost, it goes on from here.
+            // Too slow, or the server or the connection is gone. No step is lost: the next stream resumes here.
             Code::ResourceExhausted | Code::Unavailable => {
                 eprintln!("resuming: {}", status.message());
                 time::sleep(time::Duration::from_millis(100)).await;
@@ -95,7 +95,7 @@ async fn watch(
     }
 }
 
-/// Watches until the stream ends, and notes how far it got.
+/// Watches until the stream ends, and keeps the position to resume after.
 async fn watch_once(
     job: &str,
     resume_after: &mut Option<Position>,

@@ -1,4 +1,4 @@
-//! The server.
+//! The job server: every step of a job is an event.
 
 use std::{future::Future, num::NonZeroU64, time::Duration};
 
@@ -26,7 +26,7 @@ impl Jobs for JobsService {
     async fn run(&self, request: Request<RunRequest>) -> Result<Response<RunResponse>, Status> {
         let RunRequest { job, steps } = request.into_inner();
         for done in 1..=steps {
-            // Here it would do its work. The hub fills in the position.
+            // A real job would work here. The hub fills in the position.
             let progress = Progress {
                 job: job.clone(),
                 done,
@@ -54,9 +54,9 @@ impl Jobs for JobsService {
             .subscribe()
             .topic(format!("jobs.{job}"))
             .resume_after(resume_after)
-            // So that it can resume even if it is ended before its first step.
+            // Gives the watcher a position, so that it can resume even if its stream ends before the first step.
             .snapshot(async |began_at| Ok(Snapshot::new(began_at, [beginning(began_at)])))
-            // What is no more in history.
+            // Steps that have left history cannot be resumed.
             .fail_on_loss(|gap| Status::data_loss(format!("steps are missing: {:?}", gap.reason)))
             .open()?;
         Ok(Response::new(subscription))
@@ -71,10 +71,10 @@ fn beginning(Position { epoch, sequence }: Position) -> Progress {
     }
 }
 
-/// Serves until `signal`, and then ends every stream in good order.
+/// Serves until `signal`, and then ends every stream with a status and a position to resume after.
 ///
 /// # Errors
-/// When the server fails, or has not ended ten seconds after the signal.
+/// If the server fails, or has not ended ten seconds after the signal.
 pub async fn serve(
     listener: TcpListener,
     signal: impl Future<Output = ()>,
@@ -106,7 +106,7 @@ pub async fn serve(
     }
 }
 
-/// Ends those who take nothing for a minute, also while their transport holds what they do not read.
+/// Ends watchers that read nothing for a minute, even while the transport holds events for them.
 async fn sweep<N>(hub: &Hub<Progress>) -> N {
     let mut interval = time::interval(Duration::from_secs(1));
     loop {

@@ -1,4 +1,4 @@
-//! The programs, over real sockets.
+//! Runs the programs of the example over real sockets.
 
 use tidegate_embedding_tests::{Program, next};
 use tidegate_example_jobs::proto::{
@@ -42,7 +42,7 @@ async fn returning_watcher_resumes_where_it_stopped() {
 }
 
 async fn connect(server: &Program) -> JobsClient<Channel> {
-    // A stream takes 64 KiB before it is read.
+    // A stream's window takes 64 KiB without being read.
     let endpoint = Endpoint::from_shared(server.url.clone())
         .unwrap()
         .initial_stream_window_size(65_535);

@@ -1,4 +1,4 @@
-//! Prices: a snapshot first, then what changes; the newest of each symbol for those who are slow.
+//! Prices: a snapshot first, then changes; a slow watcher gets the newest price of each symbol.
 
 mod server;
 

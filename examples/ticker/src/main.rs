@@ -10,7 +10,7 @@ use tidegate_example_ticker::{
 };
 use tokio::net::TcpListener;
 
-/// Prices: a snapshot first, then what changes.
+/// Prices: a snapshot first, then changes.
 #[derive(Debug, Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -19,27 +19,27 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve, until it is interrupted.
+    /// Run the server, until it is interrupted.
     Serve {
-        /// Where; port 0 is any that is free.
+        /// Address to listen on; port 0 stands for any free port.
         #[arg(long, default_value = "127.0.0.1:50061")]
         listen: SocketAddr,
     },
-    /// Print prices as they are, and then as they change.
+    /// Print the current prices, and then changes.
     Watch {
-        /// Of which symbols; none is all.
+        /// Symbols to watch. Without them, all symbols.
         symbols: Vec<String>,
-        /// The server.
+        /// URL of the server.
         #[arg(long, default_value = "http://127.0.0.1:50061")]
         server: String,
     },
     /// Set the price of a symbol.
     Set {
-        /// The symbol.
+        /// Name of the symbol.
         symbol: String,
-        /// Its price.
+        /// Its price in cents.
         cents: u64,
-        /// The server.
+        /// URL of the server.
         #[arg(long, default_value = "http://127.0.0.1:50061")]
         server: String,
     },

@@ -1,4 +1,4 @@
-//! The programs, over real sockets.
+//! Runs the programs of the example over real sockets.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ async fn watcher_gets_a_snapshot_and_then_changes() {
 }
 
 async fn connect(server: &Program) -> TickerClient<Channel> {
-    // A stream takes 64 KiB before it is read.
+    // A stream's window takes 64 KiB without being read.
     let endpoint = Endpoint::from_shared(server.url.clone())
         .unwrap()
         .initial_stream_window_size(65_535);

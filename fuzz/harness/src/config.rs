@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use tidegate_server::settings::{Configuration, Origin, SETTINGS, Sources, read, reload};
 
-/// A text in up to three parts, with a NUL between them: the file, lines `NAME=VALUE` of the environment, and lines
-/// `key=VALUE` of flags.
+/// Reads a configuration from a text in up to three parts, with a NUL between them: the file, lines `NAME=VALUE` of the
+/// environment, and lines `key=VALUE` of flags.
 ///
 /// # Panics
-/// When an error is told without a place, or what is printed means something else than what was read.
+/// If a problem has no location, or the printed configuration differs from the one that was read.
 pub fn config(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let mut parts = text.splitn(3, '\0');
@@ -18,7 +18,7 @@ pub fn config(bytes: &[u8]) {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     let given = pairs(parts.next().unwrap_or_default());
-    // The command line knows its flags, and hands on none that is not there.
+    // The command line refuses unknown flags before they come here.
     let flags: Vec<_> = SETTINGS
         .iter()
         .filter_map(|setting| Some((setting.key, value(&given, setting.key)?)))
@@ -52,7 +52,7 @@ pub fn config(bytes: &[u8]) {
     let (mut again, rewritten) = again.unwrap_or_else(|problems| panic!("{problems:?}\n{printed}"));
     assert_eq!(values(&rewritten.effective(&again)), values(&printed));
     assert_eq!(reload(&mut again, &configuration), Default::default());
-    // A reload changes what it may, once.
+    // A reload changes the settings that may change, and a second one changes nothing.
     let mut running = Configuration::default();
     let first = reload(&mut running, &configuration);
     let second = reload(&mut running, &configuration);
@@ -60,7 +60,7 @@ pub fn config(bytes: &[u8]) {
     assert_eq!(second.needs_restart, first.needs_restart);
 }
 
-/// Lines `NAME=VALUE`.
+/// Parses lines `NAME=VALUE`.
 fn pairs(text: &str) -> Vec<(&str, &str)> {
     text.lines()
         .filter_map(|line| line.split_once('='))
@@ -72,7 +72,7 @@ fn value(pairs: &[(&str, &str)], name: &str) -> Option<String> {
     Some(pair.1.to_owned())
 }
 
-/// What is printed, without where each value comes from.
+/// Returns the printed configuration without the origins of the values.
 fn values(printed: &str) -> Vec<&str> {
     printed
         .lines()

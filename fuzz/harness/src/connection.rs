@@ -1,4 +1,4 @@
-//! The bytes of a connection, from the first behind the preface, into hyper and the service.
+//! The bytes of a connection after its preface, into hyper and the service.
 
 use std::{future::Future, time::Duration};
 
@@ -17,8 +17,9 @@ use crate::runtime;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// As the server sets it, but for the time-outs, which need not be waited for: time is not real here.
+/// The most concurrent streams: few, so that inputs of a fuzzer reach the limit.
 const STREAMS: u32 = 16;
+/// How long a connection may go on without its peer, on a paused clock that skips every wait.
 const PATIENCE: Duration = Duration::from_secs(3_600);
 
 #[derive(Clone)]
@@ -30,10 +31,10 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Streams {
     }
 }
 
-/// A preface, and then the bytes; then the peer is gone.
+/// Sends a preface and then the bytes, and closes the connection.
 ///
 /// # Panics
-/// When the connection does not end, or leaves a subscription behind.
+/// If the connection does not end, or leaves a subscription behind.
 pub fn connection(bytes: &[u8]) {
     let hub = Hub::new(HubConfig::new(1));
     let service = EventService::new(hub.clone(), ServiceConfig::default());
@@ -55,17 +56,17 @@ pub fn connection(bytes: &[u8]) {
             let mut said = Vec::new();
             _ = reader.read_to_end(&mut said).await;
         });
-        // The connection may have ended in the middle.
+        // This fails if the connection has ended in the middle.
         if writer.write_all(PREFACE).await.is_ok() && writer.write_all(bytes).await.is_ok() {
             _ = writer.shutdown().await;
         }
-        // Its end is an error as often as not.
+        // Arbitrary bytes often end a connection with an error.
         _ = timeout(PATIENCE, served)
             .await
             .expect("it goes on without a peer");
         reading.await.expect("reading does not panic");
     });
-    // The tasks of its streams end with the runtime at the latest.
+    // The tasks of its streams end with the runtime, if not before.
     drop(runtime);
     assert_eq!(hub.stats().subscriptions, 0);
 }

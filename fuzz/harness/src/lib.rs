@@ -1,7 +1,7 @@
-//! What the fuzzers do with their bytes: one function a target, which panics when something is wrong.
+//! The targets of the fuzzers: one function each, which panics if it finds a fault.
 //!
-//! They are a crate of their own so that two can call them: libFuzzer, from `fuzz/`, which needs features of
-//! the compiler that are not stable, and `tests/corpus.rs`, which needs nothing.
+//! The crate has two callers: libFuzzer, from `fuzz/`, which needs unstable features of the compiler, and
+//! `tests/corpus.rs`, which needs a stable compiler only.
 
 mod config;
 mod connection;
@@ -17,7 +17,7 @@ pub use crate::{
     resume::resume,
 };
 
-/// A runtime whose clock stands still until everybody waits for it.
+/// Returns a runtime whose clock is paused, and advances when every task waits for it.
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -26,10 +26,10 @@ fn runtime() -> tokio::runtime::Runtime {
         .expect("a runtime")
 }
 
-/// A target: its name, which is that of its corpus, and what it does.
+/// A target: its name, which is that of its corpus too, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// All targets.
 pub const TARGETS: &[Target] = &[
     ("names", names),
     ("publish", publish),

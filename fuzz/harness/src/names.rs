@@ -2,10 +2,10 @@
 
 use tidegate::{ClientId, Filter, Topic};
 
-/// Two lines, each taken for a name of every kind, and matched against one another.
+/// Parses two lines as names of every kind, and matches them against each other.
 ///
 /// # Panics
-/// When a name is not what it was made from, or a match is not what its tokens say.
+/// If a name differs from its text, or a match differs from the naive match of the tokens.
 pub fn names(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let (first, second) = text.split_once('\n').unwrap_or((&text, ""));
@@ -30,7 +30,7 @@ pub fn names(bytes: &[u8]) {
     }
 }
 
-/// Whether a filter matches a topic, by the words of the protocol.
+/// Whether a filter matches a topic: a naive second implementation of the protocol's rules.
 fn by_tokens(pattern: &str, name: &str) -> bool {
     if name.starts_with('$') && pattern.starts_with(['*', '>']) {
         return false;

@@ -1,4 +1,4 @@
-//! The bodies of calls, through all that reads them: gRPC's framing, protobuf, the limits, the hub.
+//! The bodies of calls, through every layer that reads them: gRPC's framing, protobuf, the limits, the hub.
 
 use std::task::{Context, Poll, Waker};
 
@@ -11,10 +11,10 @@ use tidegate::{Encoded, EventService, Hub, HubConfig, ServiceConfig};
 
 use crate::runtime;
 
-/// The body of a call of `Publish`, and of one of `PublishStream`.
+/// Calls `Publish` and `PublishStream` with a body of these bytes.
 ///
 /// # Panics
-/// When a refused batch leaves something behind.
+/// If a refused batch leaves events behind.
 pub fn publish(bytes: &[u8]) {
     let hub = Hub::new(HubConfig::new(1));
     let status = call(&hub, "/tidegate.v1.EventService/Publish", bytes);
@@ -23,19 +23,19 @@ pub fn publish(bytes: &[u8]) {
     call(&hub, "/tidegate.v1.EventService/PublishStream", bytes);
 }
 
-/// The body of a call of `Subscribe`.
+/// Calls `Subscribe` with a body of these bytes.
 ///
 /// # Panics
-/// When the end of the call leaves a subscription behind.
+/// If the end of the call leaves a subscription behind.
 pub fn subscribe(bytes: &[u8]) {
     let hub = Hub::new(HubConfig::new(1));
     call(&hub, "/tidegate.v1.EventService/Subscribe", bytes);
     assert_eq!(hub.stats().subscriptions, 0);
 }
 
-/// Makes the call, and reads what there is to read at once. Returns the status, if it came.
+/// Makes a call, and reads as much as comes at once. Returns the status, if it came.
 fn call(hub: &Hub<Encoded>, path: &str, message: &[u8]) -> Option<String> {
-    // The first byte says what is wrong with the framing; 0 to 127 is nothing.
+    // The first byte selects a fault of the framing; 0 to 127 select none.
     let body = match message.split_first() {
         Some((0..128, message)) => {
             let length = u32::try_from(message.len()).expect("fuzzers make no such inputs");

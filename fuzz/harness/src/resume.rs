@@ -1,4 +1,4 @@
-//! Positions to resume after, from a hub whose history moves.
+//! Positions to resume after, on a hub whose history moves.
 
 use std::{
     num::NonZeroU64,
@@ -16,10 +16,10 @@ const EPOCH: u64 = 7;
 const TOPICS: [&str; 3] = ["a", "b", "a.b"];
 const FILTERS: [&str; 4] = ["a", "*", ">", "a.>"];
 
-/// A program of bytes: each publishes, subscribes from somewhere, or reads.
+/// Runs a program of bytes: each byte publishes, subscribes from a position, or reads.
 ///
 /// # Panics
-/// When order, index or position of a subscription is not what the protocol says.
+/// If order, index or position of a subscription breaks the protocol.
 pub fn resume(bytes: &[u8]) {
     let mut bytes = bytes.iter().copied();
     let mut next = move || bytes.next();
@@ -104,7 +104,7 @@ impl Audited {
         }
     }
 
-    /// Whether there was something.
+    /// Reads once. Returns whether something came.
     fn read(&mut self, room: u8) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         self.batch.clear();

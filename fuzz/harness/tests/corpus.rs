@@ -1,10 +1,10 @@
-//! Every target over its corpus, and over mutations of it.
+//! Runs every target over its corpus, and over mutations of it.
 
 use std::{fs, path::PathBuf};
 
 use tidegate_fuzz_harness::TARGETS;
 
-/// Mutations of each input. Chance begins the same each time, so that what fails here fails again.
+/// Mutations of each input. The random numbers have a fixed seed, so that a failure repeats.
 const MUTATIONS: usize = 200;
 
 fn corpus(target: &str) -> Vec<Vec<u8>> {

@@ -1,7 +1,7 @@
-//! The responses of `tidegate.v1`, decoded with nothing allocated for an event.
+//! The responses of `tidegate.v1`, decoded without an allocation for each event.
 //!
-//! Topic, payload and key stay slices of the bytes that arrived. What is rare is decoded by the generated
-//! types. The numbers of the fields are written a second time here, from the contract.
+//! Topic, payload and key stay slices of the bytes that arrived. Rare messages use the generated types. The numbers of
+//! the fields are written here a second time, from the protocol's documentation.
 
 use std::collections::BTreeMap;
 
@@ -11,15 +11,15 @@ use tidegate_proto::v1::{self, subscribe_response};
 /// A `SubscribeResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SubscribeResponse {
-    /// What it says.
+    /// The kind of response.
     #[prost(oneof = "Response", tags = "1, 2, 3, 4, 5, 6")]
     pub response: Option<Response>,
 }
 
-/// What a `SubscribeResponse` says.
+/// The kinds of `SubscribeResponse`.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Response {
-    /// First on every stream.
+    /// The first response of every stream.
     #[prost(message, tag = "1")]
     Subscribed(v1::Subscribed),
     /// Events.
@@ -28,7 +28,7 @@ pub enum Response {
     /// Missing events.
     #[prost(message, tag = "3")]
     Gap(v1::Gap),
-    /// A sign of life.
+    /// A sign that the server is alive.
     #[prost(message, tag = "4")]
     Heartbeat(v1::Heartbeat),
     /// The replay has ended.
@@ -45,7 +45,7 @@ pub struct Batch {
     /// The events.
     #[prost(message, repeated, tag = "1")]
     pub events: Vec<Event>,
-    /// The index of the first.
+    /// The index of the first event.
     #[prost(uint64, tag = "2")]
     pub first_index: u64,
 }
@@ -53,7 +53,7 @@ pub struct Batch {
 /// One event, without its time.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Event {
-    /// Its number.
+    /// Its sequence.
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
     /// Its topic.

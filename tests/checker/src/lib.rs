@@ -1,12 +1,13 @@
-//! The proof that the eight guarantees hold: a checker over what clients recorded, and a chaos run.
+//! The proof that the eight guarantees hold: a checker of recorded streams, and a chaos run.
 //!
 //! # Checker
-//! [`Truth`] is what publishers were told. A [`Stream`] records what one client was sent. [`check()`] compares
-//! them, and names the first guarantee that was not kept as a [`Violation`], with the place in the records.
+//! [`Truth`] holds the events that the server acknowledged to publishers. A [`Stream`] records the responses that one
+//! client received. [`check()`] compares them, and returns the first broken guarantee as a [`Violation`], with its
+//! location in the records.
 //!
 //! # Chaos
-//! [`chaos::run`] lets publishers and clients of all manners loose on a server, through a [`Proxy`] that delays,
-//! throttles, cuts and silences connections, restarts the server in between, and checks everything.
+//! [`chaos::run`] runs publishers, and clients that behave in seven ways, against a server, through a [`Proxy`] that
+//! delays, throttles, cuts and silences connections. It restarts the server in between, and checks everything.
 
 pub mod chaos;
 mod check;

@@ -14,30 +14,30 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tidegate_checker::chaos::{self, Counts, Options};
 use tokio::time::interval;
 
-/// Runs clients of all manners against a server, through faults and restarts, and checks that every event is
+/// Runs clients of every behavior against a server, through faults and restarts, and checks that every event is
 /// accounted for.
 ///
-/// A seed fixes the set-ups of the servers, the clients and the faults, so that a run can be repeated. When
-/// things happen is up to the machine, so a violation may need several tries to come again.
+/// The seed determines the settings of the servers, the clients and the faults, so that a run can be repeated. The
+/// timing depends on the machine, so it may take several tries to see a violation again.
 #[derive(Debug, Parser)]
 #[command(name = "scripts/chaos")]
 struct Arguments {
     /// Seed of the first round; a random one if left out
     #[arg(long)]
     seed: Option<u64>,
-    /// How long to go on: 90s, 3m, 1h
+    /// How long to run: 90s, 3m, 1h
     #[arg(long, default_value = "3m", value_parser = duration)]
     duration: Duration,
-    /// Go on until so many delivery slots were checked, however long that takes
-    #[arg(long, default_value_t = 0)]
+    /// Run until at least N delivery slots are checked, however long that takes
+    #[arg(long, value_name = "N", default_value_t = 0)]
     slots: u64,
-    /// How long a round publishes
+    /// How long each round publishes
     #[arg(long, default_value = "12s", value_parser = duration)]
     round: Duration,
-    /// Clients of a round, in steps of 28
+    /// Clients of a round, in multiples of 28
     #[arg(long, default_value_t = Options::default().scale)]
     scale: usize,
-    /// Events in a batch of a publisher, on average; each of three sends up to 500 batches a second
+    /// Events in a batch, on average; each of three publishers sends up to 500 batches per second
     #[arg(long, default_value_t = Options::default().batch)]
     batch: usize,
 }
@@ -46,7 +46,7 @@ struct Arguments {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let options = Options {
-        // A small number is easier to type again.
+        // A small number is easier to type.
         seed: arguments
             .seed
             .unwrap_or_else(|| fastrand::u64(0..1_000_000)),
@@ -58,7 +58,7 @@ async fn main() -> ExitCode {
         batch: arguments.batch,
     };
     println!(
-        "seed {}, {:?} a round, {} clients, {} events a batch",
+        "seed {}, {:?} per round, {} clients, {} events per batch",
         options.seed,
         options.round,
         options.scale * 28,
@@ -85,7 +85,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Keeps a line up to date on a terminal.
+/// Updates a progress line on a terminal, forever.
 async fn show_progress(counts: &Counts) {
     let style =
         ProgressStyle::with_template("[{elapsed_precise}] {msg}").expect("the template is right");
@@ -111,7 +111,7 @@ async fn show_progress(counts: &Counts) {
     }
 }
 
-/// A number with a unit.
+/// Parses a number with a unit.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a time: write for example 90s, 3m or 1h");
     let unit = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;

@@ -1,7 +1,7 @@
 //! A TCP proxy that injects faults, drawn from a seed.
 //!
-//! Each connection has a schedule of its own: after so many bytes from the server, the next fault. So the
-//! schedule is repeatable; when its bytes come is up to the run.
+//! Each connection has a schedule of its own, counted in bytes from the server. The schedule is therefore repeatable,
+//! although the time at which the bytes come differs from run to run.
 
 use std::{
     future::pending,
@@ -27,10 +27,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Bytes forwarded at a time.
+/// The most bytes forwarded at a time.
 const CHUNK: usize = 8 << 10;
 
-/// A proxy that runs until it is dropped.
+/// A proxy. It runs until it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -39,16 +39,16 @@ pub struct Proxy {
     tasks: TaskTracker,
 }
 
-/// How many faults were injected.
+/// The number of injected faults.
 #[derive(Debug, Default)]
 pub struct FaultCounts {
-    /// Forwarding paused for a while.
+    /// Pauses in forwarding.
     pub delays: AtomicU64,
-    /// Forwarding held to a low rate for a while.
+    /// Spans of bytes that were forwarded at a low rate.
     pub throttles: AtomicU64,
-    /// Connections reset in both directions.
+    /// Connections that were reset in both directions.
     pub cuts: AtomicU64,
-    /// Connections left open on which nothing is forwarded any more.
+    /// Connections that were left open without forwarding.
     pub half_opens: AtomicU64,
 }
 
@@ -60,11 +60,11 @@ enum Fault {
     HalfOpen,
 }
 
-/// How a connection ends for the proxy.
+/// The end of a connection, for the proxy.
 enum Fate {
     Closed,
     Cut,
-    /// Both sockets stay open, and nothing is read from them.
+    /// Both sockets stay open, and the proxy no longer reads them.
     HalfOpen,
 }
 
@@ -75,7 +75,7 @@ impl Proxy {
     /// Starts a proxy to `target`, on a free port.
     ///
     /// # Errors
-    /// When there is no port to listen on.
+    /// If no port can be listened on.
     pub async fn start(
         target: SocketAddr,
         seed: u64,
@@ -111,18 +111,18 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Where it listens.
+    /// Returns the address that it listens on.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Leads connections that come from now on to another place.
+    /// Sets the target of connections that are accepted from now on.
     pub fn retarget(&self, target: SocketAddr) {
         self.target.send_replace(target);
     }
 
-    /// Closes every connection and takes no more.
+    /// Closes every connection and accepts no more.
     pub async fn stop(&self) {
         self.ends.cancel();
         self.tasks.close();
@@ -141,10 +141,10 @@ impl Schedule {
         Self(rng)
     }
 
-    /// How many bytes pass before the next fault, and that fault.
+    /// Returns the number of bytes before the next fault, and the fault.
     fn next(&mut self) -> (usize, Fault) {
         let rng = &mut self.0;
-        // Most faults come soon: the begin of a stream is where its replay is.
+        // Most faults come early: the start of a stream is where its replay is.
         let after = 1 << rng.u32(8..22);
         let fault = match rng.u32(0..10) {
             0..4 => Fault::Delay(Duration::from_millis(rng.u64(5..300))),
@@ -175,7 +175,7 @@ async fn serve(
         if copy(&mut from_client, &mut to_server).await.is_err() {
             return Fate::Cut;
         }
-        // The client has closed its side: the server learns of it, and closes the other.
+        // The client has closed its side. Pass that on, and wait until the server closes the other.
         let _ = to_server.shutdown().await;
         pending().await
     };
@@ -193,7 +193,7 @@ async fn serve(
     }
 }
 
-/// Makes closing the socket send RST.
+/// Makes the close of the socket send RST.
 fn reset(socket: &TcpStream) {
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }

@@ -1,4 +1,4 @@
-//! What was recorded of a client: each of its streams, with everything that came on it.
+//! The records of a client: each of its streams, with every response on it.
 
 use tidegate_proto::v1::{Gap, GapReason, Position, SubscribeRequest, Subscribed};
 use tonic::{Code, Status};
@@ -12,73 +12,73 @@ use crate::{
 /// One client, and all its streams in the order in which they were opened.
 #[derive(Debug, Default)]
 pub struct Client {
-    /// Names it in a violation.
+    /// Its name in a violation.
     pub name: String,
-    /// Whether it read all the time, within its limits: it may miss nothing.
+    /// Whether it always read in time, and so may miss nothing.
     pub is_healthy: bool,
-    /// Whether its connection was meddled with, or it did not read: a stream may break off without a status.
+    /// Whether its connection went through faults, or it did not read: its streams may break off without a status.
     pub is_disturbed: bool,
     /// Its streams.
     pub streams: Vec<Stream>,
 }
 
-/// One stream, as it was recorded.
+/// The record of one stream.
 #[derive(Debug, Default)]
 pub struct Stream {
-    /// What was asked for.
+    /// The request.
     pub request: SubscribeRequest,
     pub(crate) subscribed: Option<Subscribed>,
     pub(crate) items: Vec<Item>,
     /// The events of all batches.
     pub(crate) events: Vec<Delivered>,
     pub(crate) ending: Option<Ending>,
-    /// When it was known to be all there, up to which sequence.
+    /// The sequence up to which every response must be here, if the client read to the end.
     pub(crate) complete_through: Option<u64>,
     position: Option<Position>,
     has_caught_up: bool,
 }
 
-/// One response, or what is kept of it.
+/// The record of one response.
 #[derive(Debug, Clone)]
 pub(crate) enum Item {
     Batch {
         first_index: u64,
-        /// Where its events end in those of the stream.
+        /// The end of its events, in those of the stream.
         end: usize,
     },
     Gap {
         gap: Gap,
-        /// The newest sequence of the server when the gap had arrived.
+        /// The newest sequence of the server, read after the gap had arrived.
         head: u64,
     },
     Heartbeat(Position),
     CaughtUp(Position),
     GoingAway(Position),
-    /// A second `Subscribed`, or a position or a response left out.
+    /// A second `Subscribed`, or a response or position that is not set.
     Malformed,
 }
 
-/// An event that was delivered.
+/// The record of an event that was delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Delivered {
     pub(crate) sequence: u64,
     pub(crate) digest: u64,
 }
 
-/// How a stream ended.
+/// The end of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
-    /// The client gave it up.
+    /// The client cancelled the stream.
     Cancelled,
-    /// It was over, and no status said why: OK.
+    /// The stream ended with OK.
     Finished,
-    /// With a status.
+    /// The stream ended with an error status.
     Status {
-        /// Its code.
+        /// The code of the status.
         code: Code,
-        /// The reason in its `ErrorInfo`, if it has one.
+        /// The reason in its `ErrorInfo`, if there is one.
         reason: Option<String>,
-        /// Where to resume, by its `ErrorInfo`.
+        /// The position to resume after in its `ErrorInfo`, if there is one.
         position: Option<Position>,
     },
 }
@@ -86,7 +86,7 @@ pub enum Ending {
 // ===== impl Stream =====
 
 impl Stream {
-    /// A stream that was asked for and of which nothing has come.
+    /// Creates the record of a stream that was requested, and has no response yet.
     #[must_use]
     pub fn new(request: SubscribeRequest) -> Self {
         Self {
@@ -96,7 +96,7 @@ impl Stream {
         }
     }
 
-    /// Records a response. `head` is the newest sequence of the server, now that the response is here.
+    /// Records a response. `head` returns the newest sequence of the server, now that the response has arrived.
     pub fn record(&mut self, response: Option<&Response>, head: impl FnOnce() -> u64) {
         let item = match response {
             Some(Response::Subscribed(subscribed)) if self.subscribed.is_none() => {
@@ -131,48 +131,48 @@ impl Stream {
         self.items.push(item);
     }
 
-    /// Records how it ended. The first ending holds.
+    /// Records the end of the stream. Only the first call counts.
     pub fn end(&mut self, ending: Ending) {
         self.ending.get_or_insert(ending);
     }
 
-    /// Records that everything up to this sequence should have come, since nothing more does.
+    /// Records that every response up to this sequence must be here, since no more will come.
     pub fn complete(&mut self, through: u64) {
         self.complete_through = Some(through);
     }
 
-    /// Where to resume, by the table in the protocol's documentation.
+    /// Returns the position to resume after, by the table in the protocol's documentation.
     #[must_use]
     pub fn position(&self) -> Option<Position> {
         self.position
     }
 
-    /// The epoch of the stream, once it has begun.
+    /// Returns the epoch of the stream, once it has begun.
     #[must_use]
     pub fn epoch(&self) -> Option<u64> {
         Some(self.subscribed.as_ref()?.position?.epoch)
     }
 
-    /// What was delivered: epoch, sequence, digest.
+    /// Returns the events that were delivered: epoch, sequence, digest.
     pub fn deliveries(&self) -> impl Iterator<Item = (u64, u64, u64)> {
         let epoch = self.epoch().unwrap_or(0);
         let events = self.events.iter();
         events.map(move |event| (epoch, event.sequence, event.digest))
     }
 
-    /// Whether it is known how it ended.
+    /// Whether the end of the stream is recorded.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.ending.is_some()
     }
 
-    /// Whether it has begun, and the replay that was asked for has ended.
+    /// Whether the stream has begun, and its replay, if it requested one, has ended.
     #[must_use]
     pub fn has_caught_up(&self) -> bool {
         self.subscribed.is_some() && (!self.is_replay() || self.has_caught_up)
     }
 
-    /// Whether history was asked for.
+    /// Whether the request asks for history.
     pub(crate) fn is_replay(&self) -> bool {
         self.request.resume_after.is_some() || self.request.replay_last > 0
     }

@@ -1,4 +1,4 @@
-//! The ground truth: what was published, by the acknowledgments that publishers got.
+//! The ground truth: the events that were published, by the acknowledgments of the server.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,20 +9,20 @@ use tidegate_proto::v1::{NewEvent, PublishResponse};
 
 use crate::check::{Fault, Location, Violation};
 
-/// More than an event takes on the wire besides its topic, key, payload and attributes.
+/// An upper bound of the bytes that an event takes on the wire besides its topic, key, payload and attributes.
 const EVENT_OVERHEAD: usize = 48;
 
-/// Everything that was published to a server, over all its epochs.
+/// The events that were published to a server, over all its epochs.
 #[derive(Debug, Default)]
 pub struct Truth {
     topics: Vec<String>,
     numbers: HashMap<String, u32>,
     logs: HashMap<u64, Log>,
-    /// Batches whose publisher never learned what became of them.
+    /// Batches that the server has not answered: stored or not.
     unanswered: Vec<Vec<Published>>,
 }
 
-/// What was published in one epoch, by sequence. A single server numbers from 1, without holes.
+/// The events that were published in one epoch, by sequence. A single server numbers from 1, without holes.
 #[derive(Debug, Default)]
 pub struct Log {
     events: Vec<Option<Published>>,
@@ -33,15 +33,15 @@ pub struct Log {
 pub struct Published {
     /// The number of its topic in [`Truth`].
     pub(crate) topic: u32,
-    /// The most bytes that it counts against limits.
+    /// An upper bound of the bytes that it counts against limits.
     pub(crate) size: u32,
-    /// What newer events of the same topic and key share with it.
+    /// A number that is equal for events of the same topic and key, which replace one another.
     pub(crate) identity: u64,
-    /// Stands for everything that a subscriber is to get of it.
+    /// A hash of everything that a subscriber gets of it.
     pub(crate) digest: u64,
 }
 
-/// A hash of what a subscriber gets of an event.
+/// Returns a hash of the parts of an event that a subscriber gets.
 #[must_use]
 pub fn digest(
     topic: &[u8],
@@ -61,10 +61,10 @@ fn hash(value: impl Hash) -> u64 {
 // ===== impl Truth =====
 
 impl Truth {
-    /// Notes an event that is about to be published.
+    /// Records an event that is about to be published.
     ///
     /// # Panics
-    /// When it is larger than 4 GiB, or there are that many topics.
+    /// If the event is larger than 4 GiB, or there are more than 2^32 topics.
     pub fn prepare(&mut self, event: &NewEvent) -> Published {
         let topic = match self.numbers.get(&event.topic) {
             Some(number) => *number,
@@ -81,7 +81,7 @@ impl Truth {
             &event.payload,
             &event.attributes,
         );
-        // An event to one client is replaced only if it has a key.
+        // Conflation replaces an event to one client only if it has a key.
         let is_unique = event.topic.starts_with('$') && event.key.is_empty();
         let attributes = event.attributes.iter();
         let attributes: usize = attributes
@@ -100,10 +100,11 @@ impl Truth {
         }
     }
 
-    /// Notes that a batch was stored, as its publisher was told.
+    /// Records that the server has acknowledged a batch.
     ///
     /// # Errors
-    /// When the answer cannot be, with what was answered before.
+    /// [`Violation::SilentLoss`] if the answer has another number of events, [`Violation::Order`] if it gives a
+    /// sequence that another event has.
     pub fn acknowledge(
         &mut self,
         batch: &[Published],
@@ -123,15 +124,15 @@ impl Truth {
             .place(answer.first_sequence, batch)
     }
 
-    /// Notes that nobody knows whether a batch was stored. Who is delivered one of its events tells.
+    /// Records a batch without an answer: stored or not, until [`resolve`](Self::resolve) finds one of its events.
     pub fn leave_open(&mut self, batch: Vec<Published>) {
         self.unanswered.push(batch);
     }
 
-    /// Finds out what became of unanswered batches, from `deliveries`: epoch, sequence and digest.
+    /// Finds out which unanswered batches were stored, and where, from `deliveries`: epoch, sequence and digest.
     ///
     /// # Errors
-    /// When two batches would have to be in one place.
+    /// [`Violation::Order`] if two events would have one sequence.
     pub fn resolve(
         &mut self,
         deliveries: impl IntoIterator<Item = (u64, u64, u64)>,
@@ -160,13 +161,13 @@ impl Truth {
         Ok(())
     }
 
-    /// What was published in `epoch`.
+    /// Returns the log of `epoch`.
     #[must_use]
     pub fn log(&self, epoch: u64) -> Option<&Log> {
         self.logs.get(&epoch)
     }
 
-    /// How many events are known to be stored, over all epochs.
+    /// Returns the number of events that are known to be stored, over all epochs.
     #[must_use]
     pub fn published(&self) -> u64 {
         self.logs
@@ -175,7 +176,7 @@ impl Truth {
             .sum()
     }
 
-    /// Which topics a subscription of `client` with `filters` gets.
+    /// Returns, by number of topic, whether a subscription of `client` with `filters` gets it.
     #[must_use]
     pub(crate) fn wanted(&self, client: &str, filters: &[String]) -> Vec<bool> {
         let own = format!("$client.{client}");
@@ -193,7 +194,7 @@ impl Truth {
 // ===== impl Log =====
 
 impl Log {
-    /// The sequence of the newest event.
+    /// Returns the sequence of the newest event, 0 if there is none.
     #[must_use]
     pub fn head(&self) -> u64 {
         self.events.len() as u64
@@ -203,8 +204,8 @@ impl Log {
         self.events.get(slot(sequence)?)?.as_ref()
     }
 
-    /// For each event, by sequence less one, the sequence of the next of the same topic and key; 0 if there
-    /// is none.
+    /// Returns, for each event by its sequence less 1, the sequence of the next event of the same topic and key; 0 if
+    /// there is none.
     pub(crate) fn successors(&self) -> Vec<u64> {
         let mut newest = HashMap::new();
         let mut successors = vec![0; self.events.len()];
@@ -240,7 +241,7 @@ fn slot(sequence: u64) -> Option<usize> {
     usize::try_from(sequence.checked_sub(1)?).ok()
 }
 
-/// Whether `filter` matches `topic`: the rules of the protocol once more, without anything clever.
+/// Whether `filter` matches `topic`. A naive second implementation of the protocol's rules.
 fn filter_matches(filter: &str, topic: &str) -> bool {
     let mut tokens = topic.split('.');
     let mut is_first = true;

@@ -1,4 +1,4 @@
-//! A short chaos run: one round in each set-up of the server.
+//! A short chaos run: one round with each scenario of the server.
 
 use std::{sync::Arc, time::Duration};
 

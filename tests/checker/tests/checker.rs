@@ -1,7 +1,7 @@
-//! The checker is checked: a good run passes, and for each guarantee a drainer that breaks it is found.
+//! Checks the checker: a good run passes, and for each guarantee the checker detects a drainer that breaks it.
 //!
-//! One real run is made. What came on its streams is then recorded anew through a broken drainer, which
-//! changes the responses in between, and the checker must name the guarantee that was broken.
+//! The test makes one real run. It then records the responses of the run again through a broken drainer, which changes
+//! them on the way, and the checker must name the broken guarantee.
 
 use std::{mem, net::SocketAddr};
 
@@ -21,14 +21,14 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// Events in the burst that overflows a subscription and is conflated by another.
+/// Events in the burst, which overflows one subscription and which another conflates.
 const BURST: u64 = 50;
-/// Of which the one that overflows may be behind.
+/// Events that the overflowing subscription may be behind.
 const LIMIT: u64 = 10;
 /// Keys of the burst.
 const KEYS: u64 = 5;
 
-/// What came on one stream.
+/// The responses on one stream, and its end.
 #[derive(Clone)]
 struct Script {
     name: &'static str,
@@ -39,7 +39,7 @@ struct Script {
     ending: Ending,
 }
 
-/// A run: what was published, and the streams in the order healthy, overflowing, conflating, resuming.
+/// A run: the published events, and the streams in the order healthy, overflowing, conflating, resuming.
 struct Run {
     truth: Truth,
     head: u64,
@@ -51,7 +51,7 @@ const OVERFLOWING: usize = 1;
 const CONFLATING: usize = 2;
 const RESUMING: usize = 3;
 
-/// A drainer that is broken in one way: what is wrong, on which stream, how, and what must be found.
+/// A broken drainer: its name, the stream, the change of the responses, and the violation to detect.
 type Breakage = (
     &'static str,
     usize,
@@ -289,7 +289,7 @@ const BREAKAGES: &[Breakage] = &[
         "an ending points beyond what was delivered",
         OVERFLOWING,
         |script, _| {
-            // Only the ending can tell: the client does not say that it should have everything.
+            // Only the ending can reveal it: the client does not claim to have every response.
             script.is_complete = false;
             script.last_batch().events.pop();
         },
@@ -390,7 +390,7 @@ impl Script {
             })
     }
 
-    /// The first batch with several events.
+    /// Returns the first batch with several events.
     fn batch(&mut self) -> &mut Batch {
         self.batches().find(|batch| batch.events.len() > 1).unwrap()
     }
@@ -407,14 +407,14 @@ impl Script {
         self.responses.iter_mut().find_map(gap).unwrap()
     }
 
-    /// Puts other events and gaps behind `Subscribed`.
+    /// Replaces the events and gaps after `Subscribed`.
     fn set_live(&mut self, responses: impl IntoIterator<Item = Response>) {
         self.responses
             .retain(|response| !matches!(response, Response::Batch(_) | Response::Gap(_)));
         self.responses.splice(1..1, responses);
     }
 
-    /// Gives batches and gaps the indexes that a drainer would give them that believes in what it does.
+    /// Renumbers the indexes of batches and gaps, as the broken drainer would count them.
     fn number(&mut self) {
         let mut next = 0;
         for response in &mut self.responses {
@@ -485,7 +485,7 @@ impl Run {
         check(&self.truth, &clients, rules)
     }
 
-    /// Everything that was published.
+    /// Returns every published event.
     fn events(&self) -> Vec<Event> {
         let mut healthy = self.scripts[HEALTHY].clone();
         healthy
@@ -494,8 +494,8 @@ impl Run {
             .collect()
     }
 
-    /// Publishes one event alone and then a burst, to three streams that are there and one that comes
-    /// later, and drains the server.
+    /// Publishes one event and then a burst, to three open streams and to one that resumes later, and drains the
+    /// server.
     async fn record() -> Self {
         let config = ServerConfig {
             listen: ([127, 0, 0, 1], 0).into(),
@@ -570,7 +570,7 @@ impl Run {
     }
 }
 
-/// A stream that is open.
+/// An open stream.
 struct Open {
     script: Script,
     incoming: Streaming<tidegate_proto::v1::SubscribeResponse>,
@@ -597,7 +597,7 @@ impl Open {
         open
     }
 
-    /// Reads a response. Returns whether there was one.
+    /// Reads a response. Returns `false` at the end of the stream.
     async fn read(&mut self) -> bool {
         match self.incoming.message().await {
             Ok(Some(message)) => self.script.responses.push(message.response.unwrap().into()),

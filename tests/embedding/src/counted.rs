@@ -1,4 +1,4 @@
-//! A message that counts how often it is encoded.
+//! A message that counts its encodings.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -8,10 +8,10 @@ use prost::{
     encoding::{DecodeContext, WireType, uint64},
 };
 
-/// All encodings in this process.
+/// The number of encodings in this process.
 static ENCODINGS: AtomicU64 = AtomicU64::new(0);
 
-/// `feed.v1.Counted`: a number, whose encodings are counted.
+/// `feed.v1.Counted`: a number that counts its encodings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counted {
     /// The number.
@@ -19,7 +19,7 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// How often any was encoded in this process.
+    /// Returns how often a message of this type was encoded in this process.
     pub fn encodings() -> u64 {
         ENCODINGS.load(Relaxed)
     }

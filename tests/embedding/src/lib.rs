@@ -1,5 +1,5 @@
-//! A service with its own messages over a typed hub, as a team would write it, and what tests need to serve
-//! it and to speak with it.
+//! A service with its own messages over a typed hub, as a team would write it, and helpers for tests to serve and to
+//! call it.
 
 mod counted;
 mod program;
@@ -43,10 +43,10 @@ use proto::{
     feed_server::{Feed, FeedServer},
 };
 
-/// Long enough for a loaded machine; nothing waits for it when all goes well.
+/// The timeout of a step of a test: long enough for a loaded machine. A test that passes never waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The service: two hubs, each for the message of one method.
+/// The service: two hubs, one for the message of each method.
 #[derive(Debug, Clone)]
 pub struct Service {
     /// Feeds `Watch`.
@@ -55,10 +55,10 @@ pub struct Service {
     pub counted: Hub<Counted>,
 }
 
-/// A service that is being served on a free port.
+/// A service that runs on a free port.
 #[derive(Debug)]
 pub struct Running {
-    /// Where.
+    /// The address of the server.
     pub address: SocketAddr,
     /// Feeds `Watch`.
     pub hub: Hub<ServerEvent>,
@@ -118,15 +118,15 @@ impl Running {
     /// Serves `hub` with tonic's own server.
     ///
     /// # Panics
-    /// When no port is free.
+    /// If no port is free.
     pub async fn start(hub: Hub<ServerEvent>) -> Self {
         Self::start_with_grace(hub, PATIENCE).await
     }
 
-    /// Serves `hub` with tonic's own server, and gives up when that has not ended after `grace`.
+    /// Serves `hub` with tonic's own server, which is aborted if it has not ended `grace` after the stop.
     ///
     /// # Panics
-    /// When no port is free.
+    /// If no port is free.
     pub async fn start_with_grace(hub: Hub<ServerEvent>, grace: Duration) -> Self {
         Self::begin(hub, grace, |listener, service, shutdown| async {
             let served = Server::builder()
@@ -137,10 +137,10 @@ impl Running {
         .await
     }
 
-    /// Serves `hub` over connections of Tidegate's own.
+    /// Serves `hub` by the crate `tidegate-transport`.
     ///
     /// # Panics
-    /// When no port is free.
+    /// If no port is free.
     pub async fn start_on_transport(hub: Hub<ServerEvent>, http2: Http2Config) -> Self {
         Self::begin(hub, PATIENCE, |listener, service, shutdown| {
             tidegate_transport::Server::new(http2).serve(listener, Routes::new(service), shutdown)
@@ -179,18 +179,18 @@ impl Running {
         }
     }
 
-    /// A client with a connection of its own.
+    /// Returns a client with a connection of its own.
     ///
     /// # Panics
-    /// When it cannot connect.
+    /// If it cannot connect.
     pub async fn client(&self) -> FeedClient<Channel> {
         FeedClient::new(self.endpoint().connect().await.unwrap())
     }
 
-    /// A client whose streams take 64 KiB before they are read.
+    /// Returns a client whose streams have a window of 64 KiB.
     ///
     /// # Panics
-    /// When it cannot connect.
+    /// If it cannot connect.
     pub async fn client_with_small_windows(&self) -> FeedClient<Channel> {
         let endpoint = self.endpoint().initial_stream_window_size(65_535);
         FeedClient::new(endpoint.connect().await.unwrap())
@@ -203,17 +203,17 @@ impl Running {
     /// Stops the server.
     ///
     /// # Errors
-    /// When it has not ended within the grace.
+    /// If the server has not ended within its grace.
     ///
     /// # Panics
-    /// When it takes too long, or the server failed.
+    /// If stopping takes too long, or the server failed.
     pub async fn stop(self) -> Result<(), Unfinished> {
         self.stop.send(()).unwrap();
         within_patience(self.served).await.unwrap()
     }
 }
 
-/// What a client sees in place of what it lost.
+/// The message in place of events that a client has lost.
 #[must_use]
 pub fn missed(missed: u64) -> ServerEvent {
     ServerEvent {
@@ -222,7 +222,7 @@ pub fn missed(missed: u64) -> ServerEvent {
     }
 }
 
-/// An event with a text.
+/// Returns an event with a text.
 pub fn text(text: impl Into<String>) -> ServerEvent {
     ServerEvent {
         text: text.into(),
@@ -230,12 +230,12 @@ pub fn text(text: impl Into<String>) -> ServerEvent {
     }
 }
 
-/// An event with a text, for a topic.
+/// Returns an event with a text, for a topic.
 pub fn on(topic: &str, value: &str) -> Publication<ServerEvent> {
     Publication::new(text(value)).topic(topic)
 }
 
-/// Asks for one topic.
+/// Returns a request for one topic.
 pub fn watch(topic: &str) -> WatchRequest {
     WatchRequest {
         topics: vec![topic.into()],
@@ -243,22 +243,22 @@ pub fn watch(topic: &str) -> WatchRequest {
     }
 }
 
-/// The next message of a stream.
+/// Returns the next message of a stream.
 ///
 /// # Errors
 /// The status with which the stream has ended.
 ///
 /// # Panics
-/// When nothing comes, or the stream ends as OK.
+/// If nothing comes, or the stream ends with OK.
 pub async fn next<M>(stream: &mut Streaming<M>) -> Result<M, Status> {
     let message = within_patience(stream.message()).await?;
     Ok(message.expect("a stream never ends as OK"))
 }
 
-/// The texts of the next messages of a stream.
+/// Returns the texts of the next messages of a stream.
 ///
 /// # Panics
-/// When the stream ends.
+/// If the stream ends.
 pub async fn texts(stream: &mut Streaming<ServerEvent>, count: usize) -> Vec<String> {
     let mut texts = Vec::new();
     for _ in 0..count {
@@ -267,10 +267,10 @@ pub async fn texts(stream: &mut Streaming<ServerEvent>, count: usize) -> Vec<Str
     texts
 }
 
-/// Waits for what is to happen soon.
+/// Waits for `future`, for at most [`PATIENCE`].
 ///
 /// # Panics
-/// When it does not.
+/// If it takes longer.
 pub async fn within_patience<F: Future>(future: F) -> F::Output {
     timeout(PATIENCE, future).await.expect("nothing happened")
 }

@@ -1,4 +1,4 @@
-//! A program that a test runs, and speaks with as a person would.
+//! A program that a test runs, and uses as a person would.
 
 use std::process::{ExitStatus, Stdio};
 
@@ -9,10 +9,10 @@ use tokio::{
 
 use crate::within_patience;
 
-/// A program that runs until it is dropped.
+/// A running program. It is killed on drop.
 #[derive(Debug)]
 pub struct Program {
-    /// Where it serves, if it does.
+    /// The URL that it serves, if it is a server.
     pub url: String,
     child: Child,
     typed: Option<ChildStdin>,
@@ -23,7 +23,7 @@ impl Program {
     /// Starts a program.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// If it cannot be started.
     #[must_use]
     pub fn start(program: &str, arguments: &[&str]) -> Self {
         let mut child = Command::new(program)
@@ -45,7 +45,7 @@ impl Program {
     /// Starts one of the examples as a server, on a free port.
     ///
     /// # Panics
-    /// When it does not say where it listens.
+    /// If it does not announce its address.
     pub async fn serve(program: &str) -> Self {
         let mut server = Self::start(program, &["serve", "--listen", "127.0.0.1:0"]);
         let line = server.line().await;
@@ -54,10 +54,10 @@ impl Program {
         server
     }
 
-    /// The next line that it prints.
+    /// Returns the next line that it prints.
     ///
     /// # Panics
-    /// When it ends, or prints nothing.
+    /// If it ends, or prints nothing.
     pub async fn line(&mut self) -> String {
         let line = within_patience(self.printed.next_line()).await.unwrap();
         line.expect("it has ended")
@@ -66,7 +66,7 @@ impl Program {
     /// Expects a line.
     ///
     /// # Panics
-    /// When it prints another.
+    /// If it prints another.
     pub async fn prints(&mut self, line: &str) {
         assert_eq!(self.line().await, line);
     }
@@ -74,7 +74,7 @@ impl Program {
     /// Types a line.
     ///
     /// # Panics
-    /// When it does not read.
+    /// If it does not read.
     pub async fn types(&mut self, line: &str) {
         let typed = self.typed.as_mut().expect("it can be typed to");
         typed
@@ -86,7 +86,7 @@ impl Program {
     /// Waits until it ends by itself.
     ///
     /// # Panics
-    /// When it does not.
+    /// If it does not.
     pub async fn ends(&mut self) -> ExitStatus {
         within_patience(self.child.wait()).await.unwrap()
     }
@@ -94,7 +94,7 @@ impl Program {
     /// Kills it.
     ///
     /// # Panics
-    /// When that fails.
+    /// If that fails.
     pub async fn end(mut self) {
         self.child.kill().await.unwrap();
     }

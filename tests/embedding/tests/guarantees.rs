@@ -1,4 +1,4 @@
-//! What a service with its own messages is promised, over real sockets.
+//! The guarantees for a service with its own messages, over real sockets.
 
 use tidegate::typed::Hub;
 use tidegate_embedding_tests::{
@@ -8,7 +8,7 @@ use tidegate_embedding_tests::{
 };
 use tonic::Code;
 
-/// Enough to fill every buffer of a connection that is not read.
+/// Events that fill every buffer of a connection that is not read.
 const FLOOD: u64 = 2_000;
 
 fn padded(number: u64) -> ServerEvent {
@@ -68,7 +68,7 @@ async fn loss_is_reported_in_the_applications_message_in_its_place() {
     let mut stream = client.watch(request).await.unwrap().into_inner();
     for number in 1..=FLOOD {
         server.hub.publish(padded(number)).unwrap();
-        // Its connection takes what it can meanwhile.
+        // Meanwhile its connection fills its buffers.
         tokio::task::yield_now().await;
     }
     let (mut seen, mut lost) = (0, 0);

@@ -45,11 +45,11 @@ async fn waiting_for_the_next_value_can_be_cancelled() {
     let mut subscription = hub.subscribe().ignore_losses().open().unwrap();
     for number in 1..=100 {
         let mut cx = Context::from_waker(Waker::noop());
-        // Polled, and dropped while it waits.
+        // A future that was polled, and is dropped while it waits.
         assert!(pin!(subscription.next()).poll(&mut cx).is_pending());
         hub.publish_all([text(number.to_string()), text("and another")])
             .unwrap();
-        // Dropped before it is polled.
+        // A future that is dropped before it is polled.
         drop(subscription.next());
         assert_eq!(
             subscription.next().await.unwrap().unwrap().text,
@@ -163,7 +163,7 @@ async fn a_shared_value_is_a_message_like_the_value() {
     };
     assert_eq!(received, expected);
 
-    // A client can have it, too, and what is merged into it is not seen by others.
+    // A shared value can be a client's message too, and a merge into it leaves the other copies alone.
     let mut merged = published.clone();
     merged.merge(&*text("2").encode_to_vec()).unwrap();
     assert_eq!(merged.text, "2");

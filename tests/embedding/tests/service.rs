@@ -1,4 +1,4 @@
-//! Who is here, who comes and goes, and ending in good order, over real sockets.
+//! The clients of a typed hub, its hooks, and the end of a server, over real sockets.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn watch_as(
     Ok(client.watch(request).await?.into_inner())
 }
 
-/// A hub whose hooks write down what they hear.
+/// A hub whose hooks record their calls.
 fn heard() -> (Builder<ServerEvent>, Receiver<String>) {
     let (heard, listening) = channel(100);
     let note = move |heard: &Sender<String>, what: String| heard.try_send(what).unwrap();
@@ -73,7 +73,7 @@ async fn hooks_report_clients_and_filters() {
 
     server.hub.publish(on("rooms.blue", "hello")).unwrap();
     assert_eq!(next(&mut anna).await.unwrap().text, "hello");
-    // No event flows when they go.
+    // No event flows while the streams end.
     drop(anna);
     hears(&mut listening, &["anna goes: Dropped, 1"]).await;
     drop(bert);

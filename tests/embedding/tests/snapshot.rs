@@ -1,4 +1,4 @@
-//! A snapshot first, then live, with nothing lost or repeated in between; and only what passes a predicate.
+//! Snapshots that join live events without a loss or a repeat, and predicates.
 
 use std::sync::{
     Arc, Mutex,
@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Status};
 
-/// A number that only grows, and whose growth is published.
+/// A number that only grows. Each growth is published.
 #[derive(Clone)]
 struct Counter {
     hub: Hub<ServerEvent>,
@@ -102,7 +102,7 @@ async fn losses_count_only_from_the_snapshot_on() {
     for _ in 0..2 {
         counter.grow().unwrap();
     }
-    // For her alone, and not in the snapshot.
+    // An event for one client alone, which is not in the snapshot.
     counter.hub.send("anna", text("hello")).unwrap();
     assert!(loaded.send(counter.snapshot()).is_ok());
     assert_eq!(subscription.next().await.unwrap().unwrap().text, "2 so far");
@@ -218,7 +218,7 @@ async fn events_rejected_by_a_predicate_are_no_backlog_and_no_loss() {
         let event = subscription.next().await.unwrap().unwrap();
         assert_eq!(event.text, number.to_string());
     }
-    // History is looked through with it, too.
+    // The predicate applies to history too.
     let replayed = hub.subscribe().matching(&is_long);
     let replayed = replayed.start(tidegate::Start::Last(2));
     let mut replayed = replayed.ignore_losses().open().unwrap();
@@ -231,7 +231,7 @@ async fn events_rejected_by_a_predicate_are_no_backlog_and_no_loss() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn subscription_with_a_new_predicate_misses_nothing() {
     const TOTAL: u64 = 20_000;
-    // The publisher may run to its end while this task does not run at all.
+    // The publisher may run to its end before this task runs again.
     let limits = Limits {
         max_events: TOTAL.try_into().unwrap(),
         ..Limits::default()

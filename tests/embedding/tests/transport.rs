@@ -1,4 +1,4 @@
-//! A service with its own messages over connections of Tidegate's own, in place of tonic's server.
+//! A service with its own messages over `tidegate-transport`, in place of tonic's server.
 
 use std::time::Duration;
 
@@ -24,10 +24,10 @@ async fn running(http2: Http2Config) -> Running {
     Running::start_on_transport(Hub::builder().build(), http2).await
 }
 
-/// Waits until all that was sent has been read: the other end has closed.
+/// Reads until the other end has closed the connection.
 async fn closed(stream: &mut TcpStream) {
     let mut rest = Vec::new();
-    // A reset is an end as well.
+    // A reset closes the connection too.
     let _ = within_patience(stream.read_to_end(&mut rest)).await;
 }
 
@@ -58,7 +58,7 @@ async fn streams_get_all_in_order_and_a_clean_end() {
 async fn unread_stream_is_reset_and_its_neighbor_goes_on() {
     let (left, mut leaves) = mpsc::channel(8);
     let hub = Hub::builder().on_leave(move |departure| {
-        // Whoever listened may have gone.
+        // This fails if the receiver is gone.
         let _ = left.try_send(departure.reason);
     });
     let server = Running::start_on_transport(hub.build(), Http2Config::default()).await;

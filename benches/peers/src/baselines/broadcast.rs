@@ -1,4 +1,4 @@
-//! tonic, and one `tokio::sync::broadcast` for all.
+//! tonic, with one `tokio::sync::broadcast` for all streams.
 
 use std::{
     pin::Pin,
@@ -36,7 +36,7 @@ impl Shared {
     fn publish(&self, request: PublishRequest) -> PublishResponse {
         super::publish(request, |new| {
             let sequence = self.sequence.fetch_add(1, Relaxed) + 1;
-            // It fails when nobody listens.
+            // This fails when there are no subscribers.
             let _ = self.events.send(super::event(new, sequence));
         })
     }

@@ -1,7 +1,6 @@
-//! Servers as small as somebody would write them by hand.
+//! The baselines: servers as small as if written by hand for one service.
 //!
-//! The three on tonic speak `tidegate.v1`, with one event in each response, so that the same lean client reads
-//! them all.
+//! The three on tonic speak `tidegate.v1` with one event per response, so that one lean client reads them all.
 
 pub(crate) mod broadcast;
 pub(crate) mod mpsc;
@@ -20,10 +19,10 @@ use tonic::{
     transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming},
 };
 
-/// Events that a slow subscriber may be behind.
+/// Events that a slow subscriber may be behind: tidegate's default limit.
 const CAPACITY: usize = 1_024;
 
-/// Any failure of a program that has nobody to tell apart.
+/// Any failure: the program only prints it.
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
 /// The certificate of a server that speaks TLS, and its key.
@@ -33,7 +32,7 @@ pub(crate) struct TlsArgs {
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_certificate: Option<PathBuf>,
 
-    /// Its private key in PEM.
+    /// The private key in PEM.
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     tls_key: Option<PathBuf>,
 }
@@ -56,7 +55,7 @@ async fn serve(tls: &TlsArgs, service: Routes) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whoever started the program reads its address here.
+/// Announces the address, for the program that started this one.
 fn announce(address: SocketAddr) {
     println!("listening on {address}");
 }

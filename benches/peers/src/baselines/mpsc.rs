@@ -1,4 +1,4 @@
-//! tonic, and a `tokio::sync::mpsc` for each stream. What does not fit is dropped, and nobody is told.
+//! tonic, with a `tokio::sync::mpsc` for each stream. An event that does not fit is dropped silently.
 
 use std::{
     pin::Pin,

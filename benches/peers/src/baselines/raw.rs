@@ -1,7 +1,7 @@
 //! The floor: one write to each subscriber for each read from a publisher, and nothing else.
 //!
 //! There is no protocol but a first byte that says who connects, no filter, no queue and no runtime. A
-//! subscriber that does not read stops everybody.
+//! subscriber that does not read stops all others.
 
 use std::{
     io::{self, Read as _, Write as _},

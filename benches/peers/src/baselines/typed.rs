@@ -1,4 +1,4 @@
-//! tonic's generated service, and a typed hub: what a team has that embeds it.
+//! tonic's generated service with a typed hub, as in a service that embeds the library.
 
 use std::{
     future::pending,
@@ -55,7 +55,7 @@ pub(crate) async fn serve_on_transport() -> Result<(), Failure> {
 #[derive(Default)]
 struct Service {
     hub: Hub<SubscribeResponse>,
-    /// How many events there were: the index of the next, for all, since there is one topic.
+    /// Number of events published. It is the index of the next for every stream, since there is one topic.
     published: Arc<Mutex<u64>>,
 }
 

@@ -1,4 +1,4 @@
-//! Lean clients of protocols that are simpler than HTTP/2: read much, look for payloads, count them.
+//! Lean clients of protocols that are simpler than HTTP/2: they read into a large buffer and count payloads.
 
 pub(crate) mod nats;
 pub(crate) mod raw;
@@ -20,37 +20,37 @@ use tokio::{
     task::AbortHandle,
 };
 
-/// The first size of a read buffer, so that an idle connection is not held up by it.
-const FIRST: usize = 4 << 10;
+/// The first size of a read buffer in bytes: small, so that idle connections do not cost the benchmark its memory.
+const MIN_BUFFER: usize = 4 << 10;
 
-/// The greatest size of a read buffer, except for one longer message.
-const MOST: usize = 256 << 10;
+/// The largest size of a read buffer in bytes, except for a longer message.
+const MAX_BUFFER: usize = 256 << 10;
 
-/// Batches that a publisher sends before it waits for their answers, where there are any.
+/// The most unanswered batches of a publisher, if the protocol has answers.
 const IN_FLIGHT: u64 = 8;
 
 /// A protocol.
 pub(crate) trait Protocol: std::fmt::Debug + Clone + Send + 'static {
-    /// Whether each published event is answered.
+    /// Whether the server answers each published event.
     const ANSWERS: bool;
 
-    /// What a subscriber says. It will be confirmed.
+    /// Returns the request of a subscriber. The server confirms it.
     fn subscribe(&self, topic: &str) -> Vec<u8>;
 
-    /// What a publisher says first.
+    /// Returns the first bytes of a publisher.
     fn introduce(&self) -> Vec<u8>;
 
     /// Appends an event to publish.
     fn put(&self, out: &mut Vec<u8>, event: &Outgoing<'_>);
 
-    /// What a publisher says last. If it is something, it will be confirmed.
+    /// Returns the last bytes of a publisher. The server confirms them unless there are none.
     fn farewell(&self) -> Vec<u8>;
 
-    /// The first message in `bytes`, and how long it is. `None` if its end is not there.
+    /// Returns the first message in `bytes` and its length. `None` if the message is incomplete.
     fn message<'a>(&self, bytes: &'a [u8]) -> Result<Option<(Message<'a>, usize)>, Error>;
 }
 
-/// What a server says.
+/// A message of a server.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Message<'a> {
     /// An event with this payload.
@@ -59,13 +59,13 @@ pub(crate) enum Message<'a> {
     Confirmed,
     /// An event was accepted.
     Answer,
-    /// It wants to hear this.
+    /// A ping, with the answer to send.
     Ping(&'static [u8]),
-    /// Nothing of interest.
+    /// Any other message.
     Other,
 }
 
-/// A server that speaks such a protocol.
+/// A server of such a protocol.
 #[derive(Debug, Clone)]
 pub(crate) struct Text<P> {
     address: SocketAddr,
@@ -76,12 +76,12 @@ pub(crate) struct Text<P> {
 #[derive(Debug)]
 pub(crate) struct TextConnection {
     reader: Option<AbortHandle>,
-    /// A stalled one, open and not read.
+    /// The socket of a stalled connection, open and not read.
     _unread: Option<Reader>,
     _write: Rc<tokio::sync::Mutex<OwnedWriteHalf>>,
 }
 
-/// What was read and not looked at.
+/// A socket, and the bytes read from it that are not parsed yet.
 #[derive(Debug)]
 struct Reader {
     socket: OwnedReadHalf,
@@ -89,7 +89,7 @@ struct Reader {
     filled: usize,
 }
 
-/// Publishes on one connection.
+/// A connection to publish on.
 #[derive(Debug)]
 pub(crate) struct TextPublisher<P> {
     protocol: P,
@@ -100,7 +100,7 @@ pub(crate) struct TextPublisher<P> {
     reader: AbortHandle,
 }
 
-/// What a publisher was told.
+/// The answers to a publisher.
 #[derive(Debug, Default)]
 struct Heard {
     answers: Cell<u64>,
@@ -145,7 +145,7 @@ impl<P: Protocol> Target for Text<P> {
         stalled: bool,
     ) -> Result<TextConnection, Error> {
         let [stream] = <[_; 1]>::try_from(streams)
-            .map_err(|_| Error::Invalid("there is one stream on a connection here".into()))?;
+            .map_err(|_| Error::Invalid("this protocol has one stream per connection".into()))?;
         let (read, mut write) = self.connect().await?;
         let request = self.protocol.subscribe(&stream.filters()[0]);
         write.write_all(&request).await.map_err(broken)?;
@@ -183,7 +183,7 @@ impl<P: Protocol> Target for Text<P> {
         let (protocol, hearing) = (self.protocol.clone(), heard.clone());
         let reader = tokio::task::spawn_local(async move {
             let mut reader = Reader::new(read);
-            // Whoever waits for an answer reports that there is none.
+            // The publisher reports the failure when it waits for an answer.
             let _ = reader.hear(&protocol, &hearing).await;
             hearing.broken.set(true);
             hearing.changed.notify_one();
@@ -213,12 +213,12 @@ impl Reader {
     fn new(socket: OwnedReadHalf) -> Self {
         Self {
             socket,
-            buffer: vec![0; FIRST],
+            buffer: vec![0; MIN_BUFFER],
             filled: 0,
         }
     }
 
-    /// Reads more. The buffer grows as long as reads fill it.
+    /// Reads more bytes. The buffer grows as long as reads fill it.
     async fn fill(&mut self) -> Result<(), Error> {
         if self.filled == self.buffer.len() {
             self.buffer.resize(2 * self.filled, 0);
@@ -229,13 +229,13 @@ impl Reader {
             .await
             .map_err(broken)?;
         if read == 0 {
-            return Err(broken("the server closed it"));
+            return Err(broken("the server closed the connection"));
         }
         self.filled += read;
         Ok(())
     }
 
-    /// Looks at every message that is there.
+    /// Passes every complete message to `each`.
     fn each<P: Protocol>(
         &mut self,
         protocol: &P,
@@ -250,12 +250,12 @@ impl Reader {
         Ok(())
     }
 
-    /// Makes room after so many bytes were looked at.
+    /// Discards the first `at` bytes, which are parsed.
     fn consume(&mut self, at: usize) {
         let full = self.filled == self.buffer.len();
         self.buffer.copy_within(at..self.filled, 0);
         self.filled -= at;
-        if full && self.buffer.len() < MOST {
+        if full && self.buffer.len() < MAX_BUFFER {
             self.buffer.resize(2 * self.buffer.len(), 0);
         }
     }
@@ -268,7 +268,7 @@ impl Reader {
         Ok(confirmed)
     }
 
-    /// Tells the stream what arrives, until something is wrong.
+    /// Records arrivals in the stream, until an error ends it.
     async fn count(
         &mut self,
         protocol: &impl Protocol,
@@ -311,7 +311,7 @@ impl Reader {
         }
     }
 
-    /// Notes what a publisher is told.
+    /// Records the answers to a publisher.
     async fn hear(&mut self, protocol: &impl Protocol, heard: &Heard) -> Result<(), Error> {
         loop {
             self.fill().await?;
@@ -328,7 +328,7 @@ impl Reader {
 // ===== impl TextPublisher =====
 
 impl<P: Protocol> TextPublisher<P> {
-    /// Waits until something is so.
+    /// Waits until `so` holds.
     async fn until(&self, so: impl Fn(&Heard) -> bool) -> Result<(), Error> {
         while !so(&self.heard) {
             if self.heard.broken.get() {
@@ -376,7 +376,7 @@ impl<P> Drop for TextPublisher<P> {
     }
 }
 
-/// The line that begins here, without its end, and how long it is with it.
+/// Returns the line that `bytes` begin with, without its ending, and its length with the ending.
 fn line(bytes: &[u8]) -> Option<(&[u8], usize)> {
     let end = bytes.iter().position(|&byte| byte == b'\n')?;
     Some((
@@ -385,7 +385,7 @@ fn line(bytes: &[u8]) -> Option<(&[u8], usize)> {
     ))
 }
 
-/// A number in decimal digits.
+/// Parses a decimal number.
 fn decimal(digits: &[u8]) -> Option<usize> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }

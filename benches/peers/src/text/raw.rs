@@ -1,19 +1,19 @@
-//! The protocol of the raw server: lengths and payloads.
+//! The protocol of the raw server: payloads with a length before each.
 
 use tidegate_bench::{Error, target::Outgoing};
 
 use super::{Message, Protocol, put_payload};
 
-/// What a subscriber says.
+/// The first byte of a subscriber.
 const SUBSCRIBER: [u8; 1] = *b"S";
 
-/// What a publisher says.
+/// The first byte of a publisher.
 pub(crate) const PUBLISHER: [u8; 1] = *b"P";
 
-/// What a subscriber is told first: an event without a payload.
+/// The confirmation of a subscription: an event without a payload.
 pub(crate) const CONFIRMATION: [u8; 4] = [0; 4];
 
-/// Lengths and payloads.
+/// The raw protocol.
 #[derive(Debug, Clone)]
 pub(crate) struct Raw;
 

@@ -25,16 +25,16 @@ impl Serve {
         Self::spawn(command)
     }
 
-    /// The same, with so many descriptors at most.
-    pub fn start_with_descriptors(most: u32, arguments: &[&str]) -> Self {
-        Self::spawn(Self::command_with_descriptors(most, arguments))
+    /// The same, with at most `max` file descriptors.
+    pub fn start_with_descriptors(max: u32, arguments: &[&str]) -> Self {
+        Self::spawn(Self::command_with_descriptors(max, arguments))
     }
 
-    pub fn command_with_descriptors(most: u32, arguments: &[&str]) -> Command {
+    pub fn command_with_descriptors(max: u32, arguments: &[&str]) -> Command {
         let mut command = Command::new("sh");
         command
             .arg("-c")
-            .arg(format!("ulimit -n {most}; exec \"$0\" \"$@\""))
+            .arg(format!("ulimit -n {max}; exec \"$0\" \"$@\""))
             .arg(env!("CARGO_BIN_EXE_tidegate"))
             .args(Self::arguments(arguments));
         command
@@ -80,7 +80,7 @@ impl Serve {
 
 impl Drop for Serve {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // This fails if the child has ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! A server that does as the test says, over real sockets, and a wire that can be cut.
+//! A server that is scripted by the test, over real sockets, and a wire that can be cut.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -26,7 +26,7 @@ pub const EPOCH: u64 = 7;
 
 type Responses<T> = mpsc::Sender<Result<T, Status>>;
 
-/// The calls that clients make, in order, for the test to answer.
+/// A server that hands the calls of clients to the test, in order.
 pub struct FakeServer {
     pub address: SocketAddr,
     subscribes: mpsc::Receiver<SubscribeCall>,
@@ -34,13 +34,13 @@ pub struct FakeServer {
     _tasks: JoinSet<()>,
 }
 
-/// A `Subscribe` that waits for its answer.
+/// A call of `Subscribe` that waits for its answer.
 pub struct SubscribeCall {
     pub request: SubscribeRequest,
     answer: oneshot::Sender<Result<ReceiverStream<Result<SubscribeResponse, Status>>, Status>>,
 }
 
-/// A `PublishStream`.
+/// A call of `PublishStream`.
 pub struct PublishCall {
     pub requests: Streaming<PublishRequest>,
     pub responses: Responses<PublishResponse>,
@@ -89,7 +89,7 @@ impl FakeServer {
         self.publishes.recv().await.unwrap()
     }
 
-    /// Whether a client has called `Subscribe` since the last call was taken.
+    /// Whether a call of `Subscribe` waits to be taken.
     pub fn has_subscribe_call(&self) -> bool {
         !self.subscribes.is_empty()
     }
@@ -161,7 +161,7 @@ impl EventService for Service {
     }
 }
 
-/// A TCP relay to the server, whose connections can be cut without a word.
+/// A TCP relay to the server, whose connections can be cut abruptly.
 pub struct Wire {
     pub address: SocketAddr,
     cut: mpsc::Sender<oneshot::Sender<()>>,

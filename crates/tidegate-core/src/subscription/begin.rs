@@ -1,4 +1,4 @@
-//! Beginning a subscription, and what it leaves when it is dropped.
+//! The beginning of a subscription, and its end when it is dropped.
 
 use std::{
     collections::BinaryHeap,
@@ -16,12 +16,13 @@ use crate::{
     replay::{Opening, Replay},
 };
 
-/// How a subscription begins.
+/// The ways in which a subscription begins.
 enum Beginning {
+    /// With the next event.
     Live,
-    /// A replay was asked for and history has nothing for it: its end is said at once, and before that
-    /// what is missing.
+    /// With the end of a replay for which history has nothing, and before it a gap, if something is missing.
     CaughtUp(Option<Gap>),
+    /// With a replay of history.
     Replay(Opening),
 }
 
@@ -38,8 +39,11 @@ impl<P: Payload> Subscription<P> {
         let mut cursors: Box<[_]> = feeds.iter().cloned().map(Cursor::new).collect();
         for (i, cursor) in cursors.iter_mut().enumerate() {
             let mut feed = cursor.feed.lock();
+            // Before the publish lock goes: a feed that nobody has joined may be forgotten.
             feed.join();
+            // Also during a replay: the numbers from here on count live events.
             cursor.next = feed.end();
+            // A replay needs nothing of the ring, so its cursors are not in the feed and retain nothing there.
             if !matches!(beginning, Beginning::Replay(_)) {
                 let (_, key) =
                     feed.attach(&parts.limits, &shared.max_limits, &parts.signal, index(i));
@@ -56,6 +60,7 @@ impl<P: Payload> Subscription<P> {
         };
         shared.counters.subscriptions.fetch_add(1, Relaxed);
         let subscription = Self {
+            // A replay does not know yet where it begins; until then nothing was handed out or counted.
             resume_after: if replay.is_some() { 0 } else { head },
             asked: if let Start::After(asked) = start {
                 Some(asked)
@@ -83,6 +88,7 @@ impl Beginning {
     /// The beginning for `start`, at `head`. The caller holds the publish lock.
     fn of<P: Payload>(shared: &Shared<P>, start: Start, head: u64) -> Self {
         let history = shared.history.lock();
+        // How many of these would have matched is not known, as they are gone.
         let lost = |reason, first_sequence| {
             Some(Gap {
                 first_sequence,
@@ -113,6 +119,8 @@ impl Beginning {
 
 impl<P: Payload> Drop for Subscription<P> {
     fn drop(&mut self) {
+        // One feed at a time, without the publish lock: leaving does not hold up publishers. A feed that an event
+        // reaches before this one's turn counts it in its end, so it is abandoned and `matched` still adds up.
         let mut unused = Vec::new();
         let mut abandoned = self.replay.as_ref().map_or(0, |replay| replay.remaining());
         for cursor in &self.cursors {
@@ -130,6 +138,7 @@ impl<P: Payload> Drop for Subscription<P> {
         let Shared {
             registry, counters, ..
         } = &*self.shared;
+        // Its own registration and no other: a newer subscription may hold the client id by now.
         registry.remove(&self.parts.holder.client, self.parts.id);
         self.shared.forget_unused(&unused);
         add(&counters.abandoned, abandoned);

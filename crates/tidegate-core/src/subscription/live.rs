@@ -1,4 +1,11 @@
-//! Live: taking what is ready from the feeds.
+//! Live: taking events from the ready feeds.
+//!
+//! With one ready feed, everything happens under that feed's lock. With several, each is looked at in turn, so
+//! publishers may append and evict in between; where that matters, the poll goes on under the publish lock.
+//!
+//! # The prefix rule
+//! If a feed evicted events before the subscription saw them, everything up to the last of these is lost in
+//! all its feeds. Otherwise an older event of another feed would follow the gap.
 
 use std::{cmp::Reverse, mem, sync::Arc};
 
@@ -11,25 +18,50 @@ use crate::{
     limits::Overflow,
 };
 
-/// What lies before a subscription, summed over its ready feeds.
+/// The backlog of a subscription, summed over its ready feeds.
 #[derive(Debug, Default)]
 struct Survey {
+    /// Events that the feeds still keep for it.
     events: u64,
+    /// Their bytes.
     bytes: u64,
     /// The highest sequence that any feed evicted before it was seen; 0 if none did.
     evicted_through: u64,
 }
 
-/// Why a run over the ready feeds ended.
-enum RunEnd {
+/// The ready feed to take from next, which [`Subscription::pop_run`] took off the heap. Whoever pops it puts it
+/// back, or lets the cursor park.
+pub(super) struct Run {
+    /// The sequence of the first event there.
+    pub(super) head: u64,
+    /// The number of the cursor in it.
+    pub(super) cursor: u32,
+    /// Events up to this sequence are next: the other feeds have nothing before it.
+    pub(super) up_to: u64,
+}
+
+/// The reason why a run over the ready feeds ended.
+pub(super) enum RunEnd {
     /// The room is full, or nothing up to the watermark is left.
     Done,
-    /// A feed evicted what the subscription had still to see, before anything was taken.
+    /// A feed has evicted events that the subscription had still to see, and nothing was taken yet.
     Overtaken,
 }
 
+impl RunEnd {
+    /// The end of a run at a feed that has evicted events ahead of the cursor. If something was taken, that is
+    /// handed out first: it is complete, and the next poll settles the loss.
+    pub(super) const fn overtaken<P>(filling: &Filling<'_, P>) -> Self {
+        if filling.events.is_empty() {
+            Self::Overtaken
+        } else {
+            Self::Done
+        }
+    }
+}
+
 impl<P: Payload> Subscription<P> {
-    /// Takes what is ready up to `watermark`. Returns whether that is anything.
+    /// Takes ready events up to `watermark` into `batch`, with the gaps before them. Returns whether it has any.
     pub(super) fn take_live(
         &mut self,
         watermark: u64,
@@ -51,7 +83,8 @@ impl<P: Payload> Subscription<P> {
             _ => self.take_merged(watermark, &mut filling),
         };
         if self.parts.limits.overflow == Overflow::Disconnect && losses.overflow.count > 0 {
-            // Nothing of this poll will be seen: all of it is abandoned.
+            // The caller clears the batch, so nothing of this poll is seen: all of it is abandoned, and stays to be
+            // resumed.
             let passed = losses.overflow.count + losses.evicted.count + batch.events.len() as u64;
             self.behind_when_ended = passed + self.backlog();
             add(&self.shared.counters.abandoned, passed);
@@ -61,7 +94,8 @@ impl<P: Payload> Subscription<P> {
         Ok(!batch.is_empty())
     }
 
-    /// The common case: one feed has something. Everything happens under its lock.
+    /// The common case: one feed has something. Its own lock is enough, because no other feed has anything up to
+    /// the watermark to lose or to give first.
     fn take_from_one(&mut self, watermark: u64, filling: &mut Filling<'_, P>) -> Losses {
         let Some(&Reverse((head, i))) = self.ready.peek() else {
             return Losses::default();
@@ -69,7 +103,8 @@ impl<P: Payload> Subscription<P> {
         let cursor = &mut self.cursors[i as usize];
         let mut feed = cursor.feed.lock();
         if feed.has_overtaken(cursor.next) && feed.removed_sequence() > watermark {
-            // What was lost goes beyond the watermark, where other feeds may have something too.
+            // The loss reaches beyond the watermark, where other feeds may have appended too: by the prefix rule
+            // they must lose it as well.
             drop(feed);
             return self.take_merged(watermark, filling);
         }
@@ -77,6 +112,7 @@ impl<P: Payload> Subscription<P> {
         let end = feed.number_after(watermark);
         let start = feed.first_that_fits(cursor.next, end, &self.parts.limits);
         let mut losses = Losses::default();
+        // From `next` and not from the front: events that are evicted already count as well.
         losses.skip(&feed, cursor.next, start, head);
         let taken = feed
             .events(start, end)
@@ -90,39 +126,50 @@ impl<P: Payload> Subscription<P> {
     }
 
     /// Several feeds have something: they are merged by sequence.
+    ///
+    /// Where nothing is lost, which is the rule, no lock but the feeds' own is taken. Where something is, the
+    /// poll ends under the publish lock: a publisher that is always faster could otherwise evict between any
+    /// two looks, and turn every poll into a gap and nothing else.
     fn take_merged(&mut self, watermark: u64, filling: &mut Filling<'_, P>) -> Losses {
+        // The look and the run see the feeds at different moments. `None` says that nothing was lost at the
+        // look; if a feed evicts before the run has taken anything, the run says so, and only what is evicted
+        // goes (floor 0). Events appended meanwhile are above the watermark and wait.
         let floor = match self.overflow_floor(watermark) {
             None if matches!(self.run(watermark, filling), RunEnd::Done) => {
                 return Losses::default();
             }
             floor => floor.unwrap_or(0),
         };
-        // Most of what goes is freed here, where it holds up nobody.
+        // Without the publish lock, because most of what goes is freed here, and freeing must not hold up
+        // publishers.
         let mut losses = Losses::default();
         self.skip_through(floor, &mut losses);
-        // The losses of all feeds must be settled against one another: no publisher may evict meanwhile.
+        // The losses of all feeds are settled against one another: no publisher may evict meanwhile.
         let shared = Arc::clone(&self.shared);
         let state = shared.publish.lock();
-        self.parts
-            .signal
-            .take_ready_while_locked(&mut self.arrivals);
-        self.absorb_arrivals();
+        // In this order: feeds that became ready since the poll began are part of the prefix too, and the head
+        // is the watermark, for under this lock all that was appended is complete.
+        self.absorb_while_locked(&state);
         let watermark = state.head.min(filling.room.up_to);
         let evicted_through = self.survey(0, watermark).evicted_through;
+        // Behind the last loss of any feed: the gap stands before all events of this batch.
         self.skip_through(evicted_through.max(losses.last()), &mut losses);
+        // Nothing is evicted under this lock, so this run is never overtaken: the poll gives events, too.
         self.run(watermark, filling);
         losses
     }
 
-    /// What has to go: everything up to the sequence returned, so that the rest, up to `watermark`, is
-    /// within the limits and complete; nothing if all of it is.
+    /// The sequence up to which everything has to go, so that the rest, up to `watermark`, is complete and
+    /// within the limits; `None` if all of it is.
     fn overflow_floor(&self, watermark: u64) -> Option<u64> {
         let limits = &self.parts.limits;
         let all = self.survey(0, watermark);
         if limits.fits(all.events, all.bytes) {
             return (all.evicted_through > 0).then_some(all.evicted_through);
         }
-        // The newest event always fits, so a floor just below the watermark is high enough.
+        // The lowest floor whose rest fits, by bisection over sequences: the rest above `too_low` does not fit,
+        // that above `high_enough` does. The newest event always fits, so just below the watermark is high
+        // enough. There are at most 64 looks, and each costs a search in each ready feed.
         let (mut too_low, mut high_enough) = (0, watermark - 1);
         while too_low + 1 < high_enough {
             let middle = too_low + (high_enough - too_low) / 2;
@@ -136,13 +183,14 @@ impl<P: Payload> Subscription<P> {
         Some(high_enough)
     }
 
-    /// What the ready feeds keep for this subscription after `floor` and up to `watermark`, and what
-    /// they evicted before it was seen.
+    /// Counts the events that the ready feeds keep for this subscription after `floor` and up to `watermark`,
+    /// and finds the last one that they evicted before it was seen.
     fn survey(&self, floor: u64, watermark: u64) -> Survey {
         let mut survey = Survey::default();
         for Reverse((_, i)) in &self.ready {
             let cursor = &self.cursors[*i as usize];
             let feed = cursor.feed.lock();
+            // `number_after` is at least the front, so evicted events do not count here.
             let from = cursor.next.max(feed.number_after(floor));
             let Backlog { events, bytes } =
                 feed.backlog(from, feed.number_after(watermark).max(from));
@@ -155,8 +203,9 @@ impl<P: Payload> Subscription<P> {
         survey
     }
 
-    /// Moves all ready cursors behind `floor`, and behind what their feeds have evicted.
+    /// Moves all ready cursors behind the sequence `floor`, and behind the events that their feeds have evicted.
     fn skip_through(&mut self, floor: u64, losses: &mut Losses) {
+        // The heap is rebuilt: `note_moved` puts each cursor back with its new head, unless it has parked.
         for Reverse((head, i)) in mem::take(&mut self.ready) {
             let cursor = &mut self.cursors[i as usize];
             let mut feed = cursor.feed.lock();
@@ -169,16 +218,13 @@ impl<P: Payload> Subscription<P> {
         }
     }
 
-    /// Moves all cursors but the client's own behind `sequence`, as far as is known what they pass. Returns how
-    /// many events that is.
+    /// Moves all cursors but the client's own behind `sequence`, except past losses that reach beyond it. Returns
+    /// how many events that skips.
     pub(super) fn leave_out_through(&mut self, sequence: u64) -> u64 {
         let shared = Arc::clone(&self.shared);
-        // Nothing is committed or evicted meanwhile.
-        let _state = shared.publish.lock();
-        self.parts
-            .signal
-            .take_ready_while_locked(&mut self.arrivals);
-        self.absorb_arrivals();
+        // Nothing is committed or evicted meanwhile: all feeds are skipped to the same place.
+        let state = shared.publish.lock();
+        self.absorb_while_locked(&state);
         let own = self.cursors.len() - 1;
         let mut skipped = 0;
         for Reverse((head, i)) in mem::take(&mut self.ready) {
@@ -200,31 +246,27 @@ impl<P: Payload> Subscription<P> {
         skipped
     }
 
-    /// Takes from the ready feeds, lowest sequence first, a run of one feed at a time.
+    /// Takes events from the ready feeds, lowest sequence first, a run of one feed at a time.
     fn run(&mut self, watermark: u64, filling: &mut Filling<'_, P>) -> RunEnd {
         loop {
-            let (head, i) = match self.ready.peek() {
-                Some(Reverse((head, i))) if *head <= watermark => (*head, *i),
-                _ => return RunEnd::Done,
+            let Some(Run {
+                head,
+                cursor: i,
+                up_to,
+            }) = self.pop_run(watermark)
+            else {
+                return RunEnd::Done;
             };
-            self.ready.pop();
-            let next_head = self
-                .ready
-                .peek()
-                .map_or(u64::MAX, |Reverse((head, _))| *head);
             let cursor = &mut self.cursors[i as usize];
             let mut feed = cursor.feed.lock();
             if feed.has_overtaken(cursor.next) {
+                // Under its old head: where the loss begins is known only there.
                 drop(feed);
                 self.ready.push(Reverse((head, i)));
-                let untouched = filling.events.is_empty();
-                return if untouched {
-                    RunEnd::Overtaken
-                } else {
-                    RunEnd::Done
-                };
+                return RunEnd::overtaken(filling);
             }
-            let end = feed.number_after(watermark.min(next_head - 1));
+            let end = feed.number_after(up_to);
+            // References are cloned under the lock; no event is copied.
             let taken = feed
                 .events(cursor.next, end)
                 .take_while(|event| filling.take(event))
@@ -234,13 +276,33 @@ impl<P: Payload> Subscription<P> {
             drop(feed);
             cursor.next = to;
             self.note_moved(i, moved);
+            // The room is full. Another feed must not go on: its events come after the ones left here.
             if to < end {
                 return RunEnd::Done;
             }
         }
     }
 
-    /// Notes where a cursor is after it has moved.
+    /// Takes the ready feed with the lowest head off the heap, if that head is not above `watermark`.
+    pub(super) fn pop_run(&mut self, watermark: u64) -> Option<Run> {
+        let Reverse((head, cursor)) = *self.ready.peek()?;
+        if head > watermark {
+            return None;
+        }
+        self.ready.pop();
+        let next_head = self
+            .ready
+            .peek()
+            .map_or(u64::MAX, |Reverse((head, _))| *head);
+        // Each event is in one feed of a subscription, so no two heads are equal and `up_to` is not below `head`.
+        Some(Run {
+            head,
+            cursor,
+            up_to: watermark.min(next_head - 1),
+        })
+    }
+
+    /// Notes the state of a cursor after it has moved, and makes it ready if an event is there.
     pub(super) fn note_moved(&mut self, i: u32, (ahead, parked): (Ahead, Option<ParkKey>)) {
         self.cursors[i as usize].state = parked.map_or(CursorState::Ready, CursorState::Parked);
         if let Ahead::Event(head) = ahead {

@@ -1,4 +1,4 @@
-//! What a poll found to be lost, by reason, until it becomes gaps.
+//! The losses that a poll finds, by reason, until they become gaps.
 
 use crate::{
     event::Payload,
@@ -10,21 +10,27 @@ use crate::{
 /// Losses of one poll, summed over feeds, one of each reason.
 #[derive(Debug, Default)]
 pub(super) struct Losses {
+    /// Beyond the limits of the subscription.
     pub(super) overflow: Loss,
+    /// Evicted for the memory budget.
     pub(super) evicted: Loss,
+    /// Replaced by newer events of their topic and key.
     pub(super) conflated: Loss,
 }
 
 /// Events lost for one reason.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Loss {
+    /// How many; the sequences mean something only if it is not 0.
     pub(super) count: u64,
+    /// No event of the loss has a lower sequence.
     first: u64,
+    /// No event of the loss has a higher sequence.
     last: u64,
 }
 
 impl Losses {
-    /// Adds what a cursor skips that goes from `from`, where the event has the sequence `head`, to `to`.
+    /// Adds the events that a cursor skips on its way from number `from`, at sequence `head`, to number `to`.
     pub(super) fn skip<P: Payload>(&mut self, feed: &FeedState<P>, from: u64, to: u64, head: u64) {
         if to == from {
             return;
@@ -32,7 +38,8 @@ impl Losses {
         let evicted = feed.evicted().within(from, to);
         self.evicted.merge(evicted, head);
         let (mut first, mut last) = (head, feed.sequence_before(to));
-        // What overflowed lies before what was evicted, or behind it, or around it.
+        // The rest overflowed. It lies before the evicted run, or behind it, or around it; in the last case, and
+        // where there are several runs, the bounds stay those of the whole and `settle_interleaved` decides.
         if evicted.is_one_run() && evicted.count > 0 {
             if evicted.to == to {
                 last = evicted.first - 1;
@@ -48,9 +55,9 @@ impl Losses {
         self.overflow.last.max(self.evicted.last)
     }
 
-    /// Adds the losses to `gaps`, in the order of where they begin, the conflated first: the others are
-    /// places to resume after, and what was replaced before them must have been counted by then. Losses of
-    /// one reason are one gap.
+    /// Adds the losses to `gaps`, in the order of where they begin, but the conflated first: the position moves
+    /// behind each of the others, and events that were replaced before it must have been counted by then.
+    /// Losses of one reason are one gap.
     pub(super) fn into_gaps(mut self, gaps: &mut Vec<Gap>) {
         self.settle_interleaved();
         let overflow = (GapReason::Overflow, self.overflow);
@@ -82,12 +89,13 @@ impl Losses {
 }
 
 impl Loss {
+    /// A loss of `count` events between these sequences, both included.
     pub(super) const fn new(count: u64, first: u64, last: u64) -> Self {
         Self { count, first, last }
     }
 
-    /// Adds what was evicted before a cursor whose first event to come is not before `not_before`. Events are
-    /// evicted together whoever has seen which of them, so a run may begin before that.
+    /// Adds events evicted ahead of a cursor whose next event does not come before `not_before`. A run is
+    /// evicted for all cursors at once, so it may begin with events that this one has seen.
     pub(super) fn merge(&mut self, evicted: EvictedWithin, not_before: u64) {
         let EvictedWithin {
             count, first, last, ..

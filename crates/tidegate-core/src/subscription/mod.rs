@@ -1,13 +1,57 @@
 //! A subscription: one cursor in each of its feeds, merged by sequence, each event once.
 //!
+//! # Example
+//! A subscriber that may be two events behind misses two of four, and is told:
+//! ```
+//! use std::{num::NonZeroU64, task::{Context, Poll, Waker}, time::Instant};
+//! use bytes::Bytes;
+//! use tidegate_core::{
+//!     Batch, ClientId, Filter, GapReason, Hub, HubConfig, NewEvent, Room, SubscribeOptions, Topic,
+//! };
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let hub = Hub::new(HubConfig::new(1));
+//! let mut options = SubscribeOptions::new(ClientId::new("me")?, vec![Filter::new("a")?]);
+//! options.limits.max_events = NonZeroU64::new(2).expect("not zero");
+//! let mut subscription = hub.subscribe(options, Instant::now())?;
+//!
+//! // Five events get the sequences 1 to 5. The third is on another topic, so four match: 1, 2, 4 and 5.
+//! for topic in ["a", "a", "b", "a", "a"] {
+//!     hub.publish([NewEvent::new(Topic::new(topic)?, Bytes::new())], Instant::now())?;
+//! }
+//!
+//! let mut batch = Batch::default();
+//! let mut cx = Context::from_waker(Waker::noop());
+//! let polled = subscription.poll_next(&mut cx, Room::events(10), &mut batch);
+//! assert_eq!(polled, Poll::Ready(Ok(())));
+//!
+//! // Two fit the limits, the newest. The other two are one gap, from sequence 1 to 2, at index 0 and 1.
+//! let gap = batch.gaps[0];
+//! assert_eq!(gap.reason, GapReason::Overflow);
+//! assert_eq!((gap.first_sequence, gap.last_sequence, gap.count), (1, 2, 2));
+//! assert_eq!(gap.first_index, 0);
+//!
+//! // So the first event given has the index 0 delivered + 2 counted = 2.
+//! let sequences: Vec<_> = batch.events.iter().map(|event| event.sequence()).collect();
+//! assert_eq!((batch.first_index, &sequences[..]), (2, &[4, 5][..]));
+//!
+//! // 2 delivered + 2 counted: all four are accounted for, and nothing is left.
+//! assert_eq!(subscription.next_index(), 4);
+//! let polled = subscription.poll_next(&mut cx, Room::events(10), &mut batch);
+//! assert_eq!(polled, Poll::Pending);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Ordering
 //! Events come in the order of their sequences. So do gaps, among themselves and with events: a gap is
-//! given exactly where its events are missing.
+//! given exactly where its events are missing. One kind is the exception:
+//! [`GapReason::Conflated`] counts events that newer ones replaced, and goes before those.
 //!
 //! # Lag
 //! A subscription owns no queue; its backlog is what lies in the feeds behind its cursors. When it is
-//! polled and more is behind than its limits admit, its cursors jump, oldest sequence first, until the
-//! rest fits, and what they jumped over is a [`Gap`]. What it is handed then equals, for any pace of
+//! polled and more is behind than its limits allow, its cursors jump, oldest sequence first, until the
+//! rest fits, and the events they jumped over are a [`Gap`]. What it is handed then equals, for any pace of
 //! polling, what a private queue that drops its oldest at each push would have handed it.
 //!
 //! # Index
@@ -15,12 +59,22 @@
 //! takes as many as its count. At any moment `index of the next = delivered + sum of gap counts`.
 //!
 //! # Resuming
-//! [`Subscription::position`] is always safe to resume after: all up to it was handed out or counted.
+//! [`Subscription::position`] is always safe to resume after: everything up to it was handed out or counted.
+//! It moves with each poll. [`Subscription::began_at`] never moves: it is the head of the hub at the moment
+//! of subscribing, where live begins. With a replay, `position` starts before `began_at` and has reached it
+//! when the subscription has caught up; without one, both start at the head.
 //!
 //! # Closing
-//! When the subscription was closed, the next poll says why, and so does every poll after. What it had
-//! not handed out is lost to it, and for a new subscription to resume. Dropping it frees at once
-//! everything that it held.
+//! When the subscription was closed, the next poll says why, and so does every poll after. Events that it
+//! had not handed out stay behind, for a new subscription to resume. Dropping it frees at once everything
+//! that it held.
+//!
+//! # A gap versus a close
+//! A gap is a loss within a stream that goes on: these events are missing, the next ones follow, and you
+//! need not do anything, except where your state depends on every event. A close is the end of the
+//! subscription and no loss: nothing was skipped up to [`Subscription::position`], and a new subscription
+//! that starts [`After`](crate::Start::After) it gets what follows, as far as history has it. An overflow
+//! makes a gap by default, and a close with [`Overflow::Disconnect`].
 
 mod begin;
 mod conflate;
@@ -47,7 +101,7 @@ use crate::{
     gap::{Gap, GapReason},
     info::{Holder, SubscriptionInfo},
     limits::{Limits, Overflow},
-    publish::Shared,
+    publish::{Shared, State},
     replay::Replay,
     signal::{Ready, Signal},
     topic::ClientId,
@@ -55,55 +109,69 @@ use crate::{
 
 pub use room::{Batch, Room};
 
-/// One subscriber's place in the hub. See [the module](self).
+/// One subscriber's cursors in the hub. See [the module](self).
 #[derive(Debug)]
 pub struct Subscription<P: Payload> {
+    /// The hub.
     shared: Arc<Shared<P>>,
+    /// Identity, holder, limits and signal.
     parts: Parts,
+    /// One in each feed, in the order of the feeds; that of the client's own topic is the last.
     cursors: Box<[Cursor<P>]>,
-    /// The cursors that have something before them, by the sequence of the first of it. While a replay
-    /// goes on no cursor is here.
+    /// The cursors that stand before an event, by the sequence of that event, lowest first. Empty during a
+    /// replay.
     ready: BinaryHeap<Reverse<(u64, u32)>>,
-    /// Room for taking the ready list of the signal; empty between polls.
+    /// Scratch space for the ready list of the signal; empty between polls.
     arrivals: Vec<Ready>,
+    /// The reading of history, until it has caught up.
     replay: Option<Box<Replay<P>>>,
-    /// Said with the first poll: a gap before the first event, and the end of a replay of nothing.
+    /// The answer to the first poll where a replay has nothing to read: a gap before the first event, and the
+    /// position at which it caught up.
     opening: Option<(Option<Gap>, Position)>,
     /// The position that was asked for, until the subscriber has been told what is missing from there.
     asked: Option<Position>,
+    /// The index of the next event or gap.
     next_index: u64,
     /// Everything up to this sequence was handed out or counted, or did not match.
     resume_after: u64,
     /// The head of the hub when the subscription began.
     began_at: u64,
+    /// The reason that a poll has returned; every later poll returns it again.
     closed: Option<CloseReason>,
     /// How far it was behind when it was ended as too slow; 0 before.
     behind_when_ended: u64,
 }
 
-/// What a subscription is made of, besides its feeds.
+/// The parts of a subscription that exist before it has feeds.
 #[derive(Debug)]
 pub(crate) struct Parts {
+    /// Its identity within the hub, never used twice.
     pub(crate) id: u64,
+    /// The client and principal that hold it.
     pub(crate) holder: Holder,
+    /// The limits in force.
     pub(crate) limits: Limits,
+    /// The place where publishers reach it.
     pub(crate) signal: Arc<Signal>,
 }
 
+/// A subscription's place in one feed.
 #[derive(Debug)]
 struct Cursor<P> {
+    /// The feed it is in.
     feed: Arc<Feed<P>>,
     /// The number of the first event in the feed that was not handed out.
     next: u64,
-    /// That event's sequence is not below this.
+    /// A lower bound of that event's sequence.
     not_before: u64,
+    /// Whether the feed counts it, and whether it waits there.
     state: CursorState,
 }
 
-/// Where a cursor is.
+/// The state of a cursor.
 #[derive(Debug, Clone, Copy)]
 enum CursorState {
-    /// Nowhere: history is being replayed, `next` only counts.
+    /// Not in the feed: history is being replayed, and `next` only counts live events.
     Detached,
     /// At the end, registered for the next event.
     Parked(ParkKey),
@@ -114,13 +182,47 @@ enum CursorState {
 // ===== impl Subscription: public =====
 
 impl<P: Payload> Subscription<P> {
-    /// Takes what is ready into `batch`, which is cleared first, as far as there is `room`.
+    /// Takes the events that are ready into `batch`, as far as there is `room`. Clears `batch` first.
     ///
     /// Ready with a batch that is not empty, or with the reason why the subscription has ended; pending
     /// when nothing is there, and then `cx` is woken when something comes. Only the last waker counts.
+    /// During a replay it may be pending with `cx` woken already, to let other tasks run.
+    ///
+    /// The gaps of a batch stand before its events. Events in a batch are handed out: they take their
+    /// indexes, and [`position`](Self::position) moves behind them. There is no future to cancel; between
+    /// polls nothing is half taken.
     ///
     /// # Errors
-    /// The reason why the subscription has ended.
+    /// The reason why the subscription has ended, on this and every further poll.
+    ///
+    /// # Examples
+    /// [The module](self) has one with a gap.
+    ///
+    /// A poll takes at least one event and at most the room:
+    /// ```
+    /// # use std::{task::{Context, Waker}, time::Instant};
+    /// # use bytes::Bytes;
+    /// # use tidegate_core::{Batch, ClientId, Filter, Hub, HubConfig, NewEvent, Room, SubscribeOptions, Topic};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = Hub::new(HubConfig::new(1));
+    /// # let options = SubscribeOptions::new(ClientId::new("me")?, vec![Filter::everything()]);
+    /// # let mut subscription = hub.subscribe(options, Instant::now())?;
+    /// # let mut cx = Context::from_waker(Waker::noop());
+    /// let topic = Topic::new("a")?;
+    /// let events = (0..5).map(|_| NewEvent::new(topic.clone(), Bytes::from_static(&[7; 100])));
+    /// hub.publish(events, Instant::now())?;
+    ///
+    /// // 250 bytes hold two events of 100.
+    /// let room = Room { bytes: 250, ..Room::events(64) };
+    /// let mut batch = Batch::default();
+    /// let mut taken = Vec::new();
+    /// while subscription.poll_next(&mut cx, room, &mut batch).is_ready() {
+    ///     taken.push(batch.events.len());
+    /// }
+    /// assert_eq!(taken, [2, 2, 1]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
@@ -141,6 +243,7 @@ impl<P: Payload> Subscription<P> {
             }
         };
         self.settle(batch);
+        // An event that waits for `up_to` to rise is not the subscriber's fault: no sweep may call it stalled.
         let held_back = self
             .ready
             .peek()
@@ -150,12 +253,12 @@ impl<P: Payload> Subscription<P> {
         polled
     }
 
-    /// Leaves out what is ahead, up to and with `sequence`, because the subscriber knows it from elsewhere; not
-    /// what was sent to this client alone. What is left out takes its indexes, is counted as abandoned, and
-    /// is no loss: no gap tells of it. Does nothing while a replay goes on.
+    /// Skips the events ahead up to and with `sequence`, because the subscriber knows them from elsewhere,
+    /// such as a snapshot. Events to this client alone are not skipped. Skipped events take their indexes and
+    /// are counted as abandoned; they are no loss, so no gap tells of them.
     ///
-    /// Two things are left in, to be told: an event that conflation holds back, and a loss that reaches
-    /// beyond `sequence`, of which nobody can say how much of it would have been left out.
+    /// Does nothing during a replay and for a subscription that conflates. A loss that reaches beyond
+    /// `sequence` is left for the next poll to tell, because how much of it lies before is not known.
     pub fn pass_over(&mut self, sequence: u64) {
         if self.replay.is_some() || self.parts.limits.overflow == Overflow::Conflate {
             return;
@@ -166,21 +269,58 @@ impl<P: Payload> Subscription<P> {
         self.note_standing();
     }
 
-    /// Where a new subscription can go on after this one: everything up to here was handed out, counted
-    /// by a gap, or did not match. Moves with each poll, also with one that is pending.
+    /// The position at which a new subscription can go on after this one: everything up to here was handed
+    /// out, counted by a gap, or did not match. Moves with each poll, also with one that is pending.
+    ///
+    /// Until the first batch of a subscription that asked for [`Start::After`](crate::Start::After), it is
+    /// the position that was asked for.
+    ///
+    /// # Examples
+    /// Pass it to [`Start::After`](crate::Start::After): [`Hub::subscribe`](crate::Hub::subscribe) has the
+    /// whole round. Unlike [`began_at`](Self::began_at) it moves:
+    /// ```
+    /// # use std::{task::{Context, Waker}, time::Instant};
+    /// # use bytes::Bytes;
+    /// # use tidegate_core::{Batch, ClientId, Filter, Hub, HubConfig, NewEvent, Room, SubscribeOptions, Topic};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = Hub::new(HubConfig::new(1));
+    /// # let mut cx = Context::from_waker(Waker::noop());
+    /// let publish = |topic| {
+    ///     hub.publish([NewEvent::new(Topic::new(topic).unwrap(), Bytes::new())], Instant::now())
+    /// };
+    /// publish("a")?;
+    /// let options = SubscribeOptions::new(ClientId::new("me")?, vec![Filter::new("a")?]);
+    /// let mut subscription = hub.subscribe(options, Instant::now())?;
+    /// publish("a")?;
+    /// publish("b")?;
+    /// let places = |it: &tidegate_core::Subscription<Bytes>| (it.began_at().sequence, it.position().sequence);
+    ///
+    /// // It began behind the first event.
+    /// assert_eq!(places(&subscription), (1, 1));
+    /// // The second was handed out.
+    /// let mut batch = Batch::default();
+    /// assert!(subscription.poll_next(&mut cx, Room::events(10), &mut batch).is_ready());
+    /// assert_eq!(places(&subscription), (1, 2));
+    /// // The third does not match: a poll that is pending moves behind it.
+    /// assert!(subscription.poll_next(&mut cx, Room::events(10), &mut batch).is_pending());
+    /// assert_eq!(places(&subscription), (1, 3));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn position(&self) -> Position {
         self.asked
             .unwrap_or_else(|| self.shared.position(self.resume_after))
     }
 
-    /// The position of the hub when the subscription began: the live head.
+    /// The position of the hub when the subscription began, where live begins. Never moves;
+    /// [`position`](Self::position) does.
     #[must_use]
     pub fn began_at(&self) -> Position {
         self.shared.position(self.began_at)
     }
 
-    /// The index of the next event or gap slot.
+    /// The index of the next event, or of the first event in the next gap.
     #[must_use]
     pub const fn next_index(&self) -> u64 {
         self.next_index
@@ -192,20 +332,20 @@ impl<P: Payload> Subscription<P> {
         self.parts.id
     }
 
-    /// Who holds it.
+    /// The client that holds it.
     #[must_use]
     pub const fn client_id(&self) -> &ClientId {
         &self.parts.holder.client
     }
 
-    /// Whether something live is there that was not taken, for want of room or because of
-    /// [`Room::up_to`], as the last poll saw it.
+    /// Whether the last poll left live events untaken, for want of room or because of [`Room::up_to`].
     #[must_use]
     pub fn is_behind(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    /// Whether a replay was asked for and history is still being looked through: nothing was promised yet.
+    /// Whether history is still being searched for the start of a replay. Until then the subscription has
+    /// promised nothing, and gives nothing.
     #[must_use]
     pub fn is_opening(&self) -> bool {
         self.replay
@@ -219,19 +359,19 @@ impl<P: Payload> Subscription<P> {
         self.replay.is_some()
     }
 
-    /// The position of the hub now.
+    /// The position of the hub now, as [`Hub::position`](crate::Hub::position) says.
     #[must_use]
     pub fn head(&self) -> Position {
         self.shared.position(self.shared.committed.load(Acquire))
     }
 
-    /// Why it has ended, as soon as that is so, whether it was polled since or not.
+    /// The reason why it has ended, from that moment on, whether it was polled since or not.
     #[must_use]
     pub fn close_reason(&self) -> Option<CloseReason> {
         self.closed.or_else(|| self.parts.signal.close_reason())
     }
 
-    /// What [`Hub::subscriptions`](crate::Hub::subscriptions) says of it.
+    /// Its entry in [`Hub::subscriptions`](crate::Hub::subscriptions).
     #[must_use]
     pub fn info(&self) -> SubscriptionInfo {
         let tally = self.parts.signal.tally();
@@ -244,27 +384,23 @@ impl<P: Payload> Subscription<P> {
         &self.parts.limits
     }
 
-    /// How many matching events it has still to see, those included that its limits will skip. During a
-    /// replay this counts what the current round still has, and what came since. When it was ended as too
-    /// slow, how many it was behind then.
+    /// How many matching events it has still to see, including those that its limits will skip. During a
+    /// replay: the rest of the current round, and the live events since the round began. After it was ended
+    /// as too slow: how many it was behind then.
     #[must_use]
     pub fn backlog(&self) -> u64 {
         if self.behind_when_ended > 0 {
             return self.behind_when_ended;
         }
-        let live: u64 = self
-            .cursors
-            .iter()
-            .map(|cursor| cursor.feed.lock().end() - cursor.next)
-            .sum();
-        live + self.replay.as_ref().map_or(0, |replay| replay.remaining())
+        self.ahead() + self.replay.as_ref().map_or(0, |replay| replay.remaining())
     }
 }
 
 // ===== impl Subscription: polling =====
 
 impl<P: Payload> Subscription<P> {
-    /// Fills `batch`. Returns whether there is anything in it.
+    /// Fills `batch`, by the subscriber's half of the protocol in [`signal`](crate::signal). Returns whether
+    /// anything is in it.
     fn take(
         &mut self,
         cx: &mut Context<'_>,
@@ -279,6 +415,7 @@ impl<P: Payload> Subscription<P> {
                     .begin_poll(cx.waker(), committed, &mut self.arrivals);
             self.absorb_arrivals();
             if let Some(reason) = closed {
+                // Nothing up to the watermark is left untaken: whoever resumes need not look at it again.
                 if self.ready.is_empty() && self.replay.is_none() && self.opening.is_none() {
                     self.resume_after = watermark;
                 }
@@ -296,22 +433,27 @@ impl<P: Payload> Subscription<P> {
                 return Ok(true);
             }
             match self.ready.peek() {
+                // All feeds are parked and the waker is stored: whatever comes now wakes. Events up to the
+                // watermark that are not here did not match.
                 None => {
                     self.resume_after = watermark;
                     return Ok(false);
                 }
+                // Held back by the room. The next event is the head, so all before it can be left behind, but
+                // never more than is committed.
                 Some(Reverse((head, _))) if *head > room.up_to => {
                     self.resume_after = self.resume_after.max(watermark.min(head - 1));
                     return Ok(false);
                 }
                 Some(_) => {}
             }
-            // A publisher has appended beyond the watermark and is about to commit.
+            // A publisher has appended beyond the watermark and is about to commit. Its wake-up may have gone
+            // to an earlier waker, so parking here could sleep on a ready feed: wait for it, and look again.
             self.shared.pass_through_publish_lock();
         }
     }
 
-    /// Gives indexes to what was taken, moves the position and counts.
+    /// Gives indexes to the gaps and events of `batch`, in that order, moves the position and counts.
     fn settle(&mut self, batch: &mut Batch<P>) {
         let counters = &self.shared.counters;
         let tally = self.parts.signal.tally();
@@ -323,11 +465,13 @@ impl<P: Payload> Subscription<P> {
                 GapReason::Conflated => add(&tally.conflated, gap.count),
                 _ => add(&tally.lost, gap.count),
             }
-            // The survivors of what was conflated are still to come.
+            // The survivors of a conflated run are still to come, some with lower sequences than its end: whoever
+            // resumed behind it would miss them.
             if gap.reason != GapReason::Conflated {
                 self.resume_after = self.resume_after.max(gap.last_sequence);
             }
         }
+        // From here on the subscriber knows what is missing behind the position it asked for.
         if !batch.is_empty() {
             self.asked = None;
         }
@@ -344,7 +488,7 @@ impl<P: Payload> Subscription<P> {
         self.note_standing();
     }
 
-    /// Tells those who list subscriptions where this one stands.
+    /// Updates the tally that listings read, so that they can compute the backlog.
     fn note_standing(&self) {
         let next = self.cursors.iter().map(|cursor| cursor.next);
         let replaying = self.replay.as_ref().map_or(0, |replay| replay.remaining());
@@ -356,13 +500,32 @@ impl<P: Payload> Subscription<P> {
             .store(stands_at, Relaxed);
     }
 
+    /// Takes the ready list again, in the middle of a poll. The publish lock, which guards `_state`, is held:
+    /// every event that was appended is committed, and none is added.
+    fn absorb_while_locked(&mut self, _state: &State<P>) {
+        self.parts
+            .signal
+            .take_ready_while_locked(&mut self.arrivals);
+        self.absorb_arrivals();
+    }
+
+    /// How many events the cursors have still to pass in their feeds.
+    fn ahead(&self) -> u64 {
+        self.cursors
+            .iter()
+            .map(|cursor| cursor.feed.lock().end() - cursor.next)
+            .sum()
+    }
+
+    /// Makes the cursors that have arrived ready. A feed is on the ready list once, so no cursor is twice here.
     fn absorb_arrivals(&mut self) {
         for Ready { cursor, head } in self.arrivals.drain(..) {
             let ready = &mut self.cursors[cursor as usize];
             (ready.state, ready.not_before) = (CursorState::Ready, head);
             self.ready.push(Reverse((head, cursor)));
         }
-        // An idle subscription keeps no memory for it.
+        // An idle subscription of many feeds keeps no memory for it. 16 entries are 256 bytes, enough for
+        // the few feeds that most have.
         if self.arrivals.capacity() > 16 {
             self.arrivals = Vec::new();
         }
@@ -372,6 +535,7 @@ impl<P: Payload> Subscription<P> {
 // ===== impl Cursor =====
 
 impl<P: Payload> Cursor<P> {
+    /// A cursor that is not in the feed yet.
     const fn new(feed: Arc<Feed<P>>) -> Self {
         Self {
             feed,
@@ -382,6 +546,7 @@ impl<P: Payload> Cursor<P> {
     }
 }
 
+/// The number of a cursor as the feeds keep it.
 fn index(i: usize) -> u32 {
     u32::try_from(i).expect("a subscription has few filters")
 }

@@ -1,4 +1,4 @@
-//! How much one poll may take, and what it took.
+//! The bounds of one poll, and the batch that it fills.
 
 use std::sync::Arc;
 
@@ -7,42 +7,47 @@ use crate::{
     gap::Gap,
 };
 
-/// How much one poll may take.
+/// The most that one poll may take: [`Room::events`] bounds their number only.
 #[derive(Debug, Clone, Copy)]
 pub struct Room {
-    /// The most events; at least one is taken.
+    /// The most events; one is taken in any case.
     pub events: usize,
     /// The most bytes; one event is taken whatever its size.
     pub bytes: u64,
-    /// What an event costs besides its own size.
+    /// Bytes that an event costs besides its own size, such as its framing. Counts towards `bytes`.
     pub overhead: u64,
     /// Live events after this sequence are left for later. [`u64::MAX`] leaves none; 0 leaves all, and a
-    /// poll then only looks whether the subscription has ended. A replay takes no notice of it.
+    /// poll then only looks whether the subscription has ended. A replay ignores it.
     pub up_to: u64,
 }
 
-/// What one poll handed out: the gaps, then the events, then whether the replay has ended.
+/// The result of one poll: the gaps, then the events, then whether the replay has ended.
+///
+/// Keep it from poll to poll: its memory is used again.
 #[derive(Debug)]
 pub struct Batch<P> {
-    /// What is missing before the events, each reason once.
+    /// The gaps before the events, each reason once.
     pub gaps: Vec<Gap>,
     /// The index of the first of the events; the others follow without holes.
     pub first_index: u64,
-    /// In sequence order.
+    /// The events, in sequence order.
     pub events: Vec<Arc<Event<P>>>,
-    /// Set once, when the replay that was asked for is done: what follows is live.
+    /// Set once, with the position at which the replay that was asked for is done: live events follow.
     pub caught_up: Option<Position>,
 }
 
-/// What is left of a room while a batch is filled.
+/// A batch that is being filled, within a room.
 pub(super) struct Filling<'a, P> {
+    /// The bounds.
     pub(super) room: Room,
+    /// The bytes taken so far, overhead included.
     pub(super) bytes: u64,
+    /// The events taken so far.
     pub(super) events: &'a mut Vec<Arc<Event<P>>>,
 }
 
 impl Room {
-    /// Room for so many events of any size.
+    /// Room for this many events of any size.
     #[must_use]
     pub const fn events(events: usize) -> Self {
         Self {
@@ -53,7 +58,8 @@ impl Room {
         }
     }
 
-    /// Whether an event of `size` may be added to `events` that hold `bytes` so far.
+    /// Whether an event of `size` may be added to this many events and bytes. The first may always: a poll that
+    /// took nothing would never get past a large event.
     const fn fits(&self, events: usize, bytes: u64, size: u64) -> bool {
         events == 0
             || (events < self.events && bytes.saturating_add(size + self.overhead) <= self.bytes)
@@ -61,13 +67,13 @@ impl Room {
 }
 
 impl<P> Batch<P> {
-    /// Whether nothing is in it.
+    /// Whether it holds neither a gap nor an event nor the end of a replay.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.gaps.is_empty() && self.events.is_empty() && self.caught_up.is_none()
     }
 
-    /// Takes everything out; keeps the memory.
+    /// Removes everything; keeps the memory.
     pub fn clear(&mut self) {
         self.gaps.clear();
         self.events.clear();
@@ -87,7 +93,7 @@ impl<P> Default for Batch<P> {
 }
 
 impl<P: Payload> Filling<'_, P> {
-    /// Takes `event` unless the room is full.
+    /// Takes `event` unless the room is full. Returns whether it did.
     pub(super) fn take(&mut self, event: &Arc<Event<P>>) -> bool {
         let fits = self.room.fits(self.events.len(), self.bytes, event.size());
         if fits {

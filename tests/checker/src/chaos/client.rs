@@ -1,4 +1,4 @@
-//! Clients of all manners.
+//! Clients of every behavior.
 
 use std::{
     net::SocketAddr,
@@ -31,21 +31,22 @@ use crate::{
 /// How long a stream may be silent: three heartbeat intervals.
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// How long a client may take to come to the end when nothing is published any more.
+/// How long a client may take to read to the end, once nothing is published any more.
 const FINISH: Duration = Duration::from_secs(20);
 
 /// The pause after a failure to connect.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The windows of a client that holds up the server when it does not read.
+/// The stream windows, in bytes. With the small one, which is the default of HTTP/2, a pause in reading soon stops the
+/// server.
 const SMALL_WINDOW: u32 = 65_535;
 const LARGE_WINDOW: u32 = 1 << 20;
 
-/// The connection's window, in stream windows, as `tidegate-client` has it: with a smaller one, h2 takes a
-/// pause over many small events for an attack, and closes the connection of the one who reads.
+/// The connection's window, as a multiple of the stream's. `tidegate-client` has the same: with a smaller one, h2 takes
+/// a pause over many small events for an attack, and closes the reader's connection.
 const CONNECTION_WINDOW_FACTOR: u32 = 32;
 
-/// What a client does next.
+/// The next action of a client.
 enum Next {
     Resume,
     TakeOver(Box<Incoming>),
@@ -55,7 +56,7 @@ enum Next {
 
 type Incoming = Streaming<SubscribeResponse>;
 
-/// A recorded stream, or one that is read to its end elsewhere.
+/// A recorded stream, or a task that reads a stream to its end.
 enum Recorded {
     Here(Box<Stream>),
     Elsewhere(JoinHandle<Stream>),
@@ -64,12 +65,12 @@ enum Recorded {
 /// A client while it runs.
 pub(crate) struct Actor {
     plan: ClientPlan,
-    /// Its number among the healthy.
+    /// Its number among the healthy clients, if it is one.
     healthy: Option<usize>,
     world: Arc<World>,
     rng: Rng,
     finish: watch::Receiver<Option<Position>>,
-    /// When the end must have come.
+    /// The time by which it must have read to the end.
     deadline: Option<Instant>,
 }
 
@@ -85,8 +86,7 @@ impl Actor {
         }
     }
 
-    /// Lives until everything that was published has come, and returns what was recorded: a client for each
-    /// name that it had.
+    /// Runs until every published event has arrived, and returns the records: one client for each name that it had.
     pub(crate) async fn run(mut self) -> Vec<Client> {
         let mut clients = Vec::new();
         let mut streams = Vec::new();
@@ -240,7 +240,7 @@ impl Actor {
         }
     }
 
-    /// What follows the end of a stream.
+    /// Returns the action after the end of a stream.
     fn after(&mut self, stream: &mut Stream) -> Next {
         let Some(end) = *self.finish.borrow() else {
             return Next::Resume;
@@ -248,7 +248,7 @@ impl Actor {
         let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + FINISH);
         let in_epoch = stream.epoch() == Some(end.epoch);
         if self.is_done(stream) || Instant::now() > deadline && in_epoch {
-            // When it is late, the checker says what never came.
+            // If it is late, the checker finds the events that never came.
             stream.complete(end.sequence);
             return Next::Done;
         }
@@ -258,7 +258,7 @@ impl Actor {
         }
     }
 
-    /// Whether the stream has come to the end.
+    /// Whether the stream has reached the end, or is too late.
     fn is_done(&mut self, stream: &Stream) -> bool {
         let Some(end) = *self.finish.borrow() else {
             return false;
@@ -298,7 +298,7 @@ impl Actor {
     }
 }
 
-/// Reads a stream that was taken over to its end.
+/// Reads a stream to its end, after another has taken over.
 async fn read_to_the_end(
     mut incoming: Incoming,
     mut stream: Stream,
@@ -315,7 +315,7 @@ async fn read_to_the_end(
     }
 }
 
-/// What comes of a stream before it is silent for too long, or how the stream has ended.
+/// Waits for the next item of a stream. Returns the end of the stream instead, if it ended or is silent for too long.
 async fn in_time<T>(coming: impl Future<Output = Result<Option<T>, Status>>) -> Result<T, Ending> {
     match timeout(SILENCE, coming).await {
         Ok(Ok(Some(come))) => Ok(come),
@@ -325,11 +325,11 @@ async fn in_time<T>(coming: impl Future<Output = Result<Option<T>, Status>>) -> 
     }
 }
 
-/// The newest sequence, that of a publisher who is publishing included: what he has put into the feeds already
-/// may have dropped something, before the hub states its position.
+/// Returns the newest sequence, including a publish that is in progress: its events in the feeds may have dropped
+/// others before the hub states its new position.
 fn head(hub: Option<&Hub<Encoded>>) -> u64 {
     let Some(hub) = hub else { return 0 };
-    // Waits for him.
+    // Takes the publish lock, and so waits until that publish is over.
     let _ = hub.stats();
     hub.position().sequence
 }

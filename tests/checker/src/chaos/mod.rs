@@ -1,9 +1,9 @@
-//! The chaos run: clients of all manners, a proxy that breaks their connections, a server that restarts.
+//! The chaos run: clients of every behavior, a proxy that breaks their connections, a server that restarts.
 //!
-//! A run is a sequence of rounds. Each has a seed, from which the set-up of the server, the clients and the
-//! faults are drawn; when things happen within a round is up to the machine. In the middle of a round the
-//! server drains and another takes its place, in a new epoch. At its end everything heals, the clients that
-//! are still there read until nothing is left, and all that was recorded is checked.
+//! A run is a sequence of rounds. Each round has a seed, which determines the settings of the server, the clients and
+//! the faults; the timing depends on the machine. In the middle of a round the server drains and another takes its
+//! place, in a new epoch. At the end of a round the faults stop, the clients that are left read to the end, and the
+//! checker checks all records.
 
 mod client;
 mod plan;
@@ -25,37 +25,37 @@ use crate::{
     proxy::FaultCounts,
 };
 
-/// What a run is to be like.
+/// The options of a run. It goes on until `duration`, `slots` and `rounds` are all reached.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// The seed of the first round; each next one has the next.
+    /// The seed of the first round. Each further round has the next number.
     pub seed: u64,
-    /// How long to go on. A round that has begun is finished.
+    /// The least duration. A round that has begun is finished.
     pub duration: Duration,
-    /// Go on until so many slots were checked, however long that takes.
+    /// The least number of delivery slots to check.
     pub slots: u64,
-    /// Go on for so many rounds, however long that takes.
+    /// The least number of rounds.
     pub rounds: u64,
-    /// How long things are published in a round.
+    /// How long a round publishes.
     pub round: Duration,
-    /// Times 28 clients.
+    /// Clients of a round, in multiples of 28.
     pub scale: usize,
-    /// Events that each of the publishers sends at once, on average.
+    /// Events per batch of a publisher, on average.
     pub batch: usize,
 }
 
-/// Running counts, for others to look at.
+/// Running counts, which another task may read.
 #[derive(Debug, Default)]
 pub struct Counts {
     /// Events published and acknowledged.
     pub published: AtomicU64,
-    /// Events of batches that were not acknowledged: stored or not.
+    /// Events of batches without an answer: stored or not.
     pub unanswered: AtomicU64,
     /// Delivery slots: events delivered, and events counted as missing.
     pub slots: AtomicU64,
-    /// The longest that an event took to a healthy client, in nanoseconds.
+    /// The longest latency of an event to a healthy client, in nanoseconds.
     pub latency: AtomicU64,
-    /// The most bytes that events held at a server.
+    /// The most bytes that events held in a server.
     pub held: AtomicU64,
     /// Servers drained while clients were connected.
     pub restarts: AtomicU64,
@@ -63,31 +63,31 @@ pub struct Counts {
     pub faults: Arc<FaultCounts>,
 }
 
-/// What was done and checked.
+/// The report of a run.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Rounds.
+    /// Number of rounds.
     pub rounds: u64,
-    /// What the checker saw.
+    /// The counts of the checker.
     pub tally: Tally,
-    /// How long it took.
+    /// The duration of the run.
     pub took: Duration,
-    /// What was counted.
+    /// The counts of the run.
     pub counts: Arc<Counts>,
 }
 
-/// Why a run ended early.
+/// The reason why a run ended early.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
-    /// A guarantee was not kept.
+    /// A guarantee was broken.
     #[error("{violation}\nin round {round}; repeat it with: {command}")]
     Violation {
-        /// Which.
+        /// The violation.
         violation: Box<Violation>,
         /// The round, from 1.
         round: u64,
-        /// What runs that round alone.
+        /// The command that runs this round alone.
         command: String,
     },
     /// A server or proxy could not be started.
@@ -95,7 +95,7 @@ pub enum Failure {
     Start(#[from] io::Error),
 }
 
-/// Runs rounds until time and slots are enough.
+/// Runs rounds until the duration, the slots and the rounds of `options` are reached.
 ///
 /// # Errors
 /// The first violation.
@@ -124,7 +124,7 @@ pub async fn run(options: Options, counts: Arc<Counts>) -> Result<Report, Failur
 }
 
 impl Options {
-    /// What runs the round with this seed alone.
+    /// Returns the command that runs only the round with this seed.
     fn command(&self, seed: u64) -> String {
         let Self {
             round,

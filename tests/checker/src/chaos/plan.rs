@@ -1,4 +1,4 @@
-//! What happens in a round, drawn from its seed.
+//! The plan of a round, drawn from its seed.
 
 use std::time::Duration;
 
@@ -9,25 +9,25 @@ use tidegate_server::{Http2Config, ServerConfig};
 
 use crate::check::Rules;
 
-/// More than any event of a round takes.
+/// An upper bound of the bytes of an event.
 const LARGEST_EVENT: u64 = 64 << 10;
 
-/// How a server is set up, so that each of the rarer things happens in some round.
+/// The settings of a server, such that each rare condition occurs in some round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scenario {
-    /// A history that is long enough for who comes back soon.
+    /// A history that is long enough for clients that come back soon.
     LongHistory,
-    /// A history that is over in a moment: positions expire, and replays are overtaken.
+    /// A history of a moment: positions expire, and the publishers overtake replays.
     ShortHistory,
-    /// No history: whatever a client was not there for is gone, and in the end nothing may be held.
+    /// No history: a client loses the events while it is away, and at the end nothing may be held.
     NoHistory,
     /// A memory budget that is exceeded.
     SmallBudget,
-    /// Clients that take nothing are thrown out soon.
+    /// A short stall timeout: the server soon closes clients that do not read.
     ShortPatience,
 }
 
-/// A round.
+/// The plan of a round.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) server: ServerConfig,
@@ -37,7 +37,7 @@ pub(crate) struct Plan {
     pub(crate) clients: Vec<ClientPlan>,
 }
 
-/// One client of a round.
+/// The plan of one client.
 #[derive(Debug, Clone)]
 pub(crate) struct ClientPlan {
     pub(crate) name: String,
@@ -52,17 +52,17 @@ pub(crate) struct ClientPlan {
 /// How a client behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Behavior {
-    /// Reads, on a connection that nobody meddles with.
+    /// Reads, on a connection without faults.
     Healthy,
     /// Reads, and rests after each response.
     Slow,
     /// Stops reading for a while now and then.
     Stalling,
-    /// Goes without a word, never to return; another comes instead.
+    /// Vanishes without a close and never returns. Another client comes instead.
     Vanishing,
     /// Ends its stream now and then, and resumes.
     Reconnecting,
-    /// Resumes while its old stream is open, and so takes over from itself.
+    /// Resumes while its old stream is open, and so takes over from it.
     TakingOver,
     /// Reads through the proxy, and resumes when that breaks the connection.
     Faulted,
@@ -149,8 +149,8 @@ impl Plan {
             .enumerate()
             .map(|(number, behavior)| ClientPlan::new(number, behavior, &mut rng))
             .collect();
-        // What is being handed over is held beside the budget: for each stream a chunk or a large event. Of
-        // each client there may be some streams that the server does not know yet to be gone.
+        // Beside the budget, each stream holds the chunk or the large event that is being handed over. A client may
+        // have several streams of which the server has not noticed the end.
         let streams = clients.len() as u64 * 4;
         Self {
             server,
@@ -186,7 +186,7 @@ impl ClientPlan {
         Self {
             name: format!("c{number}"),
             behavior,
-            // One gets everything, so that it is known what became of batches without an answer.
+            // The first client gets every event, so that its records show which unanswered batches were stored.
             filters: match number {
                 0 => vec![">".into()],
                 _ => filters(rng),

@@ -1,4 +1,4 @@
-//! Publishers.
+//! The publishers of a round.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -17,25 +17,25 @@ use super::{
 };
 use crate::check::{Fault, Location, Violation};
 
-/// Between two batches.
+/// The time between two batches.
 const PACE: Duration = Duration::from_millis(2);
 
-/// How far healthy clients may be behind before publishers wait for them.
+/// Events that healthy clients may be behind before publishers wait for them.
 const WINDOW: u64 = 16_000;
 
-/// How long a healthy client may be behind.
+/// How long a healthy client may be behind by more than that.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// One event in so many is larger than a chunk, or goes to one client.
+/// One event in 1,000 is larger than a chunk, and one in 1,000 goes to one client.
 const RARE: u32 = 1_000;
 
-/// How a publisher is to be.
+/// The plan of a publisher.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PublisherPlan {
-    /// Tells its events from those of others.
+    /// The number that distinguishes its events from those of other publishers.
     pub(crate) number: u64,
     /// Events in a batch, on average.
     pub(crate) batch: usize,
@@ -63,7 +63,7 @@ pub(crate) async fn publish(
             if PACE * waited > PATIENCE {
                 return Err(Violation::Isolation(Fault::new(
                     Location::Publisher,
-                    "a healthy client is behind and does not get on",
+                    "a healthy client is behind and makes no progress",
                     0,
                     world.behind(),
                 )));
@@ -106,7 +106,7 @@ fn connect(world: &World, plan: PublisherPlan) -> EventServiceClient<Channel> {
     EventServiceClient::new(endpoint.connect_lazy())
 }
 
-/// An event, to one client now and then, unless it is `for_all`.
+/// Returns an event. One in 1,000 goes to a single client, unless it is `for_all`.
 fn event(world: &World, rng: &mut Rng, number: u64, for_all: bool) -> NewEvent {
     let mut payload = Vec::with_capacity(64);
     payload.extend(number.to_le_bytes());
@@ -138,7 +138,7 @@ fn event(world: &World, rng: &mut Rng, number: u64, for_all: bool) -> NewEvent {
     }
 }
 
-/// When the event with this payload was published, by the clock of the world.
+/// Returns the time at which the event with this payload was published, on the clock of the world.
 pub(crate) fn published_at(payload: &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(*payload.get(8..)?.first_chunk()?))
 }

@@ -1,4 +1,4 @@
-//! One round: from an empty server to everything checked.
+//! One round: from an empty server to the checks.
 
 use std::{
     io,
@@ -27,16 +27,16 @@ use crate::{
     truth::Truth,
 };
 
-/// Publishers of a round, and whether they go through the proxy.
+/// The publishers of a round: whether each goes through the proxy.
 const PUBLISHERS: [bool; 3] = [false, false, true];
 
-/// How long a server may take to notice that all clients have gone.
+/// How long a server may take to notice that all clients are gone.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// How often the bytes that a server holds are looked at.
+/// The time between two readings of the bytes that a server holds.
 const SAMPLING: Duration = Duration::from_millis(20);
 
-/// A server that runs.
+/// A running server.
 struct Running {
     hub: Hub<Encoded>,
     address: SocketAddr,
@@ -71,7 +71,7 @@ pub(crate) async fn run(
     });
     let mut clients = JoinSet::new();
     for (number, client) in plan.clients.iter().enumerate() {
-        // The healthy come first.
+        // The healthy clients come first in the plan.
         let healthy = client.behavior.is_healthy().then_some(number);
         clients.spawn(Actor::new(client.clone(), healthy, Arc::clone(&world)).run());
     }
@@ -154,7 +154,7 @@ impl Running {
         })
     }
 
-    /// Drains, and looks at what is left.
+    /// Drains the server, and checks that nothing is left in it.
     async fn stop(self) -> Result<(), Violation> {
         let _ = self.stop.send(());
         let ended = timeout(PATIENCE, self.served).await;
@@ -176,8 +176,8 @@ impl Running {
     }
 }
 
-/// Waits until no subscription is left, and looks at what else is. There is no event for that outside of the
-/// server.
+/// Waits until no subscription is left, and checks that nothing else is. The server has no event for that, so this
+/// polls.
 async fn nobody_left(hub: &Hub<Encoded>) -> Result<(), Violation> {
     let empty = async {
         while hub.stats().subscriptions > 0 {

@@ -1,4 +1,4 @@
-//! What everybody in a round shares.
+//! The state that clients and publishers of a round share.
 
 use std::{
     net::SocketAddr,
@@ -16,39 +16,39 @@ use tokio::sync::watch;
 use super::Counts;
 use crate::truth::Truth;
 
-/// What everybody in a round shares.
+/// The state that clients and publishers of a round share.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) started: Instant,
-    /// Where the server is.
+    /// The address of the server.
     pub(crate) address: watch::Sender<SocketAddr>,
-    /// Where the proxy is.
+    /// The address of the proxy.
     pub(crate) proxy: SocketAddr,
     /// The hubs of all epochs, the newest last.
     pub(crate) hubs: Mutex<Vec<Hub<Encoded>>>,
     pub(crate) truth: Mutex<Truth>,
-    /// The head, when nothing is published any more.
+    /// The head, once nothing is published any more.
     pub(crate) finish: watch::Sender<Option<Position>>,
-    /// Up to where each healthy client has read, in the newest epoch.
+    /// The sequence that each healthy client has read to, in the newest epoch.
     pub(crate) progress: Vec<AtomicU64>,
-    /// How many client ids there are.
+    /// Number of clients.
     pub(crate) clients: usize,
     pub(crate) counts: Arc<Counts>,
 }
 
 impl World {
-    /// Nanoseconds since the round began.
+    /// Returns the nanoseconds since the round began.
     pub(crate) fn now(&self) -> u64 {
         self.started.elapsed().as_nanos() as u64
     }
 
-    /// The hub of the server that runs.
+    /// Returns the hub of the running server.
     pub(crate) fn hub(&self) -> Hub<Encoded> {
         let hubs = self.hubs.lock().expect("no holder panics");
         hubs.last().expect("there is a server").clone()
     }
 
-    /// The hub of this epoch.
+    /// Returns the hub of an epoch.
     pub(crate) fn hub_of(&self, epoch: u64) -> Option<Hub<Encoded>> {
         let hubs = self.hubs.lock().expect("no holder panics");
         hubs.iter()
@@ -56,7 +56,7 @@ impl World {
             .cloned()
     }
 
-    /// A server has taken the place of the one before.
+    /// Records that a new server has replaced the one before.
     pub(crate) fn begin_epoch(&self, address: SocketAddr, hub: Hub<Encoded>) {
         self.hubs.lock().expect("no holder panics").push(hub);
         self.progress
@@ -65,7 +65,7 @@ impl World {
         self.address.send_replace(address);
     }
 
-    /// Notes how far a healthy client has read.
+    /// Records the position that a healthy client has read to.
     pub(crate) fn advance(&self, healthy: usize, position: Option<Position>) {
         let Some(Position { epoch, sequence }) = position else {
             return;
@@ -75,7 +75,7 @@ impl World {
         }
     }
 
-    /// How far the slowest healthy client is behind.
+    /// Returns how many events the slowest healthy client is behind.
     pub(crate) fn behind(&self) -> u64 {
         let slowest = self
             .progress

@@ -15,21 +15,21 @@ use crate::record::Delivered;
 /// The account of a conflating stream since it is live.
 #[derive(Debug, Default)]
 pub(super) struct Conflated {
-    /// Where it became live: the first sequence of it.
+    /// The first live sequence.
     pub(super) begin: u64,
     /// Events delivered or counted.
     pub(super) settled: u64,
-    /// How many events match, from the begin to before `scanned`.
+    /// Number of matching events from `begin` until before `scanned`.
     pub(super) matching: u64,
     pub(super) scanned: u64,
-    /// Where in the stream's events it became live.
+    /// The first live event, as an index into the stream's events.
     pub(super) first_event: usize,
-    /// What was lost, not replaced.
+    /// The ranges of sequences that were lost, not replaced.
     pub(super) lost: Vec<(u64, u64)>,
 }
 
 impl Walk<'_> {
-    /// Survivors of a conflating stream.
+    /// Checks a batch of survivors.
     pub(super) fn survivors(&mut self, events: &[Delivered], last: u64) -> Result<(), Violation> {
         for event in events {
             let next = self.context.successors[event.sequence as usize - 1];
@@ -50,7 +50,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Of a conflating stream: at least what matches up to `sequence` is delivered or counted.
+    /// Checks that at least the matching events up to `sequence` are delivered or counted.
     pub(super) fn settled_to(
         &mut self,
         sequence: u64,
@@ -82,7 +82,7 @@ impl Walk<'_> {
         }
     }
 
-    /// What a conflating stream did not deliver has a newer event of its topic and key, or was lost with a gap.
+    /// Checks that every event that was not delivered has a newer one of its topic and key, or was lost with a gap.
     pub(super) fn newest_survived(&self) -> Result<(), Violation> {
         let Some(conflated) = &self.conflated else {
             return Ok(());
@@ -114,7 +114,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// At the end of a conflating stream exactly what matches up to `sequence` is delivered or counted.
+    /// Checks, at the end of the stream, that exactly the matching events up to `sequence` are delivered or counted.
     pub(super) fn all_settled(&self, sequence: u64) -> Result<(), Violation> {
         let Some(conflated) = &self.conflated else {
             return Ok(());
@@ -127,7 +127,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// How much matches from where the stream became live up to `last`.
+    /// Counts the matching events from the first live sequence up to `last`.
     pub(super) fn matching_since_live(&self, last: u64) -> u64 {
         match &self.conflated {
             Some(conflated) if last + 1 < conflated.scanned => self.matching(conflated.begin, last),

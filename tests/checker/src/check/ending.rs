@@ -1,4 +1,4 @@
-//! Honest endings.
+//! Checks that streams end honestly.
 
 use tidegate_proto::v1::Position;
 use tonic::Code;
@@ -6,7 +6,7 @@ use tonic::Code;
 use super::{Fault, Violation};
 use crate::record::{Client, Ending};
 
-/// The codes and reasons with which a stream may end, or not begin, by the protocol.
+/// The codes and reasons with which the protocol lets a stream end, or be refused.
 const DOCUMENTED: [(Code, &str); 21] = [
     (Code::InvalidArgument, "INVALID_FILTER"),
     (Code::InvalidArgument, "INVALID_TOPIC"),
@@ -40,7 +40,7 @@ const MAX_CONNECTION_AGE: &str = "MAX_CONNECTION_AGE";
 const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
 const EPOCH_CHANGED: &str = "EPOCH_CHANGED";
 
-/// The reasons for which the server ends a stream that had begun, with the position to resume after.
+/// The reasons with which the server ends a stream that has begun. The status must have the position to resume after.
 const ENDED_BY_SERVER: [&str; 7] = [
     TAKEN_OVER,
     DISCONNECTED,
@@ -51,8 +51,8 @@ const ENDED_BY_SERVER: [&str; 7] = [
     DEADLINE_EXCEEDED,
 ];
 
-/// Checks how a stream ended. `going_away`: what it said before, if it had begun. Returns where the ending
-/// says to resume, if it does.
+/// Checks the end of a stream. `going_away`: the position of its `GoingAway`, if the stream had begun. Returns the
+/// position to resume after, if the status has one.
 pub(super) fn check_ending(
     client: &Client,
     number: usize,
@@ -80,9 +80,7 @@ pub(super) fn check_ending(
         );
         return match client.is_disturbed && is_broken {
             true => Ok(None),
-            false => {
-                dishonest("it broke off without a reason, on a connection that nobody meddled with")
-            }
+            false => dishonest("it broke off without a reason, on a connection without faults"),
         };
     };
     if !DOCUMENTED.contains(&(code, reason)) {

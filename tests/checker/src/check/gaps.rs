@@ -1,11 +1,11 @@
-//! Gaps: whether each stands where its events are missing, counts them, and may be there at all.
+//! Checks that each gap stands where its events are missing, counts them, and is allowed.
 
 use tidegate_proto::v1::{Gap, GapReason, Overflow};
 
 use super::{Fault, Violation, walk::Walk};
 
 impl Walk<'_> {
-    /// A gap has come, when `head` was the newest sequence of the server.
+    /// Checks a gap. `head` was the newest sequence of the server after it had arrived.
     pub(super) fn gap(&mut self, gap: &Gap, head: u64, number: usize) -> Result<(), Violation> {
         let reason = gap.reason();
         if self.client.is_healthy && gap.count > 0 {
@@ -77,7 +77,7 @@ impl Walk<'_> {
         self.counted(gap)
     }
 
-    /// A gap stands where its events are missing, and counts them.
+    /// Checks that a gap stands where its events are missing, and counts them.
     fn counted(&mut self, gap: &Gap) -> Result<(), Violation> {
         if self.next.is_none() {
             self.begin_at(gap.first_sequence)?;
@@ -128,7 +128,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What is said to have left history has.
+    /// Checks that events that are said to have left history have.
     fn left_history(&self, gap: &Gap, head: u64) -> Result<(), Violation> {
         match self.context.rules.history_events {
             Some(kept) if gap.last_sequence > head.saturating_sub(kept) => Err(self.resume(
@@ -140,7 +140,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Overflow drops what is oldest, and no more than it must.
+    /// Checks that overflow dropped the oldest events, and no more than it had to.
     fn overflow(&self, gap: &Gap, head: u64) -> Result<(), Violation> {
         if self.is_replaying {
             return self.left_history(gap, head);

@@ -1,16 +1,16 @@
 //! The checker: whether recorded streams keep the eight guarantees.
 //!
-//! Every stream is walked once, beside the log of what was published: each event of the log that matches
-//! must be delivered or counted by a gap, in its place. So the cost is one look at each event published
-//! between a stream's begin and its end, and nothing is allocated for an event.
+//! The checker walks every stream once, beside the log of published events: each event of the log that matches must be
+//! delivered or counted by a gap, in its place. The cost is one look at each event published between the start of a
+//! stream and its end, without an allocation for each event.
 //!
-//! # What can be known
-//! * A gap counts exactly what matches in its span, and the next begins behind it: whoever breaks off between two
-//!   resumes behind what the first counts.
-//! * *Conflated* streams count what was replaced ahead of the survivors. So at any moment at least what lies
-//!   before the last survivor must be settled, at most what was published; at the end exactly that.
-//! * *Freshness* is judged with the newest sequence of the server when the gap had arrived, which is at least
-//!   that of the moment in which the events were dropped: what would have fitted then may not be in the gap.
+//! # Limits of the checks
+//! * A gap counts exactly the matching events in its span, and the next gap begins after it: a client that breaks off
+//!   between two gaps resumes after the first.
+//! * *Conflated* streams count replaced events ahead of the survivors. So at any moment, at least the events before the
+//!   last survivor must be settled, and at most those published; at the end exactly those published.
+//! * *Freshness* is judged by the newest sequence of the server, read after the gap has arrived. That is at least the
+//!   newest at the moment of the drop: an event that would have fitted then must not be in the gap.
 
 mod conflated;
 mod ending;
@@ -30,26 +30,26 @@ use crate::{
     truth::{Log, Truth},
 };
 
-/// A guarantee that was not kept.
+/// A broken guarantee.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
     /// Guarantee 1: events come in sequence order, none twice.
     #[error("order: {0}")]
     Order(Fault),
-    /// Guarantee 2: every matching event is delivered as it was published, or counted.
+    /// Guarantee 2: every matching event is delivered as it was published, or counted by a gap.
     #[error("silent loss: {0}")]
     SilentLoss(Fault),
-    /// Guarantee 3: a client that reads misses nothing, whatever others do.
+    /// Guarantee 3: a client that reads misses nothing, whatever other clients do.
     #[error("isolation: {0}")]
     Isolation(Fault),
-    /// Guarantee 4: what is held is bounded.
+    /// Guarantee 4: the bytes that events hold are bounded.
     #[error("bounded memory: {0}")]
     BoundedMemory(Fault),
     /// Guarantee 5: by default new events win over stale ones.
     #[error("freshness: {0}")]
     Freshness(Fault),
-    /// Guarantee 6: from a position in history nothing is missed or repeated; from any other the client is told.
+    /// Guarantee 6: from a position in history, no event is missed or repeated; from any other, a gap comes first.
     #[error("resume: {0}")]
     Resume(Fault),
     /// Guarantee 7: a stream that has ended leaves nothing.
@@ -60,56 +60,56 @@ pub enum Violation {
     HonestEnding(Fault),
 }
 
-/// What is wrong, and where.
+/// A fault in the records, and its location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// Where.
+    /// The location of the fault.
     pub location: Location,
-    /// What.
+    /// The fault, in words.
     pub problem: Cow<'static, str>,
-    /// The number that would be right: a sequence, an index, a count; the problem tells.
+    /// The right number: a sequence, an index or a count, depending on the problem.
     pub expected: u64,
-    /// The number that is there.
+    /// The number in the records.
     pub found: u64,
 }
 
-/// Where something is wrong.
+/// The location of a fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
-    /// In the server's own numbers.
+    /// The server's own counters.
     Server,
-    /// In the answers that publishers got.
+    /// The answers to publishers.
     Publisher,
-    /// In the records.
+    /// The record of a stream.
     Stream {
-        /// The client.
+        /// The name of the client.
         client: String,
-        /// The stream among those of the client, from 0.
+        /// The number of the stream among those of the client, from 0.
         stream: usize,
-        /// The response on the stream after `Subscribed`, from 0.
+        /// The number of the response after `Subscribed`, from 0.
         response: usize,
     },
 }
 
-/// What the server was set up to do, as far as it decides what is right.
+/// The settings of the server that decide which streams are right.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rules {
-    /// How many events history keeps, where nothing else bounds it: then what left history too early is found.
+    /// Number of events that history keeps, if it has no other bound. An event that left history earlier is a fault.
     pub history_events: Option<u64>,
-    /// Whether the memory budget may take events.
+    /// Whether the memory budget may evict events.
     pub may_evict: bool,
 }
 
-/// Checks everything that was recorded of `clients`.
+/// Checks the records of `clients` against `truth`.
 ///
 /// # Errors
-/// The first guarantee that was not kept.
+/// The first broken guarantee.
 pub fn check(truth: &Truth, clients: &[Client], rules: Rules) -> Result<Tally, Violation> {
     let mut tally = Tally::default();
     let mut successors = BTreeMap::new();
     let empty = Log::default();
     for client in clients {
-        // Up to where the streams so far have settled, in which epoch.
+        // The epoch, and the first sequence that the streams so far have not settled.
         let mut settled: Option<(u64, u64)> = None;
         for (number, stream) in client.streams.iter().enumerate() {
             tally.open(stream);
@@ -145,7 +145,7 @@ pub fn check(truth: &Truth, clients: &[Client], rules: Rules) -> Result<Tally, V
     Ok(tally)
 }
 
-/// Checks the bytes that a server held at some moment.
+/// Checks the bytes that events held in a server at some moment.
 ///
 /// # Errors
 /// [`Violation::BoundedMemory`].

@@ -1,4 +1,4 @@
-//! What was checked, in numbers.
+//! The counts of a check.
 
 use std::collections::BTreeMap;
 
@@ -6,16 +6,16 @@ use tidegate_proto::v1::Gap;
 
 use crate::record::{Ending, Stream};
 
-/// What was checked.
+/// The counts of the streams that were checked.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     /// Streams that were opened.
     pub streams: u64,
-    /// Those of them that resumed from a position.
+    /// Streams among them that resumed from a position.
     pub resumed: u64,
     /// Events delivered.
     pub delivered: u64,
-    /// Events counted by gaps, by reason; and gaps that could not be counted.
+    /// Events counted by gaps, by reason.
     pub missed: BTreeMap<&'static str, u64>,
     /// Gaps, by reason.
     pub gaps: BTreeMap<&'static str, u64>,
@@ -26,13 +26,13 @@ pub struct Tally {
 // ===== impl Tally =====
 
 impl Tally {
-    /// Delivery slots: events delivered, and events counted as missing.
+    /// Returns the delivery slots: events delivered, and events counted as missing.
     #[must_use]
     pub fn slots(&self) -> u64 {
         self.delivered + self.missed.values().sum::<u64>()
     }
 
-    /// Adds what was checked elsewhere.
+    /// Adds the counts of another check.
     pub fn add(&mut self, other: &Self) {
         self.streams += other.streams;
         self.resumed += other.resumed;

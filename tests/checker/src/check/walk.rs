@@ -1,4 +1,4 @@
-//! The walk along one stream, beside the log of what was published.
+//! The walk along one stream, beside the log of published events.
 
 use tidegate_proto::v1::{Overflow, Position, Subscribed};
 
@@ -8,39 +8,39 @@ use crate::{
     truth::Log,
 };
 
-/// What a stream is compared with.
+/// The rules and the log that a stream is compared with.
 pub(super) struct Context<'a> {
     pub(super) rules: Rules,
     pub(super) log: &'a Log,
-    /// By sequence less one, the sequence of the next event of the same topic and key.
+    /// By sequence less 1, the sequence of the next event of the same topic and key; 0 if there is none.
     pub(super) successors: &'a [u64],
-    /// By topic, whether the stream is to get it.
+    /// By number of topic, whether the stream gets it.
     pub(super) wanted: Vec<bool>,
 }
 
-/// A stream, as far as it was walked.
+/// A stream, and the state of the walk along it.
 pub(super) struct Walk<'a> {
     pub(super) context: Context<'a>,
     pub(super) client: &'a Client,
     /// The stream's number.
     pub(super) number: usize,
     pub(super) stream: &'a Stream,
-    /// The number of the response that is looked at.
+    /// The number of the current response.
     pub(super) response: usize,
     /// The head when the stream began.
     pub(super) head: Position,
     pub(super) max_events: u64,
     pub(super) max_bytes: u64,
     pub(super) overflow: Overflow,
-    /// The index to come.
+    /// The index that must come next.
     pub(super) next_index: u64,
-    /// The first sequence that is not settled; `None` until the first event of `replay_last` tells.
+    /// The first sequence that is not settled. `None` before the first event of a `replay_last`, which determines it.
     pub(super) next: Option<u64>,
     /// The sequence of the last event delivered, 0 if there is none.
     pub(super) last: u64,
     /// Whether `CaughtUp` is still to come.
     pub(super) is_replaying: bool,
-    /// Once a conflating stream is live.
+    /// The account of a conflating stream, once it is live.
     pub(super) conflated: Option<Conflated>,
     pub(super) going_away: Option<Position>,
 }
@@ -155,7 +155,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// The events of one batch ascend, and come after all that came before.
+    /// Checks that the events of a batch ascend, and come after all events before it.
     fn order(&mut self, events: &[Delivered]) -> Result<(), Violation> {
         for event in events {
             let settled = match (self.conflated.is_some(), self.next) {
@@ -190,7 +190,7 @@ impl<'a> Walk<'a> {
 
     fn content(&self, event: &Delivered) -> Result<(), Violation> {
         let Some(published) = self.context.log.get(event.sequence) else {
-            return Err(self.loss("an event came that nobody published", 0, event.sequence));
+            return Err(self.loss("an event came that was never published", 0, event.sequence));
         };
         if published.digest != event.digest {
             return Err(self.loss(
@@ -205,18 +205,18 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// The first event of `replay_last` has come, or a gap in its place.
+    /// Begins a `replay_last` at its first event, or at a gap in the event's place.
     pub(super) fn begin_at(&mut self, sequence: u64) -> Result<(), Violation> {
-        let most = self.stream.request.replay_last.into();
+        let max = self.stream.request.replay_last.into();
         let replayed = self.matching(sequence, self.head.sequence);
-        if replayed > most {
-            return Err(self.resume("more is replayed than was asked for", most, replayed));
+        if replayed > max {
+            return Err(self.resume("more is replayed than was requested", max, replayed));
         }
         self.next = Some(sequence);
         Ok(())
     }
 
-    /// The server says that everything up to `position` is settled.
+    /// Checks the server's statement that everything up to `position` is settled.
     fn states(&mut self, position: Position, problem: &'static str) -> Result<(), Violation> {
         if position.epoch != self.head.epoch {
             return Err(self.loss(
@@ -247,7 +247,7 @@ impl<'a> Walk<'a> {
             ));
         }
         if self.stream.request.resume_after.is_some() && self.next.is_none() {
-            return Err(self.resume("the epoch changed and no gap told", 0, position.sequence));
+            return Err(self.resume("the epoch changed without a gap", 0, position.sequence));
         }
         self.states(position, "the replay ended before all of it had come")?;
         self.is_replaying = false;
@@ -310,7 +310,7 @@ impl<'a> Walk<'a> {
             .count() as u64
     }
 
-    /// What matches from the first that is not settled on.
+    /// Counts the matching events from the first that is not settled up to `last`.
     pub(super) fn matching_to(&self, last: u64) -> u64 {
         self.matching(self.next.unwrap_or(1), last)
     }
