@@ -22,8 +22,8 @@ const MAX_PAGE_SIZE: u32 = 1_000;
 #[derive(Debug, Clone)]
 pub(crate) struct Admin(pub(crate) Controls);
 
-/// A position in the list of subscriptions, which a page token holds. The derived order is by the value and, among
-/// equals, by the id, which grows with each subscription, so a page misses none and repeats none.
+/// A position in the list of subscriptions, as page tokens hold it. The derived order is by the value and, among equals,
+/// by the id, which the hub counts up: the older subscription comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Cursor {
     /// The value that the list is ordered by, the greatest first.
