@@ -7,8 +7,9 @@ use super::{
     rules::Rule,
 };
 
-/// The credentials that calls need, and what they allow. Authentication is on as soon as there is a kind of credentials:
-/// tokens, JSON Web Tokens, or [certificates](crate::TlsConfig::client_ca). Then a call may do only what a rule allows.
+/// The credentials that calls need, and what they allow. Authentication is on as soon as there is a kind of
+/// credentials: tokens, JSON Web Tokens, or [certificates](crate::TlsConfig::client_ca). Then a call may do only what a
+/// rule allows.
 ///
 /// The server checks the files every 2 s and reads them again when they have changed. A file that cannot be used leaves
 /// its previous contents in force, and is logged as an error.

@@ -1,7 +1,7 @@
 //! Key sets at addresses: the fetch, and the time for which its keys are trusted.
 //!
-//! A fetch is one `GET` over a connection of its own. It follows no redirects, and bounds the size of the answer and the
-//! time for it.
+//! A fetch is one `GET` over a connection of its own. It follows no redirects, and bounds the size of the answer and
+//! the time for it.
 
 use std::{
     error::Error,
@@ -51,7 +51,8 @@ pub(crate) struct KeySets {
 #[derive(Debug)]
 struct KeySet {
     fetcher: Fetcher,
-    /// The time of the last attempt. The lock is held during a fetch, so all calls that need the set wait for one answer.
+    /// The time of the last attempt. The lock is held during a fetch, so all calls that need the set wait for one
+    /// answer.
     asked_at: tokio::sync::Mutex<Option<Instant>>,
     /// The time of the last fetch that succeeded.
     fetched_at: Mutex<Option<Instant>>,
@@ -116,7 +117,7 @@ impl KeySets {
             if asked_at.is_some_and(|at| at.elapsed() < age) {
                 continue;
             }
-            // Set before the fetch, which may be cancelled: its call would otherwise let the next one ask at once.
+            // Set before the fetch: if the call that asks is cancelled, the next one must not ask again at once.
             *asked_at = Some(Instant::now());
             match set.fetcher.fetch().await {
                 Ok(keys) => {

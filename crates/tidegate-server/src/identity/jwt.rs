@@ -2,14 +2,14 @@
 //!
 //! # The key decides
 //! Each key has one algorithm, which follows from its kind: HS256 for a secret, RS256 for an RSA key, ES256 for a P-256
-//! key, EdDSA for an Ed25519 key. A token whose header names another algorithm is refused, so a public key is never used
-//! as a secret, and `none` is never accepted (RFC 8725, section 3.1). Keys and addresses of keys in a header (`jwk`,
-//! `jku`, `x5u`) are ignored.
+//! key, EdDSA for an Ed25519 key. A token whose header names another algorithm is refused, so a public key is never
+//! used as a secret, and `none` is never accepted (RFC 8725, section 3.1). Keys and addresses of keys in a header
+//! (`jwk`, `jku`, `x5u`) are ignored.
 //!
 //! # Claims
-//! A token needs `iss` and `aud` as configured, `exp`, and the principal as `sub`. `nbf` is enforced if it is there. The
-//! claim `tidegate` may grant rights, in the form of a [rule](crate::Rule) without principals:
-//! `{"publish": {"allow": [], "deny": []}, "subscribe": {"allow": []}, "admin": false}`.
+//! A token needs `iss` and `aud` as configured, `exp`, and the principal as `sub`. `nbf` is enforced if it is there.
+//! The claim `tidegate` may grant rights, in the form of a [rule](crate::Rule) without principals: `{"publish":
+//! {"allow": [], "deny": []}, "subscribe": {"allow": []}, "admin": false}`.
 
 use std::{
     collections::HashSet,
@@ -52,7 +52,7 @@ pub struct JwtConfig {
     /// The audience that tokens must name, as the claim `aud`. No default.
     pub audience: String,
     /// The most that the issuer's clock may differ from this one. A token is accepted for this long after its expiry.
-    /// Whole seconds. Default: 5 s.
+    /// Default: 5 s.
     pub leeway: Duration,
 }
 
@@ -80,8 +80,8 @@ pub struct JwksUrl {
     pub refresh_interval: Duration,
     /// The least time from one fetch to the next when a token names an unknown key. Default: 10 s.
     pub unknown_key_interval: Duration,
-    /// The time for which keys are trusted after the last fetch that succeeded: a key that its issuer has withdrawn must
-    /// not stay good forever because the set cannot be fetched. `None` is forever. Default: 1 day.
+    /// The time for which keys are trusted after the last fetch that succeeded: a key that its issuer has withdrawn
+    /// must not stay good forever because the set cannot be fetched. `None` is forever. Default: 1 day.
     pub max_age: Option<Duration>,
     /// A file of the authorities, in PEM, that may sign the certificate of the address. `None` is those that the system
     /// trusts. Default: `None`.
@@ -265,7 +265,8 @@ impl Keys {
         keys.filter(move |key| id.is_none() || key.id.is_none() || key.id.as_deref() == id)
     }
 
-    /// Parses a JSON Web Key Set. Entries that are not keys for signatures, of a kind that the server uses, are skipped.
+    /// Parses a JSON Web Key Set. Entries that are not keys for signatures, of a kind that the server uses, are
+    /// skipped.
     fn from_set(content: &[u8], with_secrets: bool) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Set {

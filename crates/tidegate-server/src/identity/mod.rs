@@ -207,8 +207,8 @@ impl Authenticator {
         };
         let mut verified = jwt.verify(&policy.all_keys(), token);
         if matches!(verified, Err(TokenError::UnknownKey)) && !self.key_sets.is_empty() {
-            // Fetches at most once in the interval, however many calls ask. All of them wait for that one fetch, and may
-            // find the key then.
+            // Fetches at most once in the interval, however many calls ask. All of them wait for that one fetch, and
+            // may find the key then.
             self.fetch(|set| set.unknown_key_interval).await;
             verified = jwt.verify(&self.policies.current().all_keys(), token);
         }
@@ -262,7 +262,8 @@ impl Authenticator {
     }
 }
 
-/// The status for bad credentials of any kind. It does not say what is wrong with them, which would help attackers only.
+/// The status for bad credentials of any kind. It does not say what is wrong with them, which would help attackers
+/// only.
 pub(crate) fn credentials_invalid() -> Status {
     Reason::CredentialsInvalid.status("the credentials are not accepted")
 }

@@ -103,8 +103,8 @@ impl Peer {
         Ok(authenticated)
     }
 
-    /// Verifies a token. Beyond the rate of bad ones from this address, only tokens that were accepted from it before are
-    /// verified.
+    /// Verifies a token. Beyond the rate of bad ones from this address, only tokens that were accepted from it before
+    /// are verified.
     async fn verify_token(&self, token: &str, hash: Digest) -> Result<Authenticated, Status> {
         let (quotas, known_tokens) = (&self.quotas, self.authenticator.known_tokens());
         if !known_tokens.contains(self.address, hash) {

@@ -6,9 +6,9 @@
 //! with a denied one.
 //!
 //! # Clients
-//! An event for the client `c` alone has the topic `$client.c`. Publishing it needs a right like any other topic, but only
-//! the patterns `$client.c` and `$client.*` contain it. A principal may use the client id `c` if it may subscribe to
-//! `$client.c`. It may use the client id that is its own name without a rule, unless a rule denies it.
+//! An event for the client `c` alone has the topic `$client.c`. Publishing it needs a right like any other topic, but
+//! only the patterns `$client.c` and `$client.*` contain it. A principal may use the client id `c` if it may subscribe
+//! to `$client.c`. It may use the client id that is its own name without a rule, unless a rule denies it.
 
 use serde::Deserialize;
 use tidegate::{ClientId, Filter, Topic, TopicSet};

@@ -15,8 +15,8 @@ use super::{
     rules::Rights,
 };
 
-/// The longest sleep toward the end of credentials. The wall clock may be set meanwhile, and credentials must end within
-/// 5 s by it.
+/// The longest sleep toward the end of credentials. The wall clock may be set meanwhile, and credentials must end
+/// within 5 s by it.
 const CLOCK_CHECK: Duration = Duration::from_secs(5);
 
 /// A principal whose credentials were accepted, and its access to the event service.

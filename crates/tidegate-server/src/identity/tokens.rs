@@ -1,8 +1,8 @@
 //! Bearer tokens in a file, by their hashes.
 //!
 //! # The file
-//! Each line is a token: its principal, and `sha256:` with the hash in hexadecimal, as `tidegate token` prints it. Empty
-//! lines and lines that begin with `#` are skipped. A principal may have several tokens.
+//! Each line is a token: its principal, and `sha256:` with the hash in hexadecimal, as `tidegate token` prints it.
+//! Empty lines and lines that begin with `#` are skipped. A principal may have several tokens.
 //!
 //! ```text
 //! # The billing service, since March.
@@ -35,8 +35,8 @@ struct Token {
 /// The line of a token file for a token of `principal`.
 ///
 /// # Errors
-/// When the principal is empty, contains white space or begins with `#`, or the token is empty or is not printable ASCII.
-/// The error says how it has to be.
+/// When the principal is empty, contains white space or begins with `#`, or the token is empty or is not printable
+/// ASCII. The error says how it has to be.
 pub fn token_line(principal: &str, token: &str) -> Result<String, &'static str> {
     if principal.is_empty() || principal.starts_with('#') || principal.contains(char::is_whitespace)
     {

@@ -31,8 +31,8 @@ fn room_within(allowed: usize, wanted: Option<usize>) -> Result<usize, TooFewDes
     Ok(wanted)
 }
 
-/// Raises the soft limit to the hard one, and returns the limit that is in force then. The soft limit is low for the sake
-/// of `select(2)`, which cannot handle descriptors above 1,023, so nothing in the process may use that.
+/// Raises the soft limit to the hard one, and returns the limit that is in force then. The soft limit is low for the
+/// sake of `select(2)`, which cannot handle descriptors above 1,023, so nothing in the process may use that.
 #[cfg(unix)]
 fn raise_limit() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

@@ -72,7 +72,7 @@ pub struct SubscriptionState {
     pub filters: Arc<[Arc<str>]>,
     /// Its limits in force.
     pub limits: Limits,
-    /// When it began.
+    /// The time at which it began.
     pub since: SystemTime,
     /// The index of its next event.
     pub next_index: u64,
@@ -185,8 +185,8 @@ impl Controls {
         states.collect()
     }
 
-    /// Ends every stream of a client with [`Reason::Disconnected`](tidegate::Reason), which tells it not to come back by
-    /// itself. Returns the number of streams.
+    /// Ends every stream of a client with [`Reason::Disconnected`](tidegate::Reason), which tells it not to come back
+    /// by itself. Returns the number of streams.
     #[must_use = "the client may have no stream"]
     pub fn disconnect(&self, client: &ClientId) -> usize {
         self.shared.hub.disconnect(client)

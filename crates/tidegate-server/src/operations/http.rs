@@ -1,7 +1,7 @@
 //! The HTTP listener for operators: `/metrics`, `/healthz` and `/readyz`.
 //!
-//! It answers anyone, without credentials. So it is a listener of its own, which can be bound to an address that clients
-//! do not reach.
+//! It answers anyone, without credentials. So it is a listener of its own, which can be bound to an address that
+//! clients do not reach.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 

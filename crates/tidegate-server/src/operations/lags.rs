@@ -1,9 +1,9 @@
 //! The lags of subscriptions: the times that their backlogs take to be delivered, sampled about once a second.
 //!
 //! # Measurement
-//! A subscription with a backlog gets a mark at its newest event. Once it has reached the mark, its lag is the time that
-//! this took, and it gets another mark; until then its lag is at least the age of the mark. So no event is stamped with
-//! a time, and the lag is as exact as the samples are frequent.
+//! A subscription with a backlog gets a mark at its newest event. Once it has reached the mark, its lag is the time
+//! that this took, and it gets another mark; until then its lag is at least the age of the mark. So no event is stamped
+//! with a time, and the lag is as exact as the samples are frequent.
 
 use std::{
     collections::HashMap,

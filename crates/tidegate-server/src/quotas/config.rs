@@ -7,8 +7,8 @@ pub struct QuotaConfig {
     pub address: Quota,
     /// The quotas of one principal, over all its addresses. Default: no limits.
     pub principal: Quota,
-    /// The most connections at once of one principal. A connection belongs to the first principal whose credentials were
-    /// accepted on it. Default: `None`, no limit.
+    /// The most connections at once of one principal. A connection belongs to the first principal whose credentials
+    /// were accepted on it. Default: `None`, no limit.
     pub principal_connections: Option<usize>,
     /// The most bad credentials from one address that are verified in a second. Beyond, credentials that were not
     /// accepted from the address before are refused unverified. `None` is no limit. Default: 100.

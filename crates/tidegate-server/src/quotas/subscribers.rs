@@ -15,8 +15,8 @@ use super::{Quotas, SubscriptionUsage};
 /// The ending of a stream that the server did not end: its client left, or its connection broke.
 pub(crate) const CLIENT_LEFT: &str = "CLIENT_LEFT";
 
-/// The endings that are counted from 0 on, so that metrics have them before they happen. A stream that ends otherwise is
-/// counted too, from then on.
+/// The endings that are counted from 0 on, so that metrics have them before they happen. A stream that ends otherwise
+/// is counted too, from then on.
 const ENDINGS: [&str; 12] = [
     CLIENT_LEFT,
     Reason::CredentialsExpired.as_str(),
