@@ -1,4 +1,4 @@
-//! How the server behaves. Every default is written down here.
+//! The configuration of a server, with every default.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -10,53 +10,54 @@ use tidegate_transport::Http2Config;
 
 use crate::{identity::AuthConfig, network::tls::TlsConfig, quotas::QuotaConfig};
 
-/// How a server behaves.
+/// The configuration of a server.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
-    /// Where to listen. Port 0 takes a free one. Default: `127.0.0.1:50051`.
+    /// The address to listen on. Port 0 takes a free port. Default: `127.0.0.1:50051`.
     pub listen: SocketAddr,
-    /// How much history is kept. Default: 10,000 events, 64 MiB, 5 minutes.
+    /// The limits of history. Default: 10,000 events, 64 MiB or 5 minutes, whichever is reached first.
     pub history: HistoryLimits,
-    /// What happens when a client id that is in use subscribes again. Default: the newest takes over.
+    /// The answer to a subscription under a client id that is in use. Default: the newest stream takes over.
     pub client_ids: ClientIdPolicy,
-    /// The most bytes that events may hold: [`HubConfig::memory_budget`](tidegate::HubConfig). `None` is a
-    /// quarter of what the machine has, or the control group allows. Default: `None`.
+    /// The most bytes that events may hold: [`HubConfig::memory_budget`](tidegate::HubConfig). `None` is a quarter of
+    /// the machine's memory, or of the control group's limit if that is less. Default: `None`.
     pub memory_budget: Option<u64>,
-    /// What is done about clients that do not read. Default: after 60 s they are stalled; those that asked
-    /// to be disconnected are, the others are left parked; what was ended and takes no notice is reset after
-    /// 5 s.
+    /// The treatment of clients that do not read. Default: a client is stalled after 60 s; it is disconnected if its
+    /// subscription asked for that, and stays parked otherwise. A stream that was ended and whose peer takes no notice
+    /// is reset after 5 s.
     pub sweep: SweepRules,
-    /// Where to listen for HTTP, and answer `/metrics`, `/healthz` and `/readyz` to anyone. Port 0 takes a free
-    /// one. Default: `None`, nowhere, because it asks nobody who they are.
+    /// The address of an HTTP listener for `/metrics`, `/healthz` and `/readyz`. Port 0 takes a free port. It answers
+    /// anyone, without credentials. Default: `None`, no such listener.
     pub http: Option<SocketAddr>,
-    /// Whether `tidegate.v1.AdminService` is served. Callers that must prove who they are need a rule with `admin`
-    /// for it. `None` is only if they must, or `listen` is a loopback address. Default: `None`.
+    /// Whether to serve `tidegate.v1.AdminService`. Where calls need credentials, it is for principals whose rule says
+    /// `admin`. `None` serves it if calls need credentials or `listen` is a loopback address. Default: `None`.
     pub admin: Option<bool>,
-    /// How much one address, or one principal, may use. Default: as much as they like.
+    /// The quotas of each address and each principal. Default: none, except for bad credentials.
     pub quotas: QuotaConfig,
-    /// What requests are accepted. The server sets its gate.
+    /// The limits of requests. The server sets the gate itself. Default: [`ServiceConfig::default`].
     pub service: ServiceConfig,
-    /// The most connections at once; beyond, they are reset as they come. The server refuses to start if
-    /// the process may not open as many files. `None` is as many as it may. Default: `None`.
+    /// The most connections at once. The server resets further ones as they come, and refuses to start if the process
+    /// may not open as many files. `None` is as many as the process may open. Default: `None`.
     ///
-    /// In either case the process's soft limit on open files is raised to the hard one.
+    /// In either case [`Server::bind`](crate::Server::bind) raises the process's soft limit on open files to the hard
+    /// one.
     pub max_connections: Option<usize>,
-    /// The most connections at once from one address: IPv4, or the first 64 bits of IPv6. Leave it out
-    /// behind a proxy, from which all connections seem to come. Default: `None`, no cap.
+    /// The most connections at once from one address: an IPv4 address, or the first 64 bits of an IPv6 address. Leave
+    /// it out behind a proxy, whose address all connections have. Default: `None`, no limit.
     pub max_connections_per_address: Option<usize>,
-    /// How old a connection may become, give or take a tenth by chance so that connections which began
-    /// together do not end together. Then its streams are told where to resume, and it ends in good order.
-    /// It is how clients find servers that were added behind a load balancer. Default: `None`, forever.
+    /// The age at which a connection ends, give or take a random tenth so that connections which began together do not
+    /// end together. Its streams are told where to resume, and it ends in good order. This is how clients find servers
+    /// that were added behind a load balancer. Default: `None`, no limit.
     pub max_connection_age: Option<Duration>,
-    /// How long a connection has to end when it has reached its age. Default: 30 s.
+    /// The time that a connection has to end after it has reached its age. Then it is cut. Default: 30 s.
     pub max_connection_age_grace: Duration,
-    /// The certificate to show, and whether to ask clients for theirs. Default: `None`, no TLS.
+    /// The certificate of the server, and whether clients need one. Default: `None`, no TLS.
     pub tls: Option<TlsConfig>,
-    /// Who may call, and what they may do. Default: nobody is asked, and everything is allowed.
+    /// The credentials that calls need, and what they allow. Default: none needed, and everything is allowed.
     pub auth: AuthConfig,
-    /// What connections may do.
+    /// The limits of connections. Default: [`Http2Config::default`].
     pub http2: Http2Config,
-    /// How long connections have to end in good order. Default: 30 s.
+    /// The time that connections have to end in good order in a drain. Then they are cut. Default: 30 s.
     pub drain_timeout: Duration,
 }
 
@@ -85,14 +86,14 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
-    /// Whether the admin service is served.
+    /// Whether a server with this configuration serves the admin service.
     #[must_use]
     pub fn serves_admin(&self) -> bool {
         let is_guarded = self.asks_for_credentials() || self.listen.ip().is_loopback();
         self.admin.unwrap_or(is_guarded)
     }
 
-    /// Whether callers must prove who they are.
+    /// Whether calls need credentials: tokens, or certificates of clients.
     #[must_use]
     pub fn asks_for_credentials(&self) -> bool {
         let tls = self.tls.as_ref();

@@ -24,9 +24,9 @@ pub(crate) struct Connections {
     tls: Option<Arc<Tls>>,
     max_age: Option<Duration>,
     max_age_grace: Duration,
-    /// Told to end in good order.
+    /// Cancelled when connections are to end in good order.
     pub(crate) drain: CancellationToken,
-    /// Told to end at once.
+    /// Cancelled when connections are to end at once.
     pub(crate) cut: CancellationToken,
 }
 
@@ -49,13 +49,13 @@ impl Connections {
         }
     }
 
-    /// Serves one connection until it ends, and in any case until it is cut. Returns whether it was.
+    /// Serves one connection until it ends or `cut` is cancelled. Returns whether it was cut by that.
     pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) -> bool {
         if let Err(error) = self.config.set_socket_options(&stream) {
             tracing::debug!(%error, "connection lost before it began");
             return false;
         }
-        // Boxed, to be gone when it is over: the task would keep the room for it.
+        // Boxed, so that its room is freed when it is done: the task would keep it as long as the connection lasts.
         let Some(begun) = Box::pin(self.handshake(stream)).await else {
             return false;
         };
@@ -70,6 +70,7 @@ impl Connections {
                     }
                     return false;
                 }
+                // Without the guard it would be ready forever, and the loop would spin.
                 () = self.drain.cancelled(), if !drained => {
                     calls.end(CloseReason::ShuttingDown);
                     connection.graceful_shutdown();
@@ -83,6 +84,7 @@ impl Connections {
                     calls.end(CloseReason::MaxConnectionAge);
                     connection.graceful_shutdown();
                     is_old = true;
+                    // The same timer measures the grace.
                     old_age.set(sleep_or_forever(Some(self.max_age_grace)));
                 }
                 () = self.cut.cancelled() => return true,
@@ -90,7 +92,7 @@ impl Connections {
         }
     }
 
-    // Apart from `serve`, whose future would keep what is only needed here for as long as the connection lasts.
+    // Not part of `serve`, whose future would keep its temporaries as long as the connection lasts.
     fn connection(
         &self,
         (begun, certificates): (Prefaced<Transport>, Option<Certificates>),
@@ -100,8 +102,8 @@ impl Connections {
         (Connection::new(begun, service, &self.config), calls)
     }
 
-    /// Waits for the TLS handshake, if there is to be one, and the preface, as long as their time-out allows
-    /// and no drain begins.
+    /// Waits for the TLS handshake, if there is TLS, and the HTTP/2 preface. One time-out covers both, and a drain ends
+    /// the wait: nothing was asked of the server yet.
     async fn handshake(
         &self,
         stream: TcpStream,
@@ -133,7 +135,7 @@ async fn sleep_or_forever(duration: Option<Duration>) {
     }
 }
 
-/// `age`, give or take a tenth (gRFC A9).
+/// `age`, give or take a random tenth, as gRFC A9 has it: connections that began together must not come back together.
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + 0.2 * fastrand::f64())
 }

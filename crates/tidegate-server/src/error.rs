@@ -1,44 +1,46 @@
-//! Why a server cannot start.
+//! The error of a server that cannot start.
 
 use std::{io, net::SocketAddr};
 
 use crate::{files::SecurityError, network::descriptors::TooFewDescriptors};
 
-/// Why a server could not be made.
+/// The error of a server that cannot start. Its `Display` says what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
-    /// The address could not be had.
+    /// The server cannot listen on the address.
     #[error("cannot listen on {address}: is another server running there? Port 0 takes a free one")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the operating system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The process may not open as many files as [`ServerConfig::max_connections`](crate::ServerConfig::max_connections) needs.
+    /// The process may not open as many files as
+    /// [`ServerConfig::max_connections`](crate::ServerConfig::max_connections) needs.
     #[error(
         "the process may open {allowed} files, and {needed} are needed for so many connections: raise the \
          limit (`ulimit -Hn`, or LimitNOFILE= of systemd), or lower the cap on connections"
     )]
     Descriptors {
-        /// How many it may open.
+        /// The files that the process may open.
         allowed: usize,
-        /// How many it needs.
+        /// The files that it needs: one for each connection, and 32 for everything else.
         needed: usize,
     },
-    /// Credentials would go over the network for everyone to read.
+    /// Credentials would cross a network without TLS, and [`AuthConfig::insecure`](crate::AuthConfig) does not allow
+    /// that.
     #[error(
         "credentials would be sent to {address} without TLS, and whoever is between could use them: give a certificate and its key, listen on a loopback address, or say `insecure`"
     )]
     PlaintextCredentials {
-        /// The address.
+        /// The address, which is not a loopback address.
         address: SocketAddr,
     },
-    /// Certificates, credentials or rules cannot be used.
+    /// Certificates, credentials, keys or rules cannot be used.
     #[error(transparent)]
     Security(#[from] SecurityError),
-    /// There is no randomness for an epoch.
+    /// The operating system has no randomness for an epoch.
     #[error("the operating system has no randomness to give")]
     Randomness(#[source] io::Error),
 }

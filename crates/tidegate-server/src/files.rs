@@ -1,4 +1,4 @@
-//! Files that may change while the server runs.
+//! Files that may change while the server runs, and are read again when they do.
 
 use std::{
     error::Error as _,
@@ -9,7 +9,7 @@ use std::{
 
 use crate::digest::{Digest, digest};
 
-/// Why something about certificates, credentials or rules cannot be used.
+/// A certificate, a credential, a key or a rule that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SecurityError {
@@ -18,35 +18,37 @@ pub enum SecurityError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// What was read cannot be used.
+    /// The contents of a file, or of a key set at an address, cannot be used.
     #[error("{}: {problem}", path.display())]
     Invalid {
         /// The file, or the URL.
         path: PathBuf,
-        /// What is wrong, and what to do about it.
+        /// The fault, and the way to correct it.
         problem: String,
     },
-    /// The configuration contradicts itself.
+    /// The configuration contradicts itself: the fault, and the way to correct it.
     #[error("{0}")]
     Configuration(&'static str),
 }
 
-/// Files that are read together.
+/// Files that are read together and replaced as a whole.
 #[derive(Debug)]
 pub(crate) struct Files {
     paths: Vec<PathBuf>,
-    /// What they were when last read, errors included.
+    /// The digest of their contents at the last read, or of the error.
     seen: Mutex<Option<Digest>>,
 }
 
-/// The contents of files, in the order of their paths.
+/// The contents of [`Files`], in the order of their paths.
 pub(crate) type Contents = Result<Vec<Vec<u8>>, SecurityError>;
 
+// ===== impl SecurityError =====
+
 impl SecurityError {
-    /// The error and what caused it, in one line for a log.
+    /// The error and its cause in one line, for a log.
     #[must_use]
     pub fn with_cause(&self) -> String {
         match self.source() {
@@ -63,7 +65,10 @@ impl SecurityError {
     }
 }
 
+// ===== impl Files =====
+
 impl Files {
+    /// Files at `paths`, none of which has been read.
     pub(crate) fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
         Self {
             paths: paths.into_iter().collect(),
@@ -71,11 +76,12 @@ impl Files {
         }
     }
 
-    /// What is in them, if that is not the same as at the last time, or in any case with `force`.
+    /// Reads the files. Returns nothing if they are as they were at the last read, unless `force` is set.
     pub(crate) fn read(&self, force: bool) -> Option<Contents> {
         let mut whole = Vec::new();
         let contents: Contents = self.paths.iter().map(|path| read(path)).collect();
         match &contents {
+            // Each length goes in too: bytes that move from one file to the next are a change.
             Ok(contents) => contents.iter().for_each(|content| {
                 whole.extend_from_slice(&content.len().to_be_bytes());
                 whole.extend_from_slice(content);
@@ -84,12 +90,14 @@ impl Files {
         }
         let now = Some(digest(&whole));
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // Remembered even if the contents turn out to be unusable, so that they are reported once and not every 2 s.
         let is_new = *seen != now;
         *seen = now;
         (is_new || force).then_some(contents)
     }
 }
 
+/// Reads one file.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, SecurityError> {
     fs::read(path).map_err(|source| SecurityError::Read {
         path: path.into(),

@@ -8,7 +8,8 @@
 //! let config = ServerConfig { listen: "127.0.0.1:0".parse()?, ..ServerConfig::default() };
 //! let server = Server::bind(config).await?;
 //! println!("listening on {}", server.local_addr());
-//! let report = server.serve(async { /* until this is done */ }).await;
+//! // A real program passes a future that is done when it is told to stop.
+//! let report = server.serve(async {}).await;
 //! assert_eq!(report.connections_cut, 0);
 //! # Ok(())
 //! # })
@@ -16,23 +17,22 @@
 //! ```
 //!
 //! # Closing
-//! When the future given to [`Server::serve`] is done, the server drains: its health is NOT_SERVING, it
-//! accepts no more, ends every stream with `GoingAway`, a delay to come back after and `UNAVAILABLE`, and
-//! sends each connection GOAWAY. Streams whose peer takes no notice for half of
-//! [`ServerConfig::drain_timeout`] are reset. Connections that are still
-//! there at its end are cut, and counted.
+//! When the future given to [`Server::serve`] is done, the server drains. Its health turns to NOT_SERVING, and it
+//! accepts no more connections. Each stream ends with `GoingAway`, which carries a delay before the client comes back,
+//! and the status `UNAVAILABLE`; each connection gets GOAWAY. Streams whose peer takes no notice for half of
+//! [`ServerConfig::drain_timeout`] are reset. Connections that are still open when the time-out is over are cut, and
+//! [`DrainReport`] counts them.
 //!
-//! # Beside the events
+//! # Services beside the events
 //! Every server answers `grpc.health.v1.Health`, for the names `""` and `tidegate.v1.EventService`, and
-//! `grpc.reflection.v1.ServerReflection`. Where [`ServerConfig::admin`] says so it answers
-//! `tidegate.v1.AdminService`, which has the [`Controls`], and where [`ServerConfig::http`] says so, `/metrics`,
-//! `/healthz` and `/readyz` over HTTP.
+//! `grpc.reflection.v1.ServerReflection`. With [`ServerConfig::admin`] it answers `tidegate.v1.AdminService` too, which
+//! offers the [`Controls`] over gRPC; with [`ServerConfig::http`] it answers `/metrics`, `/healthz` and `/readyz` over
+//! HTTP.
 //!
 //! # Identity
-//! With [`ServerConfig::auth`], or certificates of clients in [`ServerConfig::tls`], every call must prove whose
-//! it is, but those to `grpc.health.v1.Health`, and everything is denied that no [`Rule`] allows. Reflection is
-//! for all whose credentials are accepted. Certificates, tokens, keys and rules are read again when their files
-//! change: [`Reloader`].
+//! With [`ServerConfig::auth`], or certificates of clients in [`ServerConfig::tls`], every call needs credentials,
+//! except calls to `grpc.health.v1.Health`, and no call may do more than a [`Rule`] allows. Any principal may use
+//! reflection. The [`Reloader`] reads certificates, tokens, keys and rules again when their files change.
 
 mod address;
 mod config;

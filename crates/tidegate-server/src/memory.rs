@@ -1,9 +1,9 @@
-//! How much memory there is.
+//! The memory that the machine, or the control group, has.
 
 use std::fs;
 
-/// What events may hold where nothing else is said: a quarter of what the machine has, or of what the
-/// control group of this process allows, whichever is less. No bound where neither can be read.
+/// The memory budget of a server whose configuration sets none: a quarter of the machine's memory, or of the limit of
+/// this process's control group, whichever is less. No limit where neither can be read.
 pub(crate) fn default_budget() -> u64 {
     let machine = fs::read_to_string("/proc/meminfo")
         .ok()

@@ -1,5 +1,5 @@
-//! The services of one connection: events, and beside them the admin service, if it is served, health
-//! (`grpc.health.v1`) and reflection (`grpc.reflection.v1`), for load balancers and for tools.
+//! The services of one connection: events, and beside them the admin service, health (`grpc.health.v1`) for load
+//! balancers, and reflection (`grpc.reflection.v1`) for tools.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
@@ -27,16 +27,17 @@ use crate::{
     operations::{admin::Admin, controls::Controls},
 };
 
+/// The beginning of the admin service's paths.
 const ADMIN: &str = "/tidegate.v1.AdminService/";
 
-/// The calls that need no credentials: load balancers have none, and learn nothing but whether to send calls.
+/// The methods that need no credentials: load balancers have none, and learn only whether to send calls.
 const PUBLIC_METHODS: [&str; 2] = [
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
 ];
 
-/// The calls for everyone whose credentials are accepted. What a caller may subscribe and publish to is
-/// checked in the service. Any call that stands nowhere here is for administrators.
+/// The methods that every principal may call. The event service checks which topics its rights cover. Any method that
+/// is in neither list, known or not, is for administrators.
 const PRINCIPAL_METHODS: [&str; 4] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/tidegate.v1.EventService/Publish",
@@ -44,22 +45,24 @@ const PRINCIPAL_METHODS: [&str; 4] = [
     "/tidegate.v1.EventService/Subscribe",
 ];
 
+/// The beginning of the health service's paths.
 const HEALTH: &str = "/grpc.health.v1.Health/";
+/// The beginning of the reflection service's paths.
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/";
 
-/// Its type has no name.
+/// The reflection service, boxed because its own type cannot be named.
 type Reflection = BoxCloneSyncService<
     http::Request<RequestBody<Incoming>>,
     http::Response<tonic::body::Body>,
     Infallible,
 >;
 
-/// What all connections share.
+/// The services that all connections share.
 #[derive(Debug, Clone)]
 pub(crate) struct Routes {
     events: EventService,
     side: Arc<SideServices>,
-    /// `None` if nobody is asked for credentials.
+    /// `None` if calls need no credentials.
     authenticator: Option<Arc<Authenticator>>,
 }
 
@@ -69,28 +72,32 @@ pub(crate) struct ConnectionRoutes {
     events: EventService,
     side: Arc<SideServices>,
     calls: Calls,
-    /// Where the connection comes from.
+    /// The remote address of the connection.
     address: SocketAddr,
-    /// Who is at the other end. `None` if nobody is asked.
+    /// `None` if calls need no credentials.
     peer: Option<Arc<Peer>>,
 }
 
+/// The services beside the events, and what they need.
 #[derive(Debug)]
 struct SideServices {
-    /// `None` if it is not served.
+    /// `None` if the configuration does not serve it.
     admin: Option<AdminServiceServer<Admin>>,
-    /// How long a call of it may take to send its request.
+    /// The time that a call of the admin service has to send its request.
     request_timeout: Duration,
-    /// Told of credentials that are not accepted.
+    /// Count calls whose credentials are not accepted.
     controls: Controls,
-    /// The names that health is asked for: the server as a whole, and its services.
+    /// The names that health is served under: each service, and `""` for the server as a whole.
     names: Vec<&'static str>,
     reporter: HealthReporter,
     health: HealthServer<HealthService>,
     reflection: Reflection,
 }
 
+// ===== impl Routes =====
+
 impl Routes {
+    /// The services that `config` asks for. Call [`set_serving`](Self::set_serving) before the first connection.
     pub(crate) fn new(
         events: EventService,
         authenticator: Option<Arc<Authenticator>>,
@@ -131,7 +138,7 @@ impl Routes {
         }
     }
 
-    /// Tells who asks for health, and who watches it, whether to send calls here.
+    /// Sets the health of the server and all its services, and tells clients that watch it.
     pub(crate) async fn set_serving(&self, is_serving: bool) {
         let status = match is_serving {
             true => ServingStatus::Serving,
@@ -170,6 +177,8 @@ impl Routes {
     }
 }
 
+// ===== impl ConnectionRoutes =====
+
 impl Service<http::Request<Incoming>> for ConnectionRoutes {
     type Response = http::Response<ResponseBody>;
     type Error = Infallible;
@@ -198,7 +207,10 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
 }
 
 impl ConnectionRoutes {
-    /// Whether the caller may make this call, as far as that depends on the method alone.
+    /// Authenticates the call, and authorizes its method. Topics, filters and client ids are for the service to check.
+    ///
+    /// # Errors
+    /// The status of [`Peer::identify`], or `NOT_ALLOWED` if the method is for administrators.
     async fn authorize(
         &self,
         peer: &Peer,
@@ -259,7 +271,7 @@ impl ConnectionRoutes {
             let response = self.side.reflection.clone().call(request);
             return Box::pin(async move { Ok(calls.respond(access.as_ref(), response.await?)) });
         }
-        // Answered as any method that is not there.
+        // An unknown service of gRPC: the event service answers it as it does any unknown method.
         self.events.call(request)
     }
 }

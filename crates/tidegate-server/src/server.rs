@@ -1,4 +1,4 @@
-//! The server: a listener, its connections, and the hub behind them.
+//! The server: a listener, its connections, and the hub that they share.
 
 use std::{
     future::Future,
@@ -41,8 +41,8 @@ use crate::{
     routes::Routes,
 };
 
-/// How often history is looked through for what is too old, and subscriptions for what is stuck, unless
-/// shorter times are asked for; and how often it is looked at how far everyone is behind.
+/// The longest time between two sweeps for old events and stuck subscriptions, and the time between two samples of the
+/// subscriptions' lags.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A server that is bound to its address and not yet serving.
@@ -51,7 +51,7 @@ pub struct Server {
     acceptor: Acceptor,
     local_addr: SocketAddr,
     admission: Admission,
-    /// What of the admission's numbers has been logged.
+    /// The counts of refused connections that have been logged.
     logged: ConnectionStats,
     hub: Hub<Encoded>,
     routes: Routes,
@@ -61,24 +61,27 @@ pub struct Server {
     reloader: Reloader,
 }
 
-/// How a server ended.
+/// The end of a server in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainReport {
-    /// Connections that ended in good order after the drain began.
+    /// Connections that ended in good order within the drain time-out.
     pub connections_drained: usize,
-    /// Connections that were cut at the end of the drain time-out.
+    /// Connections that were cut when the drain time-out was over.
     pub connections_cut: usize,
-    /// Streams that ended after the drain began, with their status or by their client.
+    /// Streams that ended after the drain began: the server sent their status, or their client left.
     pub streams_drained: u64,
-    /// Streams that took no notice of their end and were reset, or cut with their connection.
+    /// Streams whose client took no notice of their end, so that the server reset them or cut their connection.
     pub streams_cut: u64,
 }
 
 impl Server {
-    /// Binds the address and makes the hub, with a new epoch.
+    /// Reads the files that `config` names, binds its addresses, and makes a hub with a new epoch. Connections queue in
+    /// the kernel from then on, and are accepted once [`serve`](Self::serve) is called.
+    ///
+    /// Raises the process's soft limit on open files to the hard one.
     ///
     /// # Errors
-    /// [`BindError`].
+    /// [`BindError`], when an address is taken, a file cannot be used, or the process may open too few files.
     pub async fn bind(config: ServerConfig) -> Result<Self, BindError> {
         let reloader = Reloader::new(&config)?;
         let max_connections = room_for_connections(config.max_connections)?;
@@ -150,42 +153,43 @@ impl Server {
         })
     }
 
-    /// The address that is listened on, with its port.
+    /// The address that the server listens on, with the port that it got.
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// The hub that is served: publish to it, or look at its numbers, from within the process.
+    /// The hub behind the event service. You can publish to it and read its numbers from within the process.
     #[must_use]
     pub const fn hub(&self) -> &Hub<Encoded> {
         &self.hub
     }
 
-    /// The address of the HTTP listener, with its port, if there is one.
+    /// The address of the HTTP listener, with the port that it got. `None` without [`ServerConfig::http`].
     #[must_use]
     pub fn http_addr(&self) -> Option<SocketAddr> {
         self.http.as_ref().map(|http| http.local_addr)
     }
 
-    /// Looks at the server and steers it, while it runs.
+    /// A handle that reads the server's state and steers it, also while it runs.
     #[must_use]
     pub const fn controls(&self) -> &Controls {
         &self.controls
     }
 
-    /// The connections in numbers, to look at while the server runs.
+    /// A handle that reads the numbers of connections, also while the server runs.
     #[must_use]
     pub const fn admission(&self) -> &Admission {
         &self.admission
     }
 
-    /// Reads certificates, credentials and rules again, also while the server runs.
+    /// A handle that reads certificates, credentials, keys and rules again, also while the server runs.
     #[must_use]
     pub const fn reloader(&self) -> &Reloader {
         &self.reloader
     }
 
+    /// Drops old events, ends stuck streams, and logs refused connections.
     fn upkeep(&mut self) {
         let now = Instant::now();
         self.hub.expire_history(now);
@@ -200,7 +204,8 @@ impl Server {
         self.log_refusals();
     }
 
-    /// Logs how many connections were refused since the last time: a flood must not become one of logs.
+    /// Logs the connections that were refused since the last time, in one line: a flood of connections must not become
+    /// a flood of logs.
     fn log_refusals(&mut self) {
         let now = self.admission.stats();
         let full = now.refused - self.logged.refused;
@@ -212,7 +217,8 @@ impl Server {
         }
     }
 
-    /// Serves a connection in a task of its own, if it is let in.
+    /// Serves a connection in a task of its own, or resets it if a limit is reached. Adds it to `cut` if it ends by
+    /// being cut.
     fn spawn_connection(
         &self,
         stream: TcpStream,
@@ -224,7 +230,8 @@ impl Server {
             Ok(permit) => permit,
             Err(refusal) => {
                 tracing::debug!(%peer, %refusal, "connection refused");
-                // Closed with a reset, which leaves nothing to wait for. If it fails, it is closed anyhow.
+                // A reset instead of a close: it leaves no state in the kernel. If the option cannot be set, the
+                // socket closes normally.
                 let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
                 return;
             }
@@ -232,7 +239,7 @@ impl Server {
         let connections = Arc::clone(&self.connections);
         let cut = Arc::clone(cut);
         tasks.spawn(async move {
-            // Made in here: a future that is made outside and awaited within is held twice over.
+            // The future is made inside the task: one that is made outside and awaited here takes its room twice.
             if connections.serve(stream, peer).await {
                 cut.fetch_add(1, Relaxed);
             }
@@ -240,8 +247,11 @@ impl Server {
         });
     }
 
-    /// Serves until `stop` is done or [`Controls::drain`] is called, then drains. Dropping the future cuts everything
-    /// at once.
+    /// Serves until `stop` is done or [`Controls::drain`] is called, then drains, within
+    /// [`ServerConfig::drain_timeout`] as the [`Controls`] have it then.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cuts every connection at once, without a status for its streams.
     pub async fn serve(mut self, stop: impl Future<Output = ()>) -> DrainReport {
         let tasks = TaskTracker::new();
         let cut = Arc::new(AtomicUsize::new(0));
@@ -271,11 +281,13 @@ impl Server {
             connections,
             ..
         } = self;
+        // `stop` may have begun it; the HTTP listener and the admin service read it from the controls.
         controls.drain();
         let LiveConfig {
             sweep,
             drain_timeout,
         } = controls.live();
+        // First the health, so that load balancers send nothing new, then the listener.
         routes.set_serving(false).await;
         drop(acceptor);
         let open = tasks.len();
@@ -292,8 +304,8 @@ impl Server {
     }
 }
 
-/// Warns of a memory budget that cannot hold what may be published at once: of such a publish only the end is there
-/// when it has been stored, and nothing of what was before.
+/// Warns of a memory budget that is less than one publish may have: such a publish evicts everything before it, and its
+/// own beginning too.
 fn warn_of_small_budget(budget: u64, config: &ServerConfig) {
     let max_publish = config.service.publish.max_batch_bytes as u64;
     if budget < max_publish {
@@ -306,7 +318,7 @@ fn warn_of_small_budget(budget: u64, config: &ServerConfig) {
     }
 }
 
-/// Short enough to see a stall soon after it is one.
+/// The time between two sweeps: a quarter of the shortest time that they enforce, from 10 ms to [`UPKEEP_INTERVAL`].
 fn upkeep_interval(rules: &SweepRules) -> Duration {
     let shortest = rules
         .stall_timeout
@@ -316,8 +328,8 @@ fn upkeep_interval(rules: &SweepRules) -> Duration {
     shortest.clamp(Duration::from_millis(10), UPKEEP_INTERVAL)
 }
 
-/// Ends every stream and then every connection, in good order as long as there is time. Returns how many
-/// streams were cut then.
+/// Ends every stream and every connection in good order, and after `timeout` cuts those that are left. Returns the
+/// number of streams that were cut.
 async fn drain(
     hub: &Hub<Encoded>,
     connections: &Connections,
@@ -327,7 +339,7 @@ async fn drain(
 ) -> u64 {
     let streams = hub.stats().subscriptions;
     tracing::info!(connections = tasks.len(), streams, ?timeout, "draining");
-    // A client that is slow still gets its status, if it reads within half of the time.
+    // Half of the time for slow clients to read their status, the other half for their connections to end.
     let rules = SweepRules {
         grace: rules.grace.max(timeout / 2),
         ..*rules
@@ -352,8 +364,7 @@ async fn drain(
     streams
 }
 
-/// Resets streams that take no notice of their end, so that others of their connection need not wait for the
-/// time-out.
+/// Resets streams whose client takes no notice of their end, so that their connections need not wait for the time-out.
 async fn sweep_forever(hub: &Hub<Encoded>, rules: &SweepRules) {
     let mut ticks = time::interval(upkeep_interval(rules));
     loop {

@@ -1,4 +1,4 @@
-//! Who may call, as it is configured.
+//! The configuration of authentication.
 
 use std::path::PathBuf;
 
@@ -7,29 +7,29 @@ use super::{
     rules::Rule,
 };
 
-/// Who may call, and what they may do. Authentication is on as soon as there is a way to tell who calls: tokens,
-/// JSON Web Tokens, or [certificates](crate::TlsConfig::client_ca). Then everything is denied that no rule
-/// allows.
+/// The credentials that calls need, and what they allow. Authentication is on as soon as there is a kind of
+/// credentials: tokens, JSON Web Tokens, or [certificates](crate::TlsConfig::client_ca). Then a call may do only what a
+/// rule allows.
 ///
-/// The files are looked at every 2 s, and read again when they have changed. One that cannot be used leaves what
-/// was there before, and is logged as an error.
+/// The server checks the files every 2 s and reads them again when they have changed. A file that cannot be used leaves
+/// its previous contents in force, and is logged as an error.
 #[derive(Debug, Clone, Default)]
 pub struct AuthConfig {
     /// A file of bearer tokens by their hashes. Default: `None`.
     pub tokens: Option<PathBuf>,
-    /// What JSON Web Tokens are accepted. Default: `None`.
+    /// The JSON Web Tokens that are accepted. Default: `None`.
     pub jwt: Option<JwtConfig>,
-    /// What principals may do. Default: nothing.
+    /// The rules of what principals may do. Default: none.
     pub rules: Vec<Rule>,
-    /// A file of more rules: an array of tables `rule`, in TOML, with the fields of [`Rule`]. Default: `None`.
+    /// A file of further rules: an array of tables `rule`, in TOML, with the fields of [`Rule`]. Default: `None`.
     pub rules_file: Option<PathBuf>,
-    /// Whether to take credentials without TLS from beyond this machine. Whoever is between can read and use
-    /// them. Default: false.
+    /// Whether to accept credentials without TLS on an address that is not loopback. Anyone on the path can then read
+    /// and use them. Default: false.
     pub insecure: bool,
 }
 
 impl AuthConfig {
-    /// Whether callers must prove who they are, certificates aside.
+    /// Whether calls need a token, where certificates of clients do not replace it.
     pub(crate) fn takes_tokens(&self) -> bool {
         self.tokens.is_some() || self.jwt.is_some()
     }

@@ -1,6 +1,7 @@
-//! Key sets at addresses: fetching them, and trusting what was fetched.
+//! Key sets at addresses: the fetch, and the time for which its keys are trusted.
 //!
-//! A fetch is one request, over a connection of its own: `GET`, no redirects, a bounded answer in bounded time.
+//! A fetch is one `GET` over a connection of its own. It follows no redirects, and bounds the size of the answer and
+//! the time for it.
 
 use std::{
     error::Error,
@@ -33,10 +34,10 @@ use crate::{
     network::tls,
 };
 
-/// The largest key set that is read.
+/// The most bytes of a key set. One key has less than 1 KiB.
 const MAX_BYTES: usize = 1 << 20;
 
-/// How long all of it may take.
+/// The time that a fetch may take from the connect to the last byte.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The key sets at addresses, in the order of the configuration.
@@ -46,17 +47,18 @@ pub(crate) struct KeySets {
     failures: AtomicU64,
 }
 
-/// A key set that is fetched.
+/// One key set, and the times of its fetches.
 #[derive(Debug)]
 struct KeySet {
     fetcher: Fetcher,
-    /// When it was last asked for. Held while it is, so that all who need it wait for one answer.
+    /// The time of the last attempt. The lock is held during a fetch, so all calls that need the set wait for one
+    /// answer.
     asked_at: tokio::sync::Mutex<Option<Instant>>,
-    /// When it last came.
+    /// The time of the last fetch that succeeded.
     fetched_at: Mutex<Option<Instant>>,
 }
 
-/// Fetches the key set at one address.
+/// The request for the key set at one address.
 #[derive(Debug)]
 pub(crate) struct Fetcher {
     config: JwksUrl,
@@ -72,7 +74,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 // ===== impl KeySets =====
 
 impl KeySets {
-    /// The key sets of those of `sources` that are addresses.
+    /// The key sets among `sources`, none of which has been fetched.
     pub(crate) fn new(sources: &[JwtKeys]) -> Result<Self, SecurityError> {
         let sets = sources.iter().filter_map(|source| match source {
             JwtKeys::JwksUrl(set) => Some(KeySet::new(set.clone())),
@@ -92,28 +94,30 @@ impl KeySets {
         self.sets.is_empty()
     }
 
-    /// Whether all of them were had, and not so long ago that their keys are trusted no more.
+    /// Whether the keys of every set are trusted.
     pub(crate) fn are_trusted(&self) -> bool {
         self.sets.iter().all(KeySet::is_trusted)
     }
 
-    /// How often a key set could not be fetched.
+    /// The number of attempts that failed.
     pub(crate) fn failures(&self) -> u64 {
         self.failures.load(Relaxed)
     }
 
-    /// Fetches the key sets whose last look is older than `age` says, and puts their keys into the policy.
+    /// Fetches the key sets that were last asked for longer ago than `age` returns for them, one after the other, and
+    /// puts their keys in force.
     pub(crate) async fn fetch(&self, policies: &Policies, age: impl Fn(&JwksUrl) -> Duration) {
         for (i, set) in self.sets.iter().enumerate() {
             let mut asked_at = set.asked_at.lock().await;
             let mut age = age(set.fetcher.config());
             if !set.is_trusted() {
-                // Its tokens are refused, or will be: it is asked for as for an unknown key.
+                // Its tokens are refused, or soon will be, so it is as urgent as an unknown key.
                 age = age.min(set.fetcher.config().unknown_key_interval);
             }
             if asked_at.is_some_and(|at| at.elapsed() < age) {
                 continue;
             }
+            // Set before the fetch: if the call that asks is cancelled, the next one must not ask again at once.
             *asked_at = Some(Instant::now());
             match set.fetcher.fetch().await {
                 Ok(keys) => {
@@ -131,7 +135,7 @@ impl KeySets {
         }
     }
 
-    /// Forgets keys that could not be fetched again for too long.
+    /// Takes the keys of a set out of force, which could not be fetched for longer than they are trusted.
     fn distrust(&self, policies: &Policies, i: usize) {
         if policies.current().fetched[i].is_empty() {
             return;
@@ -145,7 +149,9 @@ impl KeySets {
     }
 }
 
+/// Puts the keys of a set in force.
 fn store(policies: &Policies, i: usize, keys: Keys) {
+    // A new policy makes every open call check its standing, so the same keys make none.
     if policies.current().fetched[i].fingerprints() != keys.fingerprints() {
         policies.amend(|policy| policy.fetched[i] = Arc::new(keys));
     }
@@ -160,7 +166,7 @@ impl KeySet {
         })
     }
 
-    /// Whether it was had, and not so long ago that its keys are trusted no more.
+    /// Whether the last fetch that succeeded was less than `max_age` ago.
     fn is_trusted(&self) -> bool {
         let fetched_at = *self
             .fetched_at
@@ -181,7 +187,7 @@ impl KeySet {
 // ===== impl Fetcher =====
 
 impl Fetcher {
-    /// Checks the address, and gets ready to trust whoever may vouch for it.
+    /// Checks the address, and reads the authorities that may sign its certificate.
     pub(crate) fn new(config: JwksUrl) -> Result<Self, SecurityError> {
         let invalid = |problem: &str| SecurityError::invalid(&config.url, problem);
         let uri: Uri = config.url.parse().map_err(|_| invalid("it is not a URL"))?;
@@ -214,7 +220,7 @@ impl Fetcher {
         &self.config
     }
 
-    /// Fetches the keys.
+    /// Fetches and parses the key set.
     async fn fetch(&self) -> Result<Keys, SecurityError> {
         let fetched = timeout(TIMEOUT, self.get()).await;
         let failed = |problem: String| SecurityError::invalid(&self.config.url, problem);
@@ -261,13 +267,14 @@ impl Fetcher {
             answer = &mut answer => answer,
             ended = connection => {
                 ended?;
-                // All of it has come, or the answer says what has not.
+                // The whole answer may have come before the end. If not, it fails with the reason.
                 answer.await
             }
         }
     }
 }
 
+/// TLS that trusts the authorities in `ca`, or those of the system.
 fn client_config(ca: Option<&PathBuf>) -> Result<Arc<ClientConfig>, SecurityError> {
     let roots = match ca {
         Some(path) => tls::roots(path, &files::read(path)?)?,

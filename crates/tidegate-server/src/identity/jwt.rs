@@ -1,15 +1,15 @@
-//! JSON Web Tokens: who signed them, and what they say.
+//! JSON Web Tokens: their keys and their claims.
 //!
 //! # The key decides
-//! Each key has one algorithm, which follows from what kind of key it is: a secret is for HS256, an RSA key for
-//! RS256, a P-256 key for ES256, an Ed25519 key for EdDSA. A token whose header names another is refused, so a
-//! public key is never taken for a secret, and `none` for nothing (RFC 8725, section 3.1). What a header says
-//! about where to find a key (`jku`, `x5u`, `jwk`) is not read.
+//! Each key has one algorithm, which follows from its kind: HS256 for a secret, RS256 for an RSA key, ES256 for a P-256
+//! key, EdDSA for an Ed25519 key. A token whose header names another algorithm is refused, so a public key is never
+//! used as a secret, and `none` is never accepted (RFC 8725, section 3.1). Keys and addresses of keys in a header
+//! (`jwk`, `jku`, `x5u`) are ignored.
 //!
-//! # What a token must say
-//! `iss` and `aud` as configured, `exp`, and as `sub` the principal. `nbf` is kept to if it is there. The claim
-//! `tidegate` may grant rights, in the form of a [rule](crate::Rule) without principals:
-//! `{"publish": {"allow": [], "deny": []}, "subscribe": {"allow": []}, "admin": false}`.
+//! # Claims
+//! A token needs `iss` and `aud` as configured, `exp`, and the principal as `sub`. `nbf` is enforced if it is there.
+//! The claim `tidegate` may grant rights, in the form of a [rule](crate::Rule) without principals: `{"publish":
+//! {"allow": [], "deny": []}, "subscribe": {"allow": []}, "admin": false}`.
 
 use std::{
     collections::HashSet,
@@ -39,52 +39,52 @@ use crate::{
     files::SecurityError,
 };
 
-/// Fewer bytes make no secret for HS256 (RFC 7518, section 3.2).
+/// The least bytes of a secret for HS256 (RFC 7518, section 3.2).
 const MIN_SECRET_BYTES: usize = 32;
 
-/// What JSON Web Tokens are accepted.
+/// The JSON Web Tokens that are accepted.
 #[derive(Debug, Clone)]
 pub struct JwtConfig {
-    /// Where the keys are that tokens may be signed with. No default: at least one.
+    /// The keys that tokens may be signed with. No default: at least one.
     pub keys: Vec<JwtKeys>,
-    /// Who must have issued them: the claim `iss`. No default.
+    /// The issuer that tokens must name, as the claim `iss`. No default.
     pub issuer: String,
-    /// For whom they must be: the claim `aud`. No default.
+    /// The audience that tokens must name, as the claim `aud`. No default.
     pub audience: String,
-    /// How far the issuer's clock may be from this one. A token is accepted for so long after its end.
+    /// The most that the issuer's clock may differ from this one. A token is accepted for this long after its expiry.
     /// Default: 5 s.
     pub leeway: Duration,
 }
 
-/// Where keys for JSON Web Tokens are.
+/// A source of keys for JSON Web Tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum JwtKeys {
     /// A public key in PEM (`PUBLIC KEY`): RSA, P-256 or Ed25519.
     Pem(PathBuf),
-    /// A shared secret for HS256: the bytes of the file, 32 or more, without the end of its last line.
+    /// A shared secret for HS256: the bytes of a file, at least 32, without a newline at the end.
     Secret(PathBuf),
-    /// A JSON Web Key Set in a file. Keys of other kinds in it are left out.
+    /// A JSON Web Key Set in a file. Keys of other kinds are skipped.
     JwksFile(PathBuf),
     /// A JSON Web Key Set at an address.
     JwksUrl(JwksUrl),
 }
 
-/// A JSON Web Key Set at an address. While it cannot be had, the keys it had last stay for as long as they are trusted.
-/// Secrets in it are left out, as are keys of kinds that are not known here.
+/// A JSON Web Key Set at an address. While it cannot be fetched, the keys of the last fetch stay in force for
+/// [`max_age`](Self::max_age). Secrets, and keys of kinds that the server does not use, are skipped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwksUrl {
-    /// Its address, which no token can change: `https`, or `http` on this machine. No default.
+    /// The address: `https`, or `http` on a loopback address. Redirects are not followed. No default.
     pub url: String,
-    /// How long after one look at it the next is taken. Default: 5 min.
+    /// The time from one fetch to the next. Default: 5 min.
     pub refresh_interval: Duration,
-    /// A token of an unknown key has it looked at, too, but only so long after the last look. Default: 10 s.
+    /// The least time from one fetch to the next when a token names an unknown key. Default: 10 s.
     pub unknown_key_interval: Duration,
-    /// How long its keys are trusted after they were fetched last: a key that its issuer withdrew must not be good
-    /// forever where the set cannot be had. `None` is forever. Default: 1 day.
+    /// The time for which keys are trusted after the last fetch that succeeded: a key that its issuer has withdrawn
+    /// must not stay good forever because the set cannot be fetched. `None` is forever. Default: 1 day.
     pub max_age: Option<Duration>,
-    /// Certificates in PEM of those who may vouch for it, in place of those that the system trusts.
-    /// Default: `None`.
+    /// A file of the authorities, in PEM, that may sign the certificate of the address. `None` is those that the system
+    /// trusts. Default: `None`.
     pub ca: Option<PathBuf>,
 }
 
@@ -92,36 +92,41 @@ pub struct JwksUrl {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Keys(Vec<Arc<Key>>);
 
+/// A key and its one algorithm.
 #[derive(Debug)]
 struct Key {
-    /// The name that tokens have for it. One without a name is tried for all tokens.
+    /// The name of the key in tokens, their `kid`. A key without a name is tried for every token.
     id: Option<String>,
     algorithm: Algorithm,
     key: DecodingKey,
-    /// Tells it from others.
+    /// The SHA-256 of the key, which tells it from other keys.
     fingerprint: Digest,
 }
 
-/// What a token said, and which key says that it did.
+/// The claims of a verified token, and the key that signed it.
 #[derive(Debug)]
 pub(crate) struct VerifiedToken {
     pub(crate) principal: Arc<str>,
+    /// Its expiry, with the leeway added.
     pub(crate) expires: SystemTime,
+    /// The rights of its claim `tidegate`, if it has one.
     pub(crate) rights: Option<Rights>,
+    /// The fingerprint of the key.
     pub(crate) key: Digest,
 }
 
-/// Why a token is not accepted.
+/// The error of a token that is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TokenError {
-    /// It is good, but for its age.
+    /// The token is good, but has expired.
     Expired,
-    /// It names a key that is not known.
+    /// The token may be signed with a key that is not known.
     UnknownKey,
-    /// Anything else. Which, is of use to attackers only; the log has it.
+    /// Anything else. The client is not told more, which would help attackers only; the log has it.
     Invalid,
 }
 
+/// The claims of a token that are read here. `jsonwebtoken` checks the others.
 #[derive(Debug, Deserialize)]
 struct Claims {
     sub: String,
@@ -130,7 +135,7 @@ struct Claims {
 }
 
 impl JwtConfig {
-    /// Tokens of `issuer` for `audience`, without keys yet.
+    /// Tokens of `issuer` for `audience`. Add the keys to [`keys`](Self::keys).
     #[must_use]
     pub fn new(issuer: impl Into<String>, audience: impl Into<String>) -> Self {
         Self {
@@ -151,13 +156,15 @@ impl JwtConfig {
         validation
     }
 
-    /// Checks `token` against those of `keys` that it may be signed with.
+    /// Verifies `token` with those of `keys` that may have signed it.
     pub(crate) fn verify(&self, keys: &Keys, token: &str) -> Result<VerifiedToken, TokenError> {
         let header = decode_header(token).map_err(|_| TokenError::Invalid)?;
+        // With a name, or without any key here, another fetch may bring the key.
         let mut refused = match header.kid.is_some() || keys.0.is_empty() {
             true => TokenError::UnknownKey,
             false => TokenError::Invalid,
         };
+        // The algorithm is that of the key, never that of the header.
         for key in keys.named(header.kid.as_deref()) {
             match decode::<Claims>(token, &key.key, &self.validation(key.algorithm)) {
                 Ok(token) => return self.accept(token.claims, key),
@@ -191,7 +198,7 @@ impl JwtConfig {
 }
 
 impl JwksUrl {
-    /// The key set at `url`, with default intervals.
+    /// The key set at `url`, with the default of every other field.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -205,7 +212,7 @@ impl JwksUrl {
 }
 
 impl JwtKeys {
-    /// Its file, if it is one.
+    /// The path of the file. `None` for an address.
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {
             Self::Pem(path) | Self::Secret(path) | Self::JwksFile(path) => Some(path),
@@ -213,7 +220,7 @@ impl JwtKeys {
         }
     }
 
-    /// Makes keys of what is in the file.
+    /// Parses the keys in `content`.
     pub(crate) fn parse(&self, content: &[u8]) -> Result<Keys, SecurityError> {
         let keys = match self {
             Self::Pem(_) => Key::from_pem(content).map(Keys::one),
@@ -252,13 +259,14 @@ impl Keys {
         self.0.iter().map(|key| key.fingerprint).collect()
     }
 
-    /// The keys that a token may be signed with whose header names `id`.
+    /// The keys that may have signed a token whose header names `id`.
     fn named<'a>(&'a self, id: Option<&'a str>) -> impl Iterator<Item = &'a Key> {
         let keys = self.0.iter().map(|key| &**key);
         keys.filter(move |key| id.is_none() || key.id.is_none() || key.id.as_deref() == id)
     }
 
-    /// Reads a JSON Web Key Set. What is no key for signatures of a known kind is left out.
+    /// Parses a JSON Web Key Set. Entries that are not keys for signatures, of a kind that the server uses, are
+    /// skipped.
     fn from_set(content: &[u8], with_secrets: bool) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Set {
@@ -356,7 +364,7 @@ impl Key {
     }
 }
 
-/// How a key set names one of the algorithms that are known here.
+/// The name of an algorithm in a key set.
 fn name_of(algorithm: Algorithm) -> KeyAlgorithm {
     match algorithm {
         Algorithm::RS256 => KeyAlgorithm::RS256,

@@ -1,7 +1,8 @@
-//! Tokens that were found good, and from where.
+//! Tokens that were accepted, and the addresses that they came from.
 //!
-//! Beyond the rate of bad credentials from an address only such are looked at from there: whoever shares the address
-//! with an attacker keeps what it has, over new connections too, and the attacker gets no more guesses than the rate.
+//! Beyond the rate of bad credentials from an address, only its known tokens are verified. So a client that shares an
+//! address with an attacker keeps its access, over new connections too, and the attacker gets no more guesses than the
+//! rate.
 
 use std::{
     collections::HashSet,
@@ -12,13 +13,14 @@ use std::{
 
 use crate::{address::network_of, digest::Digest};
 
-/// How many are remembered at least; at most it is twice as many, of some 64 bytes each.
+/// The tokens of one generation: at least so many are remembered, and at most twice as many, of about 64 bytes each.
 const GENERATION: usize = 16_384;
 
-/// Tokens that were found good. Those that were not used for longest are forgotten first.
+/// Tokens that were accepted. Those that were verified longest ago are forgotten first.
 #[derive(Debug, Default)]
 pub(crate) struct KnownTokens(Mutex<Generations>);
 
+/// Two sets, of which the old one is dropped as a whole: no token needs a time of its last use.
 #[derive(Debug, Default)]
 struct Generations {
     young: HashSet<(IpAddr, Digest)>,
@@ -26,12 +28,14 @@ struct Generations {
 }
 
 impl KnownTokens {
+    /// Whether the token was accepted from this address.
     pub(crate) fn contains(&self, address: IpAddr, token: Digest) -> bool {
         let key = (network_of(address), token);
         let generations = self.generations();
         generations.young.contains(&key) || generations.old.contains(&key)
     }
 
+    /// Adds a token that was accepted from this address.
     pub(crate) fn insert(&self, address: IpAddr, token: Digest) {
         let mut generations = self.generations();
         if generations.young.len() >= GENERATION {
@@ -40,6 +44,7 @@ impl KnownTokens {
         generations.young.insert((network_of(address), token));
     }
 
+    /// Removes a token that is not accepted any more.
     pub(crate) fn remove(&self, address: IpAddr, token: Digest) {
         let key = (network_of(address), token);
         let mut generations = self.generations();

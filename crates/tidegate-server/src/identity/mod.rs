@@ -1,16 +1,15 @@
-//! Who calls, and what becomes of that while the server runs.
+//! Authentication: the principal of each call, and its rights while the server runs.
 //!
-//! A call is made by a *principal*: the one that its bearer token names, or else the one that the certificate of
-//! its connection names. What the principal may do is in the [rules](crate::Rule) and, for a JSON Web Token,
-//! in the token as well.
+//! The *principal* of a call is the one that its bearer token names, or else the one that the certificate of its
+//! connection names. Its rights come from the [rules](crate::Rule) and, with a JSON Web Token, from the token too.
 //!
 //! # Changes
-//! All that answers depend on is one [`Policy`], which is replaced as a whole. Every call that goes on watches
-//! it, and ends when it would not be let in any more.
+//! The tokens, keys, authorities and rules in force are one [`Policy`], which is replaced as a whole. Every open call
+//! watches it, and ends when the new policy would refuse it.
 //!
 //! # Cost
-//! Nothing is done for a server without authentication. With it, the last token of each connection is
-//! remembered, so that a client that makes many calls has its token checked once.
+//! A server without authentication does none of this. With it, each connection remembers its last token, so a client
+//! that makes many calls has its token verified once.
 
 mod config;
 pub(crate) mod jwks;
@@ -49,7 +48,7 @@ use crate::{
     network::tls::{Certificates, Tls},
 };
 
-/// Finds out who calls.
+/// The authenticator of a server: it verifies credentials, and reads again what it verifies them with.
 #[derive(Debug)]
 pub(crate) struct Authenticator {
     config: AuthConfig,
@@ -64,11 +63,11 @@ pub(crate) struct Authenticator {
 // ===== impl Authenticator =====
 
 impl Authenticator {
-    /// Reads all files. `None` without authentication.
+    /// Reads all files. Returns `None` without authentication.
     ///
     /// # Errors
-    /// When a file or the configuration cannot be used. A key set that cannot be fetched is no error: it is
-    /// looked at again.
+    /// When a file cannot be used, or the configuration contradicts itself. A key set that cannot be fetched is no
+    /// error: the server fetches it again later.
     pub(crate) fn new(
         config: AuthConfig,
         tls: Option<&Tls>,
@@ -114,12 +113,13 @@ impl Authenticator {
         Ok(Some(Arc::new(authenticator)))
     }
 
+    /// The tokens that were accepted before.
     pub(crate) fn known_tokens(&self) -> &KnownTokens {
         &self.known_tokens
     }
 
-    /// Reads again what has changed, or in any case with `force`. Each file that cannot be used leaves what
-    /// was there, and is no reason to leave the others.
+    /// Reads again the files that have changed, or all of them with `force`. A file that cannot be used leaves its
+    /// previous contents in force, and does not keep the other files from taking effect. Returns one error for each.
     pub(crate) fn reload(&self, force: bool) -> Vec<SecurityError> {
         let parts = [
             self.reload_tokens(force),
@@ -168,22 +168,26 @@ impl Authenticator {
         Ok(())
     }
 
-    /// Takes over who vouches for clients now.
+    /// Replaces the verifier of clients' certificates.
     pub(crate) fn set_verifier(&self, verifier: Option<Arc<dyn ClientCertVerifier>>) {
         self.policies.amend(|policy| policy.verifier = verifier);
     }
 
-    /// Fetches the key sets whose last look is older than `age` says.
+    /// Fetches the key sets that were last asked for longer ago than `age` returns for them.
     pub(crate) async fn fetch(&self, age: impl Fn(&JwksUrl) -> Duration) {
         self.key_sets.fetch(&self.policies, age).await;
     }
 
-    /// How often a key set could not be fetched.
+    /// The number of attempts to fetch a key set that failed.
     pub(crate) fn fetch_failures(&self) -> u64 {
         self.key_sets.failures()
     }
 
-    /// Whom the token with this hash names.
+    /// Verifies a token, whose SHA-256 is `hash`.
+    ///
+    /// # Errors
+    /// The status to answer with: the credentials are not accepted, have expired, or cannot be verified because keys
+    /// cannot be fetched.
     pub(crate) async fn authenticate_token(
         &self,
         token: &str,
@@ -203,7 +207,8 @@ impl Authenticator {
         };
         let mut verified = jwt.verify(&policy.all_keys(), token);
         if matches!(verified, Err(TokenError::UnknownKey)) && !self.key_sets.is_empty() {
-            // Somebody else may have had them fetched meanwhile.
+            // Fetches at most once in the interval, however many calls ask. All of them wait for that one fetch, and
+            // may find the key then.
             self.fetch(|set| set.unknown_key_interval).await;
             verified = jwt.verify(&self.policies.current().all_keys(), token);
         }
@@ -217,7 +222,7 @@ impl Authenticator {
             Err(TokenError::Expired) => {
                 Err(Reason::CredentialsExpired.status("the token has expired; get a new one"))
             }
-            // The token may be good: who is at fault is the address of the keys.
+            // The token may be good. The fault is with the address of the keys, so the client should try again.
             Err(TokenError::UnknownKey) if !self.key_sets.are_trusted() => {
                 Err(Reason::KeysUnavailable.status(
                     "keys that tokens may be signed with cannot be had, or not for too long; try again later",
@@ -227,7 +232,7 @@ impl Authenticator {
         }
     }
 
-    /// Whom a certificate that was found good names. `None` if it names nobody.
+    /// The principal of a certificate that the handshake verified. `None` if the certificate names nobody.
     pub(crate) fn authenticate_certificate(
         &self,
         certificates: Certificates,
@@ -239,6 +244,7 @@ impl Authenticator {
         Some(self.begin_session(principal, Credential::Certificate(certificates), end, None))
     }
 
+    /// The session of a principal with verified credentials.
     fn begin_session(
         &self,
         principal: Arc<str>,
@@ -256,7 +262,8 @@ impl Authenticator {
     }
 }
 
-/// What every bad credential is told: what is wrong with it is of use to attackers only.
+/// The status for bad credentials of any kind. It does not say what is wrong with them, which would help attackers
+/// only.
 pub(crate) fn credentials_invalid() -> Status {
     Reason::CredentialsInvalid.status("the credentials are not accepted")
 }

@@ -1,4 +1,4 @@
-//! The client at the other end of a connection, and who it says it is.
+//! The client at the other end of a connection, and its credentials.
 
 use std::{
     net::IpAddr,
@@ -18,27 +18,27 @@ use crate::{
     quotas::{OwnedConnection, Quotas},
 };
 
-/// Longer tokens are not even hashed. Headers are bounded as a whole as well.
+/// The longest token that is hashed and verified. A JSON Web Token has about 1 KiB; the limit on headers as a whole
+/// (`http2.max_header_list_size`) is higher.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
 
 /// The client at the other end of a connection.
 #[derive(Debug)]
 pub(crate) struct Peer {
     authenticator: Arc<Authenticator>,
-    /// Where it is.
     address: IpAddr,
-    /// Where it is counted.
+    /// The quotas that its calls and bad credentials count for.
     quotas: Arc<Quotas>,
-    /// Counts the connection, as soon as it belongs to somebody.
+    /// Counts the connection for its principal, as soon as it has one.
     owned: Mutex<Option<OwnedConnection>>,
-    /// What its certificate gives it.
+    /// The principal of its certificate, if it has one.
     by_certificate: Option<Authenticated>,
-    /// The last token that was accepted, and what it gives.
+    /// The digest of the last token that was accepted, and its principal.
     last: Mutex<Option<(Digest, Authenticated)>>,
 }
 
 impl Peer {
-    /// The client of a connection from `address`, on which it showed `certificates`, which were found good.
+    /// The client of a connection from `address`, whose `certificates` the handshake verified.
     pub(crate) fn new(
         authenticator: Arc<Authenticator>,
         quotas: Arc<Quotas>,
@@ -60,22 +60,22 @@ impl Peer {
         }
     }
 
-    /// On whose behalf a call with these headers is made.
+    /// The principal of a call with these headers: that of its token, or without a token that of the certificate.
     ///
     /// # Errors
-    /// The status to answer with when there are no credentials, or they are not accepted, or not looked at, or their
-    /// principal has too many connections. A bad token is not made up for by a good certificate.
+    /// The status to answer with: the credentials are missing, not accepted, or over the rate of bad ones, or the
+    /// principal has too many connections. A good certificate does not make up for a bad token.
     pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Authenticated, Status> {
         let authenticated = self.authenticate(headers).await?;
         self.assign_owner(&authenticated)?;
         Ok(authenticated)
     }
 
-    /// Sees to it that the connection belongs to somebody.
+    /// Assigns the connection to a principal, unless it has one.
     fn assign_owner(&self, authenticated: &Authenticated) -> Result<(), Status> {
         let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
         if owned.is_none() {
-            // That of the certificate, if it shows one, whose ever the first call is.
+            // The principal of the certificate comes before that of the call.
             let owner = self.by_certificate.as_ref().unwrap_or(authenticated);
             let principal = owner.access.principal();
             *owned = Some(OwnedConnection::claim(&self.quotas, principal)?);
@@ -97,12 +97,14 @@ impl Peer {
         if let Some(authenticated) = self.remembered(&hash) {
             return Ok(authenticated);
         }
+        // The lock is not held here: calls of one connection verify their tokens side by side.
         let authenticated = self.verify_token(token, hash).await?;
         *self.last() = Some((hash, authenticated.clone()));
         Ok(authenticated)
     }
 
-    /// Finds out whose token it is, unless too many from here were bad and it was not found good before.
+    /// Verifies a token. Beyond the rate of bad ones from this address, only tokens that were accepted from it before
+    /// are verified.
     async fn verify_token(&self, token: &str, hash: Digest) -> Result<Authenticated, Status> {
         let (quotas, known_tokens) = (&self.quotas, self.authenticator.known_tokens());
         if !known_tokens.contains(self.address, hash) {
@@ -115,11 +117,13 @@ impl Peer {
                 known_tokens.remove(self.address, hash);
                 quotas.note_auth_failure(self.address, Instant::now());
             }
+            // The token may be good: its keys could not be fetched.
             Err(_) => {}
         }
         found
     }
 
+    /// The principal of the certificate, for a call without a token.
     fn by_certificate(&self) -> Result<Authenticated, Status> {
         let authenticated = self.by_certificate.clone().ok_or_else(|| {
             Reason::CredentialsMissing.status(
@@ -134,10 +138,11 @@ impl Peer {
         }
     }
 
-    /// What the last token gave, if it is the same and still accepted.
+    /// The principal of the last token, if this is the same token and it is still accepted.
     fn remembered(&self, hash: &Digest) -> Option<Authenticated> {
         let last = self.last();
         let (last_hash, authenticated) = last.as_ref()?;
+        // In constant time, so that the time of a refusal tells nothing about the digest of a good token.
         let is_same = bool::from(last_hash.ct_eq(hash));
         let authenticated = is_same.then(|| authenticated.clone())?;
         authenticated

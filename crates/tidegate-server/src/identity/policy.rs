@@ -22,21 +22,22 @@ pub(crate) struct Policies(watch::Sender<Arc<Policy>>);
 pub(crate) struct Policy {
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) rules: Arc<Rules>,
-    /// Keys from files.
+    /// Keys from files, for JSON Web Tokens.
     pub(crate) keys: Arc<Keys>,
-    /// Keys from addresses, in the order of the configuration.
+    /// Keys from addresses, for JSON Web Tokens, in the order of the configuration.
     pub(crate) fetched: Vec<Arc<Keys>>,
-    /// Who vouches for clients' certificates.
+    /// The verifier of clients' certificates. `None` if clients have none.
     pub(crate) verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
-/// What proves who calls.
+/// The credential that a session began with, as later policies are asked about it.
 #[derive(Debug)]
 pub(crate) enum Credential {
-    /// A token that a file lists.
+    /// The digest of a token that a file lists.
     Token(Digest),
-    /// The key that signed a JSON Web Token.
+    /// The fingerprint of the key that signed a JSON Web Token.
     Jwt(Digest),
+    /// The certificates of the connection.
     Certificate(Certificates),
 }
 
@@ -71,13 +72,14 @@ impl Policies {
 // ===== impl Policy =====
 
 impl Policy {
+    /// All keys that JSON Web Tokens may be signed with.
     pub(crate) fn all_keys(&self) -> Keys {
         let mut keys = Keys::clone(&self.keys);
         self.fetched.iter().for_each(|fetched| keys.extend(fetched));
         keys
     }
 
-    /// Whether the credential still is one of `principal`.
+    /// Whether the credential is accepted, and is one of `principal`.
     pub(crate) fn accepts(&self, credential: &Credential, principal: &str) -> bool {
         match credential {
             Credential::Token(hash) => {
@@ -92,6 +94,7 @@ impl Policy {
         }
     }
 
+    /// Whether the certificates are signed by an authority in force, are valid now and not revoked.
     fn vouches_for(&self, certificates: &[CertificateDer<'_>]) -> bool {
         let (Some(verifier), [own, others @ ..]) = (&self.verifier, certificates) else {
             return false;

@@ -1,52 +1,50 @@
-//! What principals may do: rules.
+//! Rules: the rights of principals.
 //!
 //! # Deny by default
-//! What no rule allows is denied, and what one denies no other allows. A subscription needs each of its filters
-//! to lie wholly within what is allowed, by the union of all patterns, and to have no topic in common with what
-//! is denied.
+//! A topic is denied unless a rule allows it, and a rule that denies it outweighs every rule that allows it. For a
+//! subscription, each filter must lie wholly within the union of the allowed patterns, and must have no topic in common
+//! with a denied one.
 //!
 //! # Clients
-//! What is sent to the client `c` alone has the topic `$client.c`. Publishing there needs a right like any
-//! other, and no pattern has it in it but `$client.c` and `$client.*`. Being the client `c` needs the
-//! right to subscribe to it, but for the id that is the principal's own name, which may only be denied.
+//! An event for the client `c` alone has the topic `$client.c`. Publishing it needs a right like any other topic, but
+//! only the patterns `$client.c` and `$client.*` contain it. A principal may use the client id `c` if it may subscribe
+//! to `$client.c`. It may use the client id that is its own name without a rule, unless a rule denies it.
 
 use serde::Deserialize;
 use tidegate::{ClientId, Filter, Topic, TopicSet};
 
-/// The principal that stands for all.
+/// The name in a rule that stands for all principals.
 const EVERYONE: &str = "*";
 
-/// What some principals may do.
-///
-/// Every default is nothing: a rule allows what it says.
+/// The rights of some principals. A rule allows nothing that it does not name.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Rule {
-    /// Whom it is about, by name. `*` is everyone whose credentials are accepted. Default: nobody.
+    /// The names of the principals. `*` stands for all principals. Default: none.
     pub principals: Vec<String>,
     /// The topics that they may publish to. Default: none.
     pub publish: Grant,
-    /// The topics that they may see. Default: none.
+    /// The topics that they may subscribe to. Default: none.
     pub subscribe: Grant,
-    /// Whether they may do whatever is neither publishing nor subscribing. Default: false.
+    /// Whether they may call methods for administrators: those of `tidegate.v1.AdminService`. Default: false.
     pub admin: bool,
 }
 
-/// What is allowed and what is denied. What is in both is denied.
+/// Topics that are allowed, and topics that are denied. A topic in both is denied.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Grant {
-    /// Default: nothing.
+    /// The allowed topics. Default: none.
     #[serde(deserialize_with = "patterns")]
     pub allow: TopicSet,
-    /// Default: nothing.
+    /// The denied topics. Default: none.
     #[serde(deserialize_with = "patterns")]
     pub deny: TopicSet,
 }
 
-/// What one caller may do, all rules about it taken together.
+/// The rights of one principal: all rules about it together.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Rights {
@@ -70,10 +68,10 @@ struct RuleFile {
 // ===== impl Rules =====
 
 impl Rules {
-    /// Reads the text of a rule file, in TOML, and puts the rules behind those that are there anyway.
+    /// Parses the text of a rule file, in TOML, and appends its rules to `rules`.
     ///
     /// # Errors
-    /// What is wrong, with the line.
+    /// The fault, with its line.
     pub(crate) fn parse(text: &[u8], mut rules: Vec<Rule>) -> Result<Self, String> {
         let text = std::str::from_utf8(text).map_err(|_| "it is not text in UTF-8")?;
         let file: RuleFile = toml::from_str(text).map_err(|error| error.to_string())?;
@@ -85,7 +83,7 @@ impl Rules {
         self.0.is_empty()
     }
 
-    /// What `principal` may do.
+    /// The rights of `principal`.
     pub(crate) fn rights_of(&self, principal: &str) -> Rights {
         let mut rights = Rights::default();
         for rule in self.0.iter().filter(|rule| rule.is_about(principal)) {
@@ -113,7 +111,7 @@ impl Rule {
 // ===== impl Rights =====
 
 impl Rights {
-    /// Adds what somebody else grants.
+    /// Adds the rights in `other`, its denials included.
     pub(crate) fn extend(&mut self, other: &Self) {
         self.publish.extend(&other.publish);
         self.subscribe.extend(&other.subscribe);
@@ -140,7 +138,7 @@ impl Rights {
 }
 
 impl Grant {
-    /// A grant of what `allow` has in it and `deny` has not.
+    /// A grant of the topics that `allow` contains and `deny` does not.
     #[must_use]
     pub fn new(allow: TopicSet, deny: TopicSet) -> Self {
         Self { allow, deny }

@@ -1,4 +1,4 @@
-//! A principal whose credentials were accepted, for as long as it calls.
+//! The session of a principal: its credentials and rights, under every policy that comes into force.
 
 use std::{
     future::Future,
@@ -15,10 +15,11 @@ use super::{
     rules::Rights,
 };
 
-/// The longest that is slept toward the end of credentials: the clock may be set meanwhile.
+/// The longest sleep toward the end of credentials. The wall clock may be set meanwhile, and credentials must end
+/// within 5 s by it.
 const CLOCK_CHECK: Duration = Duration::from_secs(5);
 
-/// A principal whose credentials were accepted.
+/// A principal whose credentials were accepted, and its access to the event service.
 #[derive(Debug, Clone)]
 pub(crate) struct Authenticated {
     session: Arc<Session>,
@@ -31,18 +32,19 @@ pub(crate) struct Session {
     policies: Arc<Policies>,
     principal: Arc<str>,
     credential: Credential,
-    /// When the credential ends by itself.
+    /// The time at which the credential expires. `None` for never.
     expires: Option<SystemTime>,
-    /// What the credential itself grants.
+    /// The rights that the credential itself grants, beside those of the rules.
     claimed: Option<Rights>,
-    /// What it is under the last policy that was looked at.
+    /// The standing under the policy of the last look.
     standing: Mutex<Arc<Standing>>,
 }
 
-/// What a session is under one policy.
+/// The standing of a session under one policy.
 #[derive(Debug)]
 struct Standing {
     policy: Arc<Policy>,
+    /// Whether the policy still accepts the credential.
     is_accepted: bool,
     rights: Rights,
 }
@@ -58,7 +60,7 @@ impl Authenticated {
         }
     }
 
-    /// Whether the principal may do what is neither publishing nor subscribing.
+    /// Whether the principal may call methods for administrators.
     pub(crate) fn may_administer(&self) -> bool {
         self.session.standing().rights.may_administer()
     }
@@ -86,9 +88,11 @@ impl Session {
         }
     }
 
+    /// The standing under the policy in force.
     fn standing(&self) -> Arc<Standing> {
         let policy = self.policies.current();
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Worked out once for each policy: every event and every call asks for it.
         if !Arc::ptr_eq(&standing.policy, &policy) {
             let claimed = self.claimed.as_ref();
             *standing = Arc::new(Standing::new(
@@ -150,7 +154,7 @@ impl Authority for Session {
         let expires = self.expires;
         Box::pin(async move {
             tokio::select! {
-                // The session holds the sender, so there is no other end to it than a change.
+                // It ends with a change only: the session holds the sender.
                 _ = policy.changed() => {}
                 () = until(expires) => {}
             }
@@ -158,7 +162,7 @@ impl Authority for Session {
     }
 }
 
-/// Waits for a time by the wall clock.
+/// Waits until a time by the wall clock. Forever for `None`.
 async fn until(time: Option<SystemTime>) {
     let Some(time) = time else {
         return std::future::pending().await;

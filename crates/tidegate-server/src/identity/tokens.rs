@@ -1,8 +1,8 @@
-//! Bearer tokens that a file lists by their hashes.
+//! Bearer tokens in a file, by their hashes.
 //!
 //! # The file
-//! A line for each token: whose it is, and `sha256:` with the hash in hexadecimal, as `tidegate token` prints
-//! it. Empty lines, and lines that begin with `#`, are left out. A principal may have several tokens.
+//! Each line is a token: its principal, and `sha256:` with the hash in hexadecimal, as `tidegate token` prints it.
+//! Empty lines and lines that begin with `#` are skipped. A principal may have several tokens.
 //!
 //! ```text
 //! # The billing service, since March.
@@ -10,8 +10,8 @@
 //! ```
 //!
 //! # Why a plain hash
-//! A token is meant to be long and random, 32 bytes or more; nobody finds such a token by trying, however fast
-//! the hash. A password would need another one, and has no place here.
+//! A token is meant to be 32 random bytes or more. Nobody finds such a token by trying, however fast the hash is. A
+//! password would need a slow hash, and has no place here.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::digest::{Digest, digest};
 
-/// What stands before the hash in the file.
+/// The text before each hash in the file.
 const SCHEME: &str = "sha256:";
 
 /// The tokens of a file.
@@ -32,10 +32,11 @@ struct Token {
     hash: Digest,
 }
 
-/// The line of a token file for `token`, of `principal`.
+/// The line of a token file for a token of `principal`.
 ///
 /// # Errors
-/// When the principal has white space in it or begins with `#`, or the token is empty or holds what no HTTP header may.
+/// When the principal is empty, contains white space or begins with `#`, or the token is empty or is not printable
+/// ASCII. The error says how it has to be.
 pub fn token_line(principal: &str, token: &str) -> Result<String, &'static str> {
     if principal.is_empty() || principal.starts_with('#') || principal.contains(char::is_whitespace)
     {
@@ -50,10 +51,10 @@ pub fn token_line(principal: &str, token: &str) -> Result<String, &'static str> 
 }
 
 impl Tokens {
-    /// Reads the text of a token file.
+    /// Parses the text of a token file.
     ///
     /// # Errors
-    /// What is wrong with the first bad line, and which it is.
+    /// The number of the first bad line, and its form.
     pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(text).map_err(|_| "it is not text in UTF-8")?;
         let lines = text.lines().enumerate();
@@ -67,7 +68,7 @@ impl Tokens {
         Ok(Self(tokens.collect::<Result<_, _>>()?))
     }
 
-    /// Whose token has this hash. Takes as long whichever it is, and whether there is one.
+    /// The principal of the token with this hash. Takes the same time whichever token it is, and if there is none.
     pub(crate) fn principal(&self, hash: &Digest) -> Option<&Arc<str>> {
         let none = self.0.len() as u64;
         let mut found = none;

@@ -1,8 +1,8 @@
-//! Which connections are let in.
+//! The admission of connections: limits on their number, in total and from one address.
 //!
-//! A connection beyond a cap is reset at once: it costs no task, no buffer and, since a reset leaves no
-//! state behind, nothing in the kernel. Waiting instead would fill the queue of the listener, and whoever
-//! fills it decides who gets in.
+//! A connection beyond a limit is reset at once. It costs no task, no buffer and, since a reset leaves no state behind,
+//! nothing in the kernel. If such connections waited instead, they would fill the queue of the listener, and the client
+//! that fills it would keep the others out.
 
 use std::{
     collections::HashMap,
@@ -15,33 +15,34 @@ use std::{
 
 use crate::address::network_of;
 
-/// The connections of a server in numbers. Cheap to clone; the clones see the same.
+/// The connections of a server in numbers. Cheap to clone; all clones read the same numbers.
 #[derive(Debug, Clone)]
 pub struct Admission {
     shared: Arc<Shared>,
 }
 
-/// The numbers of an [`Admission`] at one moment.
+/// The numbers of an [`Admission`] at one moment. All but `open` count from the start of the server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ConnectionStats {
-    /// Connections that are open.
+    /// Connections that are open now.
     pub open: usize,
-    /// Connections that were refused because as many were open as the server has room for.
+    /// Connections that were refused because [`max_connections`](crate::ServerConfig::max_connections) were open.
     pub refused: u64,
-    /// Connections that were refused because their address had as many open as one may have.
+    /// Connections that were refused because their address had
+    /// [`max_connections_per_address`](crate::ServerConfig::max_connections_per_address) open.
     pub refused_by_address: u64,
-    /// Connections beyond the cap for their address that were let in, because quotas are only observed.
+    /// Connections beyond the limit of their address that were admitted, because quotas are only observed.
     pub observed_by_address: u64,
 }
 
-/// Counts one connection for as long as it is there.
+/// The place of one open connection, which is freed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit {
     shared: Arc<Shared>,
     address: IpAddr,
 }
 
-/// Why a connection was not let in.
+/// The limit that keeps a connection out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("as many connections are open as the server has room for")]
@@ -53,21 +54,26 @@ pub(crate) enum Refusal {
 #[derive(Debug)]
 struct Shared {
     max_connections: usize,
+    /// `usize::MAX` for no limit.
     max_per_address: usize,
     open: Mutex<Open>,
     refused: AtomicU64,
     refused_by_address: AtomicU64,
     observed_by_address: AtomicU64,
-    /// Whether the cap for an address is only observed.
+    /// Whether connections beyond the limit of their address are counted and admitted.
     observe_only: AtomicBool,
 }
 
+/// The connections that are open.
 #[derive(Debug, Default)]
 struct Open {
     total: usize,
-    /// Empty when there is no cap for it. No entry is 0.
+    /// Connections by address. Empty without a limit for it, and no entry is 0, so that it grows no larger than
+    /// `total`.
     by_address: HashMap<IpAddr, usize>,
 }
+
+// ===== impl Admission =====
 
 impl Admission {
     pub(crate) fn new(max_connections: usize, max_per_address: Option<usize>) -> Self {
@@ -85,7 +91,7 @@ impl Admission {
         }
     }
 
-    /// The numbers now.
+    /// The numbers at this moment.
     #[must_use]
     pub fn stats(&self) -> ConnectionStats {
         ConnectionStats {
@@ -96,11 +102,12 @@ impl Admission {
         }
     }
 
-    /// Sets whether connections beyond the cap for their address are counted, but let in.
+    /// Sets whether connections beyond the limit of their address are counted and admitted.
     pub(crate) fn set_observe_only(&self, observe_only: bool) {
         self.shared.observe_only.store(observe_only, Relaxed);
     }
 
+    /// Admits a connection from `peer`, or counts that it was refused.
     pub(crate) fn admit(&self, peer: IpAddr) -> Result<ConnectionPermit, Refusal> {
         let address = network_of(peer);
         let entered = self.shared.enter(address);
@@ -118,6 +125,8 @@ impl Admission {
     }
 }
 
+// ===== impl Shared =====
+
 impl Shared {
     fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
@@ -128,6 +137,7 @@ impl Shared {
     }
 
     fn enter(&self, address: IpAddr) -> Result<(), Refusal> {
+        // One lock over check and count: two connections at once must not both take the last place.
         let mut open = self.open();
         if open.total >= self.max_connections {
             return Err(Refusal::Full);

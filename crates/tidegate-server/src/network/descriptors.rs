@@ -1,17 +1,21 @@
-//! How many files the process may open, of which each connection is one.
+//! The limit on open files, of which each connection is one.
 
-/// What is not a connection: standard streams, the listener, the runtime's own, log and configuration files.
+/// The files that are not connections: the standard streams, the listeners and the connections to them for HTTP, the
+/// runtime's own, and the files that are read. An estimate with room to spare.
 const RESERVE: usize = 32;
 
-/// The descriptors that the process may have are too few.
+/// The process may open fewer files than are needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooFewDescriptors {
     pub(crate) allowed: usize,
     pub(crate) needed: usize,
 }
 
-/// How many connections the process has descriptors for, after raising its limit as far as it may itself.
-/// With `wanted`, exactly that many, or an error if they are more.
+/// Raises the process's limit on open files as far as it may itself, and returns the number of connections that this
+/// leaves room for: `wanted`, or as many as possible.
+///
+/// # Errors
+/// When there is no room for `wanted`.
 pub(crate) fn room_for_connections(wanted: Option<usize>) -> Result<usize, TooFewDescriptors> {
     room_within(raise_limit(), wanted)
 }
@@ -27,8 +31,8 @@ fn room_within(allowed: usize, wanted: Option<usize>) -> Result<usize, TooFewDes
     Ok(wanted)
 }
 
-/// Raises the soft limit to the hard one and returns what it is then. Nothing in the process may use
-/// `select(2)`, which cannot handle descriptors above 1,023: the reason why the soft limit is low.
+/// Raises the soft limit to the hard one, and returns the limit that is in force then. The soft limit is low for the
+/// sake of `select(2)`, which cannot handle descriptors above 1,023, so nothing in the process may use that.
 #[cfg(unix)]
 fn raise_limit() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -40,7 +44,7 @@ fn raise_limit() -> usize {
     };
     let allowed = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => raised.current,
-        // As on macOS, where the hard limit is not what the kernel grants.
+        // On macOS the hard limit is higher than what the kernel grants.
         Err(_) => limit.current,
     };
     allowed.map_or(usize::MAX, |files| {

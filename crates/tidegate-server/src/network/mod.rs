@@ -1,4 +1,4 @@
-//! Connections before the first call: how many there may be, and TLS.
+//! Connections before their first call: limits on their number, the files that they need, and TLS.
 
 pub(crate) mod admission;
 pub(crate) mod descriptors;

@@ -1,20 +1,21 @@
-//! TLS by rustls: certificates from files, read again when they change.
+//! TLS by rustls, with certificates from files that are read again when they change.
 //!
 //! # Reloading
-//! A new certificate is for new connections; those that are there go on. Files that cannot be used leave what was
-//! there before, and are logged as an error: a server must not stop for a file that is half written.
+//! A new certificate serves new connections; open connections go on with the old one. If the files cannot be used, an
+//! error is logged and the old ones stay in force: a half-written file must not stop the server.
 //!
 //! # Revocation
-//! Lists of revoked certificates are read with the rest. New connections are checked against them in the handshake,
-//! those that are there whenever the files change, as calls and streams ask the verifier of the moment.
+//! Lists of revoked certificates are read with the other files. New connections are checked against them in the
+//! handshake, open ones whenever the files change, because calls and streams ask the verifier in force.
 //!
 //! # Sessions
-//! Sessions are resumed from a cache that is as old as the certificates and lists, so none outlives a revocation. Early data (0-RTT) is off: it could be
-//! replayed.
+//! Clients may resume sessions, from a cache that is replaced with the certificates and lists, so no session outlives a
+//! revocation. Early data (0-RTT) stays off: it could be replayed.
 //!
-//! # Where the bytes are gathered
-//! Above TLS: what a poll of a connection writes is encrypted in records of the greatest size, and these go to the
-//! socket together. Gathering below would leave a record, with its own tag and header, for each small frame.
+//! # Coalescing
+//! The output of a connection is coalesced above TLS: the frames of one poll are encrypted together, in records of the
+//! greatest size, which go to the socket together. Below TLS each small frame would be a record with a tag and a header
+//! of its own.
 
 use std::{
     io,
@@ -38,47 +39,48 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::files::{Files, SecurityError};
 
-/// The one protocol that is spoken (RFC 9113, section 3.2).
+/// HTTP/2 as ALPN names it (RFC 9113, section 3.2): the only protocol of the server.
 const H2: &[u8] = b"h2";
 
-/// How the server speaks TLS.
+/// The files and rules of TLS.
 #[derive(Debug, Clone)]
 pub struct TlsConfig {
-    /// The certificate chain in PEM, the server's own first. No default.
+    /// The certificate chain in PEM, beginning with the server's own certificate. No default.
     pub certificate: PathBuf,
-    /// Its private key in PEM. No default.
+    /// The private key of the certificate in PEM. No default.
     pub key: PathBuf,
-    /// Certificates in PEM of those who may vouch for clients. With it, a client that shows a certificate
-    /// is the principal that the certificate names: its first URI or DNS name, else its common name.
-    /// Default: `None`, nobody is asked for a certificate.
+    /// The authorities that sign clients' certificates, in PEM. A client with such a certificate is the principal that
+    /// the certificate names: its first URI or DNS name, else its common name. Default: `None`, clients have no
+    /// certificates.
     pub client_ca: Option<PathBuf>,
-    /// Lists in PEM of certificates that were revoked (RFC 5280, section 5). With any, every authority in the
-    /// chain of a client's certificate needs one, or the client is refused. A list counts also when it should have
-    /// been replaced by another. Default: none, nothing is taken for revoked.
+    /// Lists of revoked certificates (RFC 5280, section 5), in PEM. If there is one, every authority in the chain of a
+    /// client's certificate needs one, or the client is refused. A list stays valid after its next update was due.
+    /// Default: none, and no certificate counts as revoked.
     pub client_crls: Vec<PathBuf>,
-    /// Whether clients must show one. Default: required.
+    /// Whether clients need a certificate. Default: required.
     pub client_auth: ClientAuth,
 }
 
-/// Whether clients must show a certificate, where there is somebody to vouch for them.
+/// Whether clients need a certificate, where [`TlsConfig::client_ca`] is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClientAuth {
-    /// Without one there is no connection.
+    /// A client without a certificate gets no connection.
     #[default]
     Required,
-    /// Without one, calls need a token. A bad one is refused all the same.
+    /// A client without a certificate needs a token for its calls. A bad certificate is refused.
     Optional,
 }
 
-/// What new connections are accepted with.
+/// The TLS of new connections, and the files that it comes from.
 #[derive(Debug)]
 pub(crate) struct Tls {
     config: TlsConfig,
     files: Files,
+    /// Held to clone or replace it only, never during a handshake.
     current: Mutex<Current>,
 }
 
-/// What was made of the files.
+/// The contents of the files, parsed.
 #[derive(Debug, Clone)]
 struct Current {
     server: Arc<ServerConfig>,
@@ -92,11 +94,13 @@ pub(crate) enum Transport {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// The certificates that a client showed, its own first.
+/// The certificates of a client, beginning with its own.
 pub(crate) type Certificates = Arc<[CertificateDer<'static>]>;
 
+// ===== impl TlsConfig =====
+
 impl TlsConfig {
-    /// TLS with this certificate chain and key, for clients without certificates.
+    /// TLS with the certificate chain and the key in these files, for clients without certificates.
     #[must_use]
     pub fn new(certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         Self {
@@ -114,7 +118,7 @@ impl TlsConfig {
         Files::new(files.into_iter().chain(clients))
     }
 
-    /// Whether the files can be used together.
+    /// Reads the files, and checks that they can be used together.
     pub(crate) fn check(&self) -> Result<(), SecurityError> {
         let contents = self
             .files()
@@ -123,7 +127,7 @@ impl TlsConfig {
         self.make(&contents).map(|_| ())
     }
 
-    /// Lists of revoked certificates, which say nothing where nobody vouches for clients.
+    /// The lists of revoked certificates. None without authorities for clients, which they would be about.
     fn crls(&self) -> &[PathBuf] {
         match self.client_ca {
             Some(_) => &self.client_crls,
@@ -131,7 +135,7 @@ impl TlsConfig {
         }
     }
 
-    /// Makes of the files' contents what connections are accepted with.
+    /// Parses the contents of [`files`](Self::files), in their order.
     fn make(&self, contents: &[Vec<u8>]) -> Result<Current, SecurityError> {
         let [chain, key, ca @ ..] = contents else {
             return Err(SecurityError::Configuration(
@@ -184,7 +188,10 @@ impl TlsConfig {
     }
 }
 
+// ===== impl Tls =====
+
 impl Tls {
+    /// Reads the files.
     pub(crate) fn new(config: TlsConfig) -> Result<Self, SecurityError> {
         let files = config.files();
         let contents = files.read(true).expect("a forced read has contents")?;
@@ -195,7 +202,7 @@ impl Tls {
         })
     }
 
-    /// Reads the files again if they have changed, or in any case with `force`. Returns whether it did.
+    /// Reads the files again if they have changed, or in any case with `force`. Returns whether new ones are in force.
     pub(crate) fn reload(&self, force: bool) -> Result<bool, SecurityError> {
         let Some(contents) = self.files.read(force) else {
             return Ok(false);
@@ -210,7 +217,7 @@ impl Tls {
         self.config.client_ca.is_some()
     }
 
-    /// Who vouches for clients now.
+    /// The verifier of clients' certificates that is in force. `None` if clients have none.
     pub(crate) fn verifier(&self) -> Option<Arc<dyn ClientCertVerifier>> {
         self.current().verifier
     }
@@ -220,8 +227,7 @@ impl Tls {
         current.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Shakes hands. The peer must have chosen HTTP/2: a client that names no protocol does not know what
-    /// it speaks to.
+    /// Makes the handshake. The peer must choose HTTP/2 by ALPN: one that names no protocol may expect another server.
     pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<Transport> {
         let acceptor = TlsAcceptor::from(self.current().server);
         let stream = acceptor.accept(stream).await?;
@@ -233,11 +239,12 @@ impl Tls {
     }
 }
 
+/// The cryptography of all TLS here: that of aws-lc.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-/// Those whom the system trusts. What of them cannot be read is left out.
+/// The authorities that the system trusts. One that cannot be read is left out, with a warning.
 pub(crate) fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
@@ -248,7 +255,7 @@ pub(crate) fn system_roots() -> RootCertStore {
     roots
 }
 
-/// Those in a file.
+/// The authorities in a file.
 pub(crate) fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, SecurityError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path, pem)? {
@@ -258,6 +265,7 @@ pub(crate) fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, SecurityEr
     Ok(roots)
 }
 
+/// The private key in a file.
 pub(crate) fn private_key(
     path: &Path,
     pem: &[u8],
@@ -266,7 +274,7 @@ pub(crate) fn private_key(
         .map_err(|_| SecurityError::invalid(path, "there is no private key in PEM in it"))
 }
 
-/// The lists of revoked certificates in a file, whatever stands in them.
+/// The lists of revoked certificates in a file, unchecked.
 pub(crate) fn lists(
     path: &Path,
     pem: &[u8],
@@ -278,14 +286,14 @@ pub(crate) fn lists(
     })
 }
 
-/// The lists of revoked certificates in a file, which can be used.
+/// The lists of revoked certificates in a file, checked for use with some of `roots`.
 pub(crate) fn revoked(
     path: &Path,
     pem: &[u8],
     roots: &Arc<RootCertStore>,
 ) -> Result<Vec<CertificateRevocationListDer<'static>>, SecurityError> {
     let lists = lists(path, pem)?;
-    // Whose lists they are makes no difference to whether they can be read, but some authority there must be.
+    // The check is whether a verifier can be built with them. It needs some authority; which one makes no difference.
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider());
     match builder.with_crls(lists.clone()).build() {
         Ok(_) => Ok(lists),
@@ -293,6 +301,7 @@ pub(crate) fn revoked(
     }
 }
 
+/// The certificates in a file, at least one.
 pub(crate) fn certificates(
     path: &Path,
     pem: &[u8],
@@ -310,7 +319,7 @@ pub(crate) fn certificates(
 // ===== impl Transport =====
 
 impl Transport {
-    /// What the client showed.
+    /// The certificates of the client, which the handshake verified.
     pub(crate) fn certificates(&self) -> Option<Certificates> {
         let Self::Tls(stream) = self else { return None };
         stream.get_ref().1.peer_certificates().map(Arc::from)

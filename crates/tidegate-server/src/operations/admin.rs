@@ -12,20 +12,21 @@ use tonic::{Request, Response, Status};
 
 use super::controls::{Controls, ServerStats, SubscriptionState};
 
-/// How many subscriptions a page has if the request does not say.
+/// The number of subscriptions on a page if the request does not say.
 const DEFAULT_PAGE_SIZE: u32 = 100;
 
-/// The most subscriptions that a page has, whatever the request says.
+/// The most subscriptions on a page, whatever the request says.
 const MAX_PAGE_SIZE: u32 = 1_000;
 
-/// What the generated service calls.
+/// The implementation of the generated service.
 #[derive(Debug, Clone)]
 pub(crate) struct Admin(pub(crate) Controls);
 
-/// A position in a sorted list. Derived order is by the value, and among equals by age.
+/// A position in the list of subscriptions, as page tokens hold it. The derived order is by the value and, among
+/// equals, by the id, which the hub counts up: the older subscription comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Cursor {
-    /// The greater comes first.
+    /// The value that the list is ordered by, the greatest first.
     value: std::cmp::Reverse<u64>,
     id: u64,
 }
@@ -97,6 +98,7 @@ fn page_size(request: &ListSubscriptionsRequest) -> usize {
     size as usize
 }
 
+/// The page of `states` after a cursor, in `order`.
 fn page(
     states: Vec<SubscriptionState>,
     order: SubscriptionOrder,
@@ -122,6 +124,8 @@ fn page(
         total,
     }
 }
+
+// ===== impl Cursor =====
 
 impl Cursor {
     fn of(state: &SubscriptionState, order: SubscriptionOrder) -> Self {

@@ -1,4 +1,4 @@
-//! Looking at a server while it runs, and steering it.
+//! The one handle that reads the state of a running server and steers it.
 
 use std::{
     net::SocketAddr,
@@ -25,61 +25,63 @@ use crate::{
     },
 };
 
-/// Looks at a running server, and steers it. Cheap to clone; the clones are of the same server.
+/// A handle that reads the state of a running server and steers it. Cheap to clone; all clones are of the same server.
 #[derive(Debug, Clone)]
 pub struct Controls {
     shared: Arc<Shared>,
 }
 
-/// A server in numbers, at one moment.
+/// The numbers of a server at one moment. Counts are from its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerStats {
-    /// The hub.
+    /// The numbers of the hub.
     pub hub: Stats,
-    /// The chunks that subscriptions were given.
+    /// The chunks that subscriptions shared, or that were made for one.
     pub chunks: ChunkStats,
-    /// The connections.
+    /// The numbers of connections.
     pub connections: ConnectionStats,
-    /// How often quotas were exceeded.
+    /// The refusals of each quota.
     pub quotas: Vec<QuotaCount>,
-    /// Streams that have begun.
+    /// Streams of subscriptions that have begun.
     pub streams_begun: u64,
-    /// Streams that have ended, by the name of the reason. `CLIENT_LEFT` is for those that the server did not end.
+    /// Streams of subscriptions that have ended, by the name of the reason. `CLIENT_LEFT` counts those that the server
+    /// did not end.
     pub streams_ended: Vec<(&'static str, u64)>,
-    /// Calls without credentials that are accepted, where callers must have some.
+    /// Calls whose credentials were missing or not accepted, where calls need credentials.
     pub auth_failures: u64,
-    /// How often a set of keys for JSON Web Tokens could not be fetched from its address.
+    /// Attempts to fetch a JSON Web Key Set that failed.
     pub key_fetch_failures: u64,
-    /// The most bytes that events may hold.
+    /// The most bytes that events may hold: [`ServerConfig::memory_budget`], or its default.
     pub memory_budget: u64,
-    /// Whether no drain has begun.
+    /// Whether the server is ready for new calls: no drain has begun.
     pub is_ready: bool,
-    /// For how long the server has been there.
+    /// The time since [`Server::bind`](crate::Server::bind).
     pub uptime: Duration,
 }
 
-/// A subscription of a server.
+/// The state of one subscription at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SubscriptionState {
-    /// What the hub says of it.
+    /// Its state in the hub: client, principal, backlog, losses.
     pub info: SubscriptionInfo,
-    /// Where its connection comes from.
+    /// The remote address of its connection.
     pub address: Option<SocketAddr>,
-    /// What it asked for.
+    /// The filters that it asked for.
     pub filters: Arc<[Arc<str>]>,
     /// Its limits in force.
     pub limits: Limits,
-    /// When it began.
+    /// The time at which it began.
     pub since: SystemTime,
     /// The index of its next event.
     pub next_index: u64,
-    /// How long what is there takes to be delivered, as exact as the server looks at it: about a second.
+    /// The time that its backlog takes to be delivered. The server samples it every second, so it is exact to about a
+    /// second.
     pub lag: Duration,
 }
 
-/// What may be changed while the server runs.
+/// The settings that [`Controls::apply`] replaces and the server reads again.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LiveConfig {
     pub(crate) sweep: SweepRules,
@@ -92,7 +94,7 @@ struct Shared {
     events: EventService,
     admission: Admission,
     subscribers: Arc<Subscribers>,
-    /// `None` if nobody is asked for credentials.
+    /// `None` if calls need no credentials.
     authenticator: Option<Arc<Authenticator>>,
     live: Mutex<LiveConfig>,
     lags: Mutex<Lags>,
@@ -101,10 +103,13 @@ struct Shared {
     /// Cancelled when a drain begins.
     drain: CancellationToken,
     memory_budget: u64,
+    /// The time at which the server was made, by the clock that never goes back and by the wall clock.
     started: (Instant, SystemTime),
-    /// Whether anyone may ask for lags.
+    /// Whether anyone can read lags: over HTTP or the admin service. If not, they are not sampled.
     is_watched: bool,
 }
+
+// ===== impl Controls =====
 
 impl Controls {
     pub(crate) fn new(
@@ -136,7 +141,7 @@ impl Controls {
         }
     }
 
-    /// The numbers now.
+    /// The numbers at this moment. They are read one after the other, so they may be of slightly different moments.
     #[must_use]
     pub fn stats(&self) -> ServerStats {
         let Shared {
@@ -165,7 +170,7 @@ impl Controls {
         }
     }
 
-    /// Every subscription, in the order in which they began.
+    /// All subscriptions, in the order in which they began.
     #[must_use]
     pub fn subscriptions(&self) -> Vec<SubscriptionState> {
         let now = Instant::now();
@@ -180,33 +185,37 @@ impl Controls {
         states.collect()
     }
 
-    /// Ends every stream of a client with [`Reason::Disconnected`](tidegate::Reason). Returns how many.
-    #[must_use = "none may have been there"]
+    /// Ends every stream of a client with [`Reason::Disconnected`](tidegate::Reason), which tells it not to come back
+    /// by itself. Returns the number of streams.
+    #[must_use = "the client may have no stream"]
     pub fn disconnect(&self, client: &ClientId) -> usize {
         self.shared.hub.disconnect(client)
     }
 
-    /// Begins the drain of the server, as the end of the future given to [`Server::serve`](crate::Server::serve)
-    /// does. Returns whether it was not under way.
+    /// Begins the drain of the server, as the end of the future given to [`Server::serve`](crate::Server::serve) does.
+    /// Returns false if one had begun before.
     pub fn drain(&self) -> bool {
         let began = self.is_ready();
         self.shared.drain.cancel();
         began
     }
 
-    /// Whether no drain has begun.
+    /// Whether the server is ready for new calls: no drain has begun.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         !self.shared.drain.is_cancelled()
     }
 
-    /// Counts a call without credentials that are accepted.
+    /// Counts a call whose credentials were missing or not accepted.
     pub(crate) fn note_auth_failure(&self) {
         self.shared.auth_failures.fetch_add(1, Relaxed);
     }
 
-    /// Takes over from `config` what can change while a server runs: the history limits, the sweep rules, the drain
-    /// time-out, and all quotas but the caps on connections.
+    /// Puts in force the settings of `config` that can change while the server runs: the history limits, the sweep
+    /// rules, the drain time-out, and all quotas. Other settings are ignored.
+    ///
+    /// Of [`max_connections_per_address`](ServerConfig::max_connections_per_address) it only changes whether it is
+    /// observed or enforced: [`observe_only`](crate::QuotaConfig::observe_only).
     pub fn apply(&self, config: &ServerConfig) {
         let shared = &self.shared;
         *self.live_mut() = LiveConfig::of(config);
@@ -219,7 +228,7 @@ impl Controls {
             .set_observe_only(config.quotas.observe_only);
     }
 
-    /// When the server was made.
+    /// The time at which the server was made.
     pub(crate) fn started(&self) -> SystemTime {
         self.shared.started.1
     }
@@ -240,12 +249,12 @@ impl Controls {
         *self.live_mut()
     }
 
-    /// Returns when a drain has begun by [`drain`](Self::drain).
+    /// Waits until [`drain`](Self::drain) is called.
     pub(crate) async fn draining(&self) {
         self.shared.drain.cancelled().await;
     }
 
-    /// Looks at how far everyone is behind, and tidies up.
+    /// Samples the lag of every subscription, if anyone can read it, and lets the quotas forget idle users.
     pub(crate) fn upkeep(&self, now: Instant) {
         self.shared.subscribers.quotas.upkeep(now);
         if !self.shared.is_watched {

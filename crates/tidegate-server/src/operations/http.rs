@@ -1,7 +1,7 @@
-//! The HTTP listener for those who watch the server: `/metrics`, `/healthz` and `/readyz`.
+//! The HTTP listener for operators: `/metrics`, `/healthz` and `/readyz`.
 //!
-//! It is a listener of its own, so that it can be bound to an address that clients do not reach: it asks nobody who
-//! they are.
+//! It answers anyone, without credentials. So it is a listener of its own, which can be bound to an address that
+//! clients do not reach.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -20,20 +20,22 @@ use tokio::{
 
 use super::{controls::Controls, metrics};
 
-/// Connections at once; who comes beyond waits. A scraper needs one.
+/// The most connections at once. Further ones wait in the kernel's queue. A scraper needs one.
 const MAX_CONNECTIONS: usize = 32;
 
-/// How long a request may take to come.
+/// The time that a connection has to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long one connection may be there. A scraper that keeps its connection makes another.
+/// The age at which a connection ends. A scraper that keeps its connection opens another.
 const MAX_CONNECTION_AGE: Duration = Duration::from_secs(120);
 
+/// The content type of the OpenMetrics text format.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
 
 type TextResponse = Response<Full<Bytes>>;
 
+/// The listener, bound to its address.
 #[derive(Debug)]
 pub(crate) struct HttpListener {
     acceptor: Acceptor,
@@ -49,11 +51,12 @@ impl HttpListener {
         })
     }
 
-    /// Serves forever. When it is dropped, its connections end.
+    /// Serves forever. Dropping the future ends the connections.
     pub(crate) async fn serve(mut self, controls: Controls) {
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
+            // Before accepting: a connection that is accepted takes a file.
             let permit = Arc::clone(&room).acquire_owned().await;
             let (stream, _) = self.acceptor.accept().await;
             let controls = controls.clone();
@@ -61,6 +64,7 @@ impl HttpListener {
                 let _permit = permit;
                 serve_connection(stream, controls).await;
             });
+            // Drops the results of connections that have ended, which the set would keep.
             while connections.try_join_next().is_some() {}
         }
     }

@@ -1,9 +1,9 @@
-//! How long subscriptions have been behind, found by looking at them from time to time.
+//! The lags of subscriptions: the times that their backlogs take to be delivered, sampled about once a second.
 //!
-//! # How it is measured
-//! A subscription that is behind gets a mark at the newest event that is there for it. When it has come to the
-//! mark, the time that took is its lag, and it gets another; until then its lag is at least the age of the mark.
-//! So nothing is written down for each event, and the lag is as exact as the looks are frequent.
+//! # Measurement
+//! A subscription with a backlog gets a mark at its newest event. Once it has reached the mark, its lag is the time
+//! that this took, and it gets another mark; until then its lag is at least the age of the mark. So no event is stamped
+//! with a time, and the lag is as exact as the samples are frequent.
 
 use std::{
     collections::HashMap,
@@ -16,33 +16,38 @@ use tidegate::SubscriptionInfo;
 /// The upper bounds of the backlog histogram, in events.
 const BACKLOG_BOUNDS: [f64; 9] = [0.0, 1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 8_192.0, 65_536.0];
 
-/// The upper bounds of the lag histogram, in seconds. Lags are found about once a second.
+/// The upper bounds of the lag histogram, in seconds. Lags are sampled once a second, so nothing finer would be exact.
 const LAG_BOUNDS: [f64; 8] = [0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0];
 
-/// The lags of those that are behind.
+/// The lags of subscriptions with a backlog.
 #[derive(Debug, Default)]
 pub(crate) struct Lags {
+    /// By the id of the subscription.
     marks: HashMap<u64, Mark>,
 }
 
+/// The newest event of a subscription at one moment.
 #[derive(Debug, Clone, Copy)]
 struct Mark {
+    /// The time at which the mark was set.
     set: Instant,
-    /// The index after the newest event that was there.
+    /// The index after the newest event at that time.
     index: u64,
-    /// How long it took to come to the mark before.
+    /// The time that the subscription took to reach its mark before this one. Zero for its first.
     took: Duration,
 }
 
-/// How far subscriptions are behind, looked at about once a second.
+/// The distribution of backlogs and lags over all samples of all subscriptions.
 #[derive(Debug)]
 pub(crate) struct Histograms {
     pub(crate) backlog: Histogram,
     pub(crate) lag: Histogram,
 }
 
+// ===== impl Lags =====
+
 impl Lags {
-    /// Looks at all subscriptions. Those that are not among them, or are not behind, are forgotten.
+    /// Samples all subscriptions. Marks of subscriptions that have ended, or have no backlog, are forgotten.
     pub(crate) fn sample(&mut self, subscriptions: &[SubscriptionInfo], now: Instant) {
         let before = std::mem::take(&mut self.marks);
         let behind = subscriptions.iter().filter(|info| info.backlog > 0);
@@ -51,6 +56,7 @@ impl Lags {
             .collect();
     }
 
+    /// The lag of a subscription. Zero without a backlog.
     pub(crate) fn of(&self, id: u64, now: Instant) -> Duration {
         let mark = self.marks.get(&id);
         mark.map_or(Duration::ZERO, |mark| mark.age(now).max(mark.took))
@@ -58,9 +64,11 @@ impl Lags {
 }
 
 impl Mark {
+    /// The mark of a subscription after a sample.
     fn next(before: Option<&Self>, info: &SubscriptionInfo, now: Instant) -> Self {
         let index = index(info);
         match before {
+            // Still on its way to the mark. A new one here would hide how long it has been behind.
             Some(mark) if index < mark.index => *mark,
             mark => Self {
                 set: now,
@@ -85,6 +93,7 @@ impl Default for Histograms {
 }
 
 impl Histograms {
+    /// Adds a sample of one subscription.
     pub(crate) fn observe(&self, backlog: u64, lag: Duration) {
         self.backlog.observe(backlog as f64);
         self.lag.observe(lag.as_secs_f64());

@@ -1,7 +1,8 @@
-//! The numbers of a server by name, for Prometheus.
+//! The numbers of a server as metrics for Prometheus.
 //!
-//! Every number is read when it is asked for; only the histograms are kept. No label names a client, a filter or an
-//! address: what there is of each is listed by the admin service. `docs/metrics.md` explains each name.
+//! Every number is read at the scrape; only the histograms are kept in between. No label names a client, a filter or an
+//! address, since each would make as many time series as there are clients: the admin service lists them.
+//! `docs/metrics.md` explains each name.
 
 use std::fmt;
 
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::quotas::CONNECTIONS;
 
-/// What the names begin with.
+/// The beginning of every name.
 const PREFIX: &str = "tidegate";
 
 /// A metric and its values, each with its label.
@@ -29,14 +30,17 @@ struct Family {
     values: Values,
 }
 
+/// The values of a metric.
 enum Values {
     Counter(u64),
     Gauge(u64),
-    /// By the values of the label that comes first.
+    /// The name of the label, and a counter for each of its values.
     Counters(&'static str, Vec<(&'static str, u64)>),
+    /// Labels of a gauge that is always 1.
     Info(Vec<(&'static str, String)>),
 }
 
+/// The collector of every metric but the histograms.
 #[derive(Debug)]
 struct Reader(Controls);
 
@@ -46,12 +50,12 @@ pub(crate) fn text(controls: &Controls) -> Result<String, fmt::Error> {
     let Histograms { backlog, lag } = controls.histograms();
     registry.register(
         "subscription_backlog_events",
-        "How many events subscriptions were behind, each looked at about once a second",
+        "Events in the backlog of each subscription, sampled once a second",
         backlog.clone(),
     );
     registry.register(
         "subscription_lag_seconds",
-        "How long subscriptions had been behind, each looked at about once a second",
+        "Seconds that the backlog of each subscription takes to be delivered, sampled once a second",
         lag.clone(),
     );
     registry.register_collector(Box::new(Reader(controls.clone())));
@@ -135,7 +139,7 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
         },
         gauge(
             "uptime_seconds",
-            "How long the server has been there",
+            "Seconds since the server started",
             stats.uptime.as_secs(),
         ),
         gauge(
@@ -143,25 +147,21 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
             "1 until a drain begins, then 0",
             stats.is_ready.into(),
         ),
-        gauge(
-            "connections",
-            "Connections that are open",
-            connections.open as u64,
-        ),
+        gauge("connections", "Open connections", connections.open as u64),
         counters(
             "reason",
             "connections_refused",
-            "Connections that were closed as they came, because the server was full or their address had its share",
+            "Connections reset as they came, because the server or their address had as many as allowed",
             refused,
         ),
         counter(
             "auth_failures",
-            "Calls without credentials that are accepted",
+            "Calls whose credentials were missing or not accepted",
             stats.auth_failures,
         ),
         counter(
             "key_fetch_failures",
-            "Attempts to fetch a set of keys for JSON Web Tokens that failed",
+            "Failed attempts to fetch a JSON Web Key Set",
             stats.key_fetch_failures,
         ),
     ]
@@ -185,12 +185,12 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
         counter("events_published", "Events published", hub.published),
         counter(
             "deliveries_matched",
-            "Deliveries that published events made",
+            "Matches of published events with subscriptions",
             hub.matched,
         ),
         counter(
             "deliveries_replayed",
-            "Deliveries from history that subscriptions asked for",
+            "Events that subscriptions asked for from history",
             hub.replayed,
         ),
         counter(
@@ -200,39 +200,39 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
         ),
         counter(
             "chunks_shared",
-            "Chunks of eight events or more that had been made for another subscription",
+            "Chunks of eight events or more that were reused from another subscription",
             stats.chunks.shared,
         ),
         counter(
             "chunks_made",
-            "Chunks of eight events or more that had to be made",
+            "Chunks of eight events or more that were made",
             stats.chunks.made,
         ),
         counter(
             "deliveries_abandoned",
-            "Deliveries still to be made when their subscription ended",
+            "Events still undelivered when their subscription ended",
             hub.abandoned,
         ),
         counters(
             "reason",
             "events_lost",
-            "Events that subscriptions were told that they lost",
+            "Events lost to subscriptions, as gaps reported",
             lost,
         ),
         counters("reason", "gaps", "Gaps sent to subscriptions", gaps),
         gauge(
             "history_events",
-            "Events kept for replay",
+            "Events in history",
             hub.history_events as u64,
         ),
         gauge(
             "history_bytes",
-            "Bytes of the events kept for replay",
+            "Bytes of the events in history",
             hub.history_bytes,
         ),
         gauge(
             "retained_bytes",
-            "Bytes that events hold, in history and for those who are behind",
+            "Bytes that events hold, in history and in backlogs",
             hub.retained_bytes,
         ),
         gauge(
@@ -246,36 +246,32 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
 fn subscription_families(stats: &ServerStats) -> Vec<Family> {
     let hub = &stats.hub;
     vec![
-        gauge(
-            "subscriptions",
-            "Subscriptions that are open",
-            hub.subscriptions,
-        ),
+        gauge("subscriptions", "Open subscriptions", hub.subscriptions),
         gauge(
             "subscriptions_stalled",
-            "Subscriptions that take nothing of what is there",
+            "Subscriptions whose clients read nothing of their backlog",
             hub.stalled,
         ),
         gauge("clients", "Client ids in use", hub.clients as u64),
         gauge(
             "feeds",
-            "Distinct filters in use, the own topic of each client included",
+            "Distinct filters in use, including the own topic of each client",
             hub.feeds as u64,
         ),
         counter(
             "streams_begun",
-            "Streams of subscriptions that have begun",
+            "Streams of subscriptions that began",
             stats.streams_begun,
         ),
         counters(
             "reason",
             "streams_ended",
-            "Streams of subscriptions that have ended",
+            "Streams of subscriptions that ended",
             stats.streams_ended.as_slice(),
         ),
         counter(
             "streams_reset",
-            "Streams that took no notice of their end and were reset",
+            "Streams reset because their clients took no notice of the end",
             hub.reset,
         ),
     ]
@@ -300,13 +296,13 @@ fn quota_families(stats: &ServerStats) -> Vec<Family> {
         counters(
             "quota",
             "quota_refusals",
-            "Calls that were refused because of a quota",
+            "Calls refused because of a quota",
             refused,
         ),
         counters(
             "quota",
             "quota_observed",
-            "Calls and connections over a quota that were let pass, because quotas are only observed",
+            "Calls and connections over a quota that passed, because quotas are only observed",
             observed,
         ),
     ]

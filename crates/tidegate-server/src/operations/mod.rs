@@ -1,4 +1,4 @@
-//! Running a server: its numbers, the admin service, and what is read again while it runs.
+//! Operations: the numbers of a running server, the ways to read and steer it, and the files that it reads again.
 
 pub(crate) mod admin;
 pub(crate) mod controls;

@@ -1,4 +1,4 @@
-//! Keeping certificates, credentials and rules as their files are.
+//! The reload of certificates, credentials, keys and rules when their files change.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,10 +10,11 @@ use crate::{
     network::tls::Tls,
 };
 
-/// How often files are looked at. What was withdrawn must have ended after 5 s.
+/// The time between two checks of the files. Streams whose credentials or rights are withdrawn must end within 5 s of
+/// the change, and this leaves 3 s for a slow machine.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Reads certificates, tokens, keys and rules again. Cheap to clone; the clones are of the same server.
+/// A handle that reads certificates, tokens, keys and rules again. Cheap to clone; all clones are of the same server.
 #[derive(Debug, Clone)]
 pub struct Reloader {
     pub(crate) tls: Option<Arc<Tls>>,
@@ -21,10 +22,10 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Reads the certificates, credentials and rules that `config` names.
+    /// Reads the certificates, credentials, keys and rules that `config` names.
     ///
     /// # Errors
-    /// When they cannot be used, or credentials would go over the network without TLS.
+    /// When they cannot be used, or credentials would cross a network without TLS.
     pub(crate) fn new(config: &ServerConfig) -> Result<Self, BindError> {
         let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
         let auth = &config.auth;
@@ -37,12 +38,15 @@ impl Reloader {
         Ok(Self { tls, authenticator })
     }
 
-    /// Reads all files again now, as the server itself does within 2 s of their change, and fetches key sets.
-    /// When it is done, all of it is in force: new connections get the new certificate, and streams that
-    /// would not be let in any more end.
+    /// Reads all files again and fetches all key sets, whether or not they have changed. The server does so by itself
+    /// within 2 s of a change to a file. When this returns, their contents are in force: new connections get the new
+    /// certificate, and streams end that would be refused now.
+    ///
+    /// A key set that cannot be fetched is logged, and is no error here.
     ///
     /// # Errors
-    /// For each file that cannot be used. What it was before stays, and so do the others' news.
+    /// One error for each file that could not be loaded. The previous contents of that file stay in force; the files
+    /// that did load take effect.
     pub async fn reload(&self) -> Result<(), Vec<SecurityError>> {
         let errors = self.clone().reload_files(true).await;
         if let Some(authenticator) = &self.authenticator {
@@ -54,13 +58,14 @@ impl Reloader {
         }
     }
 
-    /// Whether there is anything to read.
+    /// Whether the server has TLS or authentication, and so files to read.
     #[must_use]
     pub const fn has_files(&self) -> bool {
         self.tls.is_some() || self.authenticator.is_some()
     }
 
-    /// Does so forever, whenever something has changed, until what is returned is dropped.
+    /// Spawns a task that reloads files when they change and fetches key sets when they are due, until the handle is
+    /// dropped. `None` if there are no files.
     pub(crate) fn spawn_refresh(&self) -> Option<AbortOnDropHandle<()>> {
         self.has_files()
             .then(|| AbortOnDropHandle::new(tokio::spawn(self.clone().refresh())))
@@ -68,7 +73,7 @@ impl Reloader {
 
     async fn refresh(self) {
         let files = async {
-            // They were read when the server was made.
+            // The first tick is skipped: the files were read when the server was made.
             let mut ticks = time::interval_at(time::Instant::now() + INTERVAL, INTERVAL);
             loop {
                 ticks.tick().await;
@@ -89,7 +94,7 @@ impl Reloader {
 
     async fn reload_files(self, force: bool) -> Vec<SecurityError> {
         let reloaded = tokio::task::spawn_blocking(move || self.reload_now(force));
-        // Only a runtime that ends does not run it.
+        // Only a runtime that shuts down drops the task before it has run.
         reloaded.await.unwrap_or_default()
     }
 

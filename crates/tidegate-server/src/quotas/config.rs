@@ -1,33 +1,33 @@
-//! How much everyone may use, as it is configured.
+//! The configuration of quotas.
 
-/// How much everyone may use. Default: as much as they like, but for bad credentials.
+/// The quotas of a server. Default: no limits, except on bad credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaConfig {
-    /// What may come from one address.
+    /// The quotas of one address: an IPv4 address, or the first 64 bits of an IPv6 address. Default: no limits.
     pub address: Quota,
-    /// What one principal may use, whatever its addresses.
+    /// The quotas of one principal, over all its addresses. Default: no limits.
     pub principal: Quota,
-    /// Connections at once that belong to one principal. A connection belongs to the first whose credentials were
-    /// accepted on it. Default: `None`.
+    /// The most connections at once of one principal. A connection belongs to the first principal whose credentials
+    /// were accepted on it. Default: `None`, no limit.
     pub principal_connections: Option<usize>,
-    /// Bad credentials that are looked at from one address in a second. Beyond, what was not found good from there
-    /// before is refused without a look. Default: 100.
+    /// The most bad credentials from one address that are verified in a second. Beyond, credentials that were not
+    /// accepted from the address before are refused unverified. `None` is no limit. Default: 100.
     pub address_auth_failures: Option<u64>,
-    /// Whether what is over a quota is counted and logged, but let pass. It holds for
-    /// [`ServerConfig::max_connections_per_address`](crate::ServerConfig) too.
+    /// Whether calls and connections over a quota are counted and logged, but let pass. This holds for
+    /// [`ServerConfig::max_connections_per_address`](crate::ServerConfig) too. Default: false.
     pub observe_only: bool,
 }
 
-/// How much one may use. `None` is no bound.
+/// The limits of one address or one principal. `None`, the default of each, is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Quota {
-    /// Subscriptions at once.
+    /// The most subscriptions at once.
     pub subscriptions: Option<usize>,
-    /// Distinct filters in all its subscriptions together.
+    /// The most distinct filters in all its subscriptions together.
     pub filters: Option<usize>,
-    /// Events published in a second.
+    /// The most events published in a second.
     pub publish_events: Option<u64>,
-    /// Bytes published in a second, as encoded events.
+    /// The most bytes published in a second, of encoded events.
     pub publish_bytes: Option<u64>,
 }
 

@@ -1,23 +1,23 @@
-//! How much one address, or one principal, may use.
+//! Quotas: limits on the use of one address, or of one principal.
 //!
-//! An address is what [`network_of`] makes of one. A principal is whom the credentials of a call
-//! stand for; a call without one is held to the quotas of its address only.
+//! Addresses are counted by their network: see [`network_of`]. The principal of a call is that of its credentials; a
+//! call without credentials is held to the quotas of its address only.
 //!
 //! # Rates
-//! A rate is a bucket that holds what one second allows. A batch passes if anything is left, and may leave a debt:
-//! so a batch that is larger than a second's allowance passes as well, and is paid for by those after it. On the
-//! whole nobody gets more than the rate.
+//! A rate is a bucket that holds one second's allowance. A batch passes if anything is left, and may leave a debt. So a
+//! batch that is larger than a second's allowance passes too, and the batches after it wait until the debt is paid. In
+//! the long run nobody exceeds the rate.
 //!
 //! # Connections
-//! A connection belongs to the first principal whose credentials were accepted on it, until it ends: that of the
-//! client's certificate if it showed one. While its principal has too many, its calls are refused, and it stays
-//! without an owner; each call tries again.
+//! A connection belongs to a principal until it ends: that of the client's certificate if there is one, else the first
+//! one whose credentials were accepted on it. If that principal has too many connections, the call is refused and the
+//! connection stays without an owner; each further call tries again.
 //!
 //! # Observing
-//! In observe-only mode what would be refused is counted and logged, and passes. It takes nothing from the
-//! buckets, as what is refused does not, so the counts are those that enforcing would give.
+//! In observe-only mode a call over a quota is counted, logged and let pass. Like a refused call it takes nothing from
+//! the buckets, so the counts are those that enforcing would give.
 
-// A general rate limiter, such as governor's, refuses forever what is larger than its bucket; and its buckets
+// A general rate limiter, such as governor's, refuses forever a batch that is larger than its bucket; and its buckets
 // would stand in a map of their own beside the counts of subscriptions.
 
 mod bucket;
@@ -45,48 +45,50 @@ pub(crate) use self::usage::CONNECTIONS;
 use self::usage::{Kind, State, User, exceeds, users};
 use crate::address::network_of;
 
-/// When a place may be free again is not known; this is how long to wait before asking.
+/// The delay that a refusal asks for where a count is exceeded. Nobody knows when another subscription or connection
+/// ends, so it is a guess, short beside the life of a stream.
 const COUNT_RETRY: Duration = Duration::from_secs(10);
 
-/// No rate asks for less patience than this.
+/// The shortest delay that a refusal asks for where a rate is exceeded: that of trailers, which count milliseconds.
 const MIN_RATE_RETRY: Duration = Duration::from_millis(1);
 
-/// How often one quota was exceeded.
+/// The refusals of one quota, from the start of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuotaCount {
-    /// The name of the quota, as in the status of a call that was refused.
+    /// The name of the quota, as in the status of a refused call.
     pub quota: &'static str,
     /// Calls that were refused.
     pub refused: u64,
-    /// Calls that were let pass because quotas are only observed.
+    /// Calls over the quota that passed, because quotas are only observed.
     pub observed: u64,
 }
 
-/// Keeps the quotas of a server.
+/// The quotas of a server, and their use.
 #[derive(Debug)]
 pub(crate) struct Quotas {
-    /// Whether any rate is set. Read by every publisher, so that none takes the lock for nothing.
+    /// Whether any rate is set. Every publish reads it first, and takes the lock only if one is.
     measures_publishing: AtomicBool,
     state: Mutex<State>,
     counts: [Counts; Kind::ALL.len()],
 }
 
+/// The counts of one quota.
 #[derive(Debug, Default)]
 struct Counts {
     refused: AtomicU64,
     observed: AtomicU64,
-    /// How much of both has been logged.
+    /// The part of both that has been logged.
     logged: AtomicU64,
 }
 
-/// What one subscription uses. Give it back with [`Quotas::release`].
+/// The use of one subscription, which counts until it is given to [`Quotas::release`].
 #[derive(Debug)]
 pub(crate) struct SubscriptionUsage {
     users: Vec<User>,
     filters: Arc<[Arc<str>]>,
 }
 
-/// Counts a connection for its principal as long as it is there.
+/// A connection that counts for its principal, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct OwnedConnection {
     quotas: Arc<Quotas>,
@@ -108,17 +110,19 @@ impl Quotas {
         }
     }
 
-    /// Holds everyone to `config` from here on. What is in use stays.
+    /// Enforces `config` from now on. Subscriptions and connections beyond it stay until they end.
     pub(crate) fn set(&self, config: QuotaConfig) {
         self.state().config = config;
         self.measures_publishing.store(config.has_rates(), Release);
     }
 
+    /// Whether a publish needs to be counted.
     pub(crate) fn measures_publishing(&self) -> bool {
+        // Acquire, after the Release in `set`: a publish that sees the flag finds the new rates behind the lock.
         self.measures_publishing.load(Acquire)
     }
 
-    /// How often each quota was exceeded.
+    /// The refusals of every quota.
     pub(crate) fn counts(&self) -> [QuotaCount; Kind::ALL.len()] {
         Kind::ALL.map(|kind| {
             let counts = &self.counts[kind as usize];
@@ -130,11 +134,17 @@ impl Quotas {
         })
     }
 
+    /// Counts a subscription of `caller`.
+    ///
+    /// # Errors
+    /// [`OverQuota`], if its address or its principal has as many subscriptions or distinct filters as it may.
     pub(crate) fn subscribe(
         &self,
         caller: &Caller,
         filters: Arc<[Arc<str>]>,
     ) -> Result<SubscriptionUsage, OverQuota> {
+        // One lock over the checks and the counts: the quota must hold for calls at the same moment. All users are
+        // checked before any is counted, so a refusal leaves nothing to undo.
         let mut state = self.state();
         let users = users(caller);
         for user in &users {
@@ -148,6 +158,7 @@ impl Quotas {
         Ok(SubscriptionUsage { users, filters })
     }
 
+    /// Ends the use of a subscription.
     pub(crate) fn release(&self, held: &SubscriptionUsage) {
         let mut state = self.state();
         for user in &held.users {
@@ -157,6 +168,11 @@ impl Quotas {
         }
     }
 
+    /// Takes a batch from the buckets of `caller`. `bytes` are those of its events, encoded.
+    ///
+    /// # Errors
+    /// [`OverQuota`], with the longest wait, if a bucket of its address or its principal is empty. Then nothing is
+    /// taken.
     pub(crate) fn publish(
         &self,
         caller: &Caller,
@@ -179,10 +195,10 @@ impl Quotas {
         Ok(())
     }
 
-    /// Whether a look at credentials from `address` that were not found good before is too much.
+    /// Checks whether credentials from `address` may be verified, which are not known to be good.
     ///
     /// # Errors
-    /// [`OverQuota`], until [`note_auth_failure`](Self::note_auth_failure) has been quiet for long enough.
+    /// [`OverQuota`], while [`note_auth_failure`](Self::note_auth_failure) was called too often for the address.
     pub(crate) fn check_auth_failures(
         &self,
         address: IpAddr,
@@ -200,11 +216,12 @@ impl Quotas {
         }
     }
 
-    /// Credentials from `address` were looked at and found bad.
+    /// Counts bad credentials from `address`.
     pub(crate) fn note_auth_failure(&self, address: IpAddr, now: Instant) {
         let mut state = self.state();
         let rate = state.config.address_auth_failures;
-        // What is only observed goes on to be looked at, and makes no debt beyond the bucket.
+        // Nothing is taken from an empty bucket. Where quotas are only observed, bad credentials go on to be verified
+        // then, and the debt would grow without bound.
         if rate.is_some() {
             let user = User::Address(network_of(address));
             let usage = state.users.entry(user).or_default();
@@ -214,8 +231,8 @@ impl Quotas {
         }
     }
 
-    /// Forgets who uses nothing any more, and logs what was exceeded since the last time: a flood must not become
-    /// one of logs.
+    /// Forgets users that use nothing any more, and logs each quota that was exceeded since the last time, in one line:
+    /// a flood of calls must not become a flood of logs.
     pub(crate) fn upkeep(&self, now: Instant) {
         self.state().forget_idle(now);
         for kind in Kind::ALL {
@@ -233,6 +250,7 @@ impl Quotas {
         }
     }
 
+    /// Counts a call over a quota, and refuses it unless it is only observed.
     fn exceed(
         &self,
         kind: Kind,
@@ -253,16 +271,18 @@ impl Quotas {
     }
 }
 
+// ===== impl OwnedConnection =====
+
 impl OwnedConnection {
-    /// Counts a connection for `principal`, if that has not too many.
+    /// Counts a connection for `principal`.
     ///
     /// # Errors
-    /// [`OverQuota`].
+    /// [`OverQuota`], if the principal has as many as it may.
     pub(crate) fn claim(quotas: &Arc<Quotas>, principal: &Arc<str>) -> Result<Self, OverQuota> {
         Self::enter(quotas, principal, true)
     }
 
-    /// The same before any call was made, which could be told or counted that it is too many.
+    /// The same before the first call of the connection: no call is refused yet, so none is counted as refused.
     pub(crate) fn claim_silently(quotas: &Arc<Quotas>, principal: &Arc<str>) -> Option<Self> {
         Self::enter(quotas, principal, false).ok()
     }

@@ -12,10 +12,11 @@ use tidegate::{Caller, Gate, Limits, OverQuota, Permit, Reason};
 
 use super::{Quotas, SubscriptionUsage};
 
-/// How a stream ended whose client left, or whose connection broke.
+/// The ending of a stream that the server did not end: its client left, or its connection broke.
 pub(crate) const CLIENT_LEFT: &str = "CLIENT_LEFT";
 
-/// What a stream that has begun can end with. Others may come to be written down too.
+/// The endings that are counted from 0 on, so that metrics have them before they happen. A stream that ends otherwise
+/// is counted too, from then on.
 const ENDINGS: [&str; 12] = [
     CLIENT_LEFT,
     Reason::CredentialsExpired.as_str(),
@@ -31,21 +32,25 @@ const ENDINGS: [&str; 12] = [
     Reason::TooSlow.as_str(),
 ];
 
+/// The subscriptions of a server, and the quotas that they count for.
 #[derive(Debug)]
 pub(crate) struct Subscribers {
     pub(crate) quotas: Arc<Quotas>,
     records: Mutex<Records>,
 }
 
+/// The record of subscriptions, behind one lock.
 #[derive(Debug)]
 struct Records {
     /// The subscriptions that are open, by their ids.
     open: HashMap<u64, Subscriber>,
+    /// Streams that have begun.
     begun: u64,
+    /// Streams that have ended, by the reason.
     endings: BTreeMap<&'static str, u64>,
 }
 
-/// What is written down of a subscription.
+/// The record of one subscription.
 #[derive(Debug, Clone)]
 pub(crate) struct Subscriber {
     pub(crate) address: Option<SocketAddr>,
@@ -54,17 +59,18 @@ pub(crate) struct Subscriber {
     pub(crate) since: SystemTime,
 }
 
-/// The gate of the event service.
+/// The gate of the event service: it holds callers to their quotas, and records their subscriptions.
 #[derive(Debug, Clone)]
 pub(crate) struct QuotaGate(pub(crate) Arc<Subscribers>);
 
+/// The permit of one subscription. Dropping it ends its record and its use of quotas.
 #[derive(Debug)]
 struct SubscriptionPermit {
     subscribers: Arc<Subscribers>,
     caller: Caller,
     filters: Arc<[Arc<str>]>,
     usage: SubscriptionUsage,
-    /// The id of the subscription, when it has begun and not ended.
+    /// The id of the subscription, as soon as it has begun.
     id: Option<u64>,
 }
 
@@ -81,16 +87,17 @@ impl Subscribers {
         }
     }
 
+    /// The record of an open subscription.
     pub(crate) fn subscriber(&self, id: u64) -> Option<Subscriber> {
         self.records().open.get(&id).cloned()
     }
 
-    /// How many streams have begun.
+    /// The number of streams that have begun.
     pub(crate) fn begun(&self) -> u64 {
         self.records().begun
     }
 
-    /// How many streams ended for each reason.
+    /// The number of streams that have ended, by the reason.
     pub(crate) fn endings(&self) -> Vec<(&'static str, u64)> {
         let records = self.records();
         records

@@ -1,4 +1,4 @@
-//! Who uses how much.
+//! The use of each address and principal.
 
 use std::{
     collections::HashMap,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::address::network_of;
 
-/// What there is a quota of.
+/// The kinds of quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Subscriptions,
@@ -30,23 +30,26 @@ pub(super) enum Kind {
 /// [`Admission`](crate::Admission).
 pub(crate) const CONNECTIONS: &str = "connections";
 
+/// The limits in force, and the use of every user.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) config: QuotaConfig,
-    /// Who uses something, or did a moment ago.
+    /// Users that use something, or have a bucket that is not full.
     pub(super) users: HashMap<User, Usage>,
 }
 
+/// Somebody who is held to quotas.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum User {
     Address(IpAddr),
     Principal(Arc<str>),
 }
 
+/// The use of one user.
 #[derive(Debug, Default)]
 pub(super) struct Usage {
     subscriptions: usize,
-    /// How many subscriptions hold each filter. None is 0.
+    /// The number of subscriptions that hold each filter. No entry is 0, so the length is the number of filters.
     filters: HashMap<Arc<str>, usize>,
     events: Bucket,
     bytes: Bucket,
@@ -57,7 +60,7 @@ pub(super) struct Usage {
 // ===== impl State =====
 
 impl State {
-    /// Of what `user` would have too much with one more subscription of `filters`.
+    /// The quota that `user` would exceed with one more subscription of `filters`.
     pub(super) fn count_exceeded(&self, user: &User, filters: &[Arc<str>]) -> Option<Kind> {
         let quota = user.quota(&self.config);
         let nothing = Usage::default();
@@ -66,6 +69,7 @@ impl State {
             return Some(Kind::Subscriptions);
         }
         let max_filters = quota.filters?;
+        // A request may repeat a filter, which counts once.
         let new = filters
             .iter()
             .enumerate()
@@ -76,7 +80,8 @@ impl State {
         (usage.filters.len() + new > max_filters).then_some(Kind::Filters)
     }
 
-    /// Of what `user` has published too much, and how long it has to wait.
+    /// The rate that `user` has exceeded by publishing, and the wait until its bucket holds something. Of two, the one
+    /// with the longer wait.
     pub(super) fn rate_exceeded(&self, user: &User, now: Instant) -> Option<(Kind, Duration)> {
         let quota = user.quota(&self.config);
         let usage = self.users.get(user)?;
@@ -89,6 +94,7 @@ impl State {
             .max_by_key(|(_, wait)| *wait)
     }
 
+    /// Takes a batch from the buckets of `user`.
     pub(super) fn take(&mut self, user: &User, events: f64, bytes: f64, now: Instant) {
         let quota = *user.quota(&self.config);
         if !quota.has_rates() {
@@ -99,6 +105,7 @@ impl State {
         usage.bytes.take(bytes, quota.publish_bytes, now);
     }
 
+    /// Forgets users with no use and full buckets: they are as users that were never seen.
     pub(super) fn forget_idle(&mut self, now: Instant) {
         let config = self.config;
         self.users.retain(|user, usage| {
@@ -114,10 +121,12 @@ impl State {
     }
 }
 
+/// Whether `count` is more than `limit` allows.
 pub(super) fn exceeds(count: usize, limit: Option<usize>) -> bool {
     limit.is_some_and(|limit| count > limit)
 }
 
+/// The users that a call of `caller` counts for: its address, and its principal if it has one.
 pub(super) fn users(caller: &Caller) -> Vec<User> {
     let address = caller.address.map(|address| network_of(address.ip()));
     let principal = caller.principal.clone().map(User::Principal);
@@ -131,6 +140,7 @@ pub(super) fn users(caller: &Caller) -> Vec<User> {
 // ===== impl Usage =====
 
 impl Usage {
+    /// Counts a subscription.
     pub(super) fn add(&mut self, filters: &[Arc<str>]) {
         self.subscriptions += 1;
         for filter in filters {
@@ -138,6 +148,7 @@ impl Usage {
         }
     }
 
+    /// Ends the count of a subscription.
     pub(super) fn subtract(&mut self, filters: &[Arc<str>]) {
         self.subscriptions -= 1;
         for filter in filters {
@@ -154,7 +165,7 @@ impl Usage {
 // ===== impl User =====
 
 impl User {
-    /// The quota of `config` that holds for it.
+    /// The limits that `config` sets for this user.
     const fn quota<'a>(&self, config: &'a QuotaConfig) -> &'a Quota {
         match self {
             Self::Address(_) => &config.address,

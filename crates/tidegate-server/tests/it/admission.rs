@@ -1,4 +1,4 @@
-//! Who is let in: caps on connections, over real sockets.
+//! The admission of connections: limits on their number, over real sockets.
 
 use std::{io, net::SocketAddr, time::Duration};
 

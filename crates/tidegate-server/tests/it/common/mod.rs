@@ -1,4 +1,4 @@
-//! A server of its own for each test, on a free port, and what clients need to speak with it.
+//! A server for each test, on a free port, and clients that record what they publish and receive.
 
 use std::{
     fmt,
@@ -44,8 +44,7 @@ pub(crate) struct Client {
     journal: Journal,
 }
 
-/// What all clients of a test published and were sent. When the last who knows of it is gone, all of it is
-/// checked.
+/// The record of all that the clients of a test published and were sent. It is checked when its last holder is dropped.
 #[derive(Clone, Default)]
 pub(crate) struct Journal(Arc<Records>);
 
@@ -70,7 +69,7 @@ pub(crate) struct Checked {
     pub(crate) next_index: u64,
     pub(crate) delivered: u64,
     pub(crate) counted: u64,
-    /// How many gaps there were.
+    /// The number of gaps so far.
     pub(crate) gaps: u32,
     last_sequence: u64,
 }

@@ -1,4 +1,4 @@
-//! What becomes of calls whose credentials expire, or whose credentials or rules are withdrawn.
+//! Calls whose credentials expire, or whose credentials or rules are withdrawn, over real sockets.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     pki::{Folder, end},
 };
 
-/// What must have ended, has ended after this.
+/// The time within which a withdrawal must end streams.
 const IN_TIME: Duration = Duration::from_secs(5);
 
 #[tokio::test]

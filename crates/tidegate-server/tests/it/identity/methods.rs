@@ -35,7 +35,7 @@ fn methods() -> Vec<String> {
     methods.collect()
 }
 
-/// What a good call of a method sends, and what is answered to a caller without rights and to one with them.
+/// The message of a good call, the access that its method needs, and the status for a caller with rights.
 fn expected(method: &str) -> (Vec<u8>, Access, Code) {
     let batch = PublishRequest {
         events: vec![event("orders.eu", "x")],

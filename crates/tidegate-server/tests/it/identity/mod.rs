@@ -1,5 +1,5 @@
-//! Who may call what, over real sockets: every method with every kind of credentials, and what becomes of calls
-//! whose credentials or rules change.
+//! Identity over real sockets: methods and credentials, rules, expiry and withdrawal, keys, quotas of principals, and
+//! the start of a server. This file has the helpers that they share.
 
 mod expiry_and_withdrawal;
 mod keys;

@@ -69,7 +69,7 @@ async fn a_quota_holds_for_a_principal_over_all_connections() {
     assert_eq!(server.controls.stats().auth_failures, 1);
 }
 
-/// How often a quota refused and was only observed.
+/// The calls that a quota refused, and those that it only observed.
 fn quota_count(server: &Running, quota: &str) -> (u64, u64) {
     let quotas = server.controls.stats().quotas;
     let count = quotas.iter().find(|count| count.quota == quota).unwrap();

@@ -1,4 +1,4 @@
-//! What callers may publish and subscribe to, and be.
+//! Rules: the topics that a principal may publish and subscribe to, and the client ids that it may use.
 
 use tidegate::proto::*;
 use tonic::Code;

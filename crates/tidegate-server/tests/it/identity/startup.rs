@@ -1,4 +1,4 @@
-//! What a server starts with, and what it refuses to start with.
+//! The start of a server: credentials that it takes, and credentials that it refuses to start with.
 
 use rcgen::KeyPair;
 use tidegate_server::{AuthConfig, BindError, JwksUrl, JwtKeys, Server, ServerConfig};
