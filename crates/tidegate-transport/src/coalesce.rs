@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_poll_writes_goes_together_when_the_poll_is_over() {
+    async fn writes_of_one_turn_leave_together() {
         let (mut peer, transport) = duplex(1 << 20);
         let (mut coalesced, mut flusher) = coalesce(transport);
         let mut connection = pin!(async {
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_does_not_read_holds_no_more_than_is_gathered_and_then_gets_all() {
+    async fn stalled_peer_holds_one_buffer_and_then_gets_everything() {
         let taken_at_once = 1_000;
         let (mut peer, transport) = duplex(taken_at_once);
         let (mut coalesced, mut flusher) = coalesce(transport);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_transport_that_keeps_what_it_took_is_made_to_pass_it_on() {
+    async fn buffering_transport_is_flushed() {
         let (mut peer, transport) = duplex(1 << 20);
         let (mut coalesced, mut flusher) = coalesce(tokio::io::BufWriter::new(transport));
         let connection = pin!(async {
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_next_poll_writes_goes_too_if_more_is_likely() {
+    async fn writes_of_a_likely_next_turn_leave_with_this_one() {
         let (mut peer, transport) = duplex(1 << 20);
         let (mut coalesced, mut flusher) = coalesce(transport);
         let mut connection = pin!(async {
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_is_told_by_the_next_read() {
+    async fn next_read_reports_a_write_failure() {
         let (peer, transport) = duplex(1_000);
         let (mut coalesced, mut flusher) = coalesce(transport);
         let connection = pin!(async {

@@ -1,32 +1,25 @@
 //! One connection: HTTP/2 by hyper, in one task with its streams.
 
 use std::{
-    error::Error,
     fmt,
     future::Future,
     pin::Pin,
     task::{Context, Poll},
 };
 
-use bytes::Buf;
-use http::{Request, Response};
-use http_body::Body;
 use hyper::{body::Incoming, server::conn::http2, service::HttpService};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_io_timeout::TimeoutStream;
-use tower::Service;
 
 use crate::{
     coalesce::{Coalesced, Flusher, coalesce},
     config::Http2Config,
     driver::{Driver, StreamExecutor},
     preface::Prefaced,
+    service::{BoxError, Http2Service},
 };
-
-/// Any error.
-pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A connection that serves. It is a future, done when the connection has ended: with an error, where it did not
 /// end in good order. Dropping it closes the connection and drops its streams.
@@ -65,13 +58,10 @@ impl Connection {
     ///
     /// # Panics
     /// Outside of a runtime of tokio with time.
-    pub fn new<T, S, B>(transport: Prefaced<T>, service: S, config: &Http2Config) -> Self
+    pub fn new<T, S>(transport: Prefaced<T>, service: S, config: &Http2Config) -> Self
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
-        S::Error: Into<BoxError>,
-        S::Future: Send + 'static,
-        B: Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
+        S: Http2Service,
     {
         let mut transport = TimeoutStream::new(transport);
         transport.set_write_timeout(Some(config.write_timeout));
@@ -107,13 +97,10 @@ impl fmt::Debug for Connection {
     }
 }
 
-impl<T, S, B> Serve for Http2Task<T, TowerToHyperService<S>>
+impl<T, S> Serve for Http2Task<T, TowerToHyperService<S>>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send + 'static,
-    B: Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
+    S: Http2Service,
 {
     fn poll_turn(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         let task = self.project();

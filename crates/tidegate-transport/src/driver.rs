@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_is_one_turn_the_stream_and_then_the_connection() {
+    fn delivery_takes_one_turn_stream_before_connection() {
         let (log, task) = (Arc::<Log>::default(), Arc::<Task>::default());
         let (mut driver, executor) = Driver::new();
         let mut connection = pin!(connection(&log));
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_woken_is_not_polled() {
+    fn turn_polls_only_what_was_woken() {
         let (log, task) = (Arc::<Log>::default(), Arc::<Task>::default());
         let (mut driver, executor) = Driver::new();
         let mut connection = pin!(connection(&log));
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_told_something_is_polled() {
+    fn scheduled_connection_is_polled() {
         let (log, task) = (Arc::<Log>::default(), Arc::<Task>::default());
         let (mut driver, _executor) = Driver::new();
         let mut connection = pin!(connection(&log));
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn all_streams_are_dropped_with_the_driver_polled_or_not_whatever_panics() {
+    fn driver_drops_every_stream_despite_panics() {
         let (log, task) = (Arc::<Log>::default(), Arc::<Task>::default());
         let held = Arc::new(());
         let holding = |executor: &StreamExecutor| {
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_panics_when_it_is_done_takes_no_other_with_it() {
+    fn panic_in_a_finished_stream_spares_the_others() {
         let (log, task) = (Arc::<Log>::default(), Arc::<Task>::default());
         let (mut driver, executor) = Driver::new();
         let mut connection = pin!(connection(&log));
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn streams_that_use_up_the_budget_do_not_keep_the_connection_from_its_turn() {
+    async fn busy_streams_do_not_starve_the_connection() {
         let log = Arc::<Log>::default();
         let (mut driver, executor) = Driver::new();
         let mut connection = pin!(connection(&log));
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_panics_ends_and_the_others_go_on() {
+    fn panicking_stream_ends_and_others_go_on() {
         let (log, task) = (Arc::<Log>::default(), Arc::<Task>::default());
         let (mut driver, executor) = Driver::new();
         let mut connection = pin!(connection(&log));

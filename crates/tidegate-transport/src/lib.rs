@@ -47,6 +47,7 @@ mod connection;
 mod driver;
 mod preface;
 mod server;
+mod service;
 
 pub use crate::{
     accept::Acceptor,
@@ -54,4 +55,5 @@ pub use crate::{
     connection::Connection,
     preface::{Prefaced, read_preface},
     server::Server,
+    service::Http2Service,
 };

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn all_that_was_said_is_read_again_in_pieces_of_any_size() {
+    async fn preface_is_read_again_in_pieces_of_any_size() {
         let (mut peer, transport) = tokio::io::duplex(1_000);
         peer.write_all(PREFACE).await.unwrap();
         peer.write_all(b"and more").await.unwrap();
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_preface_is_refused() {
+    async fn other_protocol_is_refused() {
         let (mut peer, transport) = tokio::io::duplex(1_000);
         peer.write_all(b"GET / HTTP/1.1\r\nHost: tidegate\r\n\r\n")
             .await

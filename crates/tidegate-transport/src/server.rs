@@ -2,9 +2,7 @@
 
 use std::{future::Future, pin::pin, sync::Arc};
 
-use bytes::Buf;
-use http::{Request, Response};
-use http_body::Body;
+use http::Request;
 use hyper::body::Incoming;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -13,13 +11,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected as _;
-use tower::{Service, ServiceExt as _};
+use tower::ServiceExt as _;
 
 use crate::{
-    accept::Acceptor,
-    config::Http2Config,
-    connection::{BoxError, Connection},
-    preface::read_preface,
+    accept::Acceptor, config::Http2Config, connection::Connection, preface::read_preface,
+    service::Http2Service,
 };
 
 /// Serves a service, such as `tonic::service::Routes`, on connections from a listener. See [the crate](crate).
@@ -41,17 +37,12 @@ impl Server {
     /// calls, and waits for those that are open: streams of a hub end when that is closed.
     ///
     /// Dropping the future cuts every connection, as soon as its task is had.
-    pub async fn serve<S, B>(
+    pub async fn serve(
         self,
         listener: TcpListener,
-        service: S,
+        service: impl Http2Service,
         shutdown: impl Future<Output = ()>,
-    ) where
-        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
-        S::Error: Into<BoxError>,
-        S::Future: Send + 'static,
-        B: Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
-    {
+    ) {
         let mut acceptor = Acceptor::new(listener);
         let mut connections = JoinSet::new();
         let drain = CancellationToken::new();
@@ -73,17 +64,12 @@ impl Server {
 }
 
 /// Serves one connection until it ends.
-async fn connection<S, B>(
+async fn connection(
     stream: TcpStream,
-    service: S,
+    service: impl Http2Service,
     http2: Arc<Http2Config>,
     drain: CancellationToken,
-) where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send + 'static,
-    B: Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
-{
+) {
     if let Err(error) = http2.set_socket_options(&stream) {
         tracing::debug!(%error, "connection lost before it began");
         return;

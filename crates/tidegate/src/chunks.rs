@@ -168,35 +168,35 @@ mod tests {
     };
 
     use tidegate_core::{
-        Batch, ClientId, Filter, Hub, HubConfig, Room, SubscribeOptions, Subscription,
+        Batch, ClientId, Filter, Hub, HubConfig, NewEvent, Room, SubscribeOptions, Subscription,
+        Topic,
     };
 
     use super::*;
-    use crate::{
-        proto::NewEvent,
-        service::{Encoded, encode},
-    };
 
-    fn hub() -> Hub<Encoded> {
+    fn hub() -> Hub<Bytes> {
         Hub::new(HubConfig::new(1))
     }
 
-    fn subscribe(hub: &Hub<Encoded>, client: &str, filter: &str) -> Subscription<Encoded> {
+    fn subscribe(hub: &Hub<Bytes>, client: &str, filter: &str) -> Subscription<Bytes> {
         let filters = vec![Filter::new(filter).unwrap()];
         let options = SubscribeOptions::new(ClientId::new(client).unwrap(), filters);
         hub.subscribe(options, Instant::now()).unwrap()
     }
 
-    fn publish(hub: &Hub<Encoded>, topics: &[&str]) {
-        let events = topics.iter().map(|topic| NewEvent {
-            topic: (*topic).into(),
-            ..NewEvent::default()
-        });
-        let events: Vec<_> = events.map(|event| encode(event).unwrap()).collect();
+    fn publish(hub: &Hub<Bytes>, topics: &[&str]) {
+        let events: Vec<_> = topics
+            .iter()
+            .map(|topic| NewEvent {
+                topic: Topic::new(topic).unwrap(),
+                key: None,
+                payload: Bytes::new(),
+            })
+            .collect();
         hub.publish(events, Instant::now()).unwrap();
     }
 
-    fn drain(subscription: &mut Subscription<Encoded>) -> Batch<Encoded> {
+    fn drain(subscription: &mut Subscription<Bytes>) -> Batch<Bytes> {
         let mut batch = Batch::default();
         let mut cx = Context::from_waker(Waker::noop());
         let polled = subscription.poll_next(&mut cx, Room::events(100), &mut batch);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     /// Whether the chunk had to be made.
-    fn is_made(sharing: &Sharing, batch: &Batch<Encoded>) -> bool {
+    fn is_made(sharing: &Sharing, batch: &Batch<Bytes>) -> bool {
         let mut is_made = false;
         sharing.chunk(batch.first_index, &batch.events, || {
             is_made = true;
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_events_with_the_same_index_are_the_same_chunk() {
+    fn same_events_and_index_share_a_chunk() {
         let hub = hub();
         let (mut one, mut other) = (subscribe(&hub, "1", "a"), subscribe(&hub, "2", "a"));
         publish(&hub, &["a"; 20]);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_of_a_few_events_is_made_and_not_counted() {
+    fn small_chunks_are_neither_shared_nor_counted() {
         let hub = hub();
         let (mut one, mut other) = (subscribe(&hub, "1", "a"), subscribe(&hub, "2", "a"));
         publish(&hub, &["a"; MIN_SHARED_EVENTS - 1]);
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn one_event_that_differs_in_the_middle_is_seen() {
+    fn one_different_event_makes_another_chunk() {
         let hub = hub();
         let (mut one, mut other) = (subscribe(&hub, "1", "*.x"), subscribe(&hub, "2", "a.*"));
         let mut topics = ["a.x"; 22];
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn another_index_or_source_is_another_chunk() {
+    fn another_index_or_source_makes_another_chunk() {
         let hub = hub();
         let mut one = subscribe(&hub, "1", "a");
         publish(&hub, &["a"; 20]);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_few_are_kept() {
+    fn cache_keeps_only_the_newest_chunks() {
         let hub = hub();
         let mut subscription = subscribe(&hub, "1", "a");
         let sharing = Sharing::new();

@@ -222,7 +222,7 @@ mod tests {
 
     /// `docs/protocol.md` has each reason with its code, and advice of that kind.
     #[test]
-    fn the_protocol_document_has_every_reason_with_its_code_and_advice() {
+    fn protocol_document_lists_every_reason() {
         let document = include_str!("../../../docs/protocol.md");
         for reason in ALL {
             let cell = format!("`{}`", reason.as_str());

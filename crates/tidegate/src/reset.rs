@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_holds_the_future_of_a_stream_once() {
+    fn resettable_holds_the_stream_once() {
         let stream = async {
             let held = [0_u8; 1_000];
             pending::<()>().await;
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_done_when_the_stream_is() {
+    async fn resettable_ends_with_the_stream() {
         resettable(ready(7)).await;
     }
 }

@@ -75,12 +75,12 @@ fn poll(body: &mut (impl Body<Data = Bytes> + Unpin)) -> Option<Bytes> {
 }
 
 #[tokio::test]
-async fn a_delivery_allocates_its_chunk_and_nothing_else() {
+async fn delivery_allocates_only_its_chunk() {
     assert_allocations(7, 100..=101).await;
 }
 
 #[tokio::test]
-async fn subscribers_that_are_equally_far_share_their_chunk() {
+async fn subscribers_at_one_position_share_a_chunk() {
     // The chunk, and what counts its holders.
     assert_allocations(8, 2..=3).await;
     assert_allocations(50, 2..=3).await;
@@ -106,7 +106,7 @@ async fn assert_allocations(events: usize, expected: RangeInclusive<u64>) {
 }
 
 #[tokio::test]
-async fn publishing_allocates_as_much_for_a_hundred_subscribers_as_for_one() {
+async fn publishing_allocates_the_same_for_any_audience() {
     let mut counts = Vec::new();
     for subscribers in [1, 100] {
         let hub = hub();

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timeout_is_digits_and_a_unit() {
+    fn timeout_is_digits_and_a_unit() {
         for (text, expected) in [
             ("1S", Duration::from_secs(1)),
             ("0n", Duration::ZERO),
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_all_streams_needs_no_timer() {
+    fn timeout_beyond_a_year_sets_no_deadline() {
         let mut headers = HeaderMap::new();
         assert!(from_headers(&headers).unwrap().is_none());
         headers.insert("grpc-timeout", "99999999H".parse().unwrap());

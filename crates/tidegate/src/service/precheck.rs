@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_found_among_other_fields_and_up_to_what_is_no_message() {
+    fn parts_skip_other_fields_and_stop_at_garbage() {
         let event = |size: u8| [&[0x0A, size][..], &vec![0; usize::from(size)]].concat();
         // A varint, fixed numbers of both sizes, a group, and bytes, of other fields.
         let others = b"\x10\x05\x19\0\0\0\0\0\0\0\0\x25\0\0\0\0\x2b\x0a\x01x\x2c\x32\x01y";
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_of_the_most_passes_and_one_more_does_not() {
+    fn batch_at_its_limits_passes_and_one_beyond_fails() {
         let limits = PublishLimits {
             max_events: 3,
             max_event_bytes: 100,
@@ -201,7 +201,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_of_any_kind_are_measured_without_a_panic(bytes: Vec<u8>) {
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             let parts = Parts::of(&bytes, 1);
             prop_assert!(parts.sum::<usize>() <= bytes.len());
         }

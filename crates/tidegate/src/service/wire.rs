@@ -129,20 +129,36 @@ mod tests {
     use std::time::Instant;
 
     use proptest::prelude::*;
-    use tidegate_core::{ClientId, Filter, Hub, HubConfig, Room, SubscribeOptions};
+    use tidegate_core::{
+        ClientId, Filter, Hub, HubConfig, NewEvent, Room, SubscribeOptions, Topic,
+    };
     use tidegate_proto::v1 as proto;
 
-    use super::{super::convert::encode, *};
+    use super::*;
+
+    fn encoded(event: proto::NewEvent) -> NewEvent<Encoded> {
+        let topic = Topic::new(&event.topic).unwrap();
+        let event = proto::Event {
+            sequence: 0,
+            topic: event.topic,
+            payload: event.payload,
+            key: event.key,
+            attributes: event.attributes,
+            time: Some(prost_types::Timestamp::default()),
+        };
+        NewEvent {
+            topic,
+            key: None,
+            payload: Encoded::new(event.encode_to_vec().into()),
+        }
+    }
 
     fn batch_of(events: Vec<proto::NewEvent>, skip: usize) -> Batch<Encoded> {
         let hub = Hub::new(HubConfig::new(1));
         let options =
             SubscribeOptions::new(ClientId::new("c").unwrap(), vec![Filter::new(">").unwrap()]);
         let mut subscription = hub.subscribe(options, Instant::now()).unwrap();
-        let events: Vec<_> = events
-            .into_iter()
-            .map(|event| encode(event).unwrap())
-            .collect();
+        let events: Vec<_> = events.into_iter().map(encoded).collect();
         hub.publish(events, Instant::now()).unwrap();
         let mut batch = Batch::default();
         for events in [skip, usize::MAX].into_iter().filter(|n| *n > 0) {
@@ -155,7 +171,7 @@ mod tests {
     proptest! {
         /// What is written is what prost reads, whatever the cut.
         #[test]
-        fn a_batch_is_what_prost_decodes(
+        fn prost_decodes_what_write_batch_wrote(
             sizes in prop::collection::vec(0..3_000usize, 1..6),
             skip in 0..3usize,
             max_bytes in 40..20_000usize,

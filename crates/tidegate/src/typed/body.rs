@@ -83,11 +83,12 @@ impl<T: Value> PollChunk for Messages<T> {
 mod tests {
     use std::mem::size_of_val;
 
-    use super::*;
-    use crate::{proto::Event, typed::Hub};
+    use tidegate_proto::v1::Event;
+
+    use super::{super::hub::Hub, *};
 
     #[test]
-    fn an_idle_body_holds_little_beside_its_subscription() {
+    fn idle_body_holds_little_besides_its_subscription() {
         let subscription = Hub::<Event>::new()
             .subscribe()
             .ignore_losses()

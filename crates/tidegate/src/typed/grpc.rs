@@ -257,13 +257,10 @@ mod tests {
     use http_body_util::{BodyExt as _, Full};
     use proptest::prelude::*;
     use tidegate_core::Limits;
+    use tidegate_proto::v1::{Event, Position};
 
-    use super::*;
-    use crate::{
-        framing::{CHUNK_BYTES, PREFIX},
-        proto::{Event, Position},
-        typed::Hub,
-    };
+    use super::{super::hub::Hub, *};
+    use crate::framing::{CHUNK_BYTES, PREFIX};
 
     /// A method that answers with the stream that it was given.
     struct Watch<S>(Option<S>);
@@ -349,7 +346,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_equally_far_is_sent_the_same_memory() {
+    async fn subscribers_at_one_position_share_memory() {
         let hub = hub();
         let (one, other) = (open(&hub), open(&hub));
         let mut one = body_of(grpc(), one).await;
@@ -361,7 +358,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_chunk_fills_one_frame_of_http2_and_no_more() {
+    async fn chunk_fills_one_http2_frame_at_most() {
         let hub = hub();
         let mut body = body_of(grpc(), open(&hub)).await;
         hub.publish_all((0..1_000).map(|_| event(250))).unwrap();
@@ -372,7 +369,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_event_shares_its_memory_with_all_who_are_sent_it() {
+    async fn large_event_is_sent_from_shared_memory() {
         let hub = hub();
         let (mut one, mut other) = (
             body_of(grpc(), open(&hub)).await,
@@ -389,7 +386,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_subscription_is_encoded_by_tonic() {
+    async fn tonic_encodes_a_stream_around_a_subscription() {
         let hub = hub();
         let mut body = body_of(grpc(), open(&hub).map(|item| item)).await;
         hub.publish_all((0..1_000).map(|_| event(250))).unwrap();
@@ -401,7 +398,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_limit_on_the_size_of_messages_holds() {
+    async fn message_size_limit_holds() {
         let hub = hub();
         let grpc = grpc().apply_max_message_size_config(None, Some(100));
         let body = body_of(grpc, open(&hub)).await;
@@ -413,7 +410,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_is_dropped_unsubscribes() {
+    async fn dropped_body_unsubscribes() {
         let hub = hub();
         let body = body_of(grpc(), open(&hub)).await;
         assert_eq!(hub.clients().len(), 1);
@@ -422,7 +419,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_subscription_that_had_ended_is_not_ok() {
+    async fn ended_subscription_is_not_ok() {
         let hub = hub();
         let mut subscription = open(&hub);
         hub.close();
@@ -435,7 +432,7 @@ mod tests {
         /// Gaps, snapshots and what was taken before included: what is received is what was published, with the
         /// sequences, and each loss told where it is.
         #[test]
-        fn a_body_is_what_was_published(
+        fn body_carries_what_was_published(
             sizes in prop::collection::vec(0..40_000_usize, 1..40),
             most in 1..50_u64,
             taken in 0..3_usize,

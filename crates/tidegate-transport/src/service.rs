@@ -1,0 +1,42 @@
+//! Services that a connection serves.
+
+use std::error::Error;
+
+use bytes::Buf;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use tower::Service;
+
+/// Any error.
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
+
+/// A tower service of HTTP/2 requests, such as `tonic::service::Routes`. Every service with these bounds is one; you do
+/// not implement it yourself.
+///
+/// Each stream gets a clone of the service. A call that fails, and a body that fails, resets its stream.
+pub trait Http2Service:
+    Service<
+        Request<Incoming>,
+        Response = Response<Self::Body>,
+        Error: Into<BoxError>,
+        Future: Send + 'static,
+    > + Clone
+    + Send
+    + 'static
+{
+    /// Body of its responses.
+    type Body: Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static;
+}
+
+impl<S, B> Http2Service for S
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
+{
+    type Body = B;
+}
