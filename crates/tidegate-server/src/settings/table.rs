@@ -105,8 +105,8 @@ pub static SETTINGS: &[Setting] = rows! {
      client is the first URI or DNS name of its certificate, else its common name.";
 
     "tls.client_crls", "FILE...", List<File>, security.tls.client_crls, RESTARTS,
-    "Files with revocation lists in PEM for clients' certificates. Once there is a list, every authority in the chain of a \
-     client's certificate needs one, or the client is refused.";
+    "Files with revocation lists in PEM for clients' certificates. Once there is a list, every authority in the chain \
+     of a client's certificate needs one, or the client is refused.";
 
     "tls.client_auth", "WHEN", Requirement, security.tls.client_auth, RESTARTS,
     "Whether clients must show a certificate. required: without one there is no connection. optional: without one \
