@@ -96,7 +96,7 @@ pub use crate::{
     },
     limits::{Limits, Overflow},
     predicate::Predicate,
-    registry::{ClientIdPolicy, SubscriptionInfo, SweepRules, Swept},
+    registry::{ClientIdPolicy, StallPolicy, SubscriptionInfo, SweepRules, Swept},
     subscription::{Batch, Room, Subscription},
     topic::{ClientId, NameError, NameErrorKind, Topic},
     topic_set::TopicSet,

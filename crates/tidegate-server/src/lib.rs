@@ -62,7 +62,7 @@ pub mod settings;
 mod tls;
 mod tokens;
 
-pub use tidegate::{ClientIdPolicy, Encoded, Hub, SweepRules, TopicSet};
+pub use tidegate::{ClientIdPolicy, Encoded, Hub, StallPolicy, SweepRules, TopicSet};
 pub use tidegate_transport::Http2Config;
 
 pub use crate::{

@@ -176,7 +176,7 @@ async fn a_drain_is_over_in_time_whatever_the_peers_do_and_says_what_it_cut() {
 #[tokio::test]
 async fn in_a_drain_a_stream_that_is_not_read_is_reset_and_its_connection_ends_in_good_order() {
     let sweep = SweepRules {
-        grace: Duration::from_millis(200),
+        reset_grace: Duration::from_millis(200),
         ..SweepRules::default()
     };
     let server = Running::start(ServerConfig {

@@ -5,7 +5,7 @@ mod common;
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration};
 
 use common::*;
-use tidegate::{SweepRules, proto::*};
+use tidegate::{StallPolicy, SweepRules, proto::*};
 use tidegate_server::{Quota, QuotaConfig, ServerConfig};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -226,8 +226,8 @@ async fn streams_are_counted_by_how_they_ended() {
     let server = Running::start(ServerConfig {
         sweep: SweepRules {
             stall_timeout: Some(Duration::from_millis(50)),
-            close_stalled: true,
-            grace: Duration::from_millis(50),
+            on_stall: StallPolicy::Close,
+            reset_grace: Duration::from_millis(50),
         },
         ..watched()
     })

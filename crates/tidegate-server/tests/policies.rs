@@ -16,7 +16,7 @@ use std::{
 
 use common::*;
 use hyper_util::rt::TokioIo;
-use tidegate::{SweepRules, proto::*};
+use tidegate::{StallPolicy, SweepRules, proto::*};
 use tidegate_server::{Http2Config, ServerConfig};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -154,8 +154,8 @@ async fn min_interval_holds_back_neither_a_replay_nor_the_first_event() {
 fn sweep(grace: Duration) -> ServerConfig {
     let sweep = SweepRules {
         stall_timeout: Some(Duration::from_millis(200)),
-        close_stalled: true,
-        grace,
+        on_stall: StallPolicy::Close,
+        reset_grace: grace,
     };
     ServerConfig {
         sweep,

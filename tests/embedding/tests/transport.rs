@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidegate::{
-    SweepRules,
+    StallPolicy, SweepRules,
     typed::{Hub, LeaveReason},
 };
 use tidegate_embedding_tests::{
@@ -71,8 +71,8 @@ async fn a_stream_that_is_not_read_is_reset_and_its_neighbor_lives() {
     }
     let rules = SweepRules {
         stall_timeout: Some(Duration::from_millis(100)),
-        close_stalled: true,
-        grace: Duration::from_millis(100),
+        on_stall: StallPolicy::Close,
+        reset_grace: Duration::from_millis(100),
     };
     let sweeping = async {
         loop {
