@@ -50,7 +50,8 @@ def folder(binary: str, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def secure(binary: str, folder: Path) -> Iterator[Server]:
-    files = {"tls-certificate": "server.pem", "tls-key": "server.key", "tokens": "tokens", "rules": "rules.toml"}
+    files = {"tls-certificate": "server.pem", "tls-key": "server.key"}
+    files |= {"auth-tokens": "tokens", "auth-rules": "rules.toml"}
     arguments = [f"--{flag}={folder / name}" for flag, name in files.items()]
     with Server(binary, *arguments) as server:
         yield server

@@ -111,7 +111,7 @@ pub use crate::{
     options::{HubConfig, Start, SubscribeOptions},
     predicate::Predicate,
     publish::{PublishError, Published},
-    registry::{ClientIdPolicy, SweepRules, Swept},
+    registry::{ClientIdPolicy, StallPolicy, SweepRules, Swept},
     subscription::{Batch, Room, Subscription},
     topic::{ClientId, NameError, NameErrorKind, Topic},
     topic_set::TopicSet,

@@ -50,13 +50,22 @@ pub struct SweepRules {
     /// How long a subscription may have events to take and be handed none, until it is *stalled*. `None` is
     /// forever. Default: 60 s.
     pub stall_timeout: Option<Duration>,
-    /// Whether every stalled subscription is ended with [`CloseReason::Stalled`], not only those that asked
-    /// for [`Overflow::Disconnect`](crate::Overflow::Disconnect). Default: false, which leaves them
-    /// parked, at the cost of a cursor and their limits.
-    pub close_stalled: bool,
+    /// The action on a stalled subscription. Default: [`StallPolicy::Park`].
+    pub on_stall: StallPolicy,
     /// How long a subscription that was ended may take to notice, before its transport is told to give up
     /// ([`SubscribeOptions::reset`](crate::SubscribeOptions::reset)). Default: 5 s.
-    pub grace: Duration,
+    pub reset_grace: Duration,
+}
+
+/// The action on a stalled subscription that did not ask for
+/// [`Overflow::Disconnect`](crate::Overflow::Disconnect). One that did is always ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StallPolicy {
+    /// It stays, at the cost of a cursor and its limits.
+    #[default]
+    Park,
+    /// It is ended with [`CloseReason::Stalled`].
+    Close,
 }
 
 /// The result of a sweep: how many subscriptions it found, and what it did to them.
@@ -356,7 +365,7 @@ impl<P> Registration<P> {
         let stuck_for = now.saturating_duration_since(*self.stuck_since.get_or_insert(now));
         // Ended: it has the grace to be polled and dropped, and then is gone from here.
         if seen.is_closed {
-            let give_up = stuck_for >= rules.grace && !self.is_reset;
+            let give_up = stuck_for >= rules.reset_grace && !self.is_reset;
             self.is_reset |= give_up;
             return if give_up {
                 SweepAction::Reset
@@ -370,7 +379,7 @@ impl<P> Registration<P> {
         {
             return SweepAction::Leave;
         }
-        if rules.close_stalled || seen.ends_when_stalled {
+        if rules.on_stall == StallPolicy::Close || seen.ends_when_stalled {
             // From now on it is the grace that counts.
             self.stuck_since = Some(now);
             return SweepAction::Close;
@@ -399,8 +408,8 @@ impl Default for SweepRules {
     fn default() -> Self {
         Self {
             stall_timeout: Some(Duration::from_secs(60)),
-            close_stalled: false,
-            grace: Duration::from_secs(5),
+            on_stall: StallPolicy::default(),
+            reset_grace: Duration::from_secs(5),
         }
     }
 }

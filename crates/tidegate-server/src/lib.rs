@@ -49,7 +49,7 @@ mod routes;
 mod server;
 pub mod settings;
 
-pub use tidegate::{ClientIdPolicy, Encoded, Hub, SweepRules, TopicSet};
+pub use tidegate::{ClientIdPolicy, Encoded, Hub, StallPolicy, SweepRules, TopicSet};
 pub use tidegate_transport::Http2Config;
 
 pub use crate::{

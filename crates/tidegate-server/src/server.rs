@@ -323,7 +323,7 @@ fn upkeep_interval(rules: &SweepRules) -> Duration {
     let shortest = rules
         .stall_timeout
         .unwrap_or(UPKEEP_INTERVAL)
-        .min(rules.grace)
+        .min(rules.reset_grace)
         / 4;
     shortest.clamp(Duration::from_millis(10), UPKEEP_INTERVAL)
 }
@@ -341,7 +341,7 @@ async fn drain(
     tracing::info!(connections = tasks.len(), streams, ?timeout, "draining");
     // Half of the time for slow clients to read their status, the other half for their connections to end.
     let rules = SweepRules {
-        grace: rules.grace.max(timeout / 2),
+        reset_grace: rules.reset_grace.max(timeout / 2),
         ..*rules
     };
     hub.close(CloseReason::ShuttingDown);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidegate::{
-    SweepRules,
+    StallPolicy, SweepRules,
     typed::{Hub, LeaveReason},
 };
 use tidegate_embedding_tests::{
@@ -71,8 +71,8 @@ async fn unread_stream_is_reset_and_its_neighbor_goes_on() {
     }
     let rules = SweepRules {
         stall_timeout: Some(Duration::from_millis(100)),
-        close_stalled: true,
-        grace: Duration::from_millis(100),
+        on_stall: StallPolicy::Close,
+        reset_grace: Duration::from_millis(100),
     };
     let sweeping = async {
         loop {

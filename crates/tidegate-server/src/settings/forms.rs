@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use bytesize::ByteSize;
 use jiff::SignedDuration;
-use tidegate::ClientIdPolicy;
+use tidegate::{ClientIdPolicy, StallPolicy};
 use tracing_subscriber::EnvFilter;
 
 use crate::network::tls::ClientAuth;
@@ -66,7 +66,7 @@ pub(super) struct TimeOrNone;
 /// `takeover`, `reject` or `several`.
 pub(super) struct ClientIds;
 
-/// `park`, which is false, or `close`.
+/// `park` or `close`.
 pub(super) struct OnStall;
 
 /// A filter of the log, without control characters.
@@ -333,17 +333,21 @@ impl Form<ClientIdPolicy> for ClientIds {
     }
 }
 
-impl Form<bool> for OnStall {
-    fn read(text: &str) -> Result<bool, String> {
+impl Form<StallPolicy> for OnStall {
+    fn read(text: &str) -> Result<StallPolicy, String> {
         match text {
-            "park" => Ok(false),
-            "close" => Ok(true),
+            "park" => Ok(StallPolicy::Park),
+            "close" => Ok(StallPolicy::Close),
             _ => Err("must be park or close".into()),
         }
     }
 
-    fn write(value: &bool) -> String {
-        if *value { "close" } else { "park" }.into()
+    fn write(value: &StallPolicy) -> String {
+        let word = match value {
+            StallPolicy::Park => "park",
+            StallPolicy::Close => "close",
+        };
+        word.into()
     }
 }
 

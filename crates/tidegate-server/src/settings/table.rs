@@ -71,11 +71,11 @@ pub static SETTINGS: &[Setting] = rows! {
     "stall_timeout", "DURATION", TimeOrNone, server.sweep.stall_timeout, RELOADS,
     "Time after which a client that has events to read and takes none is stalled. none means never.";
 
-    "on_stall", "POLICY", OnStall, server.sweep.close_stalled, RELOADS,
+    "on_stall", "POLICY", OnStall, server.sweep.on_stall, RELOADS,
     "Action on a stalled client. park: its stream stays, and holds its place and the backlog that its limits admit. \
      close: its stream ends. A client with the overflow policy disconnect is always closed.";
 
-    "reset_grace", "DURATION", NonZeroTime, server.sweep.grace, RELOADS,
+    "reset_grace", "DURATION", NonZeroTime, server.sweep.reset_grace, RELOADS,
     "Time that a client has to read the end of its stream. Then the server resets the stream.";
 
     "connections.max", "N", OrAuto<NonZero>, server.max_connections, RESTARTS,
@@ -105,8 +105,8 @@ pub static SETTINGS: &[Setting] = rows! {
      client is the first URI or DNS name of its certificate, else its common name.";
 
     "tls.client_crls", "FILE...", List<File>, security.tls.client_crls, RESTARTS,
-    "Files with revocation lists in PEM for clients' certificates. Once there is a list, every authority in the chain of a \
-     client's certificate needs one, or the client is refused.";
+    "Files with revocation lists in PEM for clients' certificates. Once there is a list, every authority in the chain \
+     of a client's certificate needs one, or the client is refused.";
 
     "tls.client_auth", "WHEN", Requirement, security.tls.client_auth, RESTARTS,
     "Whether clients must show a certificate. required: without one there is no connection. optional: without one \

@@ -67,7 +67,11 @@ fn the_example_has_every_setting_at_its_default() {
         fs::write(&path, example()).unwrap();
     }
     let listed = fs::read_to_string(&path).unwrap();
-    assert_eq!(listed, example(), "set UPDATE_EXPECT=1 if that is meant");
+    assert!(
+        listed == example(),
+        "{} is not what the table says; set UPDATE_EXPECT=1 if that is meant",
+        path.display()
+    );
     let (configuration, written) = read(Sources {
         file: Some((&path, &listed)),
         environment: &NOTHING,

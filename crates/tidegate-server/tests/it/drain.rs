@@ -175,7 +175,7 @@ async fn a_drain_ends_in_time_and_reports_the_cut_streams() {
 #[tokio::test]
 async fn a_drain_resets_unread_streams_and_ends_their_connection() {
     let sweep = SweepRules {
-        grace: Duration::from_millis(200),
+        reset_grace: Duration::from_millis(200),
         ..SweepRules::default()
     };
     let server = Running::start(ServerConfig {

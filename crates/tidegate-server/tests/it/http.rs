@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration};
 
-use tidegate::{SweepRules, proto::*};
+use tidegate::{StallPolicy, SweepRules, proto::*};
 use tidegate_server::{Quota, QuotaConfig, ServerConfig};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -225,8 +225,8 @@ async fn metrics_count_streams_by_their_ending() {
     let server = Running::start(ServerConfig {
         sweep: SweepRules {
             stall_timeout: Some(Duration::from_millis(50)),
-            close_stalled: true,
-            grace: Duration::from_millis(50),
+            on_stall: StallPolicy::Close,
+            reset_grace: Duration::from_millis(50),
         },
         ..watched()
     })

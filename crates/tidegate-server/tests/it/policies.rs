@@ -13,7 +13,7 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
-use tidegate::{SweepRules, proto::*};
+use tidegate::{StallPolicy, SweepRules, proto::*};
 use tidegate_server::{Http2Config, ServerConfig};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -153,8 +153,8 @@ async fn min_interval_delays_neither_replay_nor_first_event() {
 fn sweep(grace: Duration) -> ServerConfig {
     let sweep = SweepRules {
         stall_timeout: Some(Duration::from_millis(200)),
-        close_stalled: true,
-        grace,
+        on_stall: StallPolicy::Close,
+        reset_grace: grace,
     };
     ServerConfig {
         sweep,

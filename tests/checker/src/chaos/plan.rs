@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use tidegate::{CHUNK_BYTES, HistoryLimits, SweepRules};
+use tidegate::{CHUNK_BYTES, HistoryLimits, StallPolicy, SweepRules};
 use tidegate_proto::v1::{Limits, Overflow};
 use tidegate_server::{Http2Config, ServerConfig};
 
@@ -107,8 +107,8 @@ impl Scenario {
         match self {
             Self::ShortPatience => SweepRules {
                 stall_timeout: Some(Duration::from_millis(500)),
-                close_stalled: true,
-                grace: Duration::from_millis(300),
+                on_stall: StallPolicy::Close,
+                reset_grace: Duration::from_millis(300),
             },
             _ => SweepRules::default(),
         }
