@@ -51,7 +51,9 @@ report() {
     if [[ $code -ne 0 ]]; then
         printf '\n==> FAILED after %d s: %s (exit code %d)\n' $((SECONDS - step_started)) "${step:-preparation}" "$code" >&2
     elif [[ $outermost ]]; then
-        printf '\n==> all passed in %d s\n' "$SECONDS"
+        local all='all passed'
+        ! grep -q '^not run' "$STEPS_TABLE" || all='all that ran passed'
+        printf '\n==> %s in %d s\n' "$all" "$SECONDS"
         cat "$STEPS_TABLE"
     fi
     [[ -z $outermost ]] || rm -f "$STEPS_TABLE"
