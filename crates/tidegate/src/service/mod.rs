@@ -60,8 +60,7 @@ use crate::chunks::ChunkStats;
 ///
 /// # Methods
 /// A path that is not a method of the service is answered with `UNIMPLEMENTED`, and a request that is not gRPC
-/// with HTTP
-/// 415. The service is always ready.
+/// with HTTP status 415. The service is always ready.
 #[derive(Debug, Clone)]
 pub struct EventService {
     subscriber: Subscriber,
