@@ -4,7 +4,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-/// Files to compile, below `proto/`.
+/// What is compiled.
 const FILES: [&str; 2] = [
     "tidegate/v1/admin_service.proto",
     "tidegate/v1/event_service.proto",
@@ -16,8 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
-        // `Bytes`: a payload is a slice of the request that it came in, and not a copy. `BTreeMap`: the same
-        // attributes are always the same bytes.
+        // Payloads are slices of the request they came in; attributes encode in one order.
         .bytes(".tidegate.v1")
         .btree_map(".tidegate.v1")
         .build_transport(false)

@@ -1,7 +1,7 @@
 //! The wire contract of Tidegate: package `tidegate.v1`, as Rust types.
 //!
-//! The `.proto` files under `proto/tidegate/v1/` are the contract, and the build makes everything in [`v1`]
-//! from them. Field numbers never change: clients exist that use them.
+//! The `.proto` files under `proto/tidegate/v1/` are the contract; everything in [`v1`] is made from
+//! them by the build. Field numbers never change: clients exist that use them.
 
 /// Package `tidegate.v1`: the messages, and the clients and servers of `EventService` and `AdminService`.
 #[allow(
@@ -18,6 +18,6 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/tidegate.v1.rs"));
 }
 
-/// Encoded `google.protobuf.FileDescriptorSet` of `tidegate.v1` and its imports, for server reflection and
-/// generic clients.
+/// The encoded `google.protobuf.FileDescriptorSet` of `tidegate.v1` and of what it imports, as server
+/// reflection and generic clients want it.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
