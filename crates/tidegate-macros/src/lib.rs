@@ -4,11 +4,11 @@ use std::mem;
 
 use proc_macro::{Delimiter, Group, Ident, Punct, Spacing, Span, TokenStream, TokenTree};
 
-/// Makes a generated tonic server stream messages that were encoded once, for all who are sent them.
+/// Makes a generated tonic server stream messages that are encoded once for all their receivers.
 ///
-/// Given a message, it puts `tidegate::typed::Shared<Message>` in its place, in the module of a generated
-/// server and nowhere else: the message itself, the client, and every other method stay as they are. It is
-/// attached by one line in the build script:
+/// In the module of a generated server, and nowhere else, it puts `tidegate::typed::Shared<Message>` in place
+/// of each message that it names. The message itself, the client, and every other method stay as they are. One
+/// line in the build script attaches it:
 ///
 /// ```text
 /// tonic_prost_build::configure()
@@ -16,23 +16,24 @@ use proc_macro::{Delimiter, Group, Ident, Punct, Spacing, Span, TokenStream, Tok
 ///     .compile_protos(&["proto/chat.proto"], &["proto"])?;
 /// ```
 ///
-/// The first argument is the protobuf package, the second names one or several messages, as they are named in
-/// that package: `#[tidegate::encode_once(ServerEvent, super::common::Notice)]`. One that the build script
-/// takes from elsewhere, with `extern_path`, is named as it is there: `::their_crate::Notice`.
+/// The first argument is the protobuf package. The second is the attribute, which names one or several messages
+/// by their paths from that package: `#[tidegate::encode_once(ServerEvent, super::common::Notice)]`. A message
+/// that the build script takes from another crate, with `extern_path`, has the path that it has there:
+/// `::their_crate::Notice`.
 ///
-/// The methods that answer with such a message are served by `tidegate::typed::Grpc` in place of tonic's handler. It
-/// sends a subscription that a method returned in chunks that its subscribers share, and leaves everything else
-/// to tonic. Their codec has to be tonic's own for prost, not one of `codec_path`.
+/// `tidegate::typed::Grpc` serves the methods that respond with such a message, in place of tonic's handler. It
+/// sends a subscription that a method returns in chunks that its subscribers share, and leaves everything else
+/// to tonic. The codec of these methods has to be tonic's own for prost, not one of `codec_path`.
 ///
 /// # Errors
-/// It does not compile where no message is named:
+/// It is a compile error to name no message:
 ///
 /// ```compile_fail
 /// #[tidegate_macros::encode_once()]
 /// mod chat_server {}
 /// ```
 ///
-/// nor where no method has the message:
+/// or a message that no method has:
 ///
 /// ```compile_fail
 /// #[tidegate_macros::encode_once(ServerEvent)]
@@ -56,23 +57,24 @@ pub fn encode_once(messages: TokenStream, module: TokenStream) -> TokenStream {
     if let Some(i) = replacer.found.iter().position(|found| !found) {
         let message: TokenStream = replacer.messages.swap_remove(i).into_iter().collect();
         out.extend(error(&format!(
-            "no method of this service sends or takes a `{message}`"
+            "no method of this service takes or returns a `{message}`"
         )));
     }
     out
 }
 
+/// Replacement of messages in the tokens of a module.
 struct Replacer {
-    /// The path of each message, as tokens.
+    /// Path of each message, as tokens.
     messages: Vec<Vec<TokenTree>>,
-    /// Whether each was seen.
+    /// Whether each message was found.
     found: Vec<bool>,
-    /// Whether the method that is looked at answers with one.
+    /// Whether the method that is being read responds with one of them.
     returns_message: bool,
 }
 
 impl Replacer {
-    /// Replaces each message in the stream, in all its depth.
+    /// Replaces each message in the stream, and in the groups within it.
     fn replace(&mut self, stream: TokenStream) -> TokenStream {
         let tokens: Vec<TokenTree> = stream.into_iter().collect();
         let mut out = Vec::with_capacity(tokens.len());
@@ -96,8 +98,8 @@ impl Replacer {
         out.into_iter().collect()
     }
 
-    /// As [`replace`](Self::replace), in the arm that serves a method, which is not tonic's alone if the method
-    /// answers with a message.
+    /// Replaces each message in the arm of a `match` that serves a method, and tonic's handler too if the
+    /// method responds with one.
     fn replace_in_arm(&mut self, arm: TokenStream) -> TokenStream {
         let returns_message = mem::take(&mut self.returns_message);
         let arm = self.replace(arm);
@@ -107,13 +109,13 @@ impl Replacer {
         }
     }
 
-    /// How many tokens the path of a message takes that begins here.
+    /// Returns the number of tokens of the path of a message, if one begins here.
     fn message_at(&mut self, tokens: &[TokenTree]) -> Option<usize> {
         let i = self.messages.iter().position(|message| {
             let len = message.len();
             tokens.len() >= len
                 && are_equal(message, &tokens[..len])
-                // Not the beginning of a longer path.
+                // A longer path that begins with it is another item.
                 && !is_colons(&tokens[len..])
         })?;
         self.found[i] = true;
@@ -121,8 +123,8 @@ impl Replacer {
     }
 }
 
-/// The path of a message as the module of a generated server has it: from the module above, unless it says
-/// from where.
+/// Returns the path of a message as the module of a generated server has it: from the module above, unless the
+/// path begins at a crate.
 fn full_path(message: Vec<TokenTree>) -> Vec<TokenTree> {
     let is_full = is_colons(&message)
         || matches!(&message[0], TokenTree::Ident(first) if first.to_string() == "crate");
@@ -173,7 +175,7 @@ fn push_typed(name: &str, span: Span, out: &mut Vec<TokenTree>) {
     }
 }
 
-/// The group, with other tokens in it.
+/// Returns a group like this one with other tokens in it.
 fn with_stream(group: &Group, stream: TokenStream) -> TokenTree {
     let mut replaced = Group::new(group.delimiter(), stream);
     replaced.set_span(group.span());
@@ -215,6 +217,7 @@ fn split_at_commas(stream: TokenStream) -> Vec<Vec<TokenTree>> {
         .collect()
 }
 
+/// Tokens of a compile error.
 fn error(message: &str) -> TokenStream {
     let text = TokenTree::Literal(proc_macro::Literal::string(message));
     let arguments = Group::new(Delimiter::Parenthesis, text.into());

@@ -1,4 +1,4 @@
-//! Accepting connections, also when the machine is short of something.
+//! Acceptance of connections, with pauses while the process is out of descriptors or memory.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -13,18 +13,18 @@ const MIN_PAUSE: Duration = Duration::from_millis(10);
 /// Longest pause: each failure in a row doubles the one before, up to this.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts connections forever.
+/// Acceptor of connections that never fails.
 #[derive(Debug)]
 pub struct Acceptor {
     listener: TcpListener,
-    /// How long the next pause will be.
+    /// Length of the next pause.
     pause: Duration,
-    /// Nothing is accepted before this.
+    /// Time before which nothing is accepted. A field, so that a dropped `accept` does not cut the pause short.
     paused_until: Instant,
 }
 
 impl Acceptor {
-    /// Accepts from `listener`.
+    /// Makes an acceptor of the connections of `listener`.
     #[must_use]
     pub fn new(listener: TcpListener) -> Self {
         Self {
@@ -34,9 +34,11 @@ impl Acceptor {
         }
     }
 
-    /// The next connection, and who it is from. When the process is out of descriptors or memory this
-    /// pauses, longer each time: `accept` would fail at once again and again, and burn the processor that
-    /// is needed to get out of it. Cancel safe.
+    /// Waits for the next connection, and returns it with its peer's address. Cancel safe.
+    ///
+    /// When the process is out of descriptors or memory it pauses, from 10 ms on and twice as long each time,
+    /// up to 1 s. Without a pause `accept` would fail again at once, and burn the processor time that is needed
+    /// to recover.
     pub async fn accept(&mut self) -> (TcpStream, SocketAddr) {
         loop {
             sleep_until(self.paused_until).await;
@@ -45,7 +47,7 @@ impl Acceptor {
                     self.pause = MIN_PAUSE;
                     return (stream, peer);
                 }
-                // The peer was gone before we looked: not our trouble.
+                // The peer was gone before its connection was accepted. The next one may be fine.
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, pause = ?self.pause, "cannot accept connections; pausing");
@@ -57,6 +59,7 @@ impl Acceptor {
     }
 }
 
+/// Whether an error of `accept` is about the connection and not about the process.
 fn concerns_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(

@@ -1,4 +1,4 @@
-//! What a connection may do.
+//! Limits and timeouts of a connection.
 
 use std::{io, time::Duration};
 
@@ -9,46 +9,46 @@ use tokio::net::TcpStream;
 
 use crate::driver::StreamExecutor;
 
-/// What one connection may do. hyper's own defaults are named where these differ.
+/// Limits and timeouts of one connection. hyper's own defaults are named where these differ.
 #[derive(Debug, Clone)]
 pub struct Http2Config {
-    /// Streams open at once on one connection. Default: 256 (hyper: 200).
+    /// Maximum number of streams open at once on one connection. Default: 256 (hyper: 200).
     pub max_concurrent_streams: u32,
-    /// Streams that the peer may have reset before they were accepted. Beyond, the connection ends: the
-    /// rapid reset attack, CVE-2023-44487. Default: 20.
+    /// Maximum number of streams that the peer has reset before they were accepted. Beyond it the connection ends: this
+    /// is the rapid reset attack, CVE-2023-44487. Default: 20.
     pub max_pending_accept_reset_streams: usize,
-    /// Streams that may be reset for faults of the peer in the life of a connection. Beyond, it ends:
-    /// CVE-2025-8671. Default: 1,024.
+    /// Maximum number of streams that are reset for faults of the peer in the life of a connection. Beyond it the
+    /// connection ends: CVE-2025-8671. Default: 1,024.
     pub max_local_error_reset_streams: usize,
-    /// Bytes of a request's headers. Default: 16 KiB.
+    /// Maximum number of bytes of a request's headers. Default: 16 KiB.
     pub max_header_list_size: u32,
-    /// What a peer may send on one stream before it is read. Default: 256 KiB (hyper: 1 MiB).
+    /// Number of bytes that a peer may send on one stream before they are read. Default: 256 KiB (hyper: 1 MiB).
     pub stream_window: u32,
-    /// What a peer may send on one connection before it is read. Half of it is also h2's budget for frames
-    /// below 256 bytes that are not read yet, beyond which it takes a peer for an attacker and ends the
+    /// Number of bytes that a peer may send on one connection before they are read. Half of it is also h2's
+    /// budget for unread frames below 256 bytes, beyond which it takes the peer for an attacker and ends the
     /// connection. Default: 4 MiB (hyper: 1 MiB), with which a stream may fill its window with frames of 30
     /// bytes, as publishers of small events do.
     pub connection_window: u32,
-    /// What one stream may have buffered for sending: beyond recall when the client turns out to be
-    /// slow. Default: 64 KiB, four chunks (hyper: 400 KiB).
+    /// Number of bytes that one stream may have buffered for sending. They are beyond recall when the client
+    /// turns out to be slow. Default: 64 KiB, four chunks (hyper: 400 KiB).
     pub max_send_buffer: usize,
-    /// How long a new connection may take to shake hands, where there is TLS, and to send the connection
-    /// preface. Default: 5 s (hyper: forever).
+    /// Time that a new connection may take for the TLS handshake, if there is one, and for the connection
+    /// preface. Default: 5 s (hyper: no limit).
     pub preface_timeout: Duration,
-    /// Silence after which the peer is asked for a sign of life. Default: 30 s (hyper: never).
+    /// Silence after which the peer is sent a PING. Default: 30 s (hyper: never).
     pub keep_alive_interval: Duration,
-    /// How long it has to answer. Default: 10 s (hyper: 20 s).
+    /// Time that the peer has to answer a PING, after which the connection ends. Default: 10 s (hyper: 20 s).
     pub keep_alive_timeout: Duration,
-    /// How long bytes sent may stay unacknowledged before the kernel ends the connection
-    /// (`TCP_USER_TIMEOUT`, gRFC A18). Default: 40 s. A peer whose HTTP/2 window is open but which does
-    /// not read its socket is not found by keep-alive alone, whose ping waits behind the data.
+    /// Time for which sent bytes may stay unacknowledged before the kernel ends the connection
+    /// (`TCP_USER_TIMEOUT`, gRFC A18). Default: 40 s. Keep-alive alone does not find a peer that has its HTTP/2
+    /// window open and does not read its socket: the PING waits behind the data.
     pub tcp_user_timeout: Duration,
-    /// How long a write to the socket may make no progress before the connection is ended. A peer that
-    /// stops reading its socket cannot even be sent GOAWAY, and holds what is buffered for it until
-    /// then. Default: 40 s.
+    /// Time for which a write to the socket may make no progress before the connection ends. A peer that stops
+    /// reading its socket cannot even be sent GOAWAY, and holds the bytes that are buffered for it until then.
+    /// Default: 40 s.
     pub write_timeout: Duration,
-    /// Bytes that the kernel may hold unsent for a connection before it asks for no more
-    /// (`TCP_NOTSENT_LOWAT`). Default: 128 KiB.
+    /// Number of unsent bytes in the kernel from which on it takes no more from a connection
+    /// (`TCP_NOTSENT_LOWAT`). They are beyond recall. Default: 128 KiB.
     pub tcp_notsent_lowat: u32,
 }
 
@@ -73,10 +73,10 @@ impl Default for Http2Config {
 }
 
 impl Http2Config {
-    /// Sets what is the kernel's to keep: `TCP_NODELAY`, and on Linux `TCP_USER_TIMEOUT` and `TCP_NOTSENT_LOWAT`.
+    /// Sets the options of a socket: `TCP_NODELAY`, and on Linux `TCP_USER_TIMEOUT` and `TCP_NOTSENT_LOWAT`.
     ///
     /// # Errors
-    /// When the kernel refuses, as it does when the peer has gone.
+    /// When the kernel refuses an option, as it does when the peer has gone.
     pub fn set_socket_options(&self, stream: &TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let socket = SockRef::from(stream);

@@ -1,4 +1,7 @@
 //! One connection: HTTP/2 by hyper, in one task with its streams.
+//!
+//! From the bottom up it is a transport whose preface was read, a timeout for writes, a buffer that makes one
+//! write of a turn, and hyper. The driver polls hyper and the futures of its streams.
 
 use std::{
     fmt,
@@ -21,19 +24,21 @@ use crate::{
     service::{BoxError, Http2Service},
 };
 
-/// A connection that serves. It is a future, done when the connection has ended: with an error, where it did not
-/// end in good order. Dropping it closes the connection and drops its streams.
+/// A connection with a service: a future that serves requests and is ready when the connection has ended, with
+/// an error if it did not end in good order. Dropping it closes the connection and drops its streams.
 #[must_use = "futures do nothing unless polled"]
 pub struct Connection(Pin<Box<dyn Serve + Send>>);
 
-/// What a [`Connection`] does, whatever its transport and its service.
+/// Methods of a [`Connection`], whatever its transport and its service.
 trait Serve {
+    /// Runs one turn of the driver.
     fn poll_turn(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>;
 
     fn graceful_shutdown(self: Pin<&mut Self>);
 }
 
-/// What is beneath HTTP/2. What waits for a time-out is pinned.
+/// Transport beneath HTTP/2, with a timeout for writes. Boxed because the timer in it has to be pinned, and the
+/// connection and the flusher share it.
 type TimedTransport<T> = Pin<Box<TimeoutStream<Prefaced<T>>>>;
 
 type Http2<T, S> = http2::Connection<TokioIo<Coalesced<TimedTransport<T>>>, S, StreamExecutor>;
@@ -43,7 +48,7 @@ pin_project! {
     where
         S: HttpService<Incoming>,
     {
-        // Dropped first: who sees the connection close finds its streams gone.
+        // First, because fields are dropped in order: a peer that sees the connection close finds its streams gone.
         driver: Driver,
         #[pin]
         http2: Http2<T, S>,
@@ -52,12 +57,13 @@ pin_project! {
 }
 
 impl Connection {
-    /// Serves requests from `transport`, whose preface has come, with `service`.
+    /// Makes a connection that serves the requests of `transport` with `service`.
+    /// [`read_preface`](crate::read_preface) makes the transport.
     ///
-    /// The socket's options are not set: see [`Http2Config::set_socket_options`].
+    /// It does not set the options of a socket: see [`Http2Config::set_socket_options`].
     ///
     /// # Panics
-    /// Outside of a runtime of tokio with time.
+    /// When polled outside of a tokio runtime with time.
     pub fn new<T, S>(transport: Prefaced<T>, service: S, config: &Http2Config) -> Self
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -76,8 +82,8 @@ impl Connection {
         }))
     }
 
-    /// Ends in good order: the peer is told to begin no more streams, and the connection ends with the last of those
-    /// that are open. Nothing is done to those.
+    /// Begins to end in good order: the peer is told to begin no more streams, and the connection ends with the last of
+    /// those that are open. It does nothing to these; streams of a hub end when the hub is closed.
     pub fn graceful_shutdown(&mut self) {
         self.0.as_mut().graceful_shutdown();
     }
@@ -111,6 +117,7 @@ where
 
     fn graceful_shutdown(self: Pin<&mut Self>) {
         let task = self.project();
+        // It changes hyper's state and wakes nobody, so the poll that sends GOAWAY has to be scheduled.
         task.http2.graceful_shutdown();
         task.driver.schedule_connection();
     }

@@ -1,7 +1,6 @@
-//! HTTP/2 connections for services that stream to many clients: what the Tidegate server serves on, for any tower
-//! service.
+//! HTTP/2 connections for services that stream to many clients: those of the Tidegate server, for any tower service.
 //!
-//! For a service on tonic with a typed hub, in place of tonic's own server:
+//! A service on tonic with a typed hub is served like this, in place of tonic's own server:
 //!
 //! ```
 //! use std::time::Duration;
@@ -26,19 +25,22 @@
 //! # }
 //! ```
 //!
-//! # What is different from tonic's server
-//! * **Cost.** A connection and its streams are one task, and what they send in one turn is one system call for each
-//!   64 KiB. So a handler that computes for long holds up the streams of its connection: give that to a task of its own.
-//! * **Stalls.** A stream whose client does not read can be reset: what `typed::Hub::sweep` of the crate `tidegate`
-//!   ends is gone after its grace. On tonic's server it stays as long as its connection.
-//! * **Limits.** All of hyper's are set, also those that tonic leaves out, and so are deadlines for the preface
-//!   and for writing: [`Http2Config`].
-//! * **Descriptors.** Out of them, it pauses between attempts to accept, where tonic's server spins.
+//! # Differences from tonic's server
+//! * **Cost.** A connection and its streams are one task, and the bytes of one turn leave with one system call
+//!   for each 64 KiB. So a handler that computes for long holds up the streams of its connection: give long
+//!   work a task of its own.
+//! * **Stalls.** A stream whose client does not read can be reset: one that `typed::Hub::sweep` of the crate `tidegate`
+//!   ends is gone after its grace period. On tonic's server it stays as long as its connection.
+//! * **Limits.** All of hyper's limits are set, including those that tonic leaves out, and so are timeouts for
+//!   the preface and for writing: [`Http2Config`].
+//! * **Descriptors.** When the process has no file descriptors left, the server pauses between attempts to
+//!   accept. tonic's server spins.
 //!
-//! # What is not here
-//! TLS, caps on connections and their age, credentials: these are the Tidegate server's. TLS can be put beneath a
-//! [`Connection`], which takes any transport. What tonic's server wraps a service in: `grpc-timeout` is the service's to keep,
-//! and an error of the service resets its stream, where tonic makes a status of it. tonic's routes have none.
+//! # Not included
+//! TLS, caps on connections and their age, and authentication are the Tidegate server's. TLS can be put beneath a
+//! [`Connection`], which takes any transport. The layers of tonic's server are missing too: a service has to keep
+//! `grpc-timeout` itself, and an error of a service resets its stream, where tonic makes a status of it. tonic's routes
+//! never fail with one.
 
 mod accept;
 mod coalesce;

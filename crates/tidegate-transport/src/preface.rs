@@ -1,8 +1,8 @@
 //! The connection preface (RFC 9113, section 3.4), read before hyper has the connection.
 //!
-//! hyper waits for it without a time-out, and cannot end a connection in good order before it is there
-//! (hyper issue 4170). Waiting for the first byte only would not do: a peer that sends half of it would
-//! hold its place forever, since keep-alive begins behind it.
+//! hyper waits for the preface without a timeout, and cannot end a connection in good order before it has it
+//! (hyper issue 4170). To wait for the first byte alone would not do: a peer that sends half of the preface
+//! would hold its connection forever, since keep-alive begins after it.
 
 use std::{
     io,
@@ -14,23 +14,27 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A transport from which the preface has been read, to be read again.
+/// A transport whose preface was read, and which yields it once more: hyper reads it too. [`read_preface`] makes it.
 #[derive(Debug)]
 pub struct Prefaced<T> {
     transport: T,
-    /// What of the preface is still to be given.
+    /// Part of the preface that is still to be yielded.
     preface: &'static [u8],
 }
 
-/// Reads the preface.
+/// Reads the connection preface from a transport.
+///
+/// It sets no timeout: give it [`Http2Config::preface_timeout`](crate::Http2Config::preface_timeout). Dropping
+/// its future drops the transport, with the bytes that were read.
 ///
 /// # Errors
-/// When the transport ends or fails before, or says something else.
+/// When the transport ends or fails before the preface is complete, and with [`io::ErrorKind::InvalidData`]
+/// when its first 24 bytes are something else.
 pub async fn read_preface<T: AsyncRead + Unpin>(mut transport: T) -> io::Result<Prefaced<T>> {
     let mut received = [0; PREFACE.len()];
     transport.read_exact(&mut received).await?;
     if received != *PREFACE {
-        let problem = "the peer does not begin as HTTP/2 does; TLS may be on at one end only";
+        let problem = "the peer does not speak HTTP/2; TLS may be on at one end only";
         return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
     }
     Ok(Prefaced {

@@ -1,4 +1,4 @@
-//! Serving a tower service, such as tonic's routes, on connections from a listener.
+//! A server: one service on the connections of a listener.
 
 use std::{future::Future, pin::pin, sync::Arc};
 
@@ -18,14 +18,14 @@ use crate::{
     service::Http2Service,
 };
 
-/// Serves a service, such as `tonic::service::Routes`, on connections from a listener. See [the crate](crate).
+/// Server of one service, such as `tonic::service::Routes`, on the connections of a listener. See [the crate](crate).
 #[derive(Debug, Clone)]
 pub struct Server {
     http2: Arc<Http2Config>,
 }
 
 impl Server {
-    /// A server whose connections are held to `http2`.
+    /// Makes a server whose connections have the limits of `http2`.
     #[must_use]
     pub fn new(http2: Http2Config) -> Self {
         Self {
@@ -33,10 +33,13 @@ impl Server {
         }
     }
 
-    /// Serves until `shutdown` is done. Then it accepts no more, tells the peer of each connection to begin no more
-    /// calls, and waits for those that are open: streams of a hub end when that is closed.
+    /// Serves until `shutdown` is ready. Then it closes the listener, tells the peer of each connection to
+    /// begin no more calls, and waits until the open ones have ended. Streams of a hub end when the hub is
+    /// closed; see `serve_until` of a typed hub.
     ///
-    /// Dropping the future cuts every connection, as soon as its task is had.
+    /// The request of each call has tonic's `TcpConnectInfo` in its extensions.
+    ///
+    /// Dropping the future aborts every connection the next time its task is scheduled.
     pub async fn serve(
         self,
         listener: TcpListener,
@@ -71,10 +74,10 @@ async fn connection(
     drain: CancellationToken,
 ) {
     if let Err(error) = http2.set_socket_options(&stream) {
-        tracing::debug!(%error, "connection lost before it began");
+        tracing::debug!(%error, "connection lost before its preface");
         return;
     }
-    // What tonic's own server puts there too: `Request::remote_addr` is read from it.
+    // tonic's own server puts it there too: `Request::remote_addr` is read from it.
     let info = stream.connect_info();
     let service = service.map_request(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(info.clone());
@@ -86,8 +89,8 @@ async fn connection(
     };
     let prefaced = match prefaced {
         Ok(Ok(prefaced)) => prefaced,
-        Ok(Err(error)) => return tracing::debug!(%error, "connection ended before it began"),
-        Err(_) => return tracing::debug!("connection ended: no preface came in time"),
+        Ok(Err(error)) => return tracing::debug!(%error, "connection ended before its preface"),
+        Err(_) => return tracing::debug!("connection ended: its preface did not arrive in time"),
     };
     let mut connection = Connection::new(prefaced, service, &http2);
     let ended = tokio::select! {

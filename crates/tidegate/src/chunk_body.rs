@@ -1,8 +1,8 @@
 //! The body of a response that streams chunks and ends with a status.
 //!
-//! Both forms of the crate answer with it: [`EventService`](crate::EventService) with the chunks of a drainer,
-//! [`typed`](crate::typed) with those of its subscriptions. A source says what comes next; the body keeps the order in
-//! which HTTP has it, data and then trailers, and holds that there is one status and nothing behind it.
+//! Both forms of the crate respond with it: [`EventService`](crate::EventService) with the chunks of a drainer,
+//! [`typed`](crate::typed) with those of its subscriptions. A source says what comes next. The body keeps the order of
+//! HTTP, data and then trailers, and ensures that there is exactly one status, with nothing after it.
 
 use std::{
     mem,

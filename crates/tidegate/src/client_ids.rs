@@ -1,17 +1,17 @@
-//! Client ids that are made here, for clients that give none.
+//! Client ids for clients that give none.
 
 use tidegate_core::ClientId;
 
-/// What begins the client ids that are made here.
+/// Prefix of every id that is made here.
 const ANONYMOUS: &str = "anonymous-";
 
-/// A client id that nobody else has.
+/// Makes a client id that no other client has: 64 random bits behind a prefix.
 pub(crate) fn anonymous() -> Result<ClientId, getrandom::Error> {
     let random = getrandom::u64()?;
     Ok(ClientId::new(&format!("{ANONYMOUS}{random:016x}")).expect("is one token"))
 }
 
-/// Whether the id is one that is made here. Nobody can guess one, so who names it was given it.
+/// Whether [`anonymous`] made this id. Nobody can guess such an id, so a client that gives one was given it before.
 pub(crate) fn is_anonymous(id: &ClientId) -> bool {
     let random = id.as_str().strip_prefix(ANONYMOUS);
     random.is_some_and(|random| {

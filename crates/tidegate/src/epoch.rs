@@ -1,9 +1,9 @@
-//! Epochs of hubs.
+//! Epochs: the identities of sequence spaces.
 
-/// An epoch that no other hub has: 63 random bits and a one, so never 0.
+/// Makes an epoch for a new hub: 63 random bits and a one, so that it is never 0 and no other hub has it.
 ///
 /// # Errors
-/// When the operating system has no randomness to give.
+/// When the operating system provides no randomness.
 pub fn random_epoch() -> std::io::Result<u64> {
     let random = getrandom::u64().map_err(|e| std::io::Error::other(e.to_string()))?;
     Ok(random | 1)

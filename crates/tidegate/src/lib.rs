@@ -1,29 +1,29 @@
 //! Stream events over gRPC to every connected client, each at the pace its own connection allows.
 //!
-//! There are two forms, on the same core:
+//! The crate has two forms on one core:
 //!
 //! * [`typed`]: **your own messages**, streamed by a method of your own tonic service. Begin there.
-//! * [`EventService`]: `tidegate.v1.EventService` over a [`Hub`], as a tower service for hyper or tonic; what the
-//!   program `tidegate serve` serves, to clients in any language.
+//! * [`EventService`]: `tidegate.v1.EventService` over a [`Hub`], as a tower service for hyper or tonic. The program
+//!   `tidegate serve` serves it, to clients in any language.
 //!
-//! The hub and everything about it comes from [`tidegate_core`], whose guarantees hold here too; this crate
-//! takes them over the wire.
+//! The hub and everything about it comes from [`tidegate_core`], which this crate re-exports. Its guarantees hold here
+//! too: this crate takes them over the wire.
 //!
-//! The oldest Rust that builds this crate is 1.88, as for tonic; a newer one is asked for in minor versions only.
+//! The oldest Rust that builds this crate is 1.88, as for tonic. Only a new minor version asks for a newer one.
 //!
-//! # What is sent when
-//! A subscription's stream is *pulled*: the transport asks for the next chunk when HTTP/2 flow control
-//! lets it send one. What is ready then, up to [`CHUNK_BYTES`], becomes one message; no timer holds an
-//! event back, and nothing is taken from the hub before. So a client that does not read costs a place
-//! in its feeds, and what it misses is counted.
+//! # Pull
+//! A subscription's stream is *pulled*: the transport asks for the next chunk when HTTP/2 flow control lets it send
+//! one. The events that are ready then, up to [`CHUNK_BYTES`], become one message. No timer holds an event back, and
+//! nothing is taken from the hub before. So a client that does not read costs a cursor in each of its feeds, and the
+//! events it misses are counted.
 //!
-//! # What can no longer be dropped
-//! One chunk that the transport holds (it asks for it before it knows that the window is open), the
-//! transport's send buffer for the stream, and the socket's. These are the staleness of a slow client;
-//! [`EventService`] says how to keep them small.
+//! # Beyond recall
+//! Three things can no longer be dropped: the one chunk that the transport holds (it asks before it knows that the
+//! window is open), the transport's send buffer for the stream, and the socket's. They are how stale a slow client's
+//! events can be; [`EventService`] says how to keep them small.
 //!
 //! # Example
-//! The events of `tidegate.v1`; for messages of your own, see [`typed`].
+//! This publishes events of `tidegate.v1`. For messages of your own, see [`typed`].
 //!
 //! ```
 //! use std::time::Instant;
@@ -58,10 +58,10 @@ pub mod typed;
 pub use tidegate_core::*;
 pub use tidegate_macros::encode_once;
 
-/// The messages of the wire contract.
+/// Messages of the wire contract, package `tidegate.v1`.
 pub use tidegate_proto::v1 as proto;
 
-/// Describes the messages and the service to server reflection.
+/// Descriptors of the messages and services of `tidegate.v1`, encoded, for server reflection.
 pub use tidegate_proto::FILE_DESCRIPTOR_SET;
 
 pub use crate::{

@@ -1,35 +1,39 @@
-//! Why requests are refused and streams end.
+//! Reasons for which requests are refused and streams end.
+//!
+//! Each [`Reason`] has a name on the wire, a gRPC code and an [`Advice`], in one row of one table. docs/protocol.md has
+//! the same table for authors of clients, and a test compares the two.
 
 use std::time::Duration;
 
 use tonic::Code;
 
-/// The domain of the reasons in `google.rpc.ErrorInfo`.
+/// Domain of the reasons in `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "tidegate";
 
-/// Why a request was refused or a stream ended, as `google.rpc.ErrorInfo` carries it. Names never change.
+/// Reason for which a request was refused or a stream ended. `google.rpc.ErrorInfo` carries its
+/// [name](Self::as_str), which never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// A filter breaks the rules. Correct it.
+    /// A filter breaks the rules of [filters](crate::filter). Correct it.
     InvalidFilter,
-    /// A topic breaks the rules or is reserved. Correct it.
+    /// A topic breaks the rules of [topics](crate::topic), or is reserved. Correct it.
     InvalidTopic,
     /// A client id is not one token of at most 128 bytes. Correct it.
     InvalidClientId,
-    /// Limits cannot be served. Correct them.
+    /// The limits are not ones that exist. Correct them.
     InvalidLimits,
     /// `resume_after` cannot be used as given. Correct it.
     InvalidPosition,
     /// Another field cannot be used as given. Correct it.
     InvalidRequest,
-    /// More filters than the server takes. Use fewer, or wildcards.
+    /// The subscription has more filters than the server allows. Use fewer, or wildcards.
     TooManyFilters,
-    /// More events in one batch than the server takes. Send several.
+    /// The batch has more events than the server allows. Send several batches.
     TooManyEvents,
-    /// An event is larger than the server takes.
+    /// An event has more bytes than the server allows. Make it smaller.
     EventTooLarge,
-    /// A batch is larger than the server takes. Send several.
+    /// The batch has more bytes than the server allows. Send several batches.
     BatchTooLarge,
     /// The client id is in use. Use another, or wait until it is free.
     ClientIdTaken,
@@ -37,68 +41,70 @@ pub enum Reason {
     TakenOver,
     /// The client fell behind by more than its limits. Resume if you can keep up.
     TooSlow,
-    /// The client took nothing of what was there for too long. Resume, on a connection that is read.
+    /// The client read nothing for too long while events were waiting. Resume, and keep reading.
     Stalled,
-    /// The client, or all of its address or principal, would use more than a quota allows. Come back after the
-    /// delay given.
+    /// The client, together with others of its address or principal, would exceed a quota. Come back after the delay
+    /// given.
     QuotaExceeded,
     /// `resume_after` is ahead of the newest event. Do not retry with this position.
     PositionAhead,
     /// The server is shutting down. Reconnect, after the delay given.
     ShuttingDown,
-    /// The connection has reached its greatest age. Reconnect, after the delay given.
+    /// The connection has reached its maximum age. Reconnect, after the delay given.
     MaxConnectionAge,
-    /// The deadline that the client set has passed. Resume, if it was not meant.
+    /// The deadline that the client set has passed. Resume, if you did not mean to end the stream.
     DeadlineExceeded,
-    /// The sequences have begun anew. Resume; what lies between will be told.
+    /// The hub has begun a new sequence space. Resume: a gap tells what is missing.
     EpochChanged,
-    /// The service ended the stream of its own will. Do not reconnect.
+    /// The service or an operator disconnected the client. Do not reconnect.
     Disconnected,
-    /// The call carries no credentials, and the server asks for them.
+    /// The call carries no credentials, and the server requires them. Send them.
     CredentialsMissing,
-    /// The credentials are not accepted. Get others.
+    /// The credentials are not accepted. Get new ones.
     CredentialsInvalid,
     /// The credentials have expired. Renew them, and resume.
     CredentialsExpired,
-    /// The credentials, which were accepted when the stream began, no longer are. Get others, and resume.
+    /// The credentials were accepted when the stream began, and no longer are. Get new ones, and resume.
     CredentialsRevoked,
-    /// The keys that the credentials are checked with cannot be had, which is no fault of the caller's. Try again.
+    /// The server cannot get the keys that it checks credentials with, which is no fault of the caller. Try again.
     KeysUnavailable,
     /// The caller may not do this. Ask for a rule that allows it.
     NotAllowed,
-    /// A fault of the server.
+    /// The server failed. Resume, after a back-off.
     Internal,
 }
 
-/// What a client should do about a [`Reason`].
+/// Next step for a client that got a [`Reason`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Advice {
-    /// Correct the request: the same one will be refused again.
+    /// Correct the request: the same one would be refused again.
     Correct,
-    /// Do not come back by itself.
+    /// Do not reconnect without a person's or the application's decision.
     Stop,
     /// Resume from the last position, after a back-off.
     Resume,
-    /// Resume from the last position, after the delay that the server gave.
+    /// Resume from the last position, after the delay that the server gives.
     ResumeAfterDelay,
     /// Get new credentials, and resume from the last position with them. Stop if those are refused too.
     Authenticate,
-    /// Forget the position, subscribe anew, and reload whatever state depends on it.
+    /// Forget the position, subscribe anew, and reload the state that depends on it.
     StartAnew,
 }
 
-/// Why a call was not let through.
+/// Refusal of a call that would exceed a quota. Turned into a `Status`, it is `RESOURCE_EXHAUSTED` with reason
+/// `QUOTA_EXCEEDED` and a `RetryInfo`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OverQuota {
-    /// What there would be too much of. Part of the wire contract, as `quota` in the facts of the status.
+    /// Name of the quota, such as `subscriptions`. Part of the wire contract, as `quota` in the metadata of
+    /// `ErrorInfo`.
     pub quota: &'static str,
-    /// How long to wait before the call can succeed.
+    /// Delay after which the call can succeed.
     pub retry_after: Duration,
 }
 
 impl Reason {
-    /// The name on the wire, the code that tells a client what to do next, and what that is.
+    /// The row of the table: name on the wire, code, advice.
     const fn row(self) -> (&'static str, Code, Advice) {
         match self {
             Self::InvalidFilter => ("INVALID_FILTER", Code::InvalidArgument, Advice::Correct),
@@ -156,19 +162,19 @@ impl Reason {
         }
     }
 
-    /// The name on the wire.
+    /// Returns the name on the wire, such as `TOO_SLOW`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         self.row().0
     }
 
-    /// The code that tells a client what to do next.
+    /// Returns the gRPC code, which was chosen by what the client should do next.
     #[must_use]
     pub const fn code(self) -> Code {
         self.row().1
     }
 
-    /// What the client should do.
+    /// Returns what the client should do next.
     #[must_use]
     pub const fn advice(self) -> Advice {
         self.row().2
@@ -210,7 +216,7 @@ mod tests {
         Reason::Internal,
     ];
 
-    /// The name of a code as gRPC writes it.
+    /// Name of a code as gRPC writes it.
     fn name(code: Code) -> String {
         let name = format!("{code:?}");
         let words = name.char_indices().map(|(i, letter)| match letter {
@@ -220,7 +226,7 @@ mod tests {
         words.collect()
     }
 
-    /// `docs/protocol.md` has each reason with its code, and advice of that kind.
+    /// `docs/protocol.md` has each reason with its code, and with advice of the same kind.
     #[test]
     fn protocol_document_lists_every_reason() {
         let document = include_str!("../../../docs/protocol.md");

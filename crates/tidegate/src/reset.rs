@@ -1,11 +1,13 @@
 //! Resetting one HTTP/2 stream from outside.
 //!
-//! hyper does not poll the body of a response while it holds a chunk that the peer's window has no room
-//! for, so a stream whose peer does not read cannot be told anything, its end included. What can be done
-//! is to drop the future that serves the stream; h2 then resets it, and everything it held is free.
+//! hyper does not poll the body of a response while it holds a chunk that the peer's window has no room for. So a
+//! stream whose peer does not read cannot be told anything, not even its end. The way out is to drop the future that
+//! serves the stream: h2 then resets the stream, and everything it held is free.
 //!
-//! The server polls the future of each stream as [`resettable`]; [`EventService`](crate::EventService) finds the
-//! handle to it there and leaves it with the hub, for [`Hub::sweep`](crate::Hub::sweep) to use.
+//! # How the handle travels
+//! The transport runs the future of each stream as [`resettable`], which puts the handle into a task-local. A
+//! subscription that begins in that future takes the handle from there, [`current`], and leaves it with the hub, whose
+//! [`sweep`](crate::Hub::sweep) wakes it. The handle is a [`Waker`] because the core knows no other way to signal.
 
 use std::{
     future::Future,
@@ -24,10 +26,11 @@ tokio::task_local! {
     static CURRENT: Arc<Reset>;
 }
 
-/// Whether one stream is to be reset, and who has to know.
+/// Request to reset one stream. Waking it makes the request.
 #[derive(Debug, Default)]
 struct Reset {
     is_requested: AtomicBool,
+    /// The task that runs the stream, to be woken for the request.
     task: AtomicWaker,
 }
 
@@ -39,7 +42,7 @@ impl Wake for Reset {
 }
 
 pin_project! {
-    /// A stream's future, done when the stream is or when it is reset.
+    /// A stream's future, ready when the stream is done or when it is to be reset.
     struct UntilReset<F> {
         reset: Arc<Reset>,
         #[pin]
@@ -52,25 +55,37 @@ impl<F: Future> Future for UntilReset<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        // Registered first: a reset that comes now is seen by the look that follows or by the wake.
+        // Registered before the look: a request that comes in between wakes the task, and one that came earlier is
+        // seen. The other way round, one in between would find no task to wake.
         this.reset.task.register(cx.waker());
         if this.reset.is_requested.load(Ordering::Acquire) {
-            tracing::debug!("stream reset: its peer did not take notice of its end");
+            tracing::debug!("stream reset: its peer did not read its status");
             return Poll::Ready(());
         }
         this.stream.poll(cx).map(|_| ())
     }
 }
 
-/// Serves one HTTP/2 stream, until it is done or is reset. Spawn the futures that hyper gives to its
-/// executor through this.
+/// Runs the future of one HTTP/2 stream until it is done, or until a subscription in it is to be reset.
+///
+/// Wrap every future that hyper hands to its executor in it, as `tidegate-transport` does. Without it,
+/// [`Hub::sweep`](crate::Hub::sweep) ends a stalled subscription, and its stream stays for as long as the connection.
+///
+/// ```
+/// # async fn serve_stream() {}
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let task = tokio::spawn(tidegate::resettable(serve_stream()));
+/// # task.await.unwrap();
+/// # }
+/// ```
 // Not an `async fn`, which would hold the stream's future three times over, in every idle stream.
 pub fn resettable<F: Future>(stream: F) -> impl Future<Output = ()> {
     let reset = Arc::new(Reset::default());
     CURRENT.scope(Arc::clone(&reset), UntilReset { reset, stream })
 }
 
-/// The handle that resets the stream which is being served here, if it was spawned as [`resettable`].
+/// Returns the handle that resets the stream whose future is being polled, if it runs as [`resettable`].
 pub(crate) fn current() -> Option<Waker> {
     CURRENT
         .try_with(|reset| Waker::from(Arc::clone(reset)))

@@ -1,9 +1,8 @@
 //! The one place where errors and endings become gRPC statuses.
 //!
-//! The code is chosen by what the client should do next. Each status carries a
-//! `google.rpc.ErrorInfo` with the domain [`DOMAIN`] and a stable reason, so that programs need not
-//! read messages. Each reason has an [`Advice`]. Bad input carries a `BadRequest` that names the field, and
-//! the end of a stream that goes away a `RetryInfo`.
+//! Each status carries a `google.rpc.ErrorInfo` with the domain [`DOMAIN`] and the name of a [`Reason`], so
+//! that programs need not read messages. Bad input carries a `BadRequest` that names the field, and the end of
+//! a stream whose client is to come back a `RetryInfo`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -19,13 +18,13 @@ impl Reason {
         ErrorDetails::with_error_info(self.as_str(), DOMAIN, metadata)
     }
 
-    /// The status, with nothing but the reason and a message for people.
+    /// Makes a status with this reason and a message for people.
     #[must_use]
     pub fn status(self, message: impl Into<String>) -> Status {
         Status::with_error_details(self.code(), message, self.details(HashMap::new()))
     }
 
-    /// The status for bad input, which names the field, for services that are served beside the events.
+    /// Makes the status of bad input: `field` is named in the message and in `google.rpc.BadRequest`.
     #[must_use]
     pub fn in_field(self, field: impl Into<String>, problem: impl Into<String>) -> Status {
         let (field, problem) = (field.into(), problem.into());
@@ -35,7 +34,7 @@ impl Reason {
         Status::with_error_details(self.code(), message, details)
     }
 
-    /// The status with facts for programs.
+    /// Makes a status with facts for programs, which are the metadata of its `ErrorInfo`.
     fn with_facts(
         self,
         message: impl Into<String>,
@@ -48,8 +47,8 @@ impl Reason {
     }
 }
 
-/// The status of a stream that the hub has ended, with where to resume, its limits, and how far it was
-/// behind.
+/// Status of a stream that the hub has ended. It tells the position to resume from, the limits in force and the
+/// backlog.
 pub(crate) fn ended<P: Payload>(
     reason: CloseReason,
     subscription: &Subscription<P>,
@@ -64,9 +63,9 @@ pub(crate) fn ended<P: Payload>(
     Status::with_error_details(status.code(), status.message(), details)
 }
 
-/// The status of a stream whose deadline has passed, with the same facts.
+/// Status of a stream whose deadline has passed, with the same facts.
 pub(crate) fn deadline_exceeded<P: Payload>(subscription: &Subscription<P>) -> Status {
-    let message = "the deadline that the client set has passed";
+    let message = "the deadline set by the client has passed";
     Reason::DeadlineExceeded.with_facts(message, facts_of(subscription))
 }
 
@@ -82,25 +81,28 @@ fn facts_of<P: Payload>(subscription: &Subscription<P>) -> [(&'static str, u64);
     ]
 }
 
-/// Whether a stream that ends for `reason` is told so by `GoingAway`, with a delay to come back after.
+/// Whether a stream that ends for `reason` sends `GoingAway` first, with a delay after which to come back.
 pub(crate) fn is_going_away(reason: CloseReason) -> bool {
     let advice = end_reason(reason).advice();
     matches!(advice, Advice::ResumeAfterDelay | Advice::Authenticate)
 }
 
-/// The status of what was ended and has no position to resume from: another call, or a stream that had not begun.
+/// Status of a call that was ended and has no position to resume from: one that is no subscription, or a subscription
+/// that had not begun.
 pub(crate) fn ended_without_position(reason: CloseReason) -> Status {
     end_reason(reason).status(reason.to_string())
 }
 
-/// A delay between zero and `max` that is different for neighboring ids: they are spread as the
-/// multiples of the golden ratio are (Knuth, The Art of Computer Programming 3, section 6.4).
+/// Delay between zero and `max` after which the client of subscription `id` is told to come back.
+///
+/// Neighboring ids get delays far apart, so that clients that came together do not return together: the ids are spread
+/// as the multiples of the golden ratio are (Knuth, The Art of Computer Programming 3, section 6.4).
 pub(crate) fn reconnect_delay(id: u64, max: Duration) -> Duration {
     let fraction = id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
     max.mul_f64(fraction as f64 / f64::from(u32::MAX))
 }
 
-/// A status as the trailers that end a response.
+/// Trailers that end a response with `status`.
 pub(crate) fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(3);
     status
@@ -109,8 +111,7 @@ pub(crate) fn trailers(status: &Status) -> HeaderMap {
     trailers
 }
 
-/// Every cause for which the hub ends a stream, and what the client is told. What each means for the
-/// client is with the [`Reason`].
+/// Reason that a client is given for each cause for which the hub ends a stream.
 pub(crate) const fn end_reason(reason: CloseReason) -> Reason {
     match reason {
         CloseReason::TakenOver => Reason::TakenOver,
@@ -126,14 +127,14 @@ pub(crate) const fn end_reason(reason: CloseReason) -> Reason {
     }
 }
 
-/// The status of a call that would exceed a quota.
+/// Status of a call that would exceed a quota.
 pub(crate) fn over_quota(over: OverQuota) -> Status {
     let reason = Reason::QuotaExceeded;
     let facts = HashMap::from([("quota".to_owned(), over.quota.to_owned())]);
     let mut details = reason.details(facts);
     details.set_retry_info(Some(over.retry_after));
     let message = format!(
-        "over the quota on {}; try again after {:?}",
+        "quota on {} exceeded; retry after {:?}",
         over.quota, over.retry_after
     );
     Status::with_error_details(reason.code(), message, details)
@@ -145,14 +146,17 @@ impl From<OverQuota> for Status {
     }
 }
 
-/// The status of a call whose request did not come in time, for services that are served beside the events too.
+/// Returns the status of a call whose request did not arrive in time: `DEADLINE_EXCEEDED`. It is the status that
+/// [`EventService`](crate::EventService) gives, for the services that you serve beside it.
 #[must_use]
 pub fn request_timed_out() -> Status {
-    Reason::DeadlineExceeded.status("the request did not come in time")
+    Reason::DeadlineExceeded.status("the request did not arrive in time")
 }
 
-/// The status for a message that tonic could not read. It has a code for one that is too large which
-/// means something else here.
+/// Status of a call whose message tonic could not read.
+///
+/// For a message that is too large tonic says `OUT_OF_RANGE`, which here means that a position is ahead. So that code
+/// becomes `too_large`.
 pub(crate) fn unreadable(status: Status, too_large: Reason) -> Status {
     match (status.code(), too_large) {
         (Code::OutOfRange, Reason::BatchTooLarge) => too_large.in_field("events", status.message()),
@@ -161,6 +165,7 @@ pub(crate) fn unreadable(status: Status, too_large: Reason) -> Status {
     }
 }
 
+/// Status of a subscription that the hub refused.
 pub(crate) fn not_subscribed(error: SubscribeError) -> Status {
     match error {
         SubscribeError::ClientIdTaken => {
@@ -174,6 +179,7 @@ pub(crate) fn not_subscribed(error: SubscribeError) -> Status {
     }
 }
 
+/// Status of a batch that the hub refused.
 pub(crate) fn not_published(error: PublishError) -> Status {
     match error {
         PublishError::Closed(reason) => end_reason(reason).status(error.to_string()),
@@ -181,6 +187,7 @@ pub(crate) fn not_published(error: PublishError) -> Status {
     }
 }
 
+/// Status of a topic, filter or client id that is not valid.
 pub(crate) fn bad_name(reason: Reason, field: impl Into<String>, error: &NameError) -> Status {
     reason.in_field(field, error.to_string())
 }

@@ -1,4 +1,4 @@
-//! What a delivery costs in allocations. These numbers may fall; when one grows, that is a regression.
+//! Allocations of a delivery. These numbers may fall; one that grows is a regression.
 
 use std::{
     ops::RangeInclusive,
@@ -38,8 +38,8 @@ fn publish(hub: &Hub<Encoded>, count: usize) {
     hub.publish(events, Instant::now()).unwrap();
 }
 
-/// So many streams of the service, as hyper would hold them, that were told that they are subscribed and
-/// have nothing more.
+/// Opens this number of streams of the service, as hyper would hold them, and takes all that they have to send:
+/// that they are subscribed.
 async fn subscribe(hub: &Hub<Encoded>, streams: usize) -> Vec<impl Body<Data = Bytes> + Unpin> {
     let mut service = EventService::new(hub.clone(), ServiceConfig::default());
     let request = SubscribeRequest {
@@ -86,7 +86,7 @@ async fn subscribers_at_one_position_share_a_chunk() {
     assert_allocations(50, 2..=3).await;
 }
 
-/// What 100 streams allocate to deliver so many events that each has ready.
+/// Checks the number of allocations with which 100 streams deliver this number of events that each has ready.
 async fn assert_allocations(events: usize, expected: RangeInclusive<u64>) {
     let hub = hub();
     let mut streams = subscribe(&hub, 100).await;

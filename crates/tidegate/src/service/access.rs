@@ -1,12 +1,11 @@
-//! What a caller may do, where callers prove who they are.
+//! The rights of callers, where callers have to authenticate.
 //!
-//! [`EventService`](crate::EventService) asks nobody for credentials. Whoever serves it does, and puts an
-//! [`Access`] into the extensions of each request. A request without one may do everything, and nothing is
-//! looked up for it.
+//! [`EventService`](crate::EventService) does not authenticate. The server in front of it does, and puts an [`Access`]
+//! into the extensions of each request. A request without one may do everything, and nothing is looked up for it.
 //!
-//! # When it is asked
+//! # When rights are checked
 //! Before a subscription begins, and for each event that is published. After that, whenever
-//! [`Authority::changed`] says so: a subscription ends then that would not be let in any more, with the
+//! [`Authority::changed`] completes: a subscription that would no longer be allowed ends then, with the
 //! position to resume from, and so does any call whose credentials are no longer accepted.
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
@@ -18,43 +17,45 @@ use tonic::Status;
 use super::{gate::Caller, wire::Encoded};
 use crate::{client_ids::is_anonymous, reason::Reason, status};
 
-/// Knows one caller, and answers what it may do, at any time anew.
+/// The rights of one caller, as they are at the moment of each question.
+///
+/// Methods are called from many threads at once, on the path of every publish and subscription, and must not block.
 pub trait Authority: fmt::Debug + Send + Sync + 'static {
-    /// Who it is. Only the same principal may take a client id over.
+    /// Returns the principal. Only the same principal may take a client id over.
     fn principal(&self) -> &Arc<str>;
 
     /// Whether it may publish to `topic`.
     fn may_publish(&self, topic: &Topic) -> bool;
 
-    /// Whether it may see all that `filter` matches.
+    /// Whether it may see every event that `filter` matches.
     fn may_subscribe(&self, filter: &Filter) -> bool;
 
-    /// Whether it may be the client `id`, and so see what is sent to that client alone. Asked for an id
-    /// that the caller chose, not for one that the server made.
+    /// Whether it may be the client `id`, and so see the events for that client alone. Asked for an id that the caller
+    /// chose, not for one that the server made.
     fn may_be_client(&self, id: &ClientId) -> bool;
 
-    /// Why its credentials are no longer accepted: [`CloseReason::CredentialsExpired`] or
-    /// [`CloseReason::CredentialsRevoked`]. `None` while they are.
+    /// Returns [`CloseReason::CredentialsExpired`] or [`CloseReason::CredentialsRevoked`] if its credentials
+    /// are no longer accepted, and `None` while they are.
     fn ended(&self) -> Option<CloseReason>;
 
-    /// Done when one of the other answers may have changed since the call: at the latest when the
-    /// credentials expire.
+    /// Completes when another answer may have changed since this call, and at the latest when the credentials expire. A
+    /// change between this call and the first poll counts.
     fn changed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
-/// What the caller of a request may do, for the extensions of that request. Cheap to clone.
+/// Rights of a request's caller, for the extensions of that request. Cheap to clone: clones share the [`Authority`].
 #[derive(Debug, Clone)]
 pub struct Access(Arc<dyn Authority>);
 
-/// What a subscription was let in for.
+/// Rights that a subscription needs for as long as it lasts.
 #[derive(Debug, Clone)]
 pub(super) struct Scope {
-    /// The id that the client chose, if it did, and was not given one when it came first.
+    /// Client id that the client chose. `None` for one that was made here, now or when the client first came.
     client_id: Option<ClientId>,
     filters: Vec<Filter>,
 }
 
-/// Ends a subscription when it would not be let in any more. Dropped with it.
+/// Task that ends a subscription when it is no longer allowed. Dropping the watch stops the task.
 #[derive(Debug)]
 pub(super) struct AccessWatch {
     /// Held for its drop.
@@ -64,30 +65,31 @@ pub(super) struct AccessWatch {
 // ===== impl Access =====
 
 impl Access {
-    /// The access of the caller that `authority` knows.
+    /// Makes the access of the caller whose rights `authority` knows.
     #[must_use]
     pub fn new(authority: Arc<dyn Authority>) -> Self {
         Self(authority)
     }
 
-    /// Who the caller is.
+    /// Returns the principal of the caller.
     #[must_use]
     pub fn principal(&self) -> &Arc<str> {
         self.0.principal()
     }
 
-    /// Why the credentials of the caller are no longer accepted, if so.
+    /// Returns why the credentials of the caller are no longer accepted, or `None` while they are.
     #[must_use]
     pub fn ended(&self) -> Option<CloseReason> {
         self.0.ended()
     }
 
-    /// Waits until the credentials of the caller are no longer accepted.
+    /// Waits until the credentials of the caller are no longer accepted, and returns why. Cancel safe.
     pub fn until_ended(&self) -> Pin<Box<dyn Future<Output = CloseReason> + Send>> {
         let authority = Arc::clone(&self.0);
         Box::pin(wait_for(authority, |authority| authority.ended()))
     }
 
+    /// Checks that the caller may subscribe in this scope. The status names the first field that is not allowed.
     pub(super) fn check_subscribe(&self, scope: &Scope) -> Result<(), Status> {
         if let Some(id) = &scope.client_id
             && !self.0.may_be_client(id)
@@ -103,7 +105,8 @@ impl Access {
         Ok(())
     }
 
-    /// Checks the topics of a batch, in their order.
+    /// Checks that the credentials still hold, and the topics of a batch in their order. The status names the
+    /// first topic that is not allowed.
     pub(super) fn check_publish<'a>(
         &self,
         topics: impl Iterator<Item = &'a Topic>,
@@ -127,7 +130,7 @@ impl Access {
     }
 }
 
-/// Who makes a call, by the extensions of its request.
+/// Returns the caller of a request with these extensions.
 pub(super) fn caller(extensions: &http::Extensions) -> Caller {
     let mut caller: Caller = extensions.get().cloned().unwrap_or_default();
     if let Some(access) = extensions.get::<Access>() {
@@ -136,13 +139,14 @@ pub(super) fn caller(extensions: &http::Extensions) -> Caller {
     caller
 }
 
-/// Waits until `answer` is something. It is looked for at once, and after each change.
+/// Waits until `answer` returns a reason. It is asked at once, and again after each change.
 async fn wait_for(
     authority: Arc<dyn Authority>,
     answer: impl Fn(&dyn Authority) -> Option<CloseReason>,
 ) -> CloseReason {
     loop {
-        // Before the answer, so that no change behind it is missed.
+        // Before the answer: a change between the two completes the future. Made after it, the future would
+        // miss a change that came in between, and a withdrawn right would stay in force.
         let changed = authority.changed();
         if let Some(reason) = answer(&*authority) {
             return reason;
@@ -154,6 +158,7 @@ async fn wait_for(
 // ===== impl Scope =====
 
 impl Scope {
+    /// The rights that a subscription with these options needs.
     pub(super) fn of(options: &SubscribeOptions) -> Self {
         let client_id = Some(&options.client_id).filter(|id| !is_anonymous(id));
         Self {
@@ -162,6 +167,7 @@ impl Scope {
         }
     }
 
+    /// Returns why `authority` no longer allows this scope, or `None` while it does.
     fn end_under(&self, authority: &dyn Authority) -> Option<CloseReason> {
         let is_allowed = || {
             let mut filters = self.filters.iter();
@@ -177,7 +183,8 @@ impl Scope {
 // ===== impl AccessWatch =====
 
 impl AccessWatch {
-    /// Watches over the subscription `id` of `hub`.
+    /// Starts to watch the subscription `id` of `hub`, which begins with a check: rights may have been
+    /// withdrawn since the subscription was admitted.
     pub(super) fn new(access: &Access, scope: Scope, hub: Hub<Encoded>, id: u64) -> Self {
         let authority = Arc::clone(&access.0);
         let watch = async move {

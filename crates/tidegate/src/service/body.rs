@@ -1,4 +1,4 @@
-//! The bodies of responses.
+//! Bodies of responses.
 
 use std::{
     pin::Pin,
@@ -15,22 +15,24 @@ use super::{
     drainer::Drainer,
 };
 
-/// The body of a response: a subscription, or what tonic answers.
+/// Body of a response of [`EventService`](crate::EventService). It always ends with a status, and a
+/// subscription never with OK.
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
     reason = "nearly all long-lived bodies are subscriptions; a box would cost each one an allocation"
 )]
 pub enum ResponseBody {
-    /// A subscription.
+    /// Response to `Subscribe`.
     Subscription(Drainer),
-    /// Any other response.
+    /// Response to any other call, as tonic makes it.
     Other(CallBody),
 }
 
 impl Calls {
-    /// A response to a call of this connection, for services that are served beside the events. To a caller with an
-    /// access, it ends when the credentials are no longer accepted.
+    /// Makes the response of another service, which you serve beside [`EventService`](crate::EventService), end
+    /// with the calls of this connection. Give the caller's `access` to end it also when the credentials are no
+    /// longer accepted.
     #[must_use]
     pub fn respond(
         &self,

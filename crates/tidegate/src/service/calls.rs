@@ -1,8 +1,14 @@
-//! The calls of one connection, so that whoever serves it can end them together.
+//! The calls of one connection, which the server of the connection can end together.
 //!
-//! A connection that is told GOAWAY ends when its last call does, and a subscription never ends by itself.
-//! So whoever wants a connection to end, ends its calls: subscriptions through the hub, which tells them
-//! where to resume, and all others at the end of what they have to say.
+//! After GOAWAY a connection ends when its last call does, and a subscription never ends by itself. So to end a
+//! connection, the server ends its calls: subscriptions through the hub, which tells them where to resume, and
+//! all others once they have sent what is ready.
+//!
+//! # Races
+//! A call may begin while the calls are being ended. [`Calls::end`] sets the reason and copies the identities under one
+//! lock; [`Calls::enroll`] enters the identity and reads the reason under the same lock. So each subscription is either
+//! in the copy, and ended by the one, or sees the reason, and is ended by the other. Both may happen: the hub ends a
+//! subscription once. Neither calls the hub under the lock.
 
 use std::{
     collections::HashSet,
@@ -23,15 +29,14 @@ use tonic::Status;
 use super::{access::Access, wire::Encoded};
 use crate::status;
 
-/// The calls of one connection: see
-/// [`EventService::for_connection`](crate::EventService::for_connection). Cheap to clone; the clones
-/// are of the same connection.
+/// Handle to the calls of one connection. [`EventService::for_connection`](crate::EventService::for_connection)
+/// makes it. Cheap to clone: clones are of the same connection.
 #[derive(Debug, Clone)]
 pub struct Calls {
     shared: Arc<Shared>,
 }
 
-/// Counts a subscription among the calls of its connection for as long as it is there.
+/// Membership of a subscription among the calls of its connection, which ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Enrolled {
     calls: Calls,
@@ -41,35 +46,37 @@ pub(super) struct Enrolled {
 #[derive(Debug)]
 struct Shared {
     hub: Hub<Encoded>,
-    /// Cancelled when a reason was set.
+    /// Cancelled after a reason was set.
     ended: CancellationToken,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Set once. Whatever is called after it ends at once.
+    /// Reason that the calls were ended for. Set once; a call that begins after it ends at once.
     reason: Option<CloseReason>,
-    /// The identities of the subscriptions.
+    /// Identities of the subscriptions.
     subscriptions: HashSet<u64>,
 }
 
-/// The body of a call that is no subscription. It ends when the service ends it, or when it has nothing ready
-/// and the calls of its connection are ended, or the credentials of its caller are no longer accepted.
+/// Response body of a call that is no subscription.
+///
+/// It ends when its service ends it. It also ends, with a status that says why, when it has nothing ready and the calls
+/// of its connection were ended or the credentials of its caller are no longer accepted.
 #[derive(Debug)]
 pub struct CallBody {
     body: tonic::body::Body,
     calls: Option<Calls>,
-    /// Made when the body first has to wait: most never do.
+    /// Ready when the calls are ended. Made when the body first has to wait: most never do.
     ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     credentials_end: Option<CredentialsEnd>,
     has_ended: bool,
 }
 
-/// Done when credentials are no longer accepted.
+/// Ready when credentials are no longer accepted.
 struct CredentialsEnd(Pin<Box<dyn Future<Output = CloseReason> + Send>>);
 
-/// The body of a request that ends when the calls of its connection are ended.
+/// Request body that ends when the calls of its connection are ended. [`Calls::request`] makes it.
 #[derive(Debug)]
 pub struct RequestBody<B> {
     body: B,
@@ -90,7 +97,10 @@ impl Calls {
         }
     }
 
-    /// Ends all calls, those to come included. The first reason holds.
+    /// Ends all calls of the connection, and those that begin later. Only the first reason counts.
+    ///
+    /// Subscriptions end with the status of `reason` and a position to resume from, other calls with the same
+    /// status when they have nothing more to send. It does not wait for any of them.
     pub fn end(&self, reason: CloseReason) {
         let subscriptions = {
             let mut state = self.state();
@@ -106,8 +116,8 @@ impl Calls {
         self.shared.ended.cancel();
     }
 
-    /// The body of a request of this connection, for a service that reads on although nobody waits for its
-    /// response: it ends when the calls are ended, or the connection would wait for it.
+    /// Wraps the body of a request, for a service that goes on reading when nobody waits for its response. The
+    /// body ends when the calls are ended; otherwise the connection would wait for that service.
     #[must_use]
     pub fn request<B>(&self, body: B) -> RequestBody<B> {
         RequestBody {
@@ -116,6 +126,7 @@ impl Calls {
         }
     }
 
+    /// Enters a subscription of the hub by its identity. If the calls were ended, so is the subscription.
     pub(super) fn enroll(&self, id: u64) -> Enrolled {
         let reason = {
             let mut state = self.state();
@@ -160,7 +171,7 @@ impl CallBody {
         }
     }
 
-    /// The trailers that end it, if something else than its service does.
+    /// Ready with trailers when something other than its service ends the body.
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<HeaderMap> {
         let mut polled = self.poll_calls_ended(cx);
         if polled.is_pending()
@@ -184,6 +195,7 @@ impl CallBody {
         if ended.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
+        // The reason was set before the token was cancelled, so it is there.
         let reason = calls.state().reason;
         Poll::Ready(reason.unwrap_or(CloseReason::ShuttingDown))
     }
@@ -206,7 +218,7 @@ impl Body for CallBody {
         if self.has_ended {
             return Poll::Ready(None);
         }
-        // What is ready goes first: it answers what was done.
+        // A ready frame goes first: it may be the answer to something that was done, such as a published batch.
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             return Poll::Ready(frame);
         }

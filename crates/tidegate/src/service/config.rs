@@ -1,39 +1,41 @@
-//! What the service accepts and how it behaves.
+//! Configuration of the service.
 
 use std::{sync::Arc, time::Duration};
 
 use super::gate::Gate;
 
-/// What the service accepts and how it behaves.
+/// Limits and intervals of an [`EventService`](crate::EventService). The hub has limits of its own:
+/// [`HubConfig`](crate::HubConfig).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ServiceConfig {
-    /// The most filters in one subscription. Default: 1,024.
+    /// Maximum number of filters in one subscription. Default: 1,024.
     pub max_filters: usize,
-    /// Silence after which a heartbeat is sent, where the client does not say. Default: 15 s, below the
+    /// Silence after which a heartbeat is sent, unless the client asks for another interval. Default: 15 s, below the
     /// 30 s to 60 s after which proxies cut a silent stream.
     pub heartbeat_interval: Duration,
-    /// When the server shuts down, clients are told to come back after a delay between zero and this, so
-    /// that they do not all come at once. Default: 5 s.
+    /// Maximum delay after which a client is told to come back when its stream ends with one. Each client gets a delay
+    /// between zero and this, so that they do not all come at once. Default: 5 s.
     pub reconnect_spread: Duration,
-    /// How long a call of `Subscribe` or `Publish` may take to send its request. Until then it holds a place
-    /// among the streams of its connection, and what it has sent. Default: 10 s.
+    /// Time that a call of `Subscribe` or `Publish` may take to send its request, after which it ends with
+    /// `DEADLINE_EXCEEDED`. Until then it counts among the streams of its connection and holds the bytes it has sent.
+    /// Default: 10 s.
     pub request_timeout: Duration,
-    /// What one publish may hold.
+    /// Limits of one publish.
     pub publish: PublishLimits,
-    /// Who lets calls through. Default: none, which lets all through.
+    /// Gate that calls have to pass. Default: none, every call passes.
     pub gate: Option<Arc<dyn Gate>>,
 }
 
-/// What one publish may hold. Sizes are of encoded events, with topic, key and attributes.
+/// Limits of one publish. Sizes are those of encoded events: topic, key and attributes count too.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PublishLimits {
-    /// The most events in one batch. Default: 1,000.
+    /// Maximum number of events in one batch. Default: 1,000.
     pub max_events: usize,
-    /// The most bytes in one batch. Default: 4 MiB.
+    /// Maximum number of bytes in one batch. Default: 4 MiB.
     pub max_batch_bytes: usize,
-    /// The most bytes in one event. Default: 1 MiB.
+    /// Maximum number of bytes in one event. Default: 1 MiB.
     pub max_event_bytes: usize,
 }
 

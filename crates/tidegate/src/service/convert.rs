@@ -1,6 +1,7 @@
-//! From the messages of the wire to the types of the core, with every rule checked.
+//! Conversion between the messages of the wire and the types of the core.
 //!
-//! Nothing here changes anything: a request that is refused leaves no trace.
+//! On the way in every rule is checked, and the status of a refusal names the first field that breaks one. Nothing here
+//! changes anything: a request that is refused leaves no trace.
 
 use std::{
     num::NonZeroU64,
@@ -22,37 +23,60 @@ use super::{
 };
 use crate::{client_ids::anonymous, reason::Reason, status::bad_name};
 
-/// What a client may ask for as heartbeat interval.
+/// Heartbeat intervals that a client may ask for.
 const HEARTBEAT_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(3_600);
 
-/// The longest interval between releases that a client may ask for.
+/// Longest interval between releases that a client may ask for.
 const MAX_MIN_INTERVAL: Duration = Duration::from_secs(3_600);
 
-/// The seconds of `google.protobuf.Timestamp`: from 0001-01-01T00:00:00Z to 9999-12-31T23:59:59Z.
+/// Seconds that a `google.protobuf.Timestamp` may have: from 0001-01-01T00:00:00Z to 9999-12-31T23:59:59Z.
 const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
-/// The most tokens that the filters of one subscription may have together. The hub keeps a node for each,
-/// and may have to look at all of them for each event: eight tokens in each of 1,024 filters.
+/// Maximum number of tokens that the filters of one subscription have together: eight in each of 1,024 filters. The hub
+/// keeps a node for each token, and may visit all of them for each event.
 const MAX_FILTER_TOKENS: usize = 8_192;
 
-/// A subscribe request that keeps all rules.
+/// Parameters of a subscribe request that keeps all rules.
 #[derive(Debug)]
 pub(super) struct SubscribeParameters {
+    /// For the hub.
     pub(super) options: SubscribeOptions,
-    pub(super) heartbeat_interval: Duration,
-    pub(super) min_interval: Option<Duration>,
+    /// For the stream.
+    pub(super) intervals: Intervals,
+}
+
+/// Intervals between the messages of a stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Intervals {
+    /// Silence after which a heartbeat is sent.
+    pub(super) heartbeat: Duration,
+    /// Shortest time between two releases of live events. `None` for no limit.
+    pub(super) min_release: Option<Duration>,
+}
+
+/// Rule that an event breaks, so that it cannot be published.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// The topic is not valid.
+    #[error("topic: {0}")]
+    Topic(tidegate_core::NameError),
+    /// The time is not valid.
+    #[error("time: must be in the years 1 to 9999, with nanoseconds from 0 to 999,999,999")]
+    Time,
 }
 
 // ===== subscribing =====
 
+/// Checks a subscribe request.
 pub(super) fn subscribe_request(
     request: &proto::SubscribeRequest,
     config: &ServiceConfig,
 ) -> Result<SubscribeParameters, Status> {
     if request.filters.len() > config.max_filters {
         let problem = format!(
-            "{} filters; at most {} are taken",
+            "{} filters; at most {} are allowed",
             request.filters.len(),
             config.max_filters
         );
@@ -65,7 +89,7 @@ pub(super) fn subscribe_request(
         .sum();
     if tokens > MAX_FILTER_TOKENS {
         let problem = format!(
-            "{tokens} tokens in all filters together; at most {MAX_FILTER_TOKENS} are taken"
+            "{tokens} tokens in all filters together; at most {MAX_FILTER_TOKENS} are allowed"
         );
         return Err(Reason::TooManyFilters.in_field("filters", problem));
     }
@@ -84,19 +108,17 @@ pub(super) fn subscribe_request(
         start: start(request.resume_after, request.replay_last)?,
         reset: None,
     };
-    let heartbeat_interval =
-        heartbeat_interval(request.heartbeat_interval, config.heartbeat_interval)?;
-    let min_interval = min_interval(request.min_interval)?;
-    Ok(SubscribeParameters {
-        options,
-        heartbeat_interval,
-        min_interval,
-    })
+    let intervals = Intervals {
+        heartbeat: heartbeat_interval(request.heartbeat_interval, config.heartbeat_interval)?,
+        min_release: min_interval(request.min_interval)?,
+    };
+    Ok(SubscribeParameters { options, intervals })
 }
 
 fn client_id(id: &str) -> Result<ClientId, Status> {
     if id.is_empty() {
-        return anonymous().map_err(|e| Reason::Internal.status(format!("no randomness: {e}")));
+        return anonymous()
+            .map_err(|e| Reason::Internal.status(format!("no randomness for a client id: {e}")));
     }
     ClientId::new(id).map_err(|e| bad_name(Reason::InvalidClientId, "client_id", &e))
 }
@@ -123,11 +145,13 @@ fn start(resume_after: Option<proto::Position>, replay_last: u32) -> Result<Star
     match (resume_after, replay_last) {
         (None, 0) => Ok(Start::Live),
         (None, events) => Ok(Start::Last(events)),
-        (Some(_), 1..) => Err(Reason::InvalidRequest
-            .in_field("replay_last", "cannot stand together with resume_after")),
+        (Some(_), 1..) => {
+            Err(Reason::InvalidRequest
+                .in_field("replay_last", "cannot be combined with resume_after"))
+        }
         (Some(proto::Position { epoch: 0, .. }), 0) => Err(Reason::InvalidPosition.in_field(
             "resume_after.epoch",
-            "no epoch is 0; use a position that a server gave",
+            "0 is no epoch; use a position that a server sent",
         )),
         (Some(proto::Position { epoch, sequence }), 0) => {
             Ok(Start::After(Position { epoch, sequence }))
@@ -150,7 +174,7 @@ fn heartbeat_interval(
         })
 }
 
-/// Zero is as good as none.
+/// Interval between releases. Zero means no limit, as if it were not set.
 fn min_interval(asked: Option<prost_types::Duration>) -> Result<Option<Duration>, Status> {
     let Some(asked) = asked else { return Ok(None) };
     let interval = Duration::try_from(asked)
@@ -163,20 +187,18 @@ fn min_interval(asked: Option<prost_types::Duration>) -> Result<Option<Duration>
 
 // ===== publishing =====
 
-/// Checks a whole batch and encodes its events, or says what is wrong with the first bad one.
+/// Checks a whole batch and encodes its events. The status names the first event that breaks a rule.
 pub(super) fn publish_request(
     request: proto::PublishRequest,
     limits: &PublishLimits,
 ) -> Result<Vec<NewEvent<Encoded>>, Status> {
     let count = request.events.len();
     if count == 0 {
-        return Err(
-            Reason::InvalidRequest.in_field("events", "a batch must have at least one event")
-        );
+        return Err(Reason::InvalidRequest.in_field("events", "a batch needs at least one event"));
     }
     if count > limits.max_events {
         let problem = format!(
-            "{count} events; at most {} are taken in one batch",
+            "{count} events; at most {} are allowed in one batch",
             limits.max_events
         );
         return Err(Reason::TooManyEvents.in_field("events", problem));
@@ -188,7 +210,7 @@ pub(super) fn publish_request(
         let size = event.payload.as_bytes().len();
         if size > limits.max_event_bytes {
             let problem = format!(
-                "{size} bytes encoded; at most {} are taken",
+                "{size} bytes encoded; at most {} are allowed",
                 limits.max_event_bytes
             );
             return Err(Reason::EventTooLarge.in_field(format!("events[{i}]"), problem));
@@ -196,7 +218,7 @@ pub(super) fn publish_request(
         bytes += size;
         if bytes > limits.max_batch_bytes {
             let problem = format!(
-                "more than {} bytes encoded, which is the most for a batch",
+                "more than {} bytes encoded, the limit of a batch",
                 limits.max_batch_bytes
             );
             return Err(Reason::BatchTooLarge.in_field("events", problem));
@@ -206,10 +228,11 @@ pub(super) fn publish_request(
     Ok(events)
 }
 
-/// Encodes an event, once for all who will be sent it. Its time is now, if it has none.
+/// Encodes an event for [`Hub::publish`](crate::Hub::publish), once for all subscribers. An event without a
+/// time gets the present one. Sizes are not checked: [`PublishLimits`] are the service's.
 ///
 /// # Errors
-/// When the topic is not valid, or the time is not: see [`EncodeError`].
+/// [`EncodeError`] when the topic is not valid, or the time is not.
 pub fn encode(event: proto::NewEvent) -> Result<NewEvent<Encoded>, EncodeError> {
     let topic = Topic::new(&event.topic).map_err(EncodeError::Topic)?;
     let time = event.time.unwrap_or_else(|| SystemTime::now().into());
@@ -233,19 +256,8 @@ pub fn encode(event: proto::NewEvent) -> Result<NewEvent<Encoded>, EncodeError> 
     })
 }
 
-/// Why an event could not be encoded.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EncodeError {
-    /// The topic is not valid.
-    #[error("topic: {0}")]
-    Topic(tidegate_core::NameError),
-    /// The time is not valid.
-    #[error("time: must be in the years 1 to 9999, with nanoseconds from 0 to 999,999,999")]
-    Time,
-}
-
 impl EncodeError {
+    /// The status for event number `i` of a batch.
     fn in_event(&self, i: usize) -> Status {
         match self {
             Self::Topic(e) => bad_name(Reason::InvalidTopic, format!("events[{i}].topic"), e),
@@ -256,7 +268,7 @@ impl EncodeError {
     }
 }
 
-// ===== answering =====
+// ===== responding =====
 
 pub(super) const fn position(position: Position) -> proto::Position {
     proto::Position {
@@ -282,7 +294,7 @@ pub(super) fn gap(gap: &Gap) -> proto::Gap {
     }
 }
 
-/// Limits as the wire contract has them.
+/// Converts limits to the message of the wire contract. More events than a `uint32` holds become its maximum.
 #[must_use]
 pub fn limits_in_force(limits: &Limits) -> proto::Limits {
     let overflow = match limits.overflow {

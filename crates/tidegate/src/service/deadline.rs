@@ -1,7 +1,7 @@
 //! The deadline of a call, which the client sends as `grpc-timeout`.
 //!
-//! It covers a subscription to its end, as gRPC means it. What tonic and tower make of it covers the call
-//! up to its first response only.
+//! It covers a subscription to its end, as gRPC means it. The timeouts of tonic and tower cover a call up to its first
+//! response only.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use tonic::Status;
 
 use crate::reason::Reason;
 
-/// No stream lives longer, and no timer need be set for it.
+/// Timeout from which on there is no deadline: no stream lives for a year, and no timer has to be kept for it.
 const NO_LIMIT: Duration = Duration::from_secs(365 * 24 * 3_600);
 
-/// When the call with these headers is to end, if its client says so.
+/// Returns when the call with these headers is to end, or `None` if its client sets no limit.
 pub(super) fn from_headers(headers: &HeaderMap) -> Result<Option<Instant>, Status> {
     let Some(value) = headers.get("grpc-timeout") else {
         return Ok(None);
@@ -22,13 +22,13 @@ pub(super) fn from_headers(headers: &HeaderMap) -> Result<Option<Instant>, Statu
     let timeout = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
         Reason::InvalidRequest.in_field(
             "grpc-timeout",
-            "write it as at most 8 digits and one of H, M, S, m, u, n, such as 90S",
+            "must be at most 8 digits and one of H, M, S, m, u, n, such as 90S",
         )
     })?;
     Ok((timeout < NO_LIMIT).then(|| Instant::now() + timeout))
 }
 
-/// A value of `grpc-timeout`: at most eight digits and a unit.
+/// Parses a value of `grpc-timeout`: at most eight digits and a unit.
 fn parse_timeout(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let is_number = number.bytes().all(|byte| byte.is_ascii_digit());

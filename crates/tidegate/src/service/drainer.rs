@@ -1,13 +1,17 @@
 //! The drainer: a subscription as the body of an HTTP response.
 //!
 //! # Pull
-//! Nothing happens until the transport polls, and it polls when it wants a chunk. One poll takes what
-//! is ready, up to [`CHUNK_BYTES`], as one message in one chunk; an event larger than that goes in
-//! several chunks that share its memory. Streams of one filter that are equally far share their chunks.
+//! Nothing happens until the transport polls, and it polls when it wants a chunk. One poll takes the events
+//! that are ready, up to [`CHUNK_BYTES`], as one message in one chunk. An event larger than that goes in
+//! several chunks that share its memory. Streams of one filter that have come equally far share their chunks.
+//!
+//! # Order
+//! `Subscribed` is first. A chunk of a batch has the gaps, then the events, then `CaughtUp`. A rest of a large
+//! event goes before anything else is taken from the hub. `GoingAway` is last.
 //!
 //! # Ending
-//! The body ends with trailers that carry a status other than OK, always: it never ends by itself. The
-//! client cancels by dropping the stream; the transport then drops the body, which frees everything.
+//! The body always ends with trailers that carry a status other than OK; it never ends by itself. The client cancels by
+//! resetting the stream: the transport then drops the body, which frees everything.
 
 use std::{
     cell::Cell,
@@ -29,7 +33,7 @@ use tonic::Status;
 use super::{
     access::AccessWatch,
     calls::Enrolled,
-    convert,
+    convert::{self, Intervals},
     gate::HeldPermit,
     wire::{BATCH_OVERHEAD, EVENT_OVERHEAD, Encoded, write_batch, write_response},
 };
@@ -41,7 +45,7 @@ use crate::{
     status,
 };
 
-/// How much of a chunk's events one poll takes, with room for what surrounds them.
+/// Limits of one poll, so that its events and what surrounds them fit into one chunk.
 const CHUNK_ROOM: Room = Room {
     events: usize::MAX,
     bytes: (CHUNK_BYTES - BATCH_OVERHEAD) as u64,
@@ -50,68 +54,67 @@ const CHUNK_ROOM: Room = Room {
 };
 
 thread_local! {
-    /// What the last poll was filled into, empty: growing a list of events anew would be most of the
-    /// allocations of a delivery.
+    /// The list that the last poll of this thread filled, empty. Growing one anew for each poll took six allocations a
+    /// chunk instead of one.
     static SPARE: Cell<Batch<Encoded>> = Cell::default();
 }
 
-/// A stream of `SubscribeResponse` messages, pulled by the transport. See the service it comes from,
-/// [`EventService`](crate::EventService).
+/// Body of a response to `Subscribe`: a stream of `SubscribeResponse` messages, pulled by the transport.
+/// [`EventService`](crate::EventService) makes it. Dropping it unsubscribes, at once.
 #[derive(Debug)]
 pub struct Drainer(ChunkBody<Messages>);
 
 /// The messages of a subscription, as chunks.
 ///
 /// ```text
-///            `Subscribed`           the deadline passes
-///   Opening ─────────────▶ Streaming ─────────────────▶ Expired
-///                              │                           │
-///       the hub has closed it: │                           │ the last chunk was taken:
-///       `GoingAway`, if the client is to come back,        │ DEADLINE_EXCEEDED
-///       and the status         ▼                           ▼
-///                          the body ends: see `ChunkBody`
+///           Subscribed              deadline
+///  Opening ────────────▶ Streaming ──────────▶ Expired
+///                         │                        │
+///                         │ closed by the hub:     │ one last chunk, if there is one:
+///                         │ GoingAway if the       │ DEADLINE_EXCEEDED
+///                         │ client is to come      │
+///                         │ back, its status       │
+///                         ▼                        ▼
+///                   Step::LastChunk or Step::End: the rest is `ChunkBody`'s
 /// ```
 #[derive(Debug)]
 struct Messages {
     subscription: Subscription<Encoded>,
-    /// What it has in common with the others of its service.
+    /// Source of the chunks that it shares with others of its service.
     sharing: Arc<Sharing>,
     registrations: Registrations,
-    /// What is left to send of an event larger than a chunk.
+    /// The rest of an event larger than a chunk, and what follows it in its batch. Goes before anything else.
     rest: Bytes,
-    /// Fires when a heartbeat may be due, or a release.
+    /// Fires when a heartbeat or a release may be due. Never later than either, often earlier.
     timer: Pin<Box<Sleep>>,
     heartbeat_interval: Duration,
     releases: Option<Box<Releases>>,
-    /// When the last chunk was handed to the transport.
+    /// Time at which the last chunk was handed to the transport.
     last_sent: Instant,
     reconnect_after: Duration,
-    /// When the client wants the stream to end, if it said so.
+    /// Timer for the deadline that the client set, if it set one.
     deadline: Option<Pin<Box<Sleep>>>,
     phase: Phase,
 }
 
-/// What a subscription has elsewhere for as long as it is there.
+/// Registrations of a subscription outside of the hub, which end with it.
 #[derive(Debug)]
 pub(super) struct Registrations {
-    /// Told how it ended.
+    /// Permit of the gate, to be told how the subscription ends.
     pub(super) permit: HeldPermit,
-    /// Its place among the calls of its connection.
+    /// Membership among the calls of its connection.
     pub(super) _enrolled: Option<Enrolled>,
-    /// Who watches over it, where callers prove who they are.
+    /// Task that ends it when it is no longer allowed, where callers authenticate.
     pub(super) _watch: Option<AccessWatch>,
 }
 
-/// When things are sent.
-#[derive(Debug)]
+/// Times of a stream.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Timing {
-    /// Silence after which a heartbeat is sent.
-    pub(super) heartbeat_interval: Duration,
-    /// Shortest time between two releases of live events. `None` for no limit.
-    pub(super) min_interval: Option<Duration>,
-    /// Delay after which the client is told to come back, if the server goes away.
+    pub(super) intervals: Intervals,
+    /// Delay after which the client is told to come back, if the stream ends with one.
     pub(super) reconnect_after: Duration,
-    /// When the client wants the stream to end, if it said so.
+    /// Deadline that the client set, if it set one.
     pub(super) deadline: Option<Instant>,
 }
 
@@ -119,29 +122,32 @@ pub(super) struct Timing {
 enum Phase {
     /// `Subscribed` has not been sent.
     Opening,
+    /// Messages go as they are ready.
     Streaming,
-    /// The deadline has passed and the last chunk was taken.
+    /// The deadline has passed, and the last chunk was taken from the hub.
     Expired,
 }
 
-/// The releases of a subscription with a minimum interval between them.
+/// Releases of live events, with a minimum interval between them.
 ///
-/// At each release everything goes that was ready when it began, in as many batches as it takes. Until the
-/// interval has passed nothing live goes then; after it the next begins as soon as there is something.
+/// A release sends every event that was ready when it began, in as many batches as it takes. After it no live
+/// event goes until the interval has passed since its beginning; then the next release begins with the next
+/// event.
 #[derive(Debug)]
 struct Releases {
     interval: Duration,
-    /// When the next release may begin.
+    /// Time from which on the next release may begin.
     next: Instant,
+    /// The release that is under way.
     current: Option<Release>,
 }
 
 #[derive(Debug)]
 struct Release {
     began: Instant,
-    /// The newest event that belongs to it.
+    /// Sequence of the newest event that belongs to it: the head of the hub when it began.
     up_to: u64,
-    /// Whether anything went.
+    /// Whether it sent any event. A release that sent none does not start the interval.
     has_sent: bool,
 }
 
@@ -156,15 +162,16 @@ impl Drainer {
     ) -> Self {
         let now = Instant::now();
         let releases = timing
-            .min_interval
+            .intervals
+            .min_release
             .map(|interval| Releases::new(interval, now));
         Self(ChunkBody::new(Messages {
             subscription,
             sharing,
             registrations,
             rest: Bytes::new(),
-            timer: Box::pin(sleep_until(now + timing.heartbeat_interval)),
-            heartbeat_interval: timing.heartbeat_interval,
+            timer: Box::pin(sleep_until(now + timing.intervals.heartbeat)),
+            heartbeat_interval: timing.intervals.heartbeat,
             releases: releases.map(Box::new),
             last_sent: now,
             reconnect_after: timing.reconnect_after,
@@ -222,7 +229,8 @@ impl Messages {
         }
     }
 
-    /// Past the deadline, takes one last chunk: a stream that was idle learns its position so.
+    /// Polls as long as the deadline has not passed, and then once more: the last chunk can hold what was ready
+    /// when the deadline passed.
     fn poll_with_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         let deadline = self.deadline.as_mut();
         if deadline.is_none_or(|deadline| deadline.as_mut().poll(cx).is_pending()) {
@@ -235,14 +243,16 @@ impl Messages {
         }
     }
 
-    /// The end of a stream whose deadline has passed.
+    /// Ends a stream whose deadline has passed.
     fn expire(&self) -> Step {
         Step::End(status::deadline_exceeded(&self.subscription))
     }
 
     fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        // Taken rather than borrowed: if the poll panics, the next one finds an empty list and not a half-filled one.
         let mut batch = SPARE.take();
         let polled = self.poll_into(cx, &mut batch);
+        // Now, so that a thread without work keeps no event alive.
         batch.clear();
         SPARE.set(batch);
         polled
@@ -257,6 +267,8 @@ impl Messages {
             up_to,
             ..CHUNK_ROOM
         };
+        // Before the poll, which may end the replay: a batch of replayed events is no release, nor is the one that ends
+        // the replay.
         let was_live = !self.subscription.is_replaying();
         match self.subscription.poll_next(cx, room, batch) {
             Poll::Ready(Ok(())) => {
@@ -273,8 +285,11 @@ impl Messages {
         }
     }
 
-    /// One chunk of all that a poll has taken: the gaps, then the events, then the end of the replay.
+    /// Writes one chunk of all that a poll has taken: the gaps, then the events, then the end of the replay. A
+    /// gap stands before the events because they follow it in the stream's index.
     fn write(&mut self, batch: &Batch<Encoded>) -> Bytes {
+        // Only events are shared: a gap is of one subscription. A shared chunk leaves no rest to send, because only a
+        // single event is ever cut.
         if batch.gaps.is_empty() && batch.caught_up.is_none() {
             let rest = &mut self.rest;
             return self.sharing.chunk(batch.first_index, &batch.events, || {
@@ -299,7 +314,7 @@ impl Messages {
         Bytes::from(out)
     }
 
-    /// Appends a message behind what may still have a rest to be sent.
+    /// Appends a message to the chunk, or to the rest if there is one: it must not go between the parts of an event.
     fn append(&mut self, response: Response, out: &mut Vec<u8>) {
         if self.rest.is_empty() {
             return write_response(response, out);
@@ -311,7 +326,8 @@ impl Messages {
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         if self.subscription.is_replaying() {
-            // It looks through history and has asked to be polled again; no position is settled yet.
+            // It searches history and has woken the task to go on. A heartbeat now would tell a position that
+            // the search has not settled.
             return Poll::Pending;
         }
         let next_release = self
@@ -319,8 +335,8 @@ impl Messages {
             .as_mut()
             .map(|releases| releases.end_current());
         let release = next_release.filter(|_| self.subscription.is_behind());
-        // The timer is not moved with each chunk, which would cost more than the chunk; when it fires
-        // early, it is set to when the silence will have been long enough.
+        // The timer is not moved with each chunk, which would cost more than the chunk. When it fires early, because a
+        // chunk went in the meantime, the loop sets it to the end of the silence.
         let heartbeat = self.last_sent + self.heartbeat_interval;
         let due = release.map_or(heartbeat, |release| release.min(heartbeat));
         if due < self.timer.deadline() {
@@ -330,7 +346,8 @@ impl Messages {
             let now = Instant::now();
             if release.is_some_and(|release| release <= now) {
                 self.timer.as_mut().reset(heartbeat);
-                // Begins with the next poll, which comes at once.
+                // The poll that takes events begins the release, so the task asks for one. The timer is set
+                // first: it has fired and would not wake again.
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -345,7 +362,7 @@ impl Messages {
         Poll::Pending
     }
 
-    /// The end of a stream that the hub has closed.
+    /// Ends a stream that the hub has closed.
     fn end(&self, reason: CloseReason) -> Step {
         let status = status::ended(reason, &self.subscription, self.reconnect_after);
         if !status::is_going_away(reason) {
@@ -369,12 +386,12 @@ impl Messages {
         }
     }
 
-    /// Why the stream has ended; `None` if its client left.
+    /// Returns why the stream has ended, or `None` if its client left.
     fn ending(&self) -> Option<Reason> {
         if let Some(reason) = self.subscription.close_reason() {
             return Some(status::end_reason(reason));
         }
-        // What ends without having been closed has reached its deadline.
+        // Besides the hub only the deadline ends a stream.
         (self.phase == Phase::Expired).then_some(Reason::DeadlineExceeded)
     }
 }
@@ -386,6 +403,7 @@ impl Drop for Messages {
     }
 }
 
+/// Encodes one message as a chunk.
 fn message(response: Response) -> Bytes {
     let mut out = Vec::new();
     write_response(response, &mut out);
@@ -403,7 +421,8 @@ impl Releases {
         }
     }
 
-    /// Up to which sequence events may go now. Begins a release if it is time for one.
+    /// Returns the sequence up to which events may go now, after beginning a release if it is time for one. 0
+    /// holds back every event.
     fn up_to(&mut self, head: u64) -> u64 {
         let began = Instant::now();
         if self.current.is_none() && self.next <= began {
@@ -416,15 +435,14 @@ impl Releases {
         self.current.as_ref().map_or(0, |release| release.up_to)
     }
 
-    /// Notes that live events went.
+    /// Notes that live events went, which starts the interval.
     const fn mark_sent(&mut self) {
         if let Some(release) = &mut self.current {
             release.has_sent = true;
         }
     }
 
-    /// Ends the release that goes on, if one does, because there is no more for it. Returns when the next
-    /// may begin.
+    /// Ends the release under way, if there is one, because no event is left for it. Returns when the next may begin.
     fn end_current(&mut self) -> Instant {
         if let Some(release) = self.current.take()
             && release.has_sent

@@ -1,6 +1,6 @@
-//! The seam between the service and whoever keeps quotas, and books of who is here.
+//! The seam between the service and the keeper of quotas and of records of who is subscribed.
 //!
-//! Without a [`Gate`] in [`ServiceConfig`](crate::ServiceConfig) everything is let through, at no cost.
+//! Without a [`Gate`] in [`ServiceConfig`](crate::ServiceConfig) every call passes, and nothing is counted.
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
@@ -8,48 +8,54 @@ use tidegate_core::Limits;
 
 use crate::reason::{OverQuota, Reason};
 
-/// Who makes a call. Whoever serves a connection puts it into the extensions of each request; a request without
-/// one is of nobody that is known. Where there is an [`Access`](crate::Access) in the extensions too, its principal is the caller's.
+/// Origin of a call: an address and a principal.
+///
+/// The server puts it into the extensions of each request; a request without one is anonymous. If the
+/// extensions have an [`Access`](crate::Access) too, the caller's principal is that of the access.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {
-    /// Where the connection comes from.
+    /// Address of the connection's other end.
     pub address: Option<SocketAddr>,
-    /// Whom the credentials of the call stand for, if it has any.
+    /// Principal that the call's credentials stand for, if it has any.
     pub principal: Option<Arc<str>>,
 }
 
-/// Lets calls through, or not.
+/// Decides which calls pass, by quotas or anything else that counts.
 ///
-/// Called before anything is changed; a call that is not let through leaves no trace in the hub.
+/// The service asks it after the rights of the caller, so a call that is not allowed is not counted, and before
+/// the hub, so a call that does not pass leaves no trace there. Methods are called from many threads at once,
+/// and must not block.
 pub trait Gate: fmt::Debug + Send + Sync + 'static {
-    /// Takes a permit for a subscription of these filters. Dropping the permit gives it back.
+    /// Takes a permit for a subscription with these filters, as the client wrote them. Dropping the permit
+    /// gives it back.
     ///
     /// # Errors
-    /// [`OverQuota`].
+    /// [`OverQuota`], which the client gets as `RESOURCE_EXHAUSTED`.
     fn subscribe(&self, caller: &Caller, filters: &[String]) -> Result<Box<dyn Permit>, OverQuota>;
 
     /// Whether [`publish`](Self::publish) has a limit to apply. While it has none, it is not called, and the size of
     /// batches is not added up.
     fn limits_publishing(&self) -> bool;
 
-    /// Lets a batch of so many events be published, which have so many bytes encoded.
+    /// Lets a batch pass that has this number of events and of encoded bytes.
     ///
     /// # Errors
-    /// [`OverQuota`]; then nothing of the batch is published.
+    /// [`OverQuota`], which the client gets as `RESOURCE_EXHAUSTED`. Nothing of the batch is published then.
     fn publish(&self, caller: &Caller, events: usize, bytes: u64) -> Result<(), OverQuota>;
 }
 
-/// The permit of one subscription. Dropped with the subscription, or without one where the hub refuses it.
+/// Permit of one subscription. It is dropped with the subscription, or at once if the hub refuses the subscription.
 pub trait Permit: fmt::Debug + Send + Sync {
-    /// The subscription has begun, under this [identity](tidegate_core::Subscription::id) and with these limits in
-    /// force.
+    /// Called once, when the subscription has begun, with its [identity](tidegate_core::Subscription::id) and
+    /// the limits in force.
     fn begun(&mut self, id: u64, limits: &Limits);
 
-    /// The subscription has ended for this reason, or because its client left. Not called if it has not begun.
+    /// Called once, when the subscription has ended, before the permit is dropped. `None`: its client left. Not
+    /// called if the subscription did not begin.
     fn ended(&mut self, reason: Option<Reason>);
 }
 
-/// The permit of a subscription, if there is a gate, told once how the subscription ended.
+/// The permit of a subscription, where there is a gate, and nothing where there is none.
 #[derive(Debug)]
 pub(super) struct HeldPermit(Option<Box<dyn Permit>>);
 

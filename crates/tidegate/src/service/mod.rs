@@ -1,8 +1,8 @@
 //! `tidegate.v1.EventService` as a tower service.
 //!
-//! `Subscribe` is answered with a [`Drainer`], outside of tonic, whose routes box a body twice. The other
-//! methods are served by tonic, but not through its generated service, which decodes a request before
-//! anyone can ask how much it holds.
+//! `Subscribe` is answered with a [`Drainer`], outside of tonic, whose routes box a body twice: see
+//! `subscribe.rs`. tonic serves the other methods, but not through its generated service, which decodes a
+//! request before anyone can ask how much it holds: see `publish.rs` and `precheck.rs`.
 
 mod access;
 mod body;
@@ -49,26 +49,32 @@ use self::{
 };
 use crate::chunks::ChunkStats;
 
-/// `tidegate.v1.EventService` over a [`Hub`]. Cheap to clone; the clones share the hub.
+/// `tidegate.v1.EventService` over a [`Hub`]. Cheap to clone: clones share the hub.
 ///
-/// It asks nobody for credentials: see [`Access`].
+/// It is a tower service, and a service of tonic's `Routes`. It does not authenticate: see [`Access`].
 ///
-/// Serve it with hyper's HTTP/2 connections, whose `max_send_buf_size` is what one stream can buffer
-/// beyond recall: the default of 400 KiB makes a slow client see events that are 400 KiB old.
+/// # Serving
+/// The crate `tidegate-transport` serves it as `tidegate serve` does. On hyper's own HTTP/2 connections, set
+/// `max_send_buf_size`: it is what one stream can buffer beyond recall, and its default of 400 KiB makes a slow client
+/// see events that are 400 KiB old.
+///
+/// # Methods
+/// A path that is not a method of the service is answered with `UNIMPLEMENTED`, and a request that is not gRPC
+/// with HTTP status 415. The service is always ready.
 #[derive(Debug, Clone)]
 pub struct EventService {
     subscriber: Subscriber,
     publisher: Publisher,
-    /// The calls of the connection that is served, if whoever serves it wants to end them.
+    /// Calls of the connection that is served, if its server wants to end them.
     calls: Option<Calls>,
 }
 
-/// A response on its way.
+/// Future of a response. It never fails: every error is a gRPC status in the response.
 pub type ResponseFuture =
     Pin<Box<dyn Future<Output = Result<http::Response<ResponseBody>, Infallible>> + Send>>;
 
 impl EventService {
-    /// Makes the service for `hub`.
+    /// Makes a service of `hub`. The configuration holds for all its clones and cannot be changed.
     #[must_use]
     pub fn new(hub: Hub<Encoded>, config: ServiceConfig) -> Self {
         let publisher = Publisher::new(
@@ -84,8 +90,8 @@ impl EventService {
         }
     }
 
-    /// The service for one connection, and the handle that ends the calls of this connection and no
-    /// others.
+    /// Makes a clone of the service for one connection, and the handle that ends the calls of this connection and of no
+    /// other.
     #[must_use]
     pub fn for_connection(&self) -> (Self, Calls) {
         let calls = Calls::new(self.subscriber.hub().clone());
@@ -94,7 +100,7 @@ impl EventService {
         (service, calls)
     }
 
-    /// How often its subscriptions, and those of its clones, were given a chunk that was there already.
+    /// Returns how often subscriptions of this service and its clones shared a chunk.
     #[must_use]
     pub fn chunk_stats(&self) -> ChunkStats {
         self.subscriber.chunk_stats()
@@ -132,21 +138,22 @@ where
     }
 }
 
+/// Whether a request is a POST with a content type of gRPC.
 fn is_grpc<B>(request: &http::Request<B>) -> bool {
     let content_type = request
         .headers()
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
-    // Not a prefix of other types, as `application/grpc-web` is.
-    let is_ours = |value: &str| {
+    // `application/grpc-web` begins with it too, and is another protocol.
+    let is_type = |value: &str| {
         value
             .strip_prefix("application/grpc")
             .is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
     };
-    request.method() == http::Method::POST && content_type.is_some_and(is_ours)
+    request.method() == http::Method::POST && content_type.is_some_and(is_type)
 }
 
-/// As gRPC asks for, so that a proxy or a browser makes no stream of it.
+/// The response that the gRPC protocol asks for, so that a proxy or a browser does not take it for a stream.
 fn not_grpc() -> http::Response<ResponseBody> {
     let mut response = http::Response::new(ResponseBody::default());
     *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;

@@ -1,9 +1,8 @@
-//! Requests, measured before they are decoded.
+//! Limits of requests, checked before the requests are decoded.
 //!
-//! A message of two-byte parts takes a hundred times its size when it is decoded: 8 MiB of empty events are
-//! 4,194,304 structs. So the limits that a request must keep are checked on its bytes first, where counting
-//! costs nothing but a walk over them, and only what keeps them is decoded. What passes is checked once
-//! more by `convert`, on the values, which is where the rules are.
+//! A message of two-byte parts takes a hundred times its size when it is decoded: 8 MiB of empty events are 4,194,304
+//! structs. So the limits are checked on the bytes first, where counting is one walk over them that allocates nothing,
+//! and only a request within its limits is decoded. `convert` checks the values once more; the rules are there.
 
 use std::{fmt, marker::PhantomData, sync::Arc};
 
@@ -22,17 +21,21 @@ use tonic_prost::ProstEncoder;
 use super::config::{PublishLimits, ServiceConfig};
 use crate::reason::Reason;
 
-/// The field of the events in a `PublishRequest`, and of the filters in a `SubscribeRequest`.
+/// Number of the field of events in a `PublishRequest`.
 const EVENTS: u32 = 1;
+
+/// Number of the field of filters in a `SubscribeRequest`.
 const FILTERS: u32 = 2;
 
-/// A request whose bytes can be told to break its limits.
+/// A request whose limits can be checked on its bytes.
 pub(super) trait Precheck: Message + Default + 'static {
-    /// What it must keep.
+    /// Limits of the request.
     type Limits: fmt::Debug + Send + Sync + 'static;
 
+    /// Checks the bytes of one message.
+    ///
     /// # Errors
-    /// The status for bytes that break the limits. Bytes that are no message pass: decoding finds out.
+    /// The status for bytes that break the limits. Bytes that are not a message pass: decoding refuses them.
     fn precheck(bytes: &[u8], limits: &Self::Limits) -> Result<(), Status>;
 }
 
@@ -48,13 +51,13 @@ impl Precheck for PublishRequest {
             }
             if size > limits.max_event_bytes {
                 let max = limits.max_event_bytes;
-                let problem = format!("{size} bytes; at most {max} are taken");
+                let problem = format!("{size} bytes; at most {max} are allowed");
                 return Err(Reason::EventTooLarge.in_field(format!("events[{count}]"), problem));
             }
             total += size;
             if total > limits.max_batch_bytes {
                 let max = limits.max_batch_bytes;
-                let problem = format!("more than {max} bytes, which is the most for a batch");
+                let problem = format!("more than {max} bytes, the limit of a batch");
                 return Err(Reason::BatchTooLarge.in_field("events", problem));
             }
             count += 1;
@@ -76,8 +79,8 @@ impl Precheck for SubscribeRequest {
     }
 }
 
-/// The sizes of those fields of a message that have one number and a length. It ends where the bytes are no
-/// message.
+/// Iterator over the sizes of the length-delimited fields of a message that have one number. It ends where the
+/// bytes are no longer a message, which includes a part that is cut off.
 struct Parts<'a> {
     rest: &'a [u8],
     number: u32,
@@ -109,7 +112,7 @@ impl Iterator for Parts<'_> {
     }
 }
 
-/// Encodes answers as prost does, and decodes requests that keep their limits.
+/// Codec that encodes responses as prost does, and decodes requests that are within their limits.
 #[derive(Debug)]
 pub(super) struct PrecheckingCodec<T, U: Precheck> {
     limits: Arc<U::Limits>,
@@ -149,7 +152,7 @@ impl<U: Precheck> Decoder for PrecheckingDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // One message, in one piece.
+        // tonic hands over one message, in one piece: a walk over the first piece is a walk over all of it.
         debug_assert_eq!(bytes.chunk().len(), bytes.remaining());
         U::precheck(bytes.chunk(), &self.0)?;
         let decoded = U::decode(bytes);

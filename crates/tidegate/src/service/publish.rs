@@ -1,5 +1,8 @@
-//! `Publish` and `PublishStream` over the hub, served by tonic with requests that are
-//! [measured](super::precheck) before they are decoded.
+//! `Publish` and `PublishStream`, served by tonic with requests that are [checked](super::precheck) before they are
+//! decoded.
+//!
+//! A batch passes in this order: the rules of events, the rights of the caller, the gate, the hub. Each is all or
+//! nothing, so a batch that is refused anywhere is not published in part, and one that is not allowed uses up no quota.
 
 use std::{
     future::{Ready, ready},
@@ -34,19 +37,21 @@ use crate::{
     status::{not_published, request_timed_out, unreadable},
 };
 
-/// The paths of the two methods.
+/// Path of `Publish`.
 pub(super) const PUBLISH: &str = "/tidegate.v1.EventService/Publish";
+
+/// Path of `PublishStream`.
 pub(super) const PUBLISH_STREAM: &str = "/tidegate.v1.EventService/PublishStream";
 
-/// The most bytes of a length, in protobuf: of one that is below 4 GiB, as gRPC's messages are.
+/// Maximum number of bytes of a length in protobuf, if the length is below 4 GiB as that of a gRPC message is.
 const MAX_LENGTH_BYTES: usize = 5;
 
-/// Publishes for every call of both methods. Cheap to clone.
+/// Publisher for every call of both methods. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Publisher {
     hub: Hub<Encoded>,
     limits: Arc<PublishLimits>,
-    /// How long a call of `Publish` may take to send its request.
+    /// Time that a call of `Publish` may take to send its request. Those of `PublishStream` may wait between requests.
     request_timeout: Duration,
     gate: Option<Arc<dyn Gate>>,
 }
@@ -55,9 +60,9 @@ pub(super) struct Publisher {
 #[derive(Debug, Clone)]
 struct Call {
     publisher: Publisher,
-    /// Rights of the caller; `None` allows everything.
+    /// Rights of the caller. `None` allows everything.
     access: Option<Access>,
-    /// Caller that its quotas are counted for. Unknown where there is no gate.
+    /// Caller that quotas are counted for. Anonymous where there is no gate.
     caller: Caller,
 }
 
@@ -102,7 +107,8 @@ impl Publisher {
             }
         };
         match Status::from_header_map(response.headers()) {
-            // tonic refused to read the request, and no code of ours saw it.
+            // tonic itself refused to read the request. It calls no code of ours then, so its response is all
+            // there is to see it by.
             Some(status) if status.code() == Code::OutOfRange => {
                 unreadable(status, Reason::BatchTooLarge).into_http()
             }
@@ -112,7 +118,8 @@ impl Publisher {
     }
 
     fn grpc(&self) -> Grpc<PrecheckingCodec<PublishResponse, PublishRequest>> {
-        // A batch of the most bytes, with the number of the field and the length of each event.
+        // The largest message that can hold a batch within its limits: its bytes, and for each event a tag and
+        // a length.
         let framing = self.limits.max_events.saturating_mul(1 + MAX_LENGTH_BYTES);
         let max_message = self.limits.max_batch_bytes.saturating_add(framing);
         let codec = PrecheckingCodec::new(Arc::clone(&self.limits));
@@ -138,7 +145,7 @@ impl Call {
         if let Some(access) = &self.access {
             access.check_publish(events.iter().map(|event| &event.topic))?;
         }
-        // Behind the rights, so that a batch that is not allowed uses up no quota.
+        // After the rights, so that a batch that is not allowed uses up no quota.
         self.pass_gate(&events)?;
         let published = self.publisher.hub.publish(events, Instant::now());
         let published = published.map_err(not_published)?;
@@ -170,8 +177,8 @@ impl UnaryService<PublishRequest> for Call {
     }
 }
 
-/// One response a request, in order. The next request is read when the transport asks for the next response, so a
-/// client that does not read its responses is not read either.
+/// One response per request, in order. The next request is read when the transport asks for the next response, so the
+/// server does not read from a client that does not read its responses.
 impl StreamingService<PublishRequest> for Call {
     type Response = PublishResponse;
     type ResponseStream = Pin<Box<dyn Stream<Item = Result<PublishResponse, Status>> + Send>>;

@@ -1,12 +1,12 @@
 //! `Subscribe`, from a request to a stream, in four stages.
 //!
-//! 1. *Read*: the message comes in time and keeps every rule that can be checked without the hub.
-//! 2. *Admit*: the rights of the caller allow it, and then its quotas do.
-//! 3. *Begin*: the hub has the subscription, and everything that watches over it knows.
-//! 4. *Stream*: the subscription is the body of the response.
+//! 1. *Read*: the message arrives in time and keeps every rule that can be checked without the hub.
+//! 2. *Admit*: the caller's rights allow the subscription, and then its quotas do.
+//! 3. *Begin*: the hub opens the subscription, and everyone who may end it learns of it.
+//! 4. *Stream*: the subscription becomes the body of the response.
 //!
-//! A call that is refused in one stage has left no trace in those behind it: what is not valid is not counted by the
-//! gate, and what is not admitted does not take a client id over.
+//! A call that is refused in one stage leaves no trace in the later ones: the gate does not count an invalid
+//! request, and a caller that is not admitted does not take over a client id.
 
 use std::{sync::Arc, time::Instant};
 
@@ -26,7 +26,7 @@ use super::{
     body::ResponseBody,
     calls::Calls,
     config::ServiceConfig,
-    convert::{self, SubscribeParameters},
+    convert::{self, Intervals, SubscribeParameters},
     deadline,
     drainer::{Drainer, Registrations, Timing},
     gate::{Caller, HeldPermit},
@@ -40,26 +40,26 @@ use crate::{
     status::{not_subscribed, reconnect_delay, request_timed_out, unreadable},
 };
 
-/// The path of the method.
+/// Path of the method.
 pub(super) const SUBSCRIBE: &str = "/tidegate.v1.EventService/Subscribe";
 
-/// A subscribe request is a client id and filters; 1,024 of the longest take 272 KiB.
+/// Size limit of a request, which is a client id and filters: 1,024 of the longest filters take 272 KiB.
 const MAX_REQUEST_BYTES: usize = 512 << 10;
 
-/// Opens the subscriptions of a service. Cheap to clone.
+/// Opener of the subscriptions of a service. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Subscriber {
     hub: Hub<Encoded>,
-    /// What its subscriptions have in common.
+    /// Source of the chunks that its subscriptions share.
     sharing: Arc<Sharing>,
     config: Arc<ServiceConfig>,
 }
 
-/// A subscription that may begin.
+/// A subscription that may begin: rights and quotas allow it.
 struct Admitted {
     options: SubscribeOptions,
     permit: HeldPermit,
-    /// Rights that it was let in with, where callers have any.
+    /// Access of its caller and the rights that it needs, where callers authenticate.
     rights: Option<(Access, Scope)>,
 }
 
@@ -80,7 +80,7 @@ impl Subscriber {
         self.sharing.stats()
     }
 
-    /// Answers one call. The stream ends with the calls of its connection.
+    /// Answers one call. Its stream ends with the calls of its connection.
     pub(super) async fn call<B>(
         self,
         request: http::Request<B>,
@@ -116,18 +116,12 @@ impl Subscriber {
         let caller = caller(request.extensions());
         let (filters, parameters) = self.read(request, deadline).await?;
         let admitted = self.admit(access, &caller, &filters, parameters.options)?;
-        let (subscription, registrations) = self.begin(admitted, calls.as_ref())?;
-        let timing = Timing {
-            heartbeat_interval: parameters.heartbeat_interval,
-            min_interval: parameters.min_interval,
-            reconnect_after: reconnect_delay(subscription.id(), self.config.reconnect_spread),
-            deadline,
-        };
-        let sharing = Arc::clone(&self.sharing);
-        Ok(Drainer::new(subscription, sharing, registrations, timing))
+        let begun = self.begin(admitted, calls.as_ref())?;
+        Ok(self.stream(begun, parameters.intervals, deadline))
     }
 
-    /// Reads the one message of the call, and checks it. Returns its filters as they were written, too.
+    /// Reads the one message of the call, and checks it. Returns the filters as the client wrote them, for the
+    /// gate, and the parameters.
     async fn read<B>(
         &self,
         request: http::Request<B>,
@@ -147,7 +141,7 @@ impl Subscriber {
         Ok((message.filters, parameters))
     }
 
-    /// Lets the caller in whose rights and quotas allow it, and writes down on whose behalf it subscribes.
+    /// Checks the caller's rights, takes a permit of the gate, and notes the principal for takeovers.
     fn admit(
         &self,
         access: Option<Access>,
@@ -164,7 +158,7 @@ impl Subscriber {
                 Some((access, scope))
             }
         };
-        // Behind the rights: what is not allowed is not counted.
+        // After the rights: a subscription that is not allowed is not counted.
         let gate = self.config.gate.as_ref();
         let permit = gate.map(|gate| gate.subscribe(caller, filters));
         Ok(Admitted {
@@ -174,14 +168,14 @@ impl Subscriber {
         })
     }
 
-    /// Subscribes, and tells those who count the subscription or may end it.
+    /// Opens the subscription, and registers it with those who count it or may end it.
     fn begin(
         &self,
         mut admitted: Admitted,
         calls: Option<&Calls>,
     ) -> Result<(Subscription<Encoded>, Registrations), Status> {
-        // hyper calls the service first, and spawns the future of the stream, which polls this one, behind that. So
-        // the handle that resets the stream cannot come with the request: it is found where that future runs.
+        // The handle that resets the stream is ambient, a task-local, because it cannot come with the request: hyper
+        // calls the service first, and only then spawns the future of the stream, which polls this one.
         admitted.options.reset = reset::current();
         let subscription = self
             .hub
@@ -189,8 +183,8 @@ impl Subscriber {
             .map_err(not_subscribed)?;
         let id = subscription.id();
         admitted.permit.begun(id, subscription.limits());
-        // Behind the hub, which alone knows the identity. If the calls were ended, or the rights withdrawn, in between,
-        // both notice it here, and end the subscription at once.
+        // After the hub, which gives the identity. If the calls were ended or the rights withdrawn in the
+        // meantime, both notice it here and end the subscription at once.
         let registrations = Registrations {
             permit: admitted.permit,
             _enrolled: calls.map(|calls| calls.enroll(id)),
@@ -199,6 +193,26 @@ impl Subscriber {
                 .map(|(access, scope)| AccessWatch::new(&access, scope, self.hub.clone(), id)),
         };
         Ok((subscription, registrations))
+    }
+
+    /// Makes the subscription the body of the response.
+    fn stream(
+        &self,
+        (subscription, registrations): (Subscription<Encoded>, Registrations),
+        intervals: Intervals,
+        deadline: Option<time::Instant>,
+    ) -> Drainer {
+        let timing = Timing {
+            intervals,
+            reconnect_after: reconnect_delay(subscription.id(), self.config.reconnect_spread),
+            deadline,
+        };
+        Drainer::new(
+            subscription,
+            Arc::clone(&self.sharing),
+            registrations,
+            timing,
+        )
     }
 }
 
@@ -213,7 +227,7 @@ where
 {
     if is_compressed(request.headers()) {
         return Err(Status::unimplemented(
-            "a compressed request is not served; send it with identity",
+            "compressed requests are not supported; send this one with `identity`",
         ));
     }
     let decoder = PrecheckingCodec::<SubscribeResponse, SubscribeRequest>::new(config).decoder();
@@ -226,6 +240,7 @@ where
     message.ok_or_else(|| Reason::InvalidRequest.status("the call carries no SubscribeRequest"))
 }
 
+/// Whether the messages of a request may be compressed.
 fn is_compressed(headers: &HeaderMap) -> bool {
     let encoding = headers.get("grpc-encoding");
     encoding.is_some_and(|encoding| *encoding != "identity")

@@ -1,8 +1,8 @@
-//! The bytes of `SubscribeResponse` messages, written without a detour.
+//! The bytes of `SubscribeResponse` messages.
 //!
-//! An event is encoded once, when it is published, without its sequence, which is not known then. A
-//! batch is a small header, and for each event a tag, a length, its sequence, and those bytes: protobuf
-//! lets the fields of a message come in any order, so all of it is what any client decodes.
+//! An event is encoded once, when it is published, without its sequence, which is not known then. A batch is a
+//! small header, and for each event a tag, a length, the sequence, and the shared bytes. Protobuf lets the
+//! fields of a message come in any order, so every client decodes it as a normal message.
 
 use bytes::{BufMut, Bytes};
 use prost::{Message as _, encoding::encode_varint, encoding::encoded_len_varint};
@@ -11,30 +11,31 @@ use tidegate_proto::v1::{SubscribeResponse, subscribe_response::Response};
 
 use crate::framing::{PREFIX, write_prefix};
 
-/// Tags of the fields that are written here: number and wire type.
+// Tags of the fields that are written here: number and wire type.
 const RESPONSE_BATCH: u8 = 2 << 3 | 2;
 const BATCH_EVENTS: u8 = 1 << 3 | 2;
 const BATCH_FIRST_INDEX: u8 = 2 << 3;
 const EVENT_SEQUENCE: u8 = 1 << 3;
 
-/// The most that [`write_batch`] writes besides the events: the prefix, the tag and length of the batch,
-/// and the index.
+/// Maximum number of bytes that [`write_batch`] writes besides the events: the prefix, the tag and length of
+/// the batch, and the index.
 pub(super) const BATCH_OVERHEAD: usize = PREFIX + (1 + 5) + (1 + 10);
 
-/// The most that an event takes besides its own bytes: tag, length, and the sequence with its tag.
+/// Maximum number of bytes that an event takes besides its own: tag, length, and the sequence with its tag.
 pub(super) const EVENT_OVERHEAD: usize = (1 + 5) + (1 + 10);
 
-/// An event of `tidegate.v1` in its encoded form, without the sequence.
+/// An event of `tidegate.v1` in its encoded form, without the sequence. [`encode`](crate::encode) makes it.
+/// Cheap to clone: clones share the bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded(Bytes);
 
 impl Encoded {
-    /// Takes the encoded form of a [`proto::Event`](crate::proto::Event) whose sequence is 0.
+    /// Wraps the encoded form of a [`proto::Event`](crate::proto::Event) whose sequence is 0.
     pub(super) const fn new(event: Bytes) -> Self {
         Self(event)
     }
 
-    /// The encoded event, without its sequence: topic, payload, key, attributes and time.
+    /// Returns the encoded event without its sequence: topic, payload, key, attributes and time.
     #[must_use]
     pub const fn as_bytes(&self) -> &Bytes {
         &self.0
@@ -58,8 +59,8 @@ pub(super) fn write_response(response: Response, out: &mut Vec<u8>) {
 
 /// Appends the events of `batch` to `out` as one gRPC message of at most `max_bytes` bytes.
 ///
-/// Several events must fit. Of a single one that does not, only the beginning is written, and the rest
-/// returned: a slice of the shared event, to be sent after, in pieces of `max_bytes` bytes.
+/// Several events must fit. Of a single event that does not fit only the beginning is written, and the rest is
+/// returned: a slice of the shared event, to be sent next, in pieces of `max_bytes` bytes.
 pub(super) fn write_batch(
     batch: &Batch<Encoded>,
     max_bytes: usize,
@@ -98,7 +99,8 @@ pub(super) fn write_batch(
         let room = end.saturating_sub(out.len());
         if bytes.len() > room {
             debug_assert_eq!(batch.events.len(), 1, "only a single event is cut");
-            // Copied is what full chunks of shared bytes leave over.
+            // The copy is short, and the rest is whole chunks of the event's own memory, cut at the same places
+            // for every subscriber.
             let copied = (bytes.len() % max_bytes).min(room);
             out.put_slice(&bytes[..copied]);
             rest = Some(bytes.slice(copied..));
@@ -109,16 +111,17 @@ pub(super) fn write_batch(
     rest
 }
 
-/// The length of an event with its sequence.
+/// Length of an event with its sequence.
 fn event_len(event: &Event<Encoded>) -> usize {
     1 + encoded_len_varint(event.sequence()) + event.payload().size()
 }
 
-/// The length of a field of `len` bytes, with its tag and length.
+/// Length of a field of `len` bytes, with its tag and length.
 fn field_len(len: usize) -> usize {
     1 + encoded_len_varint(len as u64) + len
 }
 
+/// Appends the tag and length of a field of `len` bytes.
 fn write_field(tag: u8, len: usize, out: &mut Vec<u8>) {
     out.put_u8(tag);
     encode_varint(len as u64, out);
@@ -169,7 +172,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is written is what prost reads, whatever the cut.
+        /// The bytes decode to the events, wherever the cut is.
         #[test]
         fn prost_decodes_what_write_batch_wrote(
             sizes in prop::collection::vec(0..3_000usize, 1..6),

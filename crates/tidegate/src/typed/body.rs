@@ -18,13 +18,13 @@ use crate::{
     reason::Reason,
 };
 
-/// A subscription as the body of a response.
+/// Body of the response of a method that returned a subscription.
 pub(super) type SubscriptionBody<T> = ChunkBody<Messages<T>>;
 
 /// The messages of a subscription, as chunks.
 pub(super) struct Messages<T: Value> {
     subscription: Subscription<T>,
-    /// What is left to send of a message larger than a chunk.
+    /// Rest of a message larger than a chunk. Goes before anything else.
     rest: Rest,
 }
 
@@ -36,7 +36,8 @@ impl<T: Value> Messages<T> {
         }
     }
 
-    /// A chunk of what the subscription yields item by item: a snapshot, messages in place of gaps.
+    /// Makes a chunk of items that the subscription yields one by one: a snapshot, messages in place of gaps.
+    /// The last item may go beyond the size of a chunk.
     fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         let mut out = Vec::new();
         let status = loop {

@@ -1,4 +1,8 @@
 //! Values as gRPC messages, in chunks for the transport.
+//!
+//! A message is a prefix, the shared encoding of the value, and the position behind it. Several that fit go
+//! into one chunk. Of one that does not fit, the first chunk is a copy of a short beginning, and the others are
+//! slices of the shared encoding, cut at the same places for every subscriber.
 
 use std::{mem, sync::Arc};
 
@@ -12,17 +16,17 @@ use super::{
 };
 use crate::framing::{CHUNK_BYTES, PREFIX, write_prefix};
 
-/// What is left to send of a message that is larger than a chunk.
+/// Rest of a message that is larger than a chunk.
 #[derive(Debug, Default)]
 pub(super) struct Rest {
-    /// A slice of the shared encoding.
+    /// Slice of the shared encoding that is still to be sent.
     encoding: Bytes,
-    /// The position, which goes behind the encoding.
+    /// The position, which goes after the encoding.
     position: Bytes,
 }
 
 impl Rest {
-    /// The next piece of it.
+    /// Takes the next chunk of it, or `None` when all of it was taken.
     pub(super) fn next(&mut self) -> Option<Bytes> {
         if self.encoding.is_empty() {
             return Some(mem::take(&mut self.position)).filter(|position| !position.is_empty());
@@ -32,8 +36,8 @@ impl Rest {
     }
 }
 
-/// A message for each event, of which several fit into a chunk. Of a single one that does not, only the
-/// beginning is written.
+/// Writes a message for each event, and returns the chunk and the rest. Several events fit into a chunk; of a
+/// single one that does not, only the beginning is written.
 pub(super) fn write_messages<T: Value>(events: &[Arc<Event<EncodedValue<T>>>]) -> (Bytes, Rest) {
     if let [event] = events
         && message_len(event) > CHUNK_BYTES - PREFIX
@@ -58,7 +62,7 @@ pub(super) fn write_message<T: Value>(message: &Shared<T>, out: &mut Vec<u8>) {
     message.encode_raw(out);
 }
 
-/// The first chunk of a large event: what full chunks of the shared encoding leave over.
+/// Writes the first chunk of a large event: as much of the encoding as leaves whole chunks for the rest.
 fn write_first_chunk<T: Value>(event: &Event<EncodedValue<T>>) -> (Bytes, Rest) {
     let body = event.payload();
     let encoding = body.encoding();
@@ -75,6 +79,7 @@ fn write_first_chunk<T: Value>(event: &Event<EncodedValue<T>>) -> (Bytes, Rest) 
     (out.into(), rest)
 }
 
+/// Length of the message of an event, with its position.
 fn message_len<T: Value>(event: &Event<EncodedValue<T>>) -> usize {
     let body = event.payload();
     body.encoding().len() + body.position().len(event.sequence())

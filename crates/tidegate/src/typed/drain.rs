@@ -1,4 +1,4 @@
-//! Ending in good order.
+//! The end of a server with open streams.
 
 use std::{
     future::Future,
@@ -12,27 +12,30 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{hub::Hub, value::Value};
 
-/// What a server waits for to shut down: ready when the hub has closed. See [`Hub::serve_until`].
+/// Signal for a server to shut down: a future that is ready when the hub has closed. See [`Hub::serve_until`].
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct Shutdown(oneshot::Receiver<()>);
 
-/// The server had not ended when the grace was over, because some peers do not read.
+/// Error of a server that did not end within its grace period, because some peers do not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the server did not end within the grace; {subscriptions} subscriptions are left")]
+#[error("the server did not end within the grace period; {subscriptions} subscriptions are left")]
 #[non_exhaustive]
 pub struct Unfinished {
-    /// Subscriptions that are left.
+    /// Number of subscriptions that were left.
     pub subscriptions: usize,
 }
 
 impl<T: Value> Hub<T> {
-    /// Serves until `signal`, and then ends in good order: closes the hub, tells the server, and waits for it
-    /// until the grace is over.
+    /// Runs a server until `signal` is ready, and then ends it in good order: closes the hub, tells the server to shut
+    /// down, and waits until it has ended, for at most `grace`. Returns the output of the server.
     ///
-    /// tonic's shutdown alone waits until every stream has ended, which those of a hub never do by
-    /// themselves. Here they end with `UNAVAILABLE`, a delay, and a position to resume from. A peer that does
-    /// not read cannot be told; the grace is for those.
+    /// tonic's shutdown alone waits until every stream has ended, and those of a hub never end by themselves.
+    /// Here they end with `UNAVAILABLE`, a delay, and a position to resume from. A peer that does not read
+    /// cannot be told; the grace period is for those.
+    ///
+    /// A server that ends before the signal, as one whose address is in use does, returns at once, and the hub
+    /// stays open.
     ///
     /// ```
     /// use std::time::Duration;
@@ -56,7 +59,7 @@ impl<T: Value> Hub<T> {
     /// ```
     ///
     /// # Errors
-    /// [`Unfinished`] when the server had not ended when the grace was over; it was dropped then.
+    /// [`Unfinished`] when the server has not ended within `grace`. It is dropped then, with its streams.
     pub async fn serve_until<S: Future>(
         &self,
         signal: impl Future<Output = ()>,
@@ -70,18 +73,18 @@ impl<T: Value> Hub<T> {
             Either::Right(((), served)) => served,
         };
         self.close();
-        // A server that dropped it has no use for it.
+        // A server that dropped its `Shutdown` does not wait for it.
         let _ = shutdown.send(());
         timeout(grace, served).await.map_err(|_| Unfinished {
             subscriptions: self.inner.entries().len(),
         })
     }
 
-    /// Closes the hub and waits until every subscription has gone, or until the grace is over. Returns how
-    /// many are left.
+    /// Closes the hub and waits until every subscription has gone, for at most `grace`. Returns the number of
+    /// those that are left. Cancelled, it leaves the hub closed.
     pub async fn drain(&self, grace: Duration) -> usize {
         self.close();
-        // Whether all have gone shows below.
+        // The result does not matter: the number below tells whether all have gone.
         let _ = timeout(grace, self.all_ended()).await;
         self.inner.entries().len()
     }
@@ -89,7 +92,8 @@ impl<T: Value> Hub<T> {
     async fn all_ended(&self) {
         loop {
             let mut departed = pin!(self.inner.departed.notified());
-            // Registered before the look, so that one who goes in between is noticed.
+            // Registered before the look: a notification that comes in between counts. `notify_waiters` wakes
+            // only those that are registered.
             departed.as_mut().enable();
             if self.inner.entries().is_empty() {
                 return;
@@ -103,7 +107,7 @@ impl Future for Shutdown {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // An error means that nobody serves any more, which is a reason to end as well.
+        // An error means that `serve_until` is gone, which is a reason to end as well.
         Pin::new(&mut self.0).poll(cx).map(|_| ())
     }
 }

@@ -1,4 +1,4 @@
-//! Subscriptions, as the hub keeps them.
+//! The entry of a subscription in its hub.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +8,7 @@ use tonic::Status;
 
 use super::hooks::Departure;
 
-/// A subscription, for those who look at it or end it from outside.
+/// Part of a subscription that is seen and changed from outside of its stream.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) client_id: ClientId,
@@ -18,13 +18,14 @@ pub(super) struct Entry {
 
 #[derive(Debug, Default)]
 pub(super) struct EntryState {
-    /// The status to end it with, if the service does.
+    /// Status that the service disconnects it with. The first one counts.
     pub(super) status: Option<Status>,
-    /// Who waits for it to go.
+    /// Senders for those who wait until it has gone.
     pub(super) waiting: Vec<oneshot::Sender<Departure>>,
 }
 
 impl Entry {
+    /// Sets the status to end with, unless one is set.
     pub(super) fn set_status(&self, status: Status) {
         self.lock().status.get_or_insert(status);
     }

@@ -1,4 +1,4 @@
-//! What can go wrong, and the status that tells a client.
+//! Errors of a typed hub, and their statuses.
 
 use tidegate_core::{NameError, PublishError, SubscribeError};
 use tonic::Status;
@@ -8,9 +8,9 @@ use crate::{
     status::{bad_name, not_published, not_subscribed},
 };
 
-/// Why a call of a typed hub was refused. Nothing has changed then.
+/// Error of a call of a typed hub. The call has changed nothing.
 ///
-/// It becomes the right [`Status`] with `?`: the code says what the client is to do next, and
+/// In a method of a service `?` makes it the right [`Status`]: the code says what the client is to do next, and
 /// `google.rpc.ErrorInfo` carries a stable [`Reason`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -24,13 +24,13 @@ pub enum Error {
     /// The client id is not one token of at most 128 bytes.
     #[error("client id: {0}")]
     ClientId(NameError),
-    /// No client id was given, and the operating system has no randomness to make one.
+    /// No client id was given, and the operating system provides no randomness to make one.
     #[error("no randomness for a client id")]
     NoRandomness,
-    /// Not published.
+    /// The hub did not publish.
     #[error(transparent)]
     Publish(PublishError),
-    /// Not subscribed.
+    /// The hub did not subscribe.
     #[error(transparent)]
     Subscribe(SubscribeError),
 }

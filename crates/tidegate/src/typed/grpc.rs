@@ -1,10 +1,10 @@
-//! What serves a method that streams shared values, in place of tonic's handler: the attribute
-//! [`encode_once`](crate::encode_once) puts it there.
+//! The handler of a method that streams shared values. The attribute [`encode_once`](crate::encode_once) puts
+//! it in place of tonic's.
 //!
-//! tonic reads the request, calls the method and makes the response. A [`Subscription`] that the method
-//! returned, and nothing around it, then becomes the body itself: it knows of all the events that are ready, where
-//! a stream yields one at a time, and its chunks are shared by all who are equally far. Any other stream is
-//! encoded by tonic, and so is one that may be compressed or whose messages are limited in size.
+//! tonic reads the request, calls the method and makes the response. If the method returned a [`Subscription`],
+//! with nothing around it, the subscription then becomes the body itself: it knows all events that are ready,
+//! where a stream yields one at a time, and its chunks are shared. tonic encodes any other stream, and one that
+//! may be compressed or whose messages are limited in size.
 
 use std::{any::Any, future::Future};
 
@@ -31,15 +31,15 @@ use super::{
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// As `tonic::server::Grpc`, for a method whose responses are shared values.
+/// Handler like `tonic::server::Grpc`, for methods whose responses are shared values.
 #[derive(Debug)]
 pub struct Grpc<C> {
     tonic: tonic::server::Grpc<C>,
-    /// Whether a response is the messages and nothing but.
+    /// Whether messages go as they are: not compressed, and with no limit on their size.
     is_plain: bool,
 }
 
-/// A method whose subscription is intercepted aside, so that its response can be given another body.
+/// A method whose subscription is taken out of its response, so that the response can be given another body.
 struct Interceptor<M, T: Value> {
     method: M,
     intercepted: Option<oneshot::Sender<Subscription<T>>>,
@@ -52,7 +52,7 @@ where
     T: Value + Default,
     D: prost::Message + Default + 'static,
 {
-    /// Answers with messages of this codec.
+    /// Makes a handler whose messages have this codec.
     #[must_use]
     pub fn new(codec: ProstCodec<Shared<T>, D>) -> Self {
         Self {
@@ -61,7 +61,7 @@ where
         }
     }
 
-    /// As tonic's.
+    /// Like tonic's.
     #[must_use]
     pub fn apply_compression_config(
         self,
@@ -74,7 +74,7 @@ where
         }
     }
 
-    /// As tonic's.
+    /// Like tonic's.
     #[must_use]
     pub fn apply_max_message_size_config(
         self,
@@ -87,7 +87,7 @@ where
         }
     }
 
-    /// As tonic's.
+    /// Like tonic's.
     pub async fn unary<M, B>(
         &mut self,
         method: M,
@@ -100,7 +100,7 @@ where
         self.tonic.unary(method, request).await
     }
 
-    /// As tonic's.
+    /// Like tonic's.
     pub async fn client_streaming<M, B>(
         &mut self,
         method: M,
@@ -113,7 +113,7 @@ where
         self.tonic.client_streaming(method, request).await
     }
 
-    /// As tonic's, but for how a subscription is sent.
+    /// Like tonic's, but sends a subscription itself.
     pub async fn server_streaming<M, B>(
         &mut self,
         method: M,
@@ -133,7 +133,7 @@ where
         with_subscription(response, intercepted)
     }
 
-    /// As tonic's, but for how a subscription is sent.
+    /// Like tonic's, but sends a subscription itself.
     pub async fn streaming<M, B>(
         &mut self,
         method: M,
@@ -154,7 +154,7 @@ where
     }
 }
 
-/// The response with the subscription that was intercepted for it, if one was.
+/// Gives the response the subscription as its body, if one was intercepted.
 fn with_subscription<T: Value>(
     response: Response<tonic::body::Body>,
     mut intercepted: oneshot::Receiver<Subscription<T>>,
@@ -170,7 +170,7 @@ fn with_subscription<T: Value>(
 
 // ===== impl Interceptor =====
 
-/// The stream of a method, or nothing where a subscription was intercepted aside.
+/// The stream of a method, or an empty one where the subscription was taken out.
 type StreamOrEmpty<S, T> = Either<S, Empty<Result<Shared<T>, Status>>>;
 
 impl<M, T: Value> Interceptor<M, T> {
@@ -199,6 +199,8 @@ impl<M, T: Value> Interceptor<M, T> {
         Box::pin(async move {
             let response = response.await?;
             Ok(response.map(|stream| {
+                // The type of the stream is the method's own choice, so only at run time can one see whether it is a
+                // subscription.
                 let mut stream = Some(stream);
                 let subscription = (&mut stream as &mut dyn Any)
                     .downcast_mut::<Option<Subscription<T>>>()

@@ -1,9 +1,17 @@
-//! Telling the application who comes and goes.
+//! Hooks of the application for clients that come and go.
 //!
 //! # Order
-//! What happened is put into a queue under a lock, in the order in which it happened; who put it there calls
-//! the hooks after letting go of the lock, unless another thread is calling them already, which then goes on
-//! with it. So hooks are called in order, one at a time, and never under a lock.
+//! A notification is put into a queue under a lock, in the order in which things happened. The thread that put
+//! it there calls the hooks after it has released the lock, unless another thread is calling hooks: then that
+//! one goes on with it. So hooks are called in order, one at a time, and never under a lock.
+//!
+//! # Reentrancy
+//! A hook may use the hub. If it subscribes or unsubscribes, its thread is the one that is calling hooks, so the new
+//! notification is queued and called after this hook has returned.
+//!
+//! # Panics
+//! A hook that panics does not stop the others: the next notification finds that no thread is calling, and goes on with
+//! what is in the queue.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,30 +21,30 @@ use std::{
 
 use tidegate_core::{ClientId, CloseReason, Filter, Position};
 
-/// A client that has gone, and what it had come to.
+/// A client that has gone, with its final counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Departure {
-    /// Who it was.
+    /// Client id that it had.
     pub client_id: ClientId,
-    /// The identity of its subscription within the hub.
+    /// Identity of its subscription within the hub.
     pub subscription_id: u64,
-    /// Why it went.
+    /// Cause of its departure.
     pub reason: LeaveReason,
-    /// How many events it was given, those of a snapshot aside. What was given to a transport may not have
-    /// been read.
+    /// Number of events that it was given, not counting those of a snapshot. The peer may not have read those that were
+    /// given to a transport.
     pub delivered: u64,
-    /// How many events it lost, those of conflation aside: the counts of its gaps.
+    /// Number of events that it lost: the counts of its gaps, except those of conflation.
     pub lost: u64,
-    /// How many events newer ones replaced, because it asked for that.
+    /// Number of events that newer ones replaced under [`Overflow::Conflate`](crate::Overflow::Conflate).
     pub conflated: u64,
-    /// How many events it had still to see.
+    /// Number of events that it had still to see.
     pub backlog: u64,
-    /// From where it can resume.
+    /// Position after which it can resume.
     pub position: Position,
 }
 
-/// Why a client went.
+/// Cause of a client's departure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LeaveReason {
@@ -44,7 +52,7 @@ pub enum LeaveReason {
     Dropped,
     /// The hub ended its subscription.
     Ended(CloseReason),
-    /// What it lost ended it, because its policy says so; or its snapshot failed.
+    /// Its policy for losses ended it, or its snapshot failed.
     Failed,
 }
 
@@ -52,17 +60,17 @@ pub enum LeaveReason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Arrival {
-    /// Who it is.
+    /// Client id that it has.
     pub client_id: ClientId,
-    /// The identity of its subscription within the hub.
+    /// Identity of its subscription within the hub.
     pub subscription_id: u64,
-    /// What it wants.
+    /// Topics and patterns that it subscribed to.
     pub filters: Vec<Filter>,
 }
 
 type Hook<A> = Box<dyn Fn(&A) + Send + Sync>;
 
-/// What the application wants to be told.
+/// The hooks of a hub, and what they have still to be told.
 pub(super) struct Hooks {
     pub(super) on_join: Option<Hook<Arrival>>,
     pub(super) on_leave: Option<Hook<Departure>>,
@@ -73,11 +81,11 @@ pub(super) struct Hooks {
 
 #[derive(Default)]
 struct State {
-    /// How many subscriptions have each filter.
+    /// Number of subscriptions that have each filter. A filter without any is not in it.
     subscribers: HashMap<Filter, usize>,
-    /// What the hooks have still to be told.
+    /// Notifications that the hooks have still to be told, the oldest first.
     queue: VecDeque<Notification>,
-    /// Whether a thread is calling hooks.
+    /// Whether a thread is calling hooks. It is the only one that takes from the queue.
     is_calling: bool,
 }
 
@@ -88,7 +96,7 @@ enum Notification {
     Last(Filter),
 }
 
-/// Notes, when it is dropped, that no thread is calling hooks any more, also when a hook has panicked.
+/// Clears `is_calling` when a hook panics.
 struct CallingGuard<'a>(&'a Hooks);
 
 impl Hooks {
@@ -102,7 +110,7 @@ impl Hooks {
         }
     }
 
-    /// Notes that a client has come.
+    /// Notifies that a client has come, and of each filter whose first subscriber it is.
     pub(super) fn joined(&self, arrival: Arrival) {
         let mut state = self.lock();
         let filters = arrival.filters.clone();
@@ -117,7 +125,7 @@ impl Hooks {
         self.call(state);
     }
 
-    /// Notes that a client has gone, which had `filters`.
+    /// Notifies that a client has gone, which had `filters`, and of each filter whose last subscriber it was.
     pub(super) fn left(&self, departure: Departure, filters: &[Filter]) {
         let mut state = self.lock();
         state.queue.push_back(Notification::Left(departure));
@@ -134,25 +142,30 @@ impl Hooks {
         self.call(state);
     }
 
-    /// How many subscriptions have exactly this filter.
+    /// Returns the number of subscriptions that have exactly this filter.
     pub(super) fn subscribers(&self, filter: &Filter) -> usize {
         self.lock().subscribers.get(filter).copied().unwrap_or(0)
     }
 
-    /// Calls the hooks, unless somebody does already.
+    /// Calls the hooks until the queue is empty, unless another thread is calling them.
     fn call<'a>(&'a self, mut state: MutexGuard<'a, State>) {
         if std::mem::replace(&mut state.is_calling, true) {
+            // That thread looks into the queue once more under this lock before it stops, so it finds what is
+            // there now.
             return;
         }
         let calling = CallingGuard(self);
         while let Some(notification) = state.queue.pop_front() {
+            // A hook may use the hub, and with it this lock.
             drop(state);
             self.notify(notification);
             state = self.lock();
         }
-        // Under the lock, or what is put into the queue now would wait for the next.
+        // Under the lock that found the queue empty: a notification that came between the two would be left to a thread
+        // that has stopped.
         state.is_calling = false;
         drop(state);
+        // Its drop would clear the flag again, which by now may be another thread's.
         std::mem::forget(calling);
     }
 

@@ -1,4 +1,4 @@
-//! The typed hub and how it is made.
+//! The typed hub and its builder.
 
 use std::{
     fmt,
@@ -27,8 +27,10 @@ use super::{
 };
 use crate::{chunks::Sharing, epoch::random_epoch};
 
-/// A hub for values of one message type. Its clones are handles to the same hub. See
-/// [the module](super).
+/// A hub for values of one message type. Clones are handles to the same hub. See [the module](super) for how to
+/// use it in a service.
+///
+/// When the last handle is dropped, subscriptions go on with what is published already; they do not end.
 pub struct Hub<T> {
     pub(super) inner: Arc<Inner<T>>,
 }
@@ -37,23 +39,36 @@ pub struct Hub<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Client {
-    /// Who it is.
+    /// Client id that it has.
     pub client_id: ClientId,
-    /// The identity of its subscription within the hub.
+    /// Identity of its subscription within the hub.
     pub subscription_id: u64,
-    /// What it wants.
+    /// Topics and patterns that it subscribed to.
     pub filters: Vec<Filter>,
-    /// How many matching events it has still to see, those included that its limits will skip.
+    /// Number of matching events that it has still to see, including those that its limits will skip.
     pub backlog: u64,
-    /// How many events were taken for it so far.
+    /// Number of events that were taken for it so far.
     pub delivered: u64,
-    /// How many events it lost so far, those of conflation aside.
+    /// Number of events that it lost so far, except those of conflation.
     pub lost: u64,
-    /// How many events newer ones replaced so far, because it asked for that.
+    /// Number of events that newer ones replaced so far under [`Overflow::Conflate`](crate::Overflow::Conflate).
     pub conflated: u64,
 }
 
-/// Makes a [`Hub`].
+/// Builder of a [`Hub`]: [`Hub::builder`] begins, [`build`](Self::build) ends.
+///
+/// ```
+/// use tidegate::{HistoryLimits, typed::Hub};
+///
+/// # #[derive(Clone, PartialEq, prost::Message)]
+/// # pub struct Price { #[prost(uint64, tag = "1")] cents: u64, #[prost(uint64, tag = "9")] sequence: u64 }
+/// let hub = Hub::<Price>::builder()
+///     .sequence_field(9)
+///     .memory_budget(256 << 20)
+///     .on_leave(|left| println!("{} has gone, {} events lost", left.client_id, left.lost))
+///     .build();
+/// # drop(hub);
+/// ```
 #[must_use = "it makes a hub with `build`"]
 pub struct Builder<T> {
     config: HubConfig,
@@ -80,90 +95,93 @@ impl<T: Value> Builder<T> {
         }
     }
 
-    /// What happens when a client id that is in use subscribes again. Default:
-    /// [`ClientIdPolicy::Takeover`].
+    /// Sets what happens when a client id that is in use subscribes again. Default: [`ClientIdPolicy::Takeover`].
     pub fn client_ids(mut self, policy: ClientIdPolicy) -> Self {
         self.config.client_ids = policy;
         self
     }
 
-    /// How far a subscription may fall behind that does not say so itself. Default: 1,024 events and
-    /// 1 MiB, and beyond that it loses its oldest.
+    /// Sets how far a subscription may fall behind that has no limits of its own. Default: 1,024 events and 1
+    /// MiB, beyond which it loses its oldest.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// The largest limits that a subscription can have: one that asks for more is held to these. Default: 65,536
-    /// events, 64 MiB.
+    /// Sets the largest limits that a subscription can have. One that asks for more gets these. Default: 65,536
+    /// events and 64 MiB.
     pub fn max_limits(mut self, limits: Limits) -> Self {
         self.config.max_limits = limits;
         self
     }
 
-    /// How much history is kept, for those who resume. Default: that of [`HistoryLimits`].
+    /// Sets how much history is kept for subscriptions that resume. Default: that of [`HistoryLimits`].
     pub fn history(mut self, history: HistoryLimits) -> Self {
         self.config.history = history;
         self
     }
 
-    /// The most bytes that events may hold, encoded, with what they take besides; beyond, the oldest go, for
-    /// everyone alike, and whoever had still to see one is told. The values are kept beside their encodings
-    /// and not counted. Default: none.
+    /// Sets the maximum number of bytes that events hold in memory, encoded and with what they take besides.
+    /// Beyond it the oldest events go, for every subscription alike, and those that had still to see one get a
+    /// gap. Values are kept beside their encodings and are not counted. Default: no limit.
     pub fn memory_budget(mut self, bytes: u64) -> Self {
         self.config.memory_budget = bytes;
         self
     }
 
-    /// The number of a `uint64` field of the message, in which each receiver finds the sequence of the
-    /// event: what it needs to resume, together with the epoch. Leave the field unset in what you publish.
-    /// Default: 0, for none.
+    /// Sets the number of a `uint64` field of the message, in which each receiver finds the sequence of the
+    /// event. Together with the epoch it is what a receiver needs to resume. Leave the field unset in the
+    /// values that you publish. Default: 0, for none.
     pub fn sequence_field(mut self, number: u32) -> Self {
         self.sequence_field = number;
         self
     }
 
-    /// The number of a `fixed64` field of the message, in which each receiver finds the epoch of the hub.
-    /// Default: 0, for none.
+    /// Sets the number of a `fixed64` field of the message, in which each receiver finds the epoch of the hub.
+    /// Leave the field unset in the values that you publish. Default: 0, for none.
     pub fn epoch_field(mut self, number: u32) -> Self {
         self.epoch_field = number;
         self
     }
 
-    /// Identity of the sequence space of this hub. Default: random.
+    /// Sets the identity of this hub's sequence space. A hub that numbers its events anew needs a new one. Default,
+    /// and 0: a random one.
     pub fn epoch(mut self, epoch: u64) -> Self {
         self.config.epoch = epoch;
         self
     }
 
-    /// When the hub closes, clients are told to come back after a delay between zero and this, so that they
-    /// do not all come at once. Default: 5 s.
+    /// Sets the maximum delay after which clients are told to come back when the hub closes. Each gets a delay
+    /// between zero and this, so that they do not all come at once. Default: 5 s.
     pub fn reconnect_spread(mut self, spread: Duration) -> Self {
         self.reconnect_spread = spread;
         self
     }
 
-    /// Called when a client comes. Hooks are called in the order of what happened, one at a time, outside of
-    /// all locks, on the thread on which one of it happened; so they must not block. Default: none.
+    /// Sets a hook that is called when a client comes. Default: none.
+    ///
+    /// Hooks are called in the order in which things happened, one at a time, outside of all locks. They run on
+    /// a thread on which one of these things happened, often one that serves streams, so they must not block.
+    /// They may use the hub.
     pub fn on_join(mut self, hook: impl Fn(&Arrival) + Send + Sync + 'static) -> Self {
         self.hooks.on_join = Some(Box::new(hook));
         self
     }
 
-    /// Called when a client goes, with the reason and what it had come to. Default: none.
+    /// Sets a hook that is called when a client goes, with the cause and its final counts. Default: none.
     pub fn on_leave(mut self, hook: impl Fn(&Departure) + Send + Sync + 'static) -> Self {
         self.hooks.on_leave = Some(Box::new(hook));
         self
     }
 
-    /// Called when a topic, or pattern, gets its first subscriber: to begin to fetch what nobody wanted
-    /// before. Default: none.
+    /// Sets a hook that is called when a topic or pattern gets its first subscriber, for example to begin to fetch its
+    /// data. Default: none.
     pub fn on_first_subscriber(mut self, hook: impl Fn(&Filter) + Send + Sync + 'static) -> Self {
         self.hooks.on_first = Some(Box::new(hook));
         self
     }
 
-    /// Called when a topic, or pattern, has lost its last subscriber. Default: none.
+    /// Sets a hook that is called when a topic or pattern has lost its last subscriber. Default: none.
     pub fn on_last_subscriber(mut self, hook: impl Fn(&Filter) + Send + Sync + 'static) -> Self {
         self.hooks.on_last = Some(Box::new(hook));
         self
@@ -172,7 +190,7 @@ impl<T: Value> Builder<T> {
     /// Makes the hub.
     ///
     /// # Panics
-    /// When no epoch was given and the operating system has no randomness to give.
+    /// When no epoch was given and the operating system provides no randomness.
     #[must_use]
     pub fn build(mut self) -> Hub<T> {
         if self.config.epoch == 0 {
@@ -199,33 +217,47 @@ impl<T: Value> Builder<T> {
 // ===== impl Hub =====
 
 impl<T: Value> Hub<T> {
-    /// A hub with the defaults of its [`Builder`].
+    /// Makes a hub with the defaults of its [`Builder`].
     ///
     /// # Panics
-    /// When the operating system has no randomness to give.
+    /// When the operating system provides no randomness for an epoch.
     #[must_use]
     pub fn new() -> Self {
         Self::builder().build()
     }
 
-    /// What a hub is made with.
+    /// Begins to build a hub with other than the default settings.
     pub fn builder() -> Builder<T> {
         Builder::new()
     }
 
-    /// Publishes a value, or a [`Publication`] with a topic and a key. It is encoded here, once. Never waits
-    /// for a subscriber.
+    /// Publishes a value, or a [`Publication`] with a topic and a key, and returns its position and the number of
+    /// subscriptions that it matched. The value is encoded here, once. It never waits for a subscriber.
+    ///
+    /// ```
+    /// # use tidegate::typed::{Hub, Publication};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let hub = Hub::<String>::new();
+    /// let _blue = hub.subscribe().topic("rooms.blue").ignore_losses().open()?;
+    /// let published = hub.publish(Publication::new("hello".to_owned()).topic("rooms.blue"))?;
+    /// assert_eq!(published.matched, 1);
+    /// // Without a topic of its own, a value goes to the default one.
+    /// let published = hub.publish("anyone?".to_owned())?;
+    /// assert_eq!((published.first_sequence, published.matched), (2, 0));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// When the topic is not valid, or the hub is closed; then nothing is published.
+    /// When the topic is not valid, or the hub is closed. Nothing is published then.
     pub fn publish(&self, event: impl Into<Publication<T>>) -> Result<Published, Error> {
         self.publish_all([event])
     }
 
-    /// Publishes several in their order, with no others' between them. All become visible at once.
+    /// Publishes several values in their order, with no others between them. They become visible at once.
     ///
     /// # Errors
-    /// When a topic is not valid, or the hub is closed; then none is published.
+    /// When a topic is not valid, or the hub is closed. None is published then.
     pub fn publish_all<E>(&self, events: impl IntoIterator<Item = E>) -> Result<Published, Error>
     where
         E: Into<Publication<T>>,
@@ -238,8 +270,9 @@ impl<T: Value> Hub<T> {
         published.map_err(Error::Publish)
     }
 
-    /// Publishes a value to one client alone, whatever it has subscribed to, in its order and with its
-    /// accounting. Returns whether it is here; if it is not, the value is in history, for it to resume.
+    /// Publishes a value to one client alone, whatever it has subscribed to. The value is part of that client's
+    /// order and counts like any other. Returns whether the client is here; if it is not, the value waits in
+    /// history until the client resumes.
     ///
     /// # Errors
     /// When the client id is not valid, or the hub is closed.
@@ -262,12 +295,12 @@ impl<T: Value> Hub<T> {
         })
     }
 
-    /// Begins to describe a subscription. It must say what becomes of losses before it can be opened.
+    /// Begins to describe a subscription. It needs a policy for losses before it can be opened.
     pub fn subscribe(&self) -> Subscribe<T, Undecided> {
         Subscribe::new(Arc::clone(&self.inner))
     }
 
-    /// Who is here: every subscription, in the order in which they came.
+    /// Lists every subscription, in the order in which they came.
     #[must_use]
     pub fn clients(&self) -> Vec<Client> {
         let subscriptions = self.inner.core.subscriptions();
@@ -287,13 +320,14 @@ impl<T: Value> Hub<T> {
         clients.collect()
     }
 
-    /// How many subscriptions have exactly this topic or pattern.
+    /// Returns the number of subscriptions that have exactly this topic or pattern.
     #[must_use]
     pub fn subscribers(&self, filter: &Filter) -> usize {
         self.inner.hooks.subscribers(filter)
     }
 
-    /// Ends every subscription of a client with `status`. Returns how many.
+    /// Ends every subscription of a client with `status`, and returns their number. Those that begin later are
+    /// not ended.
     pub fn disconnect(&self, client: &ClientId, status: &Status) -> usize {
         let ids: Vec<u64> = {
             let entries = self.inner.entries();
@@ -305,35 +339,35 @@ impl<T: Value> Hub<T> {
                 .map(|(id, _)| *id)
                 .collect()
         };
-        // One that came meanwhile, and took over, is another.
+        // By identity: a subscription of the same client that came in the meantime is another one, and stays.
         ids.into_iter()
             .filter(|id| self.inner.core.end(*id, CloseReason::Disconnected))
             .count()
     }
 
     /// Ends every subscription with `UNAVAILABLE`, a delay after which to come back, and a position to resume
-    /// from, and lets no further one in. To serve until then and end in good order, see
+    /// from. From then on the hub refuses to publish and to subscribe. To end a server with it, see
     /// [`serve_until`](Self::serve_until).
     pub fn close(&self) {
         self.inner.core.close(CloseReason::ShuttingDown);
     }
 
-    /// Looks for consumers that do not take what is there, and ends those that the rules say. Call it every
-    /// second or so where subscriptions with [`Overflow::Disconnect`](crate::Overflow::Disconnect) are to be
-    /// ended although their transport never asks for more.
+    /// Looks for subscriptions that do not take their events, and ends those that the rules name. It also drops history
+    /// that is too old. Call it about once a second: it is what ends a subscription with
+    /// [`Overflow::Disconnect`](crate::Overflow::Disconnect) whose transport never asks for more.
     pub fn sweep(&self, rules: &SweepRules) -> Swept {
         let now = Instant::now();
         self.inner.core.expire_history(now);
         self.inner.core.sweep(rules, now)
     }
 
-    /// The position of the newest event.
+    /// Returns the position of the newest event.
     #[must_use]
     pub fn position(&self) -> Position {
         self.inner.core.position()
     }
 
-    /// The state of the hub in numbers.
+    /// Returns the counters of the hub.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.inner.core.stats()

@@ -12,16 +12,22 @@ use tokio::sync::Notify;
 use super::{entry::Entry, hooks::Hooks, position::PositionFields, shared::EncodedValue};
 use crate::chunks::Sharing;
 
+/// The hub itself.
 pub(super) struct Inner<T> {
     pub(super) core: tidegate_core::Hub<EncodedValue<T>>,
     pub(super) hooks: Hooks,
-    /// The subscriptions that are here, by their identity.
+    /// Subscriptions that are here, by their identity. Under this lock neither a hook nor a
+    /// method of the core is called.
     pub(super) entries: Mutex<HashMap<u64, Arc<Entry>>>,
-    /// Told when a subscription has gone.
+    /// Notified when a subscription has gone.
     pub(super) departed: Notify,
+    /// Limits of a subscription that sets none.
     pub(super) limits: Limits,
+    /// Maximum delay after which a client is told to come back.
     pub(super) reconnect_spread: Duration,
+    /// Fields of the message that carry positions.
     pub(super) position: PositionFields,
+    /// Source of the chunks that subscriptions share.
     pub(super) sharing: Sharing,
 }
 

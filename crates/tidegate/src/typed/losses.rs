@@ -1,4 +1,4 @@
-//! What becomes of losses, in the words of the application.
+//! Policies for losses, in the words of the application.
 
 use std::fmt;
 
@@ -7,10 +7,10 @@ use tonic::Status;
 
 use super::{shared::Shared, value::Value};
 
-/// What a subscription does about a [`Gap`]. There is no default: see [`Subscribe`](super::Subscribe).
+/// Policy of a subscription for its [`Gap`]s. There is no default: see [`Subscribe`](super::Subscribe).
 pub struct Losses<T>(Policy<T>);
 
-/// No policy was chosen yet.
+/// Absence of a policy for losses: a [`Subscribe`](super::Subscribe) with it cannot be opened.
 #[derive(Debug)]
 pub struct Undecided(());
 
@@ -22,7 +22,7 @@ enum Policy<T> {
     Ignore,
 }
 
-/// What becomes of one gap.
+/// Result of the policy for one gap.
 #[derive(Debug)]
 pub(super) enum Outcome<T> {
     Message(Shared<T>),
@@ -51,12 +51,13 @@ impl<T> Losses<T> {
 }
 
 impl<T: Value> Losses<T> {
+    /// Applies the policy to one gap. Each gap of a subscription comes here exactly once, in the order of the stream.
     pub(super) fn settle(&mut self, gap: &Gap) -> Outcome<T> {
         match &mut self.0 {
             Policy::Report(message) => {
                 message(gap).map_or(Outcome::Nothing, |message| Outcome::Message(message.into()))
             }
-            // It was asked for by name, and is no failure.
+            // Conflation was asked for: a superseded value is not a loss.
             Policy::Fail(_) if gap.reason == GapReason::Conflated => Outcome::Nothing,
             Policy::Fail(status) => Outcome::Failure(status(gap)),
             Policy::Ignore => Outcome::Nothing,

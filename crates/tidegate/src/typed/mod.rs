@@ -66,36 +66,37 @@
 //! freshness, resume, clean-up, honest endings.
 //!
 //! # Encoding
-//! A value is encoded once, when it is published. Subscribers get it as [`Shared`], which for tonic is a
-//! message whose encoding is there already. [`encode_once`](crate::encode_once) puts that type into the
-//! generated server in place of the message; the message and the generated client stay as they are.
+//! A value is encoded once, when it is published. Subscribers get it as [`Shared`], which for tonic is a message whose
+//! encoding is there already. [`encode_once`](crate::encode_once) puts that type into the generated server in place of
+//! the message; the message and the generated client stay as they are.
 //!
-//! A [`Subscription`] that a method returns itself, and not mapped or in a box, is sent in chunks that are shared
-//! by all who are equally far. Any other stream works as well, and costs what tonic's encoding costs; so does one
-//! for which the generated server was told to compress, or to limit the size of what it encodes.
+//! Return the [`Subscription`] itself, not mapped and not in a box: then it is sent in chunks that all
+//! subscribers share that have come equally far. Any other stream works too, at the cost of tonic's encoding.
+//! So does a subscription where the generated server was told to compress, or to limit the size of encoded
+//! messages.
 //!
 //! # Losses
-//! A subscription that falls behind by more than its [`Limits`](crate::Limits) loses its oldest events, and
-//! knows how many. How the receiver is told is up to you, and has to be said:
-//! [`on_loss`](Subscribe::on_loss), [`fail_on_loss`](Subscribe::fail_on_loss),
-//! [`ignore_losses`](Subscribe::ignore_losses).
+//! A subscription that falls behind by more than its [`Limits`](crate::Limits) loses its oldest events, and knows how
+//! many. You decide how its receiver is told, and have to say it: [`on_loss`](Subscribe::on_loss),
+//! [`fail_on_loss`](Subscribe::fail_on_loss) or [`ignore_losses`](Subscribe::ignore_losses).
 //!
 //! # Resuming
 //! With [`sequence_field`](Builder::sequence_field) and [`epoch_field`](Builder::epoch_field) each event tells
-//! its receiver its [`Position`](crate::Position) in fields of your message. A receiver that comes back with
-//! it goes on from there: [`resume_after`](Subscribe::resume_after).
+//! its receiver its [`Position`](crate::Position), in fields of your message. A receiver that comes back with a
+//! position goes on from there: [`resume_after`](Subscribe::resume_after).
 //!
 //! # Snapshot, then live
-//! A subscriber that needs state first, and then what changes, begins with a
-//! [`snapshot`](Subscribe::snapshot) of the application at a [`Position`](crate::Position). Live goes on from
-//! there; nothing is missed or repeated in between.
+//! A subscriber that needs the state first, and then its changes, begins with a
+//! [`snapshot`](Subscribe::snapshot) of the application at a [`Position`](crate::Position). Live events follow
+//! from there; nothing is missed or repeated in between.
 //!
 //! # Filters
-//! By topic and pattern, [`topic`](Subscribe::topic), and by what a value is, [`matching`](Subscribe::matching):
-//! a [`Predicate`] is run once for each event, whatever the number of subscriptions that have it.
+//! A subscription selects events by topic and pattern, [`topic`](Subscribe::topic), and by value,
+//! [`matching`](Subscribe::matching). A [`Predicate`] runs once for each event, whatever the number of
+//! subscriptions that have it.
 //!
 //! # In the process
-//! A [`Subscription`] is a stream of shared values, for subscribers in the process as well:
+//! Subscribers in the process itself use the [`Subscription`] as a stream of shared values:
 //!
 //! ```
 //! use futures_util::StreamExt as _;
@@ -110,17 +111,17 @@
 //! # }
 //! ```
 //!
-//! # What can no longer be dropped
-//! For each stream, beyond its limits: one chunk of 16 KiB, and the transport's send buffer. An event larger than
-//! that counts whole. Where tonic encodes, it is 16 KiB that were taken from the hub, and what tonic encodes into
-//! one chunk: 32 KiB, and what the last event is beyond.
+//! # Beyond recall
+//! For each stream, beyond its limits, one chunk of 16 KiB and the transport's send buffer can no longer be
+//! dropped. An event larger than a chunk counts whole. Where tonic encodes, it is 16 KiB taken from the hub,
+//! and a chunk of tonic's: 32 KiB and the part of the last event that goes beyond.
 //!
 //! # Ending
-//! A stream that the hub ends says why with its status: see [`Reason`](crate::Reason). For a server that has to
-//! end, see [`Hub::serve_until`].
+//! A stream that the hub ends says why with its status: see [`Reason`](crate::Reason). To end a server, see
+//! [`Hub::serve_until`].
 //!
-//! A peer that does not read cannot be told. tonic's own server keeps its stream for as long as there is the
-//! connection; over connections of the crate `tidegate-transport`, [`Hub::sweep`] has it reset.
+//! A peer that does not read cannot be told. On tonic's own server its stream stays as long as its connection; on
+//! connections of the crate `tidegate-transport`, [`Hub::sweep`] resets it.
 
 mod body;
 mod chunk;

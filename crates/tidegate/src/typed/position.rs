@@ -1,12 +1,12 @@
 //! The position of an event, written into the message behind its encoding.
 //!
-//! A value is encoded before the hub has numbered it. Protobuf lets the fields of a message come in any
-//! order, so the number is a field that is written behind the shared bytes, as the server does too.
+//! A value is encoded before the hub has numbered it. Protobuf lets the fields of a message come in any order, so the
+//! position is written as fields after the shared bytes. If the value has these fields set, the later ones count.
 
 use bytes::BufMut;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, fixed64, key_len};
 
-/// Which fields of a message carry its position; 0 is none.
+/// Numbers of the fields of a message that carry its position. 0 is none.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PositionFields {
     epoch: u64,
@@ -15,7 +15,7 @@ pub(crate) struct PositionFields {
 }
 
 impl PositionFields {
-    /// Of what no hub has published.
+    /// Fields of a value that no hub has published: none.
     pub(crate) const NONE: Self = Self::new(0, 0, 0);
 
     pub(crate) const fn new(epoch: u64, sequence_field: u32, epoch_field: u32) -> Self {

@@ -1,14 +1,14 @@
-//! Subscribing by what a value is.
+//! Subscriptions by value.
 
 use tidegate_core::Predicate as CorePredicate;
 
 use super::{shared::EncodedValue, value::Value};
 
-/// A test of values, for subscriptions that want only those that pass.
+/// A test of values, for subscriptions that want only the values that pass it. Clones are the same predicate.
 ///
-/// Make it once and give clones of it to all subscriptions that want the same: it is run once for each event,
-/// whatever their number. Two that were made apart are two predicates, whatever they do. When history is
-/// replayed it may be run again. It must always give the same answer for one value, and must not block.
+/// Make it once and use it for all subscriptions that want the same: it runs once for each event, whatever
+/// their number. Two predicates that were made apart are different, even with the same code. It may run again
+/// when history is replayed. It must always give the same answer for a value, and must not block.
 ///
 /// ```
 /// # use tidegate::typed::{Hub, Predicate};
@@ -26,7 +26,7 @@ use super::{shared::EncodedValue, value::Value};
 pub struct Predicate<T>(CorePredicate<EncodedValue<T>>);
 
 impl<T: Value> Predicate<T> {
-    /// Makes a predicate.
+    /// Makes a predicate from a test.
     pub fn new(test: impl Fn(&T) -> bool + Send + Sync + 'static) -> Self {
         Self(CorePredicate::new(move |body: &EncodedValue<T>| {
             test(body.value())

@@ -1,4 +1,4 @@
-//! What is published, and where.
+//! Publications: values with a topic and a key.
 
 use std::sync::{Arc, LazyLock};
 
@@ -6,14 +6,14 @@ use tidegate_core::{ClientId, NameError, Topic};
 
 use super::error::Error;
 
-/// Where values go that are published without a topic.
+/// Topic of values that are published without one.
 pub const DEFAULT_TOPIC: &str = "events";
 
 static DEFAULT: LazyLock<Topic> =
     LazyLock::new(|| Topic::new(DEFAULT_TOPIC).expect("is one token"));
 
-/// A value that is about to be published: any value is one, and has a topic and a key only if it is given
-/// them.
+/// A value to publish, with a topic and a key if you give it any. [`Hub::publish`](super::Hub::publish) takes it, and a
+/// bare value too.
 ///
 /// ```
 /// # use tidegate::typed::Publication;
@@ -29,7 +29,7 @@ pub struct Publication<T> {
 }
 
 impl<T> Publication<T> {
-    /// The value, for [`DEFAULT_TOPIC`], without a key.
+    /// Makes a publication to [`DEFAULT_TOPIC`], without a key.
     pub const fn new(value: T) -> Self {
         Self {
             value,
@@ -38,8 +38,8 @@ impl<T> Publication<T> {
         }
     }
 
-    /// Where it belongs. A name is checked when it is published; a [`Topic`] is checked already, and costs no
-    /// allocation.
+    /// Sets the topic. A name is checked when it is published; a [`Topic`] was checked before, and costs no allocation.
+    /// Default: [`DEFAULT_TOPIC`].
     pub fn topic<N>(mut self, topic: N) -> Self
     where
         N: TryInto<Topic>,
@@ -49,14 +49,15 @@ impl<T> Publication<T> {
         self
     }
 
-    /// To one client alone, whatever it has subscribed to.
+    /// Addresses it to one client alone, whatever that client has subscribed to. This takes the place of the topic.
     pub fn to(mut self, client: &ClientId) -> Self {
         self.topic = Some(Ok(Topic::for_client(client)));
         self
     }
 
-    /// What it is about, within its topic: for those who ask for
-    /// [`Overflow::Conflate`](crate::Overflow::Conflate), the newest value of each topic and key survives.
+    /// Sets the key: the thing that the value is about, within its topic. For subscriptions with
+    /// [`Overflow::Conflate`](crate::Overflow::Conflate) the newest value of each topic and key survives.
+    /// Default: none, so that the newest value of the topic survives.
     pub fn key(mut self, key: impl Into<Arc<str>>) -> Self {
         self.key = Some(key.into());
         self

@@ -1,4 +1,4 @@
-//! A value and its encoding, shared by all who are to have it.
+//! A value and its encoding, shared by all its receivers.
 
 use std::{
     fmt,
@@ -15,28 +15,28 @@ use tidegate_core::{Event, Payload, Position, Topic};
 
 use super::{position::PositionFields, value::Value};
 
-/// A value that all who get it share, with its encoding, which is made once.
+/// A value that all its receivers share, with its encoding, which is made once. Cheap to clone: a clone is a reference.
 ///
-/// It dereferences to the value. For tonic it is a message like the value itself: its encoding is the
-/// value's, and what a hub has published is encoded already, so sending it copies bytes and nothing more.
-/// Cloning it clones a reference.
+/// It dereferences to the value. For tonic it is a message like the value itself, with the same encoding. A
+/// value that a hub has published is encoded already, so sending it copies bytes and does nothing more.
 ///
-/// One that a hub has published knows where: [`topic`](Self::topic), [`key`](Self::key) and
-/// [`position`](Self::position).
+/// A published value also has a [`topic`](Self::topic), a [`position`](Self::position), and a
+/// [`key`](Self::key) if it was given one. One that was not published has none of them: a message in place of a
+/// gap, or one of a snapshot.
 pub struct Shared<T>(Repr<T>);
 
 enum Repr<T> {
-    /// As a hub keeps it.
+    /// Published: an event as the hub keeps it.
     Published(Arc<Event<EncodedValue<T>>>),
     /// Not published: a message in place of a gap, or one of a snapshot.
     Unpublished(Arc<EncodedValue<T>>),
 }
 
-/// What an event of a typed hub carries.
+/// Payload of an event of a typed hub: the value and its encoding.
 #[derive(Debug)]
 pub(crate) struct EncodedValue<T> {
     value: T,
-    /// Set when it is published, or when it is first asked for.
+    /// Encoding of the value without a position. Set when it is published, or when it is first needed.
     encoding: OnceLock<Bytes>,
     position: PositionFields,
 }
@@ -50,7 +50,7 @@ impl<T> EncodedValue<T> {
 }
 
 impl<T: Value> EncodedValue<T> {
-    /// A value that is about to be published: it is encoded here.
+    /// Encodes a value that is about to be published.
     pub(crate) fn encoded(value: T, position: PositionFields) -> Self {
         let encoding = OnceLock::from(Bytes::from(value.encode_to_vec()));
         Self {
@@ -105,19 +105,20 @@ impl<T> Shared<T> {
         }
     }
 
-    /// Where it was published.
+    /// Returns the topic that it was published to, or `None` if it was not published.
     #[must_use]
     pub fn topic(&self) -> Option<&Topic> {
         self.event().map(|event| event.topic())
     }
 
-    /// The key that it was published with.
+    /// Returns the key that it was published with, if any.
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.event().and_then(|event| event.key())
     }
 
-    /// Its place in the order of the hub: a subscription that resumes after it begins with the next.
+    /// Returns its position in the order of the hub, or `None` if it was not published. A subscription that
+    /// resumes after it begins with the next event.
     #[must_use]
     pub fn position(&self) -> Option<Position> {
         self.event().map(|event| Position {
@@ -128,13 +129,14 @@ impl<T> Shared<T> {
 }
 
 impl<T: Value> Shared<T> {
-    /// The encoding, without the position that the hub may add.
+    /// Returns the encoding, without the position that the hub may add.
     #[must_use]
     pub fn encoding(&self) -> &Bytes {
         self.body().encoding()
     }
 
-    /// The value, to be changed: if others have it too, this becomes a copy of its own.
+    /// Returns the value to be changed, after making it a copy of its own if others have it too. The encoding
+    /// is dropped.
     fn make_mut(&mut self) -> &mut T {
         let is_own = match &mut self.0 {
             Repr::Published(_) => false,

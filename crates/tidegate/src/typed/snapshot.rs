@@ -1,4 +1,9 @@
-//! A snapshot of the application's state, sent before what follows it.
+//! A snapshot of the application's state, sent before the live events that follow it.
+//!
+//! # Why nothing is missed
+//! The subscription is registered first, at its `began_at`, and collects live events from then on. Then the snapshot is
+//! loaded. It may be newer than `began_at` but not older, so every event is in the snapshot or in the subscription, and
+//! those up to the snapshot's position that are in both are passed over: they are known, not lost.
 
 use std::{
     fmt,
@@ -12,10 +17,10 @@ use tonic::Status;
 
 use super::{shared::Shared, value::Value};
 
-/// The state of the application at a position: what a new subscriber is sent first. Live follows from there.
+/// State of the application at a position, which a new subscriber is sent first. Live events follow from there.
 ///
-/// It must contain the effect of every event up to its position, and of none after. For that, the application
-/// publishes while it holds the lock of its state, and takes the snapshot under the same lock:
+/// It must contain the effect of every event up to its position, and of none after. To make sure of that, publish while
+/// you hold the lock of your state, and take the snapshot under the same lock:
 ///
 /// ```
 /// # use std::{collections::BTreeMap, sync::Mutex};
@@ -49,27 +54,35 @@ pub struct Snapshot<T> {
 type Values<T> = Box<dyn Iterator<Item = Shared<T>> + Send>;
 type Loading<T> = Pin<Box<dyn Future<Output = Result<Snapshot<T>, Status>> + Send>>;
 
-/// What makes the snapshot, given where the subscription began.
+/// Function that loads the snapshot, given the position at which the subscription began.
 pub(super) type Load<T> = Box<dyn FnOnce(Position) -> Loading<T> + Send>;
 
-/// How far the snapshot of a subscription has come.
+/// Progress of the snapshot of a subscription.
 pub(super) enum Stage<T> {
+    /// The application makes it.
     Loading(Loading<T>),
+    /// Its values are sent.
     Sending(Values<T>),
 }
 
-/// What a poll of the stage came to.
+/// Result of a poll of the stage.
 pub(super) enum Step<T> {
-    /// The snapshot is there, at this position; its values come next.
+    /// The snapshot is loaded, at this position. Its values come next.
     Loaded(Position),
+    /// The next value of the snapshot.
     Value(Shared<T>),
+    /// Loading failed; the status ends the stream.
     Failed(Status),
+    /// Every value was sent.
     Done,
 }
 
 impl<T: Value> Snapshot<T> {
-    /// The state at `position`, as the values that tell it. Those that are [`Shared`] already are encoded
-    /// once for all who are sent them.
+    /// Makes a snapshot of the state at `position`, [`Hub::position`](super::Hub::position) under the lock of
+    /// the state. The values are sent in their order. Give [`Shared`] values if several subscribers get them:
+    /// each is encoded once for all.
+    ///
+    /// The iterator is advanced while the stream is polled, so it must not block.
     pub fn new<I>(position: Position, values: I) -> Self
     where
         I: IntoIterator<IntoIter: Send + 'static>,

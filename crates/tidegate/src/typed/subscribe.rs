@@ -1,4 +1,4 @@
-//! Describing a subscription, and opening it.
+//! The description of a subscription, and its opening.
 
 use std::{fmt, future::Future, sync::Arc, time::Instant};
 
@@ -18,11 +18,11 @@ use super::{
 };
 use crate::{client_ids::anonymous, reset};
 
-/// A subscription that is about to be opened.
+/// Description of a subscription: [`Hub::subscribe`](super::Hub::subscribe) begins it, [`open`](Self::open) ends it.
 ///
-/// It can be opened only when it was said what becomes of losses: [`on_loss`](Self::on_loss),
-/// [`fail_on_loss`](Self::fail_on_loss) or [`ignore_losses`](Self::ignore_losses). There is no default,
-/// because any default would hide from somebody what they lose.
+/// It can be opened only with a policy for losses: [`on_loss`](Self::on_loss),
+/// [`fail_on_loss`](Self::fail_on_loss) or [`ignore_losses`](Self::ignore_losses). There is no default, because
+/// any default would hide losses from somebody. So this does not compile:
 ///
 /// ```compile_fail,E0599
 /// # let hub = tidegate::typed::Hub::<String>::new();
@@ -54,23 +54,46 @@ impl<T: Value> Subscribe<T, Undecided> {
         }
     }
 
-    /// Losses are told by a message of the application, which stands exactly where events are missing.
+    /// Tells losses by a message of your own, which stands exactly where events are missing.
     ///
-    /// `message` is given each [`Gap`], with its exact count, and returns the message, or `None` for one that
-    /// the receiver need not know of. Superseded values of [`Overflow::Conflate`] are gaps too, with a reason
+    /// `message` is given each [`Gap`], with its exact count, and returns the message, or `None` for a gap that
+    /// the receiver need not know of. Values that [`Overflow::Conflate`] superseded are gaps too, with a reason
     /// of their own. It is called while the stream is polled, and must not block.
+    ///
+    /// ```
+    /// use futures_util::StreamExt as _;
+    /// use tidegate::{Limits, typed::Hub};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let hub = Hub::<String>::new();
+    /// let limits = Limits { max_events: 2_u64.try_into()?, ..Limits::default() };
+    /// let subscription = hub.subscribe().limits(limits);
+    /// let mut events = subscription
+    ///     .on_loss(|gap| Some(format!("{} missed", gap.count)))
+    ///     .open()?;
+    /// hub.publish_all(["a", "b", "c", "d", "e"].map(str::to_owned))?;
+    /// let mut received = Vec::new();
+    /// for _ in 0..3 {
+    ///     let event = events.next().await.expect("it does not end by itself")?;
+    ///     received.push(String::clone(&event));
+    /// }
+    /// assert_eq!(received, ["3 missed", "d", "e"]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn on_loss(self, message: impl FnMut(&Gap) -> Option<T> + Send + 'static) -> Subscribe<T> {
         self.with_losses(Losses::report(message))
     }
 
-    /// A loss ends the stream with a status. What a subscription with [`Overflow::Conflate`] has seen
-    /// superseded was not lost.
+    /// Ends the stream with a status at the first loss, after the events before it. Values that [`Overflow::Conflate`]
+    /// superseded are no losses. `status` is called while the stream is polled, and must not block.
     pub fn fail_on_loss(self, status: impl FnMut(&Gap) -> Status + Send + 'static) -> Subscribe<T> {
         self.with_losses(Losses::fail(status))
     }
 
-    /// The receiver is not told what it loses: it sees the newest events, and does not know of others. Losses
-    /// are still counted, in [`Hub::clients`](super::Hub::clients) and [`Departure`](super::Departure).
+    /// Hides losses from the receiver: it sees the newest events and does not learn of others. Losses are still
+    /// counted, in [`Hub::clients`](super::Hub::clients) and [`Departure`](super::Departure).
     pub fn ignore_losses(self) -> Subscribe<T> {
         self.with_losses(Losses::ignore())
     }
@@ -90,9 +113,9 @@ impl<T: Value> Subscribe<T, Undecided> {
 }
 
 impl<T: Value, L> Subscribe<T, L> {
-    /// Who subscribes: one token of at most 128 bytes, by which others can send to it
-    /// ([`Hub::send`](super::Hub::send)) and which no two hold at a time, unless the hub was made to allow that. Default: a
-    /// random one.
+    /// Sets the client id: one token of at most 128 bytes. It is the address for
+    /// [`Hub::send`](super::Hub::send), and only one subscription has it at a time, unless the hub's
+    /// [`ClientIdPolicy`](crate::ClientIdPolicy) allows several. Default: a random one.
     pub fn client_id<N>(mut self, id: N) -> Self
     where
         N: TryInto<ClientId>,
@@ -102,8 +125,8 @@ impl<T: Value, L> Subscribe<T, L> {
         self
     }
 
-    /// Adds a topic, or a pattern of topics: `rooms.blue`, `rooms.*`, `orders.>`. Each event comes once,
-    /// however many match it. Default, when none is added: everything but what is sent to single clients.
+    /// Adds a topic or a pattern of topics: `rooms.blue`, `rooms.*`, `orders.>`. An event that several of them
+    /// match comes once. Default, if you add none: every event, except those for single other clients.
     pub fn topic<N>(mut self, filter: N) -> Self
     where
         N: TryInto<Filter>,
@@ -125,45 +148,66 @@ impl<T: Value, L> Subscribe<T, L> {
         self
     }
 
-    /// How far it may fall behind, and what happens then. Default: what the hub was made with.
+    /// Sets how far it may fall behind, and what happens then. Limits above the hub's maximum become that. Default: the
+    /// hub's [`limits`](super::Builder::limits).
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// What happens when it falls behind by more than its limits. Default: what the hub was made with.
+    /// Sets what happens when it falls behind by more than its limits. Default: that of the hub's limits.
     pub fn overflow(mut self, overflow: Overflow) -> Self {
         self.limits.overflow = overflow;
         self
     }
 
-    /// Where it begins. Default: with the next event.
+    /// Sets where it begins. Default: [`Start::Live`], with the next event.
     pub fn start(mut self, start: Start) -> Self {
         self.start = start;
         self
     }
 
-    /// It begins after a position, as far as history has it: nothing is missed and nothing repeated, or a
-    /// [`Gap`] says that something is missing before the first event. `None` begins with the next event.
+    /// Begins after a position, with the events that history still has, and goes on live. Nothing is repeated, and if
+    /// events are missing a [`Gap`] says so before the first event. `None` begins with the next event.
     pub fn resume_after(self, position: Option<Position>) -> Self {
         self.start(position.map_or(Start::Live, Start::After))
     }
 
-    /// Only values that pass the predicate, besides what is sent to this client alone. Gaps count only such
-    /// values, too. Default: all.
+    /// Selects only values that pass the predicate. Values for this client alone come in any case. Gaps count
+    /// only selected values. Default: all.
     pub fn matching(mut self, predicate: &Predicate<T>) -> Self {
         self.predicate = Some(predicate.clone());
         self
     }
 
-    /// It begins with a snapshot of the application's state, and goes on live from the snapshot's position:
+    /// Begins with a snapshot of the application's state, and goes on live from the snapshot's position:
     /// nothing is missed or repeated in between. Default: none.
     ///
-    /// The subscription is registered first. Then `load` is called with the position at which that was; what
-    /// it returns must not be older than that. While it loads and is sent, the subscription's limits hold for
-    /// what comes live. A status in place of a snapshot ends the stream.
+    /// The subscription is registered first. Then `load` is called with the position at which that was, and its
+    /// snapshot must not be older; if it is, the stream ends with `INTERNAL`. While the snapshot is loaded and
+    /// sent, the subscription's limits apply to the live events that collect. A status in place of a snapshot
+    /// ends the stream.
     ///
-    /// It is for those who begin: whoever comes back with a position resumes without it.
+    /// A subscription that does not begin with [`Start::Live`] gets no snapshot: one that comes back with a
+    /// position resumes from there.
+    ///
+    /// ```
+    /// use futures_util::StreamExt as _;
+    /// use tidegate::typed::{Hub, Snapshot};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let hub = Hub::<String>::new();
+    /// let description = hub.subscribe().ignore_losses();
+    /// let mut events = description
+    ///     .snapshot(|position| async move { Ok(Snapshot::new(position, ["state".to_owned()])) })
+    ///     .open()?;
+    /// hub.publish("change".to_owned())?;
+    /// assert_eq!(*events.next().await.expect("a value of the snapshot")?, "state");
+    /// assert_eq!(*events.next().await.expect("a live event")?, "change");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn snapshot<F>(mut self, load: impl FnOnce(Position) -> F + Send + 'static) -> Self
     where
         F: Future<Output = Result<Snapshot<T>, Status>> + Send + 'static,
@@ -174,7 +218,28 @@ impl<T: Value, L> Subscribe<T, L> {
 }
 
 impl<T: Value> Subscribe<T> {
-    /// Opens the subscription. From here on it misses nothing that it is not told of.
+    /// Opens the subscription. From here on every matching event is delivered or counted by a gap.
+    ///
+    /// Open it in the handler of your method: there it finds the handle with which
+    /// [`Hub::sweep`](super::Hub::sweep) resets its stream, if the server runs its streams as
+    /// [`resettable`](crate::resettable).
+    ///
+    /// ```
+    /// use futures_util::StreamExt as _;
+    /// use tidegate::typed::{Hub, Publication};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let hub = Hub::<String>::new();
+    /// let mut blue = hub.subscribe().client_id("anna").topic("rooms.blue").ignore_losses().open()?;
+    /// hub.publish(Publication::new("hello".to_owned()).topic("rooms.blue"))?;
+    /// hub.publish(Publication::new("hi".to_owned()).topic("rooms.red"))?;
+    /// hub.send("anna", "psst".to_owned())?;
+    /// assert_eq!(*blue.next().await.expect("it does not end by itself")?, "hello");
+    /// assert_eq!(*blue.next().await.expect("it does not end by itself")?, "psst");
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// When a name is not valid, the client id is in use, the position is ahead of the hub, or the hub is
@@ -193,6 +258,7 @@ impl<T: Value> Subscribe<T> {
             filters: filters.clone(),
             limits: self.limits,
             start: self.start,
+            // Ambient, a task-local, because a method of tonic's has no way to hand it over: see the module `reset`.
             reset: reset::current(),
         };
         let core = &self.hub.core;
@@ -200,6 +266,7 @@ impl<T: Value> Subscribe<T> {
         let subscription = core
             .subscribe_matching(options, predicate.as_ref(), Instant::now())
             .map_err(Error::Subscribe)?;
+        // One that resumes has its state: a snapshot would repeat it, and could not stand before the replay.
         let snapshot = self.snapshot.filter(|_| self.start == Start::Live);
         Ok(Subscription::new(
             self.hub,

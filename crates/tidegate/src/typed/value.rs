@@ -1,6 +1,7 @@
-//! Messages of any type.
+//! Messages that a hub can carry.
 
-/// What a [`Hub`](super::Hub) can be for: any protobuf message. It is implemented for all of them.
+/// A value that a [`Hub`](super::Hub) can carry: any protobuf message. It is implemented for all of them, and you never
+/// implement it yourself.
 pub trait Value: prost::Message + Clone + 'static {}
 
 impl<M: prost::Message + Clone + 'static> Value for M {}
