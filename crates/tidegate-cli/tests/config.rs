@@ -116,20 +116,18 @@ fn check_config_reads_the_files_that_are_named_and_tells_all_that_is_wrong() {
         (
             3,
             format!(
-                "tls.key: {}: it does not go with {}: ",
+                "tls.key: {}: does not match the key in {}: ",
                 certificate.path(),
                 other_key.path()
             ),
         ),
         (
             4,
-            format!("tls.client_ca: {garbage}: there is no certificate in PEM in it"),
+            format!("tls.client_ca: {garbage}: contains no certificate in PEM"),
         ),
         (
             5,
-            format!(
-                "tls.client_crls: {garbage}: there is no certificate revocation list in PEM in it"
-            ),
+            format!("tls.client_crls: {garbage}: contains no certificate revocation list in PEM"),
         ),
         (7, format!("auth.tokens: {garbage}: line 1: write it as")),
         (
@@ -144,16 +142,16 @@ fn check_config_reads_the_files_that_are_named_and_tells_all_that_is_wrong() {
         (13, format!("auth.jwt.secrets: {garbage}: ")),
         (
             14,
-            format!("auth.jwt.key_sets: {garbage}: it is no JSON Web Key Set"),
+            format!("auth.jwt.key_sets: {garbage}: not a JSON Web Key Set"),
         ),
         (
             14,
-            "auth.jwt.key_sets: http://issuer.example/: whoever is between could change the keys"
+            "auth.jwt.key_sets: http://issuer.example/: anyone on the path could replace the keys"
                 .into(),
         ),
         (
             15,
-            format!("auth.jwt.key_set_ca: {garbage}: there is no certificate in PEM in it"),
+            format!("auth.jwt.key_set_ca: {garbage}: contains no certificate in PEM"),
         ),
         (17, "limits.max_filters = \"-1\"".into()),
     ];
@@ -181,7 +179,7 @@ fn check_config_reads_the_files_that_are_named_and_tells_all_that_is_wrong() {
     file.write(&format!("[auth]\nrules = {:?}\n", rules.path()));
     let told = check(&file).stderr;
     let expected = format!(
-        "{}:2: there are rules, but no way to tell who calls",
+        "{}:2: there are rules, but no credentials that they could apply to",
         file.path()
     );
     assert!(said(&told).contains(&expected), "{}", said(&told));

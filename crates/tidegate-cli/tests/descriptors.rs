@@ -107,7 +107,7 @@ fn server_refuses_a_cap_beyond_its_descriptors() {
     let message = String::from_utf8(ended.stderr).unwrap();
     assert_eq!(ended.status.code(), Some(1), "{message}");
     assert!(
-        message.contains("may open 64 files, and 132 are needed"),
+        message.contains("needs 132 open files, and the process may open 64"),
         "{message}"
     );
     assert!(ended.stdout.is_empty());

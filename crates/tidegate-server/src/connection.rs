@@ -78,7 +78,7 @@ impl Connections {
                 }
                 () = &mut old_age => {
                     if is_old {
-                        tracing::debug!("connection cut: it did not end within the grace for its age");
+                        tracing::debug!("connection cut: it did not end within the grace after its greatest age");
                         return false;
                     }
                     calls.end(CloseReason::MaxConnectionAge);

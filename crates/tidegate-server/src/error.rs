@@ -9,7 +9,9 @@ use crate::{files::SecurityError, network::descriptors::TooFewDescriptors};
 #[non_exhaustive]
 pub enum BindError {
     /// The server cannot listen on the address.
-    #[error("cannot listen on {address}: is another server running there? Port 0 takes a free one")]
+    #[error(
+        "cannot listen on {address}: is another server running there? Port 0 takes a free port"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -19,8 +21,8 @@ pub enum BindError {
     /// The process may not open as many files as
     /// [`ServerConfig::max_connections`](crate::ServerConfig::max_connections) needs.
     #[error(
-        "the process may open {allowed} files, and {needed} are needed for so many connections: raise the \
-         limit (`ulimit -Hn`, or LimitNOFILE= of systemd), or lower the cap on connections"
+        "the connection limit needs {needed} open files, and the process may open {allowed}: raise that \
+         (`ulimit -Hn`, or LimitNOFILE= of systemd), or lower the connection limit"
     )]
     Descriptors {
         /// The files that the process may open.
@@ -31,7 +33,8 @@ pub enum BindError {
     /// Credentials would cross a network without TLS, and [`AuthConfig::insecure`](crate::AuthConfig) does not allow
     /// that.
     #[error(
-        "credentials would be sent to {address} without TLS, and whoever is between could use them: give a certificate and its key, listen on a loopback address, or say `insecure`"
+        "credentials would be sent to {address} without TLS, and anyone on the path could read and use them: set a \
+         certificate and its key, listen on a loopback address, or allow it with `insecure`"
     )]
     PlaintextCredentials {
         /// The address, which is not a loopback address.
@@ -41,7 +44,7 @@ pub enum BindError {
     #[error(transparent)]
     Security(#[from] SecurityError),
     /// The operating system has no randomness for an epoch.
-    #[error("the operating system has no randomness to give")]
+    #[error("the operating system gave no randomness for an epoch")]
     Randomness(#[source] io::Error),
 }
 

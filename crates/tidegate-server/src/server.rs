@@ -198,7 +198,7 @@ impl Server {
             tracing::info!(
                 closed = swept.closed,
                 reset = swept.reset,
-                "ended streams that were stuck"
+                "ended stuck streams"
             );
         }
         self.log_refusals();
@@ -212,7 +212,7 @@ impl Server {
         let by_address = now.refused_by_address - self.logged.refused_by_address;
         if full + by_address > 0 {
             let open = now.open;
-            tracing::warn!(full, by_address, open, "refused connections");
+            tracing::warn!(full, by_address, open, "connections refused");
             self.logged = now;
         }
     }
@@ -312,8 +312,8 @@ fn warn_of_small_budget(budget: u64, config: &ServerConfig) {
         tracing::warn!(
             budget,
             max_publish,
-            "the memory budget is less than one publish may have, which then displaces everything: raise memory_budget, \
-             or lower limits.max_publish_bytes"
+            "the memory budget is less than one publish may have, and such a publish evicts everything else: raise \
+             memory_budget, or lower limits.max_publish_bytes"
         );
     }
 }
@@ -357,7 +357,7 @@ async fn drain(
     tracing::warn!(
         connections = connections_left,
         streams,
-        "cutting what did not end in time"
+        "drain time-out over: cutting the connections that are left"
     );
     connections.cut.cancel();
     tasks.wait().await;

@@ -126,7 +126,7 @@ impl KeySets {
                 }
                 Err(error) => {
                     self.failures.fetch_add(1, Relaxed);
-                    tracing::error!(%error, "cannot fetch keys; those from before stay while they are trusted");
+                    tracing::error!(%error, "cannot fetch a JSON Web Key Set; its previous keys stay in force while they are trusted");
                     if !set.is_trusted() {
                         self.distrust(policies, i);
                     }
@@ -143,7 +143,7 @@ impl KeySets {
         let url = &self.sets[i].fetcher.config().url;
         tracing::error!(
             url,
-            "keys could not be fetched for longer than they are trusted; tokens that they signed are refused"
+            "keys are trusted no longer, because they could not be fetched again; tokens that they signed are refused"
         );
         policies.amend(|policy| policy.fetched[i] = Arc::default());
     }
@@ -190,8 +190,8 @@ impl Fetcher {
     /// Checks the address, and reads the authorities that may sign its certificate.
     pub(crate) fn new(config: JwksUrl) -> Result<Self, SecurityError> {
         let invalid = |problem: &str| SecurityError::invalid(&config.url, problem);
-        let uri: Uri = config.url.parse().map_err(|_| invalid("it is not a URL"))?;
-        let host = uri.host().ok_or_else(|| invalid("it names no host"))?;
+        let uri: Uri = config.url.parse().map_err(|_| invalid("not a URL"))?;
+        let host = uri.host().ok_or_else(|| invalid("names no host"))?;
         let host = host.trim_matches(['[', ']']).to_owned();
         let is_local = host == "localhost"
             || host
@@ -202,10 +202,10 @@ impl Fetcher {
             Some("http") if is_local => (80, None),
             Some("http") => {
                 return Err(invalid(
-                    "whoever is between could change the keys; use https",
+                    "anyone on the path could replace the keys; use https",
                 ));
             }
-            _ => return Err(invalid("it must begin with https://")),
+            _ => return Err(invalid("must begin with https://")),
         };
         Ok(Self {
             port: uri.port_u16().unwrap_or(default_port),
@@ -248,7 +248,7 @@ impl Fetcher {
         io: impl rt::Read + rt::Write + Unpin + Send + 'static,
     ) -> Result<Bytes, Failure> {
         let (mut sender, connection) = http1::handshake(io).await?;
-        let authority = self.uri.authority().ok_or("it names no host")?;
+        let authority = self.uri.authority().ok_or("names no host")?;
         let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
         let request = Request::get(path)
             .header(header::HOST, authority.as_str())
@@ -257,7 +257,7 @@ impl Fetcher {
         let answer = async {
             let response = sender.send_request(request).await?;
             if response.status() != StatusCode::OK {
-                return Err(format!("the answer is {}", response.status()).into());
+                return Err(format!("the server answered {}", response.status()).into());
             }
             let body = Limited::new(response.into_body(), MAX_BYTES);
             Ok(body.collect().await?.to_bytes())

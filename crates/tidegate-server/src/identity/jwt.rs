@@ -169,7 +169,7 @@ impl JwtConfig {
             match decode::<Claims>(token, &key.key, &self.validation(key.algorithm)) {
                 Ok(token) => return self.accept(token.claims, key),
                 Err(error) => {
-                    tracing::debug!(%error, "a token was refused");
+                    tracing::debug!(%error, "token refused");
                     refused = match error.kind() {
                         ErrorKind::ExpiredSignature => return Err(TokenError::Expired),
                         // A key without a name may not be the one that the token names.
@@ -273,13 +273,13 @@ impl Keys {
             keys: Vec<serde_json::Value>,
         }
         let set: Set = serde_json::from_slice(content)
-            .map_err(|error| format!("it is no JSON Web Key Set: {error}"))?;
+            .map_err(|error| format!("not a JSON Web Key Set: {error}"))?;
         let keys = set.keys.into_iter();
         let keys = keys.filter_map(|key| Key::from_jwk(&serde_json::from_value(key).ok()?));
         let keys = keys.filter(|key| with_secrets || key.algorithm != Algorithm::HS256);
         let keys = Self(keys.map(Arc::new).collect());
         if keys.0.is_empty() {
-            return Err("it has no key for RS256, ES256 or EdDSA in it".into());
+            return Err("contains no key for RS256, ES256 or EdDSA".into());
         }
         Ok(keys)
     }
@@ -291,7 +291,7 @@ impl Key {
         let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
         if secret.len() < MIN_SECRET_BYTES {
             return Err(format!(
-                "a secret needs {MIN_SECRET_BYTES} bytes or more; make it at random"
+                "a secret needs at least {MIN_SECRET_BYTES} bytes; generate it at random"
             ));
         }
         Ok(Self {
@@ -303,7 +303,7 @@ impl Key {
     }
 
     fn from_pem(content: &[u8]) -> Result<Self, String> {
-        let expected = "it must be one public key in PEM: RSA, P-256 or Ed25519";
+        let expected = "must be one public key in PEM: RSA, P-256 or Ed25519";
         let pem = Pem::iter_from_buffer(content).next();
         let pem = pem.and_then(Result::ok).ok_or(expected)?;
         if pem.label != "PUBLIC KEY" {

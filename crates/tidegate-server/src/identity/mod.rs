@@ -76,7 +76,7 @@ impl Authenticator {
         if !(config.takes_tokens() || takes_certificates) {
             return match config.has_rules() {
                 true => Err(SecurityError::Configuration(
-                    "there are rules, but no way to tell who calls: give a file of tokens, keys for JSON \
+                    "there are rules, but no credentials that they could apply to: set a file of tokens, keys for JSON \
                      Web Tokens, or a CA for client certificates",
                 )),
                 false => Ok(None),
@@ -84,7 +84,7 @@ impl Authenticator {
         }
         if config.jwt.as_ref().is_some_and(|jwt| jwt.keys.is_empty()) {
             return Err(SecurityError::Configuration(
-                "JSON Web Tokens need a key to check them with: a PEM file, a secret, or a JWKS",
+                "JSON Web Tokens need a key that verifies them: a PEM file, a secret, or a JSON Web Key Set",
             ));
         }
         let paths = config.key_sources().iter().filter_map(JwtKeys::path);
@@ -108,7 +108,7 @@ impl Authenticator {
         };
         authenticator.reload(true).into_iter().try_for_each(Err)?;
         if authenticator.policies.current().rules.is_empty() && authenticator.config.jwt.is_none() {
-            tracing::warn!("there is no rule: nobody may do anything");
+            tracing::warn!("no rules are configured: every request will be denied");
         }
         Ok(Some(Arc::new(authenticator)))
     }
@@ -224,9 +224,8 @@ impl Authenticator {
             }
             // The token may be good. The fault is with the address of the keys, so the client should try again.
             Err(TokenError::UnknownKey) if !self.key_sets.are_trusted() => {
-                Err(Reason::KeysUnavailable.status(
-                    "keys that tokens may be signed with cannot be had, or not for too long; try again later",
-                ))
+                Err(Reason::KeysUnavailable
+                    .status("the keys that verify tokens cannot be fetched; try again later"))
             }
             Err(TokenError::UnknownKey | TokenError::Invalid) => Err(credentials_invalid()),
         }

@@ -48,6 +48,7 @@ impl Peer {
         let by_certificate =
             certificates.and_then(|shown| authenticator.authenticate_certificate(shown));
         let owner = by_certificate.as_ref();
+        // If the principal has too many connections, its first call claims again, and is refused with the reason.
         let owned = owner
             .and_then(|owner| OwnedConnection::claim_silently(&quotas, owner.access.principal()));
         Self {
@@ -73,6 +74,8 @@ impl Peer {
 
     /// Assigns the connection to a principal, unless it has one.
     fn assign_owner(&self, authenticated: &Authenticated) -> Result<(), Status> {
+        // Held over the claim, and the lock of the quotas is taken within: two first calls at once must claim one
+        // place.
         let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
         if owned.is_none() {
             // The principal of the certificate comes before that of the call.

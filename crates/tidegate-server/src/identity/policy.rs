@@ -12,8 +12,8 @@ use super::{jwt::Keys, rules::Rules, tokens::Tokens};
 use crate::{digest::Digest, network::tls::Certificates};
 
 /// The policy in force, which is replaced as a whole.
-// Sessions share the sender, not a receiver: `changed` of a receiver returns at once when the sender is gone, and
-// whoever waits for a change would spin.
+// Sessions share the sender, not a receiver: `changed` of a receiver returns at once when the sender is gone, and a
+// session that waits for a change would spin.
 #[derive(Debug)]
 pub(crate) struct Policies(watch::Sender<Arc<Policy>>);
 

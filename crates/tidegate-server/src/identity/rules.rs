@@ -73,7 +73,7 @@ impl Rules {
     /// # Errors
     /// The fault, with its line.
     pub(crate) fn parse(text: &[u8], mut rules: Vec<Rule>) -> Result<Self, String> {
-        let text = std::str::from_utf8(text).map_err(|_| "it is not text in UTF-8")?;
+        let text = std::str::from_utf8(text).map_err(|_| "not UTF-8 text")?;
         let file: RuleFile = toml::from_str(text).map_err(|error| error.to_string())?;
         rules.extend(file.rule);
         Ok(Self(rules))

@@ -56,7 +56,7 @@ impl Tokens {
     /// # Errors
     /// The number of the first bad line, and its form.
     pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(text).map_err(|_| "it is not text in UTF-8")?;
+        let text = std::str::from_utf8(text).map_err(|_| "not UTF-8 text")?;
         let lines = text.lines().enumerate();
         let lines = lines.filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
         let tokens = lines.map(|(i, line)| {

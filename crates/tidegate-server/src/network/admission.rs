@@ -45,9 +45,9 @@ pub(crate) struct ConnectionPermit {
 /// The limit that keeps a connection out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    #[error("as many connections are open as the server has room for")]
+    #[error("connection limit reached")]
     Full,
-    #[error("its address has as many connections open as one may have")]
+    #[error("connection limit of its address reached")]
     AddressFull,
 }
 

@@ -156,7 +156,7 @@ impl TlsConfig {
             None => builder.with_no_client_auth(),
         };
         let mut server = builder.with_single_cert(chain, key).map_err(|error| {
-            let problem = format!("it does not go with {}: {error}", self.key.display());
+            let problem = format!("does not match the key in {}: {error}", self.key.display());
             SecurityError::invalid(&self.certificate, problem)
         })?;
         server.alpn_protocols = vec![H2.to_vec()];
@@ -271,7 +271,7 @@ pub(crate) fn private_key(
     pem: &[u8],
 ) -> Result<PrivateKeyDer<'static>, SecurityError> {
     PrivateKeyDer::from_pem_slice(pem)
-        .map_err(|_| SecurityError::invalid(path, "there is no private key in PEM in it"))
+        .map_err(|_| SecurityError::invalid(path, "contains no private key in PEM"))
 }
 
 /// The lists of revoked certificates in a file, unchecked.
@@ -282,7 +282,7 @@ pub(crate) fn lists(
     let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
     let lists = lists.ok().filter(|lists| !lists.is_empty());
     lists.ok_or_else(|| {
-        SecurityError::invalid(path, "there is no certificate revocation list in PEM in it")
+        SecurityError::invalid(path, "contains no certificate revocation list in PEM")
     })
 }
 
@@ -311,7 +311,7 @@ pub(crate) fn certificates(
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         _ => Err(SecurityError::invalid(
             path,
-            "there is no certificate in PEM in it",
+            "contains no certificate in PEM",
         )),
     }
 }

@@ -78,7 +78,7 @@ impl admin_service_server::AdminService for Admin {
         let client = ClientId::new(&request.get_ref().client_id)
             .map_err(|error| Reason::InvalidClientId.in_field("client_id", error.to_string()))?;
         let disconnected = self.0.disconnect(&client);
-        tracing::info!(%client, disconnected, "disconnected by an operator");
+        tracing::info!(%client, disconnected, "an operator disconnected a client");
         Ok(Response::new(DisconnectClientResponse {
             disconnected: u32::try_from(disconnected).unwrap_or(u32::MAX),
         }))
@@ -158,7 +158,7 @@ impl Cursor {
         cursor.map(Some).ok_or_else(|| {
             Reason::InvalidRequest.in_field(
                 "page_token",
-                "use next_page_token of the page before, unchanged",
+                "must be next_page_token of the previous page, unchanged",
             )
         })
     }

@@ -90,7 +90,7 @@ fn respond(request: &Request<Incoming>, controls: &Controls) -> TextResponse {
         return text_response(
             StatusCode::METHOD_NOT_ALLOWED,
             PLAIN,
-            "only GET is served\n",
+            "only GET and HEAD are served\n",
         );
     }
     match request.uri().path() {
@@ -101,7 +101,7 @@ fn respond(request: &Request<Incoming>, controls: &Controls) -> TextResponse {
         _ => text_response(
             StatusCode::NOT_FOUND,
             PLAIN,
-            "there are /metrics, /healthz and /readyz\n",
+            "not found: the paths are /metrics, /healthz and /readyz\n",
         ),
     }
 }

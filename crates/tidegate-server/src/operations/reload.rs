@@ -78,7 +78,7 @@ impl Reloader {
             loop {
                 ticks.tick().await;
                 for error in self.clone().reload_files(false).await {
-                    tracing::error!(error = %error.with_cause(), "cannot reload; what was there before stays");
+                    tracing::error!(error = %error.with_cause(), "cannot reload a file; its previous contents stay in force");
                 }
             }
         };
@@ -104,7 +104,7 @@ impl Reloader {
             match tls.reload(force) {
                 Ok(false) => {}
                 Ok(true) => {
-                    tracing::info!("read the certificate again");
+                    tracing::info!("certificates reloaded");
                     if let Some(authenticator) = &self.authenticator {
                         authenticator.set_verifier(tls.verifier());
                     }

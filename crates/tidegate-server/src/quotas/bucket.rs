@@ -35,3 +35,33 @@ impl Bucket {
         rate.is_none_or(|rate| self.left(rate as f64, now) >= rate as f64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_holds_one_second_and_pays_its_debt_at_the_rate() {
+        let (mut bucket, began) = (Bucket::default(), Instant::now());
+        let rate = Some(10);
+        assert!(bucket.is_full(rate, began));
+        bucket.take(25.0, rate, began);
+        assert_eq!(bucket.wait(rate, began), Some(Duration::from_millis(1_500)));
+        let paid = began + Duration::from_millis(1_600);
+        assert_eq!(bucket.wait(rate, paid), None);
+        assert!(!bucket.is_full(rate, paid));
+        // However long it rests, it holds no more than one second's allowance.
+        let rested = began + Duration::from_secs(60);
+        assert!(bucket.is_full(rate, rested));
+        bucket.take(10.0, rate, rested);
+        assert_eq!(bucket.wait(rate, rested), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_bucket_without_a_rate_never_waits() {
+        let (mut bucket, now) = (Bucket::default(), Instant::now());
+        bucket.take(1e9, None, now);
+        assert_eq!(bucket.wait(None, now), None);
+        assert!(bucket.is_full(None, now));
+    }
+}

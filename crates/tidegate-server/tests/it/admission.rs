@@ -115,5 +115,5 @@ async fn a_cap_beyond_the_descriptor_limit_stops_the_start() {
     let error = Server::bind(config).await.unwrap_err();
     assert!(matches!(error, BindError::Descriptors { .. }));
     let message = error.to_string();
-    assert!(message.contains("ulimit -Hn") && message.contains("lower the cap"));
+    assert!(message.contains("ulimit -Hn") && message.contains("lower the connection limit"));
 }

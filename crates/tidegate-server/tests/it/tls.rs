@@ -434,10 +434,7 @@ async fn a_changed_list_refuses_handshakes_and_ends_streams() {
     );
     // What is no list is told with its file, and changes nothing.
     for (content, problem) in [
-        (
-            "no list",
-            "there is no certificate revocation list in PEM in it",
-        ),
+        ("no list", "contains no certificate revocation list in PEM"),
         (
             "-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n",
             "provided CRL could not be parsed",
