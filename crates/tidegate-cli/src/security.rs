@@ -1,4 +1,4 @@
-//! TLS and credentials of those who speak to a server.
+//! TLS and credentials of the commands that connect to a server.
 
 use std::{fs, path::PathBuf};
 
@@ -7,12 +7,11 @@ use tidegate_client::{Client, ClientBuilder};
 
 use crate::exit::{Exit, Failure};
 
-/// What a client shows of itself, and whom it trusts.
+/// The client's credentials, and the certificates that it trusts.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "TLS and credentials")]
 pub(crate) struct CredentialArgs {
-    /// The bearer token to send. Others on this machine can see a command line; prefer the environment or a
-    /// file.
+    /// Bearer token to send. Other users of this machine can see command lines: prefer the environment or a file.
     #[arg(
         long,
         global = true,
@@ -22,28 +21,28 @@ pub(crate) struct CredentialArgs {
     )]
     token: Option<String>,
 
-    /// A file with the bearer token to send.
+    /// File with the bearer token to send.
     #[arg(long, global = true, value_name = "FILE", env = "TIDEGATE_TOKEN_FILE")]
     token_file: Option<PathBuf>,
 
-    /// Certificates in PEM of those who may vouch for the server, for an https:// URL [default: whom the
-    /// system trusts].
+    /// Certificates to trust as authorities for the server's certificate, in PEM, for an https:// URL [default: those
+    /// that the system trusts].
     #[arg(long, global = true, value_name = "FILE", env = "TIDEGATE_TLS_CA")]
     tls_ca: Option<PathBuf>,
 
-    /// The client's own certificate chain in PEM.
+    /// The client's own certificate chain, in PEM.
     #[arg(long, global = true, value_name = "FILE", requires = "tls_key")]
     tls_certificate: Option<PathBuf>,
 
-    /// Its private key in PEM.
+    /// The private key of that certificate, in PEM.
     #[arg(long, global = true, value_name = "FILE", requires = "tls_certificate")]
     tls_key: Option<PathBuf>,
 }
 
 impl CredentialArgs {
-    /// The same for a benchmark, which reads a token once.
+    /// Returns the same credentials for a benchmark, which reads a token file once.
     #[cfg(target_os = "linux")]
-    pub(crate) fn of_benchmark(&self) -> Result<tidegate_bench::Credentials, Failure> {
+    pub(crate) fn for_benchmark(&self) -> Result<tidegate_bench::Credentials, Failure> {
         let token = match (&self.token, &self.token_file) {
             (Some(token), _) => Some(token.clone()),
             (None, Some(path)) => {
@@ -62,7 +61,7 @@ impl CredentialArgs {
         })
     }
 
-    /// A client for the server at `url` that shows these credentials.
+    /// Returns a client for the server at `url`, with these credentials.
     pub(crate) fn client(&self, url: &str) -> Result<Client, Failure> {
         let mut client = Client::builder(url);
         if let Some(token) = &self.token {

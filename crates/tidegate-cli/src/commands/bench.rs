@@ -308,7 +308,7 @@ impl SetupArgs {
             Some(url) => ServerChoice::Running {
                 url: url.clone(),
                 pid: self.server_pid,
-                credentials: credentials.of_benchmark()?,
+                credentials: credentials.for_benchmark()?,
             },
             None => ServerChoice::Child(self.launch()?),
         };
