@@ -82,11 +82,11 @@ impl Document {
     fn head(&self) -> String {
         let mut text = format!(
             "# Benchmarks\n\n\
-             Written by `{command}`, which starts one server after another, gives each the same work from the same \
-             lean clients, and reads from the kernel what the server's process took. Every number is the median \
-             of {rounds} rounds, with its ratio to tidegate's; of some, the lowest and the highest round are given \
-             in brackets. Less is better, except for deliveries. Every stream's accounts were verified: a round \
-             with an event neither delivered nor counted as missing has no numbers.\n\n",
+             Written by `{command}`, which starts one server after another, puts the same load on each from the same \
+             lean clients, and reads processor time and memory of the server's process from the kernel. Every number \
+             is the median of {rounds} rounds, with its ratio to tidegate's; some have the lowest and the highest \
+             round in brackets. Less is better, except for deliveries. Every stream's accounts were verified: a round \
+             in which an event was neither delivered nor counted as missing has no numbers.\n\n",
             command = self.command_line,
             rounds = self.rounds,
         );

@@ -212,9 +212,10 @@ impl GrowArgs {
         let folder = plots.file_name().unwrap_or_default().to_string_lossy();
         let mut text = format!(
             "# What a delivery costs as the work grows\n\n\
-             Written by `{}`: one quantity grows, all else stays. Processor time is what the kernel counted for the \
-             server's process, divided by what was delivered; memory is what the server's process held more when all \
-             had subscribed, divided by their number. One run each of {} s. Every stream's accounts were verified.\n\n",
+             Written by `{}`: one quantity grows, and all others are constant. Processor time is that of the server's \
+             process by the kernel's count, divided by the deliveries. Memory is the growth of the server's process \
+             until all had subscribed, divided by the subscribers. One run of {} s for each point. Every stream's \
+             accounts were verified.\n\n",
             self.command_line, self.seconds
         );
         text.push_str(&head(environment));

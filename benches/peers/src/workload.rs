@@ -192,29 +192,29 @@ impl Workload {
         match self {
             Self::Firehose => format!(
                 "{CONNECTIONS} subscribers, each on its own connection, get every event of {PAYLOAD} B. The \
-                 publisher goes as fast as the slowest of them: it is at most {AHEAD} events ahead."
+                 publisher keeps to the pace of the slowest: it is at most {AHEAD} events ahead."
             ),
             Self::Paced => format!(
                 "{RATE} events a second of {PAYLOAD} B go to {PACED_CONNECTIONS} subscribers, each on its own \
-                 connection. Latency is from the moment an event was due to its arrival."
+                 connection. Latency is the time from the moment an event was due to its arrival."
             ),
             Self::Idle => format!(
-                "{} subscribers, each on its own connection, have nothing to receive. Resident memory of the \
-                 server with them, less that before them, is divided by their number.",
+                "{} subscribers, each on its own connection, have nothing to receive. The number is the growth of \
+                 the server's resident memory by them, divided by their number.",
                 amount.idle_connections
             ),
             Self::Stalled => format!(
                 "{RATE} events a second of {STALLED_PAYLOAD} B go to {CONNECTIONS} subscribers, each on its own \
-                 connection. Once all of them read; once {STALLED_CONNECTIONS} of them read nothing. The latency \
-                 is that of those who read; with and without are one after the other in each round."
+                 connection. Each round has two runs: in one all of them read, in the other {STALLED_CONNECTIONS} \
+                 read nothing. The latency is that of the subscribers that read."
             ),
             Self::Cores => format!(
-                "As above, flat out to {CONNECTIONS} connections with {PAYLOAD} B, from servers that may use the cores of the \
-                 benchmark too. It stays on its own, so they get what it leaves."
+                "As above, flat out to {CONNECTIONS} connections with {PAYLOAD} B, from servers that may use the cores of \
+                 the benchmark too. The benchmark stays on its own cores, so the servers get the time that it leaves."
             ),
             Self::Tls => format!(
-                "Flat out to {CONNECTIONS} connections with {PAYLOAD} B, once by TLS and once without, one after the other in \
-                 each round. No session is resumed. Only the servers that speak HTTP/2: the benchmark has no TLS for the \
+                "Flat out to {CONNECTIONS} connections with {PAYLOAD} B. Each round has two runs, one with TLS and one \
+                 without. No session is resumed. Only servers of HTTP/2 take part: the benchmark has no TLS for the \
                  protocols of the others."
             ),
         }

@@ -3,11 +3,9 @@
 use tidegate_proto::v1::{
     DisconnectClientRequest, DrainRequest, GetServerRequest, GetServerResponse,
     ListSubscriptionsRequest, SubscriptionOrder, SubscriptionState,
-    admin_service_client::AdminServiceClient,
 };
-use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
-use crate::{Error, credentials::Credentials};
+use crate::{Error, connector::AdminService};
 
 /// Subscriptions per page. The most that a server returns in one response.
 const PAGE_SIZE: u32 = 1_000;
@@ -18,7 +16,7 @@ const PAGE_SIZE: u32 = 1_000;
 /// A server that requires authentication serves only principals whose rule says `admin = true`.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    service: AdminServiceClient<InterceptedService<Channel, Credentials>>,
+    service: AdminService,
 }
 
 /// Selects and orders the subscriptions to list.
@@ -33,9 +31,7 @@ pub struct ListOptions {
 }
 
 impl Admin {
-    pub(crate) const fn new(
-        service: AdminServiceClient<InterceptedService<Channel, Credentials>>,
-    ) -> Self {
+    pub(crate) const fn new(service: AdminService) -> Self {
         Self { service }
     }
 

@@ -1,20 +1,13 @@
 //! The client: endpoint, credentials, connections and their settings.
 
-use std::{fmt, future::Future, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
-use tidegate_proto::v1::{
-    NewEvent, PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse,
-    admin_service_client::AdminServiceClient, event_service_client::EventServiceClient,
-};
-use tonic::{
-    Status, Streaming,
-    service::interceptor::InterceptedService,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
-};
+use tidegate_proto::v1::{NewEvent, PublishRequest, PublishResponse};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::{
     Admin, Error, Publisher, PublisherOptions, SubscribeOptions, Subscription,
-    credentials::Credentials,
+    connector::Connector, credentials::Credentials,
 };
 
 /// The connection's window, as a multiple of the stream's.
@@ -30,17 +23,10 @@ const CONNECTION_WINDOW_FACTOR: u32 = 32;
 /// [`Subscription`] and every [`Publisher`] opens its own.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// Opens connections. All settings are applied to it.
-    endpoint: Endpoint,
+    connector: Connector,
     /// The connection for unary calls. Connects on first use, and again after it has broken.
     channel: Channel,
-    credentials: Credentials,
-    /// The largest message that is accepted from the server.
-    max_message_bytes: usize,
 }
-
-/// The event service, with credentials added to each call.
-pub(crate) type Service = EventServiceClient<InterceptedService<Channel, Credentials>>;
 
 /// Settings of a [`Client`]. Every setting has a default.
 #[derive(Clone)]
@@ -123,7 +109,7 @@ impl Client {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn subscribe(&self, options: SubscribeOptions) -> Subscription {
-        Subscription::new(self.clone(), options)
+        Subscription::new(self.connector.clone(), options)
     }
 
     /// Publishes one batch of events, in order. The server applies the whole batch or nothing. Never retried.
@@ -156,7 +142,8 @@ impl Client {
     /// # Cancel safety
     /// Not cancel safe: the server may apply the batch after the future was dropped.
     pub async fn publish(&self, events: Vec<NewEvent>) -> Result<PublishResponse, Error> {
-        self.service(self.channel.clone())
+        self.connector
+            .event_service(self.channel.clone())
             .publish(PublishRequest { events })
             .await
             .map(tonic::Response::into_inner)
@@ -192,35 +179,14 @@ impl Client {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn publisher(&self, options: PublisherOptions) -> Publisher {
-        Publisher::new(self.service(self.endpoint.connect_lazy()), options)
+        let service = self.connector.event_service(self.connector.connect_lazy());
+        Publisher::new(service, options)
     }
 
     /// Returns a client of the server's admin service, on the connection for unary calls.
     #[must_use]
     pub fn admin(&self) -> Admin {
-        let channel = self.channel.clone();
-        let service = AdminServiceClient::with_interceptor(channel, self.credentials.clone());
-        Admin::new(service.max_decoding_message_size(self.max_message_bytes))
-    }
-
-    /// Opens a `Subscribe` stream on a new connection. So each attempt resolves the name again, and none uses a
-    /// connection whose peer has vanished silently.
-    pub(crate) fn open(
-        &self,
-        request: SubscribeRequest,
-    ) -> impl Future<Output = Result<Streaming<SubscribeResponse>, Status>> + Send + 'static {
-        let mut service = self.service(self.endpoint.connect_lazy());
-        async move { Ok(service.subscribe(request).await?.into_inner()) }
-    }
-
-    /// Whether the token may have been renewed since the server accepted it.
-    pub(crate) fn may_have_new_token(&self) -> bool {
-        self.credentials.can_change()
-    }
-
-    fn service(&self, channel: Channel) -> Service {
-        EventServiceClient::with_interceptor(channel, self.credentials.clone())
-            .max_decoding_message_size(self.max_message_bytes)
+        Admin::new(self.connector.admin_service(self.channel.clone()))
     }
 }
 
@@ -322,11 +288,14 @@ impl ClientBuilder {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(stream_window)
             .initial_connection_window_size(connection_window);
-        Ok(Client {
-            channel: endpoint.connect_lazy(),
+        let connector = Connector {
             endpoint,
             credentials,
             max_message_bytes: self.max_message_bytes,
+        };
+        Ok(Client {
+            channel: connector.connect_lazy(),
+            connector,
         })
     }
 

@@ -61,6 +61,7 @@
 mod admin;
 mod backoff;
 mod client;
+mod connector;
 mod credentials;
 mod error;
 mod options;

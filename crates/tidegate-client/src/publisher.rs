@@ -15,7 +15,7 @@ use tokio::{
 };
 use tonic::Status;
 
-use crate::{Error, NewEvent, Violation, client::Service};
+use crate::{Error, NewEvent, Violation, connector::EventService};
 
 /// Limits of a [`Publisher`]. Keep a batch below the server's limits, by default 1,000 events and 4 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +126,7 @@ impl Default for PublisherOptions {
 // ===== impl Publisher =====
 
 impl Publisher {
-    pub(crate) fn new(service: Service, options: PublisherOptions) -> Self {
+    pub(crate) fn new(service: EventService, options: PublisherOptions) -> Self {
         let (events, queue) = mpsc::channel(options.max_batch_events.max(1));
         let (in_flight, unanswered) = mpsc::channel(options.max_in_flight.max(1));
         let shared = Arc::new(Shared {
@@ -228,7 +228,7 @@ impl Progress {
 
 /// Runs the stream to its end. Then closes the budget, so that `send` fails instead of waiting forever.
 async fn run(
-    service: Service,
+    service: EventService,
     batcher: Batcher,
     unanswered: mpsc::Receiver<InFlight>,
     shared: Arc<Shared>,
@@ -239,7 +239,7 @@ async fn run(
 }
 
 async fn exchange(
-    mut service: Service,
+    mut service: EventService,
     batcher: Batcher,
     mut unanswered: mpsc::Receiver<InFlight>,
     shared: &Shared,

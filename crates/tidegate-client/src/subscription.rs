@@ -15,9 +15,10 @@ use tokio::time::{Instant, Sleep, sleep};
 use tonic::{Code, Status, Streaming};
 
 use crate::{
-    Backoff, Client, Error, Event, Gap, GoingAway, OutOfRange, Position, SubscribeOptions,
-    Subscribed, Violation,
+    Backoff, Error, Event, Gap, GoingAway, OutOfRange, Position, SubscribeOptions, Subscribed,
+    Violation,
     backoff::Attempts,
+    connector::Connector,
     error::{is_transient, retry_hint, with_cause},
     options::Start,
     tracker::Tracker,
@@ -60,14 +61,15 @@ pub enum Update {
     },
 }
 
-/// The events that match some filters, over as many streams as it takes. [`Client::subscribe`] makes it.
+/// The events that match some filters, over as many streams as it takes.
+/// [`Client::subscribe`](crate::Client::subscribe) makes it.
 ///
 /// It is a [`Stream`] of the same items that [`next`](Self::next) returns. It works only while it is polled: it has no
 /// task. If your program stops reading, the server's limits apply, and a gap counts the events that were dropped.
 /// Dropping the subscription closes its stream and its connection.
 #[must_use = "a subscription connects when it is polled"]
 pub struct Subscription {
-    client: Client,
+    connector: Connector,
     options: SubscribeOptions,
     tracker: Tracker,
     /// The failures so far. `None`: a broken stream ends the subscription.
@@ -96,14 +98,14 @@ enum State {
 }
 
 impl Subscription {
-    pub(crate) fn new(client: Client, options: SubscribeOptions) -> Self {
+    pub(crate) fn new(connector: Connector, options: SubscribeOptions) -> Self {
         let position = match options.start {
             Start::ResumeAfter(position) => Some(position),
             Start::Live | Start::ReplayLast(_) => None,
         };
         let attempts = |backoff: Backoff| Attempts::new(backoff, fastrand::Rng::new());
         Self {
-            client,
+            connector,
             tracker: Tracker::new(position),
             attempts: options.reconnect.map(attempts),
             reconnect_after: None,
@@ -199,7 +201,7 @@ impl Subscription {
 
     fn connect(&mut self) {
         let request = self.options.request(self.tracker.position());
-        self.state = State::Connecting(Box::pin(self.client.open(request)));
+        self.state = State::Connecting(Box::pin(self.connector.subscribe(request)));
         self.restart_silence_timer();
     }
 
@@ -284,7 +286,7 @@ impl Subscription {
             // The token may have been renewed while the stream was open. One attempt finds out: if the server refuses
             // the new token, that stream has not begun, and the next failure ends the subscription.
             None if began && status.code() == Code::Unauthenticated => {
-                self.client.may_have_new_token()
+                self.connector.may_have_new_token()
             }
             None => is_transient(&status),
         };

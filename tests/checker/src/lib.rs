@@ -15,8 +15,10 @@ pub mod lean;
 mod proxy;
 mod record;
 mod truth;
+mod violation;
 
-pub use check::{Fault, Location, Rules, Tally, Violation, check, check_clean_up, check_memory};
+pub use check::{Rules, Tally, check, check_clean_up, check_memory};
 pub use proxy::{FaultCounts, Proxy};
 pub use record::{Client, Ending, Stream};
 pub use truth::{Log, Published, Truth, digest};
+pub use violation::{Fault, Location, Violation};

@@ -7,6 +7,7 @@ use tonic_types::StatusExt as _;
 use crate::{
     lean::{Batch, Response},
     truth::digest,
+    violation::Location,
 };
 
 /// One client, and all its streams in the order in which they were opened.
@@ -81,6 +82,19 @@ pub enum Ending {
         /// The position to resume after in its `ErrorInfo`, if there is one.
         position: Option<Position>,
     },
+}
+
+// ===== impl Client =====
+
+impl Client {
+    /// Returns the location of a response in these records.
+    pub(crate) fn location(&self, stream: usize, response: usize) -> Location {
+        Location::Stream {
+            client: self.name.clone(),
+            stream,
+            response,
+        }
+    }
 }
 
 // ===== impl Stream =====

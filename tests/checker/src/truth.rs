@@ -7,7 +7,7 @@ use std::{
 
 use tidegate_proto::v1::{NewEvent, PublishResponse};
 
-use crate::check::{Fault, Location, Violation};
+use crate::violation::{Fault, Location, Violation};
 
 /// An upper bound of the bytes that an event takes on the wire besides its topic, key, payload and attributes.
 const EVENT_OVERHEAD: usize = 48;

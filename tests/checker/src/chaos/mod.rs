@@ -20,10 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    check::{Tally, Violation},
-    proxy::FaultCounts,
-};
+use crate::{check::Tally, proxy::FaultCounts, violation::Violation};
 
 /// The options of a run. It goes on until `duration`, `slots` and `rounds` are all reached.
 #[derive(Debug, Clone, Copy)]

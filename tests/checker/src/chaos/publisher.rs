@@ -15,7 +15,7 @@ use super::{
     plan::{AREAS, ITEMS, KINDS},
     world::World,
 };
-use crate::check::{Fault, Location, Violation};
+use crate::violation::{Fault, Location, Violation};
 
 /// The time between two batches.
 const PACE: Duration = Duration::from_millis(2);

@@ -21,10 +21,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Counts, Options, client::Actor, plan::Plan, publisher, world::World};
 use crate::{
-    check::{Fault, Location, Rules, Tally, Violation, check, check_clean_up, check_memory},
+    check::{Rules, Tally, check, check_clean_up, check_memory},
     proxy::Proxy,
     record::Client,
     truth::Truth,
+    violation::{Fault, Location, Violation},
 };
 
 /// The publishers of a round: whether each goes through the proxy.

@@ -9,8 +9,11 @@
 
 use tidegate_proto::v1::Overflow;
 
-use super::{Fault, Violation, walk::Walk};
-use crate::record::Delivered;
+use super::walk::Walk;
+use crate::{
+    record::Delivered,
+    violation::{Fault, Violation},
+};
 
 /// The account of a conflating stream since it is live.
 #[derive(Debug, Default)]

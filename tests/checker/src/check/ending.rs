@@ -3,8 +3,10 @@
 use tidegate_proto::v1::Position;
 use tonic::Code;
 
-use super::{Fault, Violation};
-use crate::record::{Client, Ending};
+use crate::{
+    record::{Client, Ending},
+    violation::{Fault, Violation},
+};
 
 /// The codes and reasons with which the protocol lets a stream end, or be refused.
 const DOCUMENTED: [(Code, &str); 21] = [

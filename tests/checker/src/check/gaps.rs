@@ -2,7 +2,8 @@
 
 use tidegate_proto::v1::{Gap, GapReason, Overflow};
 
-use super::{Fault, Violation, walk::Walk};
+use super::walk::Walk;
+use crate::violation::{Fault, Violation};
 
 impl Walk<'_> {
     /// Checks a gap. `head` was the newest sequence of the server after it had arrived.

@@ -15,90 +15,22 @@
 mod conflated;
 mod ending;
 mod gaps;
+mod rules;
 mod tally;
 mod walk;
 
-use std::{borrow::Cow, collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
-pub use self::tally::Tally;
 use self::{
     ending::check_ending,
     walk::{Context, Walk},
 };
+pub use self::{rules::Rules, tally::Tally};
 use crate::{
     record::Client,
     truth::{Log, Truth},
+    violation::{Fault, Location, Violation},
 };
-
-/// A broken guarantee.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Violation {
-    /// Guarantee 1: events come in sequence order, none twice.
-    #[error("order: {0}")]
-    Order(Fault),
-    /// Guarantee 2: every matching event is delivered as it was published, or counted by a gap.
-    #[error("silent loss: {0}")]
-    SilentLoss(Fault),
-    /// Guarantee 3: a client that reads misses nothing, whatever other clients do.
-    #[error("isolation: {0}")]
-    Isolation(Fault),
-    /// Guarantee 4: the bytes that events hold are bounded.
-    #[error("bounded memory: {0}")]
-    BoundedMemory(Fault),
-    /// Guarantee 5: by default new events win over stale ones.
-    #[error("freshness: {0}")]
-    Freshness(Fault),
-    /// Guarantee 6: from a position in history, no event is missed or repeated; from any other, a gap comes first.
-    #[error("resume: {0}")]
-    Resume(Fault),
-    /// Guarantee 7: a stream that has ended leaves nothing.
-    #[error("clean-up: {0}")]
-    CleanUp(Fault),
-    /// Guarantee 8: a stream that the server ends says why and where to resume.
-    #[error("honest ending: {0}")]
-    HonestEnding(Fault),
-}
-
-/// A fault in the records, and its location.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// The location of the fault.
-    pub location: Location,
-    /// The fault, in words.
-    pub problem: Cow<'static, str>,
-    /// The right number: a sequence, an index or a count, depending on the problem.
-    pub expected: u64,
-    /// The number in the records.
-    pub found: u64,
-}
-
-/// The location of a fault.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Location {
-    /// The server's own counters.
-    Server,
-    /// The answers to publishers.
-    Publisher,
-    /// The record of a stream.
-    Stream {
-        /// The name of the client.
-        client: String,
-        /// The number of the stream among those of the client, from 0.
-        stream: usize,
-        /// The number of the response after `Subscribed`, from 0.
-        response: usize,
-    },
-}
-
-/// The settings of the server that decide which streams are right.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Rules {
-    /// Number of events that history keeps, if it has no other bound. An event that left history earlier is a fault.
-    pub history_events: Option<u64>,
-    /// Whether the memory budget may evict events.
-    pub may_evict: bool,
-}
 
 /// Checks the records of `clients` against `truth`.
 ///
@@ -200,65 +132,4 @@ pub fn check_clean_up(stats: &tidegate::Stats) -> Result<(), Violation> {
         )));
     }
     Ok(())
-}
-
-// ===== impl Client =====
-
-impl Client {
-    fn location(&self, stream: usize, response: usize) -> Location {
-        Location::Stream {
-            client: self.name.clone(),
-            stream,
-            response,
-        }
-    }
-}
-
-// ===== impl Fault =====
-
-impl Fault {
-    pub(crate) fn new(
-        location: Location,
-        problem: impl Into<Cow<'static, str>>,
-        expected: u64,
-        found: u64,
-    ) -> Self {
-        Self {
-            location,
-            problem: problem.into(),
-            expected,
-            found,
-        }
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            location,
-            problem,
-            expected,
-            found,
-        } = self;
-        write!(
-            out,
-            "{location}: {problem}: expected {expected}, found {found}"
-        )
-    }
-}
-
-impl fmt::Display for Location {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Server => out.write_str("server"),
-            Self::Publisher => out.write_str("publisher"),
-            Self::Stream {
-                client,
-                stream,
-                response,
-            } => {
-                write!(out, "client {client}, stream {stream}, response {response}")
-            }
-        }
-    }
 }

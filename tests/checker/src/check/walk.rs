@@ -2,10 +2,11 @@
 
 use tidegate_proto::v1::{Overflow, Position, Subscribed};
 
-use super::{Fault, Location, Rules, Tally, Violation, check_ending, conflated::Conflated};
+use super::{conflated::Conflated, ending::check_ending, rules::Rules, tally::Tally};
 use crate::{
     record::{Client, Delivered, Item, Stream},
     truth::Log,
+    violation::{Fault, Location, Violation},
 };
 
 /// The rules and the log that a stream is compared with.
