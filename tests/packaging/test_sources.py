@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,40 +15,12 @@ MEMBERS = sorted(
     if "target" not in manifest.relative_to(ROOT).parts
 )
 
-# The circles that there are: files of one crate that name each other, on whatever way around. What is new here needs a
-# reason, and what is gone goes from here too.
-CIRCLES = """
-tidegate-bench-peers: compare document
-tidegate-bench-peers: turn work
-tidegate-bench: crew lane publishing run
-tidegate-checker: check check::conflated check::ending check::tally check::walk record truth
-tidegate-cli: admin args completions publish sub
-tidegate-client: client publisher subscription
-tidegate-core: feed hub registry replay signal subscription
-tidegate-server: books quotas
-tidegate-server: controls metrics
-tidegate-server: identity session
-tidegate: access gate status
-tidegate: calls convert drainer measure publish service
-tidegate: typed::hub typed::subscribe typed::subscription
-"""
+# The circles that there are: files of one crate that name each other, on whatever way around. A new one needs a reason
+# here. A walk over a stream has a part whose methods see the whole walk: a move would split one state machine in two.
+CIRCLES = {"tidegate-checker: check::conflated check::walk"}
 
-# Documentation of items that opens with a pronoun, by crate: to be brought down to none, and never up.
+# Documentation that opens with a pronoun hides the noun that carries it.
 OPENERS = re.compile(r"(?:What|Who|Whom|Those|Whoever|Whose)\b")
-OPENED = """
-tidegate: 61
-tidegate-bench: 73
-tidegate-bench-peers: 24
-tidegate-checker: 33
-tidegate-cli: 20
-tidegate-client: 18
-tidegate-core: 83
-tidegate-embedding-tests: 3
-tidegate-fuzz-harness: 2
-tidegate-proto: 1
-tidegate-server: 85
-tidegate-transport: 11
-"""
 
 
 def package(member: Path) -> str:
@@ -80,11 +51,9 @@ def circles() -> set[str]:
 
 
 def test_there_is_no_circle_of_files_but_the_listed():
-    listed = set(CIRCLES.strip().splitlines())
     found = circles()
-    print("\n".join(sorted(found)))
-    assert not found - listed, "a new circle: move the word that ties it to a file of its own, or list it"
-    assert not listed - found, "these circles are gone, or have other files: bring the list up to date"
+    assert not found - CIRCLES, "a new circle: move the word that ties it to a file of its own"
+    assert not CIRCLES - found, "these circles are gone, or have other files: bring the list up to date"
 
 
 @pytest.fixture
@@ -169,13 +138,11 @@ def first_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def test_documentation_opens_with_a_noun():
-    found = {
-        f"{path.relative_to(ROOT)}:{number}: {line}": package(member)
+    opened = [
+        f"{path.relative_to(ROOT)}:{number}: {line}"
         for member in MEMBERS
         for path in sources(member)
         for number, line in first_lines(path)
         if OPENERS.match(line)
-    }
-    counted = [f"{name}: {count}" for name, count in sorted(Counter(found.values()).items())]
-    print("\n".join([*found, "", *counted]))
-    assert counted == OPENED.strip().splitlines(), "the numbers only go down, and the list with them"
+    ]
+    assert not opened, "begin with the noun that the sentence is about"
