@@ -8,10 +8,11 @@ use crate::exit::{Exit, Failure};
 
 /// Print a token file's line for a token
 ///
-/// Reads the token from standard input, one line, and prints the line that `tidegate serve --auth-tokens FILE`
-/// expects: the principal, and a hash of the token.
+/// Reads the token from standard input, one line, and prints the line that
+/// `tidegate serve --auth-tokens FILE` expects: the principal, and a hash of the token.
 ///
-/// A token must be long and random, because guesses can be checked against its hash quickly:
+/// A token must be long and random, because guesses can be checked against its hash
+/// quickly:
 ///
 ///   openssl rand -base64 32 > billing.token
 ///   tidegate token billing < billing.token >> tokens
