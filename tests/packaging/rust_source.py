@@ -21,7 +21,7 @@ TOKENS = re.compile(
     re.VERBOSE,
 )
 TEST_ONLY = re.compile(r"#\[cfg\((?:test|all\(test\b[^\]]*)\)\]")
-PATH = re.compile(r"(?<![\w:$])(?:crate|self|super)(?:\s*::\s*\w+)+")
+PATH = re.compile(r"(?<![\w:])(?:crate|self|super)(?:\s*::\s*\w+)+")
 
 
 def blank(text: str) -> str:
@@ -150,10 +150,16 @@ class Crate:
         module, rest = path[:length], path[length:]
         if rest and path not in seen:
             for used, local, _ in self.modules[module].uses:
-                target = self._absolute(module, used)
+                target = self._absolute(module, used.removesuffix("::*"))
                 if target is not None and local == rest[0]:
                     return self._defined_in((*target, *rest[1:]), seen | {path})
+                if target in self.modules and local == "*" and self._has_item(target, rest[0]):
+                    return self._defined_in((*target, *rest), seen | {path})
         return module
+
+    def _has_item(self, module: tuple[str, ...], name: str) -> bool:
+        kinds = "struct|enum|union|trait|type|const|static|fn|mod"
+        return re.search(rf"\b(?:{kinds})\s+{name}\b", self.modules[module].code) is not None
 
     def arrows(self) -> dict[tuple[str, ...], set[tuple[str, ...]]]:
         """The modules that each one names. Its own folder is no arrow: a part may use what stands in `mod.rs`."""

@@ -76,10 +76,12 @@ def test_a_circle_is_found_on_every_way_to_name_a_file(crate):
         "fn f() -> crate::a::A { todo!() }",
         "use crate::Face;",
         "use super::Face;",
+        "use crate::Other;",
+        "macro_rules! m { () => { $crate::a::A } }",
     ):
         found = crate(
-            lib="mod a; mod b; pub use a::A as Face; pub use b::B;",
-            a="use crate::b; pub struct A;",
+            lib="mod a; mod b; pub use a::A as Face; pub use a::*; pub use b::B;",
+            a="use crate::b; pub struct A; pub struct Other;",
             b=f"{back} pub struct B;",
         )
         assert found == [{"a", "b"}], back

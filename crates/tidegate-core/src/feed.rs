@@ -411,7 +411,7 @@ impl<P: Payload> FeedState<P> {
         signal: &Arc<Signal>,
         cursor: u32,
     ) -> (Ahead, Option<ParkKey>) {
-        // Numbers and offsets shift when events are removed, so both counts change and the head is read before.
+        // Offsets shift when events are removed, so both counts change and the head is read before.
         *self.standing_at(from) -= 1;
         *self.standing_at(to) += 1;
         let ahead = self

@@ -260,7 +260,8 @@ impl<P: Payload> Shared<P> {
 
     /// Forgets the feeds among `feeds` that no subscription uses any more.
     pub(crate) fn forget_unused(&self, feeds: &[Arc<Feed<P>>]) {
-        // Most subscriptions leave feeds that others use, and need not take the publish lock.
+        // Without the publish lock where there is nothing to forget: a subscription that was taken over leaves even its
+        // client's own feed to the newer one.
         if feeds.is_empty() {
             return;
         }

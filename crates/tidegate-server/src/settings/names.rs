@@ -3,7 +3,7 @@
 //! One measure serves all sources, because flags and variables are made of the same words as keys: `--max-filters` and
 //! `TIDEGATE_MAX_FILTERS` both have the words of `limits.max_filters`, less one.
 
-use strsim::levenshtein;
+use strsim::osa_distance;
 
 use super::{setting::Setting, table::SETTINGS};
 
@@ -24,9 +24,13 @@ pub(super) fn nearest(
     let wanted = words(name);
     let by_distance = names.filter_map(|candidate| {
         let found = words(candidate);
-        let lacking = words_without_match(&wanted, &found);
+        // Words that run together, as in `memorybudget`, match none of the candidate's.
+        let lacking = match wanted.concat() == found.concat() {
+            true => 0,
+            false => words_without_match(&wanted, &found),
+        };
         let others = words_without_match(&found, &wanted);
-        let letters = levenshtein(&wanted.join("."), &found.join("."));
+        let letters = osa_distance(&wanted.join("."), &found.join("."));
         (lacking * 2 < wanted.len()).then_some(((lacking, others, letters), candidate))
     });
     by_distance.min().map(|(_, candidate)| candidate)
@@ -43,8 +47,8 @@ fn words_without_match(words: &[String], others: &[String]) -> usize {
     words.len() - words.iter().filter(has_match).count()
 }
 
-/// Whether two words differ by no more than a slip of the keyboard, or a plural: one letter in words of three to six,
-/// two in those of seven to ten.
+/// Whether two words differ by no more than a slip of the keyboard, or a plural: one letter, or two that changed places,
+/// in words of three to six letters, two of these in those of seven to ten.
 fn is_near(word: &str, other: &str) -> bool {
-    levenshtein(word, other) <= (word.len().min(other.len()) + 1) / 4
+    osa_distance(word, other) <= (word.len().min(other.len()) + 1) / 4
 }

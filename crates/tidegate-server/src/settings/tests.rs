@@ -388,6 +388,24 @@ fn a_former_name_is_refused_and_the_present_one_is_named() {
 }
 
 #[test]
+fn slip_in_a_variable_is_refused() {
+    for (variable, meant) in [
+        ("TIDEGATE_AUTH_TOKNES", "TIDEGATE_AUTH_TOKENS"),
+        ("TIDEGATE_AUTHTOKENS", "TIDEGATE_AUTH_TOKENS"),
+        ("TIDEGATE_AUTH_RULSE", "TIDEGATE_AUTH_RULES"),
+        ("TIDEGATE_MEMORYBUDGET", "TIDEGATE_MEMORY_BUDGET"),
+    ] {
+        let told = read(Sources {
+            file: None,
+            environment: &environment([(variable, "1")]),
+            flags: &[],
+        });
+        let expected = format!("{variable}: there is no such setting; did you mean {meant}?");
+        assert_eq!(told.unwrap_err()[0].to_string(), expected);
+    }
+}
+
+#[test]
 fn variables_that_orchestrators_set_are_left_alone() {
     for service in [
         "TIDEGATE",
