@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from siege import Siege
+from required import pytest_runtest_makereport
 from support import binary
 
-__all__ = ["binary"]
+__all__ = ["binary", "pytest_runtest_makereport"]
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from required import pytest_runtest_makereport
 from support import Client, Server, binary
 
-__all__ = ["binary"]
+__all__ = ["binary", "pytest_runtest_makereport"]
 
 
 @pytest.fixture

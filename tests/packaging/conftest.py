@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from required import pytest_runtest_makereport
 from support import binary
 
-__all__ = ["binary"]
+__all__ = ["binary", "pytest_runtest_makereport"]

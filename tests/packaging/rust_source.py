@@ -97,7 +97,7 @@ class Module:
     name: tuple[str, ...]
     code: str
     children: set[str] = field(default_factory=set)
-    # What its `use` items bring in, and whether the item does anything but pass the name on.
+    # The names that its `use` items bring in, and whether the item does anything but pass the name on.
     uses: list[tuple[str, str, bool]] = field(default_factory=list)
 
 

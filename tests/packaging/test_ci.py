@@ -8,13 +8,13 @@ import shutil
 import subprocess
 
 import pytest
+import yaml
 from rust_source import ROOT
 
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 
 
 def workflow() -> dict:
-    yaml = pytest.importorskip("yaml")
     return yaml.safe_load(WORKFLOW.read_text())
 
 

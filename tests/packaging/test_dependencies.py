@@ -59,7 +59,7 @@ def direct(name: str) -> set[str]:
     return {
         dependency["name"]
         for dependency in packages()[members()[name]]["dependencies"]
-        if dependency["kind"] is None and dependency["target"] != "cfg(tidegate_loom)"
+        if dependency["kind"] is None and (dependency["name"], dependency["target"]) != ("loom", "cfg(tidegate_loom)")
     }
 
 

@@ -109,7 +109,7 @@ def test_every_document_that_is_linked_is_there(document):
 
 
 def anchors(document: Path) -> set[str]:
-    """What the headings of a document are linked by."""
+    """The anchors of the headings of a document."""
     text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
     headings = re.findall(r"^#+ +(.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from support import Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,6 @@ def run(*command: str | Path) -> str:
 
 
 def manifests() -> dict[str, dict]:
-    yaml = pytest.importorskip("yaml")
     return {manifest["kind"]: manifest for manifest in yaml.safe_load_all(MANIFESTS.read_text())}
 
 

@@ -1,4 +1,4 @@
-"""What holds for every source file: no circles of files, no `unsafe`, and documentation that begins with a noun."""
+"""Rules for every source file: no circles of files, no `unsafe`, and documentation that begins with a noun."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def first_lines(path: Path) -> list[tuple[int, str]]:
     """The first line of each piece of documentation, with its number."""
     found, before = [], None
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        match = re.match(r"\s*(//[/!])(?!/) ?(.*)", line)
+        match = re.match(r"""\s*(//[/!]|/\*[*!]|#!?\[doc = r?#?")(?!/) ?(.*)""", line)
         if match and match[1] != before:
             found.append((number, match[2]))
         before = match[1] if match else None

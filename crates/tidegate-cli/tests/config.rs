@@ -385,7 +385,7 @@ async fn a_hangup_reads_the_file_again_and_a_bad_file_changes_nothing() {
     assert!(told.contains(":3: quotas.address.subscriptions"), "{told}");
     subscribe(&client).await.unwrap_err();
 
-    // What is logged changes too.
+    // The log changes too.
     file.write("log = \"tidegate=debug\"\n");
     kill_process(server.pid(), Signal::HUP).unwrap();
     until_logged(&mut log, "configuration reloaded");

@@ -187,7 +187,7 @@ impl<P: Payload> FeedState<P> {
             latest.append(number, event);
         }
         let bytes_through = self.bytes_before(number) + event.size();
-        // Whoever had seen everything now stands before this event.
+        // The cursors that had seen everything now stand before this event.
         let cursors = std::mem::take(&mut self.caught_up);
         self.retained.add(size_of::<Slot<P>>() as u64);
         self.ring.push_back(Slot {

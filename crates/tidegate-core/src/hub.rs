@@ -268,7 +268,7 @@ impl<P: Payload> Hub<P> {
         // which sweeps hold while they look at everybody, is never taken while publishers wait. A close that
         // comes in between ends this subscription through its signal.
         let id = shared.registry.enter(&holder, &signal)?;
-        // What is too old at `now` must not be replayed.
+        // Events that are too old at `now` must not be replayed.
         shared.history.lock().expire(now);
         let parts = Parts {
             id,

@@ -27,7 +27,7 @@ use crate::{
 
 /// Over the memory budget, the hub evicts 1/32 of the retained sequence range per step. A step looks at all feeds, so
 /// there must be few; it evicts more than is needed by up to its size, so it must be small. With 32, at most 3 % too
-/// much goes. Chosen, not measured.
+/// many sequences go, whatever their sizes. Chosen, not measured.
 const EVICTION_STEPS: u64 = 32;
 
 /// The hub itself, which its handles and its subscriptions share. See the crate's *Lock order*.

@@ -213,7 +213,7 @@ impl<P> Registry<P> {
     /// Removes the registration `id` of `client`, and no other.
     pub(crate) fn remove(&self, client: &ClientId, id: u64) {
         let removed = self.state.lock().remove(client, id);
-        // Its feeds may free events, which is not done under the lock.
+        // After the lock: should this be the last reference to a signal or a feed, wakers and events go with it.
         drop(removed);
     }
 

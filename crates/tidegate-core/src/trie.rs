@@ -50,7 +50,7 @@ impl<T> Trie<T> {
                 ">" => return node.tail.push(value),
                 "*" => node = node.star.get_or_insert_with(|| Box::new(Node::new())),
                 literal => {
-                    // Two look-ups for a new token, no allocation for a known one.
+                    // Three look-ups for a new token, two and no allocation for a known one.
                     if !node.children.contains_key(literal) {
                         node.children.insert(literal.into(), Node::new());
                     }

@@ -275,7 +275,7 @@ impl Client {
             .is_some_and(|front| front.sequence == gone)
         {
             self.queue.pop_front();
-            // What is gone before the first poll was never promised.
+            // Events that are gone before the first poll were never promised.
             if replay.opened || gone > replay.head {
                 self.lose(gone);
             }

@@ -145,7 +145,7 @@ proptest! {
                     subscription.pass_over(through);
                     let after = usize::try_from(subscription.next_index()).unwrap();
                     prop_assert!(matching[before..after].iter().all(|number| *number <= through));
-                    // What is left up to there is an overflow that reaches beyond.
+                    // The rest up to there is an overflow that reaches beyond.
                     let left = matching[after..].iter().filter(|number| **number <= through).count() as u64;
                     let behind = subscription.backlog();
                     prop_assert!(left == 0 || behind > subscription.limits().max_events.get());

@@ -161,7 +161,7 @@ impl ChunkCache {
 
 impl Chunk {
     fn matches<P: Payload>(&self, source: u64, first_index: u64, events: &[Arc<Event<P>>]) -> bool {
-        // What differs most often comes first; the sequences, which cost the most, last.
+        // The fields that differ most often come first; the sequences, which cost the most, last.
         self.first_index == first_index
             && self.sequences.len() == events.len()
             && self.source == source

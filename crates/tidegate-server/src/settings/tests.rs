@@ -111,7 +111,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     ] {
         assert!(effective.contains(line), "{line} is not in:\n{effective}");
     }
-    // What is printed means the same when it is read.
+    // The printed form means the same when it is read.
     let (again, _) = read(Sources {
         file: Some((&path, &effective)),
         environment: &NOTHING,
@@ -259,7 +259,7 @@ key_set_refresh_interval = \"1m\"
         JwtKeys::JwksUrl(set),
     ];
     assert_eq!(jwt.keys, keys);
-    // What is printed means the same.
+    // The printed form means the same.
     let (again, _) = of(&written.effective(&configuration));
     assert_eq!(again.server.auth.jwt.unwrap().keys, keys);
     let told = problems("[auth.jwt]\nsecrets = [\"a,b\"]\n");
@@ -446,7 +446,7 @@ fn a_reload_changes_what_it_may_and_names_the_rest() {
     assert_eq!(reloaded.needs_restart, ["limits.max_filters"]);
     assert_eq!(running.server.history.max_events, 5);
     assert_ne!(running.server.service.max_filters, 7);
-    // What needs a restart is named again.
+    // A setting that needs a restart is named again.
     let again = reload(&mut running, &next);
     assert_eq!(again.changed, [""; 0]);
     assert_eq!(again.needs_restart, ["limits.max_filters"]);

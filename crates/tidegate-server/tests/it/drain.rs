@@ -135,7 +135,7 @@ async fn a_drain_ends_in_time_and_reports_the_cut_streams() {
         ..ServerConfig::default()
     })
     .await;
-    // Who reads nothing: the window of the stream is full, and the status cannot be sent.
+    // A peer that reads nothing: the window of the stream is full, and the status cannot be sent.
     let mut reader = server.client_with_small_windows().await;
     let mut stalled = subscribe(&mut reader, filters(&["t"])).await;
     stalled.is_disturbed = true;
@@ -144,7 +144,7 @@ async fn a_drain_ends_in_time_and_reports_the_cut_streams() {
         let events = (0..500).map(|_| event("t", [0; 1_000])).collect();
         publish(&mut publisher, events).await.unwrap();
     }
-    // Who says nothing, half the preface, or the preface and then nothing.
+    // Peers that say nothing, half the preface, or the preface and then nothing.
     let mut hostile = Vec::new();
     for i in 0..99 {
         let mut peer = TcpStream::connect(server.address).await.unwrap();

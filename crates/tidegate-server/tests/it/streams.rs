@@ -499,7 +499,7 @@ async fn honest_endings_each_cause_has_its_status_and_position() {
         let fact = |name: &str| info.metadata[name].parse::<u64>().unwrap();
         let position = (fact("resume_after_epoch"), fact("resume_after_sequence"));
         assert_eq!(position, (answer.epoch, answer.last_sequence));
-        // Who comes later is told the same.
+        // A later stream is told the same.
         let refused = client.subscribe(filters(&["t"])).await.unwrap_err();
         assert_eq!(refused.code(), code);
     }

@@ -159,7 +159,7 @@ async fn a_client_must_choose_http2_by_alpn() {
     let mut silent = shake_hands(&server, &authority, &[]).await.unwrap();
     let read = time::timeout(PATIENCE, silent.read_u8()).await.unwrap();
     assert!(read.is_err());
-    // Whoever does not trust the authority does not come in.
+    // A client that does not trust the authority does not connect.
     let stranger = Authority::new("stranger");
     assert!(shake_hands(&server, &stranger, &[b"h2"]).await.is_err());
 }
@@ -432,7 +432,7 @@ async fn a_changed_list_refuses_handshakes_and_ends_streams() {
         doomed.subscribe("", &["t"]).await.unwrap(),
         kept.subscribe("", &["t"]).await.unwrap(),
     );
-    // What is no list is told with its file, and changes nothing.
+    // A file that is no list is named, and changes nothing.
     for (content, problem) in [
         ("no list", "contains no certificate revocation list in PEM"),
         (

@@ -198,7 +198,7 @@ async fn an_unknown_key_has_the_key_set_fetched_at_most_by_interval() {
         "asked {asked} times, at most {at_most} are due"
     );
 
-    // What is no key set leaves the keys, and a key that is gone takes its streams with it.
+    // A file that is no key set leaves the keys, and a key that is gone takes its streams with it.
     *keys.set.lock().unwrap() = json!("nothing");
     server.reloader.reload().await.unwrap();
     dora.publish("orders.a").await.unwrap();

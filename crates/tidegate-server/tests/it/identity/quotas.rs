@@ -32,7 +32,7 @@ async fn a_quota_holds_for_a_principal_over_all_connections() {
     .await;
     let alice = bearer(&server, "alice-token").await;
     let bob = bearer(&server, "bob-token").await;
-    // What is not allowed uses nothing.
+    // A refused call uses nothing.
     let status = alice.subscribe("", &["news"]).await.unwrap_err();
     assert_eq!(reason(&status), "NOT_ALLOWED");
     let status = alice.publish("orders.secret").await.unwrap_err();
@@ -44,7 +44,7 @@ async fn a_quota_holds_for_a_principal_over_all_connections() {
     let status = elsewhere.subscribe("", &["orders.a"]).await.unwrap_err();
     assert_eq!(reason(&status), "QUOTA_EXCEEDED");
     let _second = bob.subscribe("", &["orders.a"]).await.unwrap();
-    // What a second allows, and then a debt.
+    // As much as a second allows, and then a debt.
     for _ in 0..2 {
         alice.publish("orders.a").await.unwrap();
     }
@@ -188,7 +188,7 @@ async fn bad_credentials_beyond_the_rate_are_refused_unchecked() {
                 refused += 1;
             }
         }
-        // Whoever shares the address keeps stream, connection, and its token on new ones.
+        // A neighbor at the same address keeps stream, connection, and its token on new ones.
         dora.publish("orders.a").await.unwrap();
         bearer(&server, &known)
             .await
