@@ -65,7 +65,7 @@ impl<P: Payload> Subscription<P> {
     ///
     /// Under the publish lock, so that the last entry is read and the cursors are attached in one moment:
     /// nothing is missed or repeated at the seam. What is done there is bounded by
-    /// [`Replay::read_the_rest`].
+    /// [`Replay::read_the_rest`](crate::replay::Replay::read_the_rest).
     fn join(&mut self, room: Room, batch: &mut Batch<P>) {
         let shared = Arc::clone(&self.shared);
         let state = shared.publish.lock();
