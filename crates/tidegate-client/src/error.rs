@@ -35,7 +35,7 @@ pub enum Error {
     Unavailable(Status),
 
     /// `UNAUTHENTICATED`: credentials are missing, wrong or expired. Get new ones first.
-    #[error("the credentials are missing, wrong or expired, get new ones first: {}", .0.message())]
+    #[error("the credentials are missing, wrong or expired; get new ones first: {}", .0.message())]
     Unauthenticated(Status),
 
     /// `PERMISSION_DENIED`: the rules of the server do not allow the request with these credentials.

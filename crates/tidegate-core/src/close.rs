@@ -10,11 +10,11 @@ pub enum CloseReason {
     #[error("a newer subscription of the same client id took over")]
     TakenOver,
     /// The hub is closing. Come back elsewhere, or later.
-    #[error("the hub is shutting down")]
+    #[error("the service is shutting down")]
     ShuttingDown,
     /// The connection under the subscription has reached its greatest age, by [`Hub::end`](crate::Hub::end).
     /// Come back over another.
-    #[error("the connection has reached its greatest age")]
+    #[error("the connection has reached its maximum age")]
     MaxConnectionAge,
     /// The subscriber was behind by more than its limits and had asked for
     /// [`Overflow::Disconnect`](crate::Overflow::Disconnect).
@@ -25,7 +25,7 @@ pub enum CloseReason {
     #[error("the subscriber took none of its events for too long")]
     Stalled,
     /// The sequences begin anew, in another hub. Resume there: a gap will tell what lies between.
-    #[error("the sequences have begun anew")]
+    #[error("the sequences have started anew, in a new epoch")]
     EpochChanged,
     /// The application ended the subscription: [`Hub::disconnect`](crate::Hub::disconnect),
     /// [`Hub::end`](crate::Hub::end).

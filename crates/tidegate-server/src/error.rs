@@ -34,7 +34,7 @@ pub enum BindError {
     /// that.
     #[error(
         "credentials would be sent to {address} without TLS, and anyone on the path could read and use them: set a \
-         certificate and its key, listen on a loopback address, or allow it with `insecure`"
+         certificate and its key, listen on a loopback address, or allow it with `auth.insecure`"
     )]
     PlaintextCredentials {
         /// The address, which is not a loopback address.

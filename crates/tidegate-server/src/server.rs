@@ -357,7 +357,7 @@ async fn drain(
     tracing::warn!(
         connections = connections_left,
         streams,
-        "drain time-out over: cutting the connections that are left"
+        "drain timeout reached: cutting the remaining connections"
     );
     connections.cut.cancel();
     tasks.wait().await;

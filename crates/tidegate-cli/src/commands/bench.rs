@@ -31,16 +31,16 @@ pub(crate) struct BenchArgs {
     #[command(subcommand)]
     benchmark: Benchmark,
 
+    /// Output format.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "table")]
+    output: Output,
+
     #[command(flatten)]
     setup: SetupArgs,
 
     // The last flattened part: its heading applies to every flag after it.
     #[command(flatten)]
     credentials: CredentialArgs,
-
-    /// Output format.
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "table")]
-    output: Output,
 }
 
 #[derive(Debug, Subcommand)]

@@ -46,9 +46,6 @@ pub(crate) struct SubArgs {
     #[arg(required = true, value_name = "FILTER")]
     filters: Vec<String>,
 
-    #[command(flatten)]
-    server: ServerArgs,
-
     /// Client id. A second subscriber with the same id takes over from the first. Without it the server assigns one.
     #[arg(long, value_name = "ID")]
     client_id: Option<String>,
@@ -93,6 +90,10 @@ pub(crate) struct SubArgs {
     /// Output format.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     output: Format,
+
+    // Last: the heading of its part on credentials applies to every flag after it.
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 const AFTER_HELP: &str = "\

@@ -143,7 +143,7 @@ impl KeySets {
         let url = &self.sets[i].fetcher.config().url;
         tracing::error!(
             url,
-            "keys are trusted no longer, because they could not be fetched again; tokens that they signed are refused"
+            "keys are no longer trusted, because they could not be fetched again; tokens that they signed are refused"
         );
         policies.amend(|policy| policy.fetched[i] = Arc::default());
     }

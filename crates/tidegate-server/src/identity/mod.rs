@@ -108,7 +108,9 @@ impl Authenticator {
         };
         authenticator.reload(true).into_iter().try_for_each(Err)?;
         if authenticator.policies.current().rules.is_empty() && authenticator.config.jwt.is_none() {
-            tracing::warn!("no rules are configured: every request will be denied");
+            tracing::warn!(
+                "no rules are configured: every request will be denied; set `auth.rules`"
+            );
         }
         Ok(Some(Arc::new(authenticator)))
     }
