@@ -8,18 +8,14 @@
     reason = "the script reads the names of the works"
 )]
 
-use std::{
-    env,
-    hint::black_box,
-    task::{Context, Waker},
-    time::Instant,
-};
+use std::{env, hint::black_box, time::Instant};
 
 use bytes::Bytes;
-use tidegate_core::{
-    Batch, ClientId, ClientIdPolicy, Filter, HistoryLimits, Hub, HubConfig, NewEvent, Room,
-    SubscribeOptions, Subscription, Topic,
-};
+use tidegate_core::{Batch, ClientIdPolicy, HistoryLimits, Hub, HubConfig};
+
+mod support;
+
+use support::{event, subscribe_as, topic};
 
 /// Enough that rings and maps have the size that they keep.
 const WARM_UP: usize = 2_000;
@@ -51,7 +47,7 @@ fn main() {
 /// One event for one subscription that does not read: it displaces the oldest.
 fn publish(times: usize) {
     let hub = hub();
-    let _stream = subscribe(&hub, "c", &["a"]);
+    let _stream = subscribe_as(&hub, "c", &["a"]);
     let (topic, now) = (topic("a"), Instant::now());
     for _ in 0..WARM_UP + times {
         hub.publish([event(&topic)], now).unwrap();
@@ -61,12 +57,12 @@ fn publish(times: usize) {
 /// One event for 100 parked subscriptions, each of which is woken, takes it and parks.
 fn fan_out(times: usize) {
     let hub = hub();
-    let mut streams: Vec<_> = (0..100).map(|_| subscribe(&hub, "c", &["a"])).collect();
+    let mut streams: Vec<_> = (0..100).map(|_| subscribe_as(&hub, "c", &["a"])).collect();
     let mut batch = Batch::default();
     let (topic, now) = (topic("a"), Instant::now());
     for _ in 0..WARM_UP / 100 + times {
         for stream in &mut streams {
-            take(stream, &mut batch);
+            support::drain(stream, &mut batch);
         }
         hub.publish([event(&topic)], now).unwrap();
     }
@@ -75,12 +71,12 @@ fn fan_out(times: usize) {
 /// A batch of 64 events, published at once and taken at once.
 fn drain(times: usize) {
     let hub = hub();
-    let mut stream = subscribe(&hub, "c", &["a"]);
+    let mut stream = subscribe_as(&hub, "c", &["a"]);
     let mut batch = Batch::default();
     let (topic, now) = (topic("a"), Instant::now());
     for _ in 0..WARM_UP / 64 + times {
         hub.publish((0..64).map(|_| event(&topic)), now).unwrap();
-        take(&mut stream, &mut batch);
+        support::drain(&mut stream, &mut batch);
     }
 }
 
@@ -99,7 +95,7 @@ fn matches(times: usize) {
         .collect();
     let _streams: Vec<_> = filters
         .iter()
-        .map(|filter| subscribe(&hub, "c", &[filter]))
+        .map(|filter| subscribe_as(&hub, "c", &[filter]))
         .collect();
     let (topic, now) = (topic("a.b4.c"), Instant::now());
     for _ in 0..WARM_UP + times {
@@ -111,10 +107,10 @@ fn matches(times: usize) {
 fn subscribe_and_cancel(times: usize) {
     let hub = hub();
     let _others: Vec<_> = (0..1_000)
-        .map(|i| subscribe(&hub, &format!("c{i}"), &[&format!("other.{i}")]))
+        .map(|i| subscribe_as(&hub, &format!("c{i}"), &[&format!("other.{i}")]))
         .collect();
     for _ in 0..WARM_UP / 100 + times {
-        black_box(subscribe(&hub, "c", &["user.me", "room.mine", "news.>"]));
+        black_box(subscribe_as(&hub, "c", &["user.me", "room.mine", "news.>"]));
     }
 }
 
@@ -124,29 +120,4 @@ fn hub() -> Hub<Bytes> {
         client_ids: ClientIdPolicy::Several,
         ..HubConfig::new(1)
     })
-}
-
-fn topic(name: &str) -> Topic {
-    Topic::new(name).unwrap()
-}
-
-fn event(topic: &Topic) -> NewEvent<Bytes> {
-    NewEvent::new(topic.clone(), Bytes::from_static(&[7; 256]))
-}
-
-fn subscribe(hub: &Hub<Bytes>, client: &str, filters: &[&str]) -> Subscription<Bytes> {
-    let filters = filters.iter().map(|filter| Filter::new(filter).unwrap());
-    let options = SubscribeOptions::new(ClientId::new(client).unwrap(), filters.collect());
-    hub.subscribe(options, Instant::now()).unwrap()
-}
-
-/// Takes everything, and parks.
-fn take(subscription: &mut Subscription<Bytes>, batch: &mut Batch<Bytes>) {
-    let mut cx = Context::from_waker(Waker::noop());
-    while subscription
-        .poll_next(&mut cx, Room::events(64), batch)
-        .is_ready()
-    {
-        black_box(&batch);
-    }
 }

@@ -3,18 +3,17 @@
 //! An event has 256 bytes. Every benchmark prints the time for one operation, and where one operation
 //! handles several events, events per second.
 
-use std::{
-    hint::black_box,
-    task::{Context, Waker},
-    time::Instant,
-};
+use std::time::Instant;
 
 use bytes::Bytes;
 use divan::{Bencher, counter::ItemsCount};
 use tidegate_core::{
-    Batch, ClientId, Filter, HistoryLimits, Hub, HubConfig, NewEvent, Room, SubscribeOptions,
-    Subscription, Topic,
+    Batch, ClientId, Filter, HistoryLimits, Hub, HubConfig, SubscribeOptions, Subscription,
 };
+
+mod support;
+
+use support::{drain, event, subscribe_as, topic};
 
 fn main() {
     divan::main();
@@ -27,33 +26,8 @@ fn hub() -> Hub<Bytes> {
     })
 }
 
-fn event(topic: &Topic) -> NewEvent<Bytes> {
-    NewEvent::new(topic.clone(), Bytes::from_static(&[7; 256]))
-}
-
-fn topic(name: &str) -> Topic {
-    Topic::new(name).unwrap()
-}
-
 fn subscribe(hub: &Hub<Bytes>, filters: &[&str]) -> Subscription<Bytes> {
     subscribe_as(hub, "c", filters)
-}
-
-fn subscribe_as(hub: &Hub<Bytes>, client: &str, filters: &[&str]) -> Subscription<Bytes> {
-    let filters = filters.iter().map(|filter| Filter::new(filter).unwrap());
-    let options = SubscribeOptions::new(ClientId::new(client).unwrap(), filters.collect());
-    hub.subscribe(options, Instant::now()).unwrap()
-}
-
-/// Takes what is there, and parks.
-fn drain(subscription: &mut Subscription<Bytes>, batch: &mut Batch<Bytes>) {
-    let mut cx = Context::from_waker(Waker::noop());
-    while subscription
-        .poll_next(&mut cx, Room::events(64), batch)
-        .is_ready()
-    {
-        black_box(&batch);
-    }
 }
 
 /// Clients of one filter: publishing costs the same, but each that is parked is woken and drains.
