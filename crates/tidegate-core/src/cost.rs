@@ -42,14 +42,18 @@ impl FilterCost {
     #[must_use]
     pub fn of(filters: &[Filter]) -> Self {
         let mut trie = Trie::new();
-        let mut bytes = 0;
         for filter in filters {
             trie.insert(filter, ());
-            bytes += FILTER_BYTES + COPIES * filter.as_str().len() as u64;
         }
         Self {
             work: trie.most_work(),
-            bytes,
+            bytes: Self::bytes_of(filters),
         }
+    }
+
+    /// The bytes alone.
+    pub(crate) fn bytes_of(filters: &[Filter]) -> u64 {
+        let bytes = |filter: &Filter| FILTER_BYTES + COPIES * filter.as_str().len() as u64;
+        filters.iter().map(bytes).sum()
     }
 }

@@ -39,10 +39,8 @@ pub struct Event<P> {
     payload: P,
     /// The size of the payload, asked once: no code of an application runs under a lock.
     size: u64,
-    /// The answers of predicates, by their identities.
-    verdicts: Vec<(u64, bool)>,
     /// The bytes of this event, counted until it is freed.
-    charge: Charge,
+    _charge: Charge,
 }
 
 /// Identity of a sequence space and a place in it: all you need to resume, with any filter.
@@ -95,8 +93,7 @@ impl<P: Payload> NewEvent<P> {
             key,
             payload,
             size: size as u64,
-            verdicts: Vec::new(),
-            charge: retained.charge(held as u64),
+            _charge: retained.charge(held as u64),
         })
     }
 }
@@ -132,20 +129,6 @@ impl<P> Event<P> {
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
-    }
-
-    /// The answer of a predicate, if it was asked.
-    pub(crate) fn verdict(&self, predicate: u64) -> Option<bool> {
-        let mut verdicts = self.verdicts.iter();
-        verdicts
-            .find(|(asked, _)| *asked == predicate)
-            .map(|(_, verdict)| *verdict)
-    }
-
-    /// Keeps the answer of a predicate, and charges for it.
-    pub(crate) fn note_verdict(&mut self, predicate: u64, verdict: bool) {
-        self.charge.add(size_of::<(u64, bool)>() as u64);
-        self.verdicts.push((predicate, verdict));
     }
 }
 

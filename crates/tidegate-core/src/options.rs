@@ -26,6 +26,13 @@ pub struct HubConfig {
     /// [`GapReason::Evicted`](crate::GapReason::Evicted) tells each one that had not seen them. Events
     /// that a subscriber holds are counted and cannot be evicted. Default: [`u64::MAX`], no limit.
     pub memory_budget: u64,
+    /// The most work that the filters of one subscription may add to the search for the subscriptions of an event, as
+    /// [`FilterCost::work`](crate::FilterCost::work) counts it. Default: 256. Ten thousand literals cost as much as one; filters that people write
+    /// cost less than 20.
+    pub max_filter_work: u64,
+    /// The most bytes that all filters may hold, as [`FilterCost::bytes`](crate::FilterCost::bytes) estimates them; filters that share a feed count once. Beyond it
+    /// subscriptions with new filters are refused. Not part of `memory_budget`. Default: 256 MiB.
+    pub max_filter_bytes: u64,
 }
 
 /// The options of a subscriber. [`SubscribeOptions::new`] has the defaults.
@@ -79,6 +86,8 @@ impl HubConfig {
             },
             client_ids: ClientIdPolicy::default(),
             memory_budget: u64::MAX,
+            max_filter_work: 256,
+            max_filter_bytes: 256 << 20,
         }
     }
 }

@@ -44,14 +44,6 @@ impl Retained {
     }
 }
 
-impl Charge {
-    /// Counts more bytes of the same thing.
-    pub(crate) fn add(&mut self, bytes: u64) {
-        self.retained.add(bytes);
-        self.bytes += bytes;
-    }
-}
-
 impl Drop for Charge {
     fn drop(&mut self) {
         self.retained.subtract(self.bytes);
