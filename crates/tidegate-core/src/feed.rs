@@ -9,7 +9,12 @@
 //! Numbers are dense, so how many events lie between two cursors is a subtraction, also when they are
 //! long gone.
 
-use std::{collections::VecDeque, sync::Arc, task::Waker};
+use std::{
+    collections::VecDeque,
+    hash::{Hash, Hasher},
+    sync::Arc,
+    task::Waker,
+};
 
 use slab::Slab;
 
@@ -124,9 +129,6 @@ pub(crate) struct FeedKind<P> {
     /// Each payload passes this, if it is set.
     pub(crate) predicate: Option<Predicate<P>>,
 }
-
-/// A [`FeedKind`] as a key: the filters, and the identity of the predicate.
-pub(crate) type FeedKey = (FilterGroup, Option<u64>);
 
 // ===== impl Feed =====
 
@@ -422,6 +424,10 @@ impl<P: Payload> FeedState<P> {
 
     /// Registers a cursor that has seen everything for the next event.
     fn park(&mut self, signal: &Arc<Signal>, cursor: u32) -> ParkKey {
+        if self.parked.capacity() == 0 {
+            // Exactly one: most feeds have one, and a list would make room for four.
+            self.parked = Slab::with_capacity(1);
+        }
         let key = self.parked.insert((Arc::clone(signal), cursor));
         ParkKey {
             key,
@@ -542,9 +548,22 @@ impl<P: Payload> FeedState<P> {
 // ===== impl FeedKind =====
 
 impl<P> FeedKind<P> {
-    /// The key that the hub finds the feed by.
-    pub(crate) fn key(&self) -> FeedKey {
-        let predicate = self.predicate.as_ref().map(Predicate::id);
-        (FilterGroup::clone(&self.filters), predicate)
+    /// What the hub tells feeds apart by: the filters, and the identity of the predicate.
+    fn key(&self) -> (&FilterGroup, Option<u64>) {
+        (&self.filters, self.predicate.as_ref().map(Predicate::id))
+    }
+}
+
+impl<P> PartialEq for FeedKind<P> {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl<P> Eq for FeedKind<P> {}
+
+impl<P> Hash for FeedKind<P> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
     }
 }

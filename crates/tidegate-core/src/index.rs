@@ -12,7 +12,9 @@
 //! other.
 
 use std::{
-    collections::HashMap,
+    borrow::Borrow,
+    collections::HashSet,
+    hash::{Hash, Hasher},
     sync::{
         Arc,
         atomic::{
@@ -25,7 +27,7 @@ use std::{
 use crate::{
     cost::FilterCost,
     event::Payload,
-    feed::{Feed, FeedKey, FeedKind},
+    feed::{Feed, FeedKind},
     retained::Retained,
     sync::{AtomicU64, Mutex, MutexGuard, RwLock},
     trie::Trie,
@@ -50,8 +52,12 @@ pub(crate) struct Index<P> {
     filter_bytes: AtomicCounter,
 }
 
-/// The feeds by their keys.
-pub(crate) type Members<P> = HashMap<FeedKey, Arc<Feed<P>>>;
+/// The feeds, to be found by their kinds.
+pub(crate) type Members<P> = HashSet<Member<P>>;
+
+/// A feed as its kind.
+#[derive(Debug)]
+pub(crate) struct Member<P>(Arc<Feed<P>>);
 
 /// The feeds by their filters.
 #[derive(Debug)]
@@ -93,7 +99,7 @@ impl<P: Payload> Index<P> {
     /// An index without feeds.
     pub(crate) fn new() -> Self {
         Self {
-            members: Mutex::new(HashMap::new()),
+            members: Mutex::new(HashSet::new()),
             topics: RwLock::new(Topics {
                 version: 0,
                 trie: Trie::new(),
@@ -169,6 +175,10 @@ impl<P: Payload> Index<P> {
 
     /// Counts a subscription into the feeds of `kinds`, which are made if they are not there. Fails, with nothing
     /// changed, if that made filters hold more than `max_filter_bytes`.
+    #[expect(
+        clippy::mutable_key_type,
+        reason = "the kind of a feed, which it is found by, never changes"
+    )]
     pub(crate) fn join(
         &self,
         members: &mut Members<P>,
@@ -176,9 +186,7 @@ impl<P: Payload> Index<P> {
         max_filter_bytes: u64,
         retained: &Retained,
     ) -> Result<Joined<P>, FilterBytesExceeded> {
-        let missing = kinds
-            .iter()
-            .filter(|kind| !members.contains_key(&kind.key()));
+        let missing = kinds.iter().filter(|kind| !members.contains(*kind));
         let bytes: u64 = missing
             .map(|kind| FilterCost::bytes_of(&kind.filters))
             .sum();
@@ -189,14 +197,17 @@ impl<P: Payload> Index<P> {
         self.filter_bytes.fetch_add(bytes, Relaxed);
         let mut new = Vec::new();
         let feeds = kinds.into_iter().map(|kind| {
-            let feed = members.entry(kind.key()).or_insert_with(|| {
+            let feed = if let Some(Member(feed)) = members.get(&kind) {
+                Arc::clone(feed)
+            } else {
                 let feed = Arc::new(Feed::new(kind, retained.clone()));
+                members.insert(Member(Arc::clone(&feed)));
                 new.push(Arc::clone(&feed));
                 feed
-            });
+            };
             // Before the lock of the members goes: a feed that nobody uses may be forgotten.
             feed.lock().add_user();
-            Arc::clone(feed)
+            feed
         });
         let feeds = feeds.collect();
         self.feeds.fetch_add(new.len() as u64, Relaxed);
@@ -231,6 +242,10 @@ impl<P: Payload> Index<P> {
     }
 
     /// Forgets the feeds among `feeds` that no subscription uses. Returns those.
+    #[expect(
+        clippy::mutable_key_type,
+        reason = "the kind of a feed, which it is found by, never changes"
+    )]
     pub(crate) fn forget_unused<'a>(
         &self,
         members: &mut Members<P>,
@@ -240,11 +255,10 @@ impl<P: Payload> Index<P> {
         for feed in feeds {
             // Somebody may have joined it since its last subscription left, or another may have forgotten it, and a new
             // feed stands under its key: so by identity, and under the lock that feeds are joined under.
-            let key = feed.kind().key();
-            let known = members.get(&key);
-            let is_known = known.is_some_and(|known| Arc::ptr_eq(known, feed));
+            let known = members.get(feed.kind());
+            let is_known = known.is_some_and(|Member(known)| Arc::ptr_eq(known, feed));
             if is_known && feed.lock().is_unused() {
-                members.remove(&key);
+                members.remove(feed.kind());
                 forgotten.push(feed);
                 let bytes = FilterCost::bytes_of(feed.filters());
                 self.filter_bytes.fetch_sub(bytes, Relaxed);
@@ -268,6 +282,28 @@ impl<P: Payload> Index<P> {
             }
         }
         forgotten
+    }
+}
+
+// ===== impl Member =====
+
+impl<P: Payload> Borrow<FeedKind<P>> for Member<P> {
+    fn borrow(&self) -> &FeedKind<P> {
+        self.0.kind()
+    }
+}
+
+impl<P: Payload> PartialEq for Member<P> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.kind() == other.0.kind()
+    }
+}
+
+impl<P: Payload> Eq for Member<P> {}
+
+impl<P: Payload> Hash for Member<P> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.kind().hash(state);
     }
 }
 

@@ -117,11 +117,9 @@ impl Reason {
             Self::InvalidPosition => ("INVALID_POSITION", Code::InvalidArgument, Advice::Correct),
             Self::InvalidRequest => ("INVALID_REQUEST", Code::InvalidArgument, Advice::Correct),
             Self::TooManyFilters => ("TOO_MANY_FILTERS", Code::InvalidArgument, Advice::Correct),
-            Self::FiltersTooCostly => (
-                "FILTERS_TOO_COSTLY",
-                Code::InvalidArgument,
-                Advice::Correct,
-            ),
+            Self::FiltersTooCostly => {
+                ("FILTERS_TOO_COSTLY", Code::InvalidArgument, Advice::Correct)
+            }
             Self::TooManyEvents => ("TOO_MANY_EVENTS", Code::InvalidArgument, Advice::Correct),
             Self::EventTooLarge => ("EVENT_TOO_LARGE", Code::InvalidArgument, Advice::Correct),
             Self::BatchTooLarge => ("BATCH_TOO_LARGE", Code::InvalidArgument, Advice::Correct),

@@ -198,7 +198,8 @@ impl StreamingService<PublishRequest> for Call {
         let responses = requests.into_inner().then(move |request| {
             let call = call.clone();
             async move {
-                let request = request.map_err(|status| unreadable(status, Reason::BatchTooLarge))?;
+                let request =
+                    request.map_err(|status| unreadable(status, Reason::BatchTooLarge))?;
                 call.publish(request).await
             }
         });
