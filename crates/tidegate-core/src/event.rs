@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     retained::{Charge, Retained},
+    subject::Subject,
     topic::Topic,
 };
 
@@ -37,6 +38,8 @@ pub struct Event<P> {
     key: Option<Arc<str>>,
     /// The content.
     payload: P,
+    /// The topic and key, hashed before a lock is taken; none if nobody conflated then, or it stands for itself.
+    subject: Option<Subject>,
     /// The size of the payload, asked once: no code of an application runs under a lock.
     size: u64,
     /// The answers of predicates, by their identities.
@@ -76,8 +79,9 @@ impl<P> NewEvent<P> {
 }
 
 impl<P: Payload> NewEvent<P> {
-    /// Moves the event into the memory that history, feeds and subscribers will share, without a sequence.
-    pub(crate) fn into_shared(self, retained: &Retained) -> Arc<Event<P>> {
+    /// Moves the event into the memory that history, feeds and subscribers will share, without a sequence. Its subject
+    /// is hashed now if somebody conflates.
+    pub(crate) fn into_shared(self, retained: &Retained, conflates: bool) -> Arc<Event<P>> {
         let Self {
             topic,
             key,
@@ -89,8 +93,12 @@ impl<P: Payload> NewEvent<P> {
             + key.as_ref().map_or(0, |key| allocated(COUNTS + key.len()))
             + allocated(size)
             + SHARED;
+        let subject = conflates
+            .then(|| Subject::of(&topic, key.as_deref()))
+            .flatten();
         Arc::new(Event {
             sequence: 0,
+            subject,
             topic,
             key,
             payload,
@@ -132,6 +140,13 @@ impl<P> Event<P> {
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The topic and key, by which conflation goes; none if the event stands for itself.
+    pub(crate) fn subject(&self) -> Option<Subject> {
+        // Hashed on the spot only where the event was made before the first subscription that conflates came.
+        self.subject
+            .or_else(|| Subject::of(&self.topic, self.key()))
     }
 
     /// The answer of a predicate, if it was asked.

@@ -5,7 +5,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, atomic::Ordering::Release},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool,
+            Ordering::{Relaxed, Release},
+        },
+    },
     task::Waker,
     time::Instant,
 };
@@ -41,6 +47,9 @@ pub(crate) struct Shared<P> {
     memory_budget: u64,
     /// The bytes that events hold.
     retained: Retained,
+    /// Whether any subscription has ever conflated, so that the subjects of events are worth hashing. It orders nothing:
+    /// an event that misses it is hashed later.
+    pub(crate) conflates: AtomicBool,
     /// The publish lock, with its state.
     pub(crate) publish: Mutex<State<P>>,
     /// Recent events. Written under the publish lock, read by replays without it.
@@ -117,6 +126,7 @@ impl<P: Payload> Shared<P> {
             max_limits: config.max_limits,
             memory_budget: config.memory_budget,
             retained: retained.clone(),
+            conflates: AtomicBool::new(false),
             publish: Mutex::new(state),
             history: Mutex::new(History::new(config.history, retained)),
             predicates: Mutex::new(PredicateList::default()),
@@ -153,7 +163,7 @@ impl<P: Payload> Shared<P> {
 
     /// Moves `event` into the memory that history, feeds and subscribers will share, and counts it.
     pub(crate) fn share(&self, event: NewEvent<P>) -> Arc<Event<P>> {
-        event.into_shared(&self.retained)
+        event.into_shared(&self.retained, self.conflates.load(Relaxed))
     }
 
     /// Numbers `events`, in their order, with `sequence(head, i)`, and appends them everywhere: the publisher's half
