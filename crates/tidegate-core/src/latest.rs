@@ -217,3 +217,38 @@ impl<P: Payload> Latest<P> {
         self.survivors.backlog(next, after, up_to)
     }
 }
+
+#[cfg(all(test, not(tidegate_loom)))]
+mod tests {
+    use bytes::Bytes;
+
+    use super::{FREED_AT_ONCE, Latest};
+    use crate::{event::NewEvent, limits::Limits, retained::Retained, topic::Topic};
+
+    #[test]
+    fn survivors_go_a_few_under_one_hold_of_the_lock() {
+        let retained = Retained::default();
+        let limits = Limits {
+            max_events: u64::MAX.try_into().unwrap(),
+            max_bytes: u64::MAX.try_into().unwrap(),
+            ..Limits::default()
+        };
+        let mut latest = Latest::<Bytes>::new(limits, retained.clone());
+        let survivors = 3 * FREED_AT_ONCE as u64;
+        latest.enter(0);
+        for number in 0..survivors {
+            let topic = Topic::new(&format!("k.{number}")).unwrap();
+            let event = NewEvent::new(topic, Bytes::new()).into_shared(&retained, true);
+            latest.append(number, &event);
+        }
+        latest.enter(survivors);
+        latest.leave(0);
+        let mut left = vec![latest.survivors.total().events];
+        while latest.free_unwanted() {
+            left.push(latest.survivors.total().events);
+        }
+        assert_eq!(left, [survivors * 2 / 3, survivors / 3]);
+        drop(latest);
+        assert_eq!(retained.bytes(), 0);
+    }
+}

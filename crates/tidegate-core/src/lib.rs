@@ -97,6 +97,8 @@ pub mod topic;
 mod topic_set;
 mod trie;
 
+#[cfg(all(test, not(tidegate_loom)))]
+mod conflate_tests;
 #[cfg(all(test, tidegate_loom))]
 mod loom_tests;
 

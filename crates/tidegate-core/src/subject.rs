@@ -18,6 +18,17 @@ use crate::topic::Topic;
 static KEYS: LazyLock<[RandomState; 2]> =
     LazyLock::new(|| [RandomState::new(), RandomState::new()]);
 
+#[cfg(test)]
+thread_local! {
+    static HASHED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// How many subjects this thread has hashed since the last call.
+#[cfg(all(test, not(tidegate_loom)))]
+pub(crate) fn hashed() -> u64 {
+    HASHED.replace(0)
+}
+
 /// The topic and key of an event, hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Subject {
@@ -41,6 +52,8 @@ impl Subject {
         if key.is_none() && topic.is_reserved() {
             return None;
         }
+        #[cfg(test)]
+        HASHED.set(HASHED.get() + 1);
         let topic = topic.as_str();
         let [high, low] = [0, 1].map(|half| {
             let keys: &[RandomState; 2] = &KEYS;

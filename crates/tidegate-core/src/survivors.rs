@@ -280,6 +280,7 @@ impl<P: Payload> Survivors<P> {
     fn compact(&mut self) {
         let alive = usize::try_from(self.total.events).unwrap_or(usize::MAX);
         if alive == 0 {
+            work::count(self.slots.len() as u64);
             self.slots.clear();
             self.front = 0;
             if self.slots.capacity() > SMALL_LOG {
@@ -340,8 +341,121 @@ pub(crate) mod work {
     }
 
     /// The steps of this thread since the last call.
-    #[cfg(test)]
+    #[cfg(all(test, not(tidegate_loom)))]
     pub(crate) fn take() -> u64 {
         STEPS.replace(0)
+    }
+}
+
+#[cfg(all(test, not(tidegate_loom)))]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::{SMALL_LOG, Stretch, Survivors};
+    use crate::{
+        event::{Event, NewEvent},
+        feed::Backlog,
+        retained::Retained,
+        topic::Topic,
+    };
+
+    #[derive(Debug, Clone)]
+    enum Action {
+        /// An event of this size.
+        Push(usize),
+        /// The survivor at this rank, if there is one.
+        Remove(prop::sample::Index),
+        PopFront,
+    }
+
+    fn action() -> impl Strategy<Value = Action> {
+        prop_oneof![
+            5 => (0..50usize).prop_map(Action::Push),
+            3 => any::<prop::sample::Index>().prop_map(Action::Remove),
+            2 => Just(Action::PopFront),
+        ]
+    }
+
+    fn event(sequence: u64, size: usize) -> Arc<Event<Bytes>> {
+        let event = NewEvent::new(Topic::new("a").unwrap(), Bytes::from(vec![0; size]));
+        let mut event = event.into_shared(&Retained::default(), false);
+        Arc::get_mut(&mut event).unwrap().sequence = sequence;
+        event
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+        /// Against a plain list of number, sequence and size, in every question that can be asked.
+        #[test]
+        fn sums_equal_those_of_a_plain_list(
+            actions in prop::collection::vec(action(), 1..300),
+            number in 0..300u64,
+            from in 0..600u64,
+            to in 0..600u64,
+        ) {
+            let retained = Retained::default();
+            let mut log = Survivors::new(retained.clone());
+            let mut list: Vec<(u64, u64, u64)> = Vec::new();
+            let mut pushed = 0;
+            for action in actions {
+                match action {
+                    Action::Push(size) => {
+                        pushed += 1;
+                        log.push(pushed, &event(2 * pushed, size));
+                        list.push((pushed, 2 * pushed, size as u64));
+                    }
+                    Action::Remove(rank) if !list.is_empty() => {
+                        let (number, ..) = list.remove(rank.index(list.len()));
+                        log.remove(number);
+                    }
+                    Action::Remove(_) => {}
+                    Action::PopFront => {
+                        let expected = (!list.is_empty()).then(|| list.remove(0).0);
+                        prop_assert_eq!(log.pop_front().map(|(number, _)| number), expected);
+                    }
+                }
+                prop_assert!(log.slots.len() <= 2 * list.len() + SMALL_LOG);
+                let sum = |list: &[(u64, u64, u64)]| Backlog {
+                    events: list.len() as u64,
+                    bytes: list.iter().map(|(.., size)| size).sum(),
+                };
+                prop_assert_eq!(log.total(), sum(&list));
+                let some = |after: u64, up_to: u64| -> Vec<_> {
+                    list.iter()
+                        .filter(|(n, s, _)| *n >= number && *s > after && *s <= up_to)
+                        .copied()
+                        .collect()
+                };
+                prop_assert_eq!(log.backlog(number, from, to), sum(&some(from, to)));
+                let stretch = some(0, to);
+                prop_assert_eq!(log.stretch(number, to), Stretch {
+                    count: stretch.len() as u64,
+                    first: stretch.first().map_or(0, |(_, sequence, _)| *sequence),
+                    last: stretch.last().map_or(0, |(_, sequence, _)| *sequence),
+                });
+                prop_assert_eq!(
+                    log.after_sequence(number, from).map(|survivor| survivor.number),
+                    some(from, u64::MAX).first().map(|(number, ..)| *number)
+                );
+                let mut walked = Vec::new();
+                let mut next = log.from(number);
+                while let Some(survivor) = next {
+                    walked.push(survivor.number);
+                    next = log.after(&survivor);
+                }
+                let all = some(0, u64::MAX);
+                prop_assert!(walked.into_iter().eq(all.iter().map(|(number, ..)| *number)));
+                prop_assert_eq!(
+                    log.first().map(|survivor| survivor.number),
+                    list.first().map(|(number, ..)| *number)
+                );
+            }
+            drop(log);
+            prop_assert_eq!(retained.bytes(), 0);
+        }
     }
 }
