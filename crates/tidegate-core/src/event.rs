@@ -79,9 +79,8 @@ impl<P> NewEvent<P> {
 }
 
 impl<P: Payload> NewEvent<P> {
-    /// Moves the event into the memory that history, feeds and subscribers will share, without a sequence. Its subject
-    /// is hashed now if somebody conflates.
-    pub(crate) fn into_shared(self, retained: &Retained, conflates: bool) -> Arc<Event<P>> {
+    /// Moves the event into the memory that history, feeds and subscribers will share, without a sequence.
+    pub(crate) fn into_shared(self, retained: &Retained) -> Arc<Event<P>> {
         let Self {
             topic,
             key,
@@ -93,12 +92,9 @@ impl<P: Payload> NewEvent<P> {
             + key.as_ref().map_or(0, |key| allocated(COUNTS + key.len()))
             + allocated(size)
             + SHARED;
-        let subject = conflates
-            .then(|| Subject::of(&topic, key.as_deref()))
-            .flatten();
         Arc::new(Event {
             sequence: 0,
-            subject,
+            subject: None,
             topic,
             key,
             payload,
@@ -140,6 +136,13 @@ impl<P> Event<P> {
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Hashes the topic and key ahead of the locks.
+    // Out of line: most hubs do not conflate, and their publishing is no larger for it.
+    #[cold]
+    pub(crate) fn hash_subject(&mut self) {
+        self.subject = Subject::of(&self.topic, self.key());
     }
 
     /// The topic and key, by which conflation goes; none if the event stands for itself.

@@ -238,7 +238,7 @@ mod tests {
         latest.enter(0);
         for number in 0..survivors {
             let topic = Topic::new(&format!("k.{number}")).unwrap();
-            let event = NewEvent::new(topic, Bytes::new()).into_shared(&retained, true);
+            let event = NewEvent::new(topic, Bytes::new()).into_shared(&retained);
             latest.append(number, &event);
         }
         latest.enter(survivors);

@@ -163,7 +163,13 @@ impl<P: Payload> Shared<P> {
 
     /// Moves `event` into the memory that history, feeds and subscribers will share, and counts it.
     pub(crate) fn share(&self, event: NewEvent<P>) -> Arc<Event<P>> {
-        event.into_shared(&self.retained, self.conflates.load(Relaxed))
+        let mut event = event.into_shared(&self.retained);
+        if self.conflates.load(Relaxed)
+            && let Some(event) = Arc::get_mut(&mut event)
+        {
+            event.hash_subject();
+        }
+        event
     }
 
     /// Numbers `events`, in their order, with `sequence(head, i)`, and appends them everywhere: the publisher's half

@@ -381,7 +381,7 @@ mod tests {
 
     fn event(sequence: u64, size: usize) -> Arc<Event<Bytes>> {
         let event = NewEvent::new(Topic::new("a").unwrap(), Bytes::from(vec![0; size]));
-        let mut event = event.into_shared(&Retained::default(), false);
+        let mut event = event.into_shared(&Retained::default());
         Arc::get_mut(&mut event).unwrap().sequence = sequence;
         event
     }
