@@ -212,14 +212,14 @@ fn loom_takeover_ends_the_old_and_keeps_the_new() {
 
 /// Takes releases of a subscription that every event matches, until `expected` were delivered or counted. At no moment
 /// is the position beyond what was. Returns how many polls left something that no release could have taken yet.
-fn take_releases(subscription: &mut Subscription<Bytes>, expected: u64) -> u64 {
+fn take_releases(subscription: &mut Subscription<Bytes>, events: usize, expected: u64) -> u64 {
     let mut batch = Batch::default();
     let (mut seen, mut in_vain) = (0, 0);
+    let mut up_to = subscription.head().sequence;
     while subscription.next_index() < expected {
-        let up_to = subscription.head().sequence;
         let room = Room {
             up_to,
-            ..Room::events(1)
+            ..Room::events(events)
         };
         let polled = block_on(poll_fn(|cx| {
             match subscription.poll_next(cx, room, &mut batch) {
@@ -231,10 +231,13 @@ fn take_releases(subscription: &mut Subscription<Bytes>, expected: u64) -> u64 {
         assert!(subscription.position().sequence <= subscription.next_index());
         match polled {
             // What is left was committed after this release began, or it is not committed yet.
-            None if subscription.head().sequence > up_to => {}
             None => {
-                in_vain += 1;
-                thread::yield_now();
+                let head = subscription.head().sequence;
+                if head == up_to {
+                    in_vain += 1;
+                    thread::yield_now();
+                }
+                up_to = head;
             }
             Some(polled) => polled.unwrap(),
         }
@@ -254,28 +257,30 @@ fn loom_a_replaced_event_is_told_before_the_position_passes_it() {
         let mut subscription = subscribe_with(&hub, &["a", "b"], 8, Overflow::Conflate);
         let publisher = thread::spawn(move || {
             publish(&hub, &["a", "b"]);
-            publish(&hub, &["a"]);
+            publish(&hub, &["b"]);
         });
-        take_releases(&mut subscription, 3);
+        take_releases(&mut subscription, 1, 3);
         publisher.join().unwrap();
     });
 }
 
+/// While the later event of one feed is taken, what replaced the earlier one of another is evicted.
 #[test]
 fn loom_conflation_against_eviction_counts_every_event() {
+    const BUDGET: usize = 4_000;
     check(|| {
-        // Room for one event or two.
         let hub = Hub::new(HubConfig {
             history: HistoryLimits::OFF,
-            memory_budget: 700,
+            memory_budget: BUDGET as u64,
             ..HubConfig::new(1)
         });
         let mut subscription = subscribe_with(&hub, &["a", "b"], 8, Overflow::Conflate);
+        publish(&hub, &["a", "b", "a"]);
         let publisher = thread::spawn(move || {
-            publish(&hub, &["a", "b"]);
-            publish(&hub, &["a"]);
+            let large = NewEvent::new(Topic::new("a").unwrap(), Bytes::from(vec![0; BUDGET]));
+            hub.publish([large], Instant::now()).unwrap();
         });
-        take_releases(&mut subscription, 3);
+        take_releases(&mut subscription, 8, 4);
         publisher.join().unwrap();
     });
 }
@@ -290,7 +295,7 @@ fn loom_releases_are_in_order_and_do_not_spin() {
             publish(&hub, &["b"]);
         });
         assert_eq!(
-            take_releases(&mut subscription, 2),
+            take_releases(&mut subscription, 1, 2),
             0,
             "a spin until a commit"
         );
