@@ -92,13 +92,17 @@ mod registry;
 mod replay;
 mod retained;
 mod signal;
+mod subject;
 pub mod subscription;
+mod survivors;
 mod sync;
 pub mod topic;
 mod topic_set;
 mod trie;
 mod wake;
 
+#[cfg(all(test, not(tidegate_loom)))]
+mod conflate_tests;
 #[cfg(all(test, tidegate_loom))]
 mod loom_tests;
 
