@@ -134,6 +134,11 @@ impl<P> Event<P> {
         self.size
     }
 
+    /// How many bytes of memory the event holds, as the budget counts them.
+    pub(crate) const fn held(&self) -> u64 {
+        self.charge.bytes()
+    }
+
     /// The answer of a predicate, if it was asked.
     pub(crate) fn verdict(&self, predicate: u64) -> Option<bool> {
         let mut verdicts = self.verdicts.iter();

@@ -89,12 +89,15 @@ mod publish;
 mod registry;
 mod replay;
 mod retained;
+mod sending;
 mod signal;
 pub mod subscription;
 mod sync;
 pub mod topic;
 mod topic_set;
+mod transport;
 mod trie;
+mod wake;
 
 #[cfg(all(test, tidegate_loom))]
 mod loom_tests;
@@ -114,7 +117,9 @@ pub use crate::{
     predicate::Predicate,
     publish::{PublishError, Published},
     registry::{ClientIdPolicy, StallPolicy, SweepRules, Swept},
+    sending::Sending,
     subscription::{Batch, Room, Subscription},
     topic::{ClientId, NameError, NameErrorKind, Topic},
     topic_set::TopicSet,
+    transport::Transport,
 };

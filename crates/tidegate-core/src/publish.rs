@@ -21,6 +21,7 @@ use crate::{
     predicate::PredicateList,
     registry::Registry,
     retained::Retained,
+    sending::Senders,
     sync::{AtomicU64, Mutex, MutexGuard},
     trie::Trie,
 };
@@ -41,6 +42,8 @@ pub(crate) struct Shared<P> {
     memory_budget: u64,
     /// The bytes that events hold.
     retained: Retained,
+    /// The events that are being sent, which have a share of the budget.
+    pub(crate) senders: Arc<Senders>,
     /// The publish lock, with its state.
     pub(crate) publish: Mutex<State<P>>,
     /// Recent events. Written under the publish lock, read by replays without it.
@@ -117,6 +120,7 @@ impl<P: Payload> Shared<P> {
             max_limits: config.max_limits,
             memory_budget: config.memory_budget,
             retained: retained.clone(),
+            senders: Arc::new(Senders::new(config.memory_budget)),
             publish: Mutex::new(state),
             history: Mutex::new(History::new(config.history, retained)),
             predicates: Mutex::new(PredicateList::default()),
@@ -236,7 +240,9 @@ impl<P: Payload> Shared<P> {
     /// Evicts the oldest events until the hub is within its memory budget, up to one sequence for the whole hub:
     /// events are shared, so evicting one from a single feed might free nothing.
     fn keep_within_budget(&self, state: &State<P>) {
-        while self.retained.bytes() > self.memory_budget {
+        // What is sent beyond its share is about to be freed by other means, and evicting anything for it would free
+        // none of it.
+        while self.retained.bytes() > self.memory_budget.saturating_add(self.senders.excess()) {
             let mut history = self.history.lock();
             let feeds = state.feeds.values().filter_map(|feed| feed.lock().oldest());
             let Some(oldest) = feeds.chain(history.oldest()).min() else {

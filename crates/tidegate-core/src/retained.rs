@@ -45,6 +45,11 @@ impl Retained {
 }
 
 impl Charge {
+    /// The bytes that it counts.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Counts more bytes of the same thing.
     pub(crate) fn add(&mut self, bytes: u64) {
         self.retained.add(bytes);

@@ -51,6 +51,7 @@ mod epoch;
 mod framing;
 mod reason;
 mod reset;
+mod rest;
 mod service;
 mod status;
 pub mod typed;
@@ -69,7 +70,7 @@ pub use crate::{
     epoch::random_epoch,
     framing::CHUNK_BYTES,
     reason::{Advice, DOMAIN, OverQuota, Reason},
-    reset::resettable,
+    reset::{Observed, ObservedChunk, resettable},
     service::{
         Access, Authority, CallBody, Caller, Calls, Drainer, EncodeError, Encoded, EventService,
         Gate, Permit, PublishLimits, RequestBody, ResponseBody, ResponseFuture, ServiceConfig,

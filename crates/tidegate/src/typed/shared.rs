@@ -14,6 +14,7 @@ use prost::{
 use tidegate_core::{Event, Payload, Position, Topic};
 
 use super::{position::PositionFields, value::Value};
+use crate::rest::Encoding;
 
 /// A value that all its receivers share, with its encoding, which is made once. Cheap to clone: a clone is a reference.
 ///
@@ -71,8 +72,10 @@ impl<T: Value> EncodedValue<T> {
     pub(crate) const fn position(&self) -> &PositionFields {
         &self.position
     }
+}
 
-    pub(crate) fn encoding(&self) -> &Bytes {
+impl<T: Value> Encoding for EncodedValue<T> {
+    fn encoding(&self) -> &Bytes {
         self.encoding
             .get_or_init(|| Bytes::from(self.value.encode_to_vec()))
     }
@@ -98,7 +101,7 @@ impl<T> Shared<T> {
         }
     }
 
-    const fn event(&self) -> Option<&Arc<Event<EncodedValue<T>>>> {
+    pub(super) const fn event(&self) -> Option<&Arc<Event<EncodedValue<T>>>> {
         match &self.0 {
             Repr::Published(event) => Some(event),
             Repr::Unpublished(_) => None,
