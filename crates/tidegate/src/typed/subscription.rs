@@ -14,7 +14,7 @@ use futures_core::Stream;
 use tidegate_core::{
     Batch, ClientId, CloseReason, Event, Filter, GapReason, Position, Room, Sending,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tonic::Status;
 
 use super::{
@@ -271,10 +271,22 @@ impl<T: Value> Subscription<T> {
     /// Goes on with the snapshot. Ready with its next value or the status that ends the stream, and with `None`
     /// when all of it was yielded.
     fn poll_snapshot(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Shared<T>, Status>>> {
-        while let Some(stage) = &mut self.snapshot {
+        while self.snapshot.is_some() {
+            // Before the next value, however many there are: a client that is to go elsewhere is not sent the rest of
+            // a state that it cannot use.
+            if self.core.close_reason().is_some() {
+                return self.poll_end(cx).map(|status| Some(Err(status)));
+            }
+            let Some(stage) = &mut self.snapshot else {
+                break;
+            };
             match stage.poll(cx) {
+                // The application has the task's waker, and so has the hub, for an end.
                 Poll::Pending => return self.poll_end(cx).map(|status| Some(Err(status))),
-                Poll::Ready(Step::Value(value)) => return Poll::Ready(Some(Ok(value))),
+                Poll::Ready(Step::Value(value)) => {
+                    self.core.note_progress();
+                    return Poll::Ready(Some(Ok(value)));
+                }
                 Poll::Ready(Step::Failed(status)) => {
                     return Poll::Ready(Some(Err(self.fail(status))));
                 }
@@ -370,6 +382,7 @@ impl<T: Value> Stream for Subscription<T> {
                 }
             }
             if let Some(item) = this.next_item() {
+                this.core.note_progress();
                 return Poll::Ready(Some(item));
             }
             if mem::take(&mut this.chunk_is_full) {
@@ -401,8 +414,18 @@ impl<T: Value> Drop for Subscription<T> {
             // The one that waited may have gone.
             let _ = waits.send(departure.clone());
         }
+        // Should a hook panic, those who wait are told all the same.
+        let _departed = NotifyOnDrop(&self.hub.departed);
         self.hub.hooks.left(departure, &self.entry.filters);
-        self.hub.departed.notify_waiters();
+    }
+}
+
+/// Notifies those who wait when it is dropped.
+struct NotifyOnDrop<'a>(&'a Notify);
+
+impl Drop for NotifyOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.notify_waiters();
     }
 }
 
