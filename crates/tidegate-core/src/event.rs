@@ -12,6 +12,12 @@ pub trait Payload: Send + Sync + 'static {
     /// How many bytes this payload counts against the limits of subscriptions and of history. The hub asks
     /// once for each event, before it takes a lock.
     fn size(&self) -> usize;
+
+    /// How many bytes of memory this payload holds besides its size, which only the memory budget counts: a decoded
+    /// form, for example. The hub asks once for each event, before it takes a lock. Default: none.
+    fn extra_memory(&self) -> usize {
+        0
+    }
 }
 
 /// An event that is about to be published.
@@ -88,6 +94,7 @@ impl<P: Payload> NewEvent<P> {
             + allocated(COUNTS + topic.as_str().len())
             + key.as_ref().map_or(0, |key| allocated(COUNTS + key.len()))
             + allocated(size)
+            + allocated(payload.extra_memory())
             + SHARED;
         Arc::new(Event {
             sequence: 0,

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -167,8 +168,14 @@ impl<P> Registry<P> {
     pub(crate) fn enter(&self, holder: &Holder, signal: &Arc<Signal>) -> Result<u64, Refusal> {
         let registration = Registration::new(holder.clone(), Arc::clone(signal));
         let (id, superseded) = self.state.lock().enter(self.policy, registration)?;
-        // Outside of the lock: ending wakes.
-        end_all(&superseded, CloseReason::TakenOver);
+        // Outside of the lock: ending wakes. Should a waker panic, nobody is here who does not exist.
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            end_all(&superseded, CloseReason::TakenOver);
+        }));
+        if let Err(panic) = ended {
+            self.remove(&holder.client, id);
+            resume_unwind(panic);
+        }
         Ok(id)
     }
 

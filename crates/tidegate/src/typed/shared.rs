@@ -33,6 +33,9 @@ enum Repr<T> {
     Unpublished(Arc<EncodedValue<T>>),
 }
 
+/// Function that tells the bytes of memory behind a value.
+pub(super) type ValueMemory<T> = dyn Fn(&T) -> usize + Send + Sync;
+
 /// Payload of an event of a typed hub: the value and its encoding.
 #[derive(Debug)]
 pub(crate) struct EncodedValue<T> {
@@ -40,6 +43,8 @@ pub(crate) struct EncodedValue<T> {
     /// Encoding of the value without a position. Set when it is published, or when it is first needed.
     encoding: OnceLock<Bytes>,
     position: PositionFields,
+    /// Bytes of memory behind the value, as the memory budget counts them. 0 if it was not published.
+    value_memory: usize,
 }
 
 // ===== impl EncodedValue =====
@@ -51,13 +56,20 @@ impl<T> EncodedValue<T> {
 }
 
 impl<T: Value> EncodedValue<T> {
-    /// Encodes a value that is about to be published.
-    pub(crate) fn encoded(value: T, position: PositionFields) -> Self {
-        let encoding = OnceLock::from(Bytes::from(value.encode_to_vec()));
+    /// Encodes a value that is about to be published. `memory` tells the bytes of memory behind it; without it, those
+    /// are taken to be as many as the encoding has.
+    pub(crate) fn encoded(
+        value: T,
+        position: PositionFields,
+        memory: Option<&ValueMemory<T>>,
+    ) -> Self {
+        let encoding = Bytes::from(value.encode_to_vec());
+        let value_memory = memory.map_or(encoding.len(), |memory| memory(&value));
         Self {
             value,
-            encoding,
+            encoding: encoding.into(),
             position,
+            value_memory,
         }
     }
 
@@ -66,6 +78,7 @@ impl<T: Value> EncodedValue<T> {
             value,
             encoding: OnceLock::new(),
             position: PositionFields::NONE,
+            value_memory: 0,
         }
     }
 
@@ -84,6 +97,10 @@ impl<T: Value> Encoding for EncodedValue<T> {
 impl<T: Value> Payload for EncodedValue<T> {
     fn size(&self) -> usize {
         self.encoding().len()
+    }
+
+    fn extra_memory(&self) -> usize {
+        self.value_memory
     }
 }
 
