@@ -59,7 +59,7 @@ async fn take_slowly(stream: &mut RecvStream, len: usize, pause: Duration) {
     }
 }
 
-/// At 5 kB/s, half a window in each pause, a chunk takes longer than the stall timeout, and so does each slice of a large event.
+/// At 10 kB/s, half a window in each pause, a chunk takes longer than the stall timeout, and so does each slice of a large event.
 #[tokio::test]
 async fn peer_that_takes_a_large_event_slowly_is_not_stalled_and_one_that_stops_is() {
     let sweep = SweepRules {
@@ -74,11 +74,11 @@ async fn peer_that_takes_a_large_event_slowly_is_not_stalled_and_one_that_stops_
     .await;
     let mut stream = subscribe_raw(&connect(&server, 1_024).await, "t").await;
     let mut publisher = server.client().await;
-    let large = event("t", [0; 20_000]);
+    let large = event("t", [0; 40_000]);
     publish(&mut publisher, vec![large, event("t", "behind it")])
         .await
         .unwrap();
-    take_slowly(&mut stream, 20_000, Duration::from_millis(100)).await;
+    take_slowly(&mut stream, 40_000, Duration::from_millis(50)).await;
     let stats = server.hub.stats();
     assert_eq!((stats.ended_stalled, stats.subscriptions), (0, 1));
 
@@ -109,13 +109,13 @@ async fn peer_that_takes_a_large_event_slowly_is_told_the_end_behind_it() {
     .await;
     let mut stream = subscribe_raw(&connect(&server, 1_024).await, "t").await;
     let mut publisher = server.client().await;
-    publish(&mut publisher, vec![event("t", [0; 20_000])])
+    publish(&mut publisher, vec![event("t", [0; 40_000])])
         .await
         .unwrap();
     take_slowly(&mut stream, 1_000, Duration::ZERO).await;
     let clients = server.hub.subscriptions();
     server.hub.disconnect(&clients[0].client_id);
-    take_slowly(&mut stream, 19_000, Duration::from_millis(100)).await;
+    take_slowly(&mut stream, 39_000, Duration::from_millis(50)).await;
     let status = async {
         while let Some(piece) = stream.data().await {
             let len = piece.unwrap().len();
