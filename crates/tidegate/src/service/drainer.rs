@@ -457,3 +457,114 @@ impl Releases {
         self.next
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use prost::Message as _;
+    use tidegate_core::{ClientId, Filter, Hub, HubConfig, Start, SubscribeOptions};
+    use tidegate_proto::v1::{NewEvent, SubscribeResponse};
+
+    use super::*;
+    use crate::framing::PREFIX;
+
+    fn drainer(hub: &Hub<Encoded>, start: Start) -> ChunkBody<Messages> {
+        let everything = vec![Filter::everything()];
+        let options = SubscribeOptions {
+            start,
+            ..SubscribeOptions::new(ClientId::new("c").unwrap(), everything)
+        };
+        let subscription = hub.subscribe(options, std::time::Instant::now()).unwrap();
+        let registrations = Registrations {
+            permit: HeldPermit::new(None),
+            _enrolled: None,
+            _watch: None,
+        };
+        let timing = Timing {
+            intervals: Intervals {
+                heartbeat: Duration::from_secs(15),
+                min_release: None,
+            },
+            reconnect_after: Duration::ZERO,
+            deadline: None,
+        };
+        Drainer::new(
+            subscription,
+            Arc::new(Sharing::new()),
+            registrations,
+            timing,
+        )
+        .0
+    }
+
+    fn publish(hub: &Hub<Encoded>, len: usize) {
+        let event = NewEvent {
+            topic: "a".into(),
+            payload: vec![7; len].into(),
+            ..NewEvent::default()
+        };
+        let event = crate::encode(event).unwrap();
+        hub.publish([event], std::time::Instant::now()).unwrap();
+    }
+
+    /// All chunks until there is nothing to send.
+    fn chunks_of(body: &mut ChunkBody<Messages>) -> Vec<Bytes> {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut chunks = Vec::new();
+        while let Poll::Ready(frame) = http_body::Body::poll_frame(Pin::new(&mut *body), &mut cx) {
+            chunks.push(frame.unwrap().unwrap().into_data().unwrap());
+        }
+        chunks
+    }
+
+    fn responses(chunks: &[Bytes]) -> Vec<Response> {
+        let bytes = chunks.concat();
+        let mut rest = &bytes[..];
+        let mut responses = Vec::new();
+        while !rest.is_empty() {
+            let len = u32::from_be_bytes(rest[1..PREFIX].try_into().unwrap()) as usize;
+            let message = &rest[PREFIX..PREFIX + len];
+            responses.extend(SubscribeResponse::decode(message).unwrap().response);
+            rest = &rest[PREFIX + len..];
+        }
+        responses
+    }
+
+    /// The event comes while the replay goes on, and the replay ends with it: in one batch.
+    #[tokio::test]
+    async fn large_event_before_the_end_of_a_replay_is_shared() {
+        let hub = Hub::new(HubConfig::new(1));
+        publish(&hub, 1);
+        let mut body = drainer(&hub, Start::Last(1));
+        publish(&hub, 3 * CHUNK_BYTES);
+        let chunks = chunks_of(&mut body);
+        let [
+            Response::Subscribed(_),
+            Response::Batch(_),
+            Response::Batch(large),
+            Response::CaughtUp(_),
+        ] = &responses(&chunks)[..]
+        else {
+            panic!("{:?}", responses(&chunks));
+        };
+        assert_eq!(large.events[0].payload.len(), 3 * CHUNK_BYTES);
+        drop(body);
+        // Whoever holds the slices holds the event, and not a copy of it.
+        assert!(hub.stats().sending_bytes > 3 * CHUNK_BYTES as u64);
+        drop(chunks);
+        assert_eq!(hub.stats().sending_bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn small_events_do_not_count_as_sent() {
+        let hub = Hub::new(HubConfig::new(1));
+        let mut body = drainer(&hub, Start::Live);
+        for _ in 0..100 {
+            publish(&hub, 1_000);
+        }
+        let chunks = chunks_of(&mut body);
+        assert!(chunks.len() > 5);
+        assert_eq!(hub.stats().sending_bytes, 0);
+    }
+}

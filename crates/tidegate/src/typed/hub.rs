@@ -419,3 +419,24 @@ impl<T> fmt::Debug for Builder<T> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_values_is_counted() {
+        let held_by = |hub: Hub<String>| {
+            hub.publish("x".repeat(10_000)).unwrap();
+            hub.stats().retained_bytes
+        };
+        // The string, and its encoding.
+        let as_encoded = held_by(Hub::new());
+        assert!((20_000..25_000).contains(&as_encoded), "{as_encoded}");
+        let none = held_by(Hub::builder().value_memory(|_| 0).build());
+        assert!((10_000..15_000).contains(&none), "{none}");
+        let told = Hub::builder().value_memory(|value: &String| 8 * value.len());
+        let told = held_by(told.build());
+        assert!((90_000..100_000).contains(&told), "{told}");
+    }
+}
