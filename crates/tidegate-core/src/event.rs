@@ -13,6 +13,12 @@ pub trait Payload: Send + Sync + 'static {
     /// How many bytes this payload counts against the limits of subscriptions and of history. The hub asks
     /// once for each event, before it takes a lock.
     fn size(&self) -> usize;
+
+    /// How many bytes of memory this payload holds besides its size, which only the memory budget counts: a decoded
+    /// form, for example. The hub asks once for each event, before it takes a lock. Default: none.
+    fn extra_memory(&self) -> usize {
+        0
+    }
 }
 
 /// An event that is about to be published.
@@ -43,7 +49,7 @@ pub struct Event<P> {
     /// The size of the payload, asked once: no code of an application runs under a lock.
     size: u64,
     /// The bytes of this event, counted until it is freed.
-    _charge: Charge,
+    charge: Charge,
 }
 
 /// Identity of a sequence space and a place in it: all you need to resume, with any filter.
@@ -89,6 +95,7 @@ impl<P: Payload> NewEvent<P> {
             + allocated(COUNTS + topic.as_str().len())
             + key.as_ref().map_or(0, |key| allocated(COUNTS + key.len()))
             + allocated(size)
+            + allocated(payload.extra_memory())
             + SHARED;
         Arc::new(Event {
             sequence: 0,
@@ -97,7 +104,7 @@ impl<P: Payload> NewEvent<P> {
             key,
             payload,
             size: size as u64,
-            _charge: retained.charge(held as u64),
+            charge: retained.charge(held as u64),
         })
     }
 }
@@ -133,6 +140,11 @@ impl<P> Event<P> {
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
+    }
+
+    /// How many bytes of memory the event holds, as the budget counts them.
+    pub(crate) const fn held(&self) -> u64 {
+        self.charge.bytes()
     }
 
     /// Hashes the topic and key ahead of the locks.

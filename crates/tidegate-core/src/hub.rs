@@ -323,7 +323,7 @@ impl<P: Payload> Hub<P> {
         });
 
         let ends_when_stalled = options.limits.overflow == Overflow::Disconnect;
-        let signal = Arc::new(Signal::new(ends_when_stalled, options.reset));
+        let signal = Arc::new(Signal::new(ends_when_stalled, options.transport));
         let holder = Holder {
             client: options.client_id,
             principal: options.principal,
@@ -475,6 +475,7 @@ impl<P: Payload> Hub<P> {
         let (history_events, history_bytes) = (history.len(), history.bytes());
         Stats {
             retained_bytes: shared.retained_bytes(),
+            sending_bytes: shared.senders.bytes(),
             clients,
             feeds,
             filter_bytes,

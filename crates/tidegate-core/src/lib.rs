@@ -91,6 +91,7 @@ mod publishing;
 mod registry;
 mod replay;
 mod retained;
+mod sending;
 mod signal;
 mod subject;
 pub mod subscription;
@@ -98,6 +99,7 @@ mod survivors;
 mod sync;
 pub mod topic;
 mod topic_set;
+mod transport;
 mod trie;
 mod wake;
 
@@ -122,7 +124,9 @@ pub use crate::{
     publish::{PublishError, Published},
     publishing::Publishing,
     registry::{ClientIdPolicy, StallPolicy, SweepRules, Swept},
+    sending::Sending,
     subscription::{Batch, Room, Subscription},
     topic::{ClientId, NameError, NameErrorKind, Topic},
     topic_set::TopicSet,
+    transport::Transport,
 };

@@ -34,6 +34,7 @@ use crate::{
     publishing::Part,
     registry::Registry,
     retained::Retained,
+    sending::Senders,
     sync::{AtomicU64, Mutex},
     wake::wake_all,
 };
@@ -69,6 +70,8 @@ pub(crate) struct Shared<P> {
     /// Whether any subscription has ever conflated, so that the subjects of events are worth hashing. It orders nothing:
     /// an event that misses it is hashed later.
     pub(crate) conflates: AtomicBool,
+    /// The events that are being sent, which have a share of the budget.
+    pub(crate) senders: Arc<Senders>,
     /// The publish lock, with its state.
     pub(crate) publish: Mutex<State<P>>,
     /// Held by [`Hub::append`](crate::Hub::append) from its first part to its last: no other may number events in between.
@@ -177,6 +180,7 @@ impl<P: Payload> Shared<P> {
             retained: retained.clone(),
             index: Index::new(),
             conflates: AtomicBool::new(false),
+            senders: Arc::new(Senders::new(config.memory_budget)),
             publish: Mutex::new(state),
             appending: Mutex::new(()),
             history: Mutex::new(History::new(config.history, retained)),
@@ -306,7 +310,9 @@ impl<P: Payload> Shared<P> {
     /// Evicts the oldest events until the hub is within its memory budget, up to one sequence for the whole hub:
     /// events are shared, so evicting one from a single feed might free nothing.
     fn keep_within_budget(&self, state: &mut State<P>) {
-        while self.retained.bytes() > self.memory_budget {
+        // What is sent beyond its share is about to be freed by other means, and evicting anything for it would free
+        // none of it.
+        while self.retained.bytes() > self.memory_budget.saturating_add(self.senders.excess()) {
             let mut history = self.history.lock();
             let feeds = state.holding.iter();
             let feeds = feeds.filter_map(|feed| feed.lock().oldest());

@@ -44,6 +44,13 @@ impl Retained {
     }
 }
 
+impl Charge {
+    /// The bytes that it counts.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 impl Drop for Charge {
     fn drop(&mut self) {
         self.retained.subtract(self.bytes);

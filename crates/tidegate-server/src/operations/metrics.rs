@@ -241,6 +241,11 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
             hub.filter_bytes,
         ),
         gauge(
+            "sending_bytes",
+            "Bytes of large events that streams are sending, part of retained_bytes",
+            hub.sending_bytes,
+        ),
+        gauge(
             "memory_budget_bytes",
             "The most bytes that events may hold",
             stats.memory_budget,
@@ -276,7 +281,7 @@ fn subscription_families(stats: &ServerStats) -> Vec<Family> {
         ),
         counter(
             "streams_reset",
-            "Streams reset because their clients took no notice of the end",
+            "Streams reset because their clients took no notice of the end, or their memory was needed",
             hub.reset,
         ),
     ]
