@@ -107,7 +107,10 @@ impl Server {
         };
         let admission = Admission::new(max_connections, config.max_connections_per_address);
         admission.set_observe_only(config.quotas.observe_only);
-        let subscribers = Arc::new(Subscribers::new(Quotas::new(config.quotas)));
+        let subscribers = Arc::new(Subscribers::new(Quotas::new(
+            config.quotas,
+            config.client_ids,
+        )));
         let mut service = config.service.clone();
         service.gate = Some(Arc::new(QuotaGate(Arc::clone(&subscribers))));
         let events = EventService::new(hub.clone(), service);

@@ -189,6 +189,16 @@ pub static SETTINGS: &[Setting] = rows! {
     "quotas.address.filters", "N", OrNone<NonZero>, server.quotas.address.filters, RELOADS,
     "Maximum number of distinct filters in all subscriptions from one address together.";
 
+    "quotas.address.filter_work", "N", OrNone<NonZero>, server.quotas.address.filter_work, RELOADS,
+    "Maximum number of nodes that the filters of all subscriptions from one address together may make the server visit \
+     for each event. Every distinct set of filters counts once, and filters without * do not count. Behind a proxy, \
+     set it for all clients together, or to none.";
+
+    "quotas.address.filter_bytes", "SIZE", OrNone<NonZeroSize>, server.quotas.address.filter_bytes, RELOADS,
+    "Maximum size of what the server keeps for the filters of all subscriptions from one address together: about 1 KiB \
+     for each distinct filter, and 200 bytes for each further subscription that has it. Behind a proxy, set it for all \
+     clients together, or to none.";
+
     "quotas.address.publish_events", "N", OrNone<NonZero>, server.quotas.address.publish_events, RELOADS,
     "Maximum number of events that one address may publish in a second.";
 
@@ -209,6 +219,14 @@ pub static SETTINGS: &[Setting] = rows! {
 
     "quotas.principal.filters", "N", OrNone<NonZero>, server.quotas.principal.filters, RELOADS,
     "Maximum number of distinct filters in all subscriptions of one principal together.";
+
+    "quotas.principal.filter_work", "N", OrNone<NonZero>, server.quotas.principal.filter_work, RELOADS,
+    "Maximum number of nodes that the filters of all subscriptions of one principal together may make the server visit \
+     for each event. Every distinct set of filters counts once, and filters without * do not count.";
+
+    "quotas.principal.filter_bytes", "SIZE", OrNone<NonZeroSize>, server.quotas.principal.filter_bytes, RELOADS,
+    "Maximum size of what the server keeps for the filters of all subscriptions of one principal together: about 1 KiB \
+     for each distinct filter, and 200 bytes for each further subscription that has it.";
 
     "quotas.principal.publish_events", "N", OrNone<NonZero>, server.quotas.principal.publish_events, RELOADS,
     "Maximum number of events that one principal may publish in a second.";
