@@ -125,8 +125,8 @@ enum Holders {
     /// The only one, as most client ids have it. It takes no memory of its own.
     One(u64),
     /// Two or more, or what is left of them. A set, because a client may have thousands, and each of them
-    /// enters and leaves under the registry's lock. Boxed, so that an entry for one stays small.
-    Several(Box<BTreeSet<u64>>),
+    /// enters and leaves under the registry's lock.
+    Several(BTreeSet<u64>),
 }
 
 /// One subscription, from before it joins its feeds until it is dropped.
@@ -372,7 +372,7 @@ impl Holders {
     /// Adds `id`, which is none of them.
     fn add(&mut self, id: u64) {
         match self {
-            Self::One(first) => *self = Self::Several(Box::new(BTreeSet::from([*first, id]))),
+            Self::One(first) => *self = Self::Several(BTreeSet::from([*first, id])),
             Self::Several(ids) => _ = ids.insert(id),
         }
     }

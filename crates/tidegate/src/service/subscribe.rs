@@ -115,9 +115,10 @@ impl Subscriber {
         let access = request.extensions().get::<Access>().cloned();
         let caller = caller(request.extensions());
         let parameters = self.read(request, deadline).await?;
-        let admitted = self.admit(access, &caller, parameters.options)?;
+        let intervals = parameters.intervals;
+        let admitted = self.admit(access, &caller, parameters)?;
         let begun = self.begin(admitted, calls.as_ref())?;
-        Ok(self.stream(begun, parameters.intervals, deadline))
+        Ok(self.stream(begun, intervals, deadline))
     }
 
     /// Reads the one message of the call, and checks it.
@@ -144,12 +145,16 @@ impl Subscriber {
         &self,
         access: Option<Access>,
         caller: &Caller,
-        mut options: SubscribeOptions,
+        parameters: SubscribeParameters,
     ) -> Result<Admitted, Status> {
+        let (mut options, gives_id) = (parameters.options, parameters.gives_id);
         let rights = match access {
             None => None,
             Some(access) => {
-                let scope = Scope::of(&options);
+                if !gives_id {
+                    options.client_id = access.new_client_id()?;
+                }
+                let scope = Scope::of(&options, gives_id);
                 access.check_subscribe(&scope)?;
                 options.principal = Some(Arc::clone(access.principal()));
                 Some((access, scope))
