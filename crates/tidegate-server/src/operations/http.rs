@@ -23,9 +23,9 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tidegate_transport::Acceptor;
+use tidegate_transport::{Acceptor, listen};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     task::{AbortHandle, JoinSet, yield_now},
     time::timeout,
 };
@@ -64,8 +64,8 @@ struct Open {
 }
 
 impl HttpListener {
-    pub(crate) async fn bind(address: SocketAddr) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+    pub(crate) fn bind(address: SocketAddr) -> std::io::Result<Self> {
+        let listener = listen(address, None)?;
         Ok(Self {
             local_addr: listener.local_addr()?,
             acceptor: Acceptor::new(listener),

@@ -86,6 +86,11 @@ pub static SETTINGS: &[Setting] = rows! {
     "Maximum number of connections at once from one address: an IPv4 address, or the first 64 bits of an IPv6 \
      address. Leave it at none behind a proxy.";
 
+    "connections.backlog", "N", OrAuto<NonZero>, server.backlog, RESTARTS,
+    "Maximum number of connections that wait in the kernel until the server accepts them. Beyond it the kernel drops \
+     what comes, and clients try again after a second or more. auto is as many as the kernel allows, \
+     net.core.somaxconn on Linux; what is beyond that is lowered to it.";
+
     "connections.max_age", "DURATION", TimeOrNone, server.max_connection_age, RESTARTS,
     "Maximum age of a connection, give or take a tenth. Then its streams are told where to resume and the connection \
      ends, so that clients behind a load balancer find new servers. none means no limit.";
