@@ -119,7 +119,7 @@ impl Client {
     /// Publishes one batch of events, in order. The server applies the whole batch or nothing. Never retried.
     ///
     /// The server limits a batch, by default to 1,000 events and 4 MiB, and each event to 1 MiB. Publishing does not
-    /// wait for subscribers.
+    /// wait for subscribers. The call has no deadline of its own, and waits for as long as the connection lives.
     ///
     /// ```no_run
     /// use tidegate_client::{Client, NewEvent};

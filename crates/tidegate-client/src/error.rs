@@ -1,5 +1,7 @@
 //! Errors, one for each answer to "what to do next".
 
+use std::time::Duration;
+
 use tonic::{Code, Status};
 
 use crate::{GapReason, Position, reason};
@@ -167,6 +169,12 @@ impl Error {
         reason::reason(self.status()?)
     }
 
+    /// Returns the delay that the server asks for before the next attempt, if it asks for one: over a quota, nothing
+    /// of a batch was stored, and it can be published again then.
+    pub fn retry_after(&self) -> Option<Duration> {
+        reason::retry_delay(self.status()?)
+    }
+
     /// Returns the server's status, if there is one. The crate `tonic-types` reads its rich details, such as
     /// `ErrorInfo`.
     pub fn status(&self) -> Option<&Status> {
@@ -276,6 +284,10 @@ mod tests {
         let error = Error::from_status(with_reason(Code::Aborted, "NEWER"));
         assert!(matches!(error, Error::Superseded(_)), "{error:?}");
         assert_eq!(Error::from_status(Status::aborted("x")).reason(), None);
+        let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(2)));
+        let status = Status::with_error_details(Code::ResourceExhausted, "x", details);
+        let retry_after = Error::from_status(status).retry_after();
+        assert_eq!(retry_after, Some(Duration::from_secs(2)));
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub(crate) enum Advice {
 }
 
 /// Each reason of the protocol, with its code and the next step.
-pub(crate) const REASONS: [(&str, Code, Advice); 28] = [
+pub(crate) const REASONS: [(&str, Code, Advice); 29] = [
     ("INVALID_FILTER", Code::InvalidArgument, Advice::Correct),
     ("INVALID_TOPIC", Code::InvalidArgument, Advice::Correct),
     ("INVALID_CLIENT_ID", Code::InvalidArgument, Advice::Correct),
@@ -40,6 +40,7 @@ pub(crate) const REASONS: [(&str, Code, Advice); 28] = [
     ("INVALID_POSITION", Code::InvalidArgument, Advice::Correct),
     ("INVALID_REQUEST", Code::InvalidArgument, Advice::Correct),
     ("TOO_MANY_FILTERS", Code::InvalidArgument, Advice::Correct),
+    ("FILTERS_TOO_COSTLY", Code::InvalidArgument, Advice::Correct),
     ("TOO_MANY_EVENTS", Code::InvalidArgument, Advice::Correct),
     ("EVENT_TOO_LARGE", Code::InvalidArgument, Advice::Correct),
     ("BATCH_TOO_LARGE", Code::InvalidArgument, Advice::Correct),

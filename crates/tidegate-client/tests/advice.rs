@@ -53,7 +53,7 @@ fn variant(error: &Error) -> Variant {
 }
 
 /// Each reason of docs/protocol.md, with its code, the step, and words of the error.
-const REASONS: [(&str, Code, Step, &str); 28] = [
+const REASONS: [(&str, Code, Step, &str); 29] = [
     (
         "INVALID_FILTER",
         Code::InvalidArgument,
@@ -92,6 +92,12 @@ const REASONS: [(&str, Code, Step, &str); 28] = [
     ),
     (
         "TOO_MANY_FILTERS",
+        Code::InvalidArgument,
+        GiveUp(Variant::Refused),
+        "correct it first",
+    ),
+    (
+        "FILTERS_TOO_COSTLY",
         Code::InvalidArgument,
         GiveUp(Variant::Refused),
         "correct it first",
@@ -302,6 +308,22 @@ fn without_token(step: Step) -> Step {
         Renew => GiveUp(Variant::Unauthenticated),
         other => other,
     }
+}
+
+#[test]
+fn every_documented_reason_is_tested() {
+    let document = include_str!("../../../docs/protocol.md");
+    let words = document
+        .lines()
+        .skip_while(|line| *line != "| Reason | meaning |")
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.split('`').nth(1).unwrap());
+    let mut documented: Vec<_> = words.collect();
+    let mut tested = REASONS.map(|row| row.0);
+    documented.sort_unstable();
+    tested.sort_unstable();
+    assert_eq!(documented, tested);
 }
 
 #[tokio::test]
