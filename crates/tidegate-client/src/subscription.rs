@@ -292,12 +292,11 @@ impl Subscription {
         self.tracker.end_stream();
         let going_away = self.reconnect_after.take();
         let (_, advice) = reason::meaning(&status);
+        let is_named = reason::reason(&status).as_deref() == Some("POSITION_AHEAD");
         let ahead = match advice {
-            // Without a reason, only a refused call says so. On a stream, it is what this client itself says of a
-            // response that is too large for it.
-            Advice::StartAnew if was_refused || reason::reason(&status).is_some() => {
-                self.tracker.position()
-            }
+            // Without that very reason, only a refused call says so. On a stream, `OUT_OF_RANGE` is also what this client
+            // itself says of a response that is too large for it.
+            Advice::StartAnew if was_refused || is_named => self.tracker.position(),
             _ => None,
         };
         let retry = match (advice, ahead) {
