@@ -40,6 +40,9 @@ pub struct Stats {
     pub clients: usize,
     /// Feeds now: the distinct filters in use, `$client.<id>` included.
     pub feeds: usize,
+    /// Bytes that filters hold now, as [`FilterCost::bytes`](crate::FilterCost::bytes) estimates them; filters that share a feed
+    /// count once.
+    pub filter_bytes: u64,
     /// Events in history now.
     pub history_events: usize,
     /// Bytes that events hold now, in history, in feeds and on their way: what the memory budget bounds.

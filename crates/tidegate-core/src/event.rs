@@ -45,8 +45,6 @@ pub struct Event<P> {
     payload: P,
     /// The size of the payload, asked once: no code of an application runs under a lock.
     size: u64,
-    /// The answers of predicates, by their identities.
-    verdicts: Vec<(u64, bool)>,
     /// The bytes of this event, counted until it is freed.
     charge: Charge,
 }
@@ -102,7 +100,6 @@ impl<P: Payload> NewEvent<P> {
             key,
             payload,
             size: size as u64,
-            verdicts: Vec::new(),
             charge: retained.charge(held as u64),
         })
     }
@@ -144,20 +141,6 @@ impl<P> Event<P> {
     /// How many bytes of memory the event holds, as the budget counts them.
     pub(crate) const fn held(&self) -> u64 {
         self.charge.bytes()
-    }
-
-    /// The answer of a predicate, if it was asked.
-    pub(crate) fn verdict(&self, predicate: u64) -> Option<bool> {
-        let mut verdicts = self.verdicts.iter();
-        verdicts
-            .find(|(asked, _)| *asked == predicate)
-            .map(|(_, verdict)| *verdict)
-    }
-
-    /// Keeps the answer of a predicate, and charges for it.
-    pub(crate) fn note_verdict(&mut self, predicate: u64, verdict: bool) {
-        self.charge.add(size_of::<(u64, bool)>() as u64);
-        self.verdicts.push((predicate, verdict));
     }
 }
 

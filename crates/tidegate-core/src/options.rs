@@ -28,6 +28,13 @@ pub struct HubConfig {
     /// [sending](crate::Sending) may have half of it; when they need more, the subscriptions that have been sending
     /// the longest are ended as [stalled](crate::CloseReason::Stalled). Default: [`u64::MAX`], no limit.
     pub memory_budget: u64,
+    /// The most work that the filters of one subscription may add to the search for the subscriptions of an event, as
+    /// [`FilterCost::work`](crate::FilterCost::work) counts it. Default: 256. Ten thousand literals cost as much as one; filters that people write
+    /// cost less than 20.
+    pub max_filter_work: u64,
+    /// The most bytes that all filters may hold, as [`FilterCost::bytes`](crate::FilterCost::bytes) estimates them; filters that share a feed count once. Beyond it
+    /// subscriptions with new filters are refused. Not part of `memory_budget`. Default: 256 MiB.
+    pub max_filter_bytes: u64,
 }
 
 /// The options of a subscriber. [`SubscribeOptions::new`] has the defaults.
@@ -80,6 +87,8 @@ impl HubConfig {
             },
             client_ids: ClientIdPolicy::default(),
             memory_budget: u64::MAX,
+            max_filter_work: 256,
+            max_filter_bytes: 256 << 20,
         }
     }
 }

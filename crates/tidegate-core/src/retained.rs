@@ -49,12 +49,6 @@ impl Charge {
     pub(crate) const fn bytes(&self) -> u64 {
         self.bytes
     }
-
-    /// Counts more bytes of the same thing.
-    pub(crate) fn add(&mut self, bytes: u64) {
-        self.retained.add(bytes);
-        self.bytes += bytes;
-    }
 }
 
 impl Drop for Charge {

@@ -241,6 +241,11 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
             hub.sending_bytes,
         ),
         gauge(
+            "filter_bytes",
+            "Bytes that filters hold, about",
+            hub.filter_bytes,
+        ),
+        gauge(
             "memory_budget_bytes",
             "The most bytes that events may hold",
             stats.memory_budget,

@@ -69,6 +69,10 @@ pub static SETTINGS: &[Setting] = rows! {
      middle of; over that, the streams that have taken the longest are reset. auto is a quarter of the machine's \
      memory, or of the control group's limit if that is less.";
 
+    "filter_budget", "SIZE", OrAuto<Size>, server.filter_budget, RESTARTS,
+    "Memory that the filters of all subscriptions may hold, besides memory_budget. Over it subscriptions with new \
+     filters are refused. auto is a quarter of memory_budget.";
+
     "stall_timeout", "DURATION", TimeOrNone, server.sweep.stall_timeout, RELOADS,
     "Time after which a client that has events to read and takes no byte is stalled. none means never.";
 
@@ -170,6 +174,11 @@ pub static SETTINGS: &[Setting] = rows! {
 
     "limits.max_filters", "N", Count, server.service.max_filters, RESTARTS,
     "Maximum number of filters in one subscription.";
+
+    "limits.max_filter_work", "N", NonZero, server.max_filter_work, RESTARTS,
+    "Most work that the filters of one subscription may add to the search for the subscriptions of an event: places \
+     of the search, each a token of a filter that begins like the topic. Filters that people write cost less than 20, \
+     whatever their number; many wildcards in the same places cost much.";
 
     "limits.max_publish_events", "N", NonZero, server.service.publish.max_events, RESTARTS,
     "Maximum number of events in one publish request.";
