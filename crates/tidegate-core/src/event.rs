@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     retained::{Charge, Retained},
+    subject::Subject,
     topic::Topic,
 };
 
@@ -43,6 +44,8 @@ pub struct Event<P> {
     key: Option<Arc<str>>,
     /// The content.
     payload: P,
+    /// The topic and key, hashed before a lock is taken; none if nobody conflated then, or it stands for itself.
+    subject: Option<Subject>,
     /// The size of the payload, asked once: no code of an application runs under a lock.
     size: u64,
     /// The bytes of this event, counted until it is freed.
@@ -96,6 +99,7 @@ impl<P: Payload> NewEvent<P> {
             + SHARED;
         Arc::new(Event {
             sequence: 0,
+            subject: None,
             topic,
             key,
             payload,
@@ -141,6 +145,20 @@ impl<P> Event<P> {
     /// How many bytes of memory the event holds, as the budget counts them.
     pub(crate) const fn held(&self) -> u64 {
         self.charge.bytes()
+    }
+
+    /// Hashes the topic and key ahead of the locks.
+    // Out of line: most hubs do not conflate, and their publishing is no larger for it.
+    #[cold]
+    pub(crate) fn hash_subject(&mut self) {
+        self.subject = Subject::of(&self.topic, self.key());
+    }
+
+    /// The topic and key, by which conflation goes; none if the event stands for itself.
+    pub(crate) fn subject(&self) -> Option<Subject> {
+        // Hashed on the spot only where the event was made before the first subscription that conflates came.
+        self.subject
+            .or_else(|| Subject::of(&self.topic, self.key()))
     }
 }
 

@@ -177,6 +177,12 @@ impl<P: Payload> Feed<P> {
         self.kind.filters.iter().any(|filter| filter.matches(topic))
     }
 
+    /// Lets go of the survivors that no conflating cursor has still to see, a few at a time: publishers get the lock
+    /// in between. The caller does not hold it.
+    pub(crate) fn free_unwanted(&self) {
+        while self.lock().free_unwanted() {}
+    }
+
     /// Takes the lock of the feed.
     pub(crate) fn lock(&self) -> MutexGuard<'_, FeedState<P>> {
         self.state.lock()
@@ -370,8 +376,15 @@ impl<P: Payload> FeedState<P> {
         (end, self.park(signal, cursor))
     }
 
-    /// Removes the cursor at `next` with its registration, and the events that only it had still to see.
-    pub(crate) fn detach(&mut self, limits: &Limits, next: u64, parked: Option<ParkKey>) {
+    /// Removes the cursor at `next` with its registration, and the events that only it had still to see; those of the
+    /// view as far as [`Feed::free_unwanted`] does not have to go on. Returns the view if this was its last cursor: the
+    /// caller drops it without the lock.
+    pub(crate) fn detach(
+        &mut self,
+        limits: &Limits,
+        next: u64,
+        parked: Option<ParkKey>,
+    ) -> Option<Box<Latest<P>>> {
         if let Some(ParkKey { key, round }) = parked
             && round == self.parked_round
         {
@@ -379,13 +392,14 @@ impl<P: Payload> FeedState<P> {
         }
         if limits.overflow == Overflow::Conflate {
             self.latest_mut().leave(next);
-            self.latest.take_if(|latest| latest.is_unused());
+            self.latest.take_if(|latest| latest.is_unused())
         } else {
             // Both may free events: nobody stands before them, or its limits were the largest.
             *self.standing_at(next) -= 1;
             self.bounds.remove(limits);
             self.remove_seen();
             self.evict();
+            None
         }
     }
 
@@ -403,6 +417,12 @@ impl<P: Payload> FeedState<P> {
             .expect("a conflating cursor keeps the view")
     }
 
+    /// Lets go of some survivors that no conflating cursor has still to see. Returns whether more are left.
+    fn free_unwanted(&mut self) -> bool {
+        let latest = self.latest.as_mut();
+        latest.is_some_and(|latest| latest.free_unwanted())
+    }
+
     /// Moves a conflating cursor from `from` to `to`, and parks it if no survivor is there or behind.
     pub(crate) fn advance_conflating(
         &mut self,
@@ -415,9 +435,8 @@ impl<P: Payload> FeedState<P> {
         // In this order: leaving removes the survivors below the lowest cursor, and this may be the last.
         latest.enter(to);
         latest.leave(from);
-        let survivor = latest.from(to).next().map(|(_, event)| event.sequence());
-        match survivor {
-            Some(sequence) => (Ahead::Event(sequence), None),
+        match latest.from(to) {
+            Some(survivor) => (Ahead::Event(survivor.event.sequence()), None),
             None => (Ahead::Nothing, Some(self.park(signal, cursor))),
         }
     }
@@ -478,6 +497,11 @@ impl<P: Payload> FeedState<P> {
     /// The sequence of the event before the front, where the loss of an overtaken cursor ends.
     pub(crate) const fn removed_sequence(&self) -> u64 {
         self.removed_sequence
+    }
+
+    /// The sequence of the last event evicted before the cursor at `next` had seen it; none if it has not missed any.
+    pub(crate) fn evicted_before(&self, next: u64) -> Option<u64> {
+        self.has_overtaken(next).then_some(self.removed_sequence)
     }
 
     /// The number of the first event with a sequence above `sequence`, at least that of the front.

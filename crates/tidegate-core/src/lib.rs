@@ -93,7 +93,9 @@ mod replay;
 mod retained;
 mod sending;
 mod signal;
+mod subject;
 pub mod subscription;
+mod survivors;
 mod sync;
 pub mod topic;
 mod topic_set;
@@ -101,6 +103,8 @@ mod transport;
 mod trie;
 mod wake;
 
+#[cfg(all(test, not(tidegate_loom)))]
+mod conflate_tests;
 #[cfg(all(test, tidegate_loom))]
 mod loom_tests;
 

@@ -11,7 +11,13 @@
 //! feed, and commits: it tries twice at most, however many subscribers come and go.
 
 use std::{
-    sync::{Arc, atomic::Ordering::Release},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool,
+            Ordering::{Relaxed, Release},
+        },
+    },
     task::Waker,
     time::Instant,
 };
@@ -63,6 +69,9 @@ pub(crate) struct Shared<P> {
     pub(crate) senders: Arc<Senders>,
     /// The feeds, by their filters.
     pub(crate) index: Index<P>,
+    /// Whether any subscription has ever conflated, so that the subjects of events are worth hashing. It orders nothing:
+    /// an event that misses it is hashed later.
+    pub(crate) conflates: AtomicBool,
     /// The publish lock, with its state.
     pub(crate) publish: Mutex<State<P>>,
     /// Held by [`Hub::append`](crate::Hub::append) from its first part to its last: no other may number events in between.
@@ -171,6 +180,7 @@ impl<P: Payload> Shared<P> {
             retained: retained.clone(),
             senders: Arc::new(Senders::new(config.memory_budget)),
             index: Index::new(),
+            conflates: AtomicBool::new(false),
             publish: Mutex::new(state),
             appending: Mutex::new(()),
             history: Mutex::new(History::new(config.history, retained)),
@@ -202,7 +212,13 @@ impl<P: Payload> Shared<P> {
 
     /// Moves `event` into the memory that history, feeds and subscribers will share, and counts it.
     pub(crate) fn share(&self, event: NewEvent<P>) -> Arc<Event<P>> {
-        event.into_shared(&self.retained)
+        let mut event = event.into_shared(&self.retained);
+        if self.conflates.load(Relaxed)
+            && let Some(event) = Arc::get_mut(&mut event)
+        {
+            event.hash_subject();
+        }
+        event
     }
 
     /// Numbers the events of `part`, in their order, and appends them everywhere: the publisher's half of the protocol in

@@ -81,7 +81,7 @@ fn filters() -> impl Strategy<Value = Vec<String>> {
                         _ => name(i, place),
                     })
                     .collect();
-                filter[tokens - 1] = if tails && tokens > 1 && i % 2 == 0 {
+                filter[tokens - 1] = if tails && tokens > 1 && i.is_multiple_of(2) {
                     ">".to_owned()
                 } else {
                     format!("{i}")
