@@ -65,13 +65,13 @@ pub(crate) struct Shared<P> {
     memory_budget: u64,
     /// The bytes that events hold.
     retained: Retained,
-    /// The events that are being sent, which have a share of the budget.
-    pub(crate) senders: Arc<Senders>,
     /// The feeds, by their filters.
     pub(crate) index: Index<P>,
     /// Whether any subscription has ever conflated, so that the subjects of events are worth hashing. It orders nothing:
     /// an event that misses it is hashed later.
     pub(crate) conflates: AtomicBool,
+    /// The events that are being sent, which have a share of the budget.
+    pub(crate) senders: Arc<Senders>,
     /// The publish lock, with its state.
     pub(crate) publish: Mutex<State<P>>,
     /// Held by [`Hub::append`](crate::Hub::append) from its first part to its last: no other may number events in between.
@@ -178,9 +178,9 @@ impl<P: Payload> Shared<P> {
             max_filter_bytes: config.max_filter_bytes,
             memory_budget: config.memory_budget,
             retained: retained.clone(),
-            senders: Arc::new(Senders::new(config.memory_budget)),
             index: Index::new(),
             conflates: AtomicBool::new(false),
+            senders: Arc::new(Senders::new(config.memory_budget)),
             publish: Mutex::new(state),
             appending: Mutex::new(()),
             history: Mutex::new(History::new(config.history, retained)),

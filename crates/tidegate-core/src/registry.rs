@@ -6,7 +6,7 @@
 //! then the late cancel of the old stream removes the new one.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -113,11 +113,22 @@ struct State<P> {
     /// The identity of the next subscription. None is used twice.
     next_id: u64,
     /// The subscriptions that hold each client id. One that was taken over holds it no more.
-    clients: HashMap<ClientId, Vec<u64>>,
+    clients: HashMap<ClientId, Holders>,
     /// Every subscription that was not dropped, those that were ended included.
     registrations: HashMap<u64, Registration<P>>,
     /// The reason why the hub was closed; no subscription is let in after it.
     closed: Option<CloseReason>,
+}
+
+/// The subscriptions that hold one client id, at least one. All of them have the same principal, because
+/// another one is refused.
+#[derive(Debug)]
+enum Holders {
+    /// The only one, as most client ids have it. It takes no memory of its own.
+    One(u64),
+    /// Two or more, or what is left of them. A set, because a client may have thousands, and each of them
+    /// enters and leaves under the registry's lock.
+    Several(BTreeSet<u64>),
 }
 
 /// One subscription, from before it joins its feeds until it is dropped.
@@ -204,8 +215,8 @@ impl<P> Registry<P> {
     pub(crate) fn end_client(&self, client: &ClientId, reason: CloseReason) -> usize {
         let to_end: Vec<_> = {
             let state = self.state.lock();
-            let holders = state.clients.get(client).into_iter().flatten();
-            let registrations = holders.filter_map(|id| state.registrations.get(id));
+            let holders = state.clients.get(client).into_iter().flat_map(Holders::ids);
+            let registrations = holders.filter_map(|id| state.registrations.get(&id));
             registrations
                 .map(|registration| Arc::clone(&registration.signal))
                 .collect()
@@ -314,11 +325,10 @@ pub(crate) fn give_up_on(signals: &[Arc<Signal>]) -> (u64, u64) {
 impl<P> State<P> {
     /// Removes a registration, and gives it back to be dropped outside of the lock.
     fn remove(&mut self, client: &ClientId, id: u64) -> Option<Registration<P>> {
-        if let Entry::Occupied(mut holders) = self.clients.entry(client.clone()) {
-            holders.get_mut().retain(|holder| *holder != id);
-            if holders.get().is_empty() {
-                holders.remove();
-            }
+        if let Entry::Occupied(mut holders) = self.clients.entry(client.clone())
+            && holders.get_mut().remove(id)
+        {
+            holders.remove();
         }
         self.registrations.remove(&id)
     }
@@ -334,31 +344,74 @@ impl<P> State<P> {
         }
         let id = self.next_id;
         let Holder { client, principal } = &registration.holder;
-        let holders = self.clients.entry(client.clone()).or_default();
-        // Whatever the policy: another principal could otherwise end the stream of this one.
-        let is_of_another = |id| self.registrations[id].holder.principal != *principal;
-        if holders.iter().any(is_of_another) {
-            return Err(Refusal::Taken);
-        }
-        let superseded = match policy {
-            ClientIdPolicy::Takeover => std::mem::take(holders),
-            ClientIdPolicy::Reject if !holders.is_empty() => return Err(Refusal::Taken),
-            ClientIdPolicy::Reject | ClientIdPolicy::Several => Vec::new(),
+        let superseded = match self.clients.entry(client.clone()) {
+            Entry::Vacant(free) => {
+                free.insert(Holders::One(id));
+                None
+            }
+            Entry::Occupied(mut holders) => {
+                // Whatever the policy: another principal could otherwise end the stream of this one. One holder
+                // speaks for all of them.
+                let of_holders = &self.registrations[&holders.get().any()].holder.principal;
+                if of_holders != principal || policy == ClientIdPolicy::Reject {
+                    return Err(Refusal::Taken);
+                }
+                match policy {
+                    ClientIdPolicy::Several => {
+                        holders.get_mut().add(id);
+                        None
+                    }
+                    _ => Some(holders.insert(Holders::One(id))),
+                }
+            }
         };
-        // Exactly one: most client ids hold one subscription, and a vector would make room for four.
-        holders.reserve_exact(1);
-        holders.push(id);
         self.next_id += 1;
         self.registrations.insert(id, registration);
+        let superseded = superseded.iter().flat_map(Holders::ids);
         let signals = superseded
-            .iter()
-            .filter_map(|old| self.registrations.get(old));
-        Ok((
-            id,
-            signals
-                .map(|registration| Arc::clone(&registration.signal))
-                .collect(),
-        ))
+            .filter_map(|old| self.registrations.get(&old))
+            .map(|registration| Arc::clone(&registration.signal));
+        Ok((id, signals.collect()))
+    }
+}
+
+// ===== impl Holders =====
+
+impl Holders {
+    /// One of them.
+    fn any(&self) -> u64 {
+        match self {
+            Self::One(id) => *id,
+            Self::Several(ids) => *ids.first().expect("the last one takes the entry with it"),
+        }
+    }
+
+    /// All of them, in the order in which they came.
+    fn ids(&self) -> impl Iterator<Item = u64> {
+        let (one, several) = match self {
+            Self::One(id) => (Some(*id), None),
+            Self::Several(ids) => (None, Some(ids.iter().copied())),
+        };
+        one.into_iter().chain(several.into_iter().flatten())
+    }
+
+    /// Adds `id`, which is none of them.
+    fn add(&mut self, id: u64) {
+        match self {
+            Self::One(first) => *self = Self::Several(BTreeSet::from([*first, id])),
+            Self::Several(ids) => _ = ids.insert(id),
+        }
+    }
+
+    /// Removes `id`, if it is one of them. Returns whether none is left.
+    fn remove(&mut self, id: u64) -> bool {
+        match self {
+            Self::One(only) => *only == id,
+            Self::Several(ids) => {
+                ids.remove(&id);
+                ids.is_empty()
+            }
+        }
     }
 }
 

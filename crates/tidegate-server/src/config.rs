@@ -15,6 +15,9 @@ use crate::{identity::AuthConfig, network::tls::TlsConfig, quotas::QuotaConfig};
 pub struct ServerConfig {
     /// The address to listen on. Port 0 takes a free port. Default: `127.0.0.1:50051`.
     pub listen: SocketAddr,
+    /// The most connections that wait in the kernel until the server accepts them; it lowers what is beyond its own limit
+    /// (`net.core.somaxconn` on Linux). `None` is as many as it allows. Default: `None`.
+    pub backlog: Option<u32>,
     /// The limits of history. Default: 10,000 events, 64 MiB or 5 minutes, whichever is reached first.
     pub history: HistoryLimits,
     /// The answer to a subscription under a client id that is in use. Default: the newest stream takes over.
@@ -71,6 +74,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)),
+            backlog: None,
             history: HistoryLimits::default(),
             client_ids: ClientIdPolicy::default(),
             memory_budget: None,

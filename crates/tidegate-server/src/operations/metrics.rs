@@ -236,14 +236,14 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
             hub.retained_bytes,
         ),
         gauge(
-            "sending_bytes",
-            "Bytes of large events that streams are sending, part of retained_bytes",
-            hub.sending_bytes,
-        ),
-        gauge(
             "filter_bytes",
             "Bytes that filters hold, about",
             hub.filter_bytes,
+        ),
+        gauge(
+            "sending_bytes",
+            "Bytes of large events that streams are sending, part of retained_bytes",
+            hub.sending_bytes,
         ),
         gauge(
             "memory_budget_bytes",

@@ -91,6 +91,11 @@ pub static SETTINGS: &[Setting] = rows! {
     "Maximum number of connections at once from one address: an IPv4 address, or the first 64 bits of an IPv6 \
      address. Leave it at none behind a proxy.";
 
+    "connections.backlog", "N", OrAuto<NonZero>, server.backlog, RESTARTS,
+    "Maximum number of connections that wait in the kernel until the server accepts them. Beyond it the kernel drops \
+     what comes, and clients try again after a second or more. auto is as many as the kernel allows, \
+     net.core.somaxconn on Linux; what is beyond that is lowered to it.";
+
     "connections.max_age", "DURATION", TimeOrNone, server.max_connection_age, RESTARTS,
     "Maximum age of a connection, give or take a tenth. Then its streams are told where to resume and the connection \
      ends, so that clients behind a load balancer find new servers. none means no limit.";
@@ -199,6 +204,16 @@ pub static SETTINGS: &[Setting] = rows! {
     "quotas.address.filters", "N", OrNone<NonZero>, server.quotas.address.filters, RELOADS,
     "Maximum number of distinct filters in all subscriptions from one address together.";
 
+    "quotas.address.filter_work", "N", OrNone<NonZero>, server.quotas.address.filter_work, RELOADS,
+    "Maximum number of nodes that the filters of all subscriptions from one address together may make the server visit \
+     for each event. Every distinct set of filters counts once, and filters without * do not count. Behind a proxy, \
+     set it for all clients together, or to none.";
+
+    "quotas.address.filter_bytes", "SIZE", OrNone<NonZeroSize>, server.quotas.address.filter_bytes, RELOADS,
+    "Maximum size of what the server keeps for the filters of all subscriptions from one address together: about 1 KiB \
+     for each distinct filter, and 200 bytes for each further subscription that has it. Behind a proxy, set it for all \
+     clients together, or to none.";
+
     "quotas.address.publish_events", "N", OrNone<NonZero>, server.quotas.address.publish_events, RELOADS,
     "Maximum number of events that one address may publish in a second.";
 
@@ -219,6 +234,14 @@ pub static SETTINGS: &[Setting] = rows! {
 
     "quotas.principal.filters", "N", OrNone<NonZero>, server.quotas.principal.filters, RELOADS,
     "Maximum number of distinct filters in all subscriptions of one principal together.";
+
+    "quotas.principal.filter_work", "N", OrNone<NonZero>, server.quotas.principal.filter_work, RELOADS,
+    "Maximum number of nodes that the filters of all subscriptions of one principal together may make the server visit \
+     for each event. Every distinct set of filters counts once, and filters without * do not count.";
+
+    "quotas.principal.filter_bytes", "SIZE", OrNone<NonZeroSize>, server.quotas.principal.filter_bytes, RELOADS,
+    "Maximum size of what the server keeps for the filters of all subscriptions of one principal together: about 1 KiB \
+     for each distinct filter, and 200 bytes for each further subscription that has it.";
 
     "quotas.principal.publish_events", "N", OrNone<NonZero>, server.quotas.principal.publish_events, RELOADS,
     "Maximum number of events that one principal may publish in a second.";
