@@ -49,24 +49,13 @@ struct Entry<P> {
     at: Instant,
 }
 
-/// The result of a walk over a stretch of history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Walk {
-    /// The sequence of the last entry visited, if there was one. A refused one does not count.
-    pub(crate) last: Option<u64>,
-    /// The reason why it ended.
-    pub(crate) end: WalkEnd,
-}
-
-/// The reason why a walk over a stretch of history ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WalkEnd {
-    /// The stretch is done.
-    Done,
-    /// It has visited as many entries as it may.
-    MaxEntries,
-    /// The visitor refused an entry.
-    Refused,
+/// Entries of history, copied to be looked at without its lock.
+#[derive(Debug)]
+pub(crate) struct Stretch<P> {
+    /// References to the events, in the order in which they were asked for.
+    pub(crate) events: Vec<Arc<Event<P>>>,
+    /// Whether these are all that were asked for.
+    pub(crate) is_all: bool,
 }
 
 impl HistoryLimits {
@@ -209,68 +198,45 @@ impl<P: Payload> History<P> {
             .partition_point(|entry| entry.event.sequence <= sequence)
     }
 
-    /// Walks over up to `max_entries` entries after `after` and up to `up_to`, oldest first. `visit` returns
-    /// false to refuse an entry.
-    pub(crate) fn forward(
+    /// Whether no event after `sequence` was dropped, and those there are no more than `max_events`, and no more than
+    /// `max_bytes` if there are several.
+    pub(crate) fn is_short_after(
         &self,
-        after: u64,
-        up_to: u64,
-        max_entries: usize,
-        visit: impl FnMut(&Arc<Event<P>>) -> bool,
-    ) -> Walk {
-        walk(
-            self.entries
-                .range(self.count_up_to(after)..self.count_up_to(up_to)),
-            max_entries,
-            visit,
-        )
+        sequence: u64,
+        (max_events, max_bytes): (usize, u64),
+    ) -> bool {
+        let newer = self.entries.range(self.count_up_to(sequence)..);
+        self.evicted_through <= sequence
+            && newer.len() <= max_events
+            && (newer.len() <= 1 || newer.map(|entry| entry.event.size()).sum::<u64>() <= max_bytes)
     }
 
-    /// Walks over up to `max_entries` entries before `before` and after `after`, newest first.
-    pub(crate) fn backward(
-        &self,
-        before: u64,
-        after: u64,
-        max_entries: usize,
-        visit: impl FnMut(&Arc<Event<P>>) -> bool,
-    ) -> Walk {
+    /// Copies up to `max_entries` entries after `after` and up to `up_to`, oldest first.
+    pub(crate) fn forward(&self, after: u64, up_to: u64, max_entries: usize) -> Stretch<P> {
+        let begin = self.count_up_to(after);
+        let end = self.count_up_to(up_to).max(begin);
+        Stretch::of(self.entries.range(begin..end), max_entries)
+    }
+
+    /// Copies up to `max_entries` entries before `before` and after `after`, newest first.
+    pub(crate) fn backward(&self, before: u64, after: u64, max_entries: usize) -> Stretch<P> {
         let end = self.count_up_to(before.saturating_sub(1));
-        walk(
-            self.entries
-                .range(self.count_up_to(after).min(end)..end)
-                .rev(),
-            max_entries,
-            visit,
-        )
+        let begin = self.count_up_to(after).min(end);
+        Stretch::of(self.entries.range(begin..end).rev(), max_entries)
     }
 }
 
-/// Visits up to `max_entries` of `entries`, until `visit` returns false.
-fn walk<'a, P: 'a>(
-    mut entries: impl Iterator<Item = &'a Entry<P>>,
-    max_entries: usize,
-    mut visit: impl FnMut(&'a Arc<Event<P>>) -> bool,
-) -> Walk {
-    let mut last = None;
-    for _ in 0..max_entries {
-        let Some(entry) = entries.next() else {
-            return Walk {
-                last,
-                end: WalkEnd::Done,
-            };
-        };
-        if !visit(&entry.event) {
-            return Walk {
-                last,
-                end: WalkEnd::Refused,
-            };
-        }
-        last = Some(entry.event.sequence);
+impl<P> Stretch<P> {
+    /// The first of `entries`, up to `max_entries`.
+    fn of<'a>(entries: impl ExactSizeIterator<Item = &'a Entry<P>>, max_entries: usize) -> Self
+    where
+        P: 'a,
+    {
+        let is_all = entries.len() <= max_entries;
+        let events = entries
+            .take(max_entries)
+            .map(|entry| Arc::clone(&entry.event))
+            .collect();
+        Self { events, is_all }
     }
-    let end = if entries.next().is_some() {
-        WalkEnd::MaxEntries
-    } else {
-        WalkEnd::Done
-    };
-    Walk { last, end }
 }

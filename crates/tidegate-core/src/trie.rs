@@ -67,11 +67,13 @@ impl<T> Trie<T> {
         self.root.remove(tokens.as_slice(), &is_it);
     }
 
-    /// Calls `found` with each value whose filter matches `topic`.
-    pub(crate) fn matching<'a>(&'a self, topic: &str, found: &mut impl FnMut(&'a T)) {
+    /// Calls `found` with each value whose filter matches `topic`. Returns the work: how many nodes were visited.
+    pub(crate) fn matching<'a>(&'a self, topic: &str, found: &mut impl FnMut(&'a T)) -> u64 {
         let tokens = Tokens::of(topic);
+        let mut work = 0;
         self.root
-            .matching(tokens.as_slice(), !topic.starts_with('$'), found);
+            .matching(tokens.as_slice(), !topic.starts_with('$'), &mut work, found);
+        work
     }
 
     /// Whether some filter whose value `counts` matches all that `filter` matches. Takes a step from
@@ -152,18 +154,25 @@ impl<T> Node<T> {
         }
     }
 
-    fn matching<'a>(&'a self, tokens: &[&str], wildcards: bool, found: &mut impl FnMut(&'a T)) {
+    fn matching<'a>(
+        &'a self,
+        tokens: &[&str],
+        wildcards: bool,
+        work: &mut u64,
+        found: &mut impl FnMut(&'a T),
+    ) {
+        *work += 1;
         let [token, rest @ ..] = tokens else {
             return self.here.iter().for_each(found);
         };
         if wildcards {
             self.tail.iter().for_each(&mut *found);
             if let Some(star) = &self.star {
-                star.matching(rest, true, found);
+                star.matching(rest, true, work, found);
             }
         }
         if let Some(child) = self.children.get(*token) {
-            child.matching(rest, true, found);
+            child.matching(rest, true, work, found);
         }
     }
 

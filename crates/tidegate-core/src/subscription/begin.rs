@@ -73,6 +73,7 @@ impl<P: Payload> Subscription<P> {
             ready: BinaryHeap::new(),
             arrivals: Vec::new(),
             replay,
+            work: 0,
             opening,
             next_index: 0,
             began_at: head,

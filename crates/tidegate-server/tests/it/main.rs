@@ -12,6 +12,7 @@ mod panics;
 mod pki;
 mod policies;
 mod quotas;
+mod replays;
 mod streams;
 mod tls;
 mod vanish;

@@ -1,0 +1,69 @@
+//! Replays over real sockets: what they cost their neighbors.
+
+use tidegate::proto::*;
+use tidegate_server::ServerConfig;
+
+use crate::common::*;
+
+/// 128 filters of 32 tokens, whose places a topic of as many visits nearly all, and matches none.
+fn costly(stream: usize) -> SubscribeRequest {
+    let filter = |mask: usize| {
+        let token = |i: usize| match i {
+            31 => format!("z{stream}x{mask}"),
+            0..7 if mask >> i & 1 == 0 => "t".to_owned(),
+            _ => "*".to_owned(),
+        };
+        (0..32).map(token).collect::<Vec<_>>().join(".")
+    };
+    SubscribeRequest {
+        filters: (0..128).map(filter).collect(),
+        replay_last: 1_000_000,
+        ..Default::default()
+    }
+}
+
+/// A server whose history has so many events that nobody wants.
+async fn server_with_history(events: usize) -> Running {
+    let server = Running::start(ServerConfig::default()).await;
+    let mut publisher = server.client().await;
+    let topic = ["t"; 32].join(".");
+    for _ in 0..events / 1_000 {
+        let events = (0..1_000).map(|_| event(&topic, "x")).collect();
+        publish(&mut publisher, events).await.unwrap();
+    }
+    server
+}
+
+/// Sixteen replays share one connection with a live stream. However many events that gets one by one, it gets them all
+/// before any of the replays has come to its end.
+#[tokio::test]
+async fn isolation_live_stream_goes_on_beside_costly_replays_of_its_connection() {
+    let server = server_with_history(10_000).await;
+    let mut publisher = server.client().await;
+    let mut shared = server.client().await;
+    let mut quiet = subscribe(&mut shared, filters(&["quiet"])).await;
+    let mut replays = Vec::new();
+    for stream in 0..16 {
+        replays.push(subscribe(&mut shared, costly(stream)).await);
+    }
+    for _ in 0..20 {
+        publish(&mut publisher, vec![event("quiet", "x")])
+            .await
+            .unwrap();
+        quiet.events(1).await;
+    }
+    let listed = server.hub.subscriptions();
+    let handed_off: u64 = listed.iter().map(|stream| stream.handed_off).sum();
+    assert_eq!((listed.len(), handed_off), (17, 20));
+    for replay in &mut replays {
+        let ended = tokio::select! {
+            biased;
+            response = replay.next() => Some(response),
+            () = tokio::task::yield_now() => None,
+        };
+        assert!(
+            ended.is_none(),
+            "over before the live stream had its events: {ended:?}"
+        );
+    }
+}
