@@ -200,7 +200,7 @@ impl<P: Payload> Hub<P> {
     /// let mut first = hub.subscribe(live.clone(), Instant::now())?;
     /// publish(b"one")?;
     /// assert!(first.poll_next(&mut cx, Room::events(10), &mut batch).is_ready());
-    /// let position = first.position();
+    /// let position = first.position().expect("it began live");
     /// drop(first);
     ///
     /// publish(b"two, while nobody is there")?;
@@ -339,7 +339,7 @@ impl<P: Payload> Hub<P> {
     /// let polled = subscription.poll_next(&mut cx, Room::events(10), &mut Batch::default());
     /// assert_eq!(polled, Poll::Ready(Err(CloseReason::ShuttingDown)));
     /// // Where to go on, at another hub with the same sequences.
-    /// assert_eq!(subscription.position(), hub.position());
+    /// assert_eq!(subscription.position(), Some(hub.position()));
     ///
     /// let refused = hub.publish([], Instant::now());
     /// assert_eq!(refused, Err(PublishError::Closed(CloseReason::ShuttingDown)));

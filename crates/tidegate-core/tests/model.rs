@@ -511,12 +511,21 @@ impl Both {
         }
         prop_assert_eq!(subscription.next_index(), entry.next_index(), "accounting");
         // Until it was told that its position is of another epoch, that is the one to resume from.
+        let is_undecided = matches!(
+            entry.replay,
+            Some(ModelReplay {
+                begin: Begin::Last(_),
+                opened: false,
+                ..
+            })
+        );
+        prop_assert_eq!(subscription.position().is_none(), is_undecided);
         let position = match subscription.position() {
-            Position {
+            Some(Position {
                 epoch: EPOCH,
                 sequence,
-            } => sequence,
-            Position { .. } => 0,
+            }) => sequence,
+            Some(Position { .. }) | None => 0,
         };
         if polled.is_pending() && entry.replay.is_none() {
             prop_assert_eq!(position, *head);

@@ -60,7 +60,7 @@
 //!
 //! # Resuming
 //! [`Subscription::position`] is always safe to resume after: everything up to it was handed out or counted.
-//! It moves with each poll. [`Subscription::began_at`] never moves: it is the head of the hub at the moment
+//! It moves with each poll. A replay of the newest events has none until it has found the first of them. [`Subscription::began_at`] never moves: it is the head of the hub at the moment
 //! of subscribing, where live begins. With a replay, `position` starts before `began_at` and has reached it
 //! when the subscription has caught up; without one, both start at the head.
 //!
@@ -278,7 +278,9 @@ impl<P: Payload> Subscription<P> {
     /// out, counted by a gap, or did not match. Moves with each poll, also with one that is pending.
     ///
     /// Until the first batch of a subscription that asked for [`Start::After`](crate::Start::After), it is
-    /// the position that was asked for.
+    /// the position that was asked for. `None` while a subscription that asked for
+    /// [`Start::Last`](crate::Start::Last) has not found where its replay begins: no position would bring what was
+    /// asked for, so ask for it again.
     ///
     /// # Examples
     /// Pass it to [`Start::After`](crate::Start::After): [`Hub::subscribe`](crate::Hub::subscribe) has the
@@ -298,7 +300,9 @@ impl<P: Payload> Subscription<P> {
     /// let mut subscription = hub.subscribe(options, Instant::now())?;
     /// publish("a")?;
     /// publish("b")?;
-    /// let places = |it: &tidegate_core::Subscription<Bytes>| (it.began_at().sequence, it.position().sequence);
+    /// let places = |it: &tidegate_core::Subscription<Bytes>| {
+    ///     (it.began_at().sequence, it.position().expect("it began live").sequence)
+    /// };
     ///
     /// // It began behind the first event.
     /// assert_eq!(places(&subscription), (1, 1));
@@ -313,9 +317,9 @@ impl<P: Payload> Subscription<P> {
     /// # }
     /// ```
     #[must_use]
-    pub fn position(&self) -> Position {
-        self.asked
-            .unwrap_or_else(|| self.shared.position(self.resume_after))
+    pub fn position(&self) -> Option<Position> {
+        let settled = || (!self.is_opening()).then(|| self.shared.position(self.resume_after));
+        self.asked.or_else(settled)
     }
 
     /// The position of the hub when the subscription began, where live begins. Never moves;

@@ -1,7 +1,9 @@
-//! Replays over real sockets: what they cost their neighbors.
+//! Replays over real sockets: what they cost their neighbors, and how they end.
 
-use tidegate::proto::*;
+use tidegate::{CloseReason, proto::*};
 use tidegate_server::ServerConfig;
+use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use crate::common::*;
 
@@ -66,4 +68,21 @@ async fn isolation_live_stream_goes_on_beside_costly_replays_of_its_connection()
             "over before the live stream had its events: {ended:?}"
         );
     }
+}
+
+/// A replay of the newest events that has not found the first of them has no position: none would bring back what was
+/// asked for.
+#[tokio::test]
+async fn honest_endings_before_the_first_event_of_a_replay_of_the_last_have_no_position() {
+    let server = server_with_history(4_000).await;
+    let mut client = server.client().await;
+    let mut stream = subscribe(&mut client, costly(0)).await;
+    server.hub.close(CloseReason::ShuttingDown);
+    let (going_away, status) = stream.end().await;
+    assert_eq!(going_away.unwrap().resume_after, None);
+    assert_eq!(status.code(), Code::Unavailable);
+    let facts = status.get_details_error_info().unwrap().metadata;
+    assert!(!facts.contains_key("resume_after_epoch"), "{facts:?}");
+    assert!(!facts.contains_key("resume_after_sequence"), "{facts:?}");
+    assert!(facts.contains_key("backlog"));
 }

@@ -370,7 +370,7 @@ impl Messages {
             }
             if heartbeat <= now {
                 self.timer.as_mut().reset(now + self.heartbeat_interval);
-                let position = Some(convert::position(self.subscription.position()));
+                let position = self.subscription.position().map(convert::position);
                 let heartbeat = Response::Heartbeat(Heartbeat { position });
                 return Poll::Ready(Step::Chunk(message(heartbeat)));
             }
@@ -386,7 +386,7 @@ impl Messages {
             return Step::End(status);
         }
         let going_away = Response::GoingAway(GoingAway {
-            resume_after: Some(convert::position(self.subscription.position())),
+            resume_after: self.subscription.position().map(convert::position),
             reconnect_after: self.reconnect_after.try_into().ok(),
             reason: reason.to_string(),
         });

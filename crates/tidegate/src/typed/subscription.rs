@@ -149,7 +149,8 @@ impl<T: Value> Subscription<T> {
     pub fn position(&self) -> Position {
         let gap = self.batch.gaps.last().map(|gap| gap.first_sequence);
         let event = self.batch.events.last().map(|event| event.sequence());
-        let mut position = self.core.position();
+        // Every subscription of a typed hub begins live, and so has a position.
+        let mut position = self.core.position().unwrap_or_else(|| self.began_at());
         if let Some(first) = gap.into_iter().chain(event).min() {
             position.sequence = first.saturating_sub(1);
         }
