@@ -70,6 +70,7 @@ mod model;
 
 mod bounds;
 mod close;
+mod cost;
 mod counters;
 mod event;
 mod evicted;
@@ -100,6 +101,7 @@ mod loom_tests;
 
 pub use crate::{
     close::CloseReason,
+    cost::FilterCost,
     counters::{GapStats, Stats},
     event::{Event, NewEvent, Payload, Position},
     filter::Filter,
