@@ -28,6 +28,8 @@ fn hub(max_events: usize) -> Hub<Bytes> {
             max_events,
             ..HistoryLimits::default()
         },
+        // The bound of the work of a poll holds whatever the filters may cost.
+        max_filter_work: u64::MAX,
         ..HubConfig::new(EPOCH)
     })
 }

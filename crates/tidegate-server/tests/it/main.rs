@@ -13,6 +13,7 @@ mod pki;
 mod policies;
 mod quotas;
 mod replays;
+mod slow_peers;
 mod streams;
 mod tls;
 mod vanish;

@@ -1,7 +1,7 @@
 //! Replays over real sockets: what they cost their neighbors, and how they end.
 
 use tidegate::{CloseReason, proto::*};
-use tidegate_server::ServerConfig;
+use tidegate_server::{Quota, QuotaConfig, ServerConfig};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -24,9 +24,22 @@ fn costly(stream: usize) -> SubscribeRequest {
     }
 }
 
-/// A server whose history has so many events that nobody wants.
+/// A server whose history has so many events that nobody wants, and which lets filters cost what they may: what a turn
+/// does is bounded all the same.
 async fn server_with_history(events: usize) -> Running {
-    let server = Running::start(ServerConfig::default()).await;
+    let unlimited = Quota {
+        filter_work: None,
+        ..Quota::default()
+    };
+    let server = Running::start(ServerConfig {
+        max_filter_work: u64::MAX,
+        quotas: QuotaConfig {
+            address: unlimited,
+            ..QuotaConfig::default()
+        },
+        ..ServerConfig::default()
+    })
+    .await;
     let mut publisher = server.client().await;
     let topic = ["t"; 32].join(".");
     for _ in 0..events / 1_000 {
