@@ -1,7 +1,8 @@
-//! History: recent events, kept for replay.
+//! History: recent events, kept for replay, and the ranges that the hub was never handed.
 
 use std::{
     collections::VecDeque,
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,6 +12,10 @@ use crate::{
     retained::Retained,
 };
 
+/// The most ranges that are remembered as lost. It happens rarely: a node was cut off for longer than its log keeps
+/// events, or the log has lost some. Beyond it the oldest two become one. Tests use 2, so that this is met.
+const MAX_LOST: usize = if cfg!(test) { 2 } else { 64 };
+
 /// The limits of history. An event that is beyond any one of them is dropped, oldest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistoryLimits {
@@ -18,7 +23,7 @@ pub struct HistoryLimits {
     pub max_events: usize,
     /// The most bytes, as [`Payload::size`] counts them. Default: 64 MiB. 0 turns history off.
     pub max_bytes: u64,
-    /// The greatest age, measured from when the hub was handed the event. Default: 5 minutes. 0 turns
+    /// The greatest age, measured from the time that came with the event. Default: 5 minutes. 0 turns
     /// history off.
     pub max_age: Duration,
 }
@@ -38,6 +43,11 @@ pub(crate) struct History<P> {
     evicted_through: u64,
     /// The sequence of the newest event that was evicted for the memory budget; 0 if none was.
     evicted_for_budget: u64,
+    /// First and last sequence of the ranges that the hub was never handed, oldest first, none touching the next. Those
+    /// that history has evicted past are still to be told to subscriptions that are behind.
+    lost: VecDeque<(u64, u64)>,
+    /// The epoch of the sequences.
+    epoch: u64,
 }
 
 /// An event in history.
@@ -45,7 +55,7 @@ pub(crate) struct History<P> {
 struct Entry<P> {
     /// The event, which feeds share.
     event: Arc<Event<P>>,
-    /// The time at which the hub was handed it.
+    /// The time that came with it, or that of an event before it if that is later.
     at: Instant,
 }
 
@@ -83,19 +93,48 @@ impl Default for HistoryLimits {
 }
 
 impl<P: Payload> History<P> {
-    /// An empty history.
-    pub(crate) const fn new(limits: HistoryLimits, retained: Retained) -> Self {
+    /// A history without events, of a sequence space that begins after `after`.
+    pub(crate) const fn new(
+        limits: HistoryLimits,
+        retained: Retained,
+        epoch: u64,
+        after: u64,
+    ) -> Self {
         Self {
             limits,
             retained,
             entries: VecDeque::new(),
             bytes: 0,
-            evicted_through: 0,
+            evicted_through: after,
             evicted_for_budget: 0,
+            lost: VecDeque::new(),
+            epoch,
         }
     }
 
-    /// Appends `event`, and drops what is beyond the limits or too old at `now`.
+    /// Begins anew in `epoch`, after `after`. Returns the events that it has kept, for the caller to free.
+    pub(crate) fn begin_epoch(&mut self, epoch: u64, after: u64) -> impl Sized + use<P> {
+        let entries = mem::take(&mut self.entries);
+        self.retained
+            .subtract((entries.len() * size_of::<Entry<P>>()) as u64);
+        self.bytes = 0;
+        (self.evicted_through, self.evicted_for_budget) = (after, 0);
+        self.lost.clear();
+        self.epoch = epoch;
+        entries
+    }
+
+    /// The epoch of the sequences.
+    pub(crate) const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Notes that nothing is known of the sequences up to `sequence`.
+    pub(crate) fn begin_after(&mut self, sequence: u64) {
+        self.evicted_through = self.evicted_through.max(sequence);
+    }
+
+    /// Appends `event`, which came at `now`, and drops what is beyond the limits or too old then.
     pub(crate) fn append(&mut self, event: &Arc<Event<P>>, now: Instant) {
         if self.limits.is_off() {
             // Dropped all the same: a position before it cannot be resumed whole.
@@ -104,9 +143,11 @@ impl<P: Payload> History<P> {
         }
         self.bytes += event.size();
         self.retained.add(size_of::<Entry<P>>() as u64);
+        // A log may hand over times that go back a little. Events grow too old in their order.
+        let at = self.entries.back().map_or(now, |newest| newest.at.max(now));
         self.entries.push_back(Entry {
             event: Arc::clone(event),
-            at: now,
+            at,
         });
         self.keep_within_limits();
         self.expire(now);
@@ -155,6 +196,41 @@ impl<P: Payload> History<P> {
             self.evict_oldest();
             self.evicted_for_budget = self.evicted_through;
         }
+    }
+
+    /// Notes that the sequences from `first` to `last` were lost. They are behind all that came before.
+    ///
+    /// If that makes too many ranges, the oldest two become one, and the events between them are evicted: none ever lies
+    /// within a range. Returns the sequence up to which the hub has to evict then, everywhere.
+    pub(crate) fn lose(&mut self, first: u64, last: u64) -> Option<u64> {
+        match self.lost.back_mut() {
+            Some((_, end)) if *end + 1 == first => *end = last,
+            _ => self.lost.push_back((first, last)),
+        }
+        if self.lost.len() <= MAX_LOST {
+            return None;
+        }
+        let (begin, _) = self.lost.pop_front()?;
+        let (oldest, through) = self.lost.front_mut()?;
+        *oldest = begin;
+        let through = *through;
+        self.evict_through(through);
+        Some(through)
+    }
+
+    /// First and last sequence of what was lost after `after` and begins at `up_to` or before: of the first range, or
+    /// of `all` of them with what lies between.
+    pub(crate) fn lost_after(&self, after: u64, up_to: u64, all: bool) -> Option<(u64, u64)> {
+        let begin = self.lost.partition_point(|(_, last)| *last <= after);
+        let end = self.lost.partition_point(|(first, _)| *first <= up_to);
+        let (first, last) = *self.lost.get(begin).filter(|_| begin < end)?;
+        let last = if all { self.lost[end - 1].1 } else { last };
+        Some((first.max(after + 1), last))
+    }
+
+    /// The last sequence of what was lost; 0 if nothing was.
+    pub(crate) fn lost_through(&self) -> u64 {
+        self.lost.back().map_or(0, |(_, last)| *last)
     }
 
     /// The sequence of the newest event that was evicted for the memory budget; 0 if none was.

@@ -92,6 +92,7 @@ mod registry;
 mod replay;
 mod retained;
 mod sending;
+mod sequencing;
 mod signal;
 mod subject;
 pub mod subscription;

@@ -27,7 +27,7 @@
 use std::sync::Arc;
 
 use crate::{
-    event::{Event, Payload},
+    event::{Event, Payload, Position},
     feed::FeedKind,
     gap::GapReason,
     history::{History, Stretch},
@@ -69,6 +69,8 @@ pub(crate) struct Replay<P> {
     ledger: Ledger,
     /// How far this round is.
     stage: Stage,
+    /// The epoch of the sequences.
+    epoch: u64,
     /// Whether live begins at the head of this round: the cursors stand there.
     is_last: bool,
     /// The work for one entry, on average over those that were matched last; at least 1.
@@ -110,18 +112,20 @@ pub(crate) enum Step {
         gap: Option<(GapReason, u64, u64)>,
     },
     /// Events were lost, and then some may have been given.
-    Lost {
-        /// Why.
-        reason: GapReason,
-        /// How many.
-        count: u64,
-        /// None of them has a lower sequence.
-        first: u64,
-        /// None of them has a higher sequence.
-        last: u64,
-    },
+    Lost(Lost),
+    /// The hub has begun another epoch, so the subscription has ended.
+    EpochEnded,
     /// The round is done.
     RoundDone,
+}
+
+/// The losses before the events of a step, in this order.
+#[derive(Debug)]
+pub(crate) struct Lost {
+    /// The first and last sequence of what the hub was never handed.
+    pub(crate) backplane: Option<(u64, u64)>,
+    /// What history has dropped: the reason, how many, and their bounds.
+    pub(crate) dropped: Option<(GapReason, u64, u64, u64)>,
 }
 
 /// The stage of a round.
@@ -182,6 +186,8 @@ struct Overtaken {
     gone_through: u64,
     /// Whether the memory budget evicted some of it.
     by_budget: bool,
+    /// What the hub was never handed in between: its first and last sequence.
+    lost: Option<(u64, u64)>,
 }
 
 // ===== impl Replay =====
@@ -190,7 +196,10 @@ impl<P: Payload> Replay<P> {
     /// A replay of the events that belong to `feeds`, up to `head`. The feeds that have a predicate have the same one.
     pub(crate) fn new<'a>(
         opening: Opening,
-        head: u64,
+        Position {
+            epoch,
+            sequence: head,
+        }: Position,
         feeds: impl IntoIterator<Item = &'a FeedKind<P>>,
     ) -> Self
     where
@@ -220,6 +229,7 @@ impl<P: Payload> Replay<P> {
             remaining: 0,
             ledger: Ledger::new(head),
             stage: Stage::Opening(opening),
+            epoch,
             is_last: false,
             entry_work: 1,
         }
@@ -275,11 +285,26 @@ impl<P: Payload> Replay<P> {
             // The rest of the round need not be looked at. A predicate that changes its mind may bring this about too
             // early, and the loss is its own.
             Stage::Reading if self.remaining == 0 => {
-                self.after = self.head;
-                Step::RoundDone
+                let history = history.lock();
+                if history.epoch() != self.epoch {
+                    return Step::EpochEnded;
+                }
+                let lost = history.lost_after(self.after, self.head, false);
+                drop(history);
+                self.after = lost.map_or(self.head, |(_, last)| last.min(self.head));
+                lost.map_or(Step::RoundDone, |lost| self.never_handed(lost))
             }
             Stage::Reading => self.read(history, work, take),
         }
+    }
+
+    /// A loss of what the hub was never handed. A range that reaches beyond the round, because it has become one with a
+    /// later one, is told with the next round as well.
+    fn never_handed(&self, (first, last): (u64, u64)) -> Step {
+        Step::Lost(Lost {
+            backplane: Some((first, last.min(self.head))),
+            dropped: None,
+        })
     }
 
     /// How many entries to copy for the work that is left.
@@ -305,6 +330,9 @@ impl<P: Payload> Replay<P> {
         let stride = self.stride(work);
         let (after, gap, to_count) = {
             let history = history.lock();
+            if history.epoch() != self.epoch {
+                return Step::EpochEnded;
+            }
             let (after, gap) = self.beginning(&history, opening, enough);
             (after, gap, self.ledger.uncounted(&history, after, stride))
         };
@@ -351,9 +379,14 @@ impl<P: Payload> Replay<P> {
     /// history, or at `enough` matches.
     fn look_back(&mut self, history: &Mutex<History<P>>, work: &mut Work, enough: u64) -> bool {
         let stride = self.stride(work);
-        let stretch = history
-            .lock()
-            .backward(self.ledger.before, self.after, stride);
+        let stretch = {
+            let history = history.lock();
+            // Of another epoch: the next step says so.
+            if history.epoch() != self.epoch {
+                return true;
+            }
+            history.backward(self.ledger.before, self.after, stride)
+        };
         let (mut looked_at, begun) = (0, work.done);
         let total = stretch.events.len();
         for event in stretch.events {
@@ -384,8 +417,11 @@ impl<P: Payload> Replay<P> {
         mut take: impl FnMut(&Arc<Event<P>>) -> bool,
     ) -> Step {
         let stride = self.stride(work);
-        let (overtaken, stretch) = {
+        let (overtaken, lost_next, stretch) = {
             let history = history.lock();
+            if history.epoch() != self.epoch {
+                return Step::EpochEnded;
+            }
             let overtaken = self.overtaken(&history);
             let to_count = overtaken.map(|overtaken| {
                 let gone = overtaken.gone_through;
@@ -394,8 +430,18 @@ impl<P: Payload> Replay<P> {
             // In the same moment as the last entries to count: if history went on in between, each step could find
             // itself overtaken once more and never give an event.
             let after = overtaken.map_or(self.after, |overtaken| overtaken.gone_through);
-            (to_count, history.forward(after, self.head, stride))
+            // What lies before the next range that was never handed over; then the range is told; then the rest.
+            let lost_next = history.lost_after(after, self.head, false);
+            let up_to = lost_next.map_or(self.head, |(first, _)| first - 1);
+            (to_count, lost_next, history.forward(after, up_to, stride))
         };
+        if let Some(lost) = lost_next
+            && overtaken.is_none()
+            && stretch.events.is_empty()
+        {
+            self.after = lost.1.min(self.head);
+            return self.never_handed(lost);
+        }
         let mut lost = None;
         // Before the events of the stretch: the gap stands before them, and `remaining` is right when they are taken.
         if let Some((overtaken, to_count)) = overtaken {
@@ -421,12 +467,12 @@ impl<P: Payload> Replay<P> {
             }
         }
         self.note_work(looked_at, work.done - begun);
-        let is_done = stretch.is_all && looked_at == total;
+        let is_done = stretch.is_all && looked_at == total && lost_next.is_none();
         if is_done {
             (self.after, self.remaining) = (self.head, 0);
         }
         match lost {
-            Some(lost) => lost,
+            Some(lost) => Step::Lost(lost),
             None if is_done => Step::RoundDone,
             None => Step::Continue,
         }
@@ -434,17 +480,25 @@ impl<P: Payload> Replay<P> {
 
     /// Whether history overtook the replay, and how far.
     fn overtaken(&self, history: &History<P>) -> Option<Overtaken> {
-        (history.evicted_through() > self.after).then(|| Overtaken {
-            gone_through: history.evicted_through().min(self.head),
-            by_budget: history.evicted_for_budget() > self.after,
+        (history.evicted_through() > self.after).then(|| {
+            let evicted_through = history.evicted_through();
+            // A range that begins before the last of what is gone may end behind it, where two have become one.
+            let lost = history.lost_after(self.after, evicted_through.min(self.head), true);
+            let through = lost.map_or(0, |(_, last)| last).max(evicted_through);
+            Overtaken {
+                gone_through: through.min(self.head),
+                by_budget: history.evicted_for_budget() > self.after,
+                lost: lost.map(|(first, last)| (first, last.min(self.head))),
+            }
         })
     }
 
     /// Goes on behind the events that are gone, and returns how many of them matched. What is left was counted.
-    fn settle(&mut self, overtaken: Overtaken) -> Option<Step> {
+    fn settle(&mut self, overtaken: Overtaken) -> Option<Lost> {
         let Overtaken {
             gone_through: last,
             by_budget,
+            lost,
         } = overtaken;
         let reason = if by_budget {
             GapReason::Evicted
@@ -457,12 +511,11 @@ impl<P: Payload> Replay<P> {
         let left = self.ledger.matches_after(last).min(self.remaining);
         let count = self.remaining - left;
         (self.after, self.remaining) = (last, left);
-        (count > 0).then_some(Step::Lost {
-            reason,
-            count,
-            first,
-            last,
-        })
+        // How many of them lay before a range that was never handed over is not known any more. So that begins where
+        // they begin: whoever breaks off between the two is told of all up to there.
+        let backplane = lost.map(|(begin, end)| (if count > 0 { first } else { begin }, end));
+        let dropped = (count > 0).then_some((reason, count, first, last));
+        (backplane.is_some() || dropped.is_some()).then_some(Lost { backplane, dropped })
     }
 
     /// Counts the matches of `stretch` in the ledger, as far as there is work. Returns whether all are counted.

@@ -86,10 +86,8 @@ mod room;
 use std::{
     cmp::Reverse,
     collections::BinaryHeap,
-    sync::{
-        Arc,
-        atomic::Ordering::{Acquire, Relaxed},
-    },
+    mem,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
 };
 
@@ -109,7 +107,7 @@ use crate::{
     topic::ClientId,
 };
 
-use losses::Loss;
+use losses::{Loss, Losses};
 
 pub use room::{Batch, Room};
 
@@ -145,6 +143,12 @@ pub struct Subscription<P: Payload> {
     resume_after: u64,
     /// The head of the hub when the subscription began.
     began_at: u64,
+    /// The epoch of its sequences. It ends when the hub begins another.
+    epoch: u64,
+    /// What the hub was never handed up to this sequence was told, or is before the subscription.
+    told_lost: u64,
+    /// The count of losses of the hub at which nothing was left to tell.
+    seen_losses: u64,
     /// The reason that a poll has returned; every later poll returns it again.
     closed: Option<CloseReason>,
     /// How far it was behind when it was ended as too slow; 0 before.
@@ -321,6 +325,7 @@ impl<P: Payload> Subscription<P> {
             return;
         }
         let skipped = self.leave_out_through(sequence);
+        self.told_lost = self.told_lost.max(sequence);
         add(&self.shared.counters.abandoned, skipped);
         self.next_index += skipped;
         self.note_standing();
@@ -370,7 +375,7 @@ impl<P: Payload> Subscription<P> {
     /// ```
     #[must_use]
     pub fn position(&self) -> Option<Position> {
-        let settled = || (!self.is_opening()).then(|| self.shared.position(self.resume_after));
+        let settled = || (!self.is_opening()).then(|| self.position_at(self.resume_after));
         self.asked.or_else(settled)
     }
 
@@ -378,7 +383,7 @@ impl<P: Payload> Subscription<P> {
     /// [`position`](Self::position) does.
     #[must_use]
     pub fn began_at(&self) -> Position {
-        self.shared.position(self.began_at)
+        self.position_at(self.began_at)
     }
 
     /// The index of the next event, or of the first event in the next gap.
@@ -431,7 +436,7 @@ impl<P: Payload> Subscription<P> {
     /// The position of the hub now, as [`Hub::position`](crate::Hub::position) says.
     #[must_use]
     pub fn head(&self) -> Position {
-        self.shared.position(self.shared.committed.load(Acquire))
+        self.shared.position()
     }
 
     /// The reason why it has ended, from that moment on, whether it was polled since or not.
@@ -485,8 +490,12 @@ impl<P: Payload> Subscription<P> {
             self.absorb_arrivals();
             if let Some(reason) = closed {
                 // Nothing up to the watermark is left untaken: whoever resumes need not look at it again.
-                if self.ready.is_empty() && self.replay.is_none() && self.opening.is_none() {
-                    self.pass_unmatched(watermark);
+                if self.ready.is_empty()
+                    && self.replay.is_none()
+                    && self.opening.is_none()
+                    && let Some(barrier) = self.barrier()
+                {
+                    self.pass_unmatched(watermark.min(barrier));
                 }
                 return Err(reason);
             }
@@ -498,7 +507,16 @@ impl<P: Payload> Subscription<P> {
             if self.replay.is_some() {
                 return Ok(self.replay(cx, room, batch));
             }
-            if self.take_live(watermark, room, batch)? {
+            let Some(barrier) = self.barrier() else {
+                // It has ended meanwhile. Whoever has ended it has taken the waker, and wakes it.
+                return Ok(false);
+            };
+            if self.take_live(watermark, room.before(barrier), batch)? {
+                return Ok(true);
+            }
+            // What was never handed over is told like the events that it may have been: where the room has come to it,
+            // and nothing before it is left.
+            if barrier < watermark.min(room.up_to) && self.tell_lost(barrier + 1, batch) {
                 return Ok(true);
             }
             let head = self.ready.peek().map(|Reverse((head, _))| *head);
@@ -509,13 +527,81 @@ impl<P: Payload> Subscription<P> {
                 Some(head) => head > room.up_to && (head <= watermark || room.up_to < watermark),
             };
             if is_held_back {
-                self.pass_unmatched(watermark);
+                self.pass_unmatched(watermark.min(barrier));
                 return Ok(false);
             }
             // A publisher has appended beyond the watermark and is about to commit. Its wake-up may have gone
             // to an earlier waker, so parking here could sleep on a ready feed: wait for it, and look again.
             // Also for who would poll again by a timer: with one that is due, they would spin until the commit.
             self.shared.pass_through_publish_lock();
+        }
+    }
+
+    /// The sequence before the first range that the hub was never handed and that is still to be told, [`u64::MAX`] if
+    /// there is none. `None` when the hub has begun another epoch.
+    fn barrier(&mut self) -> Option<u64> {
+        // Relaxed: what was lost up to the watermark of this poll was counted before that was stored.
+        let losses = self.shared.losses.load(Relaxed);
+        if losses == self.seen_losses {
+            return Some(u64::MAX);
+        }
+        let history = self.shared.history.lock();
+        if history.epoch() != self.epoch {
+            return None;
+        }
+        let next = history.lost_after(self.told_lost, u64::MAX, false);
+        drop(history);
+        if next.is_none() {
+            self.seen_losses = losses;
+        }
+        Some(next.map_or(u64::MAX, |(first, _)| first - 1))
+    }
+
+    /// Tells of the range that begins at `first`: nothing that comes before it is left in the feeds. What was replaced
+    /// before it is told with it, because the position goes behind both. Returns whether there is anything to give: not
+    /// when the hub has begun another epoch.
+    fn tell_lost(&mut self, first: u64, batch: &mut Batch<P>) -> bool {
+        let mut losses = Losses {
+            conflated: mem::take(&mut self.replaced),
+            ..Losses::default()
+        };
+        let last = {
+            let history = self.shared.history.lock();
+            let lost = history.lost_after(first - 1, first, false);
+            lost.filter(|_| history.epoch() == self.epoch)
+                .map_or(0, |(_, last)| last)
+        };
+        // Where two ranges have become one there were events between them. They were evicted, and are counted with it.
+        if matches!(self.ready.peek(), Some(Reverse((head, _))) if *head <= last) {
+            match self.parts.limits.overflow {
+                Overflow::Conflate => self.drop_survivors(last, &mut losses),
+                _ => self.skip_through(last, &mut losses),
+            }
+        }
+        let lost = self.lost_up_to(first.max(losses.last()));
+        losses.into_gaps(lost, &mut batch.gaps);
+        !batch.gaps.is_empty()
+    }
+
+    /// What the hub was never handed, was not told, and begins at `sequence` or before. It counts as told from here on.
+    fn lost_up_to(&mut self, sequence: u64) -> Option<(u64, u64)> {
+        if self.shared.losses.load(Relaxed) == self.seen_losses {
+            return None;
+        }
+        let history = self.shared.history.lock();
+        if history.epoch() != self.epoch {
+            return None;
+        }
+        let lost = history.lost_after(self.told_lost, sequence, true)?;
+        self.told_lost = lost.1;
+        Some(lost)
+    }
+
+    /// A position of the epoch of this subscription.
+    const fn position_at(&self, sequence: u64) -> Position {
+        Position {
+            epoch: self.epoch,
+            sequence,
         }
     }
 

@@ -10,8 +10,9 @@ use super::{
 use crate::{
     counters::add,
     event::Payload,
+    gap::GapReason,
     publish::State,
-    replay::{LAST_ROUND, Step, Work},
+    replay::{LAST_ROUND, Lost, Step, Work},
 };
 
 impl<P: Payload> Subscription<P> {
@@ -40,20 +41,27 @@ impl<P: Payload> Subscription<P> {
                         merge_gap(&mut batch.gaps, reason, Loss::new(0, first, last));
                     }
                 }
-                Step::Lost {
-                    reason,
-                    count,
-                    first,
-                    last,
-                } => {
-                    merge_gap(&mut batch.gaps, reason, Loss::new(count, first, last));
+                Step::Lost(Lost { backplane, dropped }) => {
+                    if let Some((first, last)) = backplane {
+                        let lost = Loss::new(0, first, last);
+                        merge_gap(&mut batch.gaps, GapReason::Backplane, lost);
+                    }
+                    if let Some((reason, count, first, last)) = dropped {
+                        merge_gap(&mut batch.gaps, reason, Loss::new(count, first, last));
+                    }
                     // Given at once. Another loss, of the other reason or of this one behind that, would be told
                     // before events that come in between.
                     break;
                 }
                 // With events in the batch this waits for the next poll: the subscriber may take its time over them,
                 // and live events would gather meanwhile.
-                Step::RoundDone if batch.events.is_empty() => self.end_round(batch),
+                Step::RoundDone if batch.events.is_empty() => {
+                    if !self.end_round(batch) {
+                        break;
+                    }
+                }
+                // It has ended, and the next poll says so.
+                Step::EpochEnded => break,
                 Step::Continue | Step::RoundDone => {}
             }
             if !batch.events.is_empty() || batch.caught_up.is_some() {
@@ -67,30 +75,36 @@ impl<P: Payload> Subscription<P> {
         !batch.is_empty()
     }
 
-    /// Ends a round: the subscription has caught up, or another round begins.
-    fn end_round(&mut self, batch: &mut Batch<P>) {
+    /// Ends a round: the subscription has caught up, or another round begins. Returns false if it has ended.
+    fn end_round(&mut self, batch: &mut Batch<P>) -> bool {
         let replay = self.replay.as_mut().expect("a replay goes on");
         if replay.is_last() {
-            batch.caught_up = Some(self.shared.position(replay.head()));
-            self.replay = None;
-            return;
+            let head = replay.head();
+            self.go_live(head, batch);
+            return true;
         }
         let shared = Arc::clone(&self.shared);
         // The head is fixed and the cursors are put down in one moment: what came before is read from history, what
         // comes after is live, and nothing is both or neither. No event is matched here.
         let state = shared.publish.lock();
+        if state.epoch != self.epoch {
+            return false;
+        }
         // The numbers of the feeds are dense and `next` has stood still since the round began, so this is how many
         // matches there are without a look at any of them.
         let pending = self.ahead();
         let replay = self.replay.as_mut().expect("a replay goes on");
-        let is_last = pending == 0
-            || shared
-                .history
-                .lock()
-                .is_short_after(replay.head(), LAST_ROUND);
-        if pending == 0 {
-            batch.caught_up = Some(shared.position(state.head));
-            self.replay = None;
+        let (is_short, has_lost) = {
+            let history = shared.history.lock();
+            (
+                history.is_short_after(replay.head(), LAST_ROUND),
+                history.lost_through() > replay.head(),
+            )
+        };
+        let is_over = pending == 0 && !has_lost;
+        let is_last = is_short || is_over;
+        if is_over {
+            self.go_live(state.head, batch);
         } else {
             replay.begin_round(state.head, pending, is_last);
         }
@@ -101,6 +115,15 @@ impl<P: Payload> Subscription<P> {
                 cursor.next = cursor.feed.lock().end();
             }
         }
+        true
+    }
+
+    /// Ends the replay: everything up to `head` was given or counted, and live begins there.
+    fn go_live(&mut self, head: u64, batch: &mut Batch<P>) {
+        batch.caught_up = Some(self.position_at(head));
+        self.replay = None;
+        // What was lost in the rounds was told in them.
+        self.told_lost = head;
     }
 
     /// Puts the cursors at the end of their feeds. The publish lock, which guards `_state`, is held, so all

@@ -309,7 +309,8 @@ impl Messages {
         // single event is ever cut.
         if batch.gaps.is_empty() && batch.caught_up.is_none() {
             let sharing = Arc::clone(&self.sharing);
-            return sharing.chunk(batch.first_index, &batch.events, || {
+            let epoch = self.subscription.began_at().epoch;
+            return sharing.chunk(epoch, batch.first_index, &batch.events, || {
                 let mut out = Vec::new();
                 self.write_events(batch, &mut out);
                 Bytes::from(out)

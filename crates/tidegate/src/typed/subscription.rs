@@ -257,7 +257,8 @@ impl<T: Value> Subscription<T> {
         let core = &self.core;
         let mut rest = None;
         // Messages tell no index, so chunks with the same sequences are the same at any index.
-        let chunk = self.hub.sharing.chunk(0, events, || {
+        let epoch = core.began_at().epoch;
+        let chunk = self.hub.sharing.chunk(epoch, 0, events, || {
             let (chunk, left) = write_messages(events, |event| {
                 let sending = sending.take();
                 sent_bytes(sending.unwrap_or_else(|| core.send(Arc::clone(event))))
