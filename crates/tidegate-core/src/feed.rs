@@ -130,6 +130,15 @@ pub(crate) struct FeedKind<P> {
     pub(crate) predicate: Option<Predicate<P>>,
 }
 
+impl<P> Clone for FeedKind<P> {
+    fn clone(&self) -> Self {
+        Self {
+            filters: Arc::clone(&self.filters),
+            predicate: self.predicate.clone(),
+        }
+    }
+}
+
 // ===== impl Feed =====
 
 impl<P: Payload> Feed<P> {

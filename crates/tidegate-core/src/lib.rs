@@ -52,7 +52,7 @@
 //! let mut cx = Context::from_waker(Waker::noop());
 //! assert_eq!(subscription.poll_next(&mut cx, Room::events(100), &mut batch), Poll::Ready(Ok(())));
 //! assert_eq!(batch.events[0].payload(), "42");
-//! assert_eq!(subscription.position(), hub.position());
+//! assert_eq!(subscription.position(), Some(hub.position()));
 //! # Ok(())
 //! # }
 //! ```
@@ -92,6 +92,7 @@ mod registry;
 mod replay;
 mod retained;
 mod sending;
+mod sequencing;
 mod signal;
 mod subject;
 pub mod subscription;

@@ -228,7 +228,7 @@ fn take_releases(subscription: &mut Subscription<Bytes>, events: usize, expected
                 polled => polled.map(Some),
             }
         }));
-        assert!(subscription.position().sequence <= subscription.next_index());
+        assert!(subscription.position().unwrap().sequence <= subscription.next_index());
         match polled {
             // What is left was committed after this release began, or it is not committed yet.
             None => {

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    mem,
     num::NonZeroU64,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -139,8 +140,8 @@ struct Client {
     limits: Limits,
     /// Matching events that were not delivered.
     queue: VecDeque<Sent>,
-    /// First and last sequence and count of what is lost and was not told.
-    lost: Option<(u64, u64, u64)>,
+    /// The sequences of what is lost and was not told.
+    lost: VecDeque<u64>,
     /// The answer to the first poll, and nothing else, when history has nothing to replay.
     opening: Option<(Option<GapReason>, u64)>,
     /// Until it has caught up, history alone bounds the queue.
@@ -162,6 +163,8 @@ struct ModelReplay {
     head: u64,
     /// Whether it was polled before, and so was told of what was missing from the start.
     opened: bool,
+    /// What was published since it subscribed. Those after the position at which it catches up are live.
+    since: Vec<Sent>,
 }
 
 impl Model {
@@ -172,12 +175,12 @@ impl Model {
             .values_mut()
             .filter(|client| client.wants(&sent.topic))
         {
-            if client.replay.is_none() && client.limits.overflow == Overflow::Conflate {
-                client.replace(&sent);
-            }
-            client.queue.push_back(sent.clone());
-            if client.replay.is_none() && client.limits.overflow != Overflow::Conflate {
-                client.drop_oldest(u64::MAX);
+            match &mut client.replay {
+                Some(replay) => {
+                    replay.since.push(sent.clone());
+                    client.queue.push_back(sent.clone());
+                }
+                None => client.push(sent.clone()),
             }
         }
         self.history.push_back(sent);
@@ -194,7 +197,7 @@ impl Model {
             filters,
             limits,
             queue: VecDeque::new(),
-            lost: None,
+            lost: VecDeque::new(),
             opening: None,
             replay: None,
             overflowed: false,
@@ -226,6 +229,7 @@ impl Model {
                 after,
                 head: self.head,
                 opened: false,
+                since: Vec::new(),
             });
         }
         client
@@ -243,6 +247,28 @@ impl Model {
 impl Client {
     fn wants(&self, topic: &Topic) -> bool {
         self.filters.iter().any(|filter| filter.matches(topic))
+    }
+
+    /// Adds a live event to the queue, and takes away what has to go for it at once.
+    fn push(&mut self, sent: Sent) {
+        if self.limits.overflow == Overflow::Conflate {
+            // What survives is bounded when it is drained.
+            self.replace(&sent);
+            self.queue.push_back(sent);
+        } else {
+            self.queue.push_back(sent);
+            self.drop_oldest(u64::MAX);
+        }
+    }
+
+    /// Begins with what was published live after `position`, at which a replay has caught up.
+    fn go_live(&mut self, position: u64) {
+        let replay = self.replay.take().unwrap();
+        self.queue.clear();
+        self.lost.clear();
+        let live = replay.since.into_iter();
+        live.filter(|sent| sent.sequence > position)
+            .for_each(|sent| self.push(sent));
     }
 
     /// Takes away what `new` replaces.
@@ -265,7 +291,7 @@ impl Client {
     fn drop_oldest(&mut self, up_to: u64) {
         while !self.fits(up_to) {
             let sequence = self.queue.pop_front().unwrap().sequence;
-            self.lose(sequence);
+            self.lost.push_back(sequence);
             self.overflowed = true;
         }
     }
@@ -284,7 +310,7 @@ impl Client {
     /// The sequence of the first event that was neither delivered nor counted, what was replaced left out.
     fn first_unsettled(&self) -> u64 {
         let queued = self.queue.front().map_or(u64::MAX, |sent| sent.sequence);
-        queued.min(self.lost.map_or(u64::MAX, |lost| lost.0))
+        queued.min(self.lost.front().copied().unwrap_or(u64::MAX))
     }
 
     /// A position that anyone may read at any moment: nothing up to it is still to be delivered or counted.
@@ -295,7 +321,7 @@ impl Client {
             "{position} is beyond the first undelivered {undelivered}"
         );
         prop_assert!(
-            self.lost.is_none_or(|lost| position < lost.0),
+            self.lost.front().is_none_or(|lost| position < *lost),
             "{position} is beyond a pending gap"
         );
         let replaced = self.replaced.iter();
@@ -306,12 +332,6 @@ impl Client {
             self.told_replaced
         );
         Ok(())
-    }
-
-    fn lose(&mut self, sequence: u64) {
-        let lost = self.lost.get_or_insert((sequence, sequence, 0));
-        lost.1 = sequence;
-        lost.2 += 1;
     }
 
     /// History let go of the event with this sequence.
@@ -325,7 +345,7 @@ impl Client {
             self.queue.pop_front();
             // Events that are gone before the first poll were never promised.
             if replay.opened || gone > replay.head {
-                self.lose(gone);
+                self.lost.push_back(gone);
             }
         }
     }
@@ -551,6 +571,16 @@ impl Both {
             entry.check_told_replaced(&batch)?;
         }
         prop_assert_eq!(subscription.next_index(), entry.next_index(), "accounting");
+        // What it is told of its position is checked wherever it stands.
+        let is_undecided = matches!(
+            entry.replay,
+            Some(ModelReplay {
+                begin: Begin::Last(_),
+                opened: false,
+                ..
+            })
+        );
+        prop_assert_eq!(subscription.position().is_none(), is_undecided);
         let position = position_of(subscription);
         if polled.is_pending() && entry.replay.is_none() {
             let held_back = entry.first_unsettled();
@@ -606,20 +636,20 @@ impl Client {
     fn check_live(&mut self, batch: &Batch<Bytes>, room: Room) -> Result<(), TestCaseError> {
         let first_index = self.next_index() + self.replaced_in_batch;
         let lost = if self.first_unsettled() <= room.up_to {
-            self.lost.take()
+            mem::take(&mut self.lost)
         } else {
-            None
+            VecDeque::new()
         };
-        let gap = lost.map(|(first_sequence, last_sequence, count)| Gap {
-            first_sequence,
-            last_sequence,
-            count,
+        let gap = lost.front().map(|first| Gap {
+            first_sequence: *first,
+            last_sequence: *lost.back().unwrap(),
+            count: lost.len() as u64,
             reason: GapReason::Overflow,
             first_index,
         });
         prop_assert_eq!(&batch.gaps, &Vec::from_iter(gap));
         self.count_gaps(batch);
-        self.counted += std::mem::take(&mut self.replaced_in_batch);
+        self.counted += mem::take(&mut self.replaced_in_batch);
         let mut bytes = 0;
         let mut expected = Vec::new();
         while let Some(sent) = self.queue.front()
@@ -673,19 +703,23 @@ impl Client {
             .iter()
             .find(|gap| gap.reason == GapReason::Overflow)
         {
-            let (first, last, count) = self.lost.take().unwrap();
-            prop_assert!(told.count <= count && told.first_sequence <= first);
-            if told.count == count {
-                prop_assert!(told.last_sequence >= last);
-            } else {
-                // Telling it all takes more steps of the replay than one poll makes.
-                self.lost = Some((told.last_sequence + 1, last, count - told.count));
-            }
+            // Telling it all takes more steps of the replay than one poll makes; what is told is told exactly.
+            let left = self
+                .lost
+                .partition_point(|lost| *lost <= told.last_sequence);
+            let mut lost = self.lost.drain(..left);
+            prop_assert!(
+                lost.next()
+                    .is_some_and(|first| told.first_sequence <= first)
+            );
+            prop_assert_eq!(told.count, 1 + lost.len() as u64);
         }
         self.count_gaps(batch);
         for event in &batch.events {
             prop_assert!(
-                self.lost.is_none(),
+                self.lost
+                    .front()
+                    .is_none_or(|lost| event.sequence() < *lost),
                 "an event before the gap that stands before it"
             );
             prop_assert_eq!(
@@ -693,19 +727,18 @@ impl Client {
                 self.queue.pop_front().map(|sent| sent.sequence)
             );
         }
-        if batch.caught_up.is_some() {
-            prop_assert_eq!(
-                batch.caught_up,
-                Some(Position {
-                    epoch: EPOCH,
-                    sequence: head
-                })
-            );
+        let replay = self.replay.as_ref().unwrap();
+        if let Some(Position { epoch, sequence }) = batch.caught_up {
+            prop_assert_eq!(epoch, EPOCH);
+            prop_assert!((replay.head..=head).contains(&sequence));
+            let is_left = |left: u64| left <= sequence;
+            let undelivered = self.queue.front().map(|sent| sent.sequence);
             prop_assert!(
-                self.queue.is_empty() && self.lost.is_none(),
+                !undelivered.is_some_and(is_left)
+                    && !self.lost.front().copied().is_some_and(is_left),
                 "caught up with something left"
             );
-            self.replay = None;
+            self.go_live(sequence);
         }
         self.count_events(batch)
     }
@@ -724,11 +757,11 @@ impl Client {
 /// The position to resume from. Until it was told that it is of another epoch, that one.
 fn position_of(subscription: &Subscription<Bytes>) -> u64 {
     match subscription.position() {
-        Position {
+        Some(Position {
             epoch: EPOCH,
             sequence,
-        } => sequence,
-        Position { .. } => 0,
+        }) => sequence,
+        Some(Position { .. }) | None => 0,
     }
 }
 

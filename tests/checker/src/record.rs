@@ -54,7 +54,8 @@ pub(crate) enum Item {
     },
     Heartbeat(Position),
     CaughtUp(Position),
-    GoingAway(Position),
+    /// Without a position where nothing is settled: before the first event of a replay of the last ones.
+    GoingAway(Option<Position>),
     /// A second `Subscribed`, or a response or position that is not set.
     Malformed,
 }
@@ -138,7 +139,9 @@ impl Stream {
                 self.stated(caught_up.position, Item::CaughtUp)
             }
             Some(Response::GoingAway(going_away)) => {
-                self.stated(going_away.resume_after, Item::GoingAway)
+                let stated = going_away.resume_after;
+                self.position = stated.or(self.position);
+                Item::GoingAway(stated)
             }
             Some(Response::Subscribed(_)) | None => Item::Malformed,
         };

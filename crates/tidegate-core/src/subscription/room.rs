@@ -58,6 +58,14 @@ impl Room {
         }
     }
 
+    /// This room, with live events after `sequence` left for later.
+    pub(super) fn before(self, sequence: u64) -> Self {
+        Self {
+            up_to: self.up_to.min(sequence),
+            ..self
+        }
+    }
+
     /// Whether an event of `size` may be added to this many events and bytes. The first may always: a poll that
     /// took nothing would never get past a large event.
     const fn fits(&self, events: usize, bytes: u64, size: u64) -> bool {

@@ -155,7 +155,8 @@ impl<T: Value> Subscription<T> {
     pub fn position(&self) -> Position {
         let gap = self.batch.gaps.last().map(|gap| gap.first_sequence);
         let event = self.batch.events.last().map(|event| event.sequence());
-        let mut position = self.core.position();
+        // Every subscription of a typed hub begins live, and so has a position.
+        let mut position = self.core.position().unwrap_or_else(|| self.began_at());
         if let Some(first) = gap.into_iter().chain(event).min() {
             position.sequence = first.saturating_sub(1);
         }
@@ -256,7 +257,8 @@ impl<T: Value> Subscription<T> {
         let core = &self.core;
         let mut rest = None;
         // Messages tell no index, so chunks with the same sequences are the same at any index.
-        let chunk = self.hub.sharing.chunk(0, events, || {
+        let epoch = core.began_at().epoch;
+        let chunk = self.hub.sharing.chunk(epoch, 0, events, || {
             let (chunk, left) = write_messages(events, |event| {
                 let sending = sending.take();
                 sent_bytes(sending.unwrap_or_else(|| core.send(Arc::clone(event))))

@@ -2,7 +2,12 @@
 
 use tidegate_proto::v1::{Overflow, Position, Subscribed};
 
-use super::{conflated::Conflated, ending::check_ending, rules::Rules, tally::Tally};
+use super::{
+    conflated::Conflated,
+    ending::{Begun, check_ending},
+    rules::Rules,
+    tally::Tally,
+};
 use crate::{
     record::{Client, Delivered, Item, Stream},
     truth::Log,
@@ -43,7 +48,8 @@ pub(super) struct Walk<'a> {
     pub(super) is_replaying: bool,
     /// The account of a conflating stream, once it is live.
     pub(super) conflated: Option<Conflated>,
-    pub(super) going_away: Option<Position>,
+    /// The position of `GoingAway`, if it came.
+    pub(super) going_away: Option<Option<Position>>,
 }
 
 // ===== impl Walk =====
@@ -271,7 +277,17 @@ impl<'a> Walk<'a> {
             self.all_settled(head)?;
         }
         self.newest_survived()?;
-        let position = check_ending(self.client, self.number, Some(self.going_away))?;
+        let begun = Begun {
+            going_away: self.going_away,
+            is_undecided: self.next.is_none() && self.stream.request.resume_after.is_none(),
+        };
+        let position = check_ending(self.client, self.number, Some(begun))?;
+        if let (Some(position), None) = (position, self.next)
+            && position.epoch == self.head.epoch
+            && self.stream.request.resume_after.is_none()
+        {
+            self.begin_at(position.sequence + 1)?;
+        }
         if let (Some(position), Some(next)) = (position, self.next) {
             let asked = self.stream.request.resume_after;
             if self.stream.items.is_empty() && asked == Some(position) {
