@@ -289,7 +289,7 @@ impl<P: Payload> Shared<P> {
                 }
             }
             numbered?;
-            if let Some(first) = part.events.first() {
+            if let Some(first) = part.events().first() {
                 self.note_beginning(&mut state, first.sequence);
             }
             let first = state.head + 1;
