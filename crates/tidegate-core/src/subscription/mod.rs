@@ -96,13 +96,15 @@ use std::{
 use crate::{
     close::CloseReason,
     counters::add,
-    event::{Payload, Position},
+    event::{Event, Payload, Position},
     feed::{Feed, ParkKey},
     gap::{Gap, GapReason},
     info::{Holder, SubscriptionInfo},
     limits::{Limits, Overflow},
     publish::{Shared, State},
+    registry::give_up_on,
     replay::Replay,
+    sending::Sending,
     signal::{Ready, Signal},
     topic::ClientId,
 };
@@ -252,8 +254,57 @@ impl<P: Payload> Subscription<P> {
             .peek()
             .is_some_and(|Reverse((head, _))| *head > room.up_to);
         let left_some = self.replay.is_some() || !(self.ready.is_empty() || held_back);
-        self.parts.signal.note(!batch.is_empty(), left_some);
+        // A search of history that has found nothing yet is the hub at work, and its consumer did its part: it polled.
+        let is_progress = !batch.is_empty() || self.replay.is_some();
+        self.parts.signal.note(is_progress, left_some);
         polled
+    }
+
+    /// Notes that the consumer took something besides what polls hand out: a piece of a large event, a value of a
+    /// snapshot. For [sweeps](crate::Hub::sweep), which take a consumer for stalled that takes nothing.
+    pub fn note_progress(&mut self) {
+        self.parts.signal.note_progress();
+    }
+
+    /// Counts an event of this subscription as being sent, for as long as the result lives: do so for an event so large
+    /// that the transport holds its memory while a peer takes it piece by piece.
+    ///
+    /// Such events may hold half of the [memory budget](crate::HubConfig::memory_budget), each counted once, however
+    /// many subscriptions send it. When this one goes beyond, those that have been sending the longest are
+    /// ended as [stalled](CloseReason::Stalled) and their [transports](crate::Transport::reset) told to give
+    /// up, this one never.
+    ///
+    /// # Examples
+    /// ```
+    /// # use std::{sync::Arc, task::{Context, Waker}, time::Instant};
+    /// # use bytes::Bytes;
+    /// # use tidegate_core::{Batch, ClientId, Filter, Hub, HubConfig, NewEvent, Room, SubscribeOptions, Topic};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = Hub::new(HubConfig::new(1));
+    /// # let options = SubscribeOptions::new(ClientId::new("me")?, vec![Filter::everything()]);
+    /// # let mut subscription = hub.subscribe(options, Instant::now())?;
+    /// # let mut cx = Context::from_waker(Waker::noop());
+    /// # let mut batch = Batch::default();
+    /// let event = NewEvent::new(Topic::new("a")?, Bytes::from(vec![0; 1 << 20]));
+    /// hub.publish([event], Instant::now())?;
+    /// assert!(subscription.poll_next(&mut cx, Room::events(1), &mut batch).is_ready());
+    ///
+    /// let sending = subscription.send(Arc::clone(&batch.events[0]));
+    /// assert!(hub.stats().sending_bytes >= 1 << 20);
+    /// // The transport takes `sending.payload()` piece by piece.
+    /// drop(sending);
+    /// assert_eq!(hub.stats().sending_bytes, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn send(&self, event: Arc<Event<P>>) -> Sending<P> {
+        let (sending, to_end) = Sending::begin(event, &self.shared.senders, &self.parts.signal);
+        if !to_end.is_empty() {
+            let (ended, reset) = give_up_on(&to_end);
+            add(&self.shared.counters.ended_stalled, ended);
+            add(&self.shared.counters.reset, reset);
+        }
+        sending
     }
 
     /// Skips the events ahead up to and with `sequence`, because the subscriber knows them from elsewhere,
