@@ -68,6 +68,7 @@ extern crate self as tidegate_core;
 #[path = "../tests/model.rs"]
 mod model;
 
+mod backlog;
 mod bounds;
 mod close;
 mod cost;
