@@ -282,11 +282,8 @@ impl<P: Payload> Shared<P> {
             };
             // Before anything else, because it may refuse: then nothing has changed.
             let numbered = state.number(part, numbering, is_first);
-            if is_last || numbered.is_err() {
-                // Under the publish lock: whoever adds a late feed after this finds it taken away, or not needed.
-                if self.index.end_searching() {
-                    state.late.clear();
-                }
+            if numbered.is_err() {
+                self.end_searching(&mut state);
             }
             numbered?;
             if let Some(first) = part.events().first() {
@@ -295,6 +292,9 @@ impl<P: Payload> Shared<P> {
             let first = state.head + 1;
             let first_sequence = part.events().first().map_or(first, |event| event.sequence);
             let matched = state.append(part, &mut wake);
+            if is_last {
+                self.end_searching(&mut state);
+            }
             self.remember(part.events(), now);
             // After both, since evicting from one of them frees nothing that the other still has; and with the new
             // events in place, which may have to go as well.
@@ -341,6 +341,15 @@ impl<P: Payload> Shared<P> {
             self.publish.lock().add_late(added);
         }
         Ok(feeds)
+    }
+
+    /// Counts a publisher out that has committed its last part, or will commit none.
+    fn end_searching(&self, state: &mut State<P>) {
+        // Under the publish lock, where late feeds are added: those that are there were in the index before, and whoever
+        // begins to search after the last publisher has ended finds them.
+        if self.index.end_searching() {
+            state.late.clear();
+        }
     }
 
     /// Appends `events` to history.
