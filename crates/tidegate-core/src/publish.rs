@@ -257,9 +257,9 @@ impl<P: Payload> Shared<P> {
             }
             numbered?;
             let first = state.head + 1;
-            let first_sequence = part.events.first().map_or(first, |event| event.sequence);
+            let first_sequence = part.events().first().map_or(first, |event| event.sequence);
             let matched = state.append(part, &mut wake);
-            self.remember(&part.events, now);
+            self.remember(part.events(), now);
             // After both, since evicting from one of them frees nothing that the other still has; and with the new
             // events in place, which may have to go as well.
             self.keep_within_budget(&mut state);
@@ -270,11 +270,10 @@ impl<P: Payload> Shared<P> {
                 epoch: self.epoch,
                 first_sequence,
                 last_sequence: state.head,
-                count: part.events.len(),
+                count: part.events().len(),
                 matched,
             }
         };
-        // Under no lock: the events of a hub that keeps none are freed here.
         part.clear();
         wake_all(wake);
         add(&self.counters.published, published.count as u64);
@@ -379,10 +378,10 @@ impl<P: Payload> State<P> {
             return Err(PublishError::Closed(reason));
         }
         let mut head = self.head;
-        for (i, event) in part.events.iter_mut().enumerate() {
+        for (i, event) in part.events_mut() {
             let given = match numbering {
                 Numbering::Next => head + 1,
-                Numbering::Given(sequences) => sequences[part.first + i],
+                Numbering::Given(sequences) => sequences[i],
             };
             if given <= head {
                 return Err(PublishError::OutOfOrder { head, given });
@@ -436,7 +435,10 @@ impl<P: Payload> State<P> {
                 }
             }
         }
-        self.head = part.events.last().map_or(self.head, |event| event.sequence);
+        self.head = part
+            .events()
+            .last()
+            .map_or(self.head, |event| event.sequence);
         matched
     }
 

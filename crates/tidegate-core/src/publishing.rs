@@ -5,7 +5,7 @@
 //! the others wait too long: its appends and its search are bounded. A step does a bounded part of the search or commits
 //! one part, so that a task can let others run in between.
 
-use std::{collections::HashMap, mem, sync::Arc, time::Instant, vec};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use crate::{
     event::{Event, Payload},
@@ -39,9 +39,7 @@ pub struct Publishing<P: Payload> {
     shared: Arc<Shared<P>>,
     /// The sequences of the events.
     numbering: Numbering,
-    /// The events that are in no part yet.
-    waiting: vec::IntoIter<Arc<Event<P>>>,
-    /// The part that is being searched for.
+    /// The events, and how far the search for their feeds is.
     part: Part<P>,
     /// The place of the parts that were committed.
     published: Option<Published>,
@@ -51,14 +49,16 @@ pub struct Publishing<P: Payload> {
     is_over: bool,
 }
 
-/// Events with the feeds that they go to.
+/// The events of a batch, and the feeds that those of one part go to.
 #[derive(Debug)]
 pub(crate) struct Part<P> {
-    /// How many events of the batch are before this part.
-    pub(crate) first: usize,
-    /// The events, in their order.
-    pub(crate) events: Vec<Arc<Event<P>>>,
-    /// Which of them go to which feeds.
+    /// All events, in their order.
+    batch: Vec<Arc<Event<P>>>,
+    /// The number of the first event of the part: those before it were committed.
+    first: usize,
+    /// The number behind the last: those from it on are to be searched for.
+    end: usize,
+    /// Which events of the part go to which feeds.
     runs: Vec<Run>,
     /// The feeds of all runs, one after the other.
     feeds: Vec<Arc<Feed<P>>>,
@@ -109,8 +109,7 @@ impl<P: Payload> Publishing<P> {
         Self {
             shared,
             numbering,
-            waiting: events.into_iter(),
-            part: Part::new(),
+            part: Part::new(events),
             published: None,
             now: None,
             is_over: false,
@@ -131,13 +130,11 @@ impl<P: Payload> Publishing<P> {
     pub fn step(&mut self, now: Instant) -> Result<Option<Published>, PublishError> {
         assert!(!self.is_over, "the batch was published, or refused");
         self.now = Some(now);
-        let is_full = self
-            .part
-            .search(&self.shared.index, &mut self.waiting, STEP_WORK);
-        if !is_full && !self.waiting.as_slice().is_empty() {
+        let is_full = self.part.search(&self.shared.index, STEP_WORK);
+        let is_last = self.part.end == self.part.batch.len();
+        if !is_full && !is_last {
             return Ok(None);
         }
-        let is_last = self.waiting.as_slice().is_empty();
         let is_first = self.published.is_none();
         let committed = self
             .shared
@@ -170,11 +167,12 @@ impl<P: Payload> Drop for Publishing<P> {
 // ===== impl Part =====
 
 impl<P: Payload> Part<P> {
-    /// A part without events.
-    fn new() -> Self {
+    /// The first part of a batch, without events yet.
+    fn new(batch: Vec<Arc<Event<P>>>) -> Self {
         Self {
+            batch,
             first: 0,
-            events: Vec::new(),
+            end: 0,
             runs: Vec::new(),
             feeds: Vec::new(),
             answers: Answers::new(),
@@ -185,22 +183,16 @@ impl<P: Payload> Part<P> {
 
     /// Takes events and finds their feeds, until the part is full or the step has done its work. Returns whether the part is
     /// full.
-    fn search(
-        &mut self,
-        index: &Index<P>,
-        waiting: &mut vec::IntoIter<Arc<Event<P>>>,
-        step_work: u64,
-    ) -> bool {
+    fn search(&mut self, index: &Index<P>, step_work: u64) -> bool {
         let enough = self.work.saturating_add(step_work);
-        self.events.reserve(waiting.len().min(1_024));
         while self.work < enough {
             if self.appends >= PART_APPENDS || self.work >= PART_WORK {
                 return true;
             }
-            let Some(event) = waiting.next() else {
+            if self.end == self.batch.len() {
                 return false;
-            };
-            self.events.push(event);
+            }
+            self.end += 1;
             self.find_feeds(index);
         }
         false
@@ -208,15 +200,15 @@ impl<P: Payload> Part<P> {
 
     /// Finds the feeds of the last event. Runs predicates: the caller holds no lock that they may take.
     fn find_feeds(&mut self, index: &Index<P>) {
-        let events_end = self.events.len();
-        let event = &self.events[events_end - 1];
+        let events_end = self.end;
+        let event = &self.batch[events_end - 1];
         // At least one a event, so that a part has an end, whatever matches.
         self.work += 1;
         // A batch is often of one topic: then one search does for all of it.
         if let Some(run) = self.runs.last_mut()
             && run.is_by_topic
             && let Some(before) = events_end.checked_sub(2)
-            && self.events[before].topic() == event.topic()
+            && self.batch[before].topic() == event.topic()
         {
             run.events_end = events_end;
             let first = self.runs.iter().rev().nth(1).map_or(0, |run| run.feeds_end);
@@ -246,18 +238,27 @@ impl<P: Payload> Part<P> {
 
     /// Finds the feeds of all events of the part anew.
     pub(crate) fn search_again(&mut self, index: &Index<P>) {
-        let events = mem::take(&mut self.events);
         self.forget_search();
-        for event in events {
-            self.events.push(event);
+        for end in self.first + 1..=self.end {
+            self.end = end;
             self.find_feeds(index);
         }
     }
 
+    /// The events of the part, in their order.
+    pub(crate) fn events(&self) -> &[Arc<Event<P>>] {
+        &self.batch[self.first..self.end]
+    }
+
+    /// As [`events`](Self::events), to number them: with the number of each in the batch.
+    pub(crate) fn events_mut(&mut self) -> impl Iterator<Item = (usize, &mut Arc<Event<P>>)> {
+        let part = self.batch.iter_mut().enumerate().take(self.end);
+        part.skip(self.first)
+    }
+
     /// Empties the part, for the next one.
     pub(crate) fn clear(&mut self) {
-        self.first += self.events.len();
-        self.events.clear();
+        self.first = self.end;
         self.answers = Answers::new();
         self.forget_search();
     }
@@ -276,11 +277,11 @@ impl<P: Payload> Part<P> {
 
     /// The events with their feeds, in their order.
     pub(crate) fn targets(&self) -> impl Iterator<Item = Target<'_, P>> {
-        let starts = [(0, 0)].into_iter();
+        let starts = [(self.first, 0)].into_iter();
         let ends = self.runs.iter().map(|run| (run.events_end, run.feeds_end));
         let runs = self.runs.iter().zip(starts.chain(ends));
         runs.flat_map(move |(run, (events_start, feeds_start))| {
-            self.events[events_start..run.events_end]
+            self.batch[events_start..run.events_end]
                 .iter()
                 .map(move |event| Target {
                     event,
@@ -305,7 +306,7 @@ impl<P: Payload> Part<P> {
         let mut filters = 0;
         for late in to_match {
             filters += late.feed.filters().len();
-            if filters.saturating_mul(self.events.len()) > LATE_WORK {
+            if filters.saturating_mul(self.events().len()) > LATE_WORK {
                 return false;
             }
             let is_matched = |target: Target<'_, P>| {
