@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -19,6 +20,7 @@ use crate::{
     signal::Signal,
     sync::Mutex,
     topic::ClientId,
+    wake::{for_all, wake_all},
 };
 
 /// The subscriptions of a hub.
@@ -47,13 +49,13 @@ pub enum ClientIdPolicy {
 /// The rules of [`Hub::sweep`](crate::Hub::sweep) for subscriptions whose consumer does not take its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SweepRules {
-    /// How long a subscription may have events to take and be handed none, until it is *stalled*. `None` is
-    /// forever. Default: 60 s.
+    /// How long a subscription may have events to take and take none, nor its peer a byte, until it is *stalled*.
+    /// `None` is forever. Default: 60 s.
     pub stall_timeout: Option<Duration>,
     /// The action on a stalled subscription. Default: [`StallPolicy::Park`].
     pub on_stall: StallPolicy,
-    /// How long a subscription that was ended may take to notice, before its transport is told to give up
-    /// ([`SubscribeOptions::reset`](crate::SubscribeOptions::reset)). Default: 5 s.
+    /// How long a subscription that was ended may take nothing, and not notice, before its transport is told to
+    /// [give up](crate::Transport::reset). Default: 5 s.
     pub reset_grace: Duration,
 }
 
@@ -142,8 +144,6 @@ struct Registration<P> {
     progress: u64,
     /// The time of the first sweep that found it with events to take, or ended, at this progress.
     stuck_since: Option<Instant>,
-    /// Whether its transport was told to give up, which happens once.
-    is_reset: bool,
 }
 
 /// The action of a sweep on one subscription.
@@ -179,9 +179,13 @@ impl<P> Registry<P> {
     pub(crate) fn enter(&self, holder: &Holder, signal: &Arc<Signal>) -> Result<u64, Refusal> {
         let registration = Registration::new(holder.clone(), Arc::clone(signal));
         let (id, superseded) = self.state.lock().enter(self.policy, registration)?;
-        // Outside of the lock: ending wakes.
-        for signal in superseded {
-            signal.end(CloseReason::TakenOver);
+        // Outside of the lock: ending wakes. Should a waker panic, nobody is here who does not exist.
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            end_all(&superseded, CloseReason::TakenOver);
+        }));
+        if let Err(panic) = ended {
+            self.remove(&holder.client, id);
+            resume_unwind(panic);
         }
         Ok(id)
     }
@@ -217,7 +221,7 @@ impl<P> Registry<P> {
                 .map(|registration| Arc::clone(&registration.signal))
                 .collect()
         };
-        to_end.iter().for_each(|signal| signal.end(reason));
+        end_all(&to_end, reason);
         to_end.len()
     }
 
@@ -235,9 +239,7 @@ impl<P> Registry<P> {
             let registration = state.registrations.get(&id);
             registration.map(|registration| Arc::clone(&registration.signal))
         };
-        if let Some(signal) = &signal {
-            signal.end(reason);
-        }
+        end_all(&signal, reason);
         signal.is_some()
     }
 
@@ -253,9 +255,7 @@ impl<P> Registry<P> {
                 .map(|registration| Arc::clone(&registration.signal))
                 .collect()
         };
-        for signal in here {
-            signal.end(reason);
-        }
+        end_all(&here, reason);
     }
 
     /// Looks at every subscription once, and ends or resets the stuck ones by the rules.
@@ -281,10 +281,9 @@ impl<P> Registry<P> {
             }
         }
         (swept.closed, swept.reset) = (to_close.len() as u64, to_reset.len() as u64);
-        to_close
-            .iter()
-            .for_each(|signal| signal.end(CloseReason::Stalled));
-        to_reset.iter().for_each(|signal| signal.reset());
+        end_all(&to_close, CloseReason::Stalled);
+        // Should a waker above have panicked, the next sweep finds these as they are.
+        for_all(&to_reset, |signal| _ = signal.reset());
         swept
     }
 
@@ -292,6 +291,33 @@ impl<P> Registry<P> {
     pub(crate) fn clients(&self) -> usize {
         self.state.lock().clients.len()
     }
+}
+
+/// Ends each of `signals` that has not ended for another reason before, and wakes all of them. The caller holds no
+/// lock.
+fn end_all<'a>(signals: impl IntoIterator<Item = &'a Arc<Signal>>, reason: CloseReason) {
+    // All are ended before the first is woken, whose waker may panic.
+    let ended: Vec<_> = signals
+        .into_iter()
+        .map(|signal| signal.end(reason).1)
+        .collect();
+    wake_all(ended.into_iter().flatten());
+}
+
+/// Ends the subscriptions of `signals` as stalled, and tells their transports to give up at once: what they hold is
+/// needed, and no status could pass it. Returns how many of them had not ended before, and how many were told. The
+/// caller holds no lock.
+pub(crate) fn give_up_on(signals: &[Arc<Signal>]) -> (u64, u64) {
+    let (mut ended, mut reset) = (0, 0);
+    let mut wakers = Vec::new();
+    for signal in signals {
+        let (is_first, waker) = signal.end(CloseReason::Stalled);
+        ended += u64::from(is_first);
+        wakers.extend(waker);
+    }
+    for_all(signals, |signal| reset += u64::from(signal.reset()));
+    wake_all(wakers);
+    (ended, reset)
 }
 
 // ===== impl State =====
@@ -400,7 +426,6 @@ impl<P> Registration<P> {
             feeds: None,
             progress: 0,
             stuck_since: None,
-            is_reset: false,
         }
     }
 
@@ -418,9 +443,7 @@ impl<P> Registration<P> {
         let stuck_for = now.saturating_duration_since(*self.stuck_since.get_or_insert(now));
         // Ended: it has the grace to be polled and dropped, and then is gone from here.
         if seen.is_closed {
-            let give_up = stuck_for >= rules.reset_grace && !self.is_reset;
-            self.is_reset |= give_up;
-            return if give_up {
+            return if stuck_for >= rules.reset_grace && !seen.is_reset {
                 SweepAction::Reset
             } else {
                 SweepAction::Leave

@@ -25,6 +25,12 @@ pub struct ServerConfig {
     /// The most bytes that events may hold: [`HubConfig::memory_budget`](tidegate::HubConfig). `None` is a quarter of
     /// the machine's memory, or of the control group's limit if that is less. Default: `None`.
     pub memory_budget: Option<u64>,
+    /// The most bytes that the filters of all subscriptions may hold, besides the budget:
+    /// [`HubConfig::max_filter_bytes`](tidegate::HubConfig). `None` is a quarter of the memory budget. Default: `None`.
+    pub filter_budget: Option<u64>,
+    /// The most work that the filters of one subscription may add to a search:
+    /// [`HubConfig::max_filter_work`](tidegate::HubConfig). Default: 256.
+    pub max_filter_work: u64,
     /// The treatment of clients that do not read. Default: a client is stalled after 60 s; it is disconnected if its
     /// subscription asked for that, and stays parked otherwise. A stream that was ended and whose peer takes no notice
     /// is reset after 5 s.
@@ -72,6 +78,8 @@ impl Default for ServerConfig {
             history: HistoryLimits::default(),
             client_ids: ClientIdPolicy::default(),
             memory_budget: None,
+            filter_budget: None,
+            max_filter_work: 256,
             sweep: SweepRules::default(),
             http: None,
             admin: None,

@@ -89,6 +89,8 @@ impl Server {
             history: config.history,
             client_ids: config.client_ids,
             memory_budget,
+            max_filter_work: config.max_filter_work,
+            max_filter_bytes: config.filter_budget.unwrap_or(memory_budget / 4),
             ..HubConfig::new(epoch)
         });
         let cannot_listen = |address| move |source| BindError::Listen { address, source };

@@ -65,18 +65,23 @@ pub static SETTINGS: &[Setting] = rows! {
 
     "memory_budget", "SIZE", OrAuto<Size>, server.memory_budget, RESTARTS,
     "Memory that events may hold, in history and for clients that are behind. Over the budget the oldest events are \
-     evicted, and a client that had not seen them gets a gap. auto is a quarter of the machine's memory, or of the \
-     control group's limit if that is less.";
+     evicted, and a client that had not seen them gets a gap. Half of it is for large events that streams are in the \
+     middle of; over that, the streams that have taken the longest are reset. auto is a quarter of the machine's \
+     memory, or of the control group's limit if that is less.";
+
+    "filter_budget", "SIZE", OrAuto<Size>, server.filter_budget, RESTARTS,
+    "Memory that the filters of all subscriptions may hold, besides memory_budget. Over it subscriptions with new \
+     filters are refused. auto is a quarter of memory_budget.";
 
     "stall_timeout", "DURATION", TimeOrNone, server.sweep.stall_timeout, RELOADS,
-    "Time after which a client that has events to read and takes none is stalled. none means never.";
+    "Time after which a client that has events to read and takes no byte is stalled. none means never.";
 
     "on_stall", "POLICY", OnStall, server.sweep.on_stall, RELOADS,
     "Action on a stalled client. park: its stream stays, and holds its place and the backlog that its limits admit. \
      close: its stream ends. A client with the overflow policy disconnect is always closed.";
 
     "reset_grace", "DURATION", NonZeroTime, server.sweep.reset_grace, RELOADS,
-    "Time that a client has to read the end of its stream. Then the server resets the stream.";
+    "Time that a client may take no byte once its stream has ended. Then the server resets the stream.";
 
     "connections.max", "N", OrAuto<NonZero>, server.max_connections, RESTARTS,
     "Maximum number of connections at once. The server resets further ones as they come, and refuses to start if the \
@@ -174,6 +179,11 @@ pub static SETTINGS: &[Setting] = rows! {
 
     "limits.max_filters", "N", Count, server.service.max_filters, RESTARTS,
     "Maximum number of filters in one subscription.";
+
+    "limits.max_filter_work", "N", NonZero, server.max_filter_work, RESTARTS,
+    "Most work that the filters of one subscription may add to the search for the subscriptions of an event: places \
+     of the search, each a token of a filter that begins like the topic. Filters that people write cost less than 20, \
+     whatever their number; many wildcards in the same places cost much.";
 
     "limits.max_publish_events", "N", NonZero, server.service.publish.max_events, RESTARTS,
     "Maximum number of events in one publish request.";

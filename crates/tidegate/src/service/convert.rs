@@ -108,7 +108,7 @@ pub(super) fn subscribe_request(
         filters,
         limits: limits(request.limits.as_ref())?,
         start: start(request.resume_after, request.replay_last)?,
-        reset: None,
+        transport: None,
     };
     let intervals = Intervals {
         heartbeat: heartbeat_interval(request.heartbeat_interval, config.heartbeat_interval)?,

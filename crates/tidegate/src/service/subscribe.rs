@@ -176,9 +176,9 @@ impl Subscriber {
         mut admitted: Admitted,
         calls: Option<&Calls>,
     ) -> Result<(Subscription<Encoded>, Registrations), Status> {
-        // The handle that resets the stream is ambient, a task-local, because it cannot come with the request: hyper
+        // The handle of the stream is ambient, a task-local, because it cannot come with the request: hyper
         // calls the service first, and only then spawns the future of the stream, which polls this one.
-        admitted.options.reset = reset::current();
+        admitted.options.transport = reset::current();
         let subscription = self
             .hub
             .subscribe(admitted.options, Instant::now())
