@@ -135,8 +135,8 @@ struct Done {
 
 /// The threads that hold the clients. They end when this is dropped.
 struct Crew<T> {
-    steps: Vec<mpsc::UnboundedSender<Step<T>>>,
-    done: mpsc::UnboundedReceiver<Result<Done, Error>>,
+    steps: Vec<mpsc::Sender<Step<T>>>,
+    done: mpsc::Receiver<Result<Done, Error>>,
 }
 
 // ===== impl Storm =====
@@ -300,18 +300,18 @@ impl Readings {
 impl<T: Returning> Crew<T> {
     /// Starts `threads` threads that share the clients.
     fn start(clients: usize, threads: usize) -> Result<Self, Error> {
-        let (report, done) = mpsc::unbounded_channel();
+        let (report, done) = mpsc::channel(threads);
         let mut steps = Vec::new();
         for thread in 0..threads {
             let own = (thread..clients).step_by(threads).len();
-            let (sender, receiver) = mpsc::unbounded_channel();
+            let (sender, receiver) = mpsc::channel(1);
             let report = report.clone();
             steps.push(sender);
             spawn("clients", move || {
                 let outcome = run_local(work(own, receiver, report.clone()));
                 if let Err(error) = outcome {
                     // When the run has failed already, nobody receives this.
-                    let _ = report.send(Err(error));
+                    let _ = report.blocking_send(Err(error));
                 }
             })?;
         }
@@ -321,8 +321,8 @@ impl<T: Returning> Crew<T> {
     /// Lets every thread take a step.
     fn order(&self, step: impl Fn() -> Step<T>) {
         for thread in &self.steps {
-            // A thread that has ended has reported why.
-            let _ = thread.send(step());
+            // There is room: every thread was done with its step before. One that has ended has reported why.
+            let _ = thread.try_send(step());
         }
     }
 
@@ -362,8 +362,8 @@ impl Done {
 /// Takes the steps of one thread with its clients, until no more come.
 async fn work<T: Returning>(
     clients: usize,
-    mut steps: mpsc::UnboundedReceiver<Step<T>>,
-    report: mpsc::UnboundedSender<Result<Done, Error>>,
+    mut steps: mpsc::Receiver<Step<T>>,
+    report: mpsc::Sender<Result<Done, Error>>,
 ) -> Result<(), Error> {
     let (mut opened, mut connections) = (Vec::new(), Vec::new());
     let mut positions: Vec<Option<Position>> = vec![None; clients];
@@ -421,7 +421,7 @@ async fn work<T: Returning>(
                 }
             }
         }
-        let _ = report.send(Ok(done));
+        let _ = report.send(Ok(done)).await;
     }
     Ok(())
 }
