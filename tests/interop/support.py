@@ -212,8 +212,10 @@ class Ledger:
 
     def _advance_if_stated(self, message, field: str) -> None:
         if message.HasField(field):
-            assert self.is_settled, "a position is stated of which nothing is known yet"
-            self._advance(getattr(message, field))
+            position = getattr(message, field)
+            # The server knows where a replay begins before its first event tells; that is never at the beginning of all.
+            assert self.is_settled or position.sequence > 0, "a position is stated of which nothing is known yet"
+            self._advance(position)
         else:
             assert not self.is_settled, "no position is stated"
 

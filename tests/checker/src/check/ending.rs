@@ -53,12 +53,14 @@ const ENDED_BY_SERVER: [&str; 7] = [
     DEADLINE_EXCEEDED,
 ];
 
-/// Checks the end of a stream. `going_away`: the position of its `GoingAway`, if the stream had begun. Returns the
-/// position to resume after, if the status has one.
+/// Checks the end of a stream. `going_away`: the position of its `GoingAway`, if the stream had begun. `is_unsettled`:
+/// whether nothing was settled, so that there is no position. Returns the position to resume after, if the status has
+/// one.
 pub(super) fn check_ending(
     client: &Client,
     number: usize,
     going_away: Option<Option<Position>>,
+    is_unsettled: bool,
 ) -> Result<Option<Position>, Violation> {
     let stream = &client.streams[number];
     let dishonest = |problem: &str| {
@@ -94,7 +96,7 @@ pub(super) fn check_ending(
     let Some(going_away) = going_away else {
         return Ok(None);
     };
-    if position.is_none() && ENDED_BY_SERVER.contains(&reason) {
+    if position.is_none() && !is_unsettled && ENDED_BY_SERVER.contains(&reason) {
         return dishonest("it does not say where to resume");
     }
     if [SHUTTING_DOWN, MAX_CONNECTION_AGE].contains(&reason) && going_away != position {
