@@ -8,10 +8,10 @@
     reason = "the script reads the names of the works"
 )]
 
-use std::{env, hint::black_box, time::Instant};
+use std::{env, hint::black_box, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use tidegate_core::{Batch, ClientIdPolicy, HistoryLimits, Hub, HubConfig};
+use tidegate_core::{Batch, ClientIdPolicy, HistoryLimits, Hub, HubConfig, NewEvent};
 
 mod support;
 
@@ -22,10 +22,11 @@ const WARM_UP: usize = 2_000;
 
 type Work = fn(times: usize);
 
-const WORKS: [(&str, Work); 5] = [
+const WORKS: [(&str, Work); 6] = [
     ("publish", publish),
     ("fan-out", fan_out),
     ("drain", drain),
+    ("conflate", conflate),
     ("match", matches),
     ("subscribe", subscribe_and_cancel),
 ];
@@ -76,6 +77,23 @@ fn drain(times: usize) {
     let (topic, now) = (topic("a"), Instant::now());
     for _ in 0..WARM_UP / 64 + times {
         hub.publish((0..64).map(|_| event(&topic)), now).unwrap();
+        support::drain(&mut stream, &mut batch);
+    }
+}
+
+/// A batch of 64 events with 32 keys, published at once; the 32 that survive are taken at once.
+fn conflate(times: usize) {
+    let hub = hub();
+    let mut stream = support::subscribe_conflating(&hub, "c", &["a"]);
+    let mut batch = Batch::default();
+    let (topic, now) = (topic("a"), Instant::now());
+    let keys: Vec<Arc<str>> = (0..32).map(|key| format!("key-{key}").into()).collect();
+    for _ in 0..WARM_UP / 64 + times {
+        let events = keys.iter().chain(&keys).map(|key| NewEvent {
+            key: Some(Arc::clone(key)),
+            ..event(&topic)
+        });
+        hub.publish(events, now).unwrap();
         support::drain(&mut stream, &mut batch);
     }
 }

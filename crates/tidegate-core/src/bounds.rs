@@ -23,7 +23,11 @@ impl Bounds {
             .find(|(e, b, _)| (*e, *b) == (events, bytes))
         {
             Some((_, _, users)) => *users += 1,
-            None => self.in_use.push((events, bytes, 1)),
+            None => {
+                // Exactly one: most feeds have one, and a list would make room for four.
+                self.in_use.reserve_exact(1);
+                self.in_use.push((events, bytes, 1));
+            }
         }
         self.max_events = self.max_events.max(events);
         self.max_bytes = self.max_bytes.max(bytes);

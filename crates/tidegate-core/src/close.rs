@@ -21,7 +21,8 @@ pub enum CloseReason {
     #[error("the subscriber fell behind by more than its limits")]
     TooSlow,
     /// The subscriber had events to take and took none for the stall timeout of
-    /// [`SweepRules`](crate::SweepRules).
+    /// [`SweepRules`](crate::SweepRules), or it was among those that had been [sending](crate::Sending) one event the
+    /// longest when others needed the memory.
     #[error("the subscriber took none of its events for too long")]
     Stalled,
     /// The sequences begin anew, in another hub. Resume there: a gap will tell what lies between.

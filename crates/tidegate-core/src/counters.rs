@@ -30,9 +30,9 @@ pub struct Stats {
     pub subscriptions: u64,
     /// Subscriptions that the last sweep found stalled and left as they are.
     pub stalled: u64,
-    /// Subscriptions that were ended because they were stalled.
+    /// Subscriptions that were ended because they were stalled, or for the memory of what they were sending.
     pub ended_stalled: u64,
-    /// Subscriptions that took no notice of their end, so their transport was told to give up.
+    /// Subscriptions whose transport was told to give up: they took no notice of their end, or their memory was needed.
     pub reset: u64,
     /// Gaps given to subscribers.
     pub gaps: GapStats,
@@ -40,10 +40,16 @@ pub struct Stats {
     pub clients: usize,
     /// Feeds now: the distinct filters in use, `$client.<id>` included.
     pub feeds: usize,
+    /// Bytes that filters hold now, as [`FilterCost::bytes`](crate::FilterCost::bytes) estimates them; filters that share a feed
+    /// count once.
+    pub filter_bytes: u64,
     /// Events in history now.
     pub history_events: usize,
     /// Bytes that events hold now, in history, in feeds and on their way: what the memory budget bounds.
     pub retained_bytes: u64,
+    /// Bytes of [events that are being sent](crate::Sending) now, part of `retained_bytes`. They may have half of the
+    /// memory budget.
+    pub sending_bytes: u64,
     /// Bytes in history now, as [`Payload::size`](crate::Payload::size) counts them.
     pub history_bytes: u64,
 }

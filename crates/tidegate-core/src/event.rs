@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     retained::{Charge, Retained},
+    subject::Subject,
     topic::Topic,
 };
 
@@ -12,6 +13,12 @@ pub trait Payload: Send + Sync + 'static {
     /// How many bytes this payload counts against the limits of subscriptions and of history. The hub asks
     /// once for each event, before it takes a lock.
     fn size(&self) -> usize;
+
+    /// How many bytes of memory this payload holds besides its size, which only the memory budget counts: a decoded
+    /// form, for example. The hub asks once for each event, before it takes a lock. Default: none.
+    fn extra_memory(&self) -> usize {
+        0
+    }
 }
 
 /// An event that is about to be published.
@@ -37,10 +44,10 @@ pub struct Event<P> {
     key: Option<Arc<str>>,
     /// The content.
     payload: P,
+    /// The topic and key, hashed before a lock is taken; none if nobody conflated then, or it stands for itself.
+    subject: Option<Subject>,
     /// The size of the payload, asked once: no code of an application runs under a lock.
     size: u64,
-    /// The answers of predicates, by their identities.
-    verdicts: Vec<(u64, bool)>,
     /// The bytes of this event, counted until it is freed.
     charge: Charge,
 }
@@ -88,14 +95,15 @@ impl<P: Payload> NewEvent<P> {
             + allocated(COUNTS + topic.as_str().len())
             + key.as_ref().map_or(0, |key| allocated(COUNTS + key.len()))
             + allocated(size)
+            + allocated(payload.extra_memory())
             + SHARED;
         Arc::new(Event {
             sequence: 0,
+            subject: None,
             topic,
             key,
             payload,
             size: size as u64,
-            verdicts: Vec::new(),
             charge: retained.charge(held as u64),
         })
     }
@@ -134,18 +142,23 @@ impl<P> Event<P> {
         self.size
     }
 
-    /// The answer of a predicate, if it was asked.
-    pub(crate) fn verdict(&self, predicate: u64) -> Option<bool> {
-        let mut verdicts = self.verdicts.iter();
-        verdicts
-            .find(|(asked, _)| *asked == predicate)
-            .map(|(_, verdict)| *verdict)
+    /// How many bytes of memory the event holds, as the budget counts them.
+    pub(crate) const fn held(&self) -> u64 {
+        self.charge.bytes()
     }
 
-    /// Keeps the answer of a predicate, and charges for it.
-    pub(crate) fn note_verdict(&mut self, predicate: u64, verdict: bool) {
-        self.charge.add(size_of::<(u64, bool)>() as u64);
-        self.verdicts.push((predicate, verdict));
+    /// Hashes the topic and key ahead of the locks.
+    // Out of line: most hubs do not conflate, and their publishing is no larger for it.
+    #[cold]
+    pub(crate) fn hash_subject(&mut self) {
+        self.subject = Subject::of(&self.topic, self.key());
+    }
+
+    /// The topic and key, by which conflation goes; none if the event stands for itself.
+    pub(crate) fn subject(&self) -> Option<Subject> {
+        // Hashed on the spot only where the event was made before the first subscription that conflates came.
+        self.subject
+            .or_else(|| Subject::of(&self.topic, self.key()))
     }
 }
 

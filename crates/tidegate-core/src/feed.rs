@@ -9,7 +9,12 @@
 //! Numbers are dense, so how many events lie between two cursors is a subtraction, also when they are
 //! long gone.
 
-use std::{collections::VecDeque, sync::Arc, task::Waker};
+use std::{
+    collections::VecDeque,
+    hash::{Hash, Hasher},
+    sync::Arc,
+    task::Waker,
+};
 
 use slab::Slab;
 
@@ -24,6 +29,7 @@ use crate::{
     retained::Retained,
     signal::{Ready, Signal},
     sync::{Mutex, MutexGuard},
+    topic::Topic,
 };
 
 /// A ring that once was long gives its memory back down to this many slots: 512 bytes, as a slot has 32. Chosen,
@@ -67,8 +73,12 @@ pub(crate) struct FeedState<P> {
     bounds: Bounds,
     /// The view of conflating cursors, while there are any. They are not among the cursors of the ring.
     latest: Option<Box<Latest<P>>>,
-    /// How many subscriptions use the feed, those that replay history included.
+    /// How many subscriptions an event of the feed matches, those that replay history included.
     subscribers: u64,
+    /// How many subscriptions use the feed: those, and the ones that are about to begin.
+    users: u64,
+    /// Where the hub's list of feeds that hold events has this one, if it has.
+    listed_at: Option<u32>,
 }
 
 /// An event in the ring.
@@ -120,9 +130,6 @@ pub(crate) struct FeedKind<P> {
     pub(crate) predicate: Option<Predicate<P>>,
 }
 
-/// A [`FeedKind`] as a key: the filters, and the identity of the predicate.
-pub(crate) type FeedKey = (FilterGroup, Option<u64>);
-
 // ===== impl Feed =====
 
 impl<P: Payload> Feed<P> {
@@ -144,6 +151,8 @@ impl<P: Payload> Feed<P> {
                 bounds: Bounds::default(),
                 latest: None,
                 subscribers: 0,
+                users: 0,
+                listed_at: None,
             }),
         }
     }
@@ -158,10 +167,20 @@ impl<P: Payload> Feed<P> {
         &self.kind
     }
 
-    /// Whether an event that matches one of the filters passes the predicate too.
-    pub(crate) fn accepts(&self, event: &Event<P>) -> bool {
-        let predicate = self.kind.predicate.as_ref();
-        predicate.is_none_or(|predicate| predicate.accepts(event))
+    /// The predicate of the feed, if it has one.
+    pub(crate) const fn predicate(&self) -> Option<&Predicate<P>> {
+        self.kind.predicate.as_ref()
+    }
+
+    /// Whether an event of this topic matches one of the filters.
+    pub(crate) fn matches(&self, topic: &Topic) -> bool {
+        self.kind.filters.iter().any(|filter| filter.matches(topic))
+    }
+
+    /// Lets go of the survivors that no conflating cursor has still to see, a few at a time: publishers get the lock
+    /// in between. The caller does not hold it.
+    pub(crate) fn free_unwanted(&self) {
+        while self.lock().free_unwanted() {}
     }
 
     /// Takes the lock of the feed.
@@ -176,7 +195,7 @@ impl<P: Payload> FeedState<P> {
     /// Appends `event`, puts the feed on the ready lists of the subscriptions that wait, and adds their wakers to
     /// `wake`. Returns how many subscriptions the event matches.
     ///
-    /// An event that matches several filters of the group comes once for each, and is appended once.
+    /// A publisher that finds the feed twice, as late and in the index, appends the event once.
     pub(crate) fn append(&mut self, event: &Arc<Event<P>>, wake: &mut Vec<Waker>) -> u64 {
         if event.sequence == self.newest {
             return 0;
@@ -304,20 +323,36 @@ impl<P: Payload> FeedState<P> {
         self.first + self.ring.len() as u64
     }
 
-    /// Counts a subscription in, before it has a cursor.
+    /// Counts a subscription that is about to begin as a user: the feed is kept for it.
+    pub(crate) const fn add_user(&mut self) {
+        self.users += 1;
+    }
+
+    /// Counts a user out. Returns whether it was the last.
+    pub(crate) const fn remove_user(&mut self) -> bool {
+        self.users -= 1;
+        self.users == 0
+    }
+
+    /// Counts a user as a subscription that events match from here on, before it has a cursor.
     pub(crate) const fn join(&mut self) {
         self.subscribers += 1;
     }
 
-    /// Counts a subscription out. Returns whether it was the last.
+    /// Counts a subscription out, as a user too. Returns whether it was the last.
     pub(crate) const fn leave(&mut self) -> bool {
         self.subscribers -= 1;
-        self.subscribers == 0
+        self.remove_user()
     }
 
     /// Whether no subscription uses the feed.
     pub(crate) const fn is_unused(&self) -> bool {
-        self.subscribers == 0
+        self.users == 0
+    }
+
+    /// Where the hub's list of feeds that hold events has this one.
+    pub(crate) const fn listed_at(&mut self) -> &mut Option<u32> {
+        &mut self.listed_at
     }
 
     /// Puts a cursor at the end and parks it. Returns its number and the key of the registration.
@@ -341,8 +376,15 @@ impl<P: Payload> FeedState<P> {
         (end, self.park(signal, cursor))
     }
 
-    /// Removes the cursor at `next` with its registration, and the events that only it had still to see.
-    pub(crate) fn detach(&mut self, limits: &Limits, next: u64, parked: Option<ParkKey>) {
+    /// Removes the cursor at `next` with its registration, and the events that only it had still to see; those of the
+    /// view as far as [`Feed::free_unwanted`] does not have to go on. Returns the view if this was its last cursor: the
+    /// caller drops it without the lock.
+    pub(crate) fn detach(
+        &mut self,
+        limits: &Limits,
+        next: u64,
+        parked: Option<ParkKey>,
+    ) -> Option<Box<Latest<P>>> {
         if let Some(ParkKey { key, round }) = parked
             && round == self.parked_round
         {
@@ -350,13 +392,14 @@ impl<P: Payload> FeedState<P> {
         }
         if limits.overflow == Overflow::Conflate {
             self.latest_mut().leave(next);
-            self.latest.take_if(|latest| latest.is_unused());
+            self.latest.take_if(|latest| latest.is_unused())
         } else {
             // Both may free events: nobody stands before them, or its limits were the largest.
             *self.standing_at(next) -= 1;
             self.bounds.remove(limits);
             self.remove_seen();
             self.evict();
+            None
         }
     }
 
@@ -374,6 +417,12 @@ impl<P: Payload> FeedState<P> {
             .expect("a conflating cursor keeps the view")
     }
 
+    /// Lets go of some survivors that no conflating cursor has still to see. Returns whether more are left.
+    fn free_unwanted(&mut self) -> bool {
+        let latest = self.latest.as_mut();
+        latest.is_some_and(|latest| latest.free_unwanted())
+    }
+
     /// Moves a conflating cursor from `from` to `to`, and parks it if no survivor is there or behind.
     pub(crate) fn advance_conflating(
         &mut self,
@@ -386,15 +435,18 @@ impl<P: Payload> FeedState<P> {
         // In this order: leaving removes the survivors below the lowest cursor, and this may be the last.
         latest.enter(to);
         latest.leave(from);
-        let survivor = latest.from(to).next().map(|(_, event)| event.sequence());
-        match survivor {
-            Some(sequence) => (Ahead::Event(sequence), None),
+        match latest.from(to) {
+            Some(survivor) => (Ahead::Event(survivor.event.sequence()), None),
             None => (Ahead::Nothing, Some(self.park(signal, cursor))),
         }
     }
 
     /// Registers a cursor that has seen everything for the next event.
     fn park(&mut self, signal: &Arc<Signal>, cursor: u32) -> ParkKey {
+        if self.parked.capacity() == 0 {
+            // Exactly one: most feeds have one, and a list would make room for four.
+            self.parked = Slab::with_capacity(1);
+        }
         let key = self.parked.insert((Arc::clone(signal), cursor));
         ParkKey {
             key,
@@ -445,6 +497,11 @@ impl<P: Payload> FeedState<P> {
     /// The sequence of the event before the front, where the loss of an overtaken cursor ends.
     pub(crate) const fn removed_sequence(&self) -> u64 {
         self.removed_sequence
+    }
+
+    /// The sequence of the last event evicted before the cursor at `next` had seen it; none if it has not missed any.
+    pub(crate) fn evicted_before(&self, next: u64) -> Option<u64> {
+        self.has_overtaken(next).then_some(self.removed_sequence)
     }
 
     /// The number of the first event with a sequence above `sequence`, at least that of the front.
@@ -515,9 +572,22 @@ impl<P: Payload> FeedState<P> {
 // ===== impl FeedKind =====
 
 impl<P> FeedKind<P> {
-    /// The key that the hub finds the feed by.
-    pub(crate) fn key(&self) -> FeedKey {
-        let predicate = self.predicate.as_ref().map(Predicate::id);
-        (FilterGroup::clone(&self.filters), predicate)
+    /// What the hub tells feeds apart by: the filters, and the identity of the predicate.
+    fn key(&self) -> (&FilterGroup, Option<u64>) {
+        (&self.filters, self.predicate.as_ref().map(Predicate::id))
+    }
+}
+
+impl<P> PartialEq for FeedKind<P> {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl<P> Eq for FeedKind<P> {}
+
+impl<P> Hash for FeedKind<P> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
     }
 }

@@ -18,17 +18,20 @@ use std::{
 
 use crate::{
     close::CloseReason,
+    cost::FilterCost,
     counters::{Counters, Stats, add},
     event::{NewEvent, Payload, Position},
     feed::FeedKind,
     filter::Filter,
     groups::disjoint_groups,
     history::HistoryLimits,
+    index::FilterBytesExceeded,
     info::{Holder, SubscriptionInfo},
     limits::Overflow,
     options::{HubConfig, Start, SubscribeOptions},
     predicate::Predicate,
-    publish::{PublishError, Published, Shared},
+    publish::{Numbering, PublishError, Published, Shared},
+    publishing::Publishing,
     registry::{Feeds, Listed, Refusal, SweepRules, Swept},
     signal::Signal,
     subscription::{Parts, Subscription},
@@ -57,6 +60,24 @@ pub enum SubscribeError {
     PositionAhead {
         /// The sequence of the newest event.
         head: u64,
+    },
+    /// The filters add more work to the search for the subscriptions of an event than one subscription may.
+    #[error(
+        "the filters are too costly to match: {work} units, of at most {max}; use fewer wildcards in the same places, or several subscriptions"
+    )]
+    FiltersTooCostly {
+        /// Their cost: [`FilterCost::work`].
+        work: u64,
+        /// The most: [`HubConfig::max_filter_work`].
+        max: u64,
+    },
+    /// All filters together would hold more memory than they may.
+    #[error(
+        "the filters of all subscriptions hold {max} bytes, which is the most they may; come back later"
+    )]
+    FilterMemoryExceeded {
+        /// The most: [`HubConfig::max_filter_bytes`].
+        max: u64,
     },
     /// The hub is closed.
     #[error("not subscribed: {0}")]
@@ -124,12 +145,36 @@ impl<P: Payload> Hub<P> {
         events: impl IntoIterator<Item = NewEvent<P>>,
         now: Instant,
     ) -> Result<Published, PublishError> {
-        let events: Vec<_> = events
-            .into_iter()
-            .map(|event| self.shared.share(event))
-            .collect();
-        self.shared
-            .commit(events, now, |head, i| head + 1 + i as u64)
+        finish(self.begin_publish(events), now)
+    }
+
+    /// Begins to publish `events`, in steps, as [`publish`](Self::publish) does in one: a task lets others run between them.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::time::Instant;
+    /// use bytes::Bytes;
+    /// use tidegate_core::{Hub, HubConfig, NewEvent, Topic};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let hub = Hub::new(HubConfig::new(1));
+    /// let event = NewEvent::new(Topic::new("a")?, Bytes::new());
+    /// let mut publishing = hub.begin_publish([event]);
+    /// let published = loop {
+    ///     if let Some(published) = publishing.step(Instant::now())? {
+    ///         break published;
+    ///     }
+    ///     // An async function would yield here.
+    /// };
+    /// assert_eq!(published.last_sequence, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use = "nothing is published before the first step"]
+    pub fn begin_publish(&self, events: impl IntoIterator<Item = NewEvent<P>>) -> Publishing<P> {
+        let events = events.into_iter();
+        let events = events.map(|event| self.shared.share(event)).collect();
+        Publishing::new(Arc::clone(&self.shared), events, Numbering::Next)
     }
 
     /// Appends events that a sequencer outside has numbered, such as a log. Sequences must increase, within
@@ -170,7 +215,19 @@ impl<P: Payload> Hub<P> {
             .into_iter()
             .map(|(sequence, event)| (sequence, self.shared.share(event)))
             .unzip();
-        self.shared.commit(events, now, |_, i| sequences[i])
+        for pair in sequences.windows(2) {
+            let &[head, given] = pair else { continue };
+            if given <= head {
+                return Err(PublishError::OutOfOrder { head, given });
+            }
+        }
+        // From the first part to the last: the order is checked with the first, and holds for all.
+        let _appending = self.shared.appending.lock();
+        let shared = Arc::clone(&self.shared);
+        finish(
+            Publishing::new(shared, events, Numbering::Given(sequences)),
+            now,
+        )
     }
 
     /// Lets a subscriber in. From here on it receives every matching event, or a gap that counts it.
@@ -245,6 +302,13 @@ impl<P: Payload> Hub<P> {
                 return Err(SubscribeError::PositionAhead { head });
             }
         }
+        let cost = FilterCost::of(&options.filters);
+        if cost.work > shared.max_filter_work {
+            return Err(SubscribeError::FiltersTooCostly {
+                work: cost.work,
+                max: shared.max_filter_work,
+            });
+        }
         let groups = disjoint_groups(options.filters).into_iter();
         let mut kinds: Vec<_> = groups
             .map(|filters| FeedKind {
@@ -259,15 +323,29 @@ impl<P: Payload> Hub<P> {
         });
 
         let ends_when_stalled = options.limits.overflow == Overflow::Disconnect;
-        let signal = Arc::new(Signal::new(ends_when_stalled, options.reset));
+        let signal = Arc::new(Signal::new(ends_when_stalled, options.transport));
         let holder = Holder {
             client: options.client_id,
             principal: options.principal,
         };
-        // Before the publish lock: it may refuse, and then there is nothing to undo; and the registry's lock,
-        // which sweeps hold while they look at everybody, is never taken while publishers wait. A close that
-        // comes in between ends this subscription through its signal.
-        let id = shared.registry.enter(&holder, &signal)?;
+        // Before the registry, where entering ends the subscription that it takes over from: this may refuse.
+        let feeds: Feeds<P> = match shared.join(kinds) {
+            Ok(feeds) => feeds.into(),
+            Err(FilterBytesExceeded) => {
+                return Err(SubscribeError::FilterMemoryExceeded {
+                    max: shared.max_filter_bytes,
+                });
+            }
+        };
+        // Before the publish lock: it may refuse, and the registry's lock, which sweeps hold while they look at everybody, is never
+        // taken while publishers wait. A close that comes in between ends this subscription through its signal.
+        let id = match shared.registry.enter(&holder, &signal) {
+            Ok(id) => id,
+            Err(refusal) => {
+                shared.leave(&feeds);
+                return Err(refusal.into());
+            }
+        };
         // Events that are too old at `now` must not be replayed.
         shared.history.lock().expire(now);
         let parts = Parts {
@@ -277,18 +355,12 @@ impl<P: Payload> Hub<P> {
             signal,
         };
 
-        let (subscription, feeds) = {
+        let subscription = {
             // No event is published while the cursors are put down: what came before is history, what comes
             // after is live, and nothing is both or neither.
-            let mut state = shared.publish.lock();
-            let feeds: Feeds<P> = kinds
-                .into_iter()
-                .map(|kind| shared.feed(&mut state, kind))
-                .collect();
+            let state = shared.publish.lock();
             let shared = Arc::clone(shared);
-            let subscription =
-                Subscription::begin(shared, parts, &feeds, options.start, state.head);
-            (subscription, feeds)
+            Subscription::begin(shared, parts, &feeds, options.start, state.head)
         };
         // After the publish lock, for the same reason as above. Until then listings leave it out, since they
         // could not say how far it is behind.
@@ -393,21 +465,35 @@ impl<P: Payload> Hub<P> {
     }
 
     /// The state of the hub in numbers. Each is exact; together they are of one moment only while nothing
-    /// else happens. Takes the publish lock for a moment.
+    /// else happens.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let shared = &self.shared;
-        let feeds = shared.feeds();
+        let (feeds, filter_bytes) = (shared.index.len(), shared.index.filter_bytes());
         let clients = shared.registry.clients();
         let history = shared.history.lock();
         let (history_events, history_bytes) = (history.len(), history.bytes());
         Stats {
             retained_bytes: shared.retained_bytes(),
+            sending_bytes: shared.senders.bytes(),
             clients,
             feeds,
+            filter_bytes,
             history_events,
             history_bytes,
             ..shared.counters.snapshot()
+        }
+    }
+}
+
+/// Publishes a batch to its end.
+fn finish<P: Payload>(
+    mut publishing: Publishing<P>,
+    now: Instant,
+) -> Result<Published, PublishError> {
+    loop {
+        if let Some(published) = publishing.step(now)? {
+            return Ok(published);
         }
     }
 }

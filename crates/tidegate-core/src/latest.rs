@@ -3,38 +3,39 @@
 //! It is made when the first conflating subscription arrives and shared by all of them. It keeps the events that
 //! some conflating cursor has still to see, so its size is in keys, and nothing when all are caught up.
 //! An event that a newer one of its topic and key replaces is removed at once; a cursor that had still to see it
-//! finds by subtraction that its number is missing.
+//! finds by subtraction that its number is missing. Topic and key are never looked at: the event brings a hash of
+//! them, made before any lock was taken ([`subject`](crate::subject)).
 
 use std::{
     collections::{BTreeMap, HashMap},
-    hash::{Hash, Hasher},
     sync::Arc,
 };
 
 use crate::{
     event::{Event, Payload},
     evicted::Evicted,
+    feed::Backlog,
     limits::Limits,
     retained::Retained,
+    subject::{BySubject, Subject},
+    survivors::{Stretch, Survivor, Survivors},
 };
 
-/// The bytes of a survivor in the view: an entry by number (16 of content) and one by key (16), twice over for the room
-/// that trees and tables leave free. An estimate.
-const SURVIVOR_BYTES: u64 = 64;
+/// A table that once had room for more subjects than this gives memory back when it is next to empty. 64 entries are
+/// about 2 KiB. Chosen, not measured.
+const MANY_SUBJECTS: usize = 64;
 
-/// A view that once had room for more keys than this gives its memory back when it has none. 64 entries are about
-/// 1 KiB. Chosen, not measured.
-const MANY_KEYS: usize = 64;
+/// The most survivors that are let go under one hold of the feed's lock, for which publishers wait. A poll passes about
+/// as many. Chosen, not measured.
+const FREED_AT_ONCE: usize = 1_024;
 
 /// The latest event of each topic and key of a feed.
 #[derive(Debug)]
 pub(crate) struct Latest<P> {
     /// The survivors, by number. Events that were replaced are not here.
-    survivors: BTreeMap<u64, Arc<Event<P>>>,
+    survivors: Survivors<P>,
     /// The number of the survivor of each topic and key.
-    by_key: HashMap<Subject<P>, u64>,
-    /// The sizes of the survivors, summed.
-    bytes: u64,
+    by_subject: HashMap<Subject, u64, BySubject>,
     /// How many conflating cursors stand at each number.
     cursors: BTreeMap<u64, u32>,
     /// The number below which survivors were evicted, because there were too many.
@@ -45,56 +46,40 @@ pub(crate) struct Latest<P> {
     evicted: Evicted,
     /// The most survivors and bytes that are kept.
     limits: Limits,
-    /// The hub's count of bytes, which the survivors' entries add to, besides the events.
-    retained: Retained,
 }
-
-/// An event as its subject, which is its topic and key. An event without a key has its topic as key.
-///
-/// The event itself, so that the map shares its names instead of copying them.
-#[derive(Debug)]
-struct Subject<P>(Arc<Event<P>>);
 
 impl<P: Payload> Latest<P> {
     /// An empty view that keeps what fits `limits`.
     pub(crate) fn new(limits: Limits, retained: Retained) -> Self {
         Self {
-            survivors: BTreeMap::new(),
-            by_key: HashMap::new(),
-            bytes: 0,
+            survivors: Survivors::new(retained),
+            by_subject: HashMap::default(),
             cursors: BTreeMap::new(),
             first: 0,
             evicted_sequence: 0,
             evicted: Evicted::default(),
             limits,
-            retained,
         }
     }
 
     /// Adds the event with the given number, and removes the one that it replaces.
     pub(crate) fn append(&mut self, number: u64, event: &Arc<Event<P>>) {
-        if let Some(subject) = Subject::of(event) {
-            // The key in the map must be the new event, or the old one would stay in memory.
-            if let Some((_, replaced)) = self.by_key.remove_entry(&subject) {
-                self.remove(replaced);
-            }
-            self.by_key.insert(subject, number);
+        if let Some(subject) = event.subject()
+            && let Some(replaced) = self.by_subject.insert(subject, number)
+        {
+            self.survivors.remove(replaced);
         }
-        self.survivors.insert(number, Arc::clone(event));
-        self.bytes += event.size();
-        self.retained.add(SURVIVOR_BYTES);
-        while !self.limits.fits(self.survivors.len() as u64, self.bytes) {
+        self.survivors.push(number, event);
+        while let Backlog { events, bytes } = self.survivors.total()
+            && !self.limits.fits(events, bytes)
+        {
             self.evict_oldest();
         }
     }
 
     /// Evicts survivors up to a sequence, for the memory budget. Notes them, so that their gap has that reason.
     pub(crate) fn evict_through(&mut self, sequence: u64) {
-        while self
-            .survivors
-            .first_key_value()
-            .is_some_and(|(_, oldest)| oldest.sequence() <= sequence)
-        {
+        while self.oldest().is_some_and(|oldest| oldest <= sequence) {
             // From the last eviction on: events replaced in between belong to this run, since which they were is gone.
             let (from, first_sequence) = (self.first, self.evicted_sequence + 1);
             self.evict_oldest();
@@ -105,9 +90,8 @@ impl<P: Payload> Latest<P> {
 
     /// The sequence of the oldest survivor.
     pub(crate) fn oldest(&self) -> Option<u64> {
-        self.survivors
-            .first_key_value()
-            .map(|(_, event)| event.sequence())
+        let oldest = self.survivors.first();
+        oldest.map(|oldest| oldest.event.sequence())
     }
 
     /// The events evicted for the memory budget before every conflating cursor had seen them.
@@ -117,29 +101,23 @@ impl<P: Payload> Latest<P> {
 
     /// Evicts the oldest survivor.
     fn evict_oldest(&mut self) {
-        let (number, event) = self.survivors.pop_first().expect("more than one is kept");
-        self.forget(&event);
-        self.first = number + 1;
-        self.evicted_sequence = event.sequence();
-    }
-
-    /// Removes the survivor `number`, whose key is in use by the event that replaces it.
-    fn remove(&mut self, number: u64) {
-        let event = self
-            .survivors
-            .remove(&number)
-            .expect("every key has a survivor");
-        self.bytes -= event.size();
-        self.retained.subtract(SURVIVOR_BYTES);
-    }
-
-    /// Takes an event that is no survivor any more out of the counts and the keys.
-    fn forget(&mut self, event: &Arc<Event<P>>) {
-        self.bytes -= event.size();
-        self.retained.subtract(SURVIVOR_BYTES);
-        if let Some(subject) = Subject::of(event) {
-            self.by_key.remove(&subject);
+        if let Some((number, event)) = self.pop_front() {
+            self.first = number + 1;
+            self.evicted_sequence = event.sequence();
         }
+    }
+
+    /// Takes the oldest survivor out.
+    fn pop_front(&mut self) -> Option<(u64, Arc<Event<P>>)> {
+        let (number, event) = self.survivors.pop_front()?;
+        if let Some(subject) = event.subject() {
+            self.by_subject.remove(&subject);
+        }
+        let room = self.by_subject.capacity();
+        if room > MANY_SUBJECTS && self.by_subject.len() < room / 8 {
+            self.by_subject.shrink_to(2 * self.by_subject.len());
+        }
+        Some((number, event))
     }
 
     /// Puts a cursor at `number`.
@@ -147,7 +125,8 @@ impl<P: Payload> Latest<P> {
         *self.cursors.entry(number).or_default() += 1;
     }
 
-    /// Removes a cursor from `number`, and the survivors that no cursor has still to see.
+    /// Removes a cursor from `number`, and survivors that no cursor has still to see. Of those, many may be left, for
+    /// [`free_unwanted`](Self::free_unwanted); and all of them if no cursor is left, because the view then goes as a whole.
     pub(crate) fn leave(&mut self, number: u64) {
         let standing = self
             .cursors
@@ -157,21 +136,35 @@ impl<P: Payload> Latest<P> {
         if *standing == 0 {
             self.cursors.remove(&number);
         }
-        let wanted_from = self.cursors.keys().next().copied().unwrap_or(u64::MAX);
-        while self
-            .survivors
-            .first_key_value()
-            .is_some_and(|(number, _)| *number < wanted_from)
-        {
-            let (_, event) = self.survivors.pop_first().expect("there is a first");
-            self.forget(&event);
+        if !self.is_unused() {
+            self.free_unwanted();
         }
-        if wanted_from >= self.first {
+    }
+
+    /// Lets go of survivors that no cursor has still to see, but not of all at once where there are many. Returns
+    /// whether some are left.
+    pub(crate) fn free_unwanted(&mut self) -> bool {
+        for _ in 0..FREED_AT_ONCE {
+            if !self.has_unwanted() {
+                break;
+            }
+            self.pop_front();
+        }
+        if self.wanted_from() >= self.first {
             self.evicted.clear();
         }
-        if self.survivors.is_empty() && self.by_key.capacity() > MANY_KEYS {
-            self.by_key = HashMap::new();
-        }
+        self.has_unwanted()
+    }
+
+    /// Whether survivors are here that no cursor has still to see.
+    pub(crate) fn has_unwanted(&self) -> bool {
+        let oldest = self.survivors.first();
+        oldest.is_some_and(|oldest| oldest.number < self.wanted_from())
+    }
+
+    /// The number of the lowest cursor.
+    fn wanted_from(&self) -> u64 {
+        self.cursors.keys().next().copied().unwrap_or(u64::MAX)
     }
 
     /// Whether no cursor is left.
@@ -184,6 +177,11 @@ impl<P: Payload> Latest<P> {
         next < self.first
     }
 
+    /// The sequence of the last survivor evicted before the cursor at `next` had seen it; none if it has not missed any.
+    pub(crate) fn evicted_before(&self, next: u64) -> Option<u64> {
+        self.has_overtaken(next).then_some(self.evicted_sequence)
+    }
+
     /// The sequence of the last survivor that was evicted.
     pub(crate) const fn evicted_sequence(&self) -> u64 {
         self.evicted_sequence
@@ -194,38 +192,63 @@ impl<P: Payload> Latest<P> {
         self.first
     }
 
-    /// The survivors from `next` on, oldest first, with their numbers.
-    pub(crate) fn from(&self, next: u64) -> impl DoubleEndedIterator<Item = (u64, &Arc<Event<P>>)> {
-        self.survivors
-            .range(next..)
-            .map(|(number, event)| (*number, event))
+    /// The first survivor from number `next` on.
+    pub(crate) fn from(&self, next: u64) -> Option<Survivor<'_, P>> {
+        self.survivors.from(next)
+    }
+
+    /// The first survivor from number `next` on with a sequence above `sequence`.
+    pub(crate) fn after_sequence(&self, next: u64, sequence: u64) -> Option<Survivor<'_, P>> {
+        self.survivors.after_sequence(next, sequence)
+    }
+
+    /// The survivor after `survivor`.
+    pub(crate) fn after(&self, survivor: &Survivor<'_, P>) -> Option<Survivor<'_, P>> {
+        self.survivors.after(survivor)
+    }
+
+    /// The survivors from number `next` on with a sequence up to `sequence`.
+    pub(crate) fn stretch(&self, next: u64, sequence: u64) -> Stretch {
+        self.survivors.stretch(next, sequence)
+    }
+
+    /// Counts the survivors from number `next` on with a sequence after `after` and up to `up_to`.
+    pub(crate) fn backlog(&self, next: u64, after: u64, up_to: u64) -> Backlog {
+        self.survivors.backlog(next, after, up_to)
     }
 }
 
-impl<P> Subject<P> {
-    /// The subject of `event`; none if it stands for itself, as one without a key to a single client does.
-    fn of(event: &Arc<Event<P>>) -> Option<Self> {
-        let stands_for_itself = event.topic().is_reserved() && event.key().is_none();
-        (!stands_for_itself).then(|| Self(Arc::clone(event)))
-    }
+#[cfg(all(test, not(tidegate_loom)))]
+mod tests {
+    use bytes::Bytes;
 
-    /// The topic and the key.
-    fn parts(&self) -> (&str, &str) {
-        let topic = self.0.topic().as_str();
-        (topic, self.0.key().unwrap_or(topic))
-    }
-}
+    use super::{FREED_AT_ONCE, Latest};
+    use crate::{event::NewEvent, limits::Limits, retained::Retained, topic::Topic};
 
-impl<P> PartialEq for Subject<P> {
-    fn eq(&self, other: &Self) -> bool {
-        self.parts() == other.parts()
-    }
-}
-
-impl<P> Eq for Subject<P> {}
-
-impl<P> Hash for Subject<P> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.parts().hash(state);
+    #[test]
+    fn survivors_go_a_few_under_one_hold_of_the_lock() {
+        let retained = Retained::default();
+        let limits = Limits {
+            max_events: u64::MAX.try_into().unwrap(),
+            max_bytes: u64::MAX.try_into().unwrap(),
+            ..Limits::default()
+        };
+        let mut latest = Latest::<Bytes>::new(limits, retained.clone());
+        let survivors = 3 * FREED_AT_ONCE as u64;
+        latest.enter(0);
+        for number in 0..survivors {
+            let topic = Topic::new(&format!("k.{number}")).unwrap();
+            let event = NewEvent::new(topic, Bytes::new()).into_shared(&retained);
+            latest.append(number, &event);
+        }
+        latest.enter(survivors);
+        latest.leave(0);
+        let mut left = vec![latest.survivors.total().events];
+        while latest.free_unwanted() {
+            left.push(latest.survivors.total().events);
+        }
+        assert_eq!(left, [survivors * 2 / 3, survivors / 3]);
+        drop(latest);
+        assert_eq!(retained.bytes(), 0);
     }
 }

@@ -58,8 +58,8 @@
 //! ```
 //!
 //! # Lock order
-//! publish -> history -> feed -> signal, publish -> predicates, and registry -> signal. Two feed locks are
-//! never held together. No waker is called or dropped under any lock.
+//! members of the index -> publish -> history -> feed -> signal, members -> topics of the index, and registry -> signal. Two feed
+//! locks are never held together. No waker is called or dropped under any lock.
 
 // The model in `tests/` runs a second time as a unit test, where the strides of a replay are small.
 #[cfg(test)]
@@ -70,6 +70,7 @@ mod model;
 
 mod bounds;
 mod close;
+mod cost;
 mod counters;
 mod event;
 mod evicted;
@@ -79,27 +80,37 @@ mod gap;
 mod groups;
 mod history;
 mod hub;
+mod index;
 mod info;
 mod latest;
 mod limits;
 mod options;
 pub mod predicate;
 mod publish;
+mod publishing;
 mod registry;
 mod replay;
 mod retained;
+mod sending;
 mod signal;
+mod subject;
 pub mod subscription;
+mod survivors;
 mod sync;
 pub mod topic;
 mod topic_set;
+mod transport;
 mod trie;
+mod wake;
 
+#[cfg(all(test, not(tidegate_loom)))]
+mod conflate_tests;
 #[cfg(all(test, tidegate_loom))]
 mod loom_tests;
 
 pub use crate::{
     close::CloseReason,
+    cost::FilterCost,
     counters::{GapStats, Stats},
     event::{Event, NewEvent, Payload, Position},
     filter::Filter,
@@ -111,8 +122,11 @@ pub use crate::{
     options::{HubConfig, Start, SubscribeOptions},
     predicate::Predicate,
     publish::{PublishError, Published},
+    publishing::Publishing,
     registry::{ClientIdPolicy, StallPolicy, SweepRules, Swept},
+    sending::Sending,
     subscription::{Batch, Room, Subscription},
     topic::{ClientId, NameError, NameErrorKind, Topic},
     topic_set::TopicSet,
+    transport::Transport,
 };

@@ -15,8 +15,8 @@ use bytes::Bytes;
 use loom::{future::block_on, thread};
 
 use crate::{
-    Batch, ClientId, CloseReason, Filter, HistoryLimits, Hub, HubConfig, Limits, NewEvent, Room,
-    SubscribeOptions, Subscription, Topic,
+    Batch, ClientId, CloseReason, Filter, HistoryLimits, Hub, HubConfig, Limits, NewEvent,
+    Overflow, Room, SubscribeOptions, Subscription, Topic,
 };
 
 fn check(model: impl Fn() + Send + Sync + 'static) {
@@ -33,10 +33,20 @@ fn hub() -> Hub<Bytes> {
 }
 
 fn subscribe(hub: &Hub<Bytes>, filters: &[&str], max_events: u64) -> Subscription<Bytes> {
+    subscribe_with(hub, filters, max_events, Overflow::DropOldest)
+}
+
+fn subscribe_with(
+    hub: &Hub<Bytes>,
+    filters: &[&str],
+    max_events: u64,
+    overflow: Overflow,
+) -> Subscription<Bytes> {
     let filters = filters.iter().map(|f| Filter::new(f).unwrap()).collect();
     let mut options = SubscribeOptions::new(ClientId::new("c").unwrap(), filters);
     options.limits = Limits {
         max_events: NonZeroU64::new(max_events).unwrap(),
+        overflow,
         ..Limits::default()
     };
     hub.subscribe(options, Instant::now()).unwrap()
@@ -197,5 +207,98 @@ fn loom_takeover_ends_the_old_and_keeps_the_new() {
         assert_eq!(hub.stats().clients, 1);
         publish(&hub, &["a"]);
         assert_eq!(block_on(next(&mut new)), Ok((vec![1], 0)));
+    });
+}
+
+/// Takes releases of a subscription that every event matches, until `expected` were delivered or counted. At no moment
+/// is the position beyond what was. Returns how many polls left something that no release could have taken yet.
+fn take_releases(subscription: &mut Subscription<Bytes>, events: usize, expected: u64) -> u64 {
+    let mut batch = Batch::default();
+    let (mut seen, mut in_vain) = (0, 0);
+    let mut up_to = subscription.head().sequence;
+    while subscription.next_index() < expected {
+        let room = Room {
+            up_to,
+            ..Room::events(events)
+        };
+        let polled = block_on(poll_fn(|cx| {
+            match subscription.poll_next(cx, room, &mut batch) {
+                // Something is left, and the next release may begin at once.
+                Poll::Pending if subscription.is_behind() => Poll::Ready(None),
+                polled => polled.map(Some),
+            }
+        }));
+        assert!(subscription.position().sequence <= subscription.next_index());
+        match polled {
+            // What is left was committed after this release began, or it is not committed yet.
+            None => {
+                let head = subscription.head().sequence;
+                if head == up_to {
+                    in_vain += 1;
+                    thread::yield_now();
+                }
+                up_to = head;
+            }
+            Some(polled) => polled.unwrap(),
+        }
+        for event in &batch.events {
+            assert!(event.sequence() > seen, "out of order or twice");
+            seen = event.sequence();
+        }
+    }
+    assert_eq!(subscription.next_index(), expected);
+    in_vain
+}
+
+#[test]
+fn loom_a_replaced_event_is_told_before_the_position_passes_it() {
+    check(|| {
+        let hub = hub();
+        let mut subscription = subscribe_with(&hub, &["a", "b"], 8, Overflow::Conflate);
+        let publisher = thread::spawn(move || {
+            publish(&hub, &["a", "b"]);
+            publish(&hub, &["b"]);
+        });
+        take_releases(&mut subscription, 1, 3);
+        publisher.join().unwrap();
+    });
+}
+
+/// While the later event of one feed is taken, what replaced the earlier one of another is evicted.
+#[test]
+fn loom_conflation_against_eviction_counts_every_event() {
+    const BUDGET: usize = 4_000;
+    check(|| {
+        let hub = Hub::new(HubConfig {
+            history: HistoryLimits::OFF,
+            memory_budget: BUDGET as u64,
+            ..HubConfig::new(1)
+        });
+        let mut subscription = subscribe_with(&hub, &["a", "b"], 8, Overflow::Conflate);
+        publish(&hub, &["a", "b", "a"]);
+        let publisher = thread::spawn(move || {
+            let large = NewEvent::new(Topic::new("a").unwrap(), Bytes::from(vec![0; BUDGET]));
+            hub.publish([large], Instant::now()).unwrap();
+        });
+        take_releases(&mut subscription, 8, 4);
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_releases_are_in_order_and_do_not_spin() {
+    check(|| {
+        let hub = hub();
+        let mut subscription = subscribe(&hub, &["a", "b"], 8);
+        let publisher = thread::spawn(move || {
+            publish(&hub, &["a"]);
+            publish(&hub, &["b"]);
+        });
+        assert_eq!(
+            take_releases(&mut subscription, 1, 2),
+            0,
+            "a spin until a commit"
+        );
+        publisher.join().unwrap();
     });
 }

@@ -1,10 +1,10 @@
 //! The configuration of a hub, and the options of a subscriber.
 
-use std::{sync::Arc, task::Waker};
+use std::sync::Arc;
 
 use crate::{
     event::Position, filter::Filter, history::HistoryLimits, limits::Limits,
-    registry::ClientIdPolicy, topic::ClientId,
+    registry::ClientIdPolicy, topic::ClientId, transport::Transport,
 };
 
 /// The configuration of a hub. [`HubConfig::new`] has the defaults.
@@ -24,8 +24,17 @@ pub struct HubConfig {
     /// The most bytes that events may hold, in history and in feeds, allocation overhead included. Beyond
     /// it the hub evicts the oldest events, for all subscriptions alike, and a gap of
     /// [`GapReason::Evicted`](crate::GapReason::Evicted) tells each one that had not seen them. Events
-    /// that a subscriber holds are counted and cannot be evicted. Default: [`u64::MAX`], no limit.
+    /// that a subscriber holds are counted and cannot be evicted. Those that transports are
+    /// [sending](crate::Sending) may have half of it; when they need more, the subscriptions that have been sending
+    /// the longest are ended as [stalled](crate::CloseReason::Stalled). Default: [`u64::MAX`], no limit.
     pub memory_budget: u64,
+    /// The most work that the filters of one subscription may add to the search for the subscriptions of an event, as
+    /// [`FilterCost::work`](crate::FilterCost::work) counts it. Default: 256. Ten thousand literals cost as much as one; filters that people write
+    /// cost less than 20.
+    pub max_filter_work: u64,
+    /// The most bytes that all filters may hold, as [`FilterCost::bytes`](crate::FilterCost::bytes) estimates them; filters that share a feed count once. Beyond it
+    /// subscriptions with new filters are refused. Not part of `memory_budget`. Default: 256 MiB.
+    pub max_filter_bytes: u64,
 }
 
 /// The options of a subscriber. [`SubscribeOptions::new`] has the defaults.
@@ -43,11 +52,10 @@ pub struct SubscribeOptions {
     pub limits: Limits,
     /// Where it begins. Default: [`Start::Live`].
     pub start: Start,
-    /// A waker that tells the transport to give up on this subscription. [`Hub::sweep`](crate::Hub::sweep)
-    /// wakes it when the subscription was ended and has not been polled for the grace of the rules: the
-    /// transport holds a chunk that the peer does not take, so no status can reach it. Drop the stream
-    /// then. Default: `None`.
-    pub reset: Option<Waker>,
+    /// The transport of this subscription. [`Hub::sweep`](crate::Hub::sweep) asks it whether bytes are moving, and
+    /// tells it to give up when the subscription was ended and has taken nothing for the grace of the rules: it
+    /// holds a chunk that the peer does not take, so no status can reach the peer. Default: `None`.
+    pub transport: Option<Arc<dyn Transport>>,
 }
 
 /// Where a subscription begins.
@@ -79,6 +87,8 @@ impl HubConfig {
             },
             client_ids: ClientIdPolicy::default(),
             memory_budget: u64::MAX,
+            max_filter_work: 256,
+            max_filter_bytes: 256 << 20,
         }
     }
 }
@@ -93,7 +103,7 @@ impl SubscribeOptions {
             filters,
             limits: Limits::default(),
             start: Start::default(),
-            reset: None,
+            transport: None,
         }
     }
 }

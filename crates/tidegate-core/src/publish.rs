@@ -1,11 +1,23 @@
-//! The publish lock: the state that it guards, and publishing under it.
+//! The publish lock: the state that it guards, and committing under it.
 //!
-//! Work that may take long, or runs code of the application, is done before the lock or after it: events are allocated
-//! and predicates evaluated before, subscriptions woken after.
+//! Work that may take long, or runs code of the application, is done before the lock or after it: events are allocated, their feeds
+//! searched for and predicates evaluated before, subscriptions woken after. Under it, events are numbered and
+//! appended, and wakers collected.
+//!
+//! # Late comers
+//! A feed that was added after the search for an event has to get the event all the same, if its subscription begins before the
+//! commit. Such feeds are listed as late while a publisher may need them, and are matched alone, under the lock, if that is little.
+//! If it is more, or a predicate would have to run, the publisher lets go of the lock, searches again while nobody can add a
+//! feed, and commits: it tries twice at most, however many subscribers come and go.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering::Release},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool,
+            Ordering::{Relaxed, Release},
+        },
+    },
     task::Waker,
     time::Instant,
 };
@@ -14,21 +26,29 @@ use crate::{
     close::CloseReason,
     counters::{Counters, add},
     event::{Event, NewEvent, Payload, Position},
-    feed::{Feed, FeedKey, FeedKind},
+    feed::{Feed, FeedKind},
     history::History,
+    index::{FilterBytesExceeded, Index, Joined, Late},
     limits::Limits,
     options::HubConfig,
-    predicate::PredicateList,
+    publishing::Part,
     registry::Registry,
     retained::Retained,
-    sync::{AtomicU64, Mutex, MutexGuard},
-    trie::Trie,
+    sending::Senders,
+    sync::{AtomicU64, Mutex},
+    wake::wake_all,
 };
 
-/// Over the memory budget, the hub evicts 1/32 of the retained sequence range per step. A step looks at all feeds, so
-/// there must be few; it evicts more than is needed by up to its size, so it must be small. With 32, at most 3 % too
+/// Over the memory budget, the hub evicts 1/32 of the retained sequence range per step. A step looks at all feeds that hold
+/// events, so there must be few; it evicts more than is needed by up to its size, so it must be small. With 32, at most 3 % too
 /// many sequences go, whatever their sizes. Chosen, not measured.
 const EVICTION_STEPS: u64 = 32;
+
+/// The most sequences that a step evicts: publishers wait while they are freed, and 8,192 take under 1 ms.
+const MAX_EVICTION: u64 = 8_192;
+
+/// The most feeds that are remembered as late. A publisher that needs a forgotten one searches again.
+const MAX_LATE: usize = 1_024;
 
 /// The hub itself, which its handles and its subscriptions share. See the crate's *Lock order*.
 #[derive(Debug)]
@@ -37,16 +57,27 @@ pub(crate) struct Shared<P> {
     pub(crate) epoch: u64,
     /// The largest limits of a subscription.
     pub(crate) max_limits: Limits,
+    /// The most work that the filters of a subscription may add to a search.
+    pub(crate) max_filter_work: u64,
+    /// The most bytes that filters may hold.
+    pub(crate) max_filter_bytes: u64,
     /// The most bytes that events may hold.
     memory_budget: u64,
     /// The bytes that events hold.
     retained: Retained,
+    /// The feeds, by their filters.
+    pub(crate) index: Index<P>,
+    /// Whether any subscription has ever conflated, so that the subjects of events are worth hashing. It orders nothing:
+    /// an event that misses it is hashed later.
+    pub(crate) conflates: AtomicBool,
+    /// The events that are being sent, which have a share of the budget.
+    pub(crate) senders: Arc<Senders>,
     /// The publish lock, with its state.
     pub(crate) publish: Mutex<State<P>>,
+    /// Held by [`Hub::append`](crate::Hub::append) from its first part to its last: no other may number events in between.
+    pub(crate) appending: Mutex<()>,
     /// Recent events. Written under the publish lock, read by replays without it.
     pub(crate) history: Mutex<History<P>>,
-    /// The predicates of all feeds. Written under the publish lock, read by publishers before they take it.
-    predicates: Mutex<PredicateList<P>>,
     /// Everything up to this sequence is in history and in the feeds. Written under the publish lock.
     pub(crate) committed: AtomicU64,
     /// The subscriptions, by client id.
@@ -60,12 +91,25 @@ pub(crate) struct Shared<P> {
 pub(crate) struct State<P> {
     /// The sequence of the newest event. Ahead of `committed` only while a publisher is in between.
     pub(crate) head: u64,
-    /// Every feed that a subscription uses.
-    feeds: HashMap<FeedKey, Arc<Feed<P>>>,
-    /// The same feeds, by each of their filters.
-    by_filter: Trie<Arc<Feed<P>>>,
+    /// Feeds that were added while publishers were between search and commit, oldest first.
+    late: Vec<Late<P>>,
+    /// The highest version of a late feed that was forgotten because there were too many.
+    late_forgotten: u64,
+    /// The feeds that hold events, and some that did: what eviction has to look at.
+    holding: Vec<Arc<Feed<P>>>,
+    /// The next of them to look at, whether it still holds events.
+    next_look: usize,
     /// The reason why the hub was closed; nothing is published after it.
     closed: Option<CloseReason>,
+}
+
+/// The sequences of a batch.
+#[derive(Debug)]
+pub(crate) enum Numbering {
+    /// The next ones.
+    Next,
+    /// These, for the events in their order.
+    Given(Vec<u64>),
 }
 
 /// The place of a batch that was published.
@@ -81,6 +125,19 @@ pub struct Published {
     pub count: usize,
     /// How many subscriptions matched, summed over the events.
     pub matched: u64,
+}
+
+impl Published {
+    /// The place of this part of a batch and the part after it.
+    pub(crate) const fn and(self, after: Self) -> Self {
+        Self {
+            epoch: after.epoch,
+            first_sequence: self.first_sequence,
+            last_sequence: after.last_sequence,
+            count: self.count + after.count,
+            matched: self.matched + after.matched,
+        }
+    }
 }
 
 /// The reason why events were not published. None of the batch was.
@@ -108,18 +165,25 @@ impl<P: Payload> Shared<P> {
         let retained = Retained::default();
         let state = State {
             head: 0,
-            feeds: HashMap::new(),
-            by_filter: Trie::new(),
+            late: Vec::new(),
+            late_forgotten: 0,
+            holding: Vec::new(),
+            next_look: 0,
             closed: None,
         };
         Self {
             epoch: config.epoch,
             max_limits: config.max_limits,
+            max_filter_work: config.max_filter_work,
+            max_filter_bytes: config.max_filter_bytes,
             memory_budget: config.memory_budget,
             retained: retained.clone(),
+            index: Index::new(),
+            conflates: AtomicBool::new(false),
+            senders: Arc::new(Senders::new(config.memory_budget)),
             publish: Mutex::new(state),
+            appending: Mutex::new(()),
             history: Mutex::new(History::new(config.history, retained)),
-            predicates: Mutex::new(PredicateList::default()),
             committed: AtomicU64::new(0),
             registry: Registry::new(config.client_ids),
             counters: Counters::default(),
@@ -141,11 +205,6 @@ impl<P: Payload> Shared<P> {
         self.registry.close(reason);
     }
 
-    /// How many feeds there are.
-    pub(crate) fn feeds(&self) -> usize {
-        self.publish.lock().feeds.len()
-    }
-
     /// How many bytes all events hold, wherever they are referred to from.
     pub(crate) fn retained_bytes(&self) -> u64 {
         self.retained.bytes()
@@ -153,76 +212,90 @@ impl<P: Payload> Shared<P> {
 
     /// Moves `event` into the memory that history, feeds and subscribers will share, and counts it.
     pub(crate) fn share(&self, event: NewEvent<P>) -> Arc<Event<P>> {
-        event.into_shared(&self.retained)
+        let mut event = event.into_shared(&self.retained);
+        if self.conflates.load(Relaxed)
+            && let Some(event) = Arc::get_mut(&mut event)
+        {
+            event.hash_subject();
+        }
+        event
     }
 
-    /// Numbers `events`, in their order, with `sequence(head, i)`, and appends them everywhere: the publisher's half
-    /// of the protocol in [`signal`](crate::signal).
+    /// Numbers the events of `part`, in their order, and appends them everywhere: the publisher's half of the protocol in
+    /// [`signal`](crate::signal). Empties the part, unless it fails.
+    ///
+    /// Only the first part of a batch can be refused: a batch is published whole.
     pub(crate) fn commit(
         &self,
-        mut events: Vec<Arc<Event<P>>>,
+        part: &mut Part<P>,
         now: Instant,
-        sequence: impl Fn(u64, usize) -> u64,
+        numbering: &Numbering,
+        is_first: bool,
+        is_last: bool,
     ) -> Result<Published, PublishError> {
         let mut wake = Vec::new();
         let published = {
-            let mut state = self.lock_with_verdicts(&mut events);
+            // In this order, so that the index is let go of after the publish lock.
+            let mut members = None;
+            let mut state = loop {
+                let state = self.publish.lock();
+                // With the lock of the index nobody has added a feed since the search.
+                if members.is_some() || state.can_match_late(part) {
+                    break state;
+                }
+                drop(state);
+                members = Some(self.index.lock());
+                part.search_again(&self.index);
+            };
             // Before anything else, because it may refuse: then nothing has changed.
-            state.number(&mut events, sequence)?;
+            let numbered = state.number(part, numbering, is_first);
+            if is_last || numbered.is_err() {
+                // Under the publish lock: whoever adds a late feed after this finds it taken away, or not needed.
+                if self.index.end_searching() {
+                    state.late.clear();
+                }
+            }
+            numbered?;
             let first = state.head + 1;
-            let first_sequence = events.first().map_or(first, |event| event.sequence);
-            let matched = state.append(&events, &mut wake);
-            self.remember(&events, now);
+            let first_sequence = part.events().first().map_or(first, |event| event.sequence);
+            let matched = state.append(part, &mut wake);
+            self.remember(part.events(), now);
             // After both, since evicting from one of them frees nothing that the other still has; and with the new
             // events in place, which may have to go as well.
-            self.keep_within_budget(&state);
+            self.keep_within_budget(&mut state);
             // Last. Release: whoever reads this watermark finds every push to a ready list that led up to it. Once for
-            // the batch, which so becomes visible at once.
+            // the part, which so becomes visible at once.
             self.committed.store(state.head, Release);
             Published {
                 epoch: self.epoch,
                 first_sequence,
                 last_sequence: state.head,
-                count: events.len(),
+                count: part.events().len(),
                 matched,
             }
         };
-        // Under no lock: a waker runs code of the executor, and may poll a subscription of this hub at once.
-        wake.into_iter().for_each(Waker::wake);
+        part.clear();
+        wake_all(wake);
         add(&self.counters.published, published.count as u64);
         add(&self.counters.matched, published.matched);
         Ok(published)
     }
 
-    /// Takes the publish lock once `events` carry the answer of every predicate there is. Predicates are code of the
-    /// application and run under no lock; see *Late comers* in [`predicate`](crate::predicate).
-    fn lock_with_verdicts(&self, events: &mut [Arc<Event<P>>]) -> MutexGuard<'_, State<P>> {
-        loop {
-            let predicates = self.predicates.lock().clone();
-            predicates.evaluate(events);
-            let state = self.publish.lock();
-            // The list is written under the publish lock only, so from here on it stays as it is.
-            if self.predicates.lock().version == predicates.version {
-                return state;
-            }
+    /// Counts a subscription that is about to begin into the feeds of `kinds`, which are made if they are not there.
+    pub(crate) fn join(
+        &self,
+        kinds: Vec<FeedKind<P>>,
+    ) -> Result<Box<[Arc<Feed<P>>]>, FilterBytesExceeded> {
+        let mut members = self.index.lock();
+        let Joined { feeds, added } =
+            self.index
+                .join(&mut members, kinds, self.max_filter_bytes, &self.retained)?;
+        // With the lock of the index, so that a publisher that takes it finds all late feeds; and before a
+        // subscription begins in the feeds, also that of somebody else.
+        if !added.is_empty() && self.index.is_searched() {
+            self.publish.lock().add_late(added);
         }
-    }
-
-    /// The feed of `kind`, made if there is none. The caller holds the publish lock and joins the feed under it: until
-    /// then it counts as unused.
-    pub(crate) fn feed(&self, state: &mut State<P>, kind: FeedKind<P>) -> Arc<Feed<P>> {
-        let key = kind.key();
-        if let Some(feed) = state.feeds.get(&key) {
-            return Arc::clone(feed);
-        }
-        if let Some(predicate) = &kind.predicate {
-            // A new version sends publishers that wait for the publish lock back to evaluate it.
-            let mut predicates = self.predicates.lock();
-            *predicates = predicates.with(predicate);
-        }
-        let feed = Arc::new(Feed::new(kind, self.retained.clone()));
-        state.insert(key, &feed);
-        feed
+        Ok(feeds)
     }
 
     /// Appends `events` to history.
@@ -235,19 +308,22 @@ impl<P: Payload> Shared<P> {
 
     /// Evicts the oldest events until the hub is within its memory budget, up to one sequence for the whole hub:
     /// events are shared, so evicting one from a single feed might free nothing.
-    fn keep_within_budget(&self, state: &State<P>) {
-        while self.retained.bytes() > self.memory_budget {
+    fn keep_within_budget(&self, state: &mut State<P>) {
+        // What is sent beyond its share is about to be freed by other means, and evicting anything for it would free
+        // none of it.
+        while self.retained.bytes() > self.memory_budget.saturating_add(self.senders.excess()) {
             let mut history = self.history.lock();
-            let feeds = state.feeds.values().filter_map(|feed| feed.lock().oldest());
+            let feeds = state.holding.iter();
+            let feeds = feeds.filter_map(|feed| feed.lock().oldest());
             let Some(oldest) = feeds.chain(history.oldest()).min() else {
                 // Everything left is on its way to subscribers, and is freed when they drop it.
                 return;
             };
-            let floor = oldest + (state.head - oldest) / EVICTION_STEPS;
+            let floor = oldest + ((state.head - oldest) / EVICTION_STEPS).min(MAX_EVICTION);
             history.evict_through(floor);
             // Before the feeds evict, which may free many events: replays need not wait for that.
             drop(history);
-            for feed in state.feeds.values() {
+            for feed in &state.holding {
                 feed.lock().evict_through(floor);
             }
         }
@@ -258,20 +334,28 @@ impl<P: Payload> Shared<P> {
         drop(self.publish.lock());
     }
 
+    /// Counts a subscription that did not begin out of its feeds.
+    pub(crate) fn leave(&self, feeds: &[Arc<Feed<P>>]) {
+        let unused = feeds.iter().filter(|feed| feed.lock().remove_user());
+        let unused: Vec<_> = unused.cloned().collect();
+        self.forget_unused(&unused);
+    }
+
     /// Forgets the feeds among `feeds` that no subscription uses any more.
     pub(crate) fn forget_unused(&self, feeds: &[Arc<Feed<P>>]) {
-        // Without the publish lock where there is nothing to forget: a subscription that was taken over leaves even its
+        // Without any lock where there is nothing to forget: a subscription that was taken over leaves even its
         // client's own feed to the newer one.
         if feeds.is_empty() {
             return;
         }
-        let mut state = self.publish.lock();
-        for feed in feeds {
-            if state.forget_if_unused(feed)
-                && let Some(predicate) = &feed.kind().predicate
-            {
-                let mut predicates = self.predicates.lock();
-                *predicates = predicates.without(predicate);
+        let forgotten = {
+            let mut members = self.index.lock();
+            self.index.forget_unused(&mut members, feeds)
+        };
+        for feed in forgotten {
+            // A publisher may list it again, once: it holds nothing then, and the next look takes it off.
+            if feed.lock().listed_at().is_some() {
+                self.publish.lock().take_off_holding(feed);
             }
         }
     }
@@ -284,15 +368,21 @@ impl<P: Payload> State<P> {
     /// drops all of them.
     fn number(
         &self,
-        events: &mut [Arc<Event<P>>],
-        sequence: impl Fn(u64, usize) -> u64,
+        part: &mut Part<P>,
+        numbering: &Numbering,
+        is_first: bool,
     ) -> Result<(), PublishError> {
-        if let Some(reason) = self.closed {
+        if let Some(reason) = self.closed
+            && is_first
+        {
             return Err(PublishError::Closed(reason));
         }
         let mut head = self.head;
-        for (i, event) in events.iter_mut().enumerate() {
-            let given = sequence(self.head, i);
+        for (i, event) in part.events_mut() {
+            let given = match numbering {
+                Numbering::Next => head + 1,
+                Numbering::Given(sequences) => sequences[i],
+            };
             if given <= head {
                 return Err(PublishError::OutOfOrder { head, given });
             }
@@ -304,50 +394,120 @@ impl<P: Payload> State<P> {
         Ok(())
     }
 
+    /// Whether the late feeds that `part` needs are known and can be matched under this lock.
+    fn can_match_late(&self, part: &Part<P>) -> bool {
+        part.is_since(self.late_forgotten) && part.can_match(&self.late)
+    }
+
+    /// Notes feeds that were added while a publisher was between search and commit.
+    fn add_late(&mut self, added: Vec<Late<P>>) {
+        self.late.extend(added);
+        let surplus = self.late.len().saturating_sub(MAX_LATE);
+        if let Some(last) = self.late.drain(..surplus).next_back() {
+            self.late_forgotten = last.version;
+        }
+    }
+
     /// Appends numbered events to the feeds that match. Returns how many subscriptions matched, summed over the events.
-    fn append(&mut self, events: &[Arc<Event<P>>], wake: &mut Vec<Waker>) -> u64 {
+    fn append(&mut self, part: &Part<P>, wake: &mut Vec<Waker>) -> u64 {
         let mut matched = 0;
-        let mut feeds: Vec<&Arc<Feed<P>>> = Vec::new();
-        let mut previous = None;
-        for event in events {
-            // A batch is often of one topic: then one search of the trie does for all of it.
-            if previous != Some(event.topic()) {
-                feeds.clear();
-                self.by_filter
-                    .matching(event.topic().as_str(), &mut |feed| feeds.push(feed));
-                previous = Some(event.topic());
+        for target in part.targets() {
+            for feed in target.feeds {
+                matched += append_to(
+                    &mut self.holding,
+                    &mut self.next_look,
+                    feed,
+                    target.event,
+                    wake,
+                );
             }
-            for feed in feeds.iter().filter(|feed| feed.accepts(event)) {
-                matched += feed.lock().append(event, wake);
+            let late = self.late.iter();
+            for Late { feed, .. } in late.filter(|late| late.version > target.version) {
+                // One with a predicate does not match here: `can_match_late` has made sure of it.
+                if feed.matches(target.event.topic()) {
+                    matched += append_to(
+                        &mut self.holding,
+                        &mut self.next_look,
+                        feed,
+                        target.event,
+                        wake,
+                    );
+                }
             }
         }
-        self.head = events.last().map_or(self.head, |event| event.sequence);
+        self.head = part
+            .events()
+            .last()
+            .map_or(self.head, |event| event.sequence);
         matched
     }
 
-    /// Adds a feed, by its key and by each of its filters.
-    fn insert(&mut self, key: FeedKey, feed: &Arc<Feed<P>>) {
-        for filter in feed.filters().iter() {
-            self.by_filter.insert(filter, Arc::clone(feed));
+    /// Takes a feed off the list of those that hold events.
+    fn take_off_holding(&mut self, feed: &Arc<Feed<P>>) {
+        if let Some(at) = feed.lock().listed_at().take() {
+            take_off(&mut self.holding, at as usize);
         }
-        self.feeds.insert(key, Arc::clone(feed));
     }
+}
 
-    /// Removes `feed` if no subscription uses it. Returns whether it did.
-    fn forget_if_unused(&mut self, feed: &Arc<Feed<P>>) -> bool {
-        // Somebody may have joined it since its last subscription left, or another may have forgotten it, and a new
-        // feed stands under its key: so by identity, and under the publish lock, where feeds are joined.
-        let key = feed.kind().key();
-        let known = self.feeds.get(&key);
-        let is_known = known.is_some_and(|known| Arc::ptr_eq(known, feed));
-        let is_forgotten = is_known && feed.lock().is_unused();
-        if is_forgotten {
-            self.feeds.remove(&key);
-            for filter in feed.filters().iter() {
-                self.by_filter
-                    .remove(filter, |other| Arc::ptr_eq(other, feed));
-            }
+/// Appends `event` to `feed`, and lists the feed among those that hold events if it does now. Returns how many subscriptions
+/// it matches.
+fn append_to<P: Payload>(
+    holding: &mut Vec<Arc<Feed<P>>>,
+    next_look: &mut usize,
+    feed: &Arc<Feed<P>>,
+    event: &Arc<Event<P>>,
+    wake: &mut Vec<Waker>,
+) -> u64 {
+    let (matched, is_new) = {
+        let mut state = feed.lock();
+        let matched = state.append(event, wake);
+        let is_new = state.listed_at().is_none() && state.oldest().is_some();
+        if is_new {
+            *state.listed_at() = u32::try_from(holding.len()).ok();
         }
-        is_forgotten
+        (matched, is_new)
+    };
+    if is_new {
+        holding.push(Arc::clone(feed));
+        // Two looks for each new one: the list is at most about twice as long as it has to be, and nobody waits for more than this.
+        for _ in 0..2 {
+            look(holding, next_look);
+        }
+    }
+    matched
+}
+
+/// Looks at one of the feeds that hold events, and takes it off the list if it holds none.
+fn look<P: Payload>(holding: &mut Vec<Arc<Feed<P>>>, next_look: &mut usize) {
+    if *next_look >= holding.len() {
+        *next_look = 0;
+    }
+    let Some(feed) = holding.get(*next_look) else {
+        return;
+    };
+    let is_empty = {
+        let mut state = feed.lock();
+        let is_empty = state.oldest().is_none();
+        if is_empty {
+            *state.listed_at() = None;
+        }
+        is_empty
+    };
+    if is_empty {
+        take_off(holding, *next_look);
+    } else {
+        *next_look += 1;
+    }
+}
+
+/// Takes the feed at a place off the list. The last one comes there instead.
+fn take_off<P: Payload>(holding: &mut Vec<Arc<Feed<P>>>, at: usize) {
+    holding.swap_remove(at);
+    if let Some(moved) = holding.get(at) {
+        *moved.lock().listed_at() = u32::try_from(at).ok();
+    }
+    if holding.len() < holding.capacity() / 8 {
+        holding.shrink_to_fit();
     }
 }

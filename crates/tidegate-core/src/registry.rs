@@ -6,7 +6,8 @@
 //! then the late cancel of the old stream removes the new one.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -19,6 +20,7 @@ use crate::{
     signal::Signal,
     sync::Mutex,
     topic::ClientId,
+    wake::{for_all, wake_all},
 };
 
 /// The subscriptions of a hub.
@@ -47,13 +49,13 @@ pub enum ClientIdPolicy {
 /// The rules of [`Hub::sweep`](crate::Hub::sweep) for subscriptions whose consumer does not take its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SweepRules {
-    /// How long a subscription may have events to take and be handed none, until it is *stalled*. `None` is
-    /// forever. Default: 60 s.
+    /// How long a subscription may have events to take and take none, nor its peer a byte, until it is *stalled*.
+    /// `None` is forever. Default: 60 s.
     pub stall_timeout: Option<Duration>,
     /// The action on a stalled subscription. Default: [`StallPolicy::Park`].
     pub on_stall: StallPolicy,
-    /// How long a subscription that was ended may take to notice, before its transport is told to give up
-    /// ([`SubscribeOptions::reset`](crate::SubscribeOptions::reset)). Default: 5 s.
+    /// How long a subscription that was ended may take nothing, and not notice, before its transport is told to
+    /// [give up](crate::Transport::reset). Default: 5 s.
     pub reset_grace: Duration,
 }
 
@@ -111,11 +113,22 @@ struct State<P> {
     /// The identity of the next subscription. None is used twice.
     next_id: u64,
     /// The subscriptions that hold each client id. One that was taken over holds it no more.
-    clients: HashMap<ClientId, Vec<u64>>,
+    clients: HashMap<ClientId, Holders>,
     /// Every subscription that was not dropped, those that were ended included.
     registrations: HashMap<u64, Registration<P>>,
     /// The reason why the hub was closed; no subscription is let in after it.
     closed: Option<CloseReason>,
+}
+
+/// The subscriptions that hold one client id, at least one. All of them have the same principal, because
+/// another one is refused.
+#[derive(Debug)]
+enum Holders {
+    /// The only one, as most client ids have it. It takes no memory of its own.
+    One(u64),
+    /// Two or more, or what is left of them. A set, because a client may have thousands, and each of them
+    /// enters and leaves under the registry's lock.
+    Several(BTreeSet<u64>),
 }
 
 /// One subscription, from before it joins its feeds until it is dropped.
@@ -131,8 +144,6 @@ struct Registration<P> {
     progress: u64,
     /// The time of the first sweep that found it with events to take, or ended, at this progress.
     stuck_since: Option<Instant>,
-    /// Whether its transport was told to give up, which happens once.
-    is_reset: bool,
 }
 
 /// The action of a sweep on one subscription.
@@ -168,9 +179,13 @@ impl<P> Registry<P> {
     pub(crate) fn enter(&self, holder: &Holder, signal: &Arc<Signal>) -> Result<u64, Refusal> {
         let registration = Registration::new(holder.clone(), Arc::clone(signal));
         let (id, superseded) = self.state.lock().enter(self.policy, registration)?;
-        // Outside of the lock: ending wakes.
-        for signal in superseded {
-            signal.end(CloseReason::TakenOver);
+        // Outside of the lock: ending wakes. Should a waker panic, nobody is here who does not exist.
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            end_all(&superseded, CloseReason::TakenOver);
+        }));
+        if let Err(panic) = ended {
+            self.remove(&holder.client, id);
+            resume_unwind(panic);
         }
         Ok(id)
     }
@@ -200,13 +215,13 @@ impl<P> Registry<P> {
     pub(crate) fn end_client(&self, client: &ClientId, reason: CloseReason) -> usize {
         let to_end: Vec<_> = {
             let state = self.state.lock();
-            let holders = state.clients.get(client).into_iter().flatten();
-            let registrations = holders.filter_map(|id| state.registrations.get(id));
+            let holders = state.clients.get(client).into_iter().flat_map(Holders::ids);
+            let registrations = holders.filter_map(|id| state.registrations.get(&id));
             registrations
                 .map(|registration| Arc::clone(&registration.signal))
                 .collect()
         };
-        to_end.iter().for_each(|signal| signal.end(reason));
+        end_all(&to_end, reason);
         to_end.len()
     }
 
@@ -224,9 +239,7 @@ impl<P> Registry<P> {
             let registration = state.registrations.get(&id);
             registration.map(|registration| Arc::clone(&registration.signal))
         };
-        if let Some(signal) = &signal {
-            signal.end(reason);
-        }
+        end_all(&signal, reason);
         signal.is_some()
     }
 
@@ -242,9 +255,7 @@ impl<P> Registry<P> {
                 .map(|registration| Arc::clone(&registration.signal))
                 .collect()
         };
-        for signal in here {
-            signal.end(reason);
-        }
+        end_all(&here, reason);
     }
 
     /// Looks at every subscription once, and ends or resets the stuck ones by the rules.
@@ -270,10 +281,9 @@ impl<P> Registry<P> {
             }
         }
         (swept.closed, swept.reset) = (to_close.len() as u64, to_reset.len() as u64);
-        to_close
-            .iter()
-            .for_each(|signal| signal.end(CloseReason::Stalled));
-        to_reset.iter().for_each(|signal| signal.reset());
+        end_all(&to_close, CloseReason::Stalled);
+        // Should a waker above have panicked, the next sweep finds these as they are.
+        for_all(&to_reset, |signal| _ = signal.reset());
         swept
     }
 
@@ -283,16 +293,42 @@ impl<P> Registry<P> {
     }
 }
 
+/// Ends each of `signals` that has not ended for another reason before, and wakes all of them. The caller holds no
+/// lock.
+fn end_all<'a>(signals: impl IntoIterator<Item = &'a Arc<Signal>>, reason: CloseReason) {
+    // All are ended before the first is woken, whose waker may panic.
+    let ended: Vec<_> = signals
+        .into_iter()
+        .map(|signal| signal.end(reason).1)
+        .collect();
+    wake_all(ended.into_iter().flatten());
+}
+
+/// Ends the subscriptions of `signals` as stalled, and tells their transports to give up at once: what they hold is
+/// needed, and no status could pass it. Returns how many of them had not ended before, and how many were told. The
+/// caller holds no lock.
+pub(crate) fn give_up_on(signals: &[Arc<Signal>]) -> (u64, u64) {
+    let (mut ended, mut reset) = (0, 0);
+    let mut wakers = Vec::new();
+    for signal in signals {
+        let (is_first, waker) = signal.end(CloseReason::Stalled);
+        ended += u64::from(is_first);
+        wakers.extend(waker);
+    }
+    for_all(signals, |signal| reset += u64::from(signal.reset()));
+    wake_all(wakers);
+    (ended, reset)
+}
+
 // ===== impl State =====
 
 impl<P> State<P> {
     /// Removes a registration, and gives it back to be dropped outside of the lock.
     fn remove(&mut self, client: &ClientId, id: u64) -> Option<Registration<P>> {
-        if let Entry::Occupied(mut holders) = self.clients.entry(client.clone()) {
-            holders.get_mut().retain(|holder| *holder != id);
-            if holders.get().is_empty() {
-                holders.remove();
-            }
+        if let Entry::Occupied(mut holders) = self.clients.entry(client.clone())
+            && holders.get_mut().remove(id)
+        {
+            holders.remove();
         }
         self.registrations.remove(&id)
     }
@@ -308,31 +344,74 @@ impl<P> State<P> {
         }
         let id = self.next_id;
         let Holder { client, principal } = &registration.holder;
-        let holders = self.clients.entry(client.clone()).or_default();
-        // Whatever the policy: another principal could otherwise end the stream of this one.
-        let is_of_another = |id| self.registrations[id].holder.principal != *principal;
-        if holders.iter().any(is_of_another) {
-            return Err(Refusal::Taken);
-        }
-        let superseded = match policy {
-            ClientIdPolicy::Takeover => std::mem::take(holders),
-            ClientIdPolicy::Reject if !holders.is_empty() => return Err(Refusal::Taken),
-            ClientIdPolicy::Reject | ClientIdPolicy::Several => Vec::new(),
+        let superseded = match self.clients.entry(client.clone()) {
+            Entry::Vacant(free) => {
+                free.insert(Holders::One(id));
+                None
+            }
+            Entry::Occupied(mut holders) => {
+                // Whatever the policy: another principal could otherwise end the stream of this one. One holder
+                // speaks for all of them.
+                let of_holders = &self.registrations[&holders.get().any()].holder.principal;
+                if of_holders != principal || policy == ClientIdPolicy::Reject {
+                    return Err(Refusal::Taken);
+                }
+                match policy {
+                    ClientIdPolicy::Several => {
+                        holders.get_mut().add(id);
+                        None
+                    }
+                    _ => Some(holders.insert(Holders::One(id))),
+                }
+            }
         };
-        // Exactly one: most client ids hold one subscription, and a vector would make room for four.
-        holders.reserve_exact(1);
-        holders.push(id);
         self.next_id += 1;
         self.registrations.insert(id, registration);
+        let superseded = superseded.iter().flat_map(Holders::ids);
         let signals = superseded
-            .iter()
-            .filter_map(|old| self.registrations.get(old));
-        Ok((
-            id,
-            signals
-                .map(|registration| Arc::clone(&registration.signal))
-                .collect(),
-        ))
+            .filter_map(|old| self.registrations.get(&old))
+            .map(|registration| Arc::clone(&registration.signal));
+        Ok((id, signals.collect()))
+    }
+}
+
+// ===== impl Holders =====
+
+impl Holders {
+    /// One of them.
+    fn any(&self) -> u64 {
+        match self {
+            Self::One(id) => *id,
+            Self::Several(ids) => *ids.first().expect("the last one takes the entry with it"),
+        }
+    }
+
+    /// All of them, in the order in which they came.
+    fn ids(&self) -> impl Iterator<Item = u64> {
+        let (one, several) = match self {
+            Self::One(id) => (Some(*id), None),
+            Self::Several(ids) => (None, Some(ids.iter().copied())),
+        };
+        one.into_iter().chain(several.into_iter().flatten())
+    }
+
+    /// Adds `id`, which is none of them.
+    fn add(&mut self, id: u64) {
+        match self {
+            Self::One(first) => *self = Self::Several(BTreeSet::from([*first, id])),
+            Self::Several(ids) => _ = ids.insert(id),
+        }
+    }
+
+    /// Removes `id`, if it is one of them. Returns whether none is left.
+    fn remove(&mut self, id: u64) -> bool {
+        match self {
+            Self::One(only) => *only == id,
+            Self::Several(ids) => {
+                ids.remove(&id);
+                ids.is_empty()
+            }
+        }
     }
 }
 
@@ -347,7 +426,6 @@ impl<P> Registration<P> {
             feeds: None,
             progress: 0,
             stuck_since: None,
-            is_reset: false,
         }
     }
 
@@ -365,9 +443,7 @@ impl<P> Registration<P> {
         let stuck_for = now.saturating_duration_since(*self.stuck_since.get_or_insert(now));
         // Ended: it has the grace to be polled and dropped, and then is gone from here.
         if seen.is_closed {
-            let give_up = stuck_for >= rules.reset_grace && !self.is_reset;
-            self.is_reset |= give_up;
-            return if give_up {
+            return if stuck_for >= rules.reset_grace && !seen.is_reset {
                 SweepAction::Reset
             } else {
                 SweepAction::Leave

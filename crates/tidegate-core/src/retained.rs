@@ -45,10 +45,9 @@ impl Retained {
 }
 
 impl Charge {
-    /// Counts more bytes of the same thing.
-    pub(crate) fn add(&mut self, bytes: u64) {
-        self.retained.add(bytes);
-        self.bytes += bytes;
+    /// The bytes that it counts.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
     }
 }
 

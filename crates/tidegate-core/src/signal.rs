@@ -26,9 +26,12 @@
 
 // Plain atomics for what only sweeps read: it orders nothing, and loom need not know of it.
 use std::{
-    sync::atomic::{
-        AtomicBool, AtomicU64 as AtomicCounter,
-        Ordering::{Acquire, Relaxed},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool, AtomicU64 as AtomicCounter,
+            Ordering::{Acquire, Relaxed},
+        },
     },
     task::Waker,
 };
@@ -37,6 +40,7 @@ use crate::{
     close::CloseReason,
     info::Tally,
     sync::{AtomicU64, Mutex},
+    transport::Transport,
 };
 
 /// The place where publishers reach one subscription.
@@ -44,14 +48,19 @@ use crate::{
 pub(crate) struct Signal {
     /// The ready list, the waker and the end. The innermost lock: no other is taken under it.
     state: Mutex<State>,
-    /// How many polls handed something out. Written by the subscription, read by sweeps.
+    /// How many times the consumer took something. Written by the subscription, read by sweeps.
     progress: AtomicCounter,
     /// Whether the last poll left something. Written by the subscription, read by sweeps.
     left_some: AtomicBool,
+    /// How many events are being sent: handed out, and not taken by the peer to their end.
+    sending: AtomicCounter,
     /// Whether a sweep ends the subscription when it is stalled, whatever the rules.
     ends_when_stalled: bool,
-    /// Tells the transport to give up on a subscription that was ended and takes no notice.
-    reset: Option<Waker>,
+    /// The transport, to ask whether bytes are moving, and to tell it to give up on a subscription that was ended
+    /// and takes no notice.
+    transport: Option<Arc<dyn Transport>>,
+    /// Whether the transport was told to give up, which happens once.
+    is_reset: AtomicBool,
     /// Counts for listings.
     tally: Tally,
 }
@@ -59,12 +68,14 @@ pub(crate) struct Signal {
 /// A subscription as one sweep sees it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Snapshot {
-    /// How many polls handed something out.
+    /// A number that rises whenever the consumer takes something or the peer takes bytes.
     pub(crate) progress: u64,
-    /// Whether there are events for it to take.
+    /// Whether there are events for it to take, or the peer has begun one and not taken all of it.
     pub(crate) is_behind: bool,
     /// Whether it was ended.
     pub(crate) is_closed: bool,
+    /// Whether its transport was told to give up.
+    pub(crate) is_reset: bool,
     /// Whether to end it when it is stalled, whatever the rules.
     pub(crate) ends_when_stalled: bool,
 }
@@ -91,7 +102,7 @@ pub(crate) struct Ready {
 
 impl Signal {
     /// A signal of a subscription that nothing has reached yet.
-    pub(crate) fn new(ends_when_stalled: bool, reset: Option<Waker>) -> Self {
+    pub(crate) fn new(ends_when_stalled: bool, transport: Option<Arc<dyn Transport>>) -> Self {
         Self {
             state: Mutex::new(State {
                 ready: Vec::new(),
@@ -100,8 +111,10 @@ impl Signal {
             }),
             progress: AtomicCounter::new(0),
             left_some: AtomicBool::new(false),
+            sending: AtomicCounter::new(0),
             ends_when_stalled,
-            reset,
+            transport,
+            is_reset: AtomicBool::new(false),
             tally: Tally::default(),
         }
     }
@@ -111,15 +124,29 @@ impl Signal {
         &self.tally
     }
 
-    /// Notes the result of a poll: whether it handed something out, and left something. Called by the
+    /// Notes the result of a poll: whether the consumer got on by it, and whether it left something. Called by the
     /// subscription only.
-    pub(crate) fn note(&self, handed_out: bool, left_some: bool) {
-        if handed_out {
-            // There is one writer, so a load and a store are enough, and cheaper than an addition in memory.
-            self.progress
-                .store(self.progress.load(Relaxed) + 1, Relaxed);
+    pub(crate) fn note(&self, is_progress: bool, left_some: bool) {
+        if is_progress {
+            self.note_progress();
         }
         self.left_some.store(left_some, Relaxed);
+    }
+
+    /// Notes that the consumer took something. Called by the subscription only.
+    pub(crate) fn note_progress(&self) {
+        // There is one writer, so a load and a store are enough, and cheaper than an addition in memory.
+        self.progress
+            .store(self.progress.load(Relaxed) + 1, Relaxed);
+    }
+
+    /// Counts an event that is being sent, or no longer is.
+    pub(crate) fn note_sending(&self, begins: bool) {
+        if begins {
+            self.sending.fetch_add(1, Relaxed);
+        } else {
+            self.sending.fetch_sub(1, Relaxed);
+        }
     }
 
     /// The reason why the subscription was ended, from that moment on.
@@ -133,19 +160,25 @@ impl Signal {
             let state = self.state.lock();
             (state.closed.is_some(), !state.ready.is_empty())
         };
+        let taken = self.transport.as_ref().map_or(0, |it| it.taken());
         Snapshot {
-            progress: self.progress.load(Relaxed),
-            is_behind: is_ready || self.left_some.load(Relaxed),
+            // Either alone never falls, so the sum stays as it is only if both do.
+            progress: self.progress.load(Relaxed).wrapping_add(taken),
+            is_behind: is_ready || self.left_some.load(Relaxed) || self.sending.load(Relaxed) > 0,
             is_closed,
+            is_reset: self.is_reset.load(Relaxed),
             ends_when_stalled: self.ends_when_stalled,
         }
     }
 
-    /// Tells the transport to give up. The caller holds no lock.
-    pub(crate) fn reset(&self) {
-        if let Some(reset) = &self.reset {
-            reset.wake_by_ref();
+    /// Tells the transport to give up, unless it was told before. Returns whether it was not. The caller holds no
+    /// lock.
+    pub(crate) fn reset(&self) -> bool {
+        let is_first = !self.is_reset.swap(true, Relaxed);
+        if let Some(transport) = self.transport.as_ref().filter(|_| is_first) {
+            transport.reset();
         }
+        is_first
     }
 
     /// The subscriber's half of the protocol, in its order: stores `waker`, reads `committed`, moves the
@@ -188,17 +221,13 @@ impl Signal {
         state.waker.take()
     }
 
-    /// Ends the subscription, unless it has ended for another reason before, and wakes it. The caller
-    /// holds no lock.
-    pub(crate) fn end(&self, reason: CloseReason) {
+    /// Ends the subscription, unless it has ended for another reason before. Returns whether it had not, and the
+    /// waker to wake, which the caller does after it has let go of its locks.
+    pub(crate) fn end(&self, reason: CloseReason) -> (bool, Option<Waker>) {
         // As with an event: a poll either sees the reason, or has stored its waker before.
-        let waker = {
-            let mut state = self.state.lock();
-            state.closed.get_or_insert(reason);
-            state.waker.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        let mut state = self.state.lock();
+        let is_first = state.closed.is_none();
+        state.closed.get_or_insert(reason);
+        (is_first, state.waker.take())
     }
 }

@@ -2,9 +2,9 @@
 //! (`--cfg tidegate_loom`).
 
 #[cfg(all(test, tidegate_loom))]
-pub(crate) use loom::sync::{MutexGuard, atomic::AtomicU64};
+pub(crate) use loom::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard, atomic::AtomicU64};
 #[cfg(not(all(test, tidegate_loom)))]
-pub(crate) use std::sync::{MutexGuard, atomic::AtomicU64};
+pub(crate) use std::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard, atomic::AtomicU64};
 
 #[cfg(all(test, tidegate_loom))]
 use loom::sync as inner;
@@ -19,6 +19,9 @@ use std::sync::PoisonError;
 /// panics, the event was taken out before, and the state is whole.
 pub(crate) struct Mutex<T>(inner::Mutex<T>);
 
+/// A lock for one writer or many readers, without poisoning: see [`Mutex`].
+pub(crate) struct RwLock<T>(inner::RwLock<T>);
+
 impl<T> Mutex<T> {
     /// An unlocked mutex.
     pub(crate) fn new(value: T) -> Self {
@@ -31,8 +34,31 @@ impl<T> Mutex<T> {
     }
 }
 
+impl<T> RwLock<T> {
+    /// An unlocked lock.
+    pub(crate) fn new(value: T) -> Self {
+        Self(inner::RwLock::new(value))
+    }
+
+    /// Waits for the lock and takes it to read.
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the lock and takes it to write.
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl<T> std::fmt::Debug for Mutex<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Mutex")
+    }
+}
+
+impl<T> std::fmt::Debug for RwLock<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RwLock")
     }
 }

@@ -66,13 +66,26 @@ struct Given {
     conflated: u64,
 }
 
+impl Given {
+    fn accounted(&self) -> u64 {
+        self.sequences.len() as u64 + self.evicted + self.overflowed + self.conflated
+    }
+}
+
 fn drain(subscription: &mut Subscription<Bytes>, given: &mut Given) {
+    drain_up_to(u64::MAX, subscription, given);
+}
+
+fn drain_up_to(up_to: u64, subscription: &mut Subscription<Bytes>, given: &mut Given) {
+    let room = Room {
+        up_to,
+        ..Room::events(7)
+    };
     let mut batch = Batch::default();
     let mut cx = Context::from_waker(Waker::noop());
     // A replay may ask to be polled again when it has not found anything yet.
     for _ in 0..10 {
-        while let Poll::Ready(taken) = subscription.poll_next(&mut cx, Room::events(7), &mut batch)
-        {
+        while let Poll::Ready(taken) = subscription.poll_next(&mut cx, room, &mut batch) {
             taken.unwrap();
             let mut counted_through = 0;
             for gap in &batch.gaps {
@@ -240,7 +253,7 @@ proptest! {
     #[test]
     fn every_event_is_delivered_or_counted_under_any_budget(
         budget in 3_000..60_000u64,
-        steps in prop::collection::vec((0..6usize, 0..2_000usize, 0..5usize), 1..200),
+        steps in prop::collection::vec((0..6usize, 0..2_000usize, 0..5usize, 0..20u64), 1..200),
     ) {
         let hub = hub(budget);
         let mut subscribers = [
@@ -252,25 +265,37 @@ proptest! {
         ];
         let wanted = [&["a"][..], &["a", "b"], &["a", "b", "c"], &["a", "b"], &["b", "c"]];
         let mut given: [Given; 5] = Default::default();
-        let mut matched = [0; 5];
-        for (what, size, who) in steps {
+        let mut matched: [Vec<u64>; 5] = Default::default();
+        for (what, size, who, back) in steps {
+            let head = hub.position().sequence;
             if what < 5 {
                 let topic = ["a", "b", "c", "a", "b"][what];
                 publish(&hub, topic, size);
                 for (matched, wanted) in matched.iter_mut().zip(wanted) {
-                    *matched += u64::from(wanted.contains(&topic));
+                    matched.extend(wanted.contains(&topic).then_some(head + 1));
                 }
                 prop_assert!(hub.stats().retained_bytes <= budget);
             } else {
-                drain(&mut subscribers[who], &mut given[who]);
+                // A few of these leave nothing for later.
+                drain_up_to(head.saturating_sub(back) + 4, &mut subscribers[who], &mut given[who]);
+            }
+            for i in 0..5 {
+                let position = subscribers[i].position().sequence;
+                let passed = matched[i].partition_point(|sequence| *sequence <= position) as u64;
+                let accounted = given[i].accounted();
+                prop_assert!(passed <= accounted, "{} up to {}, {:?}", passed, position, given[i]);
             }
         }
         for i in 0..5 {
             drain(&mut subscribers[i], &mut given[i]);
-            let Given { sequences, evicted, overflowed, conflated } = &given[i];
-            let counted = sequences.len() as u64 + evicted + overflowed + conflated;
-            prop_assert_eq!(counted, matched[i], "subscriber {}: {:?}", i, given[i]);
-            prop_assert_eq!(*overflowed, 0);
+            prop_assert_eq!(
+                given[i].accounted(),
+                matched[i].len() as u64,
+                "subscriber {}: {:?}",
+                i,
+                given[i]
+            );
+            prop_assert_eq!(given[i].overflowed, 0);
         }
         drop(subscribers);
         let stats = hub.stats();

@@ -37,6 +37,7 @@ enum Action {
     Drain {
         client: u8,
         room: Room,
+        release: Release,
     },
     Subscribe {
         client: u8,
@@ -58,6 +59,15 @@ enum Begin {
     OtherEpoch,
 }
 
+/// What a poll leaves for later.
+#[derive(Debug, Clone, Copy)]
+enum Release {
+    /// Nothing.
+    All,
+    /// Events after the sequence so far before the head, or all.
+    Back(u64),
+}
+
 fn action() -> impl Strategy<Value = Action> {
     let event = (0..TOPICS.len(), 0..40usize, prop::option::of(0..3u8));
     let room = (1..12usize, prop_oneof![Just(u64::MAX), 1..200u64], 0..3u64).prop_map(
@@ -68,6 +78,10 @@ fn action() -> impl Strategy<Value = Action> {
             up_to: u64::MAX,
         },
     );
+    let release = prop_oneof![
+        1 => Just(Release::All),
+        1 => (0..12u64).prop_map(Release::Back),
+    ];
     let begin = prop_oneof![
         4 => Just(Begin::Live),
         2 => (1..25u32).prop_map(Begin::Last),
@@ -78,7 +92,8 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         6 => prop::collection::vec(event, 1..6).prop_map(Action::Publish),
         1 => (1..5u64).prop_map(Action::AppendAfterHole),
-        6 => (0..CLIENTS, room).prop_map(|(client, room)| Action::Drain { client, room }),
+        6 => (0..CLIENTS, room, release)
+            .prop_map(|(client, room, release)| Action::Drain { client, room, release }),
         3 => (0..CLIENTS, filters, limits(), begin)
             .prop_map(|(client, filters, limits, begin)| Action::Subscribe { client, filters, limits, begin }),
         1 => (0..CLIENTS).prop_map(|client| Action::Cancel { client }),
@@ -162,7 +177,7 @@ impl Model {
             }
             client.queue.push_back(sent.clone());
             if client.replay.is_none() && client.limits.overflow != Overflow::Conflate {
-                client.drop_oldest();
+                client.drop_oldest(u64::MAX);
             }
         }
         self.history.push_back(sent);
@@ -246,18 +261,51 @@ impl Client {
         }
     }
 
-    fn drop_oldest(&mut self) {
-        while self.queue.len() > 1 && !self.fits() {
+    /// Drops the oldest events until those up to a sequence are within the limits.
+    fn drop_oldest(&mut self, up_to: u64) {
+        while !self.fits(up_to) {
             let sequence = self.queue.pop_front().unwrap().sequence;
             self.lose(sequence);
             self.overflowed = true;
         }
     }
 
-    fn fits(&self) -> bool {
-        let bytes: u64 = self.queue.iter().map(|sent| sent.size).sum();
-        self.queue.len() as u64 <= self.limits.max_events.get()
-            && bytes <= self.limits.max_bytes.get()
+    fn fits(&self, up_to: u64) -> bool {
+        let sizes = self
+            .queue
+            .iter()
+            .take_while(|sent| sent.sequence <= up_to)
+            .map(|sent| sent.size);
+        let (events, bytes) = (sizes.clone().count() as u64, sizes.sum::<u64>());
+        events <= 1
+            || (events <= self.limits.max_events.get() && bytes <= self.limits.max_bytes.get())
+    }
+
+    /// The sequence of the first event that was neither delivered nor counted, what was replaced left out.
+    fn first_unsettled(&self) -> u64 {
+        let queued = self.queue.front().map_or(u64::MAX, |sent| sent.sequence);
+        queued.min(self.lost.map_or(u64::MAX, |lost| lost.0))
+    }
+
+    /// A position that anyone may read at any moment: nothing up to it is still to be delivered or counted.
+    fn check_position(&self, position: u64) -> Result<(), TestCaseError> {
+        let undelivered = self.queue.front().map_or(u64::MAX, |sent| sent.sequence);
+        prop_assert!(
+            position < undelivered,
+            "{position} is beyond the first undelivered {undelivered}"
+        );
+        prop_assert!(
+            self.lost.is_none_or(|lost| position < lost.0),
+            "{position} is beyond a pending gap"
+        );
+        let replaced = self.replaced.iter();
+        let replaced = replaced.filter(|sequence| **sequence <= position).count() as u64;
+        prop_assert!(
+            replaced <= self.told_replaced,
+            "{replaced} events up to {position} were replaced, {} of all were told",
+            self.told_replaced
+        );
+        Ok(())
     }
 
     fn lose(&mut self, sequence: u64) {
@@ -325,7 +373,17 @@ impl Both {
         match action {
             Action::Publish(events) => self.publish(&events),
             Action::AppendAfterHole(hole) => self.append_after_hole(hole),
-            Action::Drain { client, room } => self.drain(client, room),
+            Action::Drain {
+                client,
+                room,
+                release,
+            } => {
+                let up_to = match release {
+                    Release::All => u64::MAX,
+                    Release::Back(n) => self.model.head.saturating_sub(n),
+                };
+                self.drain(client, Room { up_to, ..room })
+            }
             Action::Subscribe {
                 client,
                 filters,
@@ -469,7 +527,10 @@ impl Both {
             prop_assert!(batch.events.is_empty());
             return Ok(());
         }
-        if entry.limits.overflow == Overflow::Disconnect && entry.overflowed {
+        if entry.limits.overflow == Overflow::Disconnect
+            && entry.overflowed
+            && entry.first_unsettled() <= room.up_to
+        {
             prop_assert_eq!(polled, Poll::Ready(Err(CloseReason::TooSlow)));
             self.real.remove(&client);
             self.model.clients.remove(&client);
@@ -483,33 +544,22 @@ impl Both {
             entry.check_replay(&batch, is_opening, oldest, *evicted_through, *head)?;
         } else {
             if entry.limits.overflow == Overflow::Conflate {
-                entry.drop_oldest();
+                entry.drop_oldest(room.up_to);
                 entry.check_replaced(&mut batch, *head)?;
             }
             entry.check_live(&batch, room)?;
             entry.check_told_replaced(&batch)?;
         }
         prop_assert_eq!(subscription.next_index(), entry.next_index(), "accounting");
-        // Until it was told that its position is of another epoch, that is the one to resume from.
-        let position = match subscription.position() {
-            Position {
-                epoch: EPOCH,
-                sequence,
-            } => sequence,
-            Position { .. } => 0,
-        };
+        let position = position_of(subscription);
         if polled.is_pending() && entry.replay.is_none() {
-            prop_assert_eq!(position, *head);
+            let held_back = entry.first_unsettled();
+            prop_assert!(held_back > room.up_to.min(*head), "held back for no reason");
+            // What was replaced may hold it back as well, so only without conflation it is known.
+            if held_back == u64::MAX || entry.limits.overflow != Overflow::Conflate {
+                prop_assert_eq!(position, (*head).min(held_back - 1));
+            }
         }
-        let undelivered = entry.queue.front().map_or(u64::MAX, |sent| sent.sequence);
-        prop_assert!(
-            position < undelivered,
-            "{position} is beyond the first undelivered {undelivered}"
-        );
-        prop_assert!(
-            entry.lost.is_none_or(|lost| position < lost.0),
-            "{position} is beyond a pending gap"
-        );
         Ok(())
     }
 }
@@ -555,22 +605,26 @@ impl Client {
 
     fn check_live(&mut self, batch: &Batch<Bytes>, room: Room) -> Result<(), TestCaseError> {
         let first_index = self.next_index() + self.replaced_in_batch;
-        let gap = self
-            .lost
-            .take()
-            .map(|(first_sequence, last_sequence, count)| Gap {
-                first_sequence,
-                last_sequence,
-                count,
-                reason: GapReason::Overflow,
-                first_index,
-            });
+        let lost = if self.first_unsettled() <= room.up_to {
+            self.lost.take()
+        } else {
+            None
+        };
+        let gap = lost.map(|(first_sequence, last_sequence, count)| Gap {
+            first_sequence,
+            last_sequence,
+            count,
+            reason: GapReason::Overflow,
+            first_index,
+        });
         prop_assert_eq!(&batch.gaps, &Vec::from_iter(gap));
         self.count_gaps(batch);
         self.counted += std::mem::take(&mut self.replaced_in_batch);
         let mut bytes = 0;
         let mut expected = Vec::new();
-        while let Some(sent) = self.queue.front() {
+        while let Some(sent) = self.queue.front()
+            && sent.sequence <= room.up_to
+        {
             bytes += sent.size + room.overhead;
             if !expected.is_empty() && (expected.len() == room.events || bytes > room.bytes) {
                 break;
@@ -667,10 +721,25 @@ impl Client {
     }
 }
 
+/// The position to resume from. Until it was told that it is of another epoch, that one.
+fn position_of(subscription: &Subscription<Bytes>) -> u64 {
+    match subscription.position() {
+        Position {
+            epoch: EPOCH,
+            sequence,
+        } => sequence,
+        Position { .. } => 0,
+    }
+}
+
 fn run(history_limit: usize, actions: Vec<Action>) -> Result<(), TestCaseError> {
     let mut both = Both::new(history_limit);
     for action in actions {
         both.apply(action)?;
+        // As a heartbeat would, between any two polls.
+        for (client, subscription) in &both.real {
+            both.model.clients[client].check_position(position_of(subscription))?;
+        }
         let stats = both.hub.stats();
         let backlog: u64 = both.real.values().map(Subscription::backlog).sum();
         prop_assert_eq!(stats.subscriptions as usize, both.real.len());

@@ -76,3 +76,56 @@ fn without_principals_the_newest_takes_over() {
     let _second = subscribe(&hub, None).unwrap();
     assert_eq!(poll(&mut first), Poll::Ready(Err(CloseReason::TakenOver)));
 }
+
+#[test]
+fn several_subscriptions_of_one_client_id_end_and_leave_in_any_order() {
+    let hub = hub(ClientIdPolicy::Several);
+    let mut all: Vec<_> = (0..5)
+        .map(|_| subscribe(&hub, None).unwrap())
+        .map(Some)
+        .collect();
+    // From the middle, from both ends: the rest is still there, and the id in use.
+    for gone in [2, 0, 4] {
+        all[gone] = None;
+        assert_eq!(hub.stats().clients, 1);
+        assert_eq!(
+            subscribe(&hub, Some("bob")).err(),
+            Some(SubscribeError::ClientIdTaken)
+        );
+    }
+    let id = ClientId::new("c").unwrap();
+    assert_eq!(hub.disconnect(&id), 2);
+    for subscription in all.iter_mut().flatten() {
+        assert_eq!(
+            poll(subscription),
+            Poll::Ready(Err(CloseReason::Disconnected))
+        );
+    }
+    drop(all);
+    assert_eq!((hub.stats().clients, hub.disconnect(&id)), (0, 0));
+}
+
+/// The time of `enter` beside the time of the same with client ids of their own. It grew with the holders of the id.
+#[test]
+fn one_client_id_may_have_thousands_of_subscriptions_at_no_more_cost_each() {
+    const SUBSCRIPTIONS: usize = 20_000;
+    let time = |own_ids: bool| {
+        let hub = hub(ClientIdPolicy::Several);
+        let begun = Instant::now();
+        let all: Vec<_> = (0..SUBSCRIPTIONS)
+            .map(|i| {
+                let id = if own_ids { format!("c{i}") } else { "c".into() };
+                let id = ClientId::new(&id).unwrap();
+                let options = SubscribeOptions::new(id, vec![Filter::everything()]);
+                hub.subscribe(options, Instant::now()).unwrap()
+            })
+            .collect();
+        drop(all);
+        begun.elapsed()
+    };
+    let (each_its_own, one) = (time(true), time(false));
+    assert!(
+        one < each_its_own * 3,
+        "{one:?} with one id, {each_its_own:?} with {SUBSCRIPTIONS}"
+    );
+}

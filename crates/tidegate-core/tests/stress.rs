@@ -48,7 +48,14 @@ fn publish(hub: &Hub<Bytes>, topic: &'static str, published: &AtomicU64) {
     }
 }
 
-fn subscribe(hub: &Hub<Bytes>, number: usize, filters: &[&str], overflow: Overflow) -> Given {
+fn subscribe(
+    hub: &Hub<Bytes>,
+    number: usize,
+    filters: &[&str],
+    overflow: Overflow,
+    releases: bool,
+) -> Given {
+    let matches_all = filters == [">"];
     let filters = filters.iter().map(|filter| Filter::new(filter).unwrap());
     let client = ClientId::new(&number.to_string()).unwrap();
     let options = SubscribeOptions {
@@ -63,8 +70,23 @@ fn subscribe(hub: &Hub<Bytes>, number: usize, filters: &[&str], overflow: Overfl
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut cx = Context::from_waker(&waker);
     let (mut given, mut batch) = (Given::default(), Batch::default());
+    let mut up_to = if releases { 0 } else { u64::MAX };
     for turn in 1.. {
-        match subscription.poll_next(&mut cx, Room::events(1 + turn % 40), &mut batch) {
+        // Some subscribers take releases: all that was there when one began, in a few polls.
+        if up_to < u64::MAX && turn % 8 == 0 {
+            up_to = subscription.head().sequence;
+        }
+        let room = Room {
+            up_to,
+            ..Room::events(1 + turn % 40)
+        };
+        let polled = subscription.poll_next(&mut cx, room, &mut batch);
+        // Where every event matches, as many as there are up to a position must have been delivered or counted.
+        if matches_all {
+            assert!(subscription.position().sequence <= subscription.next_index());
+        }
+        match polled {
+            Poll::Pending if subscription.is_behind() => {}
             Poll::Pending => thread::park(),
             Poll::Ready(Err(CloseReason::ShuttingDown)) => break,
             Poll::Ready(Err(reason)) => panic!("{reason:?}"),
@@ -102,23 +124,26 @@ fn every_event_is_delivered_or_counted_at_full_speed() {
         history: HistoryLimits::OFF,
         ..HubConfig::new(1)
     });
-    // One feed; two disjoint feeds; a group of overlapping filters; and the same ones conflated.
-    let wanted: [(&[&str], Overflow, u64); 6] = [
-        (&["a.x"], Overflow::DropOldest, 1),
-        (&["a.x", "b.y"], Overflow::DropOldest, 2),
-        (&["a.*", "*.x"], Overflow::DropOldest, 3),
-        (&[">"], Overflow::DropOldest, 4),
-        (&["a.x", "b.*"], Overflow::Conflate, 3),
-        (&[">"], Overflow::Conflate, 4),
+    // One feed; two disjoint feeds; a group of overlapping filters; and the same ones conflated. Some take releases.
+    let wanted: [(&[&str], Overflow, u64, bool); 9] = [
+        (&["a.x"], Overflow::DropOldest, 1, false),
+        (&["a.x", "b.y"], Overflow::DropOldest, 2, false),
+        (&["a.*", "*.x"], Overflow::DropOldest, 3, false),
+        (&[">"], Overflow::DropOldest, 4, false),
+        (&[">"], Overflow::DropOldest, 4, true),
+        (&["a.x", "b.*"], Overflow::Conflate, 3, false),
+        (&[">"], Overflow::Conflate, 4, false),
+        (&["a.x", "b.*"], Overflow::Conflate, 3, true),
+        (&[">"], Overflow::Conflate, 4, true),
     ];
     let newest: Vec<_> = TOPICS.iter().map(|_| AtomicU64::new(0)).collect();
     thread::scope(|scope| {
         let subscribers: Vec<_> = wanted
             .iter()
             .enumerate()
-            .map(|(number, (filters, overflow, _))| {
+            .map(|(number, (filters, overflow, _, releases))| {
                 let hub = &hub;
-                scope.spawn(move || subscribe(hub, number, filters, *overflow))
+                scope.spawn(move || subscribe(hub, number, filters, *overflow, *releases))
             })
             .collect();
         while hub.stats().subscriptions < wanted.len() as u64 {
@@ -133,13 +158,13 @@ fn every_event_is_delivered_or_counted_at_full_speed() {
             .into_iter()
             .for_each(|publisher| publisher.join().unwrap());
         // Closing would cut short who is behind still.
-        let all = wanted.iter().map(|(_, _, topics)| topics).sum::<u64>() * EVENTS_OF_EACH;
+        let all = wanted.iter().map(|(_, _, topics, _)| topics).sum::<u64>() * EVENTS_OF_EACH;
         let told = |stats: Stats| stats.handed_off + stats.overflowed + stats.conflated;
         while told(hub.stats()) < all {
             thread::yield_now();
         }
         hub.close(CloseReason::ShuttingDown);
-        for (subscriber, (filters, overflow, topics)) in subscribers.into_iter().zip(wanted) {
+        for (subscriber, (filters, overflow, topics, _)) in subscribers.into_iter().zip(wanted) {
             let given = subscriber.join().unwrap();
             let matched = topics * EVENTS_OF_EACH;
             assert_eq!(

@@ -15,6 +15,9 @@ use crate::{identity::AuthConfig, network::tls::TlsConfig, quotas::QuotaConfig};
 pub struct ServerConfig {
     /// The address to listen on. Port 0 takes a free port. Default: `127.0.0.1:50051`.
     pub listen: SocketAddr,
+    /// The most connections that wait in the kernel until the server accepts them; it lowers what is beyond its own limit
+    /// (`net.core.somaxconn` on Linux). `None` is as many as it allows. Default: `None`.
+    pub backlog: Option<u32>,
     /// The limits of history. Default: 10,000 events, 64 MiB or 5 minutes, whichever is reached first.
     pub history: HistoryLimits,
     /// The answer to a subscription under a client id that is in use. Default: the newest stream takes over.
@@ -22,6 +25,12 @@ pub struct ServerConfig {
     /// The most bytes that events may hold: [`HubConfig::memory_budget`](tidegate::HubConfig). `None` is a quarter of
     /// the machine's memory, or of the control group's limit if that is less. Default: `None`.
     pub memory_budget: Option<u64>,
+    /// The most bytes that the filters of all subscriptions may hold, besides the budget:
+    /// [`HubConfig::max_filter_bytes`](tidegate::HubConfig). `None` is a quarter of the memory budget. Default: `None`.
+    pub filter_budget: Option<u64>,
+    /// The most work that the filters of one subscription may add to a search:
+    /// [`HubConfig::max_filter_work`](tidegate::HubConfig). Default: 256.
+    pub max_filter_work: u64,
     /// The treatment of clients that do not read. Default: a client is stalled after 60 s; it is disconnected if its
     /// subscription asked for that, and stays parked otherwise. A stream that was ended and whose peer takes no notice
     /// is reset after 5 s.
@@ -65,9 +74,12 @@ impl Default for ServerConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)),
+            backlog: None,
             history: HistoryLimits::default(),
             client_ids: ClientIdPolicy::default(),
             memory_budget: None,
+            filter_budget: None,
+            max_filter_work: 256,
             sweep: SweepRules::default(),
             http: None,
             admin: None,

@@ -14,10 +14,7 @@ use std::{
 use socket2::SockRef;
 use tidegate::{CloseReason, Encoded, EventService, Hub, HubConfig, SweepRules, random_epoch};
 use tidegate_transport::Acceptor;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    time,
-};
+use tokio::{net::TcpStream, time};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::{
@@ -92,22 +89,27 @@ impl Server {
             history: config.history,
             client_ids: config.client_ids,
             memory_budget,
+            max_filter_work: config.max_filter_work,
+            max_filter_bytes: config.filter_budget.unwrap_or(memory_budget / 4),
             ..HubConfig::new(epoch)
         });
         let cannot_listen = |address| move |source| BindError::Listen { address, source };
         let listen = cannot_listen(config.listen);
-        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let listener = tidegate_transport::listen(config.listen, config.backlog).map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
         let http = match config.http {
             Some(address) => {
-                let bound = HttpListener::bind(address).await;
+                let bound = HttpListener::bind(address);
                 Some(bound.map_err(cannot_listen(address))?)
             }
             None => None,
         };
         let admission = Admission::new(max_connections, config.max_connections_per_address);
         admission.set_observe_only(config.quotas.observe_only);
-        let subscribers = Arc::new(Subscribers::new(Quotas::new(config.quotas)));
+        let subscribers = Arc::new(Subscribers::new(Quotas::new(
+            config.quotas,
+            config.client_ids,
+        )));
         let mut service = config.service.clone();
         service.gate = Some(Arc::new(QuotaGate(Arc::clone(&subscribers))));
         let events = EventService::new(hub.clone(), service);
@@ -265,9 +267,14 @@ impl Server {
         let mut stop = pin!(stop);
         let mut sweeps = time::interval(upkeep_interval(&controls.live().sweep));
         let mut samples = time::interval(UPKEEP_INTERVAL);
+        let mut batch = Vec::new();
         loop {
             tokio::select! {
-                (stream, peer) = self.acceptor.accept() => self.spawn_connection(stream, peer, &tasks, &cut),
+                () = self.acceptor.accept_batch(&mut batch) => {
+                    for (stream, peer) in batch.drain(..) {
+                        self.spawn_connection(stream, peer, &tasks, &cut);
+                    }
+                }
                 _ = sweeps.tick() => self.upkeep(),
                 _ = samples.tick() => controls.upkeep(Instant::now()),
                 () = &mut stop => break,

@@ -21,7 +21,7 @@ use crate::{
     config::Http2Config,
     driver::{Driver, StreamExecutor},
     preface::Prefaced,
-    service::{BoxError, Http2Service},
+    service::{BoxError, Http2Service, ObservedService},
 };
 
 /// A connection with a service: a future that serves requests and is ready when the connection has ended, with
@@ -73,7 +73,7 @@ impl Connection {
         transport.set_write_timeout(Some(config.write_timeout));
         let (transport, flusher) = coalesce(Box::pin(transport));
         let (driver, streams) = Driver::new();
-        let service = TowerToHyperService::new(service);
+        let service = TowerToHyperService::new(ObservedService(service));
         let builder = config.builder(streams);
         Self(Box::pin(Http2Task {
             http2: builder.serve_connection(TokioIo::new(transport), service),
@@ -103,7 +103,7 @@ impl fmt::Debug for Connection {
     }
 }
 
-impl<T, S> Serve for Http2Task<T, TowerToHyperService<S>>
+impl<T, S> Serve for Http2Task<T, TowerToHyperService<ObservedService<S>>>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Http2Service,

@@ -5,8 +5,7 @@
 //! ```
 //! use std::time::Duration;
 //! use tidegate::typed::Hub;
-//! use tidegate_transport::{Http2Config, Server};
-//! use tokio::net::TcpListener;
+//! use tidegate_transport::{Http2Config, Server, listen};
 //! use tonic::service::Routes;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -15,7 +14,7 @@
 //! # let chat = tidegate::EventService::new(
 //! #     tidegate::Hub::new(tidegate::HubConfig::new(1)), tidegate::ServiceConfig::default());
 //! # let interrupted = async {};
-//! let listener = TcpListener::bind("127.0.0.1:0").await?;
+//! let listener = listen("127.0.0.1:0".parse()?, None)?;
 //! let server = Server::new(Http2Config::default());
 //! hub.serve_until(interrupted, Duration::from_secs(10), |shutdown| {
 //!     server.serve(listener, Routes::new(chat), shutdown)
@@ -33,6 +32,8 @@
 //!   ends is gone after its grace period. On tonic's server it stays as long as its connection.
 //! * **Limits.** All of hyper's limits are set, including those that tonic leaves out, and so are timeouts for
 //!   the preface and for writing: [`Http2Config`].
+//! * **Storms.** [`listen`] has a queue for as many connections as the kernel allows, and they are accepted in
+//!   batches, so that thousands of clients can come back at once.
 //! * **Descriptors.** When the process has no file descriptors left, the server pauses between attempts to
 //!   accept. tonic's server spins.
 //!
@@ -52,7 +53,7 @@ mod server;
 mod service;
 
 pub use crate::{
-    accept::Acceptor,
+    accept::{Acceptor, listen},
     config::Http2Config,
     connection::Connection,
     preface::{Prefaced, read_preface},

@@ -50,11 +50,14 @@ impl Server {
         let mut connections = JoinSet::new();
         let drain = CancellationToken::new();
         let mut shutdown = pin!(shutdown);
+        let mut batch = Vec::new();
         loop {
             tokio::select! {
-                (stream, _) = acceptor.accept() => {
-                    let http2 = Arc::clone(&self.http2);
-                    connections.spawn(connection(stream, service.clone(), http2, drain.clone()));
+                () = acceptor.accept_batch(&mut batch) => {
+                    for (stream, _) in batch.drain(..) {
+                        let http2 = Arc::clone(&self.http2);
+                        connections.spawn(connection(stream, service.clone(), http2, drain.clone()));
+                    }
                 }
                 Some(_) = connections.join_next() => {}
                 () = &mut shutdown => break,

@@ -21,6 +21,8 @@
 //! Three things can no longer be dropped: the one chunk that the transport holds (it asks before it knows that the
 //! window is open), the transport's send buffer for the stream, and the socket's. They are how stale a slow client's
 //! events can be; [`EventService`] says how to keep them small.
+//! An event larger than a chunk is sent to its end once it was begun, and counts against the
+//! [memory budget](HubConfig::memory_budget) until then.
 //!
 //! # Example
 //! This publishes events of `tidegate.v1`. For messages of your own, see [`typed`].
@@ -51,6 +53,7 @@ mod epoch;
 mod framing;
 mod reason;
 mod reset;
+mod rest;
 mod service;
 mod status;
 pub mod typed;
@@ -69,7 +72,7 @@ pub use crate::{
     epoch::random_epoch,
     framing::CHUNK_BYTES,
     reason::{Advice, DOMAIN, OverQuota, Reason},
-    reset::resettable,
+    reset::{Observed, ObservedChunk, resettable},
     service::{
         Access, Authority, CallBody, Caller, Calls, Drainer, EncodeError, Encoded, EventService,
         Gate, Permit, PublishLimits, RequestBody, ResponseBody, ResponseFuture, ServiceConfig,

@@ -29,6 +29,9 @@ pub enum Reason {
     InvalidRequest,
     /// The subscription has more filters than the server allows. Use fewer, or wildcards.
     TooManyFilters,
+    /// The filters add more work to the search for the subscriptions of an event than one subscription may. Use fewer wildcards
+    /// in the same places, or several subscriptions.
+    FiltersTooCostly,
     /// The batch has more events than the server allows. Send several batches.
     TooManyEvents,
     /// An event has more bytes than the server allows. Make it smaller.
@@ -114,6 +117,9 @@ impl Reason {
             Self::InvalidPosition => ("INVALID_POSITION", Code::InvalidArgument, Advice::Correct),
             Self::InvalidRequest => ("INVALID_REQUEST", Code::InvalidArgument, Advice::Correct),
             Self::TooManyFilters => ("TOO_MANY_FILTERS", Code::InvalidArgument, Advice::Correct),
+            Self::FiltersTooCostly => {
+                ("FILTERS_TOO_COSTLY", Code::InvalidArgument, Advice::Correct)
+            }
             Self::TooManyEvents => ("TOO_MANY_EVENTS", Code::InvalidArgument, Advice::Correct),
             Self::EventTooLarge => ("EVENT_TOO_LARGE", Code::InvalidArgument, Advice::Correct),
             Self::BatchTooLarge => ("BATCH_TOO_LARGE", Code::InvalidArgument, Advice::Correct),
@@ -185,7 +191,7 @@ impl Reason {
 mod tests {
     use super::*;
 
-    const ALL: [Reason; 28] = [
+    const ALL: [Reason; 29] = [
         Reason::InvalidFilter,
         Reason::InvalidTopic,
         Reason::InvalidClientId,
@@ -193,6 +199,7 @@ mod tests {
         Reason::InvalidPosition,
         Reason::InvalidRequest,
         Reason::TooManyFilters,
+        Reason::FiltersTooCostly,
         Reason::TooManyEvents,
         Reason::EventTooLarge,
         Reason::BatchTooLarge,

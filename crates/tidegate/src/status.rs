@@ -13,6 +13,10 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::reason::{Advice, DOMAIN, OverQuota, Reason};
 
+/// Delay that a refusal asks for where all filters hold as much memory as they may. Nobody knows when another subscription
+/// ends, so it is a guess, short beside the life of a stream.
+const FILTER_MEMORY_RETRY: Duration = Duration::from_secs(10);
+
 impl Reason {
     fn details(self, metadata: HashMap<String, String>) -> ErrorDetails {
         ErrorDetails::with_error_info(self.as_str(), DOMAIN, metadata)
@@ -174,6 +178,13 @@ pub(crate) fn not_subscribed(error: SubscribeError) -> Status {
         SubscribeError::PositionAhead { head } => {
             Reason::PositionAhead.with_facts(error.to_string(), [("head", head)])
         }
+        SubscribeError::FiltersTooCostly { .. } => {
+            Reason::FiltersTooCostly.in_field("filters", error.to_string())
+        }
+        SubscribeError::FilterMemoryExceeded { .. } => over_quota(OverQuota {
+            quota: "filter_budget",
+            retry_after: FILTER_MEMORY_RETRY,
+        }),
         SubscribeError::Closed(reason) => end_reason(reason).status(error.to_string()),
         other => Reason::Internal.status(other.to_string()),
     }

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use tidegate_core::{
-    Batch, ClientId, Filter, Hub, NewEvent, Room, SubscribeOptions, Subscription, Topic,
+    Batch, ClientId, Filter, Hub, NewEvent, Overflow, Room, SubscribeOptions, Subscription, Topic,
 };
 
 pub(crate) fn topic(name: &str) -> Topic {
@@ -24,9 +24,24 @@ pub(crate) fn subscribe_as(
     client: &str,
     filters: &[&str],
 ) -> Subscription<Bytes> {
-    let filters = filters.iter().map(|filter| Filter::new(filter).unwrap());
-    let options = SubscribeOptions::new(ClientId::new(client).unwrap(), filters.collect());
+    hub.subscribe(options(client, filters), Instant::now())
+        .unwrap()
+}
+
+#[allow(dead_code, reason = "one of the two benches uses it")]
+pub(crate) fn subscribe_conflating(
+    hub: &Hub<Bytes>,
+    client: &str,
+    filters: &[&str],
+) -> Subscription<Bytes> {
+    let mut options = options(client, filters);
+    options.limits.overflow = Overflow::Conflate;
     hub.subscribe(options, Instant::now()).unwrap()
+}
+
+fn options(client: &str, filters: &[&str]) -> SubscribeOptions {
+    let filters = filters.iter().map(|filter| Filter::new(filter).unwrap());
+    SubscribeOptions::new(ClientId::new(client).unwrap(), filters.collect())
 }
 
 /// Takes everything, and parks.

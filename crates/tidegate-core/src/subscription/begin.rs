@@ -5,12 +5,13 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use super::{Cursor, CursorState, Parts, Subscription, index};
+use super::{Cursor, CursorState, Parts, Subscription, index, losses::Loss};
 use crate::{
     counters::add,
     event::{Payload, Position},
     feed::Feed,
     gap::{Gap, GapReason},
+    limits::Overflow,
     options::Start,
     publish::Shared,
     replay::{Opening, Replay},
@@ -36,6 +37,9 @@ impl<P: Payload> Subscription<P> {
         head: u64,
     ) -> Self {
         let beginning = Beginning::of(&shared, start, head);
+        if parts.limits.overflow == Overflow::Conflate {
+            shared.conflates.store(true, Relaxed);
+        }
         let mut cursors: Box<[_]> = feeds.iter().cloned().map(Cursor::new).collect();
         for (i, cursor) in cursors.iter_mut().enumerate() {
             let mut feed = cursor.feed.lock();
@@ -74,6 +78,7 @@ impl<P: Payload> Subscription<P> {
             arrivals: Vec::new(),
             replay,
             opening,
+            replaced: Loss::default(),
             next_index: 0,
             began_at: head,
             closed: None,
@@ -122,17 +127,25 @@ impl<P: Payload> Drop for Subscription<P> {
         // One feed at a time, without the publish lock: leaving does not hold up publishers. A feed that an event
         // reaches before this one's turn counts it in its end, so it is abandoned and `matched` still adds up.
         let mut unused = Vec::new();
-        let mut abandoned = self.replay.as_ref().map_or(0, |replay| replay.remaining());
+        let replaying = self.replay.as_ref().map_or(0, |replay| replay.remaining());
+        let mut abandoned = replaying + self.replaced.count;
         for cursor in &self.cursors {
             let mut feed = cursor.feed.lock();
             abandoned += feed.end() - cursor.next;
-            match cursor.state {
-                CursorState::Detached => {}
-                CursorState::Parked(key) => feed.detach(&self.parts.limits, cursor.next, Some(key)),
-                CursorState::Ready => feed.detach(&self.parts.limits, cursor.next, None),
-            }
+            let limits = &self.parts.limits;
+            let view = match cursor.state {
+                CursorState::Detached => None,
+                CursorState::Parked(key) => feed.detach(limits, cursor.next, Some(key)),
+                CursorState::Ready => feed.detach(limits, cursor.next, None),
+            };
             if feed.leave() {
                 unused.push(Arc::clone(&cursor.feed));
+            }
+            drop(feed);
+            // Without the lock, or a few at a time: there may be many, and publishers would wait.
+            drop(view);
+            if limits.overflow == Overflow::Conflate {
+                cursor.feed.free_unwanted();
             }
         }
         let Shared {

@@ -20,13 +20,13 @@ use crate::{
 
 /// The backlog of a subscription, summed over its ready feeds.
 #[derive(Debug, Default)]
-struct Survey {
+pub(super) struct Survey {
     /// Events that the feeds still keep for it.
     events: u64,
     /// Their bytes.
     bytes: u64,
     /// The highest sequence that any feed evicted before it was seen; 0 if none did.
-    evicted_through: u64,
+    pub(super) evicted_through: u64,
 }
 
 /// The ready feed to take from next, which [`Subscription::pop_run`] took off the heap. Whoever pops it puts it
@@ -61,7 +61,12 @@ impl RunEnd {
 }
 
 impl<P: Payload> Subscription<P> {
-    /// Takes ready events up to `watermark` into `batch`, with the gaps before them. Returns whether it has any.
+    /// Takes ready events up to `watermark` into `batch`, as far as there is room, with the gaps before them. Returns
+    /// whether it has any.
+    ///
+    /// The limits hold for all that is committed, also for what the room leaves for later: what is handed out would
+    /// depend on the limits of others otherwise, for a feed keeps what the largest among them admit. Those of a
+    /// subscription that conflates hold for the survivors that the room lets through.
     pub(super) fn take_live(
         &mut self,
         watermark: u64,
@@ -69,7 +74,7 @@ impl<P: Payload> Subscription<P> {
         batch: &mut Batch<P>,
     ) -> Result<bool, CloseReason> {
         match self.ready.peek() {
-            Some(Reverse((head, _))) if *head <= watermark => {}
+            Some(Reverse((head, _))) if *head <= watermark.min(room.up_to) => {}
             _ => return Ok(false),
         }
         let mut filling = Filling {
@@ -78,7 +83,7 @@ impl<P: Payload> Subscription<P> {
             events: &mut batch.events,
         };
         let losses = match self.parts.limits.overflow {
-            Overflow::Conflate => self.take_conflated(watermark, &mut filling),
+            Overflow::Conflate => self.take_conflated(watermark.min(room.up_to), &mut filling),
             _ if self.ready.len() == 1 => self.take_from_one(watermark, &mut filling),
             _ => self.take_merged(watermark, &mut filling),
         };
@@ -114,8 +119,9 @@ impl<P: Payload> Subscription<P> {
         let mut losses = Losses::default();
         // From `next` and not from the front: events that are evicted already count as well.
         losses.skip(&feed, cursor.next, start, head);
+        let end = feed.number_after(watermark.min(filling.room.up_to));
         let taken = feed
-            .events(start, end)
+            .events(start, end.max(start))
             .take_while(|event| filling.take(event))
             .count();
         let moved = feed.advance(cursor.next, start + taken as u64, &self.parts.signal, i);
@@ -134,8 +140,9 @@ impl<P: Payload> Subscription<P> {
         // The look and the run see the feeds at different moments. `None` says that nothing was lost at the
         // look; if a feed evicts before the run has taken anything, the run says so, and only what is evicted
         // goes (floor 0). Events appended meanwhile are above the watermark and wait.
+        let up_to = filling.room.up_to;
         let floor = match self.overflow_floor(watermark) {
-            None if matches!(self.run(watermark, filling), RunEnd::Done) => {
+            None if matches!(self.run(up_to.min(watermark), filling), RunEnd::Done) => {
                 return Losses::default();
             }
             floor => floor.unwrap_or(0),
@@ -150,27 +157,28 @@ impl<P: Payload> Subscription<P> {
         // In this order: feeds that became ready since the poll began are part of the prefix too, and the head
         // is the watermark, for under this lock all that was appended is complete.
         self.absorb_while_locked(&state);
-        let watermark = state.head.min(filling.room.up_to);
-        let evicted_through = self.survey(0, watermark).evicted_through;
+        let evicted_through = self.survey(0, state.head).evicted_through;
         // Behind the last loss of any feed: the gap stands before all events of this batch.
         self.skip_through(evicted_through.max(losses.last()), &mut losses);
         // Nothing is evicted under this lock, so this run is never overtaken: the poll gives events, too.
-        self.run(watermark, filling);
+        self.run(up_to.min(state.head), filling);
         losses
     }
 
     /// The sequence up to which everything has to go, so that the rest, up to `watermark`, is complete and
     /// within the limits; `None` if all of it is.
-    fn overflow_floor(&self, watermark: u64) -> Option<u64> {
+    pub(super) fn overflow_floor(&self, watermark: u64) -> Option<u64> {
         let limits = &self.parts.limits;
         let all = self.survey(0, watermark);
         if limits.fits(all.events, all.bytes) {
             return (all.evicted_through > 0).then_some(all.evicted_through);
         }
         // The lowest floor whose rest fits, by bisection over sequences: the rest above `too_low` does not fit,
-        // that above `high_enough` does. The newest event always fits, so just below the watermark is high
-        // enough. There are at most 64 looks, and each costs a search in each ready feed.
-        let (mut too_low, mut high_enough) = (0, watermark - 1);
+        // that above `high_enough` does. Everything is above what was settled before. The newest event always fits,
+        // so just below the watermark is high enough. There are at most 64 looks, and each costs a search in each
+        // ready feed.
+        let lowest = self.ready.peek().map_or(0, |Reverse((head, _))| head - 1);
+        let (mut too_low, mut high_enough) = (lowest, watermark - 1);
         while too_low + 1 < high_enough {
             let middle = too_low + (high_enough - too_low) / 2;
             let rest = self.survey(middle, watermark);
@@ -183,22 +191,27 @@ impl<P: Payload> Subscription<P> {
         Some(high_enough)
     }
 
-    /// Counts the events that the ready feeds keep for this subscription after `floor` and up to `watermark`,
-    /// and finds the last one that they evicted before it was seen.
-    fn survey(&self, floor: u64, watermark: u64) -> Survey {
+    /// Counts the events, or survivors, that the ready feeds keep for this subscription after `floor` and up to
+    /// `watermark`, and finds the last one that they evicted before it was seen.
+    pub(super) fn survey(&self, floor: u64, watermark: u64) -> Survey {
         let mut survey = Survey::default();
+        let conflates = self.parts.limits.overflow == Overflow::Conflate;
         for Reverse((_, i)) in &self.ready {
             let cursor = &self.cursors[*i as usize];
             let feed = cursor.feed.lock();
-            // `number_after` is at least the front, so evicted events do not count here.
-            let from = cursor.next.max(feed.number_after(floor));
-            let Backlog { events, bytes } =
-                feed.backlog(from, feed.number_after(watermark).max(from));
+            let (Backlog { events, bytes }, evicted_through) = if conflates {
+                let latest = feed.latest();
+                let backlog = latest.backlog(cursor.next, floor, watermark);
+                (backlog, latest.evicted_before(cursor.next))
+            } else {
+                // `number_after` is at least the front, so evicted events do not count here.
+                let from = cursor.next.max(feed.number_after(floor));
+                let backlog = feed.backlog(from, feed.number_after(watermark).max(from));
+                (backlog, feed.evicted_before(cursor.next))
+            };
             survey.events += events;
             survey.bytes += bytes;
-            if feed.has_overtaken(cursor.next) {
-                survey.evicted_through = survey.evicted_through.max(feed.removed_sequence());
-            }
+            survey.evicted_through = survey.evicted_through.max(evicted_through.unwrap_or(0));
         }
         survey
     }

@@ -50,6 +50,11 @@ impl Losses {
         self.overflow.add(to - from - evicted.count, first, last);
     }
 
+    /// Whether nothing was lost but what was replaced.
+    pub(super) const fn is_only_conflated(&self) -> bool {
+        self.overflow.count == 0 && self.evicted.count == 0
+    }
+
     /// The sequence of the last event lost to overflow or eviction; 0 if none was.
     pub(super) fn last(&self) -> u64 {
         self.overflow.last.max(self.evicted.last)
@@ -89,6 +94,11 @@ impl Losses {
 }
 
 impl Loss {
+    /// A lower bound of the sequences of the loss, if there is one.
+    pub(super) fn first(&self) -> Option<u64> {
+        (self.count > 0).then_some(self.first)
+    }
+
     /// A loss of `count` events between these sequences, both included.
     pub(super) const fn new(count: u64, first: u64, last: u64) -> Self {
         Self { count, first, last }

@@ -96,16 +96,20 @@ use std::{
 use crate::{
     close::CloseReason,
     counters::add,
-    event::{Payload, Position},
+    event::{Event, Payload, Position},
     feed::{Feed, ParkKey},
     gap::{Gap, GapReason},
     info::{Holder, SubscriptionInfo},
     limits::{Limits, Overflow},
     publish::{Shared, State},
+    registry::give_up_on,
     replay::Replay,
+    sending::Sending,
     signal::{Ready, Signal},
     topic::ClientId,
 };
+
+use losses::Loss;
 
 pub use room::{Batch, Room};
 
@@ -118,8 +122,8 @@ pub struct Subscription<P: Payload> {
     parts: Parts,
     /// One in each feed, in the order of the feeds; that of the client's own topic is the last.
     cursors: Box<[Cursor<P>]>,
-    /// The cursors that stand before an event, by the sequence of that event, lowest first. Empty during a
-    /// replay.
+    /// The cursors that stand before an event, by the sequence of the event numbered `next` in their feed, lowest first:
+    /// the first that was neither handed out nor counted. Empty during a replay.
     ready: BinaryHeap<Reverse<(u64, u32)>>,
     /// Scratch space for the ready list of the signal; empty between polls.
     arrivals: Vec<Ready>,
@@ -130,6 +134,9 @@ pub struct Subscription<P: Payload> {
     opening: Option<(Option<Gap>, Position)>,
     /// The position that was asked for, until the subscriber has been told what is missing from there.
     asked: Option<Position>,
+    /// Events that a conflating cursor has passed because they were replaced, and that no gap has told of yet. Told with
+    /// the next events.
+    replaced: Loss,
     /// The index of the next event or gap.
     next_index: u64,
     /// Everything up to this sequence was handed out or counted, or did not match.
@@ -160,10 +167,8 @@ pub(crate) struct Parts {
 struct Cursor<P> {
     /// The feed it is in.
     feed: Arc<Feed<P>>,
-    /// The number of the first event in the feed that was not handed out.
+    /// The number of the first event in the feed that was neither handed out nor counted.
     next: u64,
-    /// A lower bound of that event's sequence.
-    not_before: u64,
     /// Whether the feed counts it, and whether it waits there.
     state: CursorState,
 }
@@ -249,8 +254,57 @@ impl<P: Payload> Subscription<P> {
             .peek()
             .is_some_and(|Reverse((head, _))| *head > room.up_to);
         let left_some = self.replay.is_some() || !(self.ready.is_empty() || held_back);
-        self.parts.signal.note(!batch.is_empty(), left_some);
+        // A search of history that has found nothing yet is the hub at work, and its consumer did its part: it polled.
+        let is_progress = !batch.is_empty() || self.replay.is_some();
+        self.parts.signal.note(is_progress, left_some);
         polled
+    }
+
+    /// Notes that the consumer took something besides what polls hand out: a piece of a large event, a value of a
+    /// snapshot. For [sweeps](crate::Hub::sweep), which take a consumer for stalled that takes nothing.
+    pub fn note_progress(&mut self) {
+        self.parts.signal.note_progress();
+    }
+
+    /// Counts an event of this subscription as being sent, for as long as the result lives: do so for an event so large
+    /// that the transport holds its memory while a peer takes it piece by piece.
+    ///
+    /// Such events may hold half of the [memory budget](crate::HubConfig::memory_budget), each counted once, however
+    /// many subscriptions send it. When this one goes beyond, those that have been sending the longest are
+    /// ended as [stalled](CloseReason::Stalled) and their [transports](crate::Transport::reset) told to give
+    /// up, this one never.
+    ///
+    /// # Examples
+    /// ```
+    /// # use std::{sync::Arc, task::{Context, Waker}, time::Instant};
+    /// # use bytes::Bytes;
+    /// # use tidegate_core::{Batch, ClientId, Filter, Hub, HubConfig, NewEvent, Room, SubscribeOptions, Topic};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = Hub::new(HubConfig::new(1));
+    /// # let options = SubscribeOptions::new(ClientId::new("me")?, vec![Filter::everything()]);
+    /// # let mut subscription = hub.subscribe(options, Instant::now())?;
+    /// # let mut cx = Context::from_waker(Waker::noop());
+    /// # let mut batch = Batch::default();
+    /// let event = NewEvent::new(Topic::new("a")?, Bytes::from(vec![0; 1 << 20]));
+    /// hub.publish([event], Instant::now())?;
+    /// assert!(subscription.poll_next(&mut cx, Room::events(1), &mut batch).is_ready());
+    ///
+    /// let sending = subscription.send(Arc::clone(&batch.events[0]));
+    /// assert!(hub.stats().sending_bytes >= 1 << 20);
+    /// // The transport takes `sending.payload()` piece by piece.
+    /// drop(sending);
+    /// assert_eq!(hub.stats().sending_bytes, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn send(&self, event: Arc<Event<P>>) -> Sending<P> {
+        let (sending, to_end) = Sending::begin(event, &self.shared.senders, &self.parts.signal);
+        if !to_end.is_empty() {
+            let (ended, reset) = give_up_on(&to_end);
+            add(&self.shared.counters.ended_stalled, ended);
+            add(&self.shared.counters.reset, reset);
+        }
+        sending
     }
 
     /// Skips the events ahead up to and with `sequence`, because the subscriber knows them from elsewhere,
@@ -417,7 +471,7 @@ impl<P: Payload> Subscription<P> {
             if let Some(reason) = closed {
                 // Nothing up to the watermark is left untaken: whoever resumes need not look at it again.
                 if self.ready.is_empty() && self.replay.is_none() && self.opening.is_none() {
-                    self.resume_after = watermark;
+                    self.pass_unmatched(watermark);
                 }
                 return Err(reason);
             }
@@ -429,28 +483,34 @@ impl<P: Payload> Subscription<P> {
             if self.replay.is_some() {
                 return Ok(self.replay(cx, room, batch));
             }
-            if self.take_live(watermark.min(room.up_to), room, batch)? {
+            if self.take_live(watermark, room, batch)? {
                 return Ok(true);
             }
-            match self.ready.peek() {
-                // All feeds are parked and the waker is stored: whatever comes now wakes. Events up to the
-                // watermark that are not here did not match.
-                None => {
-                    self.resume_after = watermark;
-                    return Ok(false);
-                }
-                // Held back by the room. The next event is the head, so all before it can be left behind, but
-                // never more than is committed.
-                Some(Reverse((head, _))) if *head > room.up_to => {
-                    self.resume_after = self.resume_after.max(watermark.min(head - 1));
-                    return Ok(false);
-                }
-                Some(_) => {}
+            let head = self.ready.peek().map(|Reverse((head, _))| *head);
+            let is_held_back = match head {
+                // All feeds are parked and the waker is stored: whatever comes now wakes.
+                None => true,
+                // Held back by the room; unless the room has let through all that was committed, and the event is not.
+                Some(head) => head > room.up_to && (head <= watermark || room.up_to < watermark),
+            };
+            if is_held_back {
+                self.pass_unmatched(watermark);
+                return Ok(false);
             }
             // A publisher has appended beyond the watermark and is about to commit. Its wake-up may have gone
             // to an earlier waker, so parking here could sleep on a ready feed: wait for it, and look again.
+            // Also for who would poll again by a timer: with one that is due, they would spin until the commit.
             self.shared.pass_through_publish_lock();
         }
+    }
+
+    /// Moves the position up to the first event that is still to be handed out or counted, or told of, and to
+    /// `watermark` at most. Events before that which are in no feed of this subscription did not match.
+    fn pass_unmatched(&mut self, watermark: u64) {
+        let head = self.ready.peek().map(|Reverse((head, _))| *head);
+        let unsettled = head.into_iter().chain(self.replaced.first()).min();
+        let settled = unsettled.map_or(u64::MAX, |sequence| sequence - 1);
+        self.resume_after = self.resume_after.max(watermark.min(settled));
     }
 
     /// Gives indexes to the gaps and events of `batch`, in that order, moves the position and counts.
@@ -492,7 +552,8 @@ impl<P: Payload> Subscription<P> {
     fn note_standing(&self) {
         let next = self.cursors.iter().map(|cursor| cursor.next);
         let replaying = self.replay.as_ref().map_or(0, |replay| replay.remaining());
-        let stands_at = next.fold(0, u64::wrapping_add).wrapping_sub(replaying);
+        let untold = replaying + self.replaced.count;
+        let stands_at = next.fold(0, u64::wrapping_add).wrapping_sub(untold);
         self.parts
             .signal
             .tally()
@@ -509,19 +570,17 @@ impl<P: Payload> Subscription<P> {
         self.absorb_arrivals();
     }
 
-    /// How many events the cursors have still to pass in their feeds.
+    /// How many events the cursors have still to pass in their feeds, or have passed and not told of.
     fn ahead(&self) -> u64 {
-        self.cursors
-            .iter()
-            .map(|cursor| cursor.feed.lock().end() - cursor.next)
-            .sum()
+        let cursors = self.cursors.iter();
+        let ahead = cursors.map(|cursor| cursor.feed.lock().end() - cursor.next);
+        ahead.sum::<u64>() + self.replaced.count
     }
 
     /// Makes the cursors that have arrived ready. A feed is on the ready list once, so no cursor is twice here.
     fn absorb_arrivals(&mut self) {
         for Ready { cursor, head } in self.arrivals.drain(..) {
-            let ready = &mut self.cursors[cursor as usize];
-            (ready.state, ready.not_before) = (CursorState::Ready, head);
+            self.cursors[cursor as usize].state = CursorState::Ready;
             self.ready.push(Reverse((head, cursor)));
         }
         // An idle subscription of many feeds keeps no memory for it. 16 entries are 256 bytes, enough for
@@ -540,7 +599,6 @@ impl<P: Payload> Cursor<P> {
         Self {
             feed,
             next: 0,
-            not_before: 0,
             state: CursorState::Detached,
         }
     }

@@ -15,6 +15,7 @@ mod config;
 pub(crate) mod jwks;
 pub(crate) mod jwt;
 mod known_tokens;
+mod made_ids;
 pub(crate) mod peer;
 mod policy;
 pub(crate) mod rules;

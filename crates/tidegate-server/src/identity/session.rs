@@ -11,6 +11,7 @@ use tidegate::{Access, Authority, ClientId, CloseReason, Filter, Topic};
 use tokio::time::sleep;
 
 use super::{
+    made_ids,
     policy::{Credential, Policies, Policy},
     rules::Rights,
 };
@@ -139,7 +140,12 @@ impl Authority for Session {
     }
 
     fn may_be_client(&self, id: &ClientId) -> bool {
-        self.standing().rights.may_be_client(&self.principal, id)
+        made_ids::is_of(&self.principal, id)
+            || self.standing().rights.may_be_client(&self.principal, id)
+    }
+
+    fn new_client_id(&self, random: u64) -> ClientId {
+        made_ids::make(&self.principal, random)
     }
 
     fn ended(&self) -> Option<CloseReason> {

@@ -10,7 +10,8 @@ use std::{
 };
 
 use tidegate::{
-    ChunkStats, ClientId, Encoded, EventService, Hub, Limits, Stats, SubscriptionInfo, SweepRules,
+    ChunkStats, ClientId, Encoded, EventService, Filter, Hub, Limits, Stats, SubscriptionInfo,
+    SweepRules,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -69,7 +70,7 @@ pub struct SubscriptionState {
     /// The remote address of its connection.
     pub address: Option<SocketAddr>,
     /// The filters that it asked for.
-    pub filters: Arc<[Arc<str>]>,
+    pub filters: Arc<[Filter]>,
     /// Its limits in force.
     pub limits: Limits,
     /// The time at which it began.

@@ -236,6 +236,16 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
             hub.retained_bytes,
         ),
         gauge(
+            "filter_bytes",
+            "Bytes that filters hold, about",
+            hub.filter_bytes,
+        ),
+        gauge(
+            "sending_bytes",
+            "Bytes of large events that streams are sending, part of retained_bytes",
+            hub.sending_bytes,
+        ),
+        gauge(
             "memory_budget_bytes",
             "The most bytes that events may hold",
             stats.memory_budget,
@@ -271,7 +281,7 @@ fn subscription_families(stats: &ServerStats) -> Vec<Family> {
         ),
         counter(
             "streams_reset",
-            "Streams reset because their clients took no notice of the end",
+            "Streams reset because their clients took no notice of the end, or their memory was needed",
             hub.reset,
         ),
     ]

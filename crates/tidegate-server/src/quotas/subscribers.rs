@@ -8,7 +8,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use tidegate::{Caller, Gate, Limits, OverQuota, Permit, Reason};
+use tidegate::{Caller, Filter, Gate, Limits, OverQuota, Permit, Reason, SubscribeOptions};
 
 use super::{Quotas, SubscriptionUsage};
 
@@ -54,7 +54,7 @@ struct Records {
 #[derive(Debug, Clone)]
 pub(crate) struct Subscriber {
     pub(crate) address: Option<SocketAddr>,
-    pub(crate) filters: Arc<[Arc<str>]>,
+    pub(crate) filters: Arc<[Filter]>,
     pub(crate) limits: Limits,
     pub(crate) since: SystemTime,
 }
@@ -68,7 +68,8 @@ pub(crate) struct QuotaGate(pub(crate) Arc<Subscribers>);
 struct SubscriptionPermit {
     subscribers: Arc<Subscribers>,
     caller: Caller,
-    filters: Arc<[Arc<str>]>,
+    filters: Arc<[Filter]>,
+    /// Held for what it counts, until its drop.
     usage: SubscriptionUsage,
     /// The id of the subscription, as soon as it has begun.
     id: Option<u64>,
@@ -113,16 +114,19 @@ impl Subscribers {
 }
 
 impl Gate for QuotaGate {
-    fn subscribe(&self, caller: &Caller, filters: &[String]) -> Result<Box<dyn Permit>, OverQuota> {
-        let filters: Arc<[Arc<str>]> = filters
-            .iter()
-            .map(|filter| filter.as_str().into())
-            .collect();
-        let usage = self.0.quotas.subscribe(caller, Arc::clone(&filters))?;
+    fn subscribe(
+        &self,
+        caller: &Caller,
+        options: &SubscribeOptions,
+    ) -> Result<Box<dyn Permit>, OverQuota> {
+        let SubscribeOptions {
+            client_id, filters, ..
+        } = options;
+        let usage = self.0.quotas.subscribe(caller, client_id, filters)?;
         Ok(Box::new(SubscriptionPermit {
             subscribers: Arc::clone(&self.0),
             caller: caller.clone(),
-            filters,
+            filters: filters.as_slice().into(),
             usage,
             id: None,
         }))
@@ -149,6 +153,8 @@ impl Permit for SubscriptionPermit {
         records.begun += 1;
         records.open.insert(id, subscriber);
         self.id = Some(id);
+        drop(records);
+        self.usage.begun(id);
     }
 
     fn ended(&mut self, reason: Option<Reason>) {
@@ -167,6 +173,5 @@ impl Drop for SubscriptionPermit {
         if let Some(id) = self.id {
             self.subscribers.records().open.remove(&id);
         }
-        self.subscribers.quotas.release(&self.usage);
     }
 }

@@ -65,18 +65,23 @@ pub static SETTINGS: &[Setting] = rows! {
 
     "memory_budget", "SIZE", OrAuto<Size>, server.memory_budget, RESTARTS,
     "Memory that events may hold, in history and for clients that are behind. Over the budget the oldest events are \
-     evicted, and a client that had not seen them gets a gap. auto is a quarter of the machine's memory, or of the \
-     control group's limit if that is less.";
+     evicted, and a client that had not seen them gets a gap. Half of it is for large events that streams are in the \
+     middle of; over that, the streams that have taken the longest are reset. auto is a quarter of the machine's \
+     memory, or of the control group's limit if that is less.";
+
+    "filter_budget", "SIZE", OrAuto<Size>, server.filter_budget, RESTARTS,
+    "Memory that the filters of all subscriptions may hold, besides memory_budget. Over it subscriptions with new \
+     filters are refused. auto is a quarter of memory_budget.";
 
     "stall_timeout", "DURATION", TimeOrNone, server.sweep.stall_timeout, RELOADS,
-    "Time after which a client that has events to read and takes none is stalled. none means never.";
+    "Time after which a client that has events to read and takes no byte is stalled. none means never.";
 
     "on_stall", "POLICY", OnStall, server.sweep.on_stall, RELOADS,
     "Action on a stalled client. park: its stream stays, and holds its place and the backlog that its limits admit. \
      close: its stream ends. A client with the overflow policy disconnect is always closed.";
 
     "reset_grace", "DURATION", NonZeroTime, server.sweep.reset_grace, RELOADS,
-    "Time that a client has to read the end of its stream. Then the server resets the stream.";
+    "Time that a client may take no byte once its stream has ended. Then the server resets the stream.";
 
     "connections.max", "N", OrAuto<NonZero>, server.max_connections, RESTARTS,
     "Maximum number of connections at once. The server resets further ones as they come, and refuses to start if the \
@@ -85,6 +90,11 @@ pub static SETTINGS: &[Setting] = rows! {
     "connections.max_per_address", "N", OrNone<NonZero>, server.max_connections_per_address, RESTARTS,
     "Maximum number of connections at once from one address: an IPv4 address, or the first 64 bits of an IPv6 \
      address. Leave it at none behind a proxy.";
+
+    "connections.backlog", "N", OrAuto<NonZero>, server.backlog, RESTARTS,
+    "Maximum number of connections that wait in the kernel until the server accepts them. Beyond it the kernel drops \
+     what comes, and clients try again after a second or more. auto is as many as the kernel allows, \
+     net.core.somaxconn on Linux; what is beyond that is lowered to it.";
 
     "connections.max_age", "DURATION", TimeOrNone, server.max_connection_age, RESTARTS,
     "Maximum age of a connection, give or take a tenth. Then its streams are told where to resume and the connection \
@@ -170,6 +180,11 @@ pub static SETTINGS: &[Setting] = rows! {
     "limits.max_filters", "N", Count, server.service.max_filters, RESTARTS,
     "Maximum number of filters in one subscription.";
 
+    "limits.max_filter_work", "N", NonZero, server.max_filter_work, RESTARTS,
+    "Most work that the filters of one subscription may add to the search for the subscriptions of an event: places \
+     of the search, each a token of a filter that begins like the topic. Filters that people write cost less than 20, \
+     whatever their number; many wildcards in the same places cost much.";
+
     "limits.max_publish_events", "N", NonZero, server.service.publish.max_events, RESTARTS,
     "Maximum number of events in one publish request.";
 
@@ -188,6 +203,16 @@ pub static SETTINGS: &[Setting] = rows! {
 
     "quotas.address.filters", "N", OrNone<NonZero>, server.quotas.address.filters, RELOADS,
     "Maximum number of distinct filters in all subscriptions from one address together.";
+
+    "quotas.address.filter_work", "N", OrNone<NonZero>, server.quotas.address.filter_work, RELOADS,
+    "Maximum number of nodes that the filters of all subscriptions from one address together may make the server visit \
+     for each event. Every distinct set of filters counts once, and filters without * do not count. Behind a proxy, \
+     set it for all clients together, or to none.";
+
+    "quotas.address.filter_bytes", "SIZE", OrNone<NonZeroSize>, server.quotas.address.filter_bytes, RELOADS,
+    "Maximum size of what the server keeps for the filters of all subscriptions from one address together: about 1 KiB \
+     for each distinct filter, and 200 bytes for each further subscription that has it. Behind a proxy, set it for all \
+     clients together, or to none.";
 
     "quotas.address.publish_events", "N", OrNone<NonZero>, server.quotas.address.publish_events, RELOADS,
     "Maximum number of events that one address may publish in a second.";
@@ -209,6 +234,14 @@ pub static SETTINGS: &[Setting] = rows! {
 
     "quotas.principal.filters", "N", OrNone<NonZero>, server.quotas.principal.filters, RELOADS,
     "Maximum number of distinct filters in all subscriptions of one principal together.";
+
+    "quotas.principal.filter_work", "N", OrNone<NonZero>, server.quotas.principal.filter_work, RELOADS,
+    "Maximum number of nodes that the filters of all subscriptions of one principal together may make the server visit \
+     for each event. Every distinct set of filters counts once, and filters without * do not count.";
+
+    "quotas.principal.filter_bytes", "SIZE", OrNone<NonZeroSize>, server.quotas.principal.filter_bytes, RELOADS,
+    "Maximum size of what the server keeps for the filters of all subscriptions of one principal together: about 1 KiB \
+     for each distinct filter, and 200 bytes for each further subscription that has it.";
 
     "quotas.principal.publish_events", "N", OrNone<NonZero>, server.quotas.principal.publish_events, RELOADS,
     "Maximum number of events that one principal may publish in a second.";

@@ -1,12 +1,19 @@
 //! The HTTP listener: metrics that move when their cause happens, health, and readiness.
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use tidegate::{StallPolicy, SweepRules, proto::*};
 use tidegate_server::{Quota, QuotaConfig, ServerConfig};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    time,
 };
 use tonic::Code;
 
@@ -341,6 +348,103 @@ async fn readiness_follows_the_drain_and_health_does_not() {
     drop(deaf);
     server.drained().await;
     TcpStream::connect(http).await.unwrap_err();
+}
+
+/// The longest time that a probe takes. Each comes on a connection of its own.
+async fn longest_probe(http: SocketAddr, probes: usize) -> Duration {
+    let mut longest = Duration::ZERO;
+    for _ in 0..probes {
+        for path in ["/healthz", "/readyz"] {
+            let began = Instant::now();
+            let answered = time::timeout(PATIENCE, get(http, path)).await;
+            let (status, _) = answered.unwrap_or_else(|_| panic!("{path} is not answered"));
+            assert_eq!(status, 200);
+            longest = longest.max(began.elapsed());
+        }
+    }
+    longest
+}
+
+#[tokio::test]
+async fn probes_are_answered_within_a_second_whoever_holds_connections() {
+    const HELD: usize = 100;
+    let server = Running::start(watched()).await;
+    let http = server.http.unwrap();
+    let second = Duration::from_secs(1);
+    let connect = async || TcpStream::connect(http).await.unwrap();
+
+    // Silent ones, and ones that have asked for something and keep the connection.
+    for said in ["", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"] {
+        let mut held = Vec::new();
+        for _ in 0..HELD {
+            let mut stream = connect().await;
+            stream.write_all(said.as_bytes()).await.unwrap();
+            if !said.is_empty() {
+                stream.read_u8().await.unwrap();
+            }
+            held.push(stream);
+        }
+        assert!(longest_probe(http, 5).await < second, "{said:?}");
+    }
+
+    // Headers that come byte by byte, and answers that are not read.
+    let slow = tokio::spawn(async move {
+        let mut held = Vec::new();
+        for i in 0..HELD {
+            let mut stream = TcpStream::connect(http).await.unwrap();
+            let said = if i % 2 == 0 {
+                "GET /healthz HTTP/1.1\r\nX: ".into()
+            } else {
+                "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1_000)
+            };
+            // It may be closed meanwhile, for the ones after it.
+            let _ =
+                time::timeout(Duration::from_millis(10), stream.write_all(said.as_bytes())).await;
+            held.push(stream);
+        }
+        loop {
+            for stream in &mut held {
+                let _ = stream.write_all(b"x").await;
+                time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    assert!(longest_probe(http, 20).await < second, "slow");
+    slow.abort();
+
+    // A flood of connections that goes on.
+    let flood = tokio::spawn(async move {
+        let mut held = std::collections::VecDeque::new();
+        loop {
+            held.push_back(TcpStream::connect(http).await);
+            if held.len() > HELD {
+                held.pop_front();
+            }
+        }
+    });
+    assert!(longest_probe(http, 50).await < second, "flood");
+    flood.abort();
+}
+
+#[tokio::test]
+async fn a_scraper_keeps_its_connection_beside_silent_ones() {
+    let server = Running::start(watched()).await;
+    let http = server.http.unwrap();
+    let mut scraper = TcpStream::connect(http).await.unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    let mut silent = Vec::new();
+    for _ in 0..5 {
+        // Fewer than the listener has places for: those that ask for nothing are closed before it.
+        for _ in 0..10 {
+            silent.push(TcpStream::connect(http).await.unwrap());
+        }
+        let request = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+        scraper.write_all(request.as_bytes()).await.unwrap();
+        assert!(
+            scraper.read(&mut buffer).await.unwrap() > 0,
+            "it was closed"
+        );
+    }
 }
 
 #[tokio::test]

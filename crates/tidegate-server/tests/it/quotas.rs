@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidegate::proto::*;
+use tidegate::{SweepRules, proto::*};
 use tidegate_server::{Quota, QuotaConfig, ServerConfig};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -99,6 +99,78 @@ async fn distinct_filters_of_an_address_are_bounded() {
 }
 
 #[tokio::test]
+async fn a_client_takes_over_from_its_own_dead_stream_at_its_quota() {
+    let server = Running::start(ServerConfig {
+        // For longer than the test: only the takeover may free the place.
+        sweep: SweepRules {
+            reset_grace: PATIENCE,
+            ..SweepRules::default()
+        },
+        ..held_to(Quota {
+            subscriptions: Some(1),
+            filters: Some(1),
+            ..Quota::default()
+        })
+    })
+    .await;
+    let request = |of: &str| SubscribeRequest {
+        client_id: "c".into(),
+        ..filters(&[of])
+    };
+    // It takes no more than 64 KiB, so it can be told nothing, as if its connection were dead.
+    let mut old_client = server.client_with_small_windows().await;
+    let mut old = subscribe(&mut old_client, request("a")).await;
+    old.is_disturbed = true;
+    let mut client = server.client().await;
+    for _ in 0..20 {
+        let large = event("a", vec![b'x'; 16 << 10]);
+        publish(&mut client, vec![large]).await.unwrap();
+    }
+    for of in ["b", "c", "d"] {
+        let mut new = subscribe(&mut server.client().await, request(of)).await;
+        publish(&mut client, vec![event(of, "x")]).await.unwrap();
+        new.events(1).await;
+        assert!(
+            server.hub.stats().subscriptions >= 2,
+            "the old one is there"
+        );
+        // It freed its own place, and no other.
+        let refused = client.subscribe(filters(&["a"])).await.unwrap_err();
+        refused_for(&refused, "subscriptions");
+        new.is_disturbed = true;
+    }
+}
+
+#[tokio::test]
+async fn the_cost_of_an_addresss_filters_is_bounded_by_default() {
+    let server = Running::start(ServerConfig::default()).await;
+    let mut client = server.client().await;
+    let mut held = Vec::new();
+    // Each of five tokens may be the topic's or `*`: `a.a.a.a.a.7` goes all ways.
+    let branching = |i: usize| {
+        let ways = (0..32).map(|ways: u32| {
+            let token = |bit: u32| if ways >> bit & 1 == 1 { "a" } else { "*" };
+            let tokens: Vec<_> = (0..5).map(token).collect();
+            format!("{}.{i}", tokens.join("."))
+        });
+        ways.collect::<Vec<_>>()
+    };
+    let refused = loop {
+        let all = branching(held.len());
+        let all: Vec<_> = all.iter().map(String::as_str).collect();
+        match client.subscribe(filters(&all)).await {
+            Ok(stream) => held.push(stream),
+            Err(status) => break status,
+        }
+        assert!(held.len() < 250, "nothing was refused");
+    };
+    refused_for(&refused, "filter_work");
+    assert!(held.len() > 20, "{} were let in", held.len());
+    // What makes no work is let in still.
+    subscribe(&mut client, filters(&["news.>", "user.1"])).await;
+}
+
+#[tokio::test]
 async fn a_batch_beyond_the_rate_is_refused_and_passes_after_the_delay() {
     let server = Running::start(held_to(Quota {
         publish_events: Some(20),
@@ -148,6 +220,7 @@ async fn observing_counts_and_lets_pass() {
         filters: Some(1),
         publish_events: Some(1),
         publish_bytes: Some(1),
+        ..Quota::default()
     };
     let server = Running::start(ServerConfig {
         max_connections_per_address: Some(1),

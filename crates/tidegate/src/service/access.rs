@@ -14,8 +14,8 @@ use tidegate_core::{ClientId, CloseReason, Filter, Hub, SubscribeOptions, Topic}
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
-use super::{gate::Caller, wire::Encoded};
-use crate::{client_ids::is_anonymous, reason::Reason, status};
+use super::{convert::no_randomness, gate::Caller, wire::Encoded};
+use crate::{client_ids::looks_made, reason::Reason, status};
 
 /// The rights of one caller, as they are at the moment of each question.
 ///
@@ -30,9 +30,16 @@ pub trait Authority: fmt::Debug + Send + Sync + 'static {
     /// Whether it may see every event that `filter` matches.
     fn may_subscribe(&self, filter: &Filter) -> bool;
 
-    /// Whether it may be the client `id`, and so see the events for that client alone. Asked for an id that the caller
-    /// chose, not for one that the server made.
+    /// Whether it may be the client `id`, and so see the events for that client alone. Asked for every id that a client
+    /// gives, also for one that [`new_client_id`](Self::new_client_id) made when it first came.
     fn may_be_client(&self, id: &ClientId) -> bool;
+
+    /// Makes a client id of `random` bits, for a client that gives none. Of all principals only this one
+    /// [may be](Self::may_be_client) that client from then on, on any server and after any restart.
+    ///
+    /// Begin it with `anonymous-`, and go on with 16 or more hexadecimal digits: then another principal that gives it is
+    /// told that the id is taken.
+    fn new_client_id(&self, random: u64) -> ClientId;
 
     /// Returns [`CloseReason::CredentialsExpired`] or [`CloseReason::CredentialsRevoked`] if its credentials
     /// are no longer accepted, and `None` while they are.
@@ -50,7 +57,7 @@ pub struct Access(Arc<dyn Authority>);
 /// Rights that a subscription needs for as long as it lasts.
 #[derive(Debug, Clone)]
 pub(super) struct Scope {
-    /// Client id that the client chose. `None` for one that was made here, now or when the client first came.
+    /// Client id that the client gave. `None` if it gave none, and one was made for it.
     client_id: Option<ClientId>,
     filters: Vec<Filter>,
 }
@@ -89,11 +96,24 @@ impl Access {
         Box::pin(wait_for(authority, |authority| authority.ended()))
     }
 
+    /// Makes a client id that only this principal may use.
+    pub(super) fn new_client_id(&self) -> Result<ClientId, Status> {
+        let random = getrandom::u64().map_err(no_randomness)?;
+        Ok(self.0.new_client_id(random))
+    }
+
     /// Checks that the caller may subscribe in this scope. The status names the first field that is not allowed.
     pub(super) fn check_subscribe(&self, scope: &Scope) -> Result<(), Status> {
         if let Some(id) = &scope.client_id
             && !self.0.may_be_client(id)
         {
+            if looks_made(id) {
+                let principal = self.principal();
+                let problem = format!(
+                    "`{id}` was not made for `{principal}`; leave it empty, and the server makes one"
+                );
+                return Err(Reason::ClientIdTaken.in_field("client_id", problem));
+            }
             return Err(self.not_allowed("client_id", &format!("be the client `{id}`")));
         }
         for (i, filter) in scope.filters.iter().enumerate() {
@@ -158,11 +178,10 @@ async fn wait_for(
 // ===== impl Scope =====
 
 impl Scope {
-    /// The rights that a subscription with these options needs.
-    pub(super) fn of(options: &SubscribeOptions) -> Self {
-        let client_id = Some(&options.client_id).filter(|id| !is_anonymous(id));
+    /// The rights that a subscription with these options needs. `gives_id`: its client id is one that the client gave.
+    pub(super) fn of(options: &SubscribeOptions, gives_id: bool) -> Self {
         Self {
-            client_id: client_id.cloned(),
+            client_id: gives_id.then(|| options.client_id.clone()),
             filters: options.filters.clone(),
         }
     }

@@ -42,6 +42,8 @@ const MAX_FILTER_TOKENS: usize = 8_192;
 pub(super) struct SubscribeParameters {
     /// For the hub.
     pub(super) options: SubscribeOptions,
+    /// Whether the client gave its id, which was made here otherwise.
+    pub(super) gives_id: bool,
     /// For the stream.
     pub(super) intervals: Intervals,
 }
@@ -106,21 +108,29 @@ pub(super) fn subscribe_request(
         filters,
         limits: limits(request.limits.as_ref())?,
         start: start(request.resume_after, request.replay_last)?,
-        reset: None,
+        transport: None,
     };
     let intervals = Intervals {
         heartbeat: heartbeat_interval(request.heartbeat_interval, config.heartbeat_interval)?,
         min_release: min_interval(request.min_interval)?,
     };
-    Ok(SubscribeParameters { options, intervals })
+    Ok(SubscribeParameters {
+        options,
+        gives_id: !request.client_id.is_empty(),
+        intervals,
+    })
 }
 
 fn client_id(id: &str) -> Result<ClientId, Status> {
     if id.is_empty() {
-        return anonymous()
-            .map_err(|e| Reason::Internal.status(format!("no randomness for a client id: {e}")));
+        return anonymous().map_err(no_randomness);
     }
     ClientId::new(id).map_err(|e| bad_name(Reason::InvalidClientId, "client_id", &e))
+}
+
+/// Status of a request for which no client id could be made.
+pub(super) fn no_randomness(error: getrandom::Error) -> Status {
+    Reason::Internal.status(format!("no randomness for a client id: {error}"))
 }
 
 fn limits(limits: Option<&proto::Limits>) -> Result<Limits, Status> {

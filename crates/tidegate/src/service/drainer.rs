@@ -3,7 +3,7 @@
 //! # Pull
 //! Nothing happens until the transport polls, and it polls when it wants a chunk. One poll takes the events
 //! that are ready, up to [`CHUNK_BYTES`], as one message in one chunk. An event larger than that goes in
-//! several chunks that share its memory. Streams of one filter that have come equally far share their chunks.
+//! several chunks that share its memory, and counts as being sent until the transport has let go of the last one. Streams of one filter that have come equally far share their chunks.
 //!
 //! # Order
 //! `Subscribed` is first. A chunk of a batch has the gaps, then the events, then `CaughtUp`. A rest of a large
@@ -42,6 +42,7 @@ use crate::{
     chunks::Sharing,
     framing::CHUNK_BYTES,
     reason::Reason,
+    rest::{Rest, sent_bytes},
     status,
 };
 
@@ -83,8 +84,9 @@ struct Messages {
     /// Source of the chunks that it shares with others of its service.
     sharing: Arc<Sharing>,
     registrations: Registrations,
-    /// The rest of an event larger than a chunk, and what follows it in its batch. Goes before anything else.
-    rest: Bytes,
+    /// The rest of an event larger than a chunk, and what follows it in its batch. Goes before anything else. In a box,
+    /// because few streams have one.
+    rest: Option<Box<Rest>>,
     /// Fires when a heartbeat or a release may be due. Never later than either, often earlier.
     timer: Pin<Box<Sleep>>,
     heartbeat_interval: Duration,
@@ -169,7 +171,7 @@ impl Drainer {
             subscription,
             sharing,
             registrations,
-            rest: Bytes::new(),
+            rest: None,
             timer: Box::pin(sleep_until(now + timing.intervals.heartbeat)),
             heartbeat_interval: timing.intervals.heartbeat,
             releases: releases.map(Box::new),
@@ -213,9 +215,9 @@ impl PollChunk for Messages {
 
 impl Messages {
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        if !self.rest.is_empty() {
-            let len = self.rest.len().min(CHUNK_BYTES);
-            return Poll::Ready(Step::Chunk(self.rest.split_to(len)));
+        if let Some(chunk) = Rest::next(&mut self.rest) {
+            self.subscription.note_progress();
+            return Poll::Ready(Step::Chunk(chunk));
         }
         match self.phase {
             Phase::Opening => {
@@ -291,10 +293,10 @@ impl Messages {
         // Only events are shared: a gap is of one subscription. A shared chunk leaves no rest to send, because only a
         // single event is ever cut.
         if batch.gaps.is_empty() && batch.caught_up.is_none() {
-            let rest = &mut self.rest;
-            return self.sharing.chunk(batch.first_index, &batch.events, || {
+            let sharing = Arc::clone(&self.sharing);
+            return sharing.chunk(batch.first_index, &batch.events, || {
                 let mut out = Vec::new();
-                *rest = write_batch(batch, CHUNK_BYTES, &mut out).unwrap_or_default();
+                self.write_events(batch, &mut out);
                 Bytes::from(out)
             });
         }
@@ -303,25 +305,28 @@ impl Messages {
             write_response(Response::Gap(convert::gap(gap)), &mut out);
         }
         if !batch.events.is_empty() {
-            self.rest = write_batch(batch, CHUNK_BYTES, &mut out).unwrap_or_default();
+            self.write_events(batch, &mut out);
         }
         if let Some(position) = batch.caught_up {
             let caught_up = CaughtUp {
                 position: Some(convert::position(position)),
             };
-            self.append(Response::CaughtUp(caught_up), &mut out);
+            // It must not go between the parts of an event.
+            let out = self.rest.as_mut().map_or(&mut out, |rest| rest.tail());
+            write_response(Response::CaughtUp(caught_up), out);
         }
         Bytes::from(out)
     }
 
-    /// Appends a message to the chunk, or to the rest if there is one: it must not go between the parts of an event.
-    fn append(&mut self, response: Response, out: &mut Vec<u8>) {
-        if self.rest.is_empty() {
-            return write_response(response, out);
-        }
-        let mut rest = Vec::from(std::mem::take(&mut self.rest));
-        write_response(response, &mut rest);
-        self.rest = rest.into();
+    /// Writes the events of a batch. If they are a single one that does not fit into a chunk, the rest of it is sent
+    /// next.
+    fn write_events(&mut self, batch: &Batch<Encoded>, out: &mut Vec<u8>) {
+        let cut = write_batch(batch, CHUNK_BYTES, out);
+        self.rest = cut.map(|written| {
+            let event = Arc::clone(&batch.events[0]);
+            let bytes = sent_bytes(self.subscription.send(event));
+            Box::new(Rest::new(bytes.slice(written..), Vec::new()))
+        });
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
@@ -450,5 +455,116 @@ impl Releases {
             self.next = release.began + self.interval;
         }
         self.next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use prost::Message as _;
+    use tidegate_core::{ClientId, Filter, Hub, HubConfig, Start, SubscribeOptions};
+    use tidegate_proto::v1::{NewEvent, SubscribeResponse};
+
+    use super::*;
+    use crate::framing::PREFIX;
+
+    fn drainer(hub: &Hub<Encoded>, start: Start) -> ChunkBody<Messages> {
+        let everything = vec![Filter::everything()];
+        let options = SubscribeOptions {
+            start,
+            ..SubscribeOptions::new(ClientId::new("c").unwrap(), everything)
+        };
+        let subscription = hub.subscribe(options, std::time::Instant::now()).unwrap();
+        let registrations = Registrations {
+            permit: HeldPermit::new(None),
+            _enrolled: None,
+            _watch: None,
+        };
+        let timing = Timing {
+            intervals: Intervals {
+                heartbeat: Duration::from_secs(15),
+                min_release: None,
+            },
+            reconnect_after: Duration::ZERO,
+            deadline: None,
+        };
+        Drainer::new(
+            subscription,
+            Arc::new(Sharing::new()),
+            registrations,
+            timing,
+        )
+        .0
+    }
+
+    fn publish(hub: &Hub<Encoded>, len: usize) {
+        let event = NewEvent {
+            topic: "a".into(),
+            payload: vec![7; len].into(),
+            ..NewEvent::default()
+        };
+        let event = crate::encode(event).unwrap();
+        hub.publish([event], std::time::Instant::now()).unwrap();
+    }
+
+    /// All chunks until there is nothing to send.
+    fn chunks_of(body: &mut ChunkBody<Messages>) -> Vec<Bytes> {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut chunks = Vec::new();
+        while let Poll::Ready(frame) = http_body::Body::poll_frame(Pin::new(&mut *body), &mut cx) {
+            chunks.push(frame.unwrap().unwrap().into_data().unwrap());
+        }
+        chunks
+    }
+
+    fn responses(chunks: &[Bytes]) -> Vec<Response> {
+        let bytes = chunks.concat();
+        let mut rest = &bytes[..];
+        let mut responses = Vec::new();
+        while !rest.is_empty() {
+            let len = u32::from_be_bytes(rest[1..PREFIX].try_into().unwrap()) as usize;
+            let message = &rest[PREFIX..PREFIX + len];
+            responses.extend(SubscribeResponse::decode(message).unwrap().response);
+            rest = &rest[PREFIX + len..];
+        }
+        responses
+    }
+
+    /// The event comes while the replay goes on, and the replay ends with it: in one batch.
+    #[tokio::test]
+    async fn large_event_before_the_end_of_a_replay_is_shared() {
+        let hub = Hub::new(HubConfig::new(1));
+        publish(&hub, 1);
+        let mut body = drainer(&hub, Start::Last(1));
+        publish(&hub, 3 * CHUNK_BYTES);
+        let chunks = chunks_of(&mut body);
+        let [
+            Response::Subscribed(_),
+            Response::Batch(_),
+            Response::Batch(large),
+            Response::CaughtUp(_),
+        ] = &responses(&chunks)[..]
+        else {
+            panic!("{:?}", responses(&chunks));
+        };
+        assert_eq!(large.events[0].payload.len(), 3 * CHUNK_BYTES);
+        drop(body);
+        // Whoever holds the slices holds the event, and not a copy of it.
+        assert!(hub.stats().sending_bytes > 3 * CHUNK_BYTES as u64);
+        drop(chunks);
+        assert_eq!(hub.stats().sending_bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn small_events_do_not_count_as_sent() {
+        let hub = Hub::new(HubConfig::new(1));
+        let mut body = drainer(&hub, Start::Live);
+        for _ in 0..100 {
+            publish(&hub, 1_000);
+        }
+        let chunks = chunks_of(&mut body);
+        assert!(chunks.len() > 5);
+        assert_eq!(hub.stats().sending_bytes, 0);
     }
 }

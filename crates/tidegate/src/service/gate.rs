@@ -4,7 +4,7 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
-use tidegate_core::Limits;
+use tidegate_core::{Limits, SubscribeOptions};
 
 use crate::reason::{OverQuota, Reason};
 
@@ -26,12 +26,16 @@ pub struct Caller {
 /// the hub, so a call that does not pass leaves no trace there. Methods are called from many threads at once,
 /// and must not block.
 pub trait Gate: fmt::Debug + Send + Sync + 'static {
-    /// Takes a permit for a subscription with these filters, as the client wrote them. Dropping the permit
-    /// gives it back.
+    /// Takes a permit for a subscription with these options: its client id, and its filters as the client wrote
+    /// them. Dropping the permit gives it back.
     ///
     /// # Errors
     /// [`OverQuota`], which the client gets as `RESOURCE_EXHAUSTED`.
-    fn subscribe(&self, caller: &Caller, filters: &[String]) -> Result<Box<dyn Permit>, OverQuota>;
+    fn subscribe(
+        &self,
+        caller: &Caller,
+        options: &SubscribeOptions,
+    ) -> Result<Box<dyn Permit>, OverQuota>;
 
     /// Whether [`publish`](Self::publish) has a limit to apply. While it has none, it is not called, and the size of
     /// batches is not added up.

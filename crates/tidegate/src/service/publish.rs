@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http_body::Body;
 use tidegate_core::{Hub, NewEvent, Payload as _};
 use tidegate_proto::v1::{PublishRequest, PublishResponse};
-use tokio::time::timeout;
+use tokio::{task::yield_now, time::timeout};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{
     Code, Request, Response, Status, Streaming,
@@ -45,6 +45,8 @@ pub(super) const PUBLISH_STREAM: &str = "/tidegate.v1.EventService/PublishStream
 
 /// Maximum number of bytes of a length in protobuf, if the length is below 4 GiB as that of a gRPC message is.
 const MAX_LENGTH_BYTES: usize = 5;
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Publisher for every call of both methods. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -139,16 +141,22 @@ impl Call {
         }
     }
 
-    /// Publishes one batch: all of it or, with an error, nothing.
-    fn publish(&self, request: PublishRequest) -> Result<PublishResponse, Status> {
+    /// Publishes one batch: all of it or, with an error, nothing. Cancelled, it has published all of it or nothing.
+    async fn publish(&self, request: PublishRequest) -> Result<PublishResponse, Status> {
         let events = convert::publish_request(request, &self.publisher.limits)?;
         if let Some(access) = &self.access {
             access.check_publish(events.iter().map(|event| &event.topic))?;
         }
         // After the rights, so that a batch that is not allowed uses up no quota.
         self.pass_gate(&events)?;
-        let published = self.publisher.hub.publish(events, Instant::now());
-        let published = published.map_err(not_published)?;
+        let mut publishing = self.publisher.hub.begin_publish(events);
+        let published = loop {
+            match publishing.step(Instant::now()).map_err(not_published)? {
+                Some(published) => break published,
+                // How much there is to do is up to the filters of others: they must not hold up the tasks of this thread.
+                None => yield_now().await,
+            }
+        };
         Ok(PublishResponse {
             epoch: published.epoch,
             first_sequence: published.first_sequence,
@@ -170,10 +178,11 @@ impl Call {
 
 impl UnaryService<PublishRequest> for Call {
     type Response = PublishResponse;
-    type Future = Ready<Result<Response<PublishResponse>, Status>>;
+    type Future = BoxFuture<Result<Response<PublishResponse>, Status>>;
 
     fn call(&mut self, request: Request<PublishRequest>) -> Self::Future {
-        ready(self.publish(request.into_inner()).map(Response::new))
+        let call = self.clone();
+        Box::pin(async move { call.publish(request.into_inner()).await.map(Response::new) })
     }
 }
 
@@ -186,9 +195,13 @@ impl StreamingService<PublishRequest> for Call {
 
     fn call(&mut self, requests: Request<Streaming<PublishRequest>>) -> Self::Future {
         let call = self.clone();
-        let responses = requests.into_inner().map(move |request| {
-            let request = request.map_err(|status| unreadable(status, Reason::BatchTooLarge))?;
-            call.publish(request)
+        let responses = requests.into_inner().then(move |request| {
+            let call = call.clone();
+            async move {
+                let request =
+                    request.map_err(|status| unreadable(status, Reason::BatchTooLarge))?;
+                call.publish(request).await
+            }
         });
         ready(Ok(Response::new(Box::pin(responses))))
     }

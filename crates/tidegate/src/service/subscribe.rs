@@ -114,19 +114,19 @@ impl Subscriber {
         let deadline = deadline::from_headers(request.headers())?;
         let access = request.extensions().get::<Access>().cloned();
         let caller = caller(request.extensions());
-        let (filters, parameters) = self.read(request, deadline).await?;
-        let admitted = self.admit(access, &caller, &filters, parameters.options)?;
+        let parameters = self.read(request, deadline).await?;
+        let intervals = parameters.intervals;
+        let admitted = self.admit(access, &caller, parameters)?;
         let begun = self.begin(admitted, calls.as_ref())?;
-        Ok(self.stream(begun, parameters.intervals, deadline))
+        Ok(self.stream(begun, intervals, deadline))
     }
 
-    /// Reads the one message of the call, and checks it. Returns the filters as the client wrote them, for the
-    /// gate, and the parameters.
+    /// Reads the one message of the call, and checks it.
     async fn read<B>(
         &self,
         request: http::Request<B>,
         deadline: Option<time::Instant>,
-    ) -> Result<(Vec<String>, SubscribeParameters), Status>
+    ) -> Result<SubscribeParameters, Status>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -137,8 +137,7 @@ impl Subscriber {
         let message = timeout_at(read_by, message)
             .await
             .map_err(|_| request_timed_out())??;
-        let parameters = convert::subscribe_request(&message, &self.config)?;
-        Ok((message.filters, parameters))
+        convert::subscribe_request(&message, &self.config)
     }
 
     /// Checks the caller's rights, takes a permit of the gate, and notes the principal for takeovers.
@@ -146,13 +145,16 @@ impl Subscriber {
         &self,
         access: Option<Access>,
         caller: &Caller,
-        filters: &[String],
-        mut options: SubscribeOptions,
+        parameters: SubscribeParameters,
     ) -> Result<Admitted, Status> {
+        let (mut options, gives_id) = (parameters.options, parameters.gives_id);
         let rights = match access {
             None => None,
             Some(access) => {
-                let scope = Scope::of(&options);
+                if !gives_id {
+                    options.client_id = access.new_client_id()?;
+                }
+                let scope = Scope::of(&options, gives_id);
                 access.check_subscribe(&scope)?;
                 options.principal = Some(Arc::clone(access.principal()));
                 Some((access, scope))
@@ -160,7 +162,7 @@ impl Subscriber {
         };
         // After the rights: a subscription that is not allowed is not counted.
         let gate = self.config.gate.as_ref();
-        let permit = gate.map(|gate| gate.subscribe(caller, filters));
+        let permit = gate.map(|gate| gate.subscribe(caller, &options));
         Ok(Admitted {
             options,
             permit: HeldPermit::new(permit.transpose()?),
@@ -174,9 +176,9 @@ impl Subscriber {
         mut admitted: Admitted,
         calls: Option<&Calls>,
     ) -> Result<(Subscription<Encoded>, Registrations), Status> {
-        // The handle that resets the stream is ambient, a task-local, because it cannot come with the request: hyper
+        // The handle of the stream is ambient, a task-local, because it cannot come with the request: hyper
         // calls the service first, and only then spawns the future of the stream, which polls this one.
-        admitted.options.reset = reset::current();
+        admitted.options.transport = reset::current();
         let subscription = self
             .hub
             .subscribe(admitted.options, Instant::now())

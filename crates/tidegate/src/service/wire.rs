@@ -9,7 +9,10 @@ use prost::{Message as _, encoding::encode_varint, encoding::encoded_len_varint}
 use tidegate_core::{Batch, Event, Payload};
 use tidegate_proto::v1::{SubscribeResponse, subscribe_response::Response};
 
-use crate::framing::{PREFIX, write_prefix};
+use crate::{
+    framing::{PREFIX, write_prefix},
+    rest::Encoding,
+};
 
 // Tags of the fields that are written here: number and wire type.
 const RESPONSE_BATCH: u8 = 2 << 3 | 2;
@@ -48,6 +51,12 @@ impl Payload for Encoded {
     }
 }
 
+impl Encoding for Encoded {
+    fn encoding(&self) -> &Bytes {
+        &self.0
+    }
+}
+
 /// Appends `response` to `out` as one gRPC message.
 pub(super) fn write_response(response: Response, out: &mut Vec<u8>) {
     let response = SubscribeResponse {
@@ -59,13 +68,13 @@ pub(super) fn write_response(response: Response, out: &mut Vec<u8>) {
 
 /// Appends the events of `batch` to `out` as one gRPC message of at most `max_bytes` bytes.
 ///
-/// Several events must fit. Of a single event that does not fit only the beginning is written, and the rest is
-/// returned: a slice of the shared event, to be sent next, in pieces of `max_bytes` bytes.
+/// Several events must fit. Of a single event that does not fit only the beginning is written, and its length is
+/// returned: the rest of the event's shared bytes is to be sent next, in pieces of `max_bytes` bytes.
 pub(super) fn write_batch(
     batch: &Batch<Encoded>,
     max_bytes: usize,
     out: &mut Vec<u8>,
-) -> Option<Bytes> {
+) -> Option<usize> {
     let end = out.len() + max_bytes;
     let index_len = if batch.first_index == 0 {
         0
@@ -90,7 +99,7 @@ pub(super) fn write_batch(
         out.put_u8(BATCH_FIRST_INDEX);
         encode_varint(batch.first_index, out);
     }
-    let mut rest = None;
+    let mut cut = None;
     for event in &batch.events {
         write_field(BATCH_EVENTS, event_len(event), out);
         out.put_u8(EVENT_SEQUENCE);
@@ -103,12 +112,12 @@ pub(super) fn write_batch(
             // for every subscriber.
             let copied = (bytes.len() % max_bytes).min(room);
             out.put_slice(&bytes[..copied]);
-            rest = Some(bytes.slice(copied..));
+            cut = Some(copied);
         } else {
             out.put_slice(bytes);
         }
     }
-    rest
+    cut
 }
 
 /// Length of an event with its sequence.
@@ -193,9 +202,10 @@ mod tests {
             // As in the drainer: what several events need is known to fit, and gaps may stand before.
             let fits = batch.events.iter().map(|e| e.payload().size() + EVENT_OVERHEAD).sum::<usize>() + BATCH_OVERHEAD;
             let mut out = vec![7; before];
-            let rest = write_batch(&batch, if single { max_bytes } else { fits }, &mut out);
-            prop_assert!(single || rest.is_none());
-            if let Some(rest) = rest {
+            let cut = write_batch(&batch, if single { max_bytes } else { fits }, &mut out);
+            prop_assert!(single || cut.is_none());
+            if let Some(written) = cut {
+                let rest = batch.events[0].payload().as_bytes().slice(written..);
                 prop_assert!(out.len() <= before + max_bytes);
                 prop_assert!(rest.len() % max_bytes == 0 || out.len() == before + max_bytes);
                 out.extend_from_slice(&rest);

@@ -7,15 +7,12 @@ use std::{
 
 use futures_core::Stream as _;
 
-use super::{
-    chunk::{Rest, write_message},
-    subscription::Subscription,
-    value::Value,
-};
+use super::{chunk::write_message, subscription::Subscription, value::Value};
 use crate::{
     chunk_body::{ChunkBody, PollChunk, Step},
     framing::CHUNK_BYTES,
     reason::Reason,
+    rest::Rest,
 };
 
 /// Body of the response of a method that returned a subscription.
@@ -25,19 +22,19 @@ pub(super) type SubscriptionBody<T> = ChunkBody<Messages<T>>;
 pub(super) struct Messages<T: Value> {
     subscription: Subscription<T>,
     /// Rest of a message larger than a chunk. Goes before anything else.
-    rest: Rest,
+    rest: Option<Box<Rest>>,
 }
 
 impl<T: Value> Messages<T> {
     pub(super) fn new(subscription: Subscription<T>) -> Self {
         Self {
             subscription,
-            rest: Rest::default(),
+            rest: None,
         }
     }
 
     /// Makes a chunk of items that the subscription yields one by one: a snapshot, messages in place of gaps.
-    /// The last item may go beyond the size of a chunk.
+    /// The last item may go beyond the size of a chunk by as much as it has itself, or be a part of one that is larger.
     fn poll_items(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         let mut out = Vec::new();
         let status = loop {
@@ -45,7 +42,13 @@ impl<T: Value> Messages<T> {
                 return Poll::Ready(Step::Chunk(out.into()));
             }
             match Pin::new(&mut self.subscription).poll_next(cx) {
-                Poll::Ready(Some(Ok(item))) => write_message(&item, &mut out),
+                Poll::Ready(Some(Ok(item))) => {
+                    self.rest =
+                        write_message(&item, &mut out, |event| self.subscription.send(event));
+                    if self.rest.is_some() {
+                        return Poll::Ready(Step::Chunk(out.into()));
+                    }
+                }
                 Poll::Ready(Some(Err(status))) => break status,
                 Poll::Ready(None) => {
                     let problem = "the subscription had ended before its method returned it";
@@ -66,7 +69,8 @@ impl<T: Value> Messages<T> {
 
 impl<T: Value> PollChunk for Messages<T> {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        if let Some(chunk) = self.rest.next() {
+        if let Some(chunk) = Rest::next(&mut self.rest) {
+            self.subscription.note_progress();
             return Poll::Ready(Step::Chunk(chunk));
         }
         match ready!(self.subscription.poll_chunk(cx)) {

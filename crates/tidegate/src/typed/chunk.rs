@@ -4,7 +4,7 @@
 //! into one chunk. Of one that does not fit, the first chunk is a copy of a short beginning, and the others are
 //! slices of the shared encoding, cut at the same places for every subscriber.
 
-use std::{mem, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
 use prost::Message as _;
@@ -14,35 +14,26 @@ use super::{
     shared::{EncodedValue, Shared},
     value::Value,
 };
-use crate::framing::{CHUNK_BYTES, PREFIX, write_prefix};
-
-/// Rest of a message that is larger than a chunk.
-#[derive(Debug, Default)]
-pub(super) struct Rest {
-    /// Slice of the shared encoding that is still to be sent.
-    encoding: Bytes,
-    /// The position, which goes after the encoding.
-    position: Bytes,
-}
-
-impl Rest {
-    /// Takes the next chunk of it, or `None` when all of it was taken.
-    pub(super) fn next(&mut self) -> Option<Bytes> {
-        if self.encoding.is_empty() {
-            return Some(mem::take(&mut self.position)).filter(|position| !position.is_empty());
-        }
-        let len = self.encoding.len().min(CHUNK_BYTES);
-        Some(self.encoding.split_to(len))
-    }
-}
+use crate::{
+    framing::{CHUNK_BYTES, PREFIX, write_prefix},
+    rest::{Encoding as _, Rest},
+};
 
 /// Writes a message for each event, and returns the chunk and the rest. Several events fit into a chunk; of a
-/// single one that does not, only the beginning is written.
-pub(super) fn write_messages<T: Value>(events: &[Arc<Event<EncodedValue<T>>>]) -> (Bytes, Rest) {
+/// single one that does not, only the beginning is written, and `send` returns its encoding for the rest.
+pub(super) fn write_messages<T: Value>(
+    events: &[Arc<Event<EncodedValue<T>>>],
+    send: impl FnOnce(&Arc<Event<EncodedValue<T>>>) -> Bytes,
+) -> (Bytes, Option<Box<Rest>>) {
     if let [event] = events
         && message_len(event) > CHUNK_BYTES - PREFIX
     {
-        return write_first_chunk(event);
+        let mut out = Vec::new();
+        let mut position = Vec::new();
+        let body = event.payload();
+        body.position().write(event.sequence(), &mut position);
+        let rest = write_beginning(&send(event), position, &mut out);
+        return (out.into(), Some(rest));
     }
     let messages = events.iter().map(|event| PREFIX + message_len(event)).sum();
     let mut out = Vec::with_capacity(messages);
@@ -51,32 +42,44 @@ pub(super) fn write_messages<T: Value>(events: &[Arc<Event<EncodedValue<T>>>]) -
         out.put_slice(event.payload().encoding());
         event.payload().position().write(event.sequence(), &mut out);
     }
-    (out.into(), Rest::default())
+    (out.into(), None)
 }
 
-/// Appends one message.
-pub(super) fn write_message<T: Value>(message: &Shared<T>, out: &mut Vec<u8>) {
+/// Appends one message to a chunk. Of one that is larger than a chunk only the beginning is written, and the rest is
+/// returned; `send` returns the encoding of an event for that.
+pub(super) fn write_message<T: Value>(
+    message: &Shared<T>,
+    out: &mut Vec<u8>,
+    send: impl FnOnce(&Arc<Event<EncodedValue<T>>>) -> Bytes,
+) -> Option<Box<Rest>> {
     let len = message.encoded_len();
-    out.reserve(PREFIX + len);
-    write_prefix(len, out);
-    message.encode_raw(out);
+    if len <= CHUNK_BYTES - PREFIX {
+        out.reserve(PREFIX + len);
+        write_prefix(len, out);
+        message.encode_raw(out);
+        return None;
+    }
+    let mut position = Vec::new();
+    let encoding = match message.event() {
+        Some(event) => {
+            let body = event.payload();
+            body.position().write(event.sequence(), &mut position);
+            send(event)
+        }
+        None => message.encoding().clone(),
+    };
+    Some(write_beginning(&encoding, position, out))
 }
 
-/// Writes the first chunk of a large event: as much of the encoding as leaves whole chunks for the rest.
-fn write_first_chunk<T: Value>(event: &Event<EncodedValue<T>>) -> (Bytes, Rest) {
-    let body = event.payload();
-    let encoding = body.encoding();
-    let copied = (encoding.len() % CHUNK_BYTES).min(CHUNK_BYTES - PREFIX);
-    let mut out = Vec::with_capacity(PREFIX + copied);
-    write_prefix(message_len(event), &mut out);
+/// Writes the beginning of a large message into what is left of a chunk: as much of the encoding as leaves whole chunks
+/// for the rest.
+fn write_beginning(encoding: &Bytes, position: Vec<u8>, out: &mut Vec<u8>) -> Box<Rest> {
+    let room = CHUNK_BYTES.saturating_sub(out.len() + PREFIX);
+    let copied = (encoding.len() % CHUNK_BYTES).min(room);
+    out.reserve(PREFIX + copied);
+    write_prefix(encoding.len() + position.len(), out);
     out.put_slice(&encoding[..copied]);
-    let mut position = Vec::new();
-    body.position().write(event.sequence(), &mut position);
-    let rest = Rest {
-        encoding: encoding.slice(copied..),
-        position: position.into(),
-    };
-    (out.into(), rest)
+    Box::new(Rest::new(encoding.slice(copied..), position))
 }
 
 /// Length of the message of an event, with its position.

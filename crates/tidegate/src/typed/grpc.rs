@@ -251,17 +251,25 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::future::{Ready, ready};
+    use std::{
+        future::{Ready, ready},
+        panic::{AssertUnwindSafe, catch_unwind},
+        sync::{Arc, Mutex},
+        time::Duration,
+    };
 
     use bytes::{Bytes, BytesMut};
     use futures_core::Stream;
     use futures_util::StreamExt as _;
     use http_body_util::{BodyExt as _, Full};
     use proptest::prelude::*;
-    use tidegate_core::Limits;
+    use tidegate_core::{Limits, StallPolicy, SweepRules};
     use tidegate_proto::v1::{Event, Position};
 
-    use super::{super::hub::Hub, *};
+    use super::{
+        super::{hub::Hub, snapshot::Snapshot},
+        *,
+    };
     use crate::framing::{CHUNK_BYTES, PREFIX};
 
     /// A method that answers with the stream that it was given.
@@ -409,6 +417,157 @@ mod tests {
         let (messages, status) = messages_of(body).await;
         assert!(messages.len() <= 1);
         assert_eq!(status, tonic::Code::OutOfRange as u32);
+    }
+
+    /// A hub, and a subscription that has taken the first of a million values of its snapshot.
+    async fn in_a_long_snapshot() -> (Hub<Event>, Subscription<Event>) {
+        let hub = hub();
+        let at = hub.position();
+        let mut subscription = hub
+            .subscribe()
+            .snapshot(
+                move |_| async move { Ok(Snapshot::new(at, (0..1_000_000).map(|_| event(10)))) },
+            )
+            .ignore_losses()
+            .open()
+            .unwrap();
+        subscription.next().await.unwrap().unwrap();
+        (hub, subscription)
+    }
+
+    #[tokio::test]
+    async fn close_during_a_snapshot_is_told_before_the_rest_of_it() {
+        let (hub, mut subscription) = in_a_long_snapshot().await;
+        hub.close();
+        let status = subscription.next().await.unwrap().unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unavailable);
+        assert!(subscription.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn close_during_a_snapshot_is_told_in_the_next_chunk() {
+        let (hub, subscription) = in_a_long_snapshot().await;
+        let mut body = body_of(grpc(), subscription).await;
+        chunk(&mut body).await;
+        hub.close();
+        let (messages, status) = messages_of(body).await;
+        assert_eq!(
+            (messages.len(), status),
+            (0, tonic::Code::Unavailable as u32)
+        );
+    }
+
+    /// Sweeps that end whoever took nothing since the sweep before, and had something to take.
+    fn sweep(hub: &Hub<Event>) -> u64 {
+        let rules = SweepRules {
+            stall_timeout: Some(Duration::from_nanos(1)),
+            on_stall: StallPolicy::Close,
+            ..SweepRules::default()
+        };
+        hub.sweep(&rules).closed
+    }
+
+    #[tokio::test]
+    async fn client_that_takes_values_of_a_long_snapshot_is_not_stalled() {
+        let (hub, mut subscription) = in_a_long_snapshot().await;
+        hub.publish(event(1)).unwrap();
+        for _ in 0..10 {
+            subscription.next().await.unwrap().unwrap();
+            assert_eq!(sweep(&hub), 0);
+        }
+        assert_eq!(sweep(&hub), 1, "it took nothing more");
+    }
+
+    #[tokio::test]
+    async fn client_that_takes_chunks_of_a_long_snapshot_is_not_stalled() {
+        let (hub, subscription) = in_a_long_snapshot().await;
+        let mut body = body_of(grpc(), subscription).await;
+        hub.publish(event(1)).unwrap();
+        for _ in 0..10 {
+            chunk(&mut body).await;
+            assert_eq!(sweep(&hub), 0);
+        }
+        assert_eq!(sweep(&hub), 1, "it took nothing more");
+    }
+
+    #[tokio::test]
+    async fn client_that_takes_pieces_of_a_large_event_is_not_stalled() {
+        let hub = hub();
+        let mut body = body_of(grpc(), open(&hub)).await;
+        hub.publish(event(20 * CHUNK_BYTES)).unwrap();
+        hub.publish(event(1)).unwrap();
+        for _ in 0..10 {
+            chunk(&mut body).await;
+            assert_eq!(sweep(&hub), 0);
+        }
+        assert_eq!(sweep(&hub), 1, "it took nothing more");
+    }
+
+    #[tokio::test]
+    async fn large_event_counts_as_sent_until_its_last_slice_is_dropped() {
+        let hub = hub();
+        // Once from the hub as chunks, and once after a message in place of a gap, item by item.
+        let limits = Limits {
+            max_events: 1.try_into().unwrap(),
+            ..Limits::default()
+        };
+        let told = hub.subscribe().limits(limits);
+        let told = told.on_loss(|_| Some(Event::default())).open().unwrap();
+        let mut bodies = [
+            body_of(grpc(), open(&hub)).await,
+            body_of(grpc(), told).await,
+        ];
+        hub.publish(event(1)).unwrap();
+        hub.publish(event(2 * CHUNK_BYTES)).unwrap();
+        let size = 2 * CHUNK_BYTES as u64;
+        let (mut slices, mut sent) = (Vec::new(), Vec::new());
+        for body in &mut bodies {
+            let mut len = 0;
+            while len <= 2 * CHUNK_BYTES {
+                let chunk = chunk(body).await;
+                assert!(chunk.len() <= CHUNK_BYTES);
+                len += chunk.len();
+                slices.push(chunk);
+            }
+            sent.push(hub.stats().sending_bytes);
+        }
+        drop(bodies);
+        sent.push(hub.stats().sending_bytes);
+        assert!(sent[0] >= size);
+        assert_eq!(sent, [sent[0]; 3], "both send the same event");
+        drop(slices);
+        assert_eq!(hub.stats().sending_bytes, 0);
+    }
+
+    #[test]
+    fn panicking_hook_keeps_no_other_from_being_called() {
+        let called = Arc::new(Mutex::new(Vec::new()));
+        let (one, two) = (Arc::clone(&called), Arc::clone(&called));
+        let hub = Hub::<Event>::builder()
+            .on_leave(move |_| {
+                one.lock().unwrap().push("leave");
+                panic!("a fault of the application");
+            })
+            .on_last_subscriber(move |_| two.lock().unwrap().push("last"))
+            .build();
+        let subscription = open(&hub);
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(subscription)));
+        assert_eq!(*called.lock().unwrap(), ["leave", "last"]);
+        let panic = dropped.unwrap_err();
+        assert_eq!(panic.downcast_ref(), Some(&"a fault of the application"));
+    }
+
+    #[test]
+    fn hook_that_panics_during_a_panic_leaves_the_first_to_go_on() {
+        let hub = Hub::<Event>::builder()
+            .on_leave(|_| panic!("a fault of the application"))
+            .build();
+        let subscription = open(&hub);
+        let unwound = catch_unwind(AssertUnwindSafe(move || {
+            let _held = subscription;
+            panic!("the first");
+        }));
+        assert_eq!(unwound.unwrap_err().downcast_ref(), Some(&"the first"));
     }
 
     #[tokio::test]

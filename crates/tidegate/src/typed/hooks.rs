@@ -10,13 +10,15 @@
 //! notification is queued and called after this hook has returned.
 //!
 //! # Panics
-//! A hook that panics does not stop the others: the next notification finds that no thread is calling, and goes on with
-//! what is in the queue.
+//! A hook that panics keeps no other from being called. The first panic goes on when the queue is empty, in the thread
+//! that was calling; during another panic it does not, since two at once abort the process.
 
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Mutex, MutexGuard, PoisonError},
+    thread,
 };
 
 use tidegate_core::{ClientId, CloseReason, Filter, Position};
@@ -96,9 +98,6 @@ enum Notification {
     Last(Filter),
 }
 
-/// Clears `is_calling` when a hook panics.
-struct CallingGuard<'a>(&'a Hooks);
-
 impl Hooks {
     pub(super) fn new() -> Self {
         Self {
@@ -154,19 +153,26 @@ impl Hooks {
             // there now.
             return;
         }
-        let calling = CallingGuard(self);
+        let mut first_panic = None;
         while let Some(notification) = state.queue.pop_front() {
             // A hook may use the hub, and with it this lock.
             drop(state);
-            self.notify(notification);
+            // The hooks are shared, and take what they are told by reference: one that panics leaves nothing half done
+            // but in the application.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.notify(notification))) {
+                first_panic.get_or_insert(panic);
+            }
             state = self.lock();
         }
         // Under the lock that found the queue empty: a notification that came between the two would be left to a thread
         // that has stopped.
         state.is_calling = false;
         drop(state);
-        // Its drop would clear the flag again, which by now may be another thread's.
-        std::mem::forget(calling);
+        if let Some(panic) = first_panic
+            && !thread::panicking()
+        {
+            resume_unwind(panic);
+        }
     }
 
     fn notify(&self, notification: Notification) {
@@ -185,12 +191,6 @@ impl Hooks {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for CallingGuard<'_> {
-    fn drop(&mut self) {
-        self.0.lock().is_calling = false;
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     fmt,
-    marker::PhantomData,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -21,7 +20,7 @@ use super::{
     losses::Undecided,
     position::PositionFields,
     publication::Publication,
-    shared::EncodedValue,
+    shared::{EncodedValue, ValueMemory},
     subscribe::Subscribe,
     value::Value,
 };
@@ -77,7 +76,7 @@ pub struct Builder<T> {
     reconnect_spread: Duration,
     sequence_field: u32,
     epoch_field: u32,
-    value: PhantomData<fn() -> T>,
+    value_memory: Option<Box<ValueMemory<T>>>,
 }
 
 // ===== impl Builder =====
@@ -91,7 +90,7 @@ impl<T: Value> Builder<T> {
             reconnect_spread: Duration::from_secs(5),
             sequence_field: 0,
             epoch_field: 0,
-            value: PhantomData,
+            value_memory: None,
         }
     }
 
@@ -121,11 +120,24 @@ impl<T: Value> Builder<T> {
         self
     }
 
-    /// Sets the maximum number of bytes that events hold in memory, encoded and with what they take besides.
-    /// Beyond it the oldest events go, for every subscription alike, and those that had still to see one get a
-    /// gap. Values are kept beside their encodings and are not counted. Default: no limit.
+    /// Sets the maximum number of bytes that events hold in memory: each as a value and encoded, and with what they take
+    /// besides. Beyond it the oldest events go, for every subscription alike, and those that had still to see one
+    /// get a gap. Default: no limit.
+    ///
+    /// Events larger than a chunk that streams are sending may hold half of it, each counted once. When they need more,
+    /// the streams that have been sending the longest are ended with
+    /// [`Reason::Stalled`](crate::Reason::Stalled).
     pub fn memory_budget(mut self, bytes: u64) -> Self {
         self.config.memory_budget = bytes;
+        self
+    }
+
+    /// Sets how many bytes of memory the [budget](Self::memory_budget) counts for a value, in addition to the size of
+    /// its type and its encoding: those of its strings, lists and maps. Set it for messages that take
+    /// much more memory than they have bytes on the wire, such as lists of small numbers. `memory` is
+    /// called when a value is published. Default: as many as its encoding has.
+    pub fn value_memory(mut self, memory: impl Fn(&T) -> usize + Send + Sync + 'static) -> Self {
+        self.value_memory = Some(Box::new(memory));
         self
     }
 
@@ -206,6 +218,7 @@ impl<T: Value> Builder<T> {
             limits: self.limits,
             reconnect_spread: self.reconnect_spread,
             position,
+            value_memory: self.value_memory,
             sharing: Sharing::new(),
         };
         Hub {
@@ -291,7 +304,11 @@ impl<T: Value> Hub<T> {
         Ok(NewEvent {
             topic,
             key,
-            payload: EncodedValue::encoded(value, self.inner.position),
+            payload: EncodedValue::encoded(
+                value,
+                self.inner.position,
+                self.inner.value_memory.as_deref(),
+            ),
         })
     }
 
@@ -400,5 +417,26 @@ impl<T> fmt::Debug for Builder<T> {
             .field("config", &self.config)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_values_is_counted() {
+        let held_by = |hub: Hub<String>| {
+            hub.publish("x".repeat(10_000)).unwrap();
+            hub.stats().retained_bytes
+        };
+        // The string, and its encoding.
+        let as_encoded = held_by(Hub::new());
+        assert!((20_000..25_000).contains(&as_encoded), "{as_encoded}");
+        let none = held_by(Hub::builder().value_memory(|_| 0).build());
+        assert!((10_000..15_000).contains(&none), "{none}");
+        let told = Hub::builder().value_memory(|value: &String| 8 * value.len());
+        let told = held_by(told.build());
+        assert!((90_000..100_000).contains(&told), "{told}");
     }
 }

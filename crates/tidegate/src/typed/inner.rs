@@ -9,7 +9,12 @@ use std::{
 use tidegate_core::Limits;
 use tokio::sync::Notify;
 
-use super::{entry::Entry, hooks::Hooks, position::PositionFields, shared::EncodedValue};
+use super::{
+    entry::Entry,
+    hooks::Hooks,
+    position::PositionFields,
+    shared::{EncodedValue, ValueMemory},
+};
 use crate::chunks::Sharing;
 
 /// The hub itself.
@@ -27,6 +32,8 @@ pub(super) struct Inner<T> {
     pub(super) reconnect_spread: Duration,
     /// Fields of the message that carry positions.
     pub(super) position: PositionFields,
+    /// Bytes of memory behind a value, if the application tells them.
+    pub(super) value_memory: Option<Box<ValueMemory<T>>>,
     /// Source of the chunks that subscriptions share.
     pub(super) sharing: Sharing,
 }

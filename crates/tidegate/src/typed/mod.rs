@@ -113,7 +113,8 @@
 //!
 //! # Beyond recall
 //! For each stream, beyond its limits, one chunk of 16 KiB and the transport's send buffer can no longer be
-//! dropped. An event larger than a chunk counts whole. Where tonic encodes, it is 16 KiB taken from the hub,
+//! dropped. An event larger than a chunk counts whole, and against the
+//! [memory budget](Builder::memory_budget). Where tonic encodes, it is 16 KiB taken from the hub,
 //! and a chunk of tonic's: 32 KiB and the part of the last event that goes beyond.
 //!
 //! # Ending

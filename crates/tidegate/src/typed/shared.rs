@@ -14,6 +14,7 @@ use prost::{
 use tidegate_core::{Event, Payload, Position, Topic};
 
 use super::{position::PositionFields, value::Value};
+use crate::rest::Encoding;
 
 /// A value that all its receivers share, with its encoding, which is made once. Cheap to clone: a clone is a reference.
 ///
@@ -32,6 +33,9 @@ enum Repr<T> {
     Unpublished(Arc<EncodedValue<T>>),
 }
 
+/// Function that tells the bytes of memory behind a value.
+pub(super) type ValueMemory<T> = dyn Fn(&T) -> usize + Send + Sync;
+
 /// Payload of an event of a typed hub: the value and its encoding.
 #[derive(Debug)]
 pub(crate) struct EncodedValue<T> {
@@ -39,6 +43,8 @@ pub(crate) struct EncodedValue<T> {
     /// Encoding of the value without a position. Set when it is published, or when it is first needed.
     encoding: OnceLock<Bytes>,
     position: PositionFields,
+    /// Bytes of memory behind the value, as the memory budget counts them. 0 if it was not published.
+    value_memory: usize,
 }
 
 // ===== impl EncodedValue =====
@@ -50,13 +56,20 @@ impl<T> EncodedValue<T> {
 }
 
 impl<T: Value> EncodedValue<T> {
-    /// Encodes a value that is about to be published.
-    pub(crate) fn encoded(value: T, position: PositionFields) -> Self {
-        let encoding = OnceLock::from(Bytes::from(value.encode_to_vec()));
+    /// Encodes a value that is about to be published. `memory` tells the bytes of memory behind it; without it, those
+    /// are taken to be as many as the encoding has.
+    pub(crate) fn encoded(
+        value: T,
+        position: PositionFields,
+        memory: Option<&ValueMemory<T>>,
+    ) -> Self {
+        let encoding = Bytes::from(value.encode_to_vec());
+        let value_memory = memory.map_or(encoding.len(), |memory| memory(&value));
         Self {
             value,
-            encoding,
+            encoding: encoding.into(),
             position,
+            value_memory,
         }
     }
 
@@ -65,14 +78,17 @@ impl<T: Value> EncodedValue<T> {
             value,
             encoding: OnceLock::new(),
             position: PositionFields::NONE,
+            value_memory: 0,
         }
     }
 
     pub(crate) const fn position(&self) -> &PositionFields {
         &self.position
     }
+}
 
-    pub(crate) fn encoding(&self) -> &Bytes {
+impl<T: Value> Encoding for EncodedValue<T> {
+    fn encoding(&self) -> &Bytes {
         self.encoding
             .get_or_init(|| Bytes::from(self.value.encode_to_vec()))
     }
@@ -81,6 +97,10 @@ impl<T: Value> EncodedValue<T> {
 impl<T: Value> Payload for EncodedValue<T> {
     fn size(&self) -> usize {
         self.encoding().len()
+    }
+
+    fn extra_memory(&self) -> usize {
+        self.value_memory
     }
 }
 
@@ -98,7 +118,7 @@ impl<T> Shared<T> {
         }
     }
 
-    const fn event(&self) -> Option<&Arc<Event<EncodedValue<T>>>> {
+    pub(super) const fn event(&self) -> Option<&Arc<Event<EncodedValue<T>>>> {
         match &self.0 {
             Repr::Published(event) => Some(event),
             Repr::Unpublished(_) => None,

@@ -220,9 +220,9 @@ impl<T: Value, L> Subscribe<T, L> {
 impl<T: Value> Subscribe<T> {
     /// Opens the subscription. From here on every matching event is delivered or counted by a gap.
     ///
-    /// Open it in the handler of your method: there it finds the handle with which
-    /// [`Hub::sweep`](super::Hub::sweep) resets its stream, if the server runs its streams as
-    /// [`resettable`](crate::resettable).
+    /// Open it in the handler of your method: there it finds the handle by which
+    /// [`Hub::sweep`](super::Hub::sweep) sees whether its stream moves, and resets it, if the server runs its streams
+    /// as [`resettable`](crate::resettable).
     ///
     /// ```
     /// use futures_util::StreamExt as _;
@@ -259,7 +259,7 @@ impl<T: Value> Subscribe<T> {
             limits: self.limits,
             start: self.start,
             // Ambient, a task-local, because a method of tonic's has no way to hand it over: see the module `reset`.
-            reset: reset::current(),
+            transport: reset::current(),
         };
         let core = &self.hub.core;
         let predicate = self.predicate.map(|predicate| predicate.core());

@@ -11,12 +11,14 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
-use tidegate_core::{Batch, ClientId, CloseReason, Filter, GapReason, Position, Room};
-use tokio::sync::oneshot;
+use tidegate_core::{
+    Batch, ClientId, CloseReason, Event, Filter, GapReason, Position, Room, Sending,
+};
+use tokio::sync::{Notify, oneshot};
 use tonic::Status;
 
 use super::{
-    chunk::{Rest, write_messages},
+    chunk::write_messages,
     entry::Entry,
     hooks::{Arrival, Departure, LeaveReason},
     inner::Inner,
@@ -28,6 +30,7 @@ use super::{
 use crate::{
     framing::{CHUNK_BYTES, PREFIX},
     reason::Reason,
+    rest::{Rest, sent_bytes},
     status::{self, reconnect_delay},
 };
 
@@ -59,6 +62,8 @@ pub struct Subscription<T: Value> {
     /// Gaps and events that were taken and not yielded, gaps first. In reverse order, so that the next one is
     /// at the end.
     batch: Batch<EncodedValue<T>>,
+    /// The event of `batch`, where it is a single large one: it was taken, so the hub cannot evict it.
+    sending: Option<Sending<EncodedValue<T>>>,
     /// Limits of one poll of the hub. They are small because an event that was taken can no longer be dropped.
     room: Room,
     /// Whether the last poll took a full chunk. Then the stream is pending once before it takes more.
@@ -101,6 +106,7 @@ impl<T: Value> Subscription<T> {
             hub,
             core,
             batch: Batch::default(),
+            sending: None,
             room: Room {
                 events: usize::MAX,
                 bytes: CHUNK_BYTES as u64,
@@ -185,6 +191,8 @@ impl<T: Value> Subscription<T> {
         }
         loop {
             let event = self.batch.events.pop()?;
+            // If it is a large one, it is the only one, and from here on its receiver's.
+            self.sending = None;
             // An event for this client alone is never part of the application's state: the snapshot does not
             // contain it.
             if event.sequence() > self.snapshot_up_to || event.topic().is_reserved() {
@@ -199,7 +207,23 @@ impl<T: Value> Subscription<T> {
         if polled.is_pending() && self.batch.events.capacity() > IDLE_CAPACITY {
             self.batch.events.shrink_to(IDLE_CAPACITY);
         }
+        if let [event] = &self.batch.events[..]
+            && event.size() > CHUNK_BYTES as u64
+        {
+            self.sending = Some(self.core.send(Arc::clone(event)));
+        }
         polled.map_err(|reason| self.end(reason))
+    }
+
+    /// Returns the encoding of an event that it has yielded. The event counts as being sent until the last slice of the
+    /// encoding is dropped.
+    pub(super) fn send(&self, event: &Arc<Event<EncodedValue<T>>>) -> Bytes {
+        sent_bytes(self.core.send(Arc::clone(event)))
+    }
+
+    /// Notes that its transport took a piece of a message, for sweeps.
+    pub(super) fn note_progress(&mut self) {
+        self.core.note_progress();
     }
 
     /// Reverses what was taken from the hub, for [`next_item`](Self::next_item) to take from the end.
@@ -213,7 +237,7 @@ impl<T: Value> Subscription<T> {
     pub(super) fn poll_chunk(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<(Bytes, Rest), Status>>> {
+    ) -> Poll<Option<Result<(Bytes, Option<Box<Rest>>), Status>>> {
         let has_items = !self.batch.gaps.is_empty() || !self.batch.events.is_empty();
         if has_items || self.snapshot.is_some() || self.ended.is_some() {
             return Poll::Ready(None);
@@ -228,10 +252,15 @@ impl<T: Value> Subscription<T> {
             return Poll::Ready(None);
         }
         let events = &self.batch.events;
-        let mut rest = Rest::default();
+        let sending = &mut self.sending;
+        let core = &self.core;
+        let mut rest = None;
         // Messages tell no index, so chunks with the same sequences are the same at any index.
         let chunk = self.hub.sharing.chunk(0, events, || {
-            let (chunk, left) = write_messages(events);
+            let (chunk, left) = write_messages(events, |event| {
+                let sending = sending.take();
+                sent_bytes(sending.unwrap_or_else(|| core.send(Arc::clone(event))))
+            });
             rest = left;
             chunk
         });
@@ -242,10 +271,22 @@ impl<T: Value> Subscription<T> {
     /// Goes on with the snapshot. Ready with its next value or the status that ends the stream, and with `None`
     /// when all of it was yielded.
     fn poll_snapshot(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Shared<T>, Status>>> {
-        while let Some(stage) = &mut self.snapshot {
+        while self.snapshot.is_some() {
+            // Before the next value, however many there are: a client that is to go elsewhere is not sent the rest of
+            // a state that it cannot use.
+            if self.core.close_reason().is_some() {
+                return self.poll_end(cx).map(|status| Some(Err(status)));
+            }
+            let Some(stage) = &mut self.snapshot else {
+                break;
+            };
             match stage.poll(cx) {
+                // The application has the task's waker, and so has the hub, for an end.
                 Poll::Pending => return self.poll_end(cx).map(|status| Some(Err(status))),
-                Poll::Ready(Step::Value(value)) => return Poll::Ready(Some(Ok(value))),
+                Poll::Ready(Step::Value(value)) => {
+                    self.core.note_progress();
+                    return Poll::Ready(Some(Ok(value)));
+                }
                 Poll::Ready(Step::Failed(status)) => {
                     return Poll::Ready(Some(Err(self.fail(status))));
                 }
@@ -341,6 +382,7 @@ impl<T: Value> Stream for Subscription<T> {
                 }
             }
             if let Some(item) = this.next_item() {
+                this.core.note_progress();
                 return Poll::Ready(Some(item));
             }
             if mem::take(&mut this.chunk_is_full) {
@@ -372,8 +414,18 @@ impl<T: Value> Drop for Subscription<T> {
             // The one that waited may have gone.
             let _ = waits.send(departure.clone());
         }
+        // Should a hook panic, those who wait are told all the same.
+        let _departed = NotifyOnDrop(&self.hub.departed);
         self.hub.hooks.left(departure, &self.entry.filters);
-        self.hub.departed.notify_waiters();
+    }
+}
+
+/// Notifies those who wait when it is dropped.
+struct NotifyOnDrop<'a>(&'a Notify);
+
+impl Drop for NotifyOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.notify_waiters();
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The codes and reasons with which the protocol lets a stream end, or be refused.
-const DOCUMENTED: [(Code, &str); 21] = [
+const DOCUMENTED: [(Code, &str); 22] = [
     (Code::InvalidArgument, "INVALID_FILTER"),
     (Code::InvalidArgument, "INVALID_TOPIC"),
     (Code::InvalidArgument, "INVALID_CLIENT_ID"),
@@ -17,6 +17,7 @@ const DOCUMENTED: [(Code, &str); 21] = [
     (Code::InvalidArgument, "INVALID_POSITION"),
     (Code::InvalidArgument, "INVALID_REQUEST"),
     (Code::InvalidArgument, "TOO_MANY_FILTERS"),
+    (Code::InvalidArgument, "FILTERS_TOO_COSTLY"),
     (Code::InvalidArgument, "TOO_MANY_EVENTS"),
     (Code::InvalidArgument, "EVENT_TOO_LARGE"),
     (Code::InvalidArgument, "BATCH_TOO_LARGE"),

@@ -101,9 +101,27 @@ async fn a_generated_client_id_belongs_to_its_principal() {
     let status = bob.subscribe(&id, &["orders.a"]).await.unwrap_err();
     assert_eq!(reason(&status), "CLIENT_ID_TAKEN");
     // As a client does that comes back.
-    let _second = alice.subscribe(&id, &["orders.a"]).await.unwrap();
+    let second = alice.subscribe(&id, &["orders.a"]).await.unwrap();
     let (_, status) = end(first).await;
     assert_eq!(reason(&status), "TAKEN_OVER");
+    drop(second);
+    server
+        .until("the id is free", |stats| stats.subscriptions == 0)
+        .await;
+    // It stays hers while she is away, though bob has seen it: he publishes to it, or lists clients.
+    let status = bob.subscribe(&id, &["orders.a"]).await.unwrap_err();
+    assert_eq!(
+        (status.code(), &*reason(&status)),
+        (Code::AlreadyExists, "CLIENT_ID_TAKEN")
+    );
+    // Also at another server, or after a restart.
+    let restarted = start(auth(&folder, None)).await;
+    let again = bearer(&restarted, "alice-token").await;
+    again.subscribe(&id, &["orders.a"]).await.unwrap();
+    // The form alone is no right.
+    let made_up = "anonymous-0123456789abcdef";
+    let status = alice.subscribe(made_up, &["orders.a"]).await.unwrap_err();
+    assert_eq!(reason(&status), "CLIENT_ID_TAKEN");
     for not_made in ["anonymous-1", "anonymous-0123456789abcdeg", "anonymous"] {
         let status = alice.subscribe(not_made, &["orders.a"]).await.unwrap_err();
         assert_eq!(reason(&status), "NOT_ALLOWED", "{not_made}");
