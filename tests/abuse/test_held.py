@@ -1,4 +1,4 @@
-"""Memory that requests and streams hold, and streams that are slow but alive. Cases D01 to D04 of docs/security.md."""
+"""Memory that requests and streams hold, and streams that are slow but alive. Cases D01 to D03 of docs/security.md."""
 
 from __future__ import annotations
 
@@ -49,10 +49,11 @@ def half_tails(number: int) -> list[str]:
 
 
 def test_filters_hold_at_most_sixteen_times_a_request_and_give_it_back(besiege):
-    count = 50
+    # More in all than may stay: the allocator is told to give memory back when 16 MiB are free.
+    count = 150
     shapes: list[Callable[[int], list[str]]] = [runs, branches, letters, long_tokens, half_tails]
     for shape in shapes:
-        with besiege(memory_slack_kib=12 << 10) as siege:
+        with besiege(memory_slack_kib=20 << 10) as siege:
             peer = siege.greeted((INITIAL_WINDOW_SIZE, 1 << 20))
             requests = [subscribe_request(*shape(number)) for number in range(count)]
             size = sum(map(len, requests)) // count

@@ -1,4 +1,4 @@
-"""Peers that are slow, silent, or a flood. Cases B01 to B19 of docs/security.md."""
+"""Peers that are slow, silent, or a flood. Cases B01 to B18 and E05 of docs/security.md."""
 
 from __future__ import annotations
 
