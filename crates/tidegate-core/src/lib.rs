@@ -86,6 +86,7 @@ mod info;
 mod latest;
 mod limits;
 mod options;
+mod part;
 pub mod predicate;
 mod publish;
 mod publishing;

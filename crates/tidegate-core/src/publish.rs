@@ -31,7 +31,7 @@ use crate::{
     index::{FilterBytesExceeded, Index, Joined, Late},
     limits::Limits,
     options::HubConfig,
-    publishing::Part,
+    part::Part,
     registry::Registry,
     retained::Retained,
     sending::Senders,
