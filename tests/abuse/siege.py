@@ -3,16 +3,25 @@ reads the resources of the process before and after."""
 
 from __future__ import annotations
 
+import base64
 import os
+import pickle
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 from frames import PATIENCE, Call, Peer
+from google.rpc import error_details_pb2, status_pb2
 from support import Client, Ledger, Server, Stream, new_event, pb
+
+# The address of an attacker, if it is not that of the neighbor: a quota of an address holds for each alone.
+ATTACKER = "127.0.0.2"
 
 # How long to measure the neighbor before the attack begins.
 BASELINE_SECONDS = 0.4
@@ -21,6 +30,18 @@ INTERVAL_SECONDS = 0.005
 # The neighbor's p99 during the attack may be at most 20 times that before it, or 3 s if that is more: a machine on
 # which all tests run at once has pauses of its own.
 P99_FACTOR, P99_FLOOR_SECONDS = 20, 3.0
+
+# A comparison asks for more than that. It measures the neighbor beside each attack for this long at least, which are 200
+# events, so that the third worst of them is the p99.
+COMPARED_SECONDS = 1.0
+# The p99 beside an attack may be at most twice the one without it, and this. The one without it is that of the neighbor
+# before the attack, or that of another neighbor meanwhile, whose server nobody attacks, if that is more: so the
+# processor time that attackers and attacked server use counts for both. The second summand is what the first does not
+# know: a turn of the attacked server's own threads, of which a debug build has two here and takes ten times as long
+# for. A wait for a lock that an attacker's request holds took seconds.
+COMPARED_FACTOR, COMPARED_SLACK_SECONDS = 2, 0.02
+# An attack that works does so each time: it fails the test if it exceeds the bound in each of so many tries.
+COMPARED_TRIES = 3
 
 # The growth of resident memory that is allowed after the attack, in KiB: freed memory that the allocator keeps, and the
 # history of the neighbor's events.
@@ -60,15 +81,19 @@ class Held:
 class Neighbor:
     """An honest publisher and an honest subscriber, each on a connection of its own."""
 
-    def __init__(self, address: str, *, resumes: bool) -> None:
+    def __init__(self, address: str, *, resumes: bool = False, keeps_pace: bool = False) -> None:
         self.publisher, self.subscriber = Client(address), Client(address)
         # Whether it resumes when the server ends its stream.
         self.resumes = resumes
+        # Whether it makes up for events that a slow publish delayed. A latency then counts from the moment at which the
+        # event should have been published: one wait of a second is a latency of 200 events, and not of one.
+        self.keeps_pace = keeps_pace
         # The streams before the current one.
         self.earlier: list[Stream] = []
         self.stream = self.subscriber.subscribe("neighbor.>", timeout=600)
-        # Indexed by the number of the event.
+        # Both indexed by the number of the event.
         self.latencies: list[float] = []
+        self.times: list[float] = []
         self.published = 0
         # The status of the stream, once it has ended.
         self.ending: grpc.RpcError | None = None
@@ -85,6 +110,16 @@ class Neighbor:
         while len(self.latencies) < count and not self._failures:
             assert time.monotonic() < deadline, f"the neighbor got {len(self.latencies)} of {count} events"
             time.sleep(INTERVAL_SECONDS)
+
+    def latencies_between(self, began: float, ended: float) -> list[float]:
+        """Waits for the events that were due in between, and returns their latencies."""
+        deadline = time.monotonic() + PATIENCE
+        while not self._failures and (not self.times or self.times[-1] < ended):
+            assert time.monotonic() < deadline, f"an event has been on its way for {PATIENCE} s"
+            time.sleep(INTERVAL_SECONDS)
+        for failure in self._failures:
+            raise failure
+        return [latency for due, latency in zip(self.times, self.latencies) if began <= due < ended]
 
     def leave(self) -> None:
         """Stops, and checks that every published event has come."""
@@ -118,8 +153,13 @@ class Neighbor:
             self._stop.set()
 
     def _publish(self) -> None:
-        while not self._stop.wait(INTERVAL_SECONDS):
-            event = new_event("neighbor.events", b"%d %d" % (self.published, time.monotonic_ns()))
+        due = time.monotonic()
+        while True:
+            due = max(due, 0 if self.keeps_pace else time.monotonic()) + INTERVAL_SECONDS
+            if self._stop.wait(max(0.0, due - time.monotonic())):
+                break
+            at = due if self.keeps_pace else time.monotonic()
+            event = new_event("neighbor.events", b"%d %d" % (self.published, at * 1e9))
             try:
                 self.publisher.publish(event)
             except grpc.RpcError:
@@ -149,7 +189,9 @@ class Neighbor:
             for event in content.events if kind == "batch" else ():
                 if event.topic == "neighbor.last":
                     return
-                self.latencies.append((now - int(event.payload.split()[1])) / 1e9)
+                at = int(event.payload.split()[1])
+                self.latencies.append((now - at) / 1e9)
+                self.times.append(at / 1e9)
 
 
 class Siege:
@@ -161,11 +203,16 @@ class Siege:
         *arguments: str,
         ends_itself: bool = False,
         neighbor_resumes: bool = False,
+        compares: bool = False,
         memory_slack_kib: int = MEMORY_SLACK_KIB,
     ) -> None:
         self.log = tempfile.TemporaryFile()
         self.server = Server(binary, *arguments, log=self.log)
         self.address = self.server.address
+        # The server that nobody attacks, with a neighbor of its own, for `beside`.
+        self.spared = Server(binary, *arguments) if compares else None
+        self.spared_neighbor: Neighbor | None = None
+        self.excesses: list[str] = []
         self.memory_slack_kib = memory_slack_kib
         self.figures: dict[str, str] = {}
         self.peers: list[Peer] = []
@@ -186,6 +233,15 @@ class Siege:
         self.peers.append(Peer.greeted(self.address, *pairs, **options))
         return self.peers[-1]
 
+    def peer_of_attacker(self, *pairs: tuple[int, int]) -> Peer:
+        """Returns a greeted peer that comes from another address than the neighbor."""
+        return self.greeted(*pairs, source=ATTACKER)
+
+    def close_peers(self) -> None:
+        """Closes every peer so far."""
+        while self.peers:
+            self.peers.pop().close()
+
     def subscriptions(self) -> int:
         """Returns the number of subscriptions to `attack.>`: those that one event matches."""
         return self.client.publish(new_event("attack.count")).matched
@@ -200,6 +256,24 @@ class Siege:
             assert time.monotonic() - began < patience, f"waited {patience} s for {what}"
             time.sleep(0.01)
         return time.monotonic() - began
+
+    def beside(self, name: str, attack: Callable[[], object], *, within: float | None = None) -> None:
+        """Attacks, and compares the neighbor's p99 meanwhile with that without the attack. `within` is a bound that
+        takes the place of the comparison, in seconds."""
+        neighbors = self.neighbor, self.spared_neighbor
+        for _ in range(COMPARED_TRIES):
+            began = time.monotonic()
+            attack()
+            time.sleep(max(0.0, began + COMPARED_SECONDS - time.monotonic()))
+            ended = time.monotonic()
+            beside, spared = (neighbor.latencies_between(began, ended) for neighbor in neighbors)
+            bound = within or COMPARED_FACTOR * max(self.quiet, p99(spared)) + COMPARED_SLACK_SECONDS
+            waits = f"p99 {self.quiet * 1e3:.0f} or {p99(spared) * 1e3:.0f} -> {p99(beside) * 1e3:.0f} ms"
+            self.note(name, f"{waits}, worst {max(beside) * 1e3:.0f}")
+            if p99(beside) <= bound:
+                return
+        # Told at the end, so that one run shows all that exceed.
+        self.excesses.append(f"{name}: {waits}")
 
     def held(self) -> Held:
         return Held.by(self.server.process.pid)
@@ -217,15 +291,20 @@ class Siege:
     # ----- before and after -----
 
     def __enter__(self) -> Siege:
+        compares = self.spared is not None
         try:
-            self.neighbor = Neighbor(self.address, resumes=self.neighbor_resumes)
+            self.neighbor = Neighbor(self.address, resumes=self.neighbor_resumes, keeps_pace=compares)
+            if self.spared is not None:
+                self.spared_neighbor = Neighbor(self.spared.address, keeps_pace=True)
             began = time.monotonic()
-            self.neighbor.await_events(int(BASELINE_SECONDS / INTERVAL_SECONDS / 4))
-            time.sleep(max(0.0, began + BASELINE_SECONDS - time.monotonic()))
+            baseline = COMPARED_SECONDS if compares else BASELINE_SECONDS
+            self.neighbor.await_events(int(baseline / INTERVAL_SECONDS / 4))
+            time.sleep(max(0.0, began + baseline - time.monotonic()))
         except BaseException:
-            self.server.process.kill()
-            self.server.process.wait()
+            self._kill()
             raise
+        # Without the first events, which made the connections.
+        self.quiet = p99(self.neighbor.latencies[10:])
         self.before = self.held()
         self._baseline_events = len(self.neighbor.latencies)
         self._peak_kib = self.before.resident_kib
@@ -237,13 +316,14 @@ class Siege:
     def __exit__(self, failed, *_: object) -> None:
         self._over.set()
         self._watching.join()
-        for peer in self.peers:
-            peer.close()
+        self.close_peers()
         if failed:
-            self.server.process.kill()
-            self.server.process.wait()
+            self._kill()
             return
         try:
+            if self.spared_neighbor is not None:
+                self.spared_neighbor.leave()
+                self.spared.stop()
             if not self.ends_itself:
                 # Events that were certainly published after the attack began.
                 self.neighbor.await_events(self._baseline_events + 40)
@@ -256,6 +336,13 @@ class Siege:
             if not self.ends_itself:
                 self.server.stop()
         self._check_log()
+        assert not self.excesses, "the neighbor waits:\n" + "\n".join(self.excesses)
+
+    def _kill(self) -> None:
+        for server in (self.server, self.spared):
+            if server is not None:
+                server.process.kill()
+                server.process.wait()
 
     def _watch(self) -> None:
         while not self._over.wait(0.02):
@@ -304,6 +391,28 @@ class Siege:
             )
         except AssertionError as failure:
             raise AssertionError(f"before: {self.before}, now: {self.held()}") from failure
+
+
+def apart(name: str, *arguments: object) -> object:
+    """Runs a function of storm.py in a process of its own, with less of the processors than the neighbor."""
+    storm = subprocess.run(
+        ["nice", "-n", "5", sys.executable, Path(__file__).with_name("storm.py")],
+        input=pickle.dumps((name, arguments)),
+        stdout=subprocess.PIPE,
+        timeout=2 * PATIENCE,
+        check=True,
+    )
+    return pickle.loads(storm.stdout)
+
+
+def reason(call: Call) -> str:
+    """Returns the reason in the details of the call's status."""
+    details = call.headers["grpc-status-details-bin"]
+    status, info = status_pb2.Status(), error_details_pb2.ErrorInfo()
+    status.ParseFromString(base64.b64decode(details + "=" * (-len(details) % 4)))
+    for detail in status.details:
+        detail.Unpack(info)
+    return info.reason
 
 
 def audit(request: bytes, call: Call) -> Ledger:

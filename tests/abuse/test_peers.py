@@ -1,16 +1,12 @@
-"""Peers that are slow, silent, or a flood. Cases B01 to B18 of docs/security.md."""
+"""Peers that are slow, silent, or a flood. Cases B01 to B18 and E05 of docs/security.md."""
 
 from __future__ import annotations
 
-import pickle
 import select
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import hpack
 from frames import (
@@ -44,7 +40,7 @@ from frames import (
     settings,
     window_update,
 )
-from siege import audit, publish_request, subscribe_request
+from siege import apart, audit, publish_request, subscribe_request
 from support import new_event, pb
 
 # Enough for a debug build on a machine that runs other tests meanwhile.
@@ -408,16 +404,10 @@ def test_replay_storm_is_served_and_spares_the_others(besiege):
         beginning = pb.Position(epoch=published.epoch, sequence=0)
         request = subscribe_request("attack.history", "attack.count", resume_after=beginning)
         cpu, began = siege.cpu_seconds(), time.monotonic()
-        storm = subprocess.run(
-            [sys.executable, Path(__file__).with_name("storm.py")],
-            input=pickle.dumps((siege.address, request, connections, streams, rounds, events * len(payload))),
-            stdout=subprocess.PIPE,
-            timeout=2 * PATIENCE,
-            check=True,
-        )
+        at_least = events * len(payload)
+        replays = apart("replay", siege.address, request, connections, streams, rounds, at_least)
         siege.note("storm", f"{connections * streams * rounds} subscribers replayed {events} events each")
         siege.note("took", f"{time.monotonic() - began:.1f} s, {siege.cpu_seconds() - cpu:.2f} s of a processor")
-    replays = pickle.loads(storm.stdout)
     assert len(replays) == connections * streams * rounds
     for call in replays:
         ledger = audit(request, call)
@@ -490,3 +480,40 @@ def test_honest_cancels_do_not_end_a_long_lived_connection(besiege):
             peer.send(window_update(0, sum(len(peer.calls.pop(stream).data) for stream in streams)))
         assert peer.answers()
         siege.await_subscriptions(0)
+
+
+# What a connection to the HTTP listener says, and then no more.
+STRANGERS = {
+    "silent": b"",
+    "in the middle of a header": b"GET /metrics HTTP/1.1\r\nHost: tidegate\r\nX-Slow: ",
+    "kept after an answer": b"GET /healthz HTTP/1.1\r\nHost: tidegate\r\n\r\n",
+}
+
+
+def probe(address: tuple[str, int], path: str) -> float:
+    """Asks for the health of the server on a connection of its own. Returns how long the answer took."""
+    began = time.monotonic()
+    with socket.create_connection(address, PATIENCE) as asking:
+        asking.settimeout(PATIENCE)
+        asking.sendall(f"GET {path} HTTP/1.1\r\nHost: tidegate\r\nConnection: close\r\n\r\n".encode())
+        answer = asking.recv(4_096)
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+    return time.monotonic() - began
+
+
+def test_probe_is_answered_beside_connections_that_stay(besiege):
+    count = 100
+    with besiege("--http", "127.0.0.1:0") as siege:
+        announced = siege.server.process.stdout.readline().split()
+        host, port = announced[-1].split(":")
+        address = host, int(port)
+        for name, says in STRANGERS.items():
+            strangers = []
+            for _ in range(count):
+                strangers.append(socket.create_connection(address, PATIENCE))
+                strangers[-1].sendall(says)
+            took = [probe(address, path) for path in ("/healthz", "/readyz") * 3]
+            for stranger in strangers:
+                stranger.close()
+            siege.note(name, f"{count} connections, a probe answered after {max(took):.2f} s at most")
+            assert max(took) < 1, name

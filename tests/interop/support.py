@@ -135,6 +135,13 @@ class Ledger:
         self._asked = request.resume_after if request.HasField("resume_after") else None
 
     @property
+    def is_settled(self) -> bool:
+        """Whether a position can be stated: not of a `replay_last` before its first event, which decides where it
+        begins."""
+        begins_later = self.replays and self._asked is None
+        return not begins_later or bool(self.events or self.gaps or self.caught_up)
+
+    @property
     def missed(self) -> int:
         return sum(gap.count for gap in self.gaps)
 
@@ -190,7 +197,7 @@ class Ledger:
         self.gaps.append(gap)
 
     def _on_heartbeat(self, heartbeat: pb.Heartbeat) -> None:
-        self._advance(heartbeat.position)
+        self._advance_if_stated(heartbeat, "position")
         self.heartbeats.append(heartbeat)
 
     def _on_caught_up(self, caught_up: pb.CaughtUp) -> None:
@@ -200,8 +207,17 @@ class Ledger:
         self.caught_up = caught_up
 
     def _on_going_away(self, going_away: pb.GoingAway) -> None:
-        self._advance(going_away.resume_after)
+        self._advance_if_stated(going_away, "resume_after")
         self.going_away = going_away
+
+    def _advance_if_stated(self, message, field: str) -> None:
+        if message.HasField(field):
+            position = getattr(message, field)
+            # The server knows where a replay begins before its first event tells; that is never at the beginning of all.
+            assert self.is_settled or position.sequence > 0, "a position is stated of which nothing is known yet"
+            self._advance(position)
+        else:
+            assert not self.is_settled, "no position is stated"
 
     def _advance(self, position: pb.Position) -> None:
         """Records a position that the server states: resuming after it must repeat nothing and miss nothing."""

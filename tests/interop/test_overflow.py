@@ -2,9 +2,11 @@
 
 import sys
 import threading
+import time
 
 import grpc
-from support import PATIENCE, assert_status, new_event, payloads, pb
+import pytest
+from support import PATIENCE, assert_status, new_event, payloads, pb, seconds
 
 KIB = b"k" * 1000
 
@@ -113,6 +115,32 @@ def test_conflate_keeps_the_newest_of_each_key_and_counts_the_rest(client, conne
     assert len(ledger.events) + sum(gap.count for gap in ledger.gaps) == keys * rounds + 1
     newest = {event.key: event.payload for event in ledger.events if event.topic == "price.x"}
     assert newest == {str(key): KIB + b"%d" % (rounds - 1) for key in range(keys)}
+
+
+@pytest.mark.parametrize("overflow", [pb.OVERFLOW_CONFLATE, pb.OVERFLOW_DROP_OLDEST])
+def test_heartbeat_within_a_release_passes_no_event_that_is_not_counted(client, connect, overflow):
+    keys, rounds = 60, 3
+    request = {"limits": pb.Limits(max_events=1_000, max_bytes=16 << 20, overflow=overflow), "client_id": "c"}
+    # The first release is more than the transport takes of a client that does not read, and the next one is far away.
+    interval = seconds(600)
+    stream = connect().subscribe("price.*", min_interval=interval, heartbeat_interval=seconds(1), **request)
+    for number in range(rounds):
+        # All of the events before are replaced in the middle of their release.
+        client.publish(*(new_event(f"price.{key}", b"%d" % number + KIB * 5) for key in range(keys)))
+        time.sleep(0.2)
+    total = keys * rounds
+
+    position = stream.skip_to("heartbeat").position
+    ledger = stream.ledger
+    before = len(ledger.events), ledger.missed
+    stream.cancel()
+    resumed = connect().subscribe("price.*", resume_after=position, **request)
+    resumed.replay()
+    after = len(resumed.ledger.events), resumed.ledger.missed
+
+    assert sum(before) + sum(after) == total, f"{before} before the heartbeat at {position.sequence}, {after} after it"
+    # A heartbeat that says nothing new would prove nothing.
+    assert position.sequence >= ledger.events[-1].sequence > 0
 
 
 def test_newest_event_arrives_even_if_larger_than_the_limits(client):

@@ -1,10 +1,11 @@
 """Replay from history, joined with live events."""
 
+import signal
 import threading
 
 import pytest
 from grpc import StatusCode
-from support import PATIENCE, head, new_event, payloads, pb, refused
+from support import PATIENCE, Client, Server, assert_status, head, new_event, payloads, pb, refused, rich_details
 
 GENEROUS = pb.Limits(max_events=100_000, max_bytes=64 << 20)
 
@@ -160,3 +161,25 @@ def test_a_replay_larger_than_the_limits_is_not_overflow(client):
 
     assert payloads(stream.replay()) == numbers(5000)
     assert not stream.ledger.gaps
+
+
+def test_replay_that_ends_before_its_first_event_states_no_position(binary):
+    streams, events = 40, 100_000
+    with Server(binary, "--history-events", str(events), "--history-bytes", "1GiB") as server:
+        client = Client(server.address)
+        for start in range(0, events, 1_000):
+            client.publish(*(new_event(f"a.{number}") for number in range(start, start + 1_000)))
+        # Each looks through all of history, and finds nothing.
+        replaying = [client.subscribe("none", replay_last=5) for _ in range(streams)]
+        server.signal(signal.SIGTERM)
+
+        early = 0
+        for stream in replaying:
+            ending = stream.ending()
+            assert_status(ending, StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+            # The ledger has checked that the position is there if and only if something is settled.
+            info, _ = rich_details(ending)
+            assert ("resume_after_sequence" in info.metadata) == stream.ledger.is_settled
+            early += not stream.ledger.is_settled
+        assert early > 0, "all replays had ended before the server did"
+        client.close()

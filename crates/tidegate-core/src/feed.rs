@@ -19,6 +19,7 @@ use std::{
 use slab::Slab;
 
 use crate::{
+    backlog::Backlog,
     bounds::Bounds,
     event::{Event, Payload},
     evicted::Evicted,
@@ -110,15 +111,6 @@ pub(crate) enum Ahead {
     Event(u64),
     /// There is none yet.
     Nothing,
-}
-
-/// Events and bytes between two numbers of a feed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Backlog {
-    /// How many events.
-    pub(crate) events: u64,
-    /// Their sizes, summed.
-    pub(crate) bytes: u64,
 }
 
 /// The filters and the predicate of a feed, which it is found by.

@@ -68,6 +68,7 @@ extern crate self as tidegate_core;
 #[path = "../tests/model.rs"]
 mod model;
 
+mod backlog;
 mod bounds;
 mod close;
 mod cost;
@@ -85,6 +86,7 @@ mod info;
 mod latest;
 mod limits;
 mod options;
+mod part;
 pub mod predicate;
 mod publish;
 mod publishing;

@@ -31,7 +31,7 @@ use crate::{
     index::{FilterBytesExceeded, Index, Joined, Late},
     limits::Limits,
     options::HubConfig,
-    publishing::Part,
+    part::Part,
     registry::Registry,
     retained::Retained,
     sending::Senders,
@@ -282,20 +282,20 @@ impl<P: Payload> Shared<P> {
             };
             // Before anything else, because it may refuse: then nothing has changed.
             let numbered = state.number(part, numbering, is_first);
-            if is_last || numbered.is_err() {
-                // Under the publish lock: whoever adds a late feed after this finds it taken away, or not needed.
-                if self.index.end_searching() {
-                    state.late.clear();
-                }
+            if numbered.is_err() {
+                self.end_searching(&mut state);
             }
             numbered?;
-            if let Some(first) = part.events.first() {
+            if let Some(first) = part.events().first() {
                 self.note_beginning(&mut state, first.sequence);
             }
             let first = state.head + 1;
-            let first_sequence = part.events.first().map_or(first, |event| event.sequence);
+            let first_sequence = part.events().first().map_or(first, |event| event.sequence);
             let matched = state.append(part, &mut wake);
-            self.remember(&part.events, now);
+            if is_last {
+                self.end_searching(&mut state);
+            }
+            self.remember(part.events(), now);
             // After both, since evicting from one of them frees nothing that the other still has; and with the new
             // events in place, which may have to go as well.
             self.keep_within_budget(&mut state);
@@ -306,11 +306,10 @@ impl<P: Payload> Shared<P> {
                 epoch: state.epoch,
                 first_sequence,
                 last_sequence: state.head,
-                count: part.events.len(),
+                count: part.events().len(),
                 matched,
             }
         };
-        // Under no lock: the events of a hub that keeps none are freed here.
         part.clear();
         wake_all(wake);
         add(&self.counters.published, published.count as u64);
@@ -342,6 +341,15 @@ impl<P: Payload> Shared<P> {
             self.publish.lock().add_late(added);
         }
         Ok(feeds)
+    }
+
+    /// Counts a publisher out that has committed its last part, or will commit none.
+    fn end_searching(&self, state: &mut State<P>) {
+        // Under the publish lock, where late feeds are added: those that are there were in the index before, and whoever
+        // begins to search after the last publisher has ended finds them.
+        if self.index.end_searching() {
+            state.late.clear();
+        }
     }
 
     /// Appends `events` to history.
@@ -422,10 +430,10 @@ impl<P: Payload> State<P> {
             self.check_open()?;
         }
         let mut head = self.head;
-        for (i, event) in part.events.iter_mut().enumerate() {
+        for (i, event) in part.events_mut() {
             let given = match numbering {
                 Numbering::Next => head + 1,
-                Numbering::Given(sequences) => sequences[part.first + i],
+                Numbering::Given(sequences) => sequences[i],
             };
             check_sequence(head, given)?;
             head = given;
@@ -483,7 +491,10 @@ impl<P: Payload> State<P> {
                 }
             }
         }
-        self.head = part.events.last().map_or(self.head, |event| event.sequence);
+        self.head = part
+            .events()
+            .last()
+            .map_or(self.head, |event| event.sequence);
         matched
     }
 

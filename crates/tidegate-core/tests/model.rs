@@ -73,7 +73,7 @@ enum Begin {
     OtherEpoch,
 }
 
-/// What a poll leaves for later.
+/// The events that a poll leaves for later.
 #[derive(Debug, Clone, Copy)]
 enum Release {
     /// Nothing.

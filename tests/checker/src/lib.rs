@@ -6,8 +6,9 @@
 //! location in the records.
 //!
 //! # Chaos
-//! [`chaos::run`] runs publishers, and clients that behave in seven ways, against a server, through a [`Proxy`] that
-//! delays, throttles, cuts and silences connections. It restarts the server in between, and checks everything.
+//! [`chaos::run`] runs publishers, and clients that behave in ten ways, against a server, through a [`Proxy`] that
+//! delays, throttles, cuts and silences connections, and another that is slow. It restarts the server in between. A
+//! typed hub in the process has subscriptions with predicates meanwhile. All records are checked.
 
 pub mod chaos;
 mod check;
@@ -20,5 +21,5 @@ mod violation;
 pub use check::{Rules, Tally, check, check_clean_up, check_memory};
 pub use proxy::{FaultCounts, Proxy};
 pub use record::{Client, Ending, Stream};
-pub use truth::{Log, Published, Truth, digest};
+pub use truth::{LAST, Log, Published, Remainder, Truth, digest, number_of};
 pub use violation::{Fault, Location, Violation};

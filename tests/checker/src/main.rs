@@ -34,7 +34,7 @@ struct Arguments {
     /// How long each round publishes
     #[arg(long, default_value = "12s", value_parser = duration)]
     round: Duration,
-    /// Clients of a round, in multiples of 28
+    /// Clients of a round, in multiples of 35
     #[arg(long, default_value_t = Options::default().scale)]
     scale: usize,
     /// Events in a batch, on average; each of three publishers sends up to 500 batches per second
@@ -61,7 +61,7 @@ async fn main() -> ExitCode {
         "seed {}, {:?} per round, {} clients, {} events per batch",
         options.seed,
         options.round,
-        options.scale * 28,
+        options.scale * Options::CLIENTS,
         options.batch
     );
     let counts = Arc::new(Counts::default());

@@ -1,4 +1,4 @@
-//! A TCP proxy that injects faults, drawn from a seed.
+//! A TCP proxy that injects faults, drawn from a seed, or that is slow.
 //!
 //! Each connection has a schedule of its own, counted in bytes from the server. The schedule is therefore repeatable,
 //! although the time at which the bytes come differs from run to run.
@@ -7,6 +7,7 @@ use std::{
     future::pending,
     io,
     net::SocketAddr,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -19,7 +20,7 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy},
     net::{
-        TcpListener, TcpStream,
+        TcpListener, TcpSocket, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::watch,
@@ -29,6 +30,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The most bytes forwarded at a time.
 const CHUNK: usize = 8 << 10;
+
+/// The rates of a slow link, in bytes per second.
+const RATES: Range<u32> = 12_000..100_000;
+
+/// The pieces that a slow link forwards in a second.
+const PIECES: u32 = 20;
+
+/// The bytes that a slow link's socket receives ahead. With the kernel's default, the link would be fast for megabytes.
+const RECEIVED_AHEAD: u32 = 8 << 10;
 
 /// A proxy. It runs until it is dropped.
 #[derive(Debug)]
@@ -50,6 +60,16 @@ pub struct FaultCounts {
     pub cuts: AtomicU64,
     /// Connections that were left open without forwarding.
     pub half_opens: AtomicU64,
+    /// Bytes that were forwarded over slow links.
+    pub crawled: AtomicU64,
+}
+
+/// How the bytes of a connection are forwarded.
+enum Way {
+    /// At once, with faults.
+    Faulty(Schedule),
+    /// At a rate, in bytes per second.
+    Slow(u32),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -72,13 +92,36 @@ enum Fate {
 struct Schedule(Rng);
 
 impl Proxy {
-    /// Starts a proxy to `target`, on a free port.
+    /// Starts a proxy to `target` that injects faults, on a free port.
     ///
     /// # Errors
     /// If no port can be listened on.
     pub async fn start(
         target: SocketAddr,
         seed: u64,
+        counts: Arc<FaultCounts>,
+    ) -> io::Result<Self> {
+        let mut seeds = Rng::with_seed(seed);
+        let way = move || Way::Faulty(Schedule::new(seeds.fork()));
+        Self::start_with(target, way, counts).await
+    }
+
+    /// Starts a proxy to `target` that forwards some kilobytes a second to each client, on a free port.
+    ///
+    /// # Errors
+    /// If no port can be listened on.
+    pub async fn start_slow(
+        target: SocketAddr,
+        seed: u64,
+        counts: Arc<FaultCounts>,
+    ) -> io::Result<Self> {
+        let mut rng = Rng::with_seed(seed);
+        Self::start_with(target, move || Way::Slow(rng.u32(RATES)), counts).await
+    }
+
+    async fn start_with(
+        target: SocketAddr,
+        mut way: impl FnMut() -> Way + Send + 'static,
         counts: Arc<FaultCounts>,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -93,14 +136,13 @@ impl Proxy {
             proxy.ends.clone(),
             proxy.tasks.clone(),
         );
-        let mut seeds = Rng::with_seed(seed);
         let accepting = async move {
             while let Ok((client, _)) = listener.accept().await {
-                let schedule = Schedule::new(seeds.fork());
+                let way = way();
                 let (target, counts) = (*target.borrow(), Arc::clone(&counts));
                 tasks.spawn(
                     ends.clone()
-                        .run_until_cancelled_owned(serve(client, target, schedule, counts)),
+                        .run_until_cancelled_owned(serve(client, target, way, counts)),
                 );
             }
         };
@@ -159,13 +201,8 @@ impl Schedule {
     }
 }
 
-async fn serve(
-    client: TcpStream,
-    target: SocketAddr,
-    schedule: Schedule,
-    counts: Arc<FaultCounts>,
-) {
-    let Ok(server) = TcpStream::connect(target).await else {
+async fn serve(client: TcpStream, target: SocketAddr, way: Way, counts: Arc<FaultCounts>) {
+    let Ok(server) = connect(target, &way).await else {
         return;
     };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
@@ -180,7 +217,7 @@ async fn serve(
         pending().await
     };
     let fate = tokio::select! {
-        fate = down(from_server, &mut to_client, schedule, &counts) => fate.unwrap_or(Fate::Closed),
+        fate = down(from_server, &mut to_client, way, &counts) => fate.unwrap_or(Fate::Closed),
         fate = up => fate,
     };
     match fate {
@@ -198,7 +235,46 @@ fn reset(socket: &TcpStream) {
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
+async fn connect(target: SocketAddr, way: &Way) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    if let Way::Slow(_) = way {
+        socket.set_recv_buffer_size(RECEIVED_AHEAD)?;
+    }
+    socket.connect(target).await
+}
+
 async fn down(
+    from: OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
+    way: Way,
+    counts: &FaultCounts,
+) -> io::Result<Fate> {
+    match way {
+        Way::Faulty(schedule) => down_with_faults(from, to, schedule, counts).await,
+        Way::Slow(per_second) => down_slowly(from, to, per_second, counts).await,
+    }
+}
+
+async fn down_slowly(
+    mut from: OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
+    per_second: u32,
+    counts: &FaultCounts,
+) -> io::Result<Fate> {
+    let mut buffer = vec![0; (per_second / PIECES) as usize];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            to.shutdown().await?;
+            return Ok(Fate::Closed);
+        }
+        to.write_all(&buffer[..read]).await?;
+        counts.crawled.fetch_add(read as u64, Relaxed);
+        sleep(Duration::from_secs(read as u64) / per_second).await;
+    }
+}
+
+async fn down_with_faults(
     mut from: OwnedReadHalf,
     to: &mut OwnedWriteHalf,
     mut schedule: Schedule,

@@ -6,7 +6,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     lean::{Batch, Response},
-    truth::digest,
+    truth::{Remainder, digest},
     violation::Location,
 };
 
@@ -28,6 +28,8 @@ pub struct Client {
 pub struct Stream {
     /// The request.
     pub request: SubscribeRequest,
+    /// The predicate of the subscription, in the process, beside its filters.
+    pub predicate: Option<Remainder>,
     pub(crate) subscribed: Option<Subscribed>,
     pub(crate) items: Vec<Item>,
     /// The events of all batches.
@@ -54,8 +56,9 @@ pub(crate) enum Item {
     },
     Heartbeat(Position),
     CaughtUp(Position),
-    /// Without a position where nothing is settled: before the first event of a replay of the last ones.
-    GoingAway(Option<Position>),
+    GoingAway(Position),
+    /// A heartbeat or a `GoingAway` without a position: nothing is settled yet.
+    Unsettled,
     /// A second `Subscribed`, or a response or position that is not set.
     Malformed,
 }
@@ -132,16 +135,14 @@ impl Stream {
                 }
             }
             Some(Response::Heartbeat(heartbeat)) => {
-                self.stated(heartbeat.position, Item::Heartbeat)
+                self.stated(heartbeat.position, Item::Heartbeat, Item::Unsettled)
             }
             Some(Response::CaughtUp(caught_up)) => {
                 self.has_caught_up = true;
-                self.stated(caught_up.position, Item::CaughtUp)
+                self.stated(caught_up.position, Item::CaughtUp, Item::Malformed)
             }
             Some(Response::GoingAway(going_away)) => {
-                let stated = going_away.resume_after;
-                self.position = stated.or(self.position);
-                Item::GoingAway(stated)
+                self.stated(going_away.resume_after, Item::GoingAway, Item::Unsettled)
             }
             Some(Response::Subscribed(_)) | None => Item::Malformed,
         };
@@ -209,9 +210,14 @@ impl Stream {
         }
     }
 
-    fn stated(&mut self, position: Option<Position>, item: fn(Position) -> Item) -> Item {
+    fn stated(
+        &mut self,
+        position: Option<Position>,
+        item: fn(Position) -> Item,
+        otherwise: Item,
+    ) -> Item {
         self.position = position.or(self.position);
-        position.map_or(Item::Malformed, item)
+        position.map_or(otherwise, item)
     }
 
     fn advance(&mut self, sequence: u64) {

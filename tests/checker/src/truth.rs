@@ -39,6 +39,28 @@ pub struct Published {
     pub(crate) identity: u64,
     /// A hash of everything that a subscriber gets of it.
     pub(crate) digest: u64,
+    /// The number in its payload, for predicates.
+    pub(crate) number: u64,
+}
+
+/// A predicate over the number in a payload: the remainder of a division, or [`LAST`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Remainder {
+    /// The number to divide by, not 0.
+    pub divisor: u64,
+    /// The remainder that matches.
+    pub remainder: u64,
+}
+
+/// The number that every predicate matches.
+pub const LAST: u64 = u64::MAX;
+
+/// Returns the number in the first bytes of a payload, 0 if it is shorter.
+#[must_use]
+pub fn number_of(payload: &[u8]) -> u64 {
+    payload
+        .first_chunk()
+        .map_or(0, |first| u64::from_le_bytes(*first))
 }
 
 /// Returns a hash of the parts of an event that a subscriber gets.
@@ -97,6 +119,7 @@ impl Truth {
                 hash((&event.topic, &event.key))
             },
             digest,
+            number: number_of(&event.payload),
         }
     }
 
@@ -191,6 +214,16 @@ impl Truth {
     }
 }
 
+// ===== impl Remainder =====
+
+impl Remainder {
+    /// Whether an event with this number in its payload matches.
+    #[must_use]
+    pub const fn matches(self, number: u64) -> bool {
+        number == LAST || number % self.divisor == self.remainder
+    }
+}
+
 // ===== impl Log =====
 
 impl Log {
@@ -204,13 +237,15 @@ impl Log {
         self.events.get(slot(sequence)?)?.as_ref()
     }
 
-    /// Returns, for each event by its sequence less 1, the sequence of the next event of the same topic and key; 0 if
-    /// there is none.
-    pub(crate) fn successors(&self) -> Vec<u64> {
+    /// Returns, for each event by its sequence less 1, the sequence of the next event of the same topic and key that
+    /// `predicate` matches; 0 if there is none.
+    pub(crate) fn successors(&self, predicate: Option<Remainder>) -> Vec<u64> {
         let mut newest = HashMap::new();
         let mut successors = vec![0; self.events.len()];
         for (i, event) in self.events.iter().enumerate().rev() {
-            if let Some(event) = event {
+            if let Some(event) = event
+                && predicate.is_none_or(|predicate| predicate.matches(event.number))
+            {
                 successors[i] = newest.insert(event.identity, i as u64 + 1).unwrap_or(0);
             }
         }
@@ -242,7 +277,7 @@ fn slot(sequence: u64) -> Option<usize> {
 }
 
 /// Whether `filter` matches `topic`. A naive second implementation of the protocol's rules.
-fn filter_matches(filter: &str, topic: &str) -> bool {
+pub(crate) fn filter_matches(filter: &str, topic: &str) -> bool {
     let mut tokens = topic.split('.');
     let mut is_first = true;
     for wanted in filter.split('.') {

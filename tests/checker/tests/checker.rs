@@ -7,12 +7,13 @@ use std::{mem, net::SocketAddr};
 
 use tidegate::Stats;
 use tidegate_checker::{
-    Client, Ending, Rules, Stream, Tally, Truth, Violation, check, check_clean_up, check_memory,
+    Client, Ending, Remainder, Rules, Stream, Tally, Truth, Violation, check, check_clean_up,
+    check_memory,
     lean::{Batch, Event, Response},
 };
 use tidegate_proto::v1::{
-    Gap, GapReason, Limits, NewEvent, Overflow, Position, PublishRequest, SubscribeRequest,
-    event_service_client::EventServiceClient,
+    Gap, GapReason, Heartbeat, Limits, NewEvent, Overflow, Position, PublishRequest,
+    PublishResponse, SubscribeRequest, Subscribed, event_service_client::EventServiceClient,
 };
 use tidegate_server::{Server, ServerConfig};
 use tokio::sync::oneshot;
@@ -200,6 +201,38 @@ const BREAKAGES: &[Breakage] = &[
         is_freshness,
     ),
     (
+        "a heartbeat passes what is not counted",
+        CONFLATING,
+        |script, _| {
+            // Only the heartbeat can reveal it: the client does not claim to have every response.
+            script.is_complete = false;
+            script.gap().count -= 1;
+            script.last_batch().events.pop();
+            script.add_heartbeat();
+        },
+        is_silent_loss,
+    ),
+    (
+        "a heartbeat states less than what is counted up to it",
+        CONFLATING,
+        |script, _| {
+            script.is_complete = false;
+            script.gap().count += 1;
+            script.add_heartbeat();
+        },
+        is_silent_loss,
+    ),
+    (
+        "a position is left out although events are settled",
+        HEALTHY,
+        |script, _| {
+            script
+                .responses
+                .push(Response::Heartbeat(Heartbeat { position: None }));
+        },
+        is_resume,
+    ),
+    (
         "a replay leaves out its first event",
         RESUMING,
         |script, _| _ = script.batch().events.remove(0),
@@ -337,6 +370,108 @@ const BREAKAGES: &[Breakage] = &[
     ),
 ];
 
+/// A stream of events with the numbers 1 to 6, all of one key, of which the predicate matches 2, 4 and 6.
+fn with_predicate(overflow: Overflow, delivered: &[u64], gaps: &[Gap]) -> Result<Tally, Violation> {
+    let mut truth = Truth::default();
+    let event = |number: u64| NewEvent {
+        topic: "t.x".into(),
+        payload: number.to_le_bytes().to_vec().into(),
+        ..NewEvent::default()
+    };
+    let prepared: Vec<_> = (1..=6)
+        .map(|number| truth.prepare(&event(number)))
+        .collect();
+    let answer = PublishResponse {
+        epoch: 1,
+        first_sequence: 1,
+        last_sequence: 6,
+        count: 6,
+        ..PublishResponse::default()
+    };
+    truth.acknowledge(&prepared, &answer)?;
+    let mut stream = Stream::new(SubscribeRequest {
+        filters: vec!["t.*".into()],
+        ..SubscribeRequest::default()
+    });
+    stream.predicate = Some(Remainder {
+        divisor: 2,
+        remainder: 0,
+    });
+    let limits = Limits {
+        overflow: overflow.into(),
+        ..Limits::default()
+    };
+    let subscribed = Subscribed {
+        position: Some(Position {
+            epoch: 1,
+            sequence: 0,
+        }),
+        limits: Some(limits),
+        ..Subscribed::default()
+    };
+    let arrived = |sequence: &u64| Event {
+        sequence: *sequence,
+        topic: "t.x".into(),
+        payload: sequence.to_le_bytes().to_vec().into(),
+        ..Event::default()
+    };
+    let missed: u64 = gaps.iter().map(|gap| gap.count).sum();
+    let gaps = gaps.iter().map(|gap| Response::Gap(*gap));
+    let batch = Response::Batch(Batch {
+        events: delivered.iter().map(arrived).collect(),
+        first_index: missed,
+    });
+    for response in [Response::Subscribed(subscribed)]
+        .into_iter()
+        .chain(gaps)
+        .chain([batch])
+    {
+        stream.record(Some(&response), || 6);
+    }
+    stream.complete(6);
+    let client = Client {
+        streams: vec![stream],
+        ..Client::default()
+    };
+    check(&truth, &[client], Rules::default())
+}
+
+#[test]
+fn predicate_decides_which_events_are_wanted() {
+    let all = Overflow::DropOldest;
+    assert_eq!(with_predicate(all, &[2, 4, 6], &[]).unwrap().delivered, 3);
+    assert!(is_silent_loss(
+        &with_predicate(all, &[2, 6], &[]).unwrap_err()
+    ));
+    assert!(is_silent_loss(
+        &with_predicate(all, &[2, 3, 4, 6], &[]).unwrap_err()
+    ));
+}
+
+#[test]
+fn predicate_decides_which_events_replace_others() {
+    let replaced = |count| Gap {
+        first_sequence: 2,
+        last_sequence: 4,
+        count,
+        reason: GapReason::Conflated.into(),
+        first_index: 0,
+    };
+    let newest = Overflow::Conflate;
+    assert_eq!(
+        with_predicate(newest, &[6], &[replaced(2)])
+            .unwrap()
+            .slots(),
+        3
+    );
+    assert!(is_silent_loss(
+        &with_predicate(newest, &[6], &[replaced(1)]).unwrap_err()
+    ));
+    assert!(is_freshness(
+        &with_predicate(newest, &[4, 6], &[replaced(1)]).unwrap_err()
+    ));
+}
+
 #[test]
 fn memory_over_the_bound_is_detected() {
     check_memory(10, 10).unwrap();
@@ -441,6 +576,20 @@ impl Script {
         self.responses
             .retain(|response| !matches!(response, Response::Batch(_) | Response::Gap(_)));
         self.responses.splice(1..1, responses);
+    }
+
+    /// Adds a heartbeat at the newest event, before the end.
+    fn add_heartbeat(&mut self) {
+        let Some(Response::Subscribed(subscribed)) = self.responses.first() else {
+            panic!("`subscribed` comes first")
+        };
+        let position = subscribed.position.map(|position| Position {
+            sequence: BURST + 1,
+            ..position
+        });
+        let at = self.responses.len() - 1;
+        self.responses
+            .insert(at, Response::Heartbeat(Heartbeat { position }));
     }
 
     /// Renumbers the indexes of batches and gaps, as the broken drainer would count them.

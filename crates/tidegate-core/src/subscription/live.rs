@@ -11,10 +11,11 @@ use std::{cmp::Reverse, mem, sync::Arc};
 
 use super::{Batch, CursorState, Room, Subscription, losses::Losses, room::Filling};
 use crate::{
+    backlog::Backlog,
     close::CloseReason,
     counters::add,
     event::Payload,
-    feed::{Ahead, Backlog, ParkKey},
+    feed::{Ahead, ParkKey},
     limits::Overflow,
 };
 

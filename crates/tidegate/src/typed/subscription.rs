@@ -18,7 +18,7 @@ use tokio::sync::{Notify, oneshot};
 use tonic::Status;
 
 use super::{
-    chunk::write_messages,
+    chunk::{FirstChunk, write_messages},
     entry::Entry,
     hooks::{Arrival, Departure, LeaveReason},
     inner::Inner,
@@ -30,7 +30,7 @@ use super::{
 use crate::{
     framing::{CHUNK_BYTES, PREFIX},
     reason::Reason,
-    rest::{Rest, sent_bytes},
+    rest::sent_bytes,
     status::{self, reconnect_delay},
 };
 
@@ -238,7 +238,7 @@ impl<T: Value> Subscription<T> {
     pub(super) fn poll_chunk(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<(Bytes, Option<Box<Rest>>), Status>>> {
+    ) -> Poll<Option<Result<FirstChunk, Status>>> {
         let has_items = !self.batch.gaps.is_empty() || !self.batch.events.is_empty();
         if has_items || self.snapshot.is_some() || self.ended.is_some() {
             return Poll::Ready(None);

@@ -19,7 +19,7 @@ use tonic::{Request, Status, Streaming, client::Grpc, transport::Endpoint};
 use tonic_prost::ProstCodec;
 
 use super::{
-    plan::{Behavior, ClientPlan},
+    plan::{Behavior, ClientPlan, Link},
     publisher::published_at,
     world::World,
 };
@@ -31,6 +31,9 @@ use crate::{
 /// How long a stream may be silent: three heartbeat intervals.
 const SILENCE: Duration = Duration::from_secs(3);
 
+/// How long a slow link may take for a response.
+const LONG_SILENCE: Duration = Duration::from_secs(60);
+
 /// How long a client may take to read to the end, once nothing is published any more.
 const FINISH: Duration = Duration::from_secs(20);
 
@@ -41,6 +44,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// server.
 const SMALL_WINDOW: u32 = 65_535;
 const LARGE_WINDOW: u32 = 1 << 20;
+/// The stream window of slow links, where the answer to a ping would wait behind a larger one for seconds, and of
+/// clients that rest within a release, which is more than this.
+const TINY_WINDOW: u32 = 16 << 10;
 
 /// The connection's window, as a multiple of the stream's. `tidegate-client` has the same: with a smaller one, h2 takes
 /// a pause over many small events for an attack, and closes the reader's connection.
@@ -90,11 +96,14 @@ impl Actor {
     pub(crate) async fn run(mut self) -> Vec<Client> {
         let mut clients = Vec::new();
         let mut streams = Vec::new();
-        let mut position = None;
+        let mut request = self.request(0, None);
         loop {
-            let mut stream = Stream::new(self.request(clients.len(), position));
+            let mut stream = Stream::new(request.clone());
             let next = self.stream(&mut stream).await;
-            position = stream.position();
+            if let Some(position) = stream.position() {
+                request = self.request(clients.len(), Some(position));
+            }
+            // Else nothing was settled, and it asks for the same again.
             let has_begun = stream.epoch().is_some();
             match next {
                 Next::TakeOver(incoming) => {
@@ -112,7 +121,7 @@ impl Actor {
                         self.client(clients.len(), std::mem::take(&mut streams))
                             .await,
                     );
-                    position = None;
+                    request = self.request(clients.len(), None);
                 }
                 _ if !has_begun => sleep(PAUSE).await,
                 _ => {}
@@ -146,9 +155,13 @@ impl Actor {
     }
 
     fn request(&mut self, life: usize, position: Option<Position>) -> SubscribeRequest {
-        let replay_last = match position {
-            None if !self.plan.behavior.is_healthy() && self.rng.bool() => self.rng.u32(1..5_000),
-            _ => 0,
+        let may_replay = position.is_none() && !self.plan.behavior.is_healthy();
+        let (position, replay_last) = match self.plan.behavior {
+            // Few, many, or more than there are.
+            Behavior::Replaying if may_replay && self.rng.bool() => (Some(self.old_position()), 0),
+            Behavior::Replaying if may_replay => (None, 1 << self.rng.u32(0..19)),
+            _ if may_replay && self.rng.bool() => (None, self.rng.u32(1..5_000)),
+            _ => (position, 0),
         };
         SubscribeRequest {
             client_id: self.name(life),
@@ -161,9 +174,18 @@ impl Actor {
                 nanos: 0,
             }),
             min_interval: (self.plan.min_interval > 0).then(|| prost_types::Duration {
-                seconds: 0,
-                nanos: self.plan.min_interval as i32 * 1_000_000,
+                seconds: i64::from(self.plan.min_interval / 1_000),
+                nanos: (self.plan.min_interval % 1_000) as i32 * 1_000_000,
             }),
+        }
+    }
+
+    /// Returns a position of the current epoch that is some or many events old.
+    fn old_position(&mut self) -> Position {
+        let head = self.world.hub().position();
+        Position {
+            epoch: head.epoch,
+            sequence: head.sequence.saturating_sub(1 << self.rng.u32(4..20)),
         }
     }
 
@@ -173,18 +195,20 @@ impl Actor {
 
     /// Opens a stream and reads it.
     async fn stream(&mut self, stream: &mut Stream) -> Next {
-        let proxied = self.plan.behavior.is_proxied() && !self.is_finishing();
-        let address = match proxied {
-            true => self.world.proxy,
-            false => *self.world.address.borrow(),
+        let link = match self.is_finishing() {
+            true => Link::Direct,
+            false => self.plan.behavior.link(),
         };
+        let address = self.world.address(link);
         let window = match self.plan.behavior {
             Behavior::Healthy => LARGE_WINDOW,
+            Behavior::Conflating => TINY_WINDOW,
+            _ if link == Link::Slow => TINY_WINDOW,
             _ => SMALL_WINDOW,
         };
         let opening = subscribe(address, window, stream.request.clone());
-        match in_time(async { opening.await.map(Some) }).await {
-            Ok(incoming) => self.read(incoming, stream, proxied).await,
+        match in_time(SILENCE, async { opening.await.map(Some) }).await {
+            Ok(incoming) => self.read(incoming, stream, link).await,
             Err(ending) => {
                 stream.end(ending);
                 self.after(stream)
@@ -192,17 +216,21 @@ impl Actor {
         }
     }
 
-    async fn read(&mut self, mut incoming: Incoming, stream: &mut Stream, proxied: bool) -> Next {
+    async fn read(&mut self, mut incoming: Incoming, stream: &mut Stream, link: Link) -> Next {
+        let silence = match link {
+            Link::Slow => LONG_SILENCE,
+            _ => SILENCE,
+        };
         let mut hub = None;
         let mut responses = 0u32;
         let until = self.rng.u32(5..3_000);
         loop {
-            if self.is_finishing() && (proxied || self.is_done(stream)) {
+            if self.is_finishing() && (link != Link::Direct || self.is_done(stream)) {
                 stream.end(Ending::Cancelled);
                 return self.after(stream);
             }
             let message = tokio::select! {
-                message = in_time(incoming.message()) => message,
+                message = in_time(silence, incoming.message()) => message,
                 Ok(()) = self.finish.changed() => continue,
             };
             let response = match message {
@@ -223,6 +251,20 @@ impl Actor {
                 Behavior::Slow => sleep(Duration::from_micros(self.rng.u64(0..20_000))).await,
                 Behavior::Stalling if self.rng.u32(0..200) == 0 => {
                     sleep(Duration::from_millis(self.rng.u64(50..2_000))).await;
+                }
+                // In the middle of a release, which is more than a window.
+                Behavior::Conflating if is_batch(response.as_ref()) && self.rng.u32(0..4) == 0 => {
+                    sleep(Duration::from_millis(self.rng.u64(50..400))).await;
+                }
+                Behavior::Conflating
+                    if is_heartbeat(response.as_ref()) && self.rng.u32(0..3) == 0 =>
+                {
+                    stream.end(Ending::Cancelled);
+                    return Next::Resume;
+                }
+                Behavior::Replaying if stream.has_caught_up() && responses > until / 10 => {
+                    stream.end(Ending::Cancelled);
+                    return Next::Vanish;
                 }
                 Behavior::Vanishing if responses > until => {
                     stream.end(Ending::Cancelled);
@@ -305,7 +347,7 @@ async fn read_to_the_end(
     hub: Option<Hub<Encoded>>,
 ) -> Stream {
     loop {
-        match in_time(incoming.message()).await {
+        match in_time(SILENCE, incoming.message()).await {
             Ok(message) => stream.record(message.response.as_ref(), || head(hub.as_ref())),
             Err(ending) => stream.end(ending),
         }
@@ -315,9 +357,20 @@ async fn read_to_the_end(
     }
 }
 
+const fn is_batch(response: Option<&Response>) -> bool {
+    matches!(response, Some(Response::Batch(_)))
+}
+
+const fn is_heartbeat(response: Option<&Response>) -> bool {
+    matches!(response, Some(Response::Heartbeat(_)))
+}
+
 /// Waits for the next item of a stream. Returns the end of the stream instead, if it ended or is silent for too long.
-async fn in_time<T>(coming: impl Future<Output = Result<Option<T>, Status>>) -> Result<T, Ending> {
-    match timeout(SILENCE, coming).await {
+async fn in_time<T>(
+    silence: Duration,
+    coming: impl Future<Output = Result<Option<T>, Status>>,
+) -> Result<T, Ending> {
+    match timeout(silence, coming).await {
         Ok(Ok(Some(come))) => Ok(come),
         Ok(Ok(None)) => Err(Ending::Finished),
         Ok(Err(status)) => Err(Ending::from(&status)),

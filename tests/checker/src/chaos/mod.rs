@@ -9,6 +9,7 @@ mod client;
 mod plan;
 mod publisher;
 mod round;
+mod typed;
 mod world;
 
 use std::{
@@ -35,7 +36,7 @@ pub struct Options {
     pub rounds: u64,
     /// How long a round publishes.
     pub round: Duration,
-    /// Clients of a round, in multiples of 28.
+    /// Clients of a round, in multiples of [`Self::CLIENTS`].
     pub scale: usize,
     /// Events per batch of a publisher, on average.
     pub batch: usize,
@@ -50,6 +51,8 @@ pub struct Counts {
     pub unanswered: AtomicU64,
     /// Delivery slots: events delivered, and events counted as missing.
     pub slots: AtomicU64,
+    /// Delivery slots among them of the typed hub.
+    pub typed: AtomicU64,
     /// The longest latency of an event to a healthy client, in nanoseconds.
     pub latency: AtomicU64,
     /// The most bytes that events held in a server.
@@ -121,6 +124,9 @@ pub async fn run(options: Options, counts: Arc<Counts>) -> Result<Report, Failur
 }
 
 impl Options {
+    /// Clients of a round at scale 1.
+    pub const CLIENTS: usize = plan::CLIENTS;
+
     /// Returns the command that runs only the round with this seed.
     fn command(&self, seed: u64) -> String {
         let Self {
@@ -173,6 +179,7 @@ impl fmt::Display for Report {
         row("faults: throttled", counts.faults.throttles.load(Relaxed))?;
         row("faults: cut", counts.faults.cuts.load(Relaxed))?;
         row("faults: half-open", counts.faults.half_opens.load(Relaxed))?;
+        row("bytes over slow links", counts.faults.crawled.load(Relaxed))?;
         for (reason, gaps) in &tally.gaps {
             row(&format!("gaps: {reason}"), *gaps)?;
         }
@@ -188,6 +195,7 @@ impl fmt::Display for Report {
         )?;
         row("most bytes held", counts.held.load(Relaxed))?;
         row("delivered", tally.delivered)?;
+        row("slots of the typed hub", counts.typed.load(Relaxed))?;
         row("slots checked", tally.slots())?;
         row(
             "slots a second",

@@ -9,8 +9,8 @@ use tidegate_server::{Http2Config, ServerConfig};
 
 use crate::check::Rules;
 
-/// An upper bound of the bytes of an event.
-const LARGEST_EVENT: u64 = 64 << 10;
+/// The most bytes of an ordinary event that is larger than a chunk.
+const LARGER_EVENT: u64 = 64 << 10;
 
 /// The settings of a server, such that each rare condition occurs in some round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) rules: Rules,
     /// The most bytes that events may hold.
     pub(crate) memory_bound: u64,
+    /// The most bytes of an event.
+    pub(crate) largest_event: usize,
     pub(crate) clients: Vec<ClientPlan>,
 }
 
@@ -66,10 +68,25 @@ pub(crate) enum Behavior {
     TakingOver,
     /// Reads through the proxy, and resumes when that breaks the connection.
     Faulted,
+    /// Conflates, with more time between releases than between heartbeats. Rests within a release, and resumes from a
+    /// heartbeat now and then.
+    Conflating,
+    /// Replays from an old position, or the newest events, and is gone soon after. Another client comes instead.
+    Replaying,
+    /// Reads large events through a link that takes seconds for each.
+    SlowLink,
+}
+
+/// How a client reaches the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Link {
+    Direct,
+    Faulty,
+    Slow,
 }
 
 /// How many clients there are of each behavior, at scale 1.
-const POPULATION: [(Behavior, usize); 7] = [
+const POPULATION: [(Behavior, usize); 10] = [
     (Behavior::Healthy, 8),
     (Behavior::Slow, 3),
     (Behavior::Stalling, 3),
@@ -77,7 +94,20 @@ const POPULATION: [(Behavior, usize); 7] = [
     (Behavior::Reconnecting, 3),
     (Behavior::TakingOver, 2),
     (Behavior::Faulted, 7),
+    (Behavior::Conflating, 3),
+    (Behavior::Replaying, 2),
+    (Behavior::SlowLink, 2),
 ];
+
+/// Clients of a round at scale 1.
+pub(super) const CLIENTS: usize = {
+    let (mut sum, mut i) = (0, 0);
+    while i < POPULATION.len() {
+        sum += POPULATION[i].1;
+        i += 1;
+    }
+    sum
+};
 
 impl Scenario {
     const ALL: [Self; 5] = [
@@ -88,6 +118,11 @@ impl Scenario {
         Self::ShortPatience,
     ];
 
+    /// The scenario of the round with this seed: the seed's remainder.
+    pub(crate) const fn of(seed: u64) -> Self {
+        Self::ALL[(seed % Self::ALL.len() as u64) as usize]
+    }
+
     const fn budget(self) -> u64 {
         match self {
             Self::SmallBudget => 2 << 20,
@@ -95,7 +130,15 @@ impl Scenario {
         }
     }
 
-    fn history(self) -> usize {
+    /// The most bytes of an event: as large as may be, but not a good part of the budget.
+    const fn largest_event(self) -> usize {
+        match self {
+            Self::SmallBudget => 128 << 10,
+            _ => 1_000_000,
+        }
+    }
+
+    pub(crate) const fn history(self) -> usize {
         match self {
             Self::ShortHistory => 1_500,
             Self::NoHistory => 0,
@@ -116,10 +159,10 @@ impl Scenario {
 }
 
 impl Plan {
-    /// The plan of the round with this seed: its scenario is the seed's remainder.
+    /// The plan of the round with this seed.
     pub(crate) fn new(seed: u64, scale: usize) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let scenario = Scenario::ALL[(seed % Scenario::ALL.len() as u64) as usize];
+        let scenario = Scenario::of(seed);
         let server = ServerConfig {
             listen: ([127, 0, 0, 1], 0).into(),
             history: HistoryLimits {
@@ -149,13 +192,18 @@ impl Plan {
             .enumerate()
             .map(|(number, behavior)| ClientPlan::new(number, behavior, &mut rng))
             .collect();
-        // Beside the budget, each stream holds the chunk or the large event that is being handed over. A client may
+        // Beside the budget, each stream holds the chunk or the larger event that is being handed over. A client may
         // have several streams of which the server has not noticed the end.
         let streams = clients.len() as u64 * 4;
+        let slow_links = clients
+            .iter()
+            .filter(|client| client.behavior == Behavior::SlowLink);
+        let large = slow_links.count() as u64 * scenario.largest_event() as u64;
         Self {
             server,
             rules,
-            memory_bound: scenario.budget() + streams * (LARGEST_EVENT + CHUNK_BYTES as u64),
+            memory_bound: scenario.budget() + large + streams * (LARGER_EVENT + CHUNK_BYTES as u64),
+            largest_event: scenario.largest_event(),
             clients,
         }
     }
@@ -164,7 +212,8 @@ impl Plan {
 impl ClientPlan {
     fn new(number: usize, behavior: Behavior, rng: &mut Rng) -> Self {
         let overflow = match behavior {
-            Behavior::Healthy => Overflow::DropOldest,
+            Behavior::Healthy | Behavior::SlowLink => Overflow::DropOldest,
+            Behavior::Conflating => Overflow::Conflate,
             _ => match rng.u32(0..10) {
                 0..5 => Overflow::DropOldest,
                 5..8 => Overflow::Conflate,
@@ -177,6 +226,12 @@ impl ClientPlan {
                 max_bytes: 64 << 20,
                 overflow: overflow.into(),
             },
+            // More than there are keys, so that few survivors are dropped.
+            Behavior::Conflating => Limits {
+                max_events: 1 << rng.u32(9..15),
+                max_bytes: 8 << 20,
+                overflow: overflow.into(),
+            },
             _ => Limits {
                 max_events: 1 << rng.u32(4..15),
                 max_bytes: 1 << rng.u32(15..23),
@@ -187,13 +242,21 @@ impl ClientPlan {
             name: format!("c{number}"),
             behavior,
             // The first client gets every event, so that its records show which unanswered batches were stored.
-            filters: match number {
-                0 => vec![">".into()],
+            filters: match (number, behavior) {
+                (0, _) => vec![">".into()],
+                // Many topics, so that a release is more than a window.
+                (_, Behavior::Conflating) => match rng.bool() {
+                    true => vec![">".into()],
+                    false => vec!["*.*.x".into(), "a0.>".into()],
+                },
+                (_, Behavior::SlowLink) => vec![format!("{LARGE}.>"), "a0.i0.x".into()],
                 _ => filters(rng),
             },
             limits,
-            min_interval: match (behavior.is_healthy(), rng.u32(0..4)) {
-                (false, 0) => rng.u32(10..500),
+            min_interval: match (behavior, rng.u32(0..4)) {
+                (Behavior::Conflating, _) => rng.u32(1_500..2_800),
+                (Behavior::Healthy, _) => 0,
+                (_, 0) => rng.u32(10..500),
                 _ => 0,
             },
             seed: rng.u64(..),
@@ -206,8 +269,12 @@ impl Behavior {
         matches!(self, Self::Healthy)
     }
 
-    pub(crate) const fn is_proxied(self) -> bool {
-        matches!(self, Self::Faulted | Self::Vanishing)
+    pub(crate) const fn link(self) -> Link {
+        match self {
+            Self::Faulted | Self::Vanishing => Link::Faulty,
+            Self::SlowLink => Link::Slow,
+            _ => Link::Direct,
+        }
     }
 }
 
@@ -216,8 +283,11 @@ pub(crate) const AREAS: u32 = 4;
 pub(crate) const ITEMS: u32 = 8;
 pub(crate) const KINDS: [&str; 2] = ["x", "y"];
 
+/// The area of events of up to a megabyte.
+pub(crate) const LARGE: &str = "large";
+
 /// Filters of every sort: all, one level, overlapping, literal.
-fn filters(rng: &mut Rng) -> Vec<String> {
+pub(crate) fn filters(rng: &mut Rng) -> Vec<String> {
     let area = rng.u32(0..AREAS);
     let item = rng.u32(0..ITEMS);
     match rng.u32(0..8) {

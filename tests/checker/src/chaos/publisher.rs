@@ -12,13 +12,19 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
 use super::{
-    plan::{AREAS, ITEMS, KINDS},
+    plan::{AREAS, ITEMS, KINDS, LARGE, Link},
     world::World,
 };
 use crate::violation::{Fault, Location, Violation};
 
 /// The time between two batches.
 const PACE: Duration = Duration::from_millis(2);
+
+/// The time between two large events: about a megabyte a second.
+const LARGE_PACE: Duration = Duration::from_millis(400);
+
+/// The bytes of the smallest large event.
+const LEAST_LARGE: usize = 64 << 10;
 
 /// Events that healthy clients may be behind before publishers wait for them.
 const WINDOW: u64 = 16_000;
@@ -39,8 +45,10 @@ pub(crate) struct PublisherPlan {
     pub(crate) number: u64,
     /// Events in a batch, on average.
     pub(crate) batch: usize,
-    /// Whether its connections go through the proxy, so that it does not always get its answers.
-    pub(crate) is_proxied: bool,
+    /// The way to the server. Through the proxy, it does not always get its answers.
+    pub(crate) link: Link,
+    /// The most bytes of an event, if it publishes large ones, one at a time.
+    pub(crate) largest: Option<usize>,
     pub(crate) seed: u64,
 }
 
@@ -53,14 +61,15 @@ pub(crate) async fn publish(
     let mut rng = Rng::with_seed(plan.seed);
     let mut next = plan.number << 48;
     let mut client = connect(&world, plan);
-    let mut pace = interval(PACE);
+    let time = plan.largest.map_or(PACE, |_| LARGE_PACE);
+    let mut pace = interval(time);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waited = 0;
     while !stop.is_cancelled() {
         pace.tick().await;
         if world.behind() > WINDOW {
             waited += 1;
-            if PACE * waited > PATIENCE {
+            if time * waited > PATIENCE {
                 return Err(Violation::Isolation(Fault::new(
                     Location::Publisher,
                     "a healthy client is behind and makes no progress",
@@ -71,11 +80,17 @@ pub(crate) async fn publish(
             continue;
         }
         waited = 0;
-        let count = rng.usize(1..=plan.batch * 2);
+        let count = match plan.largest {
+            Some(_) => 1,
+            None => rng.usize(1..=plan.batch * 2),
+        };
         let events: Vec<_> = (0..count)
             .map(|i| {
                 next += 1;
-                event(&world, &mut rng, next, i == 0)
+                match plan.largest {
+                    Some(largest) => large_event(&world, &mut rng, next, largest),
+                    None => event(&world, &mut rng, next, i == 0),
+                }
             })
             .collect();
         let prepared: Vec<_> = {
@@ -97,25 +112,39 @@ pub(crate) async fn publish(
 }
 
 fn connect(world: &World, plan: PublisherPlan) -> EventServiceClient<Channel> {
-    let address = match plan.is_proxied {
-        true => world.proxy,
-        false => *world.address.borrow(),
-    };
+    let address = world.address(plan.link);
     let endpoint =
         Endpoint::from_shared(format!("http://{address}")).expect("an address makes a URL");
     EventServiceClient::new(endpoint.connect_lazy())
 }
 
-/// Returns an event. One in 1,000 goes to a single client, unless it is `for_all`.
-fn event(world: &World, rng: &mut Rng, number: u64, for_all: bool) -> NewEvent {
-    let mut payload = Vec::with_capacity(64);
+/// Returns a large event. Most are nearer to the smallest than to the largest.
+fn large_event(world: &World, rng: &mut Rng, number: u64, largest: usize) -> NewEvent {
+    let doublings = (largest / LEAST_LARGE).max(1).ilog2();
+    let least = LEAST_LARGE << rng.u32(0..=doublings);
+    let size = rng.usize(least..=(2 * least).max(least + 1)).min(largest);
+    NewEvent {
+        topic: format!("{LARGE}.{}", rng.u32(0..ITEMS)),
+        payload: payload(world, number, size).into(),
+        ..NewEvent::default()
+    }
+}
+
+fn payload(world: &World, number: u64, size: usize) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(size);
     payload.extend(number.to_le_bytes());
     payload.extend(world.now().to_le_bytes());
+    payload.resize(size, number as u8);
+    payload
+}
+
+/// Returns an event. One in 1,000 goes to a single client, unless it is `for_all`.
+fn event(world: &World, rng: &mut Rng, number: u64, for_all: bool) -> NewEvent {
     let size = match rng.u32(0..RARE) {
         0 => rng.usize(17_000..40_000),
         _ => 16 + rng.usize(0..32),
     };
-    payload.resize(size, number as u8);
+    let payload = payload(world, number, size);
     let to_one = rng.u32(0..RARE) == 0 && !for_all;
     let (area, item, kind) = (
         rng.u32(0..AREAS),

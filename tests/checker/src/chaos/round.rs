@@ -19,7 +19,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Counts, Options, client::Actor, plan::Plan, publisher, world::World};
+use super::{
+    Counts, Options,
+    client::Actor,
+    plan::{Link, Plan, Scenario},
+    publisher, typed,
+    world::World,
+};
 use crate::{
     check::{Rules, Tally, check, check_clean_up, check_memory},
     proxy::Proxy,
@@ -28,8 +34,13 @@ use crate::{
     violation::{Fault, Location, Violation},
 };
 
-/// The publishers of a round: whether each goes through the proxy.
-const PUBLISHERS: [bool; 3] = [false, false, true];
+/// The publishers of a round, by their ways to the server, and whether they publish large events.
+const PUBLISHERS: [(Link, bool); 4] = [
+    (Link::Direct, false),
+    (Link::Direct, false),
+    (Link::Faulty, false),
+    (Link::Direct, true),
+];
 
 /// How long a server may take to notice that all clients are gone.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -54,6 +65,7 @@ pub(crate) async fn run(
     let plan = Plan::new(seed, options.scale);
     let server = Running::start(&plan.server).await?;
     let proxy = Proxy::start(server.address, seed, Arc::clone(&counts.faults)).await?;
+    let slow = Proxy::start_slow(server.address, seed, Arc::clone(&counts.faults)).await?;
     let healthy = plan
         .clients
         .iter()
@@ -63,6 +75,7 @@ pub(crate) async fn run(
         started: Instant::now(),
         address: watch::channel(server.address).0,
         proxy: proxy.address(),
+        slow: slow.address(),
         hubs: Mutex::new(vec![server.hub.clone()]),
         truth: Mutex::new(Truth::default()),
         finish: watch::channel(None).0,
@@ -78,21 +91,30 @@ pub(crate) async fn run(
     }
     let stop = CancellationToken::new();
     let mut publishers = JoinSet::new();
-    for (number, is_proxied) in (1..).zip(PUBLISHERS) {
+    for (number, (link, is_large)) in (1..).zip(PUBLISHERS) {
         let publisher = publisher::PublisherPlan {
             number,
             batch: options.batch,
-            is_proxied,
+            link,
+            largest: is_large.then_some(plan.largest_event),
             seed: seed.wrapping_mul(8).wrapping_add(number),
         };
         let publishing = publisher::publish(Arc::clone(&world), publisher, stop.clone());
         publishers.spawn(publishing);
     }
+    let typed = tokio::spawn(typed::run(
+        seed,
+        Scenario::of(seed),
+        options.scale,
+        Arc::clone(counts),
+        stop.clone(),
+    ));
     let watching = tokio::spawn(watch_memory(Arc::clone(&world), plan.memory_bound));
 
     sleep(options.round / 2).await;
     let next = Running::start(&plan.server).await?;
     proxy.retarget(next.address);
+    slow.retarget(next.address);
     world.begin_epoch(next.address, next.hub.clone());
     counts.restarts.fetch_add(1, Relaxed);
     let drained = server.stop().await;
@@ -101,6 +123,7 @@ pub(crate) async fn run(
     stop.cancel();
     let published = publishers.join_all().await;
     proxy.stop().await;
+    slow.stop().await;
     world
         .finish
         .send_replace(Some(tidegate_proto::v1::Position {
@@ -109,6 +132,7 @@ pub(crate) async fn run(
         }));
     let clients: Vec<Client> = clients.join_all().await.into_iter().flatten().collect();
     let left = next.stop_when_empty().await;
+    let typed = typed.await.expect("it does not panic");
     watching.abort();
     let held = watching.await.unwrap_or(Ok(()));
 
@@ -118,7 +142,9 @@ pub(crate) async fn run(
         drained?;
         left?;
         held?;
-        check_records(truth, &clients, plan.rules)
+        let mut tally = check_records(truth, &clients, plan.rules)?;
+        tally.add(&typed?);
+        Ok(tally)
     };
     Ok(checks())
 }

@@ -13,7 +13,7 @@ use tidegate::{Encoded, Hub};
 use tidegate_proto::v1::Position;
 use tokio::sync::watch;
 
-use super::Counts;
+use super::{Counts, plan::Link};
 use crate::truth::Truth;
 
 /// The state that clients and publishers of a round share.
@@ -22,8 +22,10 @@ pub(crate) struct World {
     pub(crate) started: Instant,
     /// The address of the server.
     pub(crate) address: watch::Sender<SocketAddr>,
-    /// The address of the proxy.
+    /// The address of the proxy that injects faults.
     pub(crate) proxy: SocketAddr,
+    /// The address of the proxy that is slow.
+    pub(crate) slow: SocketAddr,
     /// The hubs of all epochs, the newest last.
     pub(crate) hubs: Mutex<Vec<Hub<Encoded>>>,
     pub(crate) truth: Mutex<Truth>,
@@ -40,6 +42,15 @@ impl World {
     /// Returns the nanoseconds since the round began.
     pub(crate) fn now(&self) -> u64 {
         self.started.elapsed().as_nanos() as u64
+    }
+
+    /// Returns the address at which a client reaches the server.
+    pub(crate) fn address(&self, link: Link) -> SocketAddr {
+        match link {
+            Link::Direct => *self.address.borrow(),
+            Link::Faulty => self.proxy,
+            Link::Slow => self.slow,
+        }
     }
 
     /// Returns the hub of the running server.

@@ -29,6 +29,8 @@ pub(super) struct Conflated {
     pub(super) first_event: usize,
     /// The ranges of sequences that were lost, not replaced.
     pub(super) lost: Vec<(u64, u64)>,
+    /// The last sequence that a gap names.
+    pub(super) counted_through: u64,
 }
 
 impl Walk<'_> {
@@ -69,6 +71,20 @@ impl Walk<'_> {
         let settled = conflated.settled;
         if settled < matching {
             return Err(self.loss(problem, matching, settled));
+        }
+        Ok(())
+    }
+
+    /// Checks that no more is delivered or counted than the matching events up to `sequence`, if nothing that came goes
+    /// beyond it.
+    pub(super) fn no_more_settled_than(&self, sequence: u64) -> Result<(), Violation> {
+        let Some(conflated) = &self.conflated else {
+            return Ok(());
+        };
+        let matching = self.matching_since_live(sequence);
+        if self.last.max(conflated.counted_through) <= sequence && conflated.settled > matching {
+            let problem = "more is settled up to a position than matches";
+            return Err(self.loss(problem, matching, conflated.settled));
         }
         Ok(())
     }

@@ -54,20 +54,14 @@ const ENDED_BY_SERVER: [&str; 7] = [
     DEADLINE_EXCEEDED,
 ];
 
-/// A stream that had begun, at its end.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Begun {
-    /// The position of its `GoingAway`, if that came.
-    pub(super) going_away: Option<Option<Position>>,
-    /// Whether it is a replay of the last events before the first of them. Then no position is the right one.
-    pub(super) is_undecided: bool,
-}
-
-/// Checks the end of a stream, which may not have begun. Returns the position to resume after, if the status has one.
+/// Checks the end of a stream. `going_away`: the position of its `GoingAway`, if the stream had begun. `is_unsettled`:
+/// whether nothing was settled, so that there is no position. Returns the position to resume after, if the status has
+/// one.
 pub(super) fn check_ending(
     client: &Client,
     number: usize,
-    begun: Option<Begun>,
+    going_away: Option<Option<Position>>,
+    is_unsettled: bool,
 ) -> Result<Option<Position>, Violation> {
     let stream = &client.streams[number];
     let dishonest = |problem: &str| {
@@ -100,13 +94,13 @@ pub(super) fn check_ending(
     if code == Code::Internal {
         return dishonest("the server reports a fault of its own");
     }
-    let Some(begun) = begun else {
+    let Some(going_away) = going_away else {
         return Ok(None);
     };
-    if position.is_none() && !begun.is_undecided && ENDED_BY_SERVER.contains(&reason) {
+    if position.is_none() && !is_unsettled && ENDED_BY_SERVER.contains(&reason) {
         return dishonest("it does not say where to resume");
     }
-    if [SHUTTING_DOWN, MAX_CONNECTION_AGE].contains(&reason) && begun.going_away != Some(position) {
+    if [SHUTTING_DOWN, MAX_CONNECTION_AGE].contains(&reason) && going_away != position {
         return dishonest("`going_away` did not come, or names another position than the status");
     }
     Ok(position)

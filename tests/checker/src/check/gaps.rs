@@ -61,6 +61,7 @@ impl Walk<'_> {
         }
         if let Some(conflated) = &mut self.conflated {
             conflated.settled += gap.count;
+            conflated.counted_through = conflated.counted_through.max(gap.last_sequence);
             if reason != GapReason::Conflated {
                 conflated.lost.push((gap.first_sequence, gap.last_sequence));
                 self.next = Some(self.next.unwrap_or(1).max(gap.last_sequence + 1));

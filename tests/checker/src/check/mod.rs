@@ -9,6 +9,7 @@
 //!   between two gaps resumes after the first.
 //! * *Conflated* streams count replaced events ahead of the survivors. So at any moment, at least the events before the
 //!   last survivor must be settled, and at most those published; at the end exactly those published.
+//!   Where nothing that came goes beyond a position that is stated, exactly the events up to it must be settled.
 //! * *Freshness* is judged by the newest sequence of the server, read after the gap has arrived. That is at least the
 //!   newest at the moment of the drop: an event that would have fitted then must not be in the gap.
 
@@ -46,7 +47,7 @@ pub fn check(truth: &Truth, clients: &[Client], rules: Rules) -> Result<Tally, V
         for (number, stream) in client.streams.iter().enumerate() {
             tally.open(stream);
             let Some(subscribed) = &stream.subscribed else {
-                check_ending(client, number, None)?;
+                check_ending(client, number, None, false)?;
                 continue;
             };
             let head = subscribed.position.unwrap_or_default();
@@ -55,8 +56,9 @@ pub fn check(truth: &Truth, clients: &[Client], rules: Rules) -> Result<Tally, V
                 rules,
                 log,
                 successors: successors
-                    .entry(head.epoch)
-                    .or_insert_with(|| log.successors()),
+                    .entry((head.epoch, stream.predicate))
+                    .or_insert_with(|| log.successors(stream.predicate)),
+                predicate: stream.predicate,
                 wanted: truth.wanted(&subscribed.client_id, &stream.request.filters),
             };
             let mut walk = Walk::new(client, number, subscribed, context);

@@ -2,15 +2,10 @@
 
 use tidegate_proto::v1::{Overflow, Position, Subscribed};
 
-use super::{
-    conflated::Conflated,
-    ending::{Begun, check_ending},
-    rules::Rules,
-    tally::Tally,
-};
+use super::{conflated::Conflated, ending::check_ending, rules::Rules, tally::Tally};
 use crate::{
     record::{Client, Delivered, Item, Stream},
-    truth::Log,
+    truth::{Log, Remainder},
     violation::{Fault, Location, Violation},
 };
 
@@ -22,6 +17,8 @@ pub(super) struct Context<'a> {
     pub(super) successors: &'a [u64],
     /// By number of topic, whether the stream gets it.
     pub(super) wanted: Vec<bool>,
+    /// The predicate of the stream, if it has one.
+    pub(super) predicate: Option<Remainder>,
 }
 
 /// A stream, and the state of the walk along it.
@@ -48,8 +45,7 @@ pub(super) struct Walk<'a> {
     pub(super) is_replaying: bool,
     /// The account of a conflating stream, once it is live.
     pub(super) conflated: Option<Conflated>,
-    /// The position of `GoingAway`, if it came.
-    pub(super) going_away: Option<Option<Position>>,
+    pub(super) going_away: Option<Position>,
 }
 
 // ===== impl Walk =====
@@ -116,6 +112,14 @@ impl<'a> Walk<'a> {
                 }
                 Item::CaughtUp(position) => self.caught_up(*position, begin)?,
                 Item::GoingAway(position) => self.going_away = Some(*position),
+                Item::Unsettled if self.is_unsettled() => {}
+                Item::Unsettled => {
+                    return Err(self.resume(
+                        "no position is stated although events are settled",
+                        1,
+                        0,
+                    ));
+                }
                 Item::Malformed => {
                     return Err(self.loss("a response is empty, or `subscribed` came twice", 0, 0));
                 }
@@ -234,6 +238,7 @@ impl<'a> Walk<'a> {
         }
         if self.conflated.is_some() {
             self.settled_to(position.sequence, problem)?;
+            self.no_more_settled_than(position.sequence)?;
         } else {
             let next = self.next.unwrap_or(position.sequence + 1);
             self.nothing_between(next, position.sequence, problem)?;
@@ -277,15 +282,12 @@ impl<'a> Walk<'a> {
             self.all_settled(head)?;
         }
         self.newest_survived()?;
-        let begun = Begun {
-            going_away: self.going_away,
-            is_undecided: self.next.is_none() && self.stream.request.resume_after.is_none(),
-        };
-        let position = check_ending(self.client, self.number, Some(begun))?;
-        if let (Some(position), None) = (position, self.next)
-            && position.epoch == self.head.epoch
-            && self.stream.request.resume_after.is_none()
+        let unsettled = self.is_unsettled();
+        let position = check_ending(self.client, self.number, Some(self.going_away), unsettled)?;
+        if let Some(position) = position
+            && unsettled
         {
+            // The server knows where the replay begins before the first event tells.
             self.begin_at(position.sequence + 1)?;
         }
         if let (Some(position), Some(next)) = (position, self.next) {
@@ -314,11 +316,22 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// Whether it is a `replay_last` before its first event, which determines where it begins.
+    fn is_unsettled(&self) -> bool {
+        self.next.is_none() && self.stream.request.replay_last > 0
+    }
+
     pub(super) fn wants(&self, sequence: u64) -> bool {
-        self.context
-            .log
-            .get(sequence)
-            .is_some_and(|event| self.context.wanted[event.topic as usize])
+        let Context {
+            log,
+            wanted,
+            predicate,
+            ..
+        } = &self.context;
+        log.get(sequence).is_some_and(|event| {
+            wanted[event.topic as usize]
+                && predicate.is_none_or(|predicate| predicate.matches(event.number))
+        })
     }
 
     pub(super) fn matching(&self, first: u64, last: u64) -> u64 {
