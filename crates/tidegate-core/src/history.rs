@@ -13,8 +13,8 @@ use crate::{
 };
 
 /// The most ranges that are remembered as lost. It happens rarely: a node was cut off for longer than its log keeps
-/// events, or the log has lost some. Beyond it the oldest two become one. Tests use 2, so that this is met.
-const MAX_LOST: usize = if cfg!(test) { 2 } else { 64 };
+/// events, or the log has lost some. Beyond it the oldest two become one.
+const MAX_LOST: usize = 64;
 
 /// The limits of history. An event that is beyond any one of them is dropped, oldest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,8 +224,10 @@ impl<P: Payload> History<P> {
         let begin = self.lost.partition_point(|(_, last)| *last <= after);
         let end = self.lost.partition_point(|(first, _)| *first <= up_to);
         let (first, last) = *self.lost.get(begin).filter(|_| begin < end)?;
+        let first = first.max(after + 1);
         let last = if all { self.lost[end - 1].1 } else { last };
-        Some((first.max(after + 1), last))
+        // One that has grown since its beginning was told may go on behind `up_to`.
+        (first <= up_to).then_some((first, last))
     }
 
     /// The last sequence of what was lost; 0 if nothing was.
