@@ -176,10 +176,6 @@ impl<P: Payload> Index<P> {
 
     /// Counts a subscription into the feeds of `kinds`, which are made if they are not there. Fails, with nothing
     /// changed, if that made filters hold more than `max_filter_bytes`.
-    #[expect(
-        clippy::mutable_key_type,
-        reason = "the kind of a feed, which it is found by, never changes"
-    )]
     pub(crate) fn join(
         &self,
         members: &mut Members<P>,
@@ -243,10 +239,6 @@ impl<P: Payload> Index<P> {
     }
 
     /// Forgets the feeds among `feeds` that no subscription uses. Returns those.
-    #[expect(
-        clippy::mutable_key_type,
-        reason = "the kind of a feed, which it is found by, never changes"
-    )]
     pub(crate) fn forget_unused<'a>(
         &self,
         members: &mut Members<P>,
