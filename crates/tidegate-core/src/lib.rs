@@ -16,7 +16,8 @@
 //!    no more than its own limits, and all events together hold no more than the memory budget.
 //! 5. **Freshness.** Overflow drops the oldest.
 //! 6. **Resume.** From a position still in history nothing is missed and nothing repeated; from any
-//!    other, the subscriber is told before the first event. What the hub was never handed is told at its place.
+//!    other, the subscriber is told before the first event. Ranges that the hub was never handed are told at their
+//!    place.
 //! 7. **Clean-up.** Dropping a subscription frees at once everything that it held.
 //! 8. **Honest endings.** A subscription that the hub ends says why: [`CloseReason`].
 //!
