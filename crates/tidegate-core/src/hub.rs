@@ -183,7 +183,7 @@ impl<P: Payload> Hub<P> {
         events: impl IntoIterator<Item = NewEvent<P>>,
         now: Instant,
     ) -> Result<Published, PublishError> {
-        finish(self.begin_publish(events), now)
+        finish(&mut self.begin_publish(events), now)
     }
 
     /// Begins to publish `events`, in steps, as [`publish`](Self::publish) does in one: a task lets others run between them.
@@ -264,10 +264,8 @@ impl<P: Payload> Hub<P> {
         // From the first part to the last: the order is checked with the first, and holds for all.
         let _appending = self.shared.appending.lock();
         let shared = Arc::clone(&self.shared);
-        finish(
-            Publishing::new(shared, events, Numbering::Given(sequences)),
-            now,
-        )
+        let mut publishing = Publishing::new(shared, events, Numbering::Given(sequences));
+        finish(&mut publishing, now)
     }
 
     /// Moves the [`position`](Self::position) to `sequence`, because there is no event up to there: the log has
@@ -611,7 +609,7 @@ impl<P: Payload> Hub<P> {
 
 /// Publishes a batch to its end.
 fn finish<P: Payload>(
-    mut publishing: Publishing<P>,
+    publishing: &mut Publishing<P>,
     now: Instant,
 ) -> Result<Published, PublishError> {
     loop {

@@ -32,12 +32,14 @@ pub(crate) struct Part<P> {
     first: usize,
     /// The number behind the last: those from it on are to be searched for.
     end: usize,
-    /// Which events of the part go to which feeds.
+    /// Which events of the part go to which feeds: all runs but the last.
     runs: Vec<Run>,
+    /// The last run, beside the others because most parts have only one.
+    last: Option<Run>,
     /// The feeds of all runs, one after the other.
     feeds: Vec<Arc<Feed<P>>>,
     /// The answers of predicates, by the number of the event and their identity: each is asked once, also when the search is done again.
-    answers: Option<Answers>,
+    answers: Option<Box<Answers>>,
     /// The work of the search so far.
     work: u64,
     /// How many appends it takes.
@@ -80,6 +82,7 @@ impl<P: Payload> Part<P> {
             first: 0,
             end: 0,
             runs: Vec::new(),
+            last: None,
             feeds: Vec::new(),
             answers: None,
             work: 0,
@@ -111,13 +114,13 @@ impl<P: Payload> Part<P> {
         // At least one a event, so that a part has an end, whatever matches.
         self.work += 1;
         // A batch is often of one topic: then one search does for all of it.
-        if let Some(run) = self.runs.last_mut()
+        if let Some(run) = &mut self.last
             && run.is_by_topic
             && let Some(before) = events_end.checked_sub(2)
             && self.batch[before].topic() == event.topic()
         {
             run.events_end = events_end;
-            let first = self.runs.iter().rev().nth(1).map_or(0, |run| run.feeds_end);
+            let first = self.runs.last().map_or(0, |run| run.feeds_end);
             self.appends += self.feeds.len() - first;
             return;
         }
@@ -135,12 +138,13 @@ impl<P: Payload> Part<P> {
             });
         }
         self.appends += self.feeds.len() - before;
-        self.runs.push(Run {
+        let run = Run {
             events_end,
             feeds_end: self.feeds.len(),
             version: found.version,
             is_by_topic,
-        });
+        };
+        self.runs.extend(self.last.replace(run));
     }
 
     /// Finds the feeds of all events of the part anew.
@@ -178,20 +182,26 @@ impl<P: Payload> Part<P> {
     /// Forgets which feeds the events go to.
     fn forget_search(&mut self) {
         self.runs.clear();
+        self.last = None;
         self.feeds.clear();
         (self.work, self.appends) = (0, 0);
     }
 
     /// Whether every search has seen this version of the index.
     pub(crate) fn is_since(&self, version: u64) -> bool {
-        self.runs.iter().all(|run| run.version >= version)
+        self.runs().all(|run| run.version >= version)
+    }
+
+    /// All runs.
+    fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.runs.iter().chain(&self.last)
     }
 
     /// The events with their feeds, in their order.
     pub(crate) fn targets(&self) -> impl Iterator<Item = Target<'_, P>> {
         let starts = [(self.first, 0)].into_iter();
-        let ends = self.runs.iter().map(|run| (run.events_end, run.feeds_end));
-        let runs = self.runs.iter().zip(starts.chain(ends));
+        let ends = self.runs().map(|run| (run.events_end, run.feeds_end));
+        let runs = self.runs().zip(starts.chain(ends));
         runs.flat_map(move |(run, (events_start, feeds_start))| {
             self.batch[events_start..run.events_end]
                 .iter()
@@ -206,15 +216,14 @@ impl<P: Payload> Part<P> {
     /// Whether the late feeds can be matched under the publish lock: the work is small, and no code of an application has
     /// to run.
     pub(crate) fn can_match(&self, late: &[Late<P>]) -> bool {
-        let oldest = self.runs.iter().map(|run| run.version).min();
-        let mut to_match = late
-            .iter()
-            .filter(|late| oldest.is_some_and(|oldest| late.version > oldest))
-            .peekable();
         // Most often there is none.
-        if to_match.peek().is_none() {
+        if late.is_empty() {
             return true;
         }
+        let oldest = self.runs().map(|run| run.version).min();
+        let to_match = late
+            .iter()
+            .filter(|late| oldest.is_some_and(|oldest| late.version > oldest));
         let mut filters = 0;
         for late in to_match {
             filters += late.feed.filters().len();
