@@ -11,12 +11,15 @@ import grpc
 from tidegate.v1 import event_service_pb2 as pb
 from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
-# A broken connection, a server that restarts, or a stream that was reset: reconnect and resume.
+# A broken connection, a server that restarts, a stream that was reset or not read for too long, or a quota: reconnect and
+# resume.
 RETRY = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 # Detects within 40 seconds that the server has vanished without closing the connection.
@@ -42,11 +45,12 @@ class Cursor:
             # Conflated events lie between the events that survived, which are still to come.
             case "gap" if response.gap.reason != pb.GAP_REASON_CONFLATED:
                 self._move_to(response.gap.last_sequence)
-            case "heartbeat":
+            case "heartbeat" if response.heartbeat.HasField("position"):
                 self.position = response.heartbeat.position
             case "caught_up":
                 self.position = response.caught_up.position
-            case "going_away":
+            # Not set while nothing was settled.
+            case "going_away" if response.going_away.HasField("resume_after"):
                 self.position = response.going_away.resume_after
 
     def _move_to(self, sequence):
@@ -62,7 +66,10 @@ def show(response):
                 print(f"{event.sequence} {event.topic} {event.payload.decode(errors='replace')}")
         case "gap":
             gap = response.gap
-            print(f"-- GAP: {gap.count or 'an unknown number of'} events missing, {pb.GapReason.Name(gap.reason)}")
+            # A newer server may have a reason that this program does not know, which is a loss all the same.
+            known = gap.reason in pb.GapReason.values()
+            reason = pb.GapReason.Name(gap.reason) if known else f"reason {gap.reason}"
+            print(f"-- GAP: {gap.count or 'an unknown number of'} events missing, {reason}")
         case "caught_up":
             print("-- caught up, live from here")
         case "going_away":

@@ -16,6 +16,9 @@ DIRECT = {
         "fastrand",
         "futures-core",
         "futures-util",
+        "http",
+        "http-body-util",
+        "hyper-util",
         "prost",
         "prost-types",
         "thiserror",
@@ -23,6 +26,7 @@ DIRECT = {
         "tokio",
         "tonic",
         "tonic-types",
+        "tower-service",
     },
 }
 

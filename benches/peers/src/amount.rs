@@ -14,4 +14,8 @@ pub(crate) struct Amount {
     /// Number of idle connections.
     #[arg(long, value_name = "N", default_value_t = 2_000)]
     pub(crate) idle_connections: usize,
+
+    /// Number of clients that come at once.
+    #[arg(long, value_name = "N", default_value_t = 3_000)]
+    pub(crate) storm_clients: usize,
 }

@@ -8,8 +8,8 @@ use std::{
 
 use clap::ValueEnum;
 use tidegate_bench::{
-    Cores, Error, Grpc, Idle, IdleMemory, Launch, Load, Measured, Progress, ServerChoice, Session,
-    Setup,
+    Cores, Error, Grpc, Idle, IdleMemory, Launch, Load, Measured, Progress, Server, ServerChoice,
+    Session, Setup, Storm, Wave,
 };
 
 use crate::text::{Text, nats::Nats, raw::Raw, redis::Redis};
@@ -152,10 +152,27 @@ impl Peer {
         )
     }
 
+    /// Whether its clients can come in a storm, and the benchmark knows when they are there.
+    pub(crate) const fn takes_storms(self) -> bool {
+        matches!(self, Self::Tidegate | Self::Nats | Self::Redis)
+    }
+
     /// Returns how to start it.
     fn launch(self, programs: &Programs) -> Result<Launch, Error> {
         Ok(match self {
-            Self::Tidegate => Launch::new(&programs.tidegate, ["serve", "--listen", "127.0.0.1:0"]),
+            Self::Tidegate => {
+                // The benchmark is one address with the filters of thousands of clients.
+                let arguments = [
+                    "serve",
+                    "--listen",
+                    "127.0.0.1:0",
+                    "--quotas-address-filter-work",
+                    "none",
+                    "--quotas-address-filter-bytes",
+                    "none",
+                ];
+                Launch::new(&programs.tidegate, arguments)
+            }
             Self::TypedTransport => Launch::new(this_program()?, ["typed-transport"]),
             Self::Typed => Launch::new(this_program()?, ["typed"]),
             Self::Broadcast => Launch::new(this_program()?, ["broadcast"]),
@@ -221,6 +238,27 @@ impl Peer {
             }
             Self::Raw => {
                 idle.measure(Text::new(server, Raw), server, &progress)
+                    .await
+            }
+        }
+    }
+
+    /// Lets many clients come, be cut and come back to the server of `session`, and measures. Returns the three waves.
+    pub(crate) async fn storm(self, storm: &Storm, session: &Session) -> Result<[Wave; 3], Error> {
+        let (server, environment) = (session.server(), session.environment());
+        let progress = &Progress::hidden();
+        match self {
+            Self::Nats => {
+                let target = |server: &Server| Text::new(server, Nats);
+                storm.measure(target, server, environment, progress).await
+            }
+            Self::Redis => {
+                let target = |server: &Server| Text::new(server, Redis);
+                storm.measure(target, server, environment, progress).await
+            }
+            _ => {
+                storm
+                    .measure(Grpc::new, server, environment, progress)
                     .await
             }
         }

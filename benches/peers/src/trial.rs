@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use tidegate_bench::{
-    Environment, Error, Figures, Idle, IdleMemory, Load, Pace, Plan, Session, Shape,
+    Cut, Environment, Error, Figures, Idle, IdleMemory, Load, Pace, Plan, Session, Shape, Storm,
+    Wave,
 };
 
 use crate::{
@@ -71,6 +72,19 @@ impl Trial<'_> {
         let memory = self.peer.idle(&idle, &session).await;
         session.end().await;
         memory
+    }
+
+    /// Measures a storm of clients. Returns the three waves.
+    pub(crate) async fn storm(&mut self) -> Result<[Wave; 3], Error> {
+        let storm = Storm {
+            clients: self.amount.storm_clients,
+            missed: 10,
+            cut: Cut::Connections,
+        };
+        let session = self.begin(Serving::default()).await?;
+        let waves = self.peer.storm(&storm, &session).await;
+        session.end().await;
+        waves
     }
 
     async fn begin(&mut self, serving: Serving) -> Result<Session, Error> {

@@ -1,7 +1,7 @@
 //! The workloads, and the metrics of each.
 
 use clap::ValueEnum;
-use tidegate_bench::{Cost, Error, Figures, Pace};
+use tidegate_bench::{Cost, Error, Figures, Pace, Wave};
 
 use crate::{
     amount::Amount,
@@ -24,6 +24,8 @@ pub(crate) enum Workload {
     Cores,
     /// Flat out, once by TLS and once without.
     Tls,
+    /// Clients that all come at once, are cut, and all come back.
+    Storm,
 }
 
 /// A metric of a workload.
@@ -104,6 +106,16 @@ const TLS: &[Metric] = &[
     noted("benchmark, with TLS", "% of its cores"),
 ];
 
+const STORM: &[Metric] = &[
+    ranged(compared("all connected after", "ms")),
+    ranged(compared("all subscribed after", "ms")),
+    ranged(compared("all back and caught up after", "ms")),
+    noted("of them p50", "ms"),
+    compared("server CPU per client that comes back", "us"),
+    noted("retries", ""),
+    noted("benchmark, as they come back", "% of its cores"),
+];
+
 /// Connections in all workloads but [`Workload::Paced`] and [`Workload::Idle`].
 const CONNECTIONS: usize = 100;
 
@@ -146,13 +158,14 @@ const NONE_STALLED: Run = Run {
 // ===== impl Workload =====
 
 impl Workload {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Firehose,
         Self::Paced,
         Self::Idle,
         Self::Stalled,
         Self::Cores,
         Self::Tls,
+        Self::Storm,
     ];
 
     pub(crate) const fn metrics(self) -> &'static [Metric] {
@@ -162,6 +175,7 @@ impl Workload {
             Self::Idle => IDLE,
             Self::Stalled => STALLED,
             Self::Tls => TLS,
+            Self::Storm => STORM,
         }
     }
 
@@ -173,6 +187,7 @@ impl Workload {
             Self::Stalled => "Stalled clients",
             Self::Cores => "All cores",
             Self::Tls => "TLS",
+            Self::Storm => "A storm of clients",
         }
     }
 
@@ -185,6 +200,7 @@ impl Workload {
             Self::Stalled => "stalled.svg",
             Self::Cores => "cores.svg",
             Self::Tls => "tls.svg",
+            Self::Storm => "storm.svg",
         }
     }
 
@@ -217,6 +233,13 @@ impl Workload {
                  without. No session is resumed. Only servers of HTTP/2 take part: the benchmark has no TLS for the \
                  protocols of the others."
             ),
+            Self::Storm => format!(
+                "{clients} clients, each with a connection of its own, open their connections at once, then connect and \
+                 subscribe at once; all connections are cut; all clients come back at once. The times are those of the \
+                 last. A client of tidegate that comes back has to get the 10 events of 256 B that were published \
+                 while it was away. The others keep nothing for it, so theirs has to be confirmed only.",
+                clients = amount.storm_clients
+            ),
         }
     }
 
@@ -225,6 +248,7 @@ impl Workload {
         match self {
             Self::Stalled => peer.survives_stalling(),
             Self::Tls => peer.speaks_tls(),
+            Self::Storm => peer.takes_storms(),
             Self::Firehose | Self::Paced | Self::Idle | Self::Cores => true,
         }
     }
@@ -247,6 +271,7 @@ impl Workload {
                 stalled(&without, &with)
             }
             Self::Cores => firehose(&trial.run(FLAT_OUT.on(Serving::ON_ALL_CORES)).await?),
+            Self::Storm => storm(&trial.storm().await?),
             Self::Tls => {
                 let encrypted = FLAT_OUT.on(Serving::BY_TLS);
                 let [without, with] = trial.pair(FLAT_OUT, encrypted).await?;
@@ -319,6 +344,20 @@ fn tls(without: &Figures, with: &Figures) -> Result<Sample, Error> {
         encrypted.total_us / plain.total_us,
         with.deliveries_per_second / 1e6,
         with.client.cpu_share * 100.0,
+    ])
+}
+
+fn storm([opened, first, back]: &[Wave; 3]) -> Result<Sample, Error> {
+    let p50 = back.caught_up.ok_or_else(nothing)?.p50_us / 1e3;
+    let cost = back.server_per_client.ok_or_else(nothing)?;
+    Ok(vec![
+        opened.seconds * 1e3,
+        first.seconds * 1e3,
+        back.seconds * 1e3,
+        p50,
+        cost.total_us,
+        (opened.retries + first.retries + back.retries) as f64,
+        back.client.cpu_share * 100.0,
     ])
 }
 

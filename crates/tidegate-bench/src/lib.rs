@@ -13,7 +13,7 @@
 //!
 //! # Map
 //!
-//! [`Setup`] finds or starts the server. [`Fanout`], [`Ingest`], [`Churn`] and [`Idle`] are the benchmarks.
+//! [`Setup`] finds or starts the server. [`Fanout`], [`Ingest`], [`Churn`], [`Storm`] and [`Idle`] are the benchmarks.
 //! [`Load`] is the engine below the first two; it drives any [`target::Target`].
 //!
 //! # Platforms
@@ -40,6 +40,7 @@ mod publishing;
 mod run;
 mod server;
 mod session;
+mod storm;
 mod stream;
 mod subscribing;
 mod table;
@@ -56,7 +57,7 @@ pub use cores::Cores;
 pub use error::Error;
 pub use fanout::{Conditions, Fanout, FanoutReport};
 pub use figures::{Cost, Figures, ServerCost};
-pub use grpc::{Grpc, GrpcConnection, GrpcPublisher};
+pub use grpc::{Grpc, GrpcConnection, GrpcPublisher, GrpcReturned};
 pub use idle::{Idle, IdleMemory, IdleReport};
 pub use ingest::{Ingest, IngestReport};
 pub use latency::{Distribution, Latencies};
@@ -67,6 +68,7 @@ pub use publishing::Pace;
 pub use run::{Load, Measured};
 pub use server::{Launch, Server};
 pub use session::{ClientShare, Environment, ServerChoice, Session, Setup};
+pub use storm::{Cut, Storm, StormReport, Wave};
 pub use stream::Stream;
 pub use table::digits;
 pub use tls::Credentials;

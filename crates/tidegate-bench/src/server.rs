@@ -10,7 +10,7 @@ use std::{
 };
 
 use http::{HeaderValue, uri::Authority};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     net::{TcpStream, lookup_host},
@@ -26,6 +26,9 @@ use crate::{
 
 /// How long a server may take to announce its address, or to accept a connection there.
 const STARTUP: Duration = Duration::from_secs(10);
+
+/// Open files of a process that are not connections to or of clients, with room to spare.
+const SPARE_FILES: usize = 64;
 
 /// A program that serves, and how to start it.
 #[derive(Debug, Clone)]
@@ -56,6 +59,8 @@ pub struct Server {
     _certificate: Option<Arc<MadeCertificate>>,
     /// Its process id, if known.
     pid: Option<u32>,
+    /// How it was started, if it is a child.
+    launch: Option<Launch>,
     /// The child, which is killed on drop, and its output, which stays open so that the child can write to it.
     child: Option<(Child, Option<BufReader<ChildStdout>>)>,
 }
@@ -140,6 +145,7 @@ impl Launch {
             tls: self.certificate.as_ref().map(trusted).transpose()?,
             _certificate: self.certificate.clone(),
             pid: child.id(),
+            launch: Some(self.clone()),
             child: Some((child, output)),
         })
     }
@@ -227,6 +233,7 @@ impl Server {
             tls: tls.transpose()?,
             _certificate: None,
             pid,
+            launch: None,
             child: None,
         })
     }
@@ -289,6 +296,27 @@ impl Server {
         self.pid.map(usage::resident_bytes).transpose()
     }
 
+    /// Kills a child, as a crash would, and starts another of it, at an address of its own. Any other server cannot be
+    /// restarted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if it is no child, and as for [`Launch::start`].
+    pub(crate) async fn restart(&self) -> Result<Self, Error> {
+        let (Some(launch), Some(pid)) = (&self.launch, self.pid) else {
+            return Err(Error::Invalid(
+                "only a server that the benchmark has started can be restarted; leave out --server"
+                    .into(),
+            ));
+        };
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            kill_process(pid, Signal::KILL)
+                .map_err(|error| Error::system("cannot kill the server")(error.into()))?;
+        }
+        launch.start().await
+    }
+
     /// Kills a child, and waits until it has ended; leaves any other server running.
     pub async fn stop(mut self) {
         if let Some((child, _)) = &mut self.child {
@@ -330,6 +358,26 @@ fn authority(url: &str) -> Result<(Authority, bool), Error> {
         None => format!("{rest}:{port}").parse().map_err(|_| invalid())?,
     };
     Ok((authority, is_tls))
+}
+
+/// Checks that this process, and with it its children, may open `connections` connections.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] if it may open too few files.
+pub(crate) fn check_open_files(connections: usize) -> Result<(), Error> {
+    let needed = connections.saturating_add(SPARE_FILES);
+    let allowed = getrlimit(Resource::Nofile).current;
+    let allowed = allowed.map_or(usize::MAX, |files| {
+        usize::try_from(files).unwrap_or(usize::MAX)
+    });
+    if allowed < needed {
+        return Err(Error::Invalid(format!(
+            "{connections} connections need {needed} open files, and {allowed} are allowed; raise the limit with \
+             `ulimit -Hn {needed}`, or use fewer"
+        )));
+    }
+    Ok(())
 }
 
 /// Raises the limit on open files of this process, and of its children, to the maximum that the system allows.

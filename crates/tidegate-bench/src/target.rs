@@ -26,6 +26,53 @@ pub trait Target: fmt::Debug + Clone + Send + 'static {
     fn publisher(&self) -> impl Future<Output = Result<Self::Publisher, Error>>;
 }
 
+/// A kind of server whose clients can all come at once, be cut, and all come back.
+pub trait Returning: Target {
+    /// Whether a client that comes back gets what it missed.
+    const RESUMES: bool;
+
+    /// A connection that has come. Dropping it cuts it.
+    type Returned: 'static;
+
+    /// A connection that was only opened. Dropping it closes it.
+    type Opened: 'static;
+
+    /// Opens a connection. Returns when the server has accepted it, which it shows by its first bytes.
+    fn open(&self) -> impl Future<Output = Result<Self::Opened, Error>>;
+
+    /// Opens a connection and subscribes to a topic, after a position if there is one. Returns when the server has
+    /// confirmed the subscription and, with a position, the client has all that was published since.
+    fn come(
+        &self,
+        topic: &str,
+        after: Option<Position>,
+    ) -> impl Future<Output = Result<Arrival<Self::Returned>, Error>>;
+}
+
+/// A client that has come.
+#[derive(Debug)]
+pub struct Arrival<C> {
+    /// Its connection.
+    pub connection: C,
+    /// The moment at which its connection was open.
+    pub connected: tokio::time::Instant,
+    /// The moment at which it had what it missed.
+    pub caught_up: tokio::time::Instant,
+    /// Where to resume when it comes back, if the server has positions.
+    pub position: Option<Position>,
+    /// Events that it had missed and got.
+    pub events: u64,
+}
+
+/// A position in the events of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The identity of the server's sequence space.
+    pub epoch: u64,
+    /// The sequence of the last event.
+    pub sequence: u64,
+}
+
 /// An event to publish.
 #[derive(Debug, Clone, Copy)]
 pub struct Outgoing<'a> {

@@ -5,7 +5,7 @@
 //! of events in a batch, its first index, the count of a gap, and on request the payloads. The tests compare it with
 //! the generated code.
 
-use crate::Error;
+use crate::{Error, target::Position};
 
 /// The gRPC prefix of a message: a flag for compression and four bytes of length.
 const PREFIX: usize = 5;
@@ -55,6 +55,21 @@ pub(crate) struct Batch<'a> {
     pub(crate) count: u64,
     /// The encoded `Batch`.
     encoded: &'a [u8],
+}
+
+/// The parts of a `SubscribeResponse` that a client needs to know how far it has come back.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Return {
+    /// The first response of a stream, with the newest position of the server.
+    Subscribed(Position),
+    /// This number of events.
+    Events(u64),
+    /// Missing events, of an unknown number if it is 0.
+    Gap(u64),
+    /// Replay has ended.
+    CaughtUp,
+    /// Any other response.
+    Other,
 }
 
 /// The fields of an encoded message, in their order.
@@ -149,6 +164,30 @@ impl<'a> Response<'a> {
     }
 }
 
+impl Return {
+    /// Parses an encoded `SubscribeResponse`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Violation`] if it is no protobuf message.
+    pub(crate) fn parse(message: &[u8]) -> Result<Self, Error> {
+        Ok(match Response::parse(message)? {
+            Response::Batch(batch) => Self::Events(batch.count),
+            Response::Gap { count, .. } => Self::Gap(count),
+            Response::Subscribed { .. } => {
+                let subscribed = submessage(message, 1)?;
+                let position = submessage(subscribed, 3)?;
+                Self::Subscribed(Position {
+                    epoch: number(position, 1)?,
+                    sequence: number(position, 2)?,
+                })
+            }
+            Response::Other if has(message, 5)? => Self::CaughtUp,
+            Response::Other => Self::Other,
+        })
+    }
+}
+
 impl<'a> Batch<'a> {
     fn parse(encoded: &'a [u8]) -> Result<Self, Error> {
         let (mut first_index, mut count) = (0, 0);
@@ -201,6 +240,29 @@ pub(crate) fn number(message: &[u8], tag: u64) -> Result<u64, Error> {
         }
     }
     Ok(found)
+}
+
+/// Returns a message within a message: the last one with that tag, or an empty one if there is none.
+fn submessage(message: &[u8], tag: u64) -> Result<&[u8], Error> {
+    let mut found: &[u8] = &[];
+    for field in Fields(message) {
+        if let (number, Value::Bytes(bytes)) = field?
+            && number == tag
+        {
+            found = bytes;
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a message has a field with that tag.
+fn has(message: &[u8], tag: u64) -> Result<bool, Error> {
+    for field in Fields(message) {
+        if field?.0 == tag {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 // ===== impl Fields =====
@@ -258,12 +320,20 @@ impl<'a> Fields<'a> {
 
 // ===== Requests =====
 
-/// Encodes a `SubscribeRequest` for these filters, as one gRPC message.
+/// Encodes a `SubscribeRequest` for these filters, which resumes after a position if there is one, as one gRPC message.
 #[must_use]
-pub(crate) fn subscribe_request(filters: &[String]) -> Vec<u8> {
+pub(crate) fn subscribe_request(filters: &[String], after: Option<Position>) -> Vec<u8> {
     let mut message = vec![0; PREFIX];
     for filter in filters {
         put_bytes(&mut message, 2, filter.as_bytes());
+    }
+    if let Some(Position { epoch, sequence }) = after {
+        let mut position = Vec::new();
+        put_varint(&mut position, 1 << 3 | FIXED64);
+        position.extend_from_slice(&epoch.to_le_bytes());
+        put_varint(&mut position, 2 << 3 | VARINT);
+        put_varint(&mut position, sequence);
+        put_bytes(&mut message, 4, &position);
     }
     finish_message(message)
 }

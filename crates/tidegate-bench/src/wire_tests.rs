@@ -2,8 +2,8 @@
 
 use prost::Message as _;
 use tidegate_proto::v1::{
-    Event, Gap, Heartbeat, NewEvent, Position, PublishRequest, PublishResponse, SubscribeRequest,
-    SubscribeResponse, Subscribed, subscribe_response,
+    CaughtUp, Event, Gap, Heartbeat, NewEvent, Position, PublishRequest, PublishResponse,
+    SubscribeRequest, SubscribeResponse, Subscribed, subscribe_response,
 };
 
 use super::*;
@@ -19,6 +19,37 @@ fn framed(message: &[u8]) -> Vec<u8> {
     let mut framed = vec![0; PREFIX];
     framed.extend_from_slice(message);
     finish_message(framed)
+}
+
+#[test]
+fn a_return_is_followed_to_its_end() {
+    let place = Some(Position {
+        epoch: 1 << 60,
+        sequence: 300,
+    });
+    let subscribed = encoded(subscribe_response::Response::Subscribed(Subscribed {
+        client_id: "c".into(),
+        position: place,
+        ..Subscribed::default()
+    }));
+    let expected = Return::Subscribed(crate::target::Position {
+        epoch: 1 << 60,
+        sequence: 300,
+    });
+    assert_eq!(Return::parse(&subscribed).unwrap(), expected);
+    let caught_up = encoded(subscribe_response::Response::CaughtUp(CaughtUp {
+        position: place,
+    }));
+    assert_eq!(Return::parse(&caught_up).unwrap(), Return::CaughtUp);
+    let gap = encoded(subscribe_response::Response::Gap(Gap {
+        count: 5,
+        ..Gap::default()
+    }));
+    assert_eq!(Return::parse(&gap).unwrap(), Return::Gap(5));
+    let heartbeat = encoded(subscribe_response::Response::Heartbeat(Heartbeat {
+        position: place,
+    }));
+    assert_eq!(Return::parse(&heartbeat).unwrap(), Return::Other);
 }
 
 #[test]
@@ -124,9 +155,19 @@ fn requests_equal_the_encoding_of_prost() {
         ..SubscribeRequest::default()
     };
     assert_eq!(
-        subscribe_request(&filters),
+        subscribe_request(&filters, None),
         framed(&request.encode_to_vec())
     );
+    for (epoch, sequence) in [(1 << 52, 300), (7, 0)] {
+        let after = crate::target::Position { epoch, sequence };
+        let request = SubscribeRequest {
+            resume_after: Some(Position { epoch, sequence }),
+            ..request.clone()
+        };
+        let encoded = subscribe_request(&filters, Some(after));
+        let decoded = SubscribeRequest::decode(&encoded[PREFIX..]).unwrap();
+        assert_eq!(decoded, request);
+    }
 
     for size in [16, 127, 128, 300, 20_000] {
         let mut payload = b"head".to_vec();

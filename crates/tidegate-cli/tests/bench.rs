@@ -212,6 +212,32 @@ fn clients_subscribe_and_leave() {
 }
 
 #[test]
+fn clients_come_in_a_storm_and_come_back() {
+    for options in [&[][..], &["--restart"], &["--tls"]] {
+        let storm = ["storm", "--clients", "40", "--missed", "70"];
+        let report = report(&[&storm[..], options].concat());
+        for wave in ["opened", "first", "back"] {
+            let number = |name: &str| number(&report, &format!("/{wave}/{name}"));
+            assert_eq!(number("caught_up/samples"), 40.0, "{wave}");
+            let (connected, caught_up) = (number("connected/max_us"), number("caught_up/max_us"));
+            assert!(connected <= caught_up, "{connected} {caught_up}");
+            // Three digits of it are kept.
+            let seconds = number("seconds");
+            assert!((seconds * 1e6 / caught_up - 1.0).abs() < 0.01);
+            assert_close(number("clients_per_second"), 40.0 / seconds);
+        }
+        assert_eq!(
+            report["cut"],
+            if options == ["--restart"] {
+                "server"
+            } else {
+                "connections"
+            }
+        );
+    }
+}
+
+#[test]
 fn idle_subscribers_cost_memory() {
     let idle = [
         "idle",
@@ -255,6 +281,8 @@ fn impossible_requests_are_explained() {
             "--stalled must leave",
         ),
         (&["fanout", "--server-cores", "900"], 2, "nproc"),
+        (&["storm", "--clients", "0"], 2, "at least 1"),
+        (&["storm", "--clients", "10000000"], 2, "ulimit -Hn"),
         (
             &["fanout", "--server", "http://127.0.0.1:1"],
             3,

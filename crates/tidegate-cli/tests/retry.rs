@@ -69,15 +69,12 @@ async fn quota_ends_a_subscription_that_does_not_reconnect() {
     assert!(matches!(error, Error::ResourceExhausted(_)), "{error:?}");
 }
 
-#[tokio::test]
-async fn subscription_that_was_too_slow_is_not_retried() {
-    let server = Serve::start(&[]);
-    let client = Client::connect_lazy(server.url()).unwrap();
-    let options = options().max_events(1).overflow(Overflow::Disconnect);
+/// Subscribes with `DISCONNECT`, and falls behind by more than the limits, windows and sockets hold.
+async fn fall_behind(client: &Client, options: SubscribeOptions) -> Subscription {
+    let options = options.max_events(1).overflow(Overflow::Disconnect);
     let mut slow = client.subscribe(options);
     assert!(matches!(next(&mut slow).await, Ok(Update::Subscribed(_))));
-    // More than windows and sockets hold, while the client does not read.
-    for _ in 0..64 {
+    for _ in 0..EVENTS {
         let event = NewEvent {
             topic: "t".into(),
             payload: vec![0; 1 << 19].into(),
@@ -85,6 +82,37 @@ async fn subscription_that_was_too_slow_is_not_retried() {
         };
         client.publish(vec![event]).await.unwrap();
     }
+    slow
+}
+
+/// Events that `fall_behind` publishes. History holds them all.
+const EVENTS: u64 = 64;
+
+#[tokio::test]
+async fn subscription_that_was_too_slow_resumes_and_misses_nothing() {
+    let server = Serve::start(&[]);
+    let client = Client::connect_lazy(server.url()).unwrap();
+    let mut slow = fall_behind(&client, options()).await;
+    let (mut events, mut ended) = (0, 0);
+    while events < EVENTS {
+        match next(&mut slow).await.unwrap() {
+            Update::Event(_) => events += 1,
+            Update::Reconnecting { status, .. } => {
+                assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+                ended += 1;
+            }
+            Update::Gap(gap) => panic!("{gap:?}"),
+            _ => {}
+        }
+    }
+    assert!(ended > 0, "it was not too slow");
+}
+
+#[tokio::test]
+async fn too_slow_ends_a_subscription_that_does_not_reconnect() {
+    let server = Serve::start(&[]);
+    let client = Client::connect_lazy(server.url()).unwrap();
+    let mut slow = fall_behind(&client, options().no_reconnect()).await;
     let error = loop {
         match next(&mut slow).await {
             Ok(update) => assert!(!matches!(update, Update::Reconnecting { .. }), "{update:?}"),
@@ -92,5 +120,6 @@ async fn subscription_that_was_too_slow_is_not_retried() {
         }
     };
     assert!(matches!(error, Error::ResourceExhausted(_)), "{error:?}");
+    assert_eq!(error.reason().as_deref(), Some("TOO_SLOW"));
     assert!(slow.next().await.is_none());
 }

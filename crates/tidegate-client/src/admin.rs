@@ -5,7 +5,7 @@ use tidegate_proto::v1::{
     ListSubscriptionsRequest, SubscriptionOrder, SubscriptionState,
 };
 
-use crate::{Error, connector::AdminService};
+use crate::{Error, Violation, connector::AdminService};
 
 /// Subscriptions per page. The most that a server returns in one response.
 const PAGE_SIZE: u32 = 1_000;
@@ -93,6 +93,10 @@ impl Admin {
             if page.next_page_token.is_empty() || listed.len() >= max_results {
                 listed.truncate(max_results);
                 return Ok(listed);
+            }
+            // Asking for the same page again would never end.
+            if page.next_page_token == request.page_token {
+                return Err(Violation::Page.into());
             }
             request.page_token = page.next_page_token;
         }

@@ -3,11 +3,12 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 use tidegate_proto::v1::{NewEvent, PublishRequest, PublishResponse};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use crate::{
     Admin, Error, Publisher, PublisherOptions, SubscribeOptions, Subscription,
-    connector::Connector, credentials::Credentials,
+    connector::{Connection, Connector},
+    credentials::Credentials,
 };
 
 /// The connection's window, as a multiple of the stream's.
@@ -17,6 +18,9 @@ use crate::{
 /// less than 16 stream windows, which is half of 32: h2 never takes a reader that pauses for an attacker.
 const CONNECTION_WINDOW_FACTOR: u32 = 32;
 
+/// Longer than any connection lives: a time-out that does not happen.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// A client of one server.
 ///
 /// Cheap to clone. Clones share one connection for [`publish`](Self::publish) and [`admin`](Self::admin); every
@@ -25,7 +29,7 @@ const CONNECTION_WINDOW_FACTOR: u32 = 32;
 pub struct Client {
     connector: Connector,
     /// The connection for unary calls. Connects on first use, and again after it has broken.
-    channel: Channel,
+    connection: Connection,
 }
 
 /// Settings of a [`Client`]. Every setting has a default.
@@ -115,7 +119,7 @@ impl Client {
     /// Publishes one batch of events, in order. The server applies the whole batch or nothing. Never retried.
     ///
     /// The server limits a batch, by default to 1,000 events and 4 MiB, and each event to 1 MiB. Publishing does not
-    /// wait for subscribers.
+    /// wait for subscribers. The call has no deadline of its own, and waits for as long as the connection lives.
     ///
     /// ```no_run
     /// use tidegate_client::{Client, NewEvent};
@@ -143,7 +147,7 @@ impl Client {
     /// Not cancel safe: the server may apply the batch after the future was dropped.
     pub async fn publish(&self, events: Vec<NewEvent>) -> Result<PublishResponse, Error> {
         self.connector
-            .event_service(self.channel.clone())
+            .event_service(self.connection.clone())
             .publish(PublishRequest { events })
             .await
             .map(tonic::Response::into_inner)
@@ -186,7 +190,7 @@ impl Client {
     /// Returns a client of the server's admin service, on the connection for unary calls.
     #[must_use]
     pub fn admin(&self) -> Admin {
-        Admin::new(self.connector.admin_service(self.channel.clone()))
+        Admin::new(self.connector.admin_service(self.connection.clone()))
     }
 }
 
@@ -213,8 +217,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets the HTTP/2 keepalive: the client pings every `interval` (default: 20 s) and drops a connection that does
-    /// not answer within `timeout` (default: 10 s). This detects peers that vanished without closing.
+    /// Sets the HTTP/2 keepalive: the client pings when nothing has come for `interval` (default: 20 s), and drops a
+    /// connection on which no byte moves for `timeout` (default: 10 s) beyond that. This detects peers that vanished
+    /// without closing. A slow link is no reason to drop a connection, as long as bytes move on it.
     #[must_use]
     pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.keep_alive_interval = interval;
@@ -284,7 +289,9 @@ impl ClientBuilder {
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(self.keep_alive_interval)
-            .keep_alive_timeout(self.keep_alive_timeout)
+            // The answer to a ping waits behind all that was sent before it, so hyper would take a slow link for a
+            // dead one. The connection itself decides, by its bytes.
+            .keep_alive_timeout(NEVER)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(stream_window)
             .initial_connection_window_size(connection_window);
@@ -292,9 +299,13 @@ impl ClientBuilder {
             endpoint,
             credentials,
             max_message_bytes: self.max_message_bytes,
+            keep_alive_interval: self.keep_alive_interval,
+            life_limit: self
+                .keep_alive_interval
+                .saturating_add(self.keep_alive_timeout),
         };
         Ok(Client {
-            channel: connector.connect_lazy(),
+            connection: connector.connect_lazy(),
             connector,
         })
     }

@@ -1,24 +1,40 @@
 //! New connections to a server, with the settings and credentials of a client.
 
-use std::future::Future;
+use std::{
+    future::Future,
+    mem,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use http::{HeaderMap, Request, Response, Uri};
+use http_body_util::BodyExt as _;
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use tidegate_proto::v1::{
     SubscribeRequest, SubscribeResponse, admin_service_client::AdminServiceClient,
     event_service_client::EventServiceClient,
 };
+use tokio::net::TcpStream;
 use tonic::{
     Status, Streaming,
+    body::Body,
+    metadata::MetadataMap,
     service::interceptor::InterceptedService,
-    transport::{Channel, Endpoint},
+    transport::{self, Channel, Endpoint},
+};
+use tower_service::Service;
+
+use crate::{
+    credentials::Credentials,
+    liveness::{Activity, Watched, keep_alive_bytes},
 };
 
-use crate::credentials::Credentials;
-
 /// The event service, with credentials added to each call.
-pub(crate) type EventService = EventServiceClient<InterceptedService<Channel, Credentials>>;
+pub(crate) type EventService = EventServiceClient<InterceptedService<Connection, Credentials>>;
 
 /// The admin service, with credentials added to each call.
-pub(crate) type AdminService = AdminServiceClient<InterceptedService<Channel, Credentials>>;
+pub(crate) type AdminService = AdminServiceClient<InterceptedService<Connection, Credentials>>;
 
 /// Opens connections to one server. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -28,38 +44,174 @@ pub(crate) struct Connector {
     pub(crate) credentials: Credentials,
     /// The largest message that is accepted from the server.
     pub(crate) max_message_bytes: usize,
+    /// Interval at which the endpoint pings.
+    pub(crate) keep_alive_interval: Duration,
+    /// Time without a sign of life after which a connection has failed.
+    pub(crate) life_limit: Duration,
 }
+
+/// A connection whose bytes are watched. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    channel: Channel,
+    activity: Activity,
+}
+
+/// Opens the socket of a connection.
+struct Dialer {
+    http: HttpConnector,
+    activity: Activity,
+    life_limit: Duration,
+}
+
+/// Future of a [`Service`], boxed.
+type Boxed<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 
 impl Connector {
     /// Returns a new connection, which connects on first use, and again after it has broken.
-    pub(crate) fn connect_lazy(&self) -> Channel {
-        self.endpoint.connect_lazy()
+    pub(crate) fn connect_lazy(&self) -> Connection {
+        self.connect_with(Activity::new(0))
+    }
+
+    fn connect_with(&self, activity: Activity) -> Connection {
+        let mut http = HttpConnector::new();
+        // TLS is a matter of the endpoint, above this socket.
+        http.enforce_http(false);
+        http.set_nodelay(self.endpoint.get_tcp_nodelay());
+        // A part of it for each address of the server, besides the endpoint's own for the whole.
+        http.set_connect_timeout(self.endpoint.get_connect_timeout());
+        let dialer = Dialer {
+            http,
+            activity: activity.clone(),
+            life_limit: self.life_limit,
+        };
+        Connection {
+            channel: self.endpoint.connect_with_connector_lazy(dialer),
+            activity,
+        }
     }
 
     /// Returns the event service on a connection.
-    pub(crate) fn event_service(&self, channel: Channel) -> EventService {
-        EventServiceClient::with_interceptor(channel, self.credentials.clone())
+    pub(crate) fn event_service(&self, connection: Connection) -> EventService {
+        EventServiceClient::with_interceptor(connection, self.credentials.clone())
             .max_decoding_message_size(self.max_message_bytes)
     }
 
     /// Returns the admin service on a connection.
-    pub(crate) fn admin_service(&self, channel: Channel) -> AdminService {
-        AdminServiceClient::with_interceptor(channel, self.credentials.clone())
+    pub(crate) fn admin_service(&self, connection: Connection) -> AdminService {
+        AdminServiceClient::with_interceptor(connection, self.credentials.clone())
             .max_decoding_message_size(self.max_message_bytes)
     }
 
-    /// Opens a `Subscribe` stream on a new connection. So each attempt resolves the name again, and none uses a
-    /// connection whose peer has vanished silently.
+    /// Opens a `Subscribe` stream on a new connection, and returns the connection's activity with it, by which the
+    /// caller breaks the stream after a `silence`. With a new connection each attempt resolves the name again, and none
+    /// uses a connection whose peer has vanished silently.
     pub(crate) fn subscribe(
         &self,
         request: SubscribeRequest,
-    ) -> impl Future<Output = Result<Streaming<SubscribeResponse>, Status>> + Send + 'static {
-        let mut service = self.event_service(self.connect_lazy());
-        async move { Ok(service.subscribe(request).await?.into_inner()) }
+        silence: Duration,
+    ) -> (
+        Activity,
+        impl Future<Output = Result<Streaming<SubscribeResponse>, Status>> + Send + 'static,
+    ) {
+        let activity = Activity::new(keep_alive_bytes(silence, self.keep_alive_interval));
+        let connection = self.connect_with(activity.clone());
+        let mut service = self.event_service(connection);
+        let call = async move { Ok(service.subscribe(request).await?.into_inner()) };
+        (activity, call)
     }
 
     /// Whether the token may have been renewed since the server accepted it.
     pub(crate) fn may_have_new_token(&self) -> bool {
         self.credentials.can_change()
+    }
+}
+
+impl Service<Request<Body>> for Connection {
+    type Response = Response<Body>;
+    type Error = transport::Error;
+    type Future = Boxed<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.channel.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let call = self.channel.call(request);
+        let activity = self.activity.clone();
+        Box::pin(async move {
+            let (mut head, body) = call.await?.into_parts();
+            activity.sign_of_life();
+            drop_unreadable_details(&mut head.headers);
+            let body = body.map_frame(move |mut frame| {
+                match frame.data_ref() {
+                    Some(data) if !data.is_empty() => activity.data_arrived(),
+                    _ => activity.sign_of_life(),
+                }
+                if let Some(trailers) = frame.trailers_mut() {
+                    drop_unreadable_details(trailers);
+                }
+                frame
+            });
+            Ok(Response::from_parts(head, Body::new(body)))
+        })
+    }
+}
+
+impl Service<Uri> for Dialer {
+    type Response = TokioIo<Watched<TcpStream>>;
+    type Error = <HttpConnector as Service<Uri>>::Error;
+    type Future = Boxed<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.http.poll_ready(cx)
+    }
+
+    fn call(&mut self, server: Uri) -> Self::Future {
+        let dial = self.http.call(server);
+        let activity = self.activity.clone();
+        let limit = self.life_limit;
+        Box::pin(async move {
+            let socket = dial.await?.into_inner();
+            Ok(TokioIo::new(Watched::new(socket, activity, limit)))
+        })
+    }
+}
+
+/// Removes the rich details of a status if they are not base64: tonic panics at those, in the task of the application.
+fn drop_unreadable_details(headers: &mut HeaderMap) {
+    const DETAILS: &str = "grpc-status-details-bin";
+
+    if !headers.contains_key(DETAILS) {
+        return;
+    }
+    let metadata = MetadataMap::from_headers(mem::take(headers));
+    let details = metadata.get_bin(DETAILS);
+    let is_readable = details.is_some_and(|details| details.to_bytes().is_ok());
+    *headers = metadata.into_headers();
+    if !is_readable {
+        headers.remove(DETAILS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_that_cannot_be_read_are_dropped() {
+        for (details, is_kept) in [("CAUSAA", true), ("CAUSAA==", true), ("not base64!", false)] {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-status", "8".parse().unwrap());
+            headers.insert("grpc-status-details-bin", details.parse().unwrap());
+            drop_unreadable_details(&mut headers);
+            assert_eq!(
+                headers.contains_key("grpc-status-details-bin"),
+                is_kept,
+                "{details}"
+            );
+            let status = Status::from_header_map(&headers).unwrap();
+            assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        }
     }
 }

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
 
-use crate::{GapReason, Position};
+use crate::{GapReason, Position, reason};
 
 /// The reason why a subscription ended or a call failed.
 ///
-/// This crate retries none of them. A subscription ends with [`Error::Unavailable`] only if reconnecting is off: it
-/// retries transport errors itself.
+/// This crate retries none of them. A subscription ends with [`Error::Unavailable`] or [`Error::ResourceExhausted`] only
+/// if reconnecting is off: it resumes after those by itself.
+///
+/// The variant follows from the [reason](Error::reason) that the server gave, and from the code of the status if there
+/// is none or a newer one than this crate knows.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -52,15 +54,13 @@ pub enum Error {
 
     /// `ABORTED`: a newer stream with the same client id took over, or an operator disconnected the client.
     /// Reconnecting would take the id back from the newer stream, and the two would do so forever.
-    #[error(
-        "another stream took over the client id, or an operator ended it; give each client an id of its own: {}",
-        .0.message()
-    )]
+    #[error("{}: {}", superseded(.0), .0.message())]
     Superseded(Status),
 
-    /// `RESOURCE_EXHAUSTED`: too slow for an overflow policy of `DISCONNECT`, or a call over a quota. A subscription
-    /// over a quota retries after the delay that the server asks for, unless reconnecting is off.
-    #[error("too slow for overflow policy \"disconnect\", or over a quota: {}", .0.message())]
+    /// `RESOURCE_EXHAUSTED`: a call over a quota, a subscription that was too slow for an overflow policy of
+    /// `DISCONNECT`, or one that was not read for too long. A subscription resumes by itself, after the delay that the
+    /// server asks for, unless reconnecting is off.
+    #[error("{}: {}", exhausted(.0), .0.message())]
     ResourceExhausted(Status),
 
     /// `OUT_OF_RANGE`: the position to resume from is ahead of the server. The server has lost events, or the position
@@ -141,14 +141,17 @@ pub enum Violation {
         /// Events that the server acknowledged.
         found: u64,
     },
+
+    /// A page of a list names itself as the next one.
+    #[error("a page of a list names itself as the next page")]
+    Page,
 }
 
 impl Error {
     /// Converts a status, of every call but a subscribe that resumes.
     pub(crate) fn from_status(status: Status) -> Self {
         let status = with_cause(status);
-        match status.code() {
-            _ if is_transport(&status) => Self::Unavailable(status),
+        match reason::meaning(&status).0 {
             Code::Unavailable => Self::Unavailable(status),
             Code::Unauthenticated => Self::Unauthenticated(status),
             Code::PermissionDenied => Self::PermissionDenied(status),
@@ -158,6 +161,18 @@ impl Error {
             Code::ResourceExhausted => Self::ResourceExhausted(status),
             _ => Self::Failed(status),
         }
+    }
+
+    /// Returns the reason that the server gave, such as `STALLED`, if it gave one. The protocol lists the reasons, and
+    /// a newer server may have more.
+    pub fn reason(&self) -> Option<String> {
+        reason::reason(self.status()?)
+    }
+
+    /// Returns the delay that the server asks for before the next attempt, if it asks for one: over a quota, nothing
+    /// of a batch was stored, and it can be published again then.
+    pub fn retry_after(&self) -> Option<Duration> {
+        reason::retry_delay(self.status()?)
     }
 
     /// Returns the server's status, if there is one. The crate `tonic-types` reads its rich details, such as
@@ -184,26 +199,31 @@ impl From<Violation> for Error {
     }
 }
 
-/// Whether the same subscribe may succeed later, although nothing has changed.
-///
-/// Proxies end streams with all of these codes, so they count even if the server never sends them. For a quota, a
-/// server says when to come back. For a client that was too slow it does not, since the same would happen again.
-pub(crate) fn is_transient(status: &Status) -> bool {
-    is_transport(status)
-        || match status.code() {
-            Code::Unavailable
-            | Code::Unknown
-            | Code::Internal
-            | Code::Cancelled
-            | Code::DeadlineExceeded => true,
-            Code::ResourceExhausted => retry_hint(status).is_some(),
-            _ => false,
+/// The words for `ABORTED`, by the reason.
+fn superseded(status: &Status) -> &'static str {
+    match reason::reason(status).as_deref() {
+        Some("TAKEN_OVER") => {
+            "a newer stream took over the client id; give each client an id of its own"
         }
+        Some("DISCONNECTED") => {
+            "the service or its operator ended the stream; ask them before you reconnect"
+        }
+        _ => {
+            "another stream took over the client id, or an operator ended it; give each client an id of its own"
+        }
+    }
 }
 
-/// Whether the status describes a failed connection: the client made it, and no server sent it.
-fn is_transport(status: &Status) -> bool {
-    std::error::Error::source(status).is_some()
+/// The words for `RESOURCE_EXHAUSTED`, by the reason.
+fn exhausted(status: &Status) -> &'static str {
+    match reason::reason(status).as_deref() {
+        Some("TOO_SLOW") => {
+            "too slow for overflow policy \"disconnect\"; read faster or ask for larger limits, and resume"
+        }
+        Some("STALLED") => "nothing was read for too long; keep reading, and resume",
+        Some("QUOTA_EXCEEDED") => "over a quota of the server; come back later",
+        _ => "over a limit of the server; come back later",
+    }
 }
 
 /// Adds the root cause to the message of a failed connection: "tcp connect error" alone does not distinguish a refused
@@ -221,53 +241,27 @@ pub(crate) fn with_cause(status: Status) -> Status {
     explained
 }
 
-/// Returns the delay that the server asks for.
-pub(crate) fn retry_hint(status: &Status) -> Option<Duration> {
-    status.get_details_retry_info()?.retry_delay
-}
-
 #[cfg(test)]
 mod tests {
-    use tonic_types::ErrorDetails;
+    use std::collections::HashMap;
+
+    use tonic_types::{ErrorDetails, StatusExt as _};
 
     use super::*;
 
-    #[test]
-    fn each_status_is_transient_or_not() {
-        let transient = [
-            Code::Unavailable,
-            Code::Unknown,
-            Code::Internal,
-            Code::Cancelled,
-            Code::DeadlineExceeded,
-        ];
-        for code in (0..17).map(Code::from_i32) {
-            let status = Status::new(code, "why");
-            assert_eq!(is_transient(&status), transient.contains(&code), "{code:?}");
-        }
+    fn with_reason(code: Code, reason: &str) -> Status {
+        let details = ErrorDetails::with_error_info(reason, "tidegate", HashMap::new());
+        Status::with_error_details(code, "the words of the server", details)
     }
 
     #[test]
-    fn quota_is_transient_and_too_slow_is_not() {
-        let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(1)));
-        let over_quota = Status::with_error_details(Code::ResourceExhausted, "quota", details);
-        assert!(is_transient(&over_quota));
-        assert!(!is_transient(&Status::resource_exhausted("too slow")));
-        assert!(matches!(
-            Error::from_status(over_quota),
-            Error::ResourceExhausted(_)
-        ));
-    }
-
-    #[test]
-    fn a_failed_connection_is_transient_whatever_its_code() {
+    fn failed_connection_is_unavailable_whatever_its_code() {
         let status = Status::from_error(Box::new(std::io::Error::other("cut")));
-        assert!(is_transient(&status));
         assert!(matches!(Error::from_status(status), Error::Unavailable(_)));
     }
 
     #[test]
-    fn a_failed_connection_tells_its_cause_once() {
+    fn failed_connection_tells_its_cause_once() {
         #[derive(Debug, thiserror::Error)]
         #[error("outer")]
         struct Outer(#[source] std::io::Error);
@@ -275,27 +269,43 @@ mod tests {
         let status = Status::from_error(Box::new(Outer(std::io::Error::other("refused"))));
         let explained = with_cause(with_cause(status));
         assert_eq!(explained.message(), "outer: refused");
-        assert!(is_transient(&explained));
+        assert!(matches!(
+            Error::from_status(explained),
+            Error::Unavailable(_)
+        ));
         assert_eq!(with_cause(Status::internal("x")).message(), "x");
     }
 
     #[test]
-    fn retry_info_is_read_from_rich_details() {
-        let delay = Duration::from_millis(1500);
-        let details = ErrorDetails::with_retry_info(Some(delay));
-        let status = Status::with_error_details(Code::Unavailable, "drain", details);
-        assert_eq!(retry_hint(&status), Some(delay));
-        assert_eq!(retry_hint(&Status::unavailable("drain")), None);
+    fn reason_decides_the_variant_before_the_code() {
+        let error = Error::from_status(with_reason(Code::Unavailable, "NOT_ALLOWED"));
+        assert!(matches!(error, Error::PermissionDenied(_)), "{error:?}");
+        assert_eq!(error.reason().as_deref(), Some("NOT_ALLOWED"));
+        let error = Error::from_status(with_reason(Code::Aborted, "NEWER"));
+        assert!(matches!(error, Error::Superseded(_)), "{error:?}");
+        assert_eq!(Error::from_status(Status::aborted("x")).reason(), None);
+        let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(2)));
+        let status = Status::with_error_details(Code::ResourceExhausted, "x", details);
+        let retry_after = Error::from_status(status).retry_after();
+        assert_eq!(retry_after, Some(Duration::from_secs(2)));
     }
 
     #[test]
     fn messages_carry_the_servers_words_and_advice() {
-        let error = Error::from_status(Status::aborted("taken over by subscription 7"));
-        let message = error.to_string();
-        assert!(
-            message.contains("taken over by subscription 7"),
-            "{message}"
-        );
-        assert!(message.contains("an id of its own"), "{message}");
+        for (code, reason, advice) in [
+            (Code::Aborted, "TAKEN_OVER", "an id of its own"),
+            (Code::Aborted, "DISCONNECTED", "ask them"),
+            (Code::Aborted, "NEWER", "an id of its own"),
+            (Code::ResourceExhausted, "TOO_SLOW", "\"disconnect\""),
+            (Code::ResourceExhausted, "STALLED", "keep reading"),
+            (Code::ResourceExhausted, "QUOTA_EXCEEDED", "a quota"),
+            (Code::ResourceExhausted, "NEWER", "a limit"),
+        ] {
+            let message = Error::from_status(with_reason(code, reason)).to_string();
+            assert!(message.contains("the words of the server"), "{message}");
+            assert!(message.contains(advice), "{message}");
+            let names_the_policy = message.contains("\"disconnect\"");
+            assert_eq!(names_the_policy, reason == "TOO_SLOW", "{message}");
+        }
     }
 }

@@ -36,10 +36,20 @@
 //! restarted may give the number 500 to another event.
 //!
 //! # Reconnecting
-//! Transport errors, silence, and the statuses `UNAVAILABLE`, `UNKNOWN`, `INTERNAL`, `CANCELLED` and
+//! A subscription does what the protocol advises for the reason that the server gave, in the rich details of the status
+//! or in the trailer `tidegate-reason`, and for the code if there is no reason or a newer one than this crate knows.
+//!
+//! Transport errors, silence, and the codes `UNAVAILABLE`, `RESOURCE_EXHAUSTED`, `UNKNOWN`, `INTERNAL`, `CANCELLED` and
 //! `DEADLINE_EXCEEDED` lead to another attempt, after exponential back-off with full jitter ([`Backoff`]) on top of
-//! the delay that the server asked for. So does `RESOURCE_EXHAUSTED` with such a delay: a quota. Every other status is
-//! an answer that a retry would not change. It ends the subscription with an [`Error`].
+//! the delay that the server asked for. So a subscription resumes after `TOO_SLOW`, `STALLED` and `QUOTA_EXCEEDED` too.
+//! Every other code is an answer that a retry would not change. It ends the subscription with an [`Error`].
+//!
+//! A stream is silent when no byte of a response has arrived for three heartbeat intervals. A large event may take
+//! longer than that to arrive over a slow link; it is waited for as long as it moves. A connection on which nothing
+//! moves, although the client pings, is dropped after the time of [`ClientBuilder::keep_alive`].
+//!
+//! Until something is settled there is no position, and the subscription repeats its original request, such as
+//! [`SubscribeOptions::replay_last`].
 //!
 //! # Credentials
 //! The client sends a token with every call; a token file is read for each call, so that a token can be renewed. See
@@ -64,9 +74,11 @@ mod client;
 mod connector;
 mod credentials;
 mod error;
+mod liveness;
 mod options;
 mod position;
 mod publisher;
+mod reason;
 mod subscription;
 mod tracker;
 

@@ -146,7 +146,7 @@ impl SubscribeOptions {
     }
 
     /// Sets how long the server may be silent before it sends a heartbeat, from 1 s to 1 h. Default: 15 s. The client
-    /// takes a stream that is silent for three times as long for broken.
+    /// takes a stream for broken on which no byte of a response arrives for three times as long.
     pub fn heartbeat_interval(mut self, interval: Duration) -> Self {
         self.heartbeat_interval = interval;
         self
@@ -166,8 +166,8 @@ impl SubscribeOptions {
     }
 
     /// Turns reconnecting off. A broken stream then ends the subscription with
-    /// [`Error::Unavailable`](crate::Error::Unavailable) or [`Error::Failed`](crate::Error::Failed), and a quota ends
-    /// it with [`Error::ResourceExhausted`](crate::Error::ResourceExhausted).
+    /// [`Error::Unavailable`](crate::Error::Unavailable) or [`Error::Failed`](crate::Error::Failed), and a quota, or a
+    /// server for which it was too slow, with [`Error::ResourceExhausted`](crate::Error::ResourceExhausted).
     pub fn no_reconnect(mut self) -> Self {
         self.reconnect = None;
         self

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use futures_core::Stream;
@@ -36,6 +36,10 @@ pub struct PublisherOptions {
 /// Events that are ready together share a request, and no event waits for others to arrive. The server applies each
 /// request as a whole or not at all. The publisher retries nothing: the first failure ends it. Dropping it without
 /// [`finish`](Self::finish) cancels the stream; events that were not acknowledged may or may not be published.
+///
+/// It waits for as long as the connection lives, on a slow link too, and has no deadline of its own. The connection ends
+/// when nothing moves on it for the time of [`keep_alive`](crate::ClientBuilder::keep_alive), and up to 16 s more after
+/// much was sent.
 #[derive(Debug)]
 #[must_use = "call finish to know what was accepted"]
 pub struct Publisher {
@@ -78,6 +82,8 @@ struct Shared {
     sent: AtomicU64,
     /// Events that the server has accepted.
     acknowledged: AtomicU64,
+    /// Whether `send` has given an event back.
+    has_refused: AtomicBool,
     /// The bytes that `send` may still take, as permits. Closed when the task has ended.
     budget: Semaphore,
 }
@@ -132,6 +138,7 @@ impl Publisher {
         let shared = Arc::new(Shared {
             sent: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
+            has_refused: AtomicBool::new(false),
             budget: Semaphore::new(budget_bytes(options)),
         });
         let batcher = Batcher {
@@ -161,10 +168,10 @@ impl Publisher {
         let charge = event.encoded_len().clamp(1, budget_bytes(self.options));
         // At most `u32::MAX`, which is what `max_unacknowledged_bytes` can hold.
         let Ok(permits) = self.shared.budget.acquire_many(charge as u32).await else {
-            return Err(Closed(event));
+            return Err(self.shared.refuse(event));
         };
         let Ok(slot) = self.events.reserve().await else {
-            return Err(Closed(event));
+            return Err(self.shared.refuse(event));
         };
         // Both are reserved, so nothing below waits: a dropped future has taken neither the event nor the budget. The
         // task returns the permits when the server acknowledges the event.
@@ -196,10 +203,12 @@ impl Publisher {
         // The batcher ends when the queue is empty and has no sender, and its end half-closes the stream.
         drop(events);
         let outcome = (&mut task.0).await;
+        let has_refused = shared.has_refused.load(Ordering::Relaxed);
         let progress = Progress(shared);
         let (sent, acknowledged) = (progress.sent(), progress.acknowledged());
         let error = match outcome {
-            Ok(Ok(())) if acknowledged == sent => return Ok(acknowledged),
+            // An event that was given back is one that the program wanted to publish: no success without it.
+            Ok(Ok(())) if acknowledged == sent && !has_refused => return Ok(acknowledged),
             Ok(Ok(())) => Error::Unavailable(Status::unavailable(
                 "the server ended the stream without a reason",
             )),
@@ -211,6 +220,14 @@ impl Publisher {
             unacknowledged: sent.saturating_sub(acknowledged),
             error,
         })
+    }
+}
+
+impl Shared {
+    /// Notes that an event is given back.
+    fn refuse(&self, event: NewEvent) -> Closed {
+        self.has_refused.store(true, Ordering::Relaxed);
+        Closed(event)
     }
 }
 

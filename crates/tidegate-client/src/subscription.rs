@@ -12,15 +12,17 @@ use std::{
 use futures_core::Stream;
 use tidegate_proto::v1::{Batch, SubscribeResponse, subscribe_response::Response};
 use tokio::time::{Instant, Sleep, sleep};
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use crate::{
     Backoff, Error, Event, Gap, GoingAway, OutOfRange, Position, SubscribeOptions, Subscribed,
     Violation,
     backoff::Attempts,
     connector::Connector,
-    error::{is_transient, retry_hint, with_cause},
+    error::with_cause,
+    liveness::Activity,
     options::Start,
+    reason::{self, Advice},
     tracker::Tracker,
 };
 
@@ -41,13 +43,16 @@ pub enum Update {
     /// After [`Reconnecting`](Self::Reconnecting), a gap `EXPIRED` says that the client was away for longer than
     /// history reaches back. A gap `EPOCH_CHANGED` says that the server counts anew: the events before are lost, and
     /// the whole history of the new epoch follows.
+    ///
+    /// A newer server may have reasons that this crate does not know. Such a gap is a loss like any other: its `reason`
+    /// is the number that the server sent, and [`Gap::reason`] returns [`Unspecified`](crate::GapReason::Unspecified).
     Gap(Gap),
     /// Nothing was sent for a heartbeat interval. Everything up to this position has been yielded.
     Heartbeat(Position),
     /// The replay has ended. The events that follow are live.
     CaughtUp(Position),
     /// The server is about to end the stream. [`Reconnecting`](Self::Reconnecting) follows, or the end if reconnecting
-    /// is off.
+    /// is off. Its `resume_after` is not set while nothing was settled; [`Subscription::position`] is what counts.
     GoingAway(GoingAway),
     /// The stream broke, or an attempt to open one failed. The next attempt resumes after
     /// [`Subscription::position`].
@@ -76,8 +81,11 @@ pub struct Subscription {
     attempts: Option<Attempts>,
     /// The delay that this stream's `GoingAway` asked for.
     reconnect_after: Option<Duration>,
-    /// In [`State::Waiting`] the end of the wait, in the other states the moment at which silence breaks the stream.
+    /// In [`State::Waiting`] the end of the wait, in the other states the moment at which silence breaks the stream,
+    /// unless bytes have moved by then.
     timer: Pin<Box<Sleep>>,
+    /// The movement of bytes on the connection of the latest attempt.
+    activity: Activity,
     state: State,
 }
 
@@ -110,6 +118,7 @@ impl Subscription {
             attempts: options.reconnect.map(attempts),
             reconnect_after: None,
             timer: Box::pin(sleep(Duration::ZERO)),
+            activity: Activity::new(0),
             state: State::Waiting,
             options,
         }
@@ -180,7 +189,6 @@ impl Subscription {
                     }
                     match Pin::new(responses).poll_next(cx) {
                         Poll::Ready(Some(Ok(response))) => {
-                            self.restart_silence_timer();
                             if let Some(update) = self.receive(response).transpose() {
                                 return Poll::Ready(update);
                             }
@@ -201,8 +209,11 @@ impl Subscription {
 
     fn connect(&mut self) {
         let request = self.options.request(self.tracker.position());
-        self.state = State::Connecting(Box::pin(self.connector.subscribe(request)));
-        self.restart_silence_timer();
+        let (activity, call) = self.connector.subscribe(request, self.silence_limit());
+        self.activity = activity;
+        self.state = State::Connecting(Box::pin(call));
+        let deadline = instant_after(Instant::now(), self.silence_limit());
+        self.timer.as_mut().reset(deadline);
     }
 
     /// Takes one response. Returns `None` if it yields no update, or not yet.
@@ -225,13 +236,17 @@ impl Subscription {
             Response::Heartbeat(heartbeat) => {
                 let position = self.tracker.position_stated(heartbeat.position)?;
                 self.reset_attempts();
+                // Without a position it only shows that the server is alive.
+                let Some(position) = position else {
+                    return Ok(None);
+                };
                 Update::Heartbeat(position)
             }
             Response::CaughtUp(caught_up) => {
-                Update::CaughtUp(self.tracker.position_stated(caught_up.position)?)
+                Update::CaughtUp(self.tracker.caught_up(caught_up.position)?)
             }
             Response::GoingAway(going_away) => {
-                self.tracker.position_stated(going_away.resume_after)?;
+                self.tracker.going_away(going_away.resume_after)?;
                 self.reconnect_after = going_away
                     .reconnect_after
                     .and_then(|after| after.try_into().ok());
@@ -273,22 +288,24 @@ impl Subscription {
     fn stream_failed(&mut self, status: Status) -> Result<Update, Error> {
         let status = with_cause(status);
         let began = self.tracker.is_subscribed();
+        let was_refused = matches!(self.state, State::Connecting(_));
         self.tracker.end_stream();
         let going_away = self.reconnect_after.take();
-        // Only a refused request names a position that is ahead. A stream that had begun has accepted it, so its
-        // OUT_OF_RANGE would mean something else.
-        let ahead = self
-            .tracker
-            .position()
-            .filter(|_| !began && status.code() == Code::OutOfRange);
-        let retry = match ahead {
-            Some(position) => self.abandon_position(position),
+        let (_, advice) = reason::meaning(&status);
+        let is_named = reason::reason(&status).as_deref() == Some("POSITION_AHEAD");
+        let ahead = match advice {
+            // Without that very reason, only a refused call says so. On a stream, `OUT_OF_RANGE` is also what this client
+            // itself says of a response that is too large for it.
+            Advice::StartAnew if was_refused || is_named => self.tracker.position(),
+            _ => None,
+        };
+        let retry = match (advice, ahead) {
+            (Advice::Resume, _) => true,
+            (Advice::StartAnew, Some(position)) => self.abandon_position(position),
             // The token may have been renewed while the stream was open. One attempt finds out: if the server refuses
             // the new token, that stream has not begun, and the next failure ends the subscription.
-            None if began && status.code() == Code::Unauthenticated => {
-                self.connector.may_have_new_token()
-            }
-            None => is_transient(&status),
+            (Advice::Authenticate, _) => began && self.connector.may_have_new_token(),
+            (Advice::Correct | Advice::Stop | Advice::StartAnew, _) => false,
         };
         let Some(attempts) = self.attempts.as_mut().filter(|_| retry) else {
             return Err(match ahead {
@@ -296,9 +313,10 @@ impl Subscription {
                 None => Error::from_status(status),
             });
         };
-        let retry_in = attempts.record_failure(going_away.max(retry_hint(&status)));
+        let retry_in = attempts.record_failure(going_away.max(reason::retry_delay(&status)));
         let attempt = attempts.failures();
-        self.timer.as_mut().reset(instant_after(retry_in));
+        let deadline = instant_after(Instant::now(), retry_in);
+        self.timer.as_mut().reset(deadline);
         self.state = State::Waiting;
         Ok(Update::Reconnecting {
             status,
@@ -323,12 +341,6 @@ impl Subscription {
         true
     }
 
-    /// Counts silence from now on: a response has arrived, or an attempt begins.
-    fn restart_silence_timer(&mut self) {
-        let limit = self.silence_limit();
-        self.timer.as_mut().reset(instant_after(limit));
-    }
-
     fn silence_limit(&self) -> Duration {
         self.options
             .heartbeat_interval
@@ -338,8 +350,16 @@ impl Subscription {
     /// Checks for silence, when nothing is ready. Call it after polling the stream: a program that was busy elsewhere
     /// for longer than the limit must find the responses that arrived meanwhile, and not take the server for silent.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Result<Update, Error>> {
-        ready!(self.timer.as_mut().poll(cx));
         let limit = self.silence_limit();
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            // Moved only when it fires, and not by whole responses: the parts of a large one are no silence.
+            let deadline = instant_after(self.activity.last_progress(), limit);
+            if deadline <= Instant::now() {
+                break;
+            }
+            self.timer.as_mut().reset(deadline);
+        }
         let message = format!("no response from the server for {limit:?}");
         Poll::Ready(self.stream_failed(Status::unavailable(message)))
     }
@@ -375,8 +395,8 @@ fn ended_with_ok() -> Status {
     Status::unavailable("the stream ended without a reason")
 }
 
-/// Returns the moment in `wait` from now, or in a year: a timer cannot hold every duration.
-fn instant_after(wait: Duration) -> Instant {
+/// Returns the moment `wait` after `begin`, or a year after it: a timer cannot hold every duration.
+fn instant_after(begin: Instant, wait: Duration) -> Instant {
     const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
-    Instant::now() + wait.min(FOREVER)
+    begin + wait.min(FOREVER)
 }

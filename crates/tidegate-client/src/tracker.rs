@@ -104,9 +104,10 @@ impl Tracker {
         Ok(())
     }
 
-    /// Records that a gap is yielded.
+    /// Records that a gap is yielded. A gap whose reason is newer than this client counts like any other, and its place
+    /// is that of the missing events, as the protocol demands; only whether it must have a count is not known.
     pub(crate) fn gap(&mut self, gap: &Gap) -> Result<(), Violation> {
-        use GapReason::{Backplane, Conflated, EpochChanged, Expired};
+        use GapReason::{Conflated, EpochChanged, Evicted, Expired, Overflow};
 
         let reason = gap.reason();
         let stream = self.stream_mut()?;
@@ -115,7 +116,7 @@ impl Tracker {
         }
         if gap.count > 0 {
             stream.advance_index(gap.first_index, gap.count)?;
-        } else if !matches!(reason, Expired | EpochChanged | Backplane) {
+        } else if matches!(reason, Overflow | Conflated | Evicted) {
             return Err(Violation::UncountedGap(reason));
         }
         let end = Position {
@@ -127,7 +128,7 @@ impl Tracker {
             // of that batch move the position.
             Conflated => Ok(()),
             // The only way into another epoch, and the only one in which the sequence may fall.
-            EpochChanged => {
+            EpochChanged if self.position.is_none_or(|from| from.epoch != end.epoch) => {
                 self.position = Some(end);
                 Ok(())
             }
@@ -135,8 +136,8 @@ impl Tracker {
         }
     }
 
-    /// Records a position that the server states as safe to resume after.
-    pub(crate) fn position_stated(
+    /// Records the end of the replay. Everything up to the stated position is settled, even if nothing came.
+    pub(crate) fn caught_up(
         &mut self,
         position: Option<v1::Position>,
     ) -> Result<Position, Violation> {
@@ -144,6 +145,36 @@ impl Tracker {
         self.stream_mut()?;
         self.advance(position)?;
         Ok(position)
+    }
+
+    /// Records a position that the server states as safe to resume after. Returns it, unless there is none.
+    ///
+    /// While nothing is settled there is no such position, and one that the server states all the same is not taken:
+    /// a replay of the newest few events would become one of all of history.
+    pub(crate) fn position_stated(
+        &mut self,
+        position: Option<v1::Position>,
+    ) -> Result<Option<Position>, Violation> {
+        self.stream_mut()?;
+        let is_settled = self.position.is_some();
+        let position = position.map(Position::from).filter(|_| is_settled);
+        if let Some(to) = position {
+            self.advance(to)?;
+        }
+        Ok(position)
+    }
+
+    /// Records the position of a stream that is about to end, as [`position_stated`](Self::position_stated). One of
+    /// another epoch is not taken: the gap that leads into that epoch has not come, and the next stream tells it.
+    pub(crate) fn going_away(&mut self, position: Option<v1::Position>) -> Result<(), Violation> {
+        self.stream_mut()?;
+        let to = position.map(Position::from);
+        if let (Some(to), Some(from)) = (to, self.position)
+            && to.epoch == from.epoch
+        {
+            self.advance(to)?;
+        }
+        Ok(())
     }
 
     fn advance(&mut self, to: Position) -> Result<(), Violation> {
@@ -236,8 +267,61 @@ mod tests {
         tracker.batch(0, 1).unwrap();
         tracker.event(3).unwrap();
         assert_eq!(tracker.position(), Some(at(3)));
-        tracker.position_stated(Some(at(10).into())).unwrap();
+        tracker.caught_up(Some(at(10).into())).unwrap();
         assert_eq!(tracker.position(), Some(at(10)));
+    }
+
+    #[test]
+    fn position_is_not_taken_while_nothing_is_settled() {
+        let mut tracker = Tracker::new(None);
+        tracker.subscribed(&subscribed(at(10), 0), false).unwrap();
+        for stated in [None, Some(at(0).into()), Some(at(10).into())] {
+            assert_eq!(tracker.position_stated(stated), Ok(None));
+            tracker.going_away(stated).unwrap();
+            assert_eq!(tracker.position(), None);
+        }
+        tracker.caught_up(Some(at(0).into())).unwrap();
+        assert_eq!(tracker.position(), Some(at(0)));
+    }
+
+    #[test]
+    fn position_is_not_replaced_by_none_or_by_an_older_one() {
+        let mut tracker = live();
+        let other_epoch = Position {
+            epoch: 1,
+            sequence: 99,
+        };
+        for stated in [None, Some(at(0)), Some(at(9)), Some(other_epoch)] {
+            tracker.going_away(stated.map(Into::into)).unwrap();
+            assert_eq!(tracker.position(), Some(at(10)));
+        }
+        tracker
+            .gap(&gap(GapReason::EpochChanged, (0, 3), 0, 0))
+            .unwrap();
+        assert_eq!(tracker.position(), Some(at(10)));
+        tracker.going_away(Some(at(12).into())).unwrap();
+        assert_eq!(tracker.position(), Some(at(12)));
+    }
+
+    #[test]
+    fn gap_with_an_unknown_reason_counts_like_any_other() {
+        let unknown = |range, count, first_index| Gap {
+            reason: 99,
+            ..gap(GapReason::Unspecified, range, count, first_index)
+        };
+        let mut tracker = live();
+        tracker.gap(&unknown((11, 15), 3, 0)).unwrap();
+        assert_eq!(tracker.position(), Some(at(15)));
+        tracker.gap(&unknown((16, 17), 0, 0)).unwrap();
+        assert_eq!(tracker.position(), Some(at(17)));
+        tracker.batch(3, 1).unwrap();
+        assert_eq!(
+            tracker.gap(&unknown((19, 20), 2, 9)),
+            Err(Violation::Index {
+                expected: 4,
+                found: 9
+            })
+        );
     }
 
     #[test]
@@ -358,12 +442,14 @@ mod tests {
     fn a_stated_position_never_moves_back() {
         let mut tracker = live();
         tracker.event(20).unwrap();
-        assert_eq!(tracker.position_stated(Some(at(15).into())), Ok(at(15)));
-        assert_eq!(tracker.position(), Some(at(20)));
         assert_eq!(
-            tracker.position_stated(None),
-            Err(Violation::MissingPosition)
+            tracker.position_stated(Some(at(15).into())),
+            Ok(Some(at(15)))
         );
+        assert_eq!(tracker.position(), Some(at(20)));
+        assert_eq!(tracker.position_stated(None), Ok(None));
+        assert_eq!(tracker.position(), Some(at(20)));
+        assert_eq!(tracker.caught_up(None), Err(Violation::MissingPosition));
     }
 
     #[test]

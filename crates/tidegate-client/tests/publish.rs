@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use support::*;
 use tidegate_client::{Closed, Error, NewEvent, PublisherOptions, Violation};
 use tonic::Status;
@@ -127,6 +129,30 @@ async fn an_end_without_a_reason_is_no_success() {
     let mut server = FakeServer::start().await;
     let mut publisher = server.client().publisher(pairs());
     drop(server_call(&mut server, &mut publisher).await);
+    let failure = publisher.finish().await.unwrap_err();
+    assert!(
+        matches!(failure.error, Error::Unavailable(_)),
+        "{failure:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_early_end_that_refuses_an_event_is_no_success() {
+    let mut server = FakeServer::start().await;
+    let mut publisher = server.client().publisher(pairs());
+    let mut call = server_call(&mut server, &mut publisher).await;
+    call.requests.message().await.unwrap().unwrap();
+    call.responses.send(Ok(acknowledgment(1))).await.unwrap();
+    let progress = publisher.progress();
+    while progress.acknowledged() == 0 {
+        tokio::task::yield_now().await;
+    }
+    // The server ends the stream with OK, although the publisher has more to send.
+    drop(call);
+    // Nothing but a send shows that the publisher has noticed, and one that comes too early is taken.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let Closed(returned) = publisher.send(event(1)).await.unwrap_err();
+    assert_eq!(returned, event(1));
     let failure = publisher.finish().await.unwrap_err();
     assert!(
         matches!(failure.error, Error::Unavailable(_)),

@@ -9,17 +9,6 @@ use tidegate_client::{Backoff, GapReason, Update};
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-/// Polls the subscription, which works only while it is polled, until the server has its call.
-async fn call(
-    server: &mut FakeServer,
-    subscription: &mut tidegate_client::Subscription,
-) -> SubscribeCall {
-    tokio::select! {
-        call = server.subscribe_call() => call,
-        update = subscription.next() => panic!("{update:?}"),
-    }
-}
-
 #[tokio::test]
 async fn a_cut_connection_resumes_after_the_last_yielded_event() {
     let mut server = FakeServer::start().await;

@@ -67,6 +67,8 @@ pub struct GapStats {
     pub expired: u64,
     /// Gaps of [`GapReason::EpochChanged`].
     pub epoch_changed: u64,
+    /// Gaps of [`GapReason::Backplane`].
+    pub backplane: u64,
 }
 
 /// The counters of a hub, with the meanings that [`Stats`] and [`GapStats`] give them. They order nothing: each is
@@ -90,6 +92,7 @@ pub(crate) struct Counters {
     pub(crate) evicted_gaps: AtomicU64,
     pub(crate) expired_gaps: AtomicU64,
     pub(crate) epoch_gaps: AtomicU64,
+    pub(crate) backplane_gaps: AtomicU64,
 }
 
 impl Counters {
@@ -121,6 +124,7 @@ impl Counters {
             evicted: self.evicted_gaps.load(Relaxed),
             expired: self.expired_gaps.load(Relaxed),
             epoch_changed: self.epoch_gaps.load(Relaxed),
+            backplane: self.backplane_gaps.load(Relaxed),
         }
     }
 
@@ -132,6 +136,7 @@ impl Counters {
             GapReason::Evicted => (&self.evicted_gaps, Some(&self.evicted)),
             GapReason::Expired => (&self.expired_gaps, None),
             GapReason::EpochChanged => (&self.epoch_gaps, None),
+            GapReason::Backplane => (&self.backplane_gaps, None),
         };
         add(gaps, 1);
         if let Some(events) = events {

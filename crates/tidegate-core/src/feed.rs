@@ -19,6 +19,7 @@ use std::{
 use slab::Slab;
 
 use crate::{
+    backlog::Backlog,
     bounds::Bounds,
     event::{Event, Payload},
     evicted::Evicted,
@@ -112,15 +113,6 @@ pub(crate) enum Ahead {
     Nothing,
 }
 
-/// Events and bytes between two numbers of a feed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Backlog {
-    /// How many events.
-    pub(crate) events: u64,
-    /// Their sizes, summed.
-    pub(crate) bytes: u64,
-}
-
 /// The filters and the predicate of a feed, which it is found by.
 #[derive(Debug)]
 pub(crate) struct FeedKind<P> {
@@ -128,6 +120,15 @@ pub(crate) struct FeedKind<P> {
     pub(crate) filters: FilterGroup,
     /// Each payload passes this, if it is set.
     pub(crate) predicate: Option<Predicate<P>>,
+}
+
+impl<P> Clone for FeedKind<P> {
+    fn clone(&self) -> Self {
+        Self {
+            filters: Arc::clone(&self.filters),
+            predicate: self.predicate.clone(),
+        }
+    }
 }
 
 // ===== impl Feed =====

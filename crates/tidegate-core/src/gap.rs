@@ -10,9 +10,9 @@ pub struct Gap {
     pub first_sequence: u64,
     /// The sequence of the last missing event, or an upper bound where that is unknown.
     pub last_sequence: u64,
-    /// How many events of the subscription are missing. Exact, except that 0 means unknown, which only
-    /// [`Expired`](GapReason::Expired) and [`EpochChanged`](GapReason::EpochChanged) may be; such a
-    /// gap takes no index.
+    /// How many events of the subscription are missing. Exact, except that 0 means unknown, perhaps none, which only
+    /// [`Expired`](GapReason::Expired), [`EpochChanged`](GapReason::EpochChanged) and
+    /// [`Backplane`](GapReason::Backplane) may be; such a gap takes no index.
     pub count: u64,
     /// The reason why they are missing.
     pub reason: GapReason,
@@ -36,4 +36,8 @@ pub enum GapReason {
     Expired,
     /// The subscriber's position belongs to another epoch. Only before the first event.
     EpochChanged,
+    /// The hub was never handed these events, by [`Hub::lose`](crate::Hub::lose), and nobody knows which of them
+    /// would have matched. Where other events are missing on both sides of the range, it begins with the first of
+    /// those, and the gap that counts them follows.
+    Backplane,
 }

@@ -1,7 +1,8 @@
-//! History: recent events, kept for replay.
+//! History: recent events, kept for replay, and the ranges that the hub was never handed.
 
 use std::{
     collections::VecDeque,
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,6 +12,10 @@ use crate::{
     retained::Retained,
 };
 
+/// The most ranges that are remembered as lost. It happens rarely: a node was cut off for longer than its log keeps
+/// events, or the log has lost some. Beyond it the oldest two become one.
+const MAX_LOST: usize = 64;
+
 /// The limits of history. An event that is beyond any one of them is dropped, oldest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistoryLimits {
@@ -18,7 +23,7 @@ pub struct HistoryLimits {
     pub max_events: usize,
     /// The most bytes, as [`Payload::size`] counts them. Default: 64 MiB. 0 turns history off.
     pub max_bytes: u64,
-    /// The greatest age, measured from when the hub was handed the event. Default: 5 minutes. 0 turns
+    /// The greatest age, measured from the time that came with the event. Default: 5 minutes. 0 turns
     /// history off.
     pub max_age: Duration,
 }
@@ -38,6 +43,11 @@ pub(crate) struct History<P> {
     evicted_through: u64,
     /// The sequence of the newest event that was evicted for the memory budget; 0 if none was.
     evicted_for_budget: u64,
+    /// First and last sequence of the ranges that the hub was never handed, oldest first, none touching the next. Those
+    /// that history has evicted past are still to be told to subscriptions that are behind.
+    lost: VecDeque<(u64, u64)>,
+    /// The epoch of the sequences.
+    epoch: u64,
 }
 
 /// An event in history.
@@ -45,28 +55,17 @@ pub(crate) struct History<P> {
 struct Entry<P> {
     /// The event, which feeds share.
     event: Arc<Event<P>>,
-    /// The time at which the hub was handed it.
+    /// The time that came with it, or that of an event before it if that is later.
     at: Instant,
 }
 
-/// The result of a walk over a stretch of history.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Walk {
-    /// The sequence of the last entry visited, if there was one. A refused one does not count.
-    pub(crate) last: Option<u64>,
-    /// The reason why it ended.
-    pub(crate) end: WalkEnd,
-}
-
-/// The reason why a walk over a stretch of history ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WalkEnd {
-    /// The stretch is done.
-    Done,
-    /// It has visited as many entries as it may.
-    MaxEntries,
-    /// The visitor refused an entry.
-    Refused,
+/// Entries of history, copied to be looked at without its lock.
+#[derive(Debug)]
+pub(crate) struct Stretch<P> {
+    /// References to the events, in the order in which they were asked for.
+    pub(crate) events: Vec<Arc<Event<P>>>,
+    /// Whether these are all that were asked for.
+    pub(crate) is_all: bool,
 }
 
 impl HistoryLimits {
@@ -94,19 +93,48 @@ impl Default for HistoryLimits {
 }
 
 impl<P: Payload> History<P> {
-    /// An empty history.
-    pub(crate) const fn new(limits: HistoryLimits, retained: Retained) -> Self {
+    /// A history without events, of a sequence space that begins after `after`.
+    pub(crate) const fn new(
+        limits: HistoryLimits,
+        retained: Retained,
+        epoch: u64,
+        after: u64,
+    ) -> Self {
         Self {
             limits,
             retained,
             entries: VecDeque::new(),
             bytes: 0,
-            evicted_through: 0,
+            evicted_through: after,
             evicted_for_budget: 0,
+            lost: VecDeque::new(),
+            epoch,
         }
     }
 
-    /// Appends `event`, and drops what is beyond the limits or too old at `now`.
+    /// Begins anew in `epoch`, after `after`. Returns the events that it has kept, for the caller to free.
+    pub(crate) fn begin_epoch(&mut self, epoch: u64, after: u64) -> impl Sized + use<P> {
+        let entries = mem::take(&mut self.entries);
+        self.retained
+            .subtract((entries.len() * size_of::<Entry<P>>()) as u64);
+        self.bytes = 0;
+        (self.evicted_through, self.evicted_for_budget) = (after, 0);
+        self.lost.clear();
+        self.epoch = epoch;
+        entries
+    }
+
+    /// The epoch of the sequences.
+    pub(crate) const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Notes that nothing is known of the sequences up to `sequence`.
+    pub(crate) fn begin_after(&mut self, sequence: u64) {
+        self.evicted_through = self.evicted_through.max(sequence);
+    }
+
+    /// Appends `event`, which came at `now`, and drops what is beyond the limits or too old then.
     pub(crate) fn append(&mut self, event: &Arc<Event<P>>, now: Instant) {
         if self.limits.is_off() {
             // Dropped all the same: a position before it cannot be resumed whole.
@@ -115,9 +143,11 @@ impl<P: Payload> History<P> {
         }
         self.bytes += event.size();
         self.retained.add(size_of::<Entry<P>>() as u64);
+        // A log may hand over times that go back a little. Events grow too old in their order.
+        let at = self.entries.back().map_or(now, |newest| newest.at.max(now));
         self.entries.push_back(Entry {
             event: Arc::clone(event),
-            at: now,
+            at,
         });
         self.keep_within_limits();
         self.expire(now);
@@ -168,6 +198,43 @@ impl<P: Payload> History<P> {
         }
     }
 
+    /// Notes that the sequences from `first` to `last` were lost. They are behind all that came before.
+    ///
+    /// If that makes too many ranges, the oldest two become one, and the events between them are evicted: none ever lies
+    /// within a range. Returns the sequence up to which the hub has to evict then, everywhere.
+    pub(crate) fn lose(&mut self, first: u64, last: u64) -> Option<u64> {
+        match self.lost.back_mut() {
+            Some((_, end)) if *end + 1 == first => *end = last,
+            _ => self.lost.push_back((first, last)),
+        }
+        if self.lost.len() <= MAX_LOST {
+            return None;
+        }
+        let (begin, _) = self.lost.pop_front()?;
+        let (oldest, through) = self.lost.front_mut()?;
+        *oldest = begin;
+        let through = *through;
+        self.evict_through(through);
+        Some(through)
+    }
+
+    /// First and last sequence of what was lost after `after` and begins at `up_to` or before: of the first range, or
+    /// of `all` of them with what lies between.
+    pub(crate) fn lost_after(&self, after: u64, up_to: u64, all: bool) -> Option<(u64, u64)> {
+        let begin = self.lost.partition_point(|(_, last)| *last <= after);
+        let end = self.lost.partition_point(|(first, _)| *first <= up_to);
+        let (first, last) = *self.lost.get(begin).filter(|_| begin < end)?;
+        let first = first.max(after + 1);
+        let last = if all { self.lost[end - 1].1 } else { last };
+        // One that has grown since its beginning was told may go on behind `up_to`.
+        (first <= up_to).then_some((first, last))
+    }
+
+    /// The last sequence of what was lost; 0 if nothing was.
+    pub(crate) fn lost_through(&self) -> u64 {
+        self.lost.back().map_or(0, |(_, last)| *last)
+    }
+
     /// The sequence of the newest event that was evicted for the memory budget; 0 if none was.
     pub(crate) const fn evicted_for_budget(&self) -> u64 {
         self.evicted_for_budget
@@ -209,68 +276,45 @@ impl<P: Payload> History<P> {
             .partition_point(|entry| entry.event.sequence <= sequence)
     }
 
-    /// Walks over up to `max_entries` entries after `after` and up to `up_to`, oldest first. `visit` returns
-    /// false to refuse an entry.
-    pub(crate) fn forward(
+    /// Whether no event after `sequence` was dropped, and those there are no more than `max_events`, and no more than
+    /// `max_bytes` if there are several.
+    pub(crate) fn is_short_after(
         &self,
-        after: u64,
-        up_to: u64,
-        max_entries: usize,
-        visit: impl FnMut(&Arc<Event<P>>) -> bool,
-    ) -> Walk {
-        walk(
-            self.entries
-                .range(self.count_up_to(after)..self.count_up_to(up_to)),
-            max_entries,
-            visit,
-        )
+        sequence: u64,
+        (max_events, max_bytes): (usize, u64),
+    ) -> bool {
+        let newer = self.entries.range(self.count_up_to(sequence)..);
+        self.evicted_through <= sequence
+            && newer.len() <= max_events
+            && (newer.len() <= 1 || newer.map(|entry| entry.event.size()).sum::<u64>() <= max_bytes)
     }
 
-    /// Walks over up to `max_entries` entries before `before` and after `after`, newest first.
-    pub(crate) fn backward(
-        &self,
-        before: u64,
-        after: u64,
-        max_entries: usize,
-        visit: impl FnMut(&Arc<Event<P>>) -> bool,
-    ) -> Walk {
+    /// Copies up to `max_entries` entries after `after` and up to `up_to`, oldest first.
+    pub(crate) fn forward(&self, after: u64, up_to: u64, max_entries: usize) -> Stretch<P> {
+        let begin = self.count_up_to(after);
+        let end = self.count_up_to(up_to).max(begin);
+        Stretch::of(self.entries.range(begin..end), max_entries)
+    }
+
+    /// Copies up to `max_entries` entries before `before` and after `after`, newest first.
+    pub(crate) fn backward(&self, before: u64, after: u64, max_entries: usize) -> Stretch<P> {
         let end = self.count_up_to(before.saturating_sub(1));
-        walk(
-            self.entries
-                .range(self.count_up_to(after).min(end)..end)
-                .rev(),
-            max_entries,
-            visit,
-        )
+        let begin = self.count_up_to(after).min(end);
+        Stretch::of(self.entries.range(begin..end).rev(), max_entries)
     }
 }
 
-/// Visits up to `max_entries` of `entries`, until `visit` returns false.
-fn walk<'a, P: 'a>(
-    mut entries: impl Iterator<Item = &'a Entry<P>>,
-    max_entries: usize,
-    mut visit: impl FnMut(&'a Arc<Event<P>>) -> bool,
-) -> Walk {
-    let mut last = None;
-    for _ in 0..max_entries {
-        let Some(entry) = entries.next() else {
-            return Walk {
-                last,
-                end: WalkEnd::Done,
-            };
-        };
-        if !visit(&entry.event) {
-            return Walk {
-                last,
-                end: WalkEnd::Refused,
-            };
-        }
-        last = Some(entry.event.sequence);
+impl<P> Stretch<P> {
+    /// The first of `entries`, up to `max_entries`.
+    fn of<'a>(entries: impl ExactSizeIterator<Item = &'a Entry<P>>, max_entries: usize) -> Self
+    where
+        P: 'a,
+    {
+        let is_all = entries.len() <= max_entries;
+        let events = entries
+            .take(max_entries)
+            .map(|entry| Arc::clone(&entry.event))
+            .collect();
+        Self { events, is_all }
     }
-    let end = if entries.next().is_some() {
-        WalkEnd::MaxEntries
-    } else {
-        WalkEnd::Done
-    };
-    Walk { last, end }
 }

@@ -9,10 +9,7 @@
 //! [`Hub::close`] ends every subscription with a reason and lets no further one in.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::Ordering::{Acquire, Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
 };
 
@@ -30,7 +27,7 @@ use crate::{
     limits::Overflow,
     options::{HubConfig, Start, SubscribeOptions},
     predicate::Predicate,
-    publish::{Numbering, PublishError, Published, Shared},
+    publish::{Numbering, PublishError, Published, Shared, check_sequence},
     publishing::Publishing,
     registry::{Feeds, Listed, Refusal, SweepRules, Swept},
     signal::Signal,
@@ -108,7 +105,48 @@ impl<P: Payload> Hub<P> {
     #[must_use]
     pub fn new(config: HubConfig) -> Self {
         Self {
-            shared: Arc::new(Shared::new(config)),
+            shared: Arc::new(Shared::new(config, None)),
+        }
+    }
+
+    /// Makes a hub whose sequences go on after `after`: one that is fed from the middle of a log, by
+    /// [`append`](Self::append). Its [`position`](Self::position) is there from the start, and whoever resumes from
+    /// before it is told that what came before is gone.
+    ///
+    /// A hub that [`new`](Self::new) made begins with the first sequence that it is handed. Until then it knows no
+    /// position but 0.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::{task::{Context, Waker}, time::Instant};
+    /// use bytes::Bytes;
+    /// use tidegate_core::{
+    ///     Batch, ClientId, Filter, GapReason, Hub, HubConfig, NewEvent, Position, Room, Start, SubscribeOptions, Topic,
+    /// };
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // The log has dropped the events up to 999 before this hub began.
+    /// let hub = Hub::begin_at(HubConfig::new(7), 999);
+    /// hub.append([(1_000, NewEvent::new(Topic::new("a")?, Bytes::new()))], Instant::now())?;
+    ///
+    /// let mut options = SubscribeOptions::new(ClientId::new("me")?, vec![Filter::new("a")?]);
+    /// options.start = Start::After(Position { epoch: 7, sequence: 50 });
+    /// let mut subscription = hub.subscribe(options, Instant::now())?;
+    /// let mut batch = Batch::default();
+    /// let mut cx = Context::from_waker(Waker::noop());
+    /// while subscription.poll_next(&mut cx, Room::events(10), &mut batch).is_pending() {}
+    /// let gap = batch.gaps[0];
+    /// assert_eq!((gap.reason, gap.first_sequence, gap.last_sequence), (GapReason::Expired, 51, 999));
+    /// assert_eq!(batch.events[0].sequence(), 1_000);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn begin_at(config: HubConfig, after: u64) -> Self {
+        // Nothing could come behind the last of all sequences. One before it, the first event is refused, and told why.
+        let after = after.min(u64::MAX - 1);
+        Self {
+            shared: Arc::new(Shared::new(config, Some(after))),
         }
     }
 
@@ -145,7 +183,7 @@ impl<P: Payload> Hub<P> {
         events: impl IntoIterator<Item = NewEvent<P>>,
         now: Instant,
     ) -> Result<Published, PublishError> {
-        finish(self.begin_publish(events), now)
+        finish(&mut self.begin_publish(events), now)
     }
 
     /// Begins to publish `events`, in steps, as [`publish`](Self::publish) does in one: a task lets others run between them.
@@ -183,9 +221,13 @@ impl<P: Payload> Hub<P> {
     /// Otherwise as [`publish`](Self::publish), which numbers the events itself. A hub is fed by one of the
     /// two.
     ///
+    /// `now` is the time of the events: that of the log, where history is to measure their age from there. It may go
+    /// back a little from call to call.
+    ///
     /// # Errors
-    /// [`PublishError::OutOfOrder`] when a sequence is not above the one before it, and
-    /// [`PublishError::Closed`] when the hub was closed; then none is appended.
+    /// [`PublishError::OutOfOrder`] when a sequence is not above the one before it,
+    /// [`PublishError::SequencesUsedUp`] when one is [`u64::MAX`], and [`PublishError::Closed`] when the hub was
+    /// closed; then none is appended.
     ///
     /// # Examples
     /// ```
@@ -217,17 +259,79 @@ impl<P: Payload> Hub<P> {
             .unzip();
         for pair in sequences.windows(2) {
             let &[head, given] = pair else { continue };
-            if given <= head {
-                return Err(PublishError::OutOfOrder { head, given });
-            }
+            check_sequence(head, given)?;
         }
         // From the first part to the last: the order is checked with the first, and holds for all.
         let _appending = self.shared.appending.lock();
         let shared = Arc::clone(&self.shared);
-        finish(
-            Publishing::new(shared, events, Numbering::Given(sequences)),
-            now,
-        )
+        let mut publishing = Publishing::new(shared, events, Numbering::Given(sequences));
+        finish(&mut publishing, now)
+    }
+
+    /// Moves the [`position`](Self::position) to `sequence`, because there is no event up to there: the log has
+    /// something else at these sequences. Subscriptions that have seen everything move along, each with its next poll.
+    /// Does nothing at the sequence where the hub is.
+    ///
+    /// # Errors
+    /// [`PublishError::OutOfOrder`] when the hub is behind `sequence` already,
+    /// [`PublishError::SequencesUsedUp`] for [`u64::MAX`], and [`PublishError::Closed`] when the hub was closed.
+    pub fn advance(&self, sequence: u64) -> Result<(), PublishError> {
+        self.shared.advance(sequence)
+    }
+
+    /// Tells every subscription, whatever its filters, that the sequences from `first` to `last` are lost: nobody can
+    /// hand them over any more. A gap of [`GapReason::Backplane`](crate::GapReason::Backplane) says so at their
+    /// place, live and in every replay that crosses it.
+    ///
+    /// The hub remembers 64 such ranges. Beyond that the oldest two become one, and the events between them are
+    /// evicted.
+    ///
+    /// # Errors
+    /// [`PublishError::OutOfOrder`] when `first` is not above the position of the hub, or `last` is below `first`,
+    /// [`PublishError::SequencesUsedUp`] when one is [`u64::MAX`], and [`PublishError::Closed`] when the hub was
+    /// closed.
+    pub fn lose(&self, first: u64, last: u64) -> Result<(), PublishError> {
+        self.shared.lose(first, last)
+    }
+
+    /// Begins another epoch, whose sequences go on after `after`: the log was cut, replaced or restored, and its
+    /// sequences mean something else now. Every subscription ends with
+    /// [`CloseReason::EpochChanged`](crate::CloseReason::EpochChanged), and with a position of the epoch in which it
+    /// began; history is empty; publishing and subscribing go on.
+    ///
+    /// # Errors
+    /// [`PublishError::EpochGoesOn`] when `epoch` is that of the hub, [`PublishError::SequencesUsedUp`] when
+    /// `after` is [`u64::MAX`], and [`PublishError::Closed`] when the hub was closed; then nothing has changed.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::{task::{Context, Poll, Waker}, time::Instant};
+    /// use tidegate_core::{
+    ///     Batch, ClientId, CloseReason, Filter, Hub, HubConfig, Position, Room, SubscribeOptions,
+    /// };
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let hub = Hub::<bytes::Bytes>::begin_at(HubConfig::new(1), 500);
+    /// let options = SubscribeOptions::new(ClientId::new("me")?, vec![Filter::everything()]);
+    /// let mut subscription = hub.subscribe(options.clone(), Instant::now())?;
+    ///
+    /// hub.begin_epoch(2, 20)?;
+    ///
+    /// let mut cx = Context::from_waker(Waker::noop());
+    /// let polled = subscription.poll_next(&mut cx, Room::events(10), &mut Batch::default());
+    /// assert_eq!(polled, Poll::Ready(Err(CloseReason::EpochChanged)));
+    /// assert_eq!(subscription.position(), Some(Position { epoch: 1, sequence: 500 }));
+    ///
+    /// let subscription = hub.subscribe(options, Instant::now())?;
+    /// assert_eq!(subscription.position(), Some(Position { epoch: 2, sequence: 20 }));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn begin_epoch(&self, epoch: u64, after: u64) -> Result<(), PublishError> {
+        self.shared.begin_epoch(Position {
+            epoch,
+            sequence: after,
+        })
     }
 
     /// Lets a subscriber in. From here on it receives every matching event, or a gap that counts it.
@@ -257,7 +361,7 @@ impl<P: Payload> Hub<P> {
     /// let mut first = hub.subscribe(live.clone(), Instant::now())?;
     /// publish(b"one")?;
     /// assert!(first.poll_next(&mut cx, Room::events(10), &mut batch).is_ready());
-    /// let position = first.position();
+    /// let position = first.position().expect("it began live");
     /// drop(first);
     ///
     /// publish(b"two, while nobody is there")?;
@@ -294,14 +398,9 @@ impl<P: Payload> Hub<P> {
         now: Instant,
     ) -> Result<Subscription<P>, SubscribeError> {
         let shared = &self.shared;
-        // First of all, because it may refuse, and cheap. The head only rises: a position that is behind it
-        // here is behind it under the publish lock too.
-        if let Start::After(position) = options.start {
-            let head = shared.committed.load(Acquire);
-            if position.epoch == shared.epoch && position.sequence > head {
-                return Err(SubscribeError::PositionAhead { head });
-            }
-        }
+        // First of all, because it may refuse, and cheap. In one epoch the head only rises: a position that is behind
+        // it here is behind it under the publish lock too.
+        let mut epoch = self.check_start(options.start)?;
         let cost = FilterCost::of(&options.filters);
         if cost.work > shared.max_filter_work {
             return Err(SubscribeError::FiltersTooCostly {
@@ -323,49 +422,71 @@ impl<P: Payload> Hub<P> {
         });
 
         let ends_when_stalled = options.limits.overflow == Overflow::Disconnect;
-        let signal = Arc::new(Signal::new(ends_when_stalled, options.transport));
+        let limits = options.limits.clamped(shared.max_limits);
         let holder = Holder {
             client: options.client_id,
             principal: options.principal,
         };
-        // Before the registry, where entering ends the subscription that it takes over from: this may refuse.
-        let feeds: Feeds<P> = match shared.join(kinds) {
-            Ok(feeds) => feeds.into(),
-            Err(FilterBytesExceeded) => {
-                return Err(SubscribeError::FilterMemoryExceeded {
-                    max: shared.max_filter_bytes,
-                });
+        loop {
+            // Before the registry, where entering ends the subscription that it takes over from: this may refuse.
+            let feeds: Feeds<P> = match shared.join(kinds) {
+                Ok(feeds) => feeds.into(),
+                Err(FilterBytesExceeded) => {
+                    return Err(SubscribeError::FilterMemoryExceeded {
+                        max: shared.max_filter_bytes,
+                    });
+                }
+            };
+            let signal = Arc::new(Signal::new(ends_when_stalled, options.transport.clone()));
+            // Before the publish lock: it may refuse, and the registry's lock, which sweeps hold while they look at everybody, is never
+            // taken while publishers wait. A close that comes in between ends this subscription through its signal.
+            let id = match shared.registry.enter(&holder, &signal) {
+                Ok(id) => id,
+                Err(refusal) => {
+                    shared.leave(&feeds);
+                    return Err(refusal.into());
+                }
+            };
+            // Events that are too old at `now` must not be replayed.
+            shared.history.lock().expire(now);
+            let parts = Parts {
+                id,
+                holder: holder.clone(),
+                limits,
+                signal,
+            };
+            let subscription = {
+                // No event is published while the cursors are put down: what came before is history, what comes
+                // after is live, and nothing is both or neither.
+                let state = shared.publish.lock();
+                (state.epoch == epoch).then(|| {
+                    let shared = Arc::clone(shared);
+                    Subscription::begin(shared, parts, &feeds, options.start, &state)
+                })
+            };
+            if let Some(subscription) = subscription {
+                // After the publish lock, for the same reason as above. Until then listings leave it out, since they
+                // could not say how far it is behind.
+                shared.registry.joined(id, feeds);
+                return Ok(subscription);
             }
-        };
-        // Before the publish lock: it may refuse, and the registry's lock, which sweeps hold while they look at everybody, is never
-        // taken while publishers wait. A close that comes in between ends this subscription through its signal.
-        let id = match shared.registry.enter(&holder, &signal) {
-            Ok(id) => id,
-            Err(refusal) => {
-                shared.leave(&feeds);
-                return Err(refusal.into());
-            }
-        };
-        // Events that are too old at `now` must not be replayed.
-        shared.history.lock().expire(now);
-        let parts = Parts {
-            id,
-            holder,
-            limits: options.limits.clamped(shared.max_limits),
-            signal,
-        };
+            // Another epoch has begun since, with other feeds; it may have ended this subscription already.
+            kinds = feeds.iter().map(|feed| feed.kind().clone()).collect();
+            shared.registry.remove(&holder.client, id);
+            shared.leave(&feeds);
+            epoch = self.check_start(options.start)?;
+        }
+    }
 
-        let subscription = {
-            // No event is published while the cursors are put down: what came before is history, what comes
-            // after is live, and nothing is both or neither.
-            let state = shared.publish.lock();
-            let shared = Arc::clone(shared);
-            Subscription::begin(shared, parts, &feeds, options.start, state.head)
-        };
-        // After the publish lock, for the same reason as above. Until then listings leave it out, since they
-        // could not say how far it is behind.
-        shared.registry.joined(id, feeds);
-        Ok(subscription)
+    /// Fails when a subscriber cannot begin with `start`, because it is ahead. Returns the epoch.
+    fn check_start(&self, start: Start) -> Result<u64, SubscribeError> {
+        let hub = self.position();
+        match start {
+            Start::After(asked) if asked.epoch == hub.epoch && asked.sequence > hub.sequence => {
+                Err(SubscribeError::PositionAhead { head: hub.sequence })
+            }
+            _ => Ok(hub.epoch),
+        }
     }
 
     /// Lists every subscription that was not dropped, in the order in which they came, as its last poll
@@ -411,7 +532,7 @@ impl<P: Payload> Hub<P> {
     /// let polled = subscription.poll_next(&mut cx, Room::events(10), &mut Batch::default());
     /// assert_eq!(polled, Poll::Ready(Err(CloseReason::ShuttingDown)));
     /// // Where to go on, at another hub with the same sequences.
-    /// assert_eq!(subscription.position(), hub.position());
+    /// assert_eq!(subscription.position(), Some(hub.position()));
     ///
     /// let refused = hub.publish([], Instant::now());
     /// assert_eq!(refused, Err(PublishError::Closed(CloseReason::ShuttingDown)));
@@ -461,7 +582,7 @@ impl<P: Payload> Hub<P> {
     /// The position of the newest event; sequence 0 before the first.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.shared.position(self.shared.committed.load(Acquire))
+        self.shared.position()
     }
 
     /// The state of the hub in numbers. Each is exact; together they are of one moment only while nothing
@@ -488,7 +609,7 @@ impl<P: Payload> Hub<P> {
 
 /// Publishes a batch to its end.
 fn finish<P: Payload>(
-    mut publishing: Publishing<P>,
+    publishing: &mut Publishing<P>,
     now: Instant,
 ) -> Result<Published, PublishError> {
     loop {

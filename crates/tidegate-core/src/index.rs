@@ -15,6 +15,7 @@ use std::{
     borrow::Borrow,
     collections::HashSet,
     hash::{Hash, Hasher},
+    mem,
     sync::{
         Arc,
         atomic::{
@@ -304,6 +305,20 @@ impl<P: Payload> Eq for Member<P> {}
 impl<P: Payload> Hash for Member<P> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.kind().hash(state);
+    }
+}
+
+impl<P: Payload> Index<P> {
+    /// Forgets all feeds. Returns them, for the caller to let go of after its locks, and the version of the index, which none
+    /// of them is in.
+    pub(crate) fn clear(&self, members: &mut Members<P>) -> (impl Sized + use<P>, u64) {
+        let feeds = mem::take(members);
+        self.feeds.store(0, Relaxed);
+        self.filter_bytes.store(0, Relaxed);
+        let mut topics = self.topics.write();
+        topics.version += 1;
+        let trie = mem::replace(&mut topics.trie, Trie::new());
+        ((feeds, trie), topics.version)
     }
 }
 

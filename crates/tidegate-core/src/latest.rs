@@ -12,9 +12,9 @@ use std::{
 };
 
 use crate::{
+    backlog::Backlog,
     event::{Event, Payload},
     evicted::Evicted,
-    feed::Backlog,
     limits::Limits,
     retained::Retained,
     subject::{BySubject, Subject},

@@ -52,7 +52,7 @@
 //! let mut cx = Context::from_waker(Waker::noop());
 //! assert_eq!(subscription.poll_next(&mut cx, Room::events(100), &mut batch), Poll::Ready(Ok(())));
 //! assert_eq!(batch.events[0].payload(), "42");
-//! assert_eq!(subscription.position(), hub.position());
+//! assert_eq!(subscription.position(), Some(hub.position()));
 //! # Ok(())
 //! # }
 //! ```
@@ -68,6 +68,7 @@ extern crate self as tidegate_core;
 #[path = "../tests/model.rs"]
 mod model;
 
+mod backlog;
 mod bounds;
 mod close;
 mod cost;
@@ -85,6 +86,7 @@ mod info;
 mod latest;
 mod limits;
 mod options;
+mod part;
 pub mod predicate;
 mod publish;
 mod publishing;
@@ -92,6 +94,7 @@ mod registry;
 mod replay;
 mod retained;
 mod sending;
+mod sequencing;
 mod signal;
 mod subject;
 pub mod subscription;

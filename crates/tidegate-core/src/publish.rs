@@ -14,8 +14,8 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicBool,
-            Ordering::{Relaxed, Release},
+            AtomicBool, AtomicU64 as AtomicCounter,
+            Ordering::{Acquire, Relaxed, Release},
         },
     },
     task::Waker,
@@ -31,7 +31,7 @@ use crate::{
     index::{FilterBytesExceeded, Index, Joined, Late},
     limits::Limits,
     options::HubConfig,
-    publishing::Part,
+    part::Part,
     registry::Registry,
     retained::Retained,
     sending::Senders,
@@ -53,8 +53,9 @@ const MAX_LATE: usize = 1_024;
 /// The hub itself, which its handles and its subscriptions share. See the crate's *Lock order*.
 #[derive(Debug)]
 pub(crate) struct Shared<P> {
-    /// The identity of the sequence space.
-    pub(crate) epoch: u64,
+    /// The epoch, to be read together with `committed`: both are changed under this lock, where the epoch changes. The
+    /// innermost lock but that of a signal.
+    epoch: Mutex<u64>,
     /// The largest limits of a subscription.
     pub(crate) max_limits: Limits,
     /// The most work that the filters of a subscription may add to a search.
@@ -74,12 +75,16 @@ pub(crate) struct Shared<P> {
     pub(crate) senders: Arc<Senders>,
     /// The publish lock, with its state.
     pub(crate) publish: Mutex<State<P>>,
-    /// Held by [`Hub::append`](crate::Hub::append) from its first part to its last: no other may number events in between.
+    /// Held by [`Hub::append`](crate::Hub::append) from its first part to its last: no other may number events in between,
+    /// lose any, or begin an epoch.
     pub(crate) appending: Mutex<()>,
     /// Recent events. Written under the publish lock, read by replays without it.
     pub(crate) history: Mutex<History<P>>,
     /// Everything up to this sequence is in history and in the feeds. Written under the publish lock.
     pub(crate) committed: AtomicU64,
+    /// Rises with each range that was lost, and with each epoch, which has lost none. Written under the publish lock, before
+    /// `committed`.
+    pub(crate) losses: AtomicCounter,
     /// The subscriptions, by client id.
     pub(crate) registry: Registry<P>,
     /// The counters of the hub.
@@ -89,16 +94,20 @@ pub(crate) struct Shared<P> {
 /// The state behind the publish lock.
 #[derive(Debug)]
 pub(crate) struct State<P> {
+    /// The identity of the sequence space.
+    pub(crate) epoch: u64,
     /// The sequence of the newest event. Ahead of `committed` only while a publisher is in between.
     pub(crate) head: u64,
+    /// Whether it is known where the sequences of this hub begin. If not, they begin with the first that it is handed.
+    pub(crate) knows_beginning: bool,
     /// Feeds that were added while publishers were between search and commit, oldest first.
-    late: Vec<Late<P>>,
+    pub(crate) late: Vec<Late<P>>,
     /// The highest version of a late feed that was forgotten because there were too many.
-    late_forgotten: u64,
+    pub(crate) late_forgotten: u64,
     /// The feeds that hold events, and some that did: what eviction has to look at.
-    holding: Vec<Arc<Feed<P>>>,
+    pub(crate) holding: Vec<Arc<Feed<P>>>,
     /// The next of them to look at, whether it still holds events.
-    next_look: usize,
+    pub(crate) next_look: usize,
     /// The reason why the hub was closed; nothing is published after it.
     closed: Option<CloseReason>,
 }
@@ -147,7 +156,8 @@ pub enum PublishError {
     /// The hub is closed.
     #[error("not published: {0}")]
     Closed(CloseReason),
-    /// A sequence handed to [`Hub::append`](crate::Hub::append) is not above the one before it.
+    /// A sequence handed to [`Hub::append`](crate::Hub::append) is not above the one before it, or one handed to
+    /// [`Hub::advance`](crate::Hub::advance) or [`Hub::lose`](crate::Hub::lose) is not where it has to be.
     #[error("not appended: sequence {given} is not above {head}")]
     OutOfOrder {
         /// The sequence before it.
@@ -155,16 +165,29 @@ pub enum PublishError {
         /// The sequence that was given.
         given: u64,
     },
+    /// The sequence is [`u64::MAX`], which no event may have: nothing could follow it.
+    #[error("not appended: the sequences are used up; begin a new epoch")]
+    SequencesUsedUp,
+    /// The epoch to begin is the one that goes on: positions of it would mean two things.
+    #[error("no epoch begun: {epoch} is the epoch that goes on; choose another")]
+    EpochGoesOn {
+        /// The epoch.
+        epoch: u64,
+    },
 }
 
 // ===== impl Shared =====
 
 impl<P: Payload> Shared<P> {
-    /// An empty hub.
-    pub(crate) fn new(config: HubConfig) -> Self {
+    /// An empty hub, whose sequences begin after `after`, or, if that is not known, with the first that it is handed.
+    pub(crate) fn new(config: HubConfig, after: Option<u64>) -> Self {
         let retained = Retained::default();
+        let (epoch, head) = (config.epoch, after.unwrap_or(0));
+        let history = History::new(config.history, retained.clone(), epoch, head);
         let state = State {
-            head: 0,
+            epoch,
+            head,
+            knows_beginning: after.is_some(),
             late: Vec::new(),
             late_forgotten: 0,
             holding: Vec::new(),
@@ -172,30 +195,40 @@ impl<P: Payload> Shared<P> {
             closed: None,
         };
         Self {
-            epoch: config.epoch,
+            epoch: Mutex::new(epoch),
             max_limits: config.max_limits,
             max_filter_work: config.max_filter_work,
             max_filter_bytes: config.max_filter_bytes,
             memory_budget: config.memory_budget,
-            retained: retained.clone(),
+            retained,
             index: Index::new(),
             conflates: AtomicBool::new(false),
             senders: Arc::new(Senders::new(config.memory_budget)),
             publish: Mutex::new(state),
             appending: Mutex::new(()),
-            history: Mutex::new(History::new(config.history, retained)),
-            committed: AtomicU64::new(0),
+            history: Mutex::new(history),
+            committed: AtomicU64::new(head),
+            losses: AtomicCounter::new(0),
             registry: Registry::new(config.client_ids),
             counters: Counters::default(),
         }
     }
 
-    /// A position of this hub.
-    pub(crate) const fn position(&self, sequence: u64) -> Position {
+    /// The position up to which everything is in place.
+    pub(crate) fn position(&self) -> Position {
+        // Under its lock the epoch does not change between the two.
+        let epoch = self.epoch.lock();
         Position {
-            epoch: self.epoch,
-            sequence,
+            epoch: *epoch,
+            sequence: self.committed.load(Acquire),
         }
+    }
+
+    /// Begins at the position `after`. The caller holds the publish lock, and everybody who is here has ended.
+    pub(crate) fn set_position(&self, after: Position) {
+        let mut epoch = self.epoch.lock();
+        *epoch = after.epoch;
+        self.committed.store(after.sequence, Release);
     }
 
     /// Refuses further events and subscriptions, and ends every subscription. The first reason holds.
@@ -249,16 +282,19 @@ impl<P: Payload> Shared<P> {
             };
             // Before anything else, because it may refuse: then nothing has changed.
             let numbered = state.number(part, numbering, is_first);
-            if is_last || numbered.is_err() {
-                // Under the publish lock: whoever adds a late feed after this finds it taken away, or not needed.
-                if self.index.end_searching() {
-                    state.late.clear();
-                }
+            if numbered.is_err() {
+                self.end_searching(&mut state);
             }
             numbered?;
+            if let Some(first) = part.events().first() {
+                self.note_beginning(&mut state, first.sequence);
+            }
             let first = state.head + 1;
             let first_sequence = part.events().first().map_or(first, |event| event.sequence);
             let matched = state.append(part, &mut wake);
+            if is_last {
+                self.end_searching(&mut state);
+            }
             self.remember(part.events(), now);
             // After both, since evicting from one of them frees nothing that the other still has; and with the new
             // events in place, which may have to go as well.
@@ -267,7 +303,7 @@ impl<P: Payload> Shared<P> {
             // the part, which so becomes visible at once.
             self.committed.store(state.head, Release);
             Published {
-                epoch: self.epoch,
+                epoch: state.epoch,
                 first_sequence,
                 last_sequence: state.head,
                 count: part.events().len(),
@@ -279,6 +315,15 @@ impl<P: Payload> Shared<P> {
         add(&self.counters.published, published.count as u64);
         add(&self.counters.matched, published.matched);
         Ok(published)
+    }
+
+    /// Notes that `first` is the first sequence that this hub is handed, if it is. Nobody has told it what came before,
+    /// so whoever resumes from there is told that it is gone.
+    pub(crate) fn note_beginning(&self, state: &mut State<P>, first: u64) {
+        if !state.knows_beginning {
+            state.knows_beginning = true;
+            self.history.lock().begin_after(first - 1);
+        }
     }
 
     /// Counts a subscription that is about to begin into the feeds of `kinds`, which are made if they are not there.
@@ -296,6 +341,15 @@ impl<P: Payload> Shared<P> {
             self.publish.lock().add_late(added);
         }
         Ok(feeds)
+    }
+
+    /// Counts a publisher out that has committed its last part, or will commit none.
+    fn end_searching(&self, state: &mut State<P>) {
+        // Under the publish lock, where late feeds are added: those that are there were in the index before, and whoever
+        // begins to search after the last publisher has ended finds them.
+        if self.index.end_searching() {
+            state.late.clear();
+        }
     }
 
     /// Appends `events` to history.
@@ -372,10 +426,8 @@ impl<P: Payload> State<P> {
         numbering: &Numbering,
         is_first: bool,
     ) -> Result<(), PublishError> {
-        if let Some(reason) = self.closed
-            && is_first
-        {
-            return Err(PublishError::Closed(reason));
+        if is_first {
+            self.check_open()?;
         }
         let mut head = self.head;
         for (i, event) in part.events_mut() {
@@ -383,15 +435,19 @@ impl<P: Payload> State<P> {
                 Numbering::Next => head + 1,
                 Numbering::Given(sequences) => sequences[i],
             };
-            if given <= head {
-                return Err(PublishError::OutOfOrder { head, given });
-            }
+            check_sequence(head, given)?;
             head = given;
             Arc::get_mut(event)
                 .expect("nobody else has it yet")
                 .sequence = given;
         }
         Ok(())
+    }
+
+    /// Fails when the hub is closed.
+    pub(crate) fn check_open(&self) -> Result<(), PublishError> {
+        self.closed
+            .map_or(Ok(()), |reason| Err(PublishError::Closed(reason)))
     }
 
     /// Whether the late feeds that `part` needs are known and can be matched under this lock.
@@ -448,6 +504,17 @@ impl<P: Payload> State<P> {
             take_off(&mut self.holding, at as usize);
         }
     }
+}
+
+/// Fails unless `given` may be the sequence of what comes after `head`.
+pub(crate) const fn check_sequence(head: u64, given: u64) -> Result<(), PublishError> {
+    if given <= head {
+        return Err(PublishError::OutOfOrder { head, given });
+    }
+    if given == u64::MAX {
+        return Err(PublishError::SequencesUsedUp);
+    }
+    Ok(())
 }
 
 /// Appends `event` to `feed`, and lists the feed among those that hold events if it does now. Returns how many subscriptions

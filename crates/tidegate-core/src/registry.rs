@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::Waker,
     time::{Duration, Instant},
 };
 
@@ -256,6 +257,25 @@ impl<P> Registry<P> {
                 .collect()
         };
         end_all(&here, reason);
+    }
+
+    /// Ends all that are here, and lets others in. Returns the wakers, to be called after the locks of the caller.
+    pub(crate) fn end_epoch(&self, reason: CloseReason) -> Vec<Waker> {
+        let state = self.state.lock();
+        let here = state.registrations.values();
+        here.filter_map(|registration| registration.signal.end(reason).1)
+            .collect()
+    }
+
+    /// Wakes all that wait. The caller holds no lock.
+    pub(crate) fn wake_all(&self) {
+        let wakers: Vec<_> = {
+            let state = self.state.lock();
+            let here = state.registrations.values();
+            here.filter_map(|registration| registration.signal.take_waker())
+                .collect()
+        };
+        wake_all(wakers);
     }
 
     /// Looks at every subscription once, and ends or resets the stuck ones by the rules.

@@ -84,7 +84,7 @@ struct Sent {
     bytes: u64,
     /// Sendings of it.
     all: usize,
-    /// Those that go on.
+    /// Sendings of it that go on.
     going_on: usize,
 }
 

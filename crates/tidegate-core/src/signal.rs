@@ -221,6 +221,12 @@ impl Signal {
         state.waker.take()
     }
 
+    /// Takes the waker, for news that are in no feed.
+    pub(crate) fn take_waker(&self) -> Option<Waker> {
+        // In one step: a poll either sees what was committed before this, or has stored its waker.
+        self.state.lock().waker.take()
+    }
+
     /// Ends the subscription, unless it has ended for another reason before. Returns whether it had not, and the
     /// waker to wake, which the caller does after it has let go of its locks.
     pub(crate) fn end(&self, reason: CloseReason) -> (bool, Option<Waker>) {

@@ -15,8 +15,8 @@
 use std::sync::Arc;
 
 use crate::{
+    backlog::Backlog,
     event::{Event, Payload},
-    feed::Backlog,
     retained::Retained,
 };
 
@@ -356,8 +356,8 @@ mod tests {
 
     use super::{SMALL_LOG, Stretch, Survivors};
     use crate::{
+        backlog::Backlog,
         event::{Event, NewEvent},
-        feed::Backlog,
         retained::Retained,
         topic::Topic,
     };

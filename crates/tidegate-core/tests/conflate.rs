@@ -85,7 +85,7 @@ fn an_event_replaced_in_the_middle_of_a_release_is_told_before_the_position_pass
     publish(&hub, &["other"]);
     for _ in 0..3 {
         assert_eq!(poll(&mut subscription, release(1, 2)), None);
-        assert_eq!(subscription.position().sequence, 1);
+        assert_eq!(subscription.position().unwrap().sequence, 1);
         assert_eq!((subscription.next_index(), subscription.backlog()), (1, 2));
     }
     assert_eq!(
@@ -93,7 +93,7 @@ fn an_event_replaced_in_the_middle_of_a_release_is_told_before_the_position_pass
         Some((vec![3], vec![conflated(2, 2, 1, 1)]))
     );
     assert_eq!(poll(&mut subscription, release(1, 4)), None);
-    assert_eq!(subscription.position().sequence, 4);
+    assert_eq!(subscription.position().unwrap().sequence, 4);
 }
 
 #[test]
@@ -103,14 +103,14 @@ fn what_was_replaced_in_one_feed_is_told_before_a_later_event_of_another() {
     publish(&hub, &["a", "b", "a", "b"]);
     // The survivors are 3 and 4: the poll finds that 1 and 2 were replaced, and may give neither.
     assert_eq!(poll(&mut subscription, release(8, 2)), None);
-    assert_eq!(subscription.position().sequence, 0);
+    assert_eq!(subscription.position().unwrap().sequence, 0);
     publish(&hub, &["a"]);
     // Now 3 was replaced too.
     assert_eq!(
         poll(&mut subscription, release(8, 4)),
         Some((vec![4], vec![conflated(1, 4, 3, 0)]))
     );
-    assert_eq!(subscription.position().sequence, 4);
+    assert_eq!(subscription.position().unwrap().sequence, 4);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn what_was_replaced_and_not_told_is_behind_until_it_is_abandoned() {
     let mut cx = Context::from_waker(Waker::noop());
     let polled = subscription.poll_next(&mut cx, release(8, 3), &mut Batch::default());
     assert_eq!(polled, Poll::Ready(Err(CloseReason::ShuttingDown)));
-    assert_eq!(subscription.position().sequence, 0);
+    assert_eq!(subscription.position().unwrap().sequence, 0);
     drop(subscription);
     let stats = hub.stats();
     assert_eq!((stats.matched, stats.abandoned, stats.conflated), (3, 3, 0));
@@ -154,7 +154,7 @@ fn what_was_replaced_is_told_with_what_the_budget_evicted() {
     let counts: Vec<_> = gaps.iter().map(|gap| (gap.reason, gap.count)).collect();
     // 1 was replaced by 2. What replaced 2 was evicted, so 2 counts as evicted.
     assert_eq!(counts, [(GapReason::Conflated, 1), (GapReason::Evicted, 3)]);
-    assert_eq!(subscription.position().sequence, 4);
+    assert_eq!(subscription.position().unwrap().sequence, 4);
 }
 
 /// The limits hold for the whole backlog, so what others subscribe to changes nothing.
@@ -178,6 +178,6 @@ fn a_release_gives_the_same_whatever_the_limits_of_those_who_share_the_feed() {
         assert_eq!(events, [7, 8]);
         assert_eq!((gaps[0].reason, gaps[0].count), (GapReason::Overflow, 6));
         assert_eq!(poll(&mut subscription, release(20, 8)), None);
-        assert_eq!(subscription.position().sequence, 8);
+        assert_eq!(subscription.position().unwrap().sequence, 8);
     }
 }

@@ -2,10 +2,12 @@
 //! oldest entries are dropped at once when it is over its limits.
 //!
 //! Over random interleavings of publish, drain by any amount, subscribe with any limits, cancel, takeover
-//! and replay, both must hand out the same events and the same gaps, with the same indexes.
+//! and replay, both must hand out the same events and the same gaps, with the same indexes. Hubs begin in the middle of a
+//! log, or not; their sequences have holes, and ranges that are lost; and epochs begin.
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    mem,
     num::NonZeroU64,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -19,7 +21,10 @@ use tidegate_core::{
     NewEvent, Overflow, Position, Room, Start, SubscribeOptions, Subscription, Topic,
 };
 
+/// The first epoch of a hub.
 const EPOCH: u64 = 7;
+/// An epoch that no hub of this test ever has.
+const ELSEWHERE: u64 = 3;
 const TOPICS: [&str; 7] = ["a", "b", "a.x", "a.y", "b.x", "c.d.e", "$client.c1"];
 const FILTERS: [&str; 10] = [
     "a", "b", "a.x", "a.*", "*.x", "a.>", ">", "c.d.e", "c.>", "*",
@@ -34,6 +39,15 @@ enum Action {
     Publish(Vec<(usize, usize, Option<u8>)>),
     /// An event from a sequencer that left a hole of so many.
     AppendAfterHole(u64),
+    /// So many sequences without an event.
+    Advance(u64),
+    /// After a hole, a range that nobody can hand over.
+    Lose {
+        hole: u64,
+        len: u64,
+    },
+    /// Another epoch, after this sequence.
+    BeginEpoch(u64),
     Drain {
         client: u8,
         room: Room,
@@ -59,7 +73,7 @@ enum Begin {
     OtherEpoch,
 }
 
-/// What a poll leaves for later.
+/// The events that a poll leaves for later.
 #[derive(Debug, Clone, Copy)]
 enum Release {
     /// Nothing.
@@ -92,6 +106,10 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         6 => prop::collection::vec(event, 1..6).prop_map(Action::Publish),
         1 => (1..5u64).prop_map(Action::AppendAfterHole),
+        1 => (0..5u64).prop_map(Action::Advance),
+        2 => (prop_oneof![3 => Just(0), 1 => 1..4u64], 1..6u64)
+            .prop_map(|(hole, len)| Action::Lose { hole, len }),
+        1 => prop_oneof![Just(0), 1..50u64].prop_map(Action::BeginEpoch),
         6 => (0..CLIENTS, room, release)
             .prop_map(|(client, room, release)| Action::Drain { client, room, release }),
         3 => (0..CLIENTS, filters, limits(), begin)
@@ -127,7 +145,12 @@ struct Sent {
 }
 
 struct Model {
+    epoch: u64,
     head: u64,
+    /// Whether it is known where the sequences begin.
+    knows_beginning: bool,
+    /// The ranges that were lost, none touching the next.
+    ranges: VecDeque<(u64, u64)>,
     history: VecDeque<Sent>,
     evicted_through: u64,
     history_limit: usize,
@@ -139,8 +162,10 @@ struct Client {
     limits: Limits,
     /// Matching events that were not delivered.
     queue: VecDeque<Sent>,
-    /// First and last sequence and count of what is lost and was not told.
-    lost: Option<(u64, u64, u64)>,
+    /// The sequences of what is lost and was not told.
+    lost: VecDeque<u64>,
+    /// The ranges that nobody could hand over and that were not told.
+    ranges: VecDeque<(u64, u64)>,
     /// The answer to the first poll, and nothing else, when history has nothing to replay.
     opening: Option<(Option<GapReason>, u64)>,
     /// Until it has caught up, history alone bounds the queue.
@@ -162,22 +187,46 @@ struct ModelReplay {
     head: u64,
     /// Whether it was polled before, and so was told of what was missing from the start.
     opened: bool,
+    /// What was published since it subscribed. Those after the position at which it catches up are live.
+    since: Vec<Sent>,
+    /// For the last N: the sequence of the first of them, if there were N.
+    first_of_last: Option<u64>,
 }
 
 impl Model {
+    /// Notes the first sequence that the hub is handed. What was before it is not known.
+    fn begin(&mut self, first: u64) {
+        if !mem::replace(&mut self.knows_beginning, true) {
+            self.evicted_through = first - 1;
+        }
+    }
+
+    fn lose(&mut self, first: u64, last: u64) {
+        self.begin(first);
+        self.head = last;
+        let all = self.clients.values_mut().map(|client| &mut client.ranges);
+        for ranges in all.chain([&mut self.ranges]) {
+            match ranges.back_mut() {
+                Some((_, end)) if *end + 1 == first => *end = last,
+                _ => ranges.push_back((first, last)),
+            }
+        }
+    }
+
     fn publish(&mut self, sent: Sent) {
+        self.begin(sent.sequence);
         self.head = sent.sequence;
         for client in self
             .clients
             .values_mut()
             .filter(|client| client.wants(&sent.topic))
         {
-            if client.replay.is_none() && client.limits.overflow == Overflow::Conflate {
-                client.replace(&sent);
-            }
-            client.queue.push_back(sent.clone());
-            if client.replay.is_none() && client.limits.overflow != Overflow::Conflate {
-                client.drop_oldest(u64::MAX);
+            match &mut client.replay {
+                Some(replay) => {
+                    replay.since.push(sent.clone());
+                    client.queue.push_back(sent.clone());
+                }
+                None => client.push(sent.clone()),
             }
         }
         self.history.push_back(sent);
@@ -194,7 +243,8 @@ impl Model {
             filters,
             limits,
             queue: VecDeque::new(),
-            lost: None,
+            lost: VecDeque::new(),
+            ranges: VecDeque::new(),
             opening: None,
             replay: None,
             overflowed: false,
@@ -209,23 +259,32 @@ impl Model {
         } else {
             0
         };
-        let newest = self.history.back().map_or(0, |newest| newest.sequence);
+        let mut newest = self.history.back().map_or(0, |newest| newest.sequence);
+        if matches!(begin, Begin::Back(_)) {
+            newest = newest.max(self.ranges.back().map_or(0, |(_, last)| *last));
+        }
         if matches!(begin, Begin::Live) {
         } else if newest <= after {
             client.opening = Some((self.missing_from(begin, after), self.head));
         } else {
             let wanted = |sent: &&Sent| sent.sequence > after && client.wants(&sent.topic);
             client.queue = self.history.iter().filter(wanted).cloned().collect();
+            let mut first_of_last = None;
             if let Begin::Last(n) = begin {
-                client
-                    .queue
-                    .drain(..client.queue.len().saturating_sub(n as usize));
+                let n = n as usize;
+                client.queue.drain(..client.queue.len().saturating_sub(n));
+                first_of_last = client.queue.front().filter(|_| client.queue.len() == n);
             }
+            let first_of_last = first_of_last.map(|first| first.sequence);
+            client.ranges.clone_from(&self.ranges);
+            client.pass_ranges(after);
             client.replay = Some(ModelReplay {
                 begin,
                 after,
                 head: self.head,
                 opened: false,
+                since: Vec::new(),
+                first_of_last,
             });
         }
         client
@@ -243,6 +302,41 @@ impl Model {
 impl Client {
     fn wants(&self, topic: &Topic) -> bool {
         self.filters.iter().any(|filter| filter.matches(topic))
+    }
+
+    /// Adds a live event to the queue, and takes away what has to go for it at once.
+    fn push(&mut self, sent: Sent) {
+        if self.limits.overflow == Overflow::Conflate {
+            // What survives is bounded when it is drained.
+            self.replace(&sent);
+            self.queue.push_back(sent);
+        } else {
+            self.queue.push_back(sent);
+            self.drop_oldest(u64::MAX);
+        }
+    }
+
+    /// Leaves out the ranges up to `sequence`.
+    fn pass_ranges(&mut self, sequence: u64) {
+        self.ranges.retain(|(_, last)| *last > sequence);
+        if let Some((first, _)) = self.ranges.front_mut() {
+            *first = (*first).max(sequence + 1);
+        }
+    }
+
+    /// The sequence before the next range that is to be told.
+    fn barrier(&self) -> u64 {
+        self.ranges.front().map_or(u64::MAX, |(first, _)| first - 1)
+    }
+
+    /// Begins with what was published live after `position`, at which a replay has caught up.
+    fn go_live(&mut self, position: u64) {
+        let replay = self.replay.take().unwrap();
+        self.queue.clear();
+        self.lost.clear();
+        let live = replay.since.into_iter();
+        live.filter(|sent| sent.sequence > position)
+            .for_each(|sent| self.push(sent));
     }
 
     /// Takes away what `new` replaces.
@@ -265,7 +359,7 @@ impl Client {
     fn drop_oldest(&mut self, up_to: u64) {
         while !self.fits(up_to) {
             let sequence = self.queue.pop_front().unwrap().sequence;
-            self.lose(sequence);
+            self.lost.push_back(sequence);
             self.overflowed = true;
         }
     }
@@ -284,7 +378,7 @@ impl Client {
     /// The sequence of the first event that was neither delivered nor counted, what was replaced left out.
     fn first_unsettled(&self) -> u64 {
         let queued = self.queue.front().map_or(u64::MAX, |sent| sent.sequence);
-        queued.min(self.lost.map_or(u64::MAX, |lost| lost.0))
+        queued.min(self.lost.front().copied().unwrap_or(u64::MAX))
     }
 
     /// A position that anyone may read at any moment: nothing up to it is still to be delivered or counted.
@@ -295,8 +389,12 @@ impl Client {
             "{position} is beyond the first undelivered {undelivered}"
         );
         prop_assert!(
-            self.lost.is_none_or(|lost| position < lost.0),
+            self.lost.front().is_none_or(|lost| position < *lost),
             "{position} is beyond a pending gap"
+        );
+        prop_assert!(
+            position <= self.barrier(),
+            "{position} is beyond a lost range that was not told"
         );
         let replaced = self.replaced.iter();
         let replaced = replaced.filter(|sequence| **sequence <= position).count() as u64;
@@ -306,12 +404,6 @@ impl Client {
             self.told_replaced
         );
         Ok(())
-    }
-
-    fn lose(&mut self, sequence: u64) {
-        let lost = self.lost.get_or_insert((sequence, sequence, 0));
-        lost.1 = sequence;
-        lost.2 += 1;
     }
 
     /// History let go of the event with this sequence.
@@ -325,7 +417,7 @@ impl Client {
             self.queue.pop_front();
             // Events that are gone before the first poll were never promised.
             if replay.opened || gone > replay.head {
-                self.lose(gone);
+                self.lost.push_back(gone);
             }
         }
     }
@@ -345,22 +437,31 @@ struct Both {
 }
 
 impl Both {
-    fn new(history_limit: usize) -> Self {
+    /// Of a hub that begins after a sequence, or that nobody told where it begins.
+    fn new(history_limit: usize, begins_after: Option<u64>) -> Self {
         let history = HistoryLimits {
             max_events: history_limit,
             ..HistoryLimits::default()
         };
+        let after = begins_after.unwrap_or(0);
         let model = Model {
-            head: 0,
+            epoch: EPOCH,
+            head: after,
+            knows_beginning: begins_after.is_some(),
+            ranges: VecDeque::new(),
             history: VecDeque::new(),
-            evicted_through: 0,
+            evicted_through: after,
             history_limit,
             clients: BTreeMap::new(),
         };
-        let hub = Hub::new(HubConfig {
+        let config = HubConfig {
             history,
             ..HubConfig::new(EPOCH)
-        });
+        };
+        let hub = match begins_after {
+            Some(after) => Hub::begin_at(config, after),
+            None => Hub::new(config),
+        };
         Self {
             hub,
             real: BTreeMap::new(),
@@ -373,6 +474,25 @@ impl Both {
         match action {
             Action::Publish(events) => self.publish(&events),
             Action::AppendAfterHole(hole) => self.append_after_hole(hole),
+            Action::Advance(n) => {
+                let sequence = self.model.head + n;
+                self.hub.advance(sequence).unwrap();
+                if n > 0 {
+                    self.model.begin(sequence + 1);
+                    self.model.head = sequence;
+                    prop_assert!(self.hub.advance(sequence - 1).is_err(), "it went back");
+                }
+                Ok(())
+            }
+            Action::Lose { hole, len } => {
+                let first = self.model.head + 1 + hole;
+                let last = first + len - 1;
+                self.hub.lose(first, last).unwrap();
+                self.model.lose(first, last);
+                prop_assert!(self.hub.lose(last, last).is_err(), "lost twice");
+                Ok(())
+            }
+            Action::BeginEpoch(after) => self.begin_epoch(after),
             Action::Drain {
                 client,
                 room,
@@ -449,6 +569,40 @@ impl Both {
         Ok(())
     }
 
+    fn begin_epoch(&mut self, after: u64) -> Result<(), TestCaseError> {
+        let before = self.model.epoch;
+        prop_assert!(
+            self.hub.begin_epoch(before, 1_000).is_err(),
+            "the same epoch"
+        );
+        self.hub.begin_epoch(before + 1, after).unwrap();
+        for (client, mut subscription) in mem::take(&mut self.real) {
+            let mut cx = Context::from_waker(Waker::noop());
+            let polled = subscription.poll_next(&mut cx, Room::events(9), &mut Batch::default());
+            prop_assert_eq!(polled, Poll::Ready(Err(CloseReason::EpochChanged)));
+            let position = subscription.position();
+            let is_asked = |position: Position| position.epoch == ELSEWHERE;
+            prop_assert!(position.is_none_or(|it| it.epoch == before || is_asked(it)));
+            self.model.clients[&client].check_position(position_of(&subscription))?;
+        }
+        let Model {
+            history_limit,
+            clients: _,
+            ..
+        } = self.model;
+        self.model = Model {
+            epoch: before + 1,
+            head: after,
+            knows_beginning: true,
+            ranges: VecDeque::new(),
+            history: VecDeque::new(),
+            evicted_through: after,
+            history_limit,
+            clients: BTreeMap::new(),
+        };
+        Ok(())
+    }
+
     fn subscribe(
         &mut self,
         client: u8,
@@ -466,11 +620,11 @@ impl Both {
             Begin::Live => Start::Live,
             Begin::Last(n) => Start::Last(n),
             Begin::Back(n) => Start::After(Position {
-                epoch: EPOCH,
+                epoch: self.model.epoch,
                 sequence: head.saturating_sub(n),
             }),
             Begin::OtherEpoch => Start::After(Position {
-                epoch: EPOCH + 1,
+                epoch: ELSEWHERE,
                 sequence: 3,
             }),
         };
@@ -502,6 +656,7 @@ impl Both {
             history,
             evicted_through,
             head,
+            epoch,
             ..
         } = &mut self.model;
         let entry = clients.get_mut(&client).unwrap();
@@ -529,7 +684,7 @@ impl Both {
         }
         if entry.limits.overflow == Overflow::Disconnect
             && entry.overflowed
-            && entry.first_unsettled() <= room.up_to
+            && entry.first_unsettled() <= room.up_to.min(entry.barrier())
         {
             prop_assert_eq!(polled, Poll::Ready(Err(CloseReason::TooSlow)));
             self.real.remove(&client);
@@ -541,19 +696,35 @@ impl Both {
         if entry.replay.is_some() {
             let oldest = history.front().map_or(*head, |oldest| oldest.sequence - 1);
             let is_opening = subscription.is_opening();
-            entry.check_replay(&batch, is_opening, oldest, *evicted_through, *head)?;
+            let hub = Position {
+                epoch: *epoch,
+                sequence: *head,
+            };
+            entry.check_replay(&batch, is_opening, oldest, *evicted_through, hub)?;
         } else {
             if entry.limits.overflow == Overflow::Conflate {
-                entry.drop_oldest(room.up_to);
+                entry.drop_oldest(room.up_to.min(entry.barrier()));
                 entry.check_replaced(&mut batch, *head)?;
             }
             entry.check_live(&batch, room)?;
             entry.check_told_replaced(&batch)?;
         }
         prop_assert_eq!(subscription.next_index(), entry.next_index(), "accounting");
+        // What it is told of its position is checked wherever it stands.
+        let is_undecided = matches!(
+            entry.replay,
+            Some(ModelReplay {
+                begin: Begin::Last(_),
+                opened: false,
+                ..
+            })
+        );
+        prop_assert_eq!(subscription.position().is_none(), is_undecided);
         let position = position_of(subscription);
         if polled.is_pending() && entry.replay.is_none() {
-            let held_back = entry.first_unsettled();
+            let held_back = entry
+                .first_unsettled()
+                .min(entry.barrier().saturating_add(1));
             prop_assert!(held_back > room.up_to.min(*head), "held back for no reason");
             // What was replaced may hold it back as well, so only without conflation it is known.
             if held_back == u64::MAX || entry.limits.overflow != Overflow::Conflate {
@@ -573,7 +744,10 @@ impl Client {
             .position(|gap| gap.reason == GapReason::Conflated)
         {
             prop_assert_eq!(at, 0, "told before any position behind it");
-            prop_assert!(!batch.events.is_empty(), "survivors follow at once");
+            prop_assert!(
+                !batch.events.is_empty() || batch.gaps.len() > 1,
+                "survivors follow at once, or a gap that the position goes behind"
+            );
             let gap = batch.gaps.remove(at);
             prop_assert!(gap.first_sequence <= gap.last_sequence && gap.last_sequence <= head);
             prop_assert_eq!(gap.first_index, self.next_index());
@@ -605,25 +779,46 @@ impl Client {
 
     fn check_live(&mut self, batch: &Batch<Bytes>, room: Room) -> Result<(), TestCaseError> {
         let first_index = self.next_index() + self.replaced_in_batch;
-        let lost = if self.first_unsettled() <= room.up_to {
-            self.lost.take()
-        } else {
-            None
-        };
-        let gap = lost.map(|(first_sequence, last_sequence, count)| Gap {
-            first_sequence,
-            last_sequence,
-            count,
+        // A lost range holds back what is behind it, like a release. It is told when nothing before it is left; or with
+        // the losses of events that reach beyond it, which it then begins with.
+        let barrier = self.barrier();
+        let up_to = room.up_to.min(barrier);
+        let (mut lost, mut range) = (VecDeque::new(), None);
+        if self.first_unsettled() <= up_to {
+            lost = mem::take(&mut self.lost);
+            let through = lost.back().copied().unwrap_or(0);
+            let is_reached = |(first, _): &&(u64, u64)| *first <= through;
+            if let Some((_, last)) = self.ranges.iter().take_while(is_reached).last() {
+                range = Some((lost[0].min(barrier + 1), *last));
+            }
+        } else if barrier < room.up_to {
+            range = self.ranges.front().copied();
+        }
+        let range = range.map(|(first_sequence, last_sequence)| {
+            self.pass_ranges(last_sequence);
+            Gap {
+                first_sequence,
+                last_sequence,
+                count: 0,
+                reason: GapReason::Backplane,
+                first_index,
+            }
+        });
+        let gap = lost.front().map(|first| Gap {
+            first_sequence: *first,
+            last_sequence: *lost.back().unwrap(),
+            count: lost.len() as u64,
             reason: GapReason::Overflow,
             first_index,
         });
-        prop_assert_eq!(&batch.gaps, &Vec::from_iter(gap));
+        let gaps: Vec<_> = range.into_iter().chain(gap).collect();
+        prop_assert_eq!(&batch.gaps, &gaps);
         self.count_gaps(batch);
-        self.counted += std::mem::take(&mut self.replaced_in_batch);
+        self.counted += mem::take(&mut self.replaced_in_batch);
         let mut bytes = 0;
         let mut expected = Vec::new();
         while let Some(sent) = self.queue.front()
-            && sent.sequence <= room.up_to
+            && sent.sequence <= up_to
         {
             bytes += sent.size + room.overhead;
             if !expected.is_empty() && (expected.len() == room.events || bytes > room.bytes) {
@@ -645,7 +840,7 @@ impl Client {
         is_opening: bool,
         before_oldest: u64,
         evicted_through: u64,
-        head: u64,
+        hub: Position,
     ) -> Result<(), TestCaseError> {
         let replay = self.replay.as_mut().unwrap();
         if is_opening {
@@ -655,37 +850,56 @@ impl Client {
         let opening = batch
             .gaps
             .iter()
-            .find(|gap| gap.reason != GapReason::Overflow);
+            .find(|gap| !matches!(gap.reason, GapReason::Overflow | GapReason::Backplane));
         let reason = match replay.begin {
             _ if replay.opened => None,
             Begin::OtherEpoch => Some(GapReason::EpochChanged),
             Begin::Back(_) if evicted_through > replay.after => Some(GapReason::Expired),
             _ => None,
         };
-        replay.opened = true;
+        let is_first = !mem::replace(&mut replay.opened, true);
         prop_assert_eq!(opening.map(|gap| gap.reason), reason);
         if let Some(gap) = opening {
             prop_assert_eq!(gap.count, 0, "such a gap takes no index");
             prop_assert_eq!(gap.last_sequence, before_oldest.min(replay.head));
         }
+        if is_first {
+            // What lies before the beginning is told by the gap there, or was not asked for.
+            let available = before_oldest.min(replay.head);
+            let begins_after = match replay.begin {
+                Begin::Last(_) => available.max(replay.first_of_last.map_or(0, |first| first - 1)),
+                _ if reason.is_some() => available,
+                _ => replay.after,
+            };
+            self.pass_ranges(begins_after);
+        }
+        self.check_range_of_replay(batch)?;
         if let Some(told) = batch
             .gaps
             .iter()
             .find(|gap| gap.reason == GapReason::Overflow)
         {
-            let (first, last, count) = self.lost.take().unwrap();
-            prop_assert!(told.count <= count && told.first_sequence <= first);
-            if told.count == count {
-                prop_assert!(told.last_sequence >= last);
-            } else {
-                // Telling it all takes more steps of the replay than one poll makes.
-                self.lost = Some((told.last_sequence + 1, last, count - told.count));
-            }
+            // Telling it all takes more steps of the replay than one poll makes; what is told is told exactly.
+            let left = self
+                .lost
+                .partition_point(|lost| *lost <= told.last_sequence);
+            let mut lost = self.lost.drain(..left);
+            prop_assert!(
+                lost.next()
+                    .is_some_and(|first| told.first_sequence <= first)
+            );
+            prop_assert_eq!(told.count, 1 + lost.len() as u64);
         }
         self.count_gaps(batch);
         for event in &batch.events {
             prop_assert!(
-                self.lost.is_none(),
+                event.sequence() <= self.barrier(),
+                "an event before the lost range that stands before it"
+            );
+            prop_assert!(
+                self.lost
+                    .front()
+                    .is_none_or(|lost| event.sequence() < *lost),
                 "an event before the gap that stands before it"
             );
             prop_assert_eq!(
@@ -693,21 +907,53 @@ impl Client {
                 self.queue.pop_front().map(|sent| sent.sequence)
             );
         }
-        if batch.caught_up.is_some() {
-            prop_assert_eq!(
-                batch.caught_up,
-                Some(Position {
-                    epoch: EPOCH,
-                    sequence: head
-                })
-            );
+        let replay = self.replay.as_ref().unwrap();
+        if let Some(Position { epoch, sequence }) = batch.caught_up {
+            prop_assert_eq!(epoch, hub.epoch);
+            prop_assert!((replay.head..=hub.sequence).contains(&sequence));
+            prop_assert!(sequence <= self.barrier(), "caught up before a lost range");
+            let is_left = |left: u64| left <= sequence;
+            let undelivered = self.queue.front().map(|sent| sent.sequence);
             prop_assert!(
-                self.queue.is_empty() && self.lost.is_none(),
+                !undelivered.is_some_and(is_left)
+                    && !self.lost.front().copied().is_some_and(is_left),
                 "caught up with something left"
             );
-            self.replay = None;
+            self.go_live(sequence);
         }
         self.count_events(batch)
+    }
+
+    /// Takes the ranges that a replay tells of. It may tell the first part of one that has grown since its round began.
+    fn check_range_of_replay(&mut self, batch: &Batch<Bytes>) -> Result<(), TestCaseError> {
+        let of = |reason| batch.gaps.iter().position(|gap| gap.reason == reason);
+        let Some(at) = of(GapReason::Backplane) else {
+            return Ok(());
+        };
+        let Gap {
+            first_sequence,
+            last_sequence,
+            count,
+            ..
+        } = batch.gaps[at];
+        prop_assert_eq!(count, 0, "nobody knows");
+        let first = self.barrier() + 1;
+        let mut ranges = self.ranges.iter();
+        prop_assert!(ranges.any(|(first, last)| (*first..=*last).contains(&last_sequence)));
+        let unsettled = self.first_unsettled();
+        match of(GapReason::Overflow) {
+            Some(counted) if batch.gaps[counted].first_sequence <= first_sequence => {
+                // How many were before it and how many behind is not known: it begins with the first of them.
+                prop_assert!(at < counted && first_sequence <= first);
+                prop_assert_eq!(first_sequence, batch.gaps[counted].first_sequence);
+            }
+            _ => {
+                prop_assert_eq!(first_sequence, first);
+                prop_assert!(unsettled > first, "something before it is left");
+            }
+        }
+        self.pass_ranges(last_sequence);
+        Ok(())
     }
 
     fn count_gaps(&mut self, batch: &Batch<Bytes>) {
@@ -724,16 +970,17 @@ impl Client {
 /// The position to resume from. Until it was told that it is of another epoch, that one.
 fn position_of(subscription: &Subscription<Bytes>) -> u64 {
     match subscription.position() {
-        Position {
-            epoch: EPOCH,
-            sequence,
-        } => sequence,
-        Position { .. } => 0,
+        Some(Position { epoch, sequence }) if epoch != ELSEWHERE => sequence,
+        Some(_) | None => 0,
     }
 }
 
-fn run(history_limit: usize, actions: Vec<Action>) -> Result<(), TestCaseError> {
-    let mut both = Both::new(history_limit);
+fn run(
+    history_limit: usize,
+    begins_after: Option<u64>,
+    actions: Vec<Action>,
+) -> Result<(), TestCaseError> {
+    let mut both = Both::new(history_limit, begins_after);
     for action in actions {
         both.apply(action)?;
         // As a heartbeat would, between any two polls.
@@ -763,8 +1010,9 @@ proptest! {
     #[test]
     fn the_hub_equals_a_private_queue_for_each_client(
         history_limit in prop_oneof![Just(0), 1..20usize],
+        begins_after in prop_oneof![2 => Just(None), 1 => Just(Some(0)), 2 => (1..60u64).prop_map(Some)],
         actions in prop::collection::vec(action(), 1..80),
     ) {
-        run(history_limit, actions)?;
+        run(history_limit, begins_after, actions)?;
     }
 }

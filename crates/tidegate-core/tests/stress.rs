@@ -83,7 +83,7 @@ fn subscribe(
         let polled = subscription.poll_next(&mut cx, room, &mut batch);
         // Where every event matches, as many as there are up to a position must have been delivered or counted.
         if matches_all {
-            assert!(subscription.position().sequence <= subscription.next_index());
+            assert!(subscription.position().unwrap().sequence <= subscription.next_index());
         }
         match polled {
             Poll::Pending if subscription.is_behind() => {}

@@ -25,6 +25,7 @@ use crate::{
     identity::{Authenticator, peer::Peer},
     network::tls::Certificates,
     operations::{admin::Admin, controls::Controls},
+    quotas::Claim,
 };
 
 /// The beginning of the admin service's paths.
@@ -42,8 +43,11 @@ const PRINCIPAL_METHODS: [&str; 4] = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/tidegate.v1.EventService/Publish",
     "/tidegate.v1.EventService/PublishStream",
-    "/tidegate.v1.EventService/Subscribe",
+    SUBSCRIBE,
 ];
+
+/// The method whose calls may take over the place of another connection.
+const SUBSCRIBE: &str = "/tidegate.v1.EventService/Subscribe";
 
 /// The beginning of the health service's paths.
 const HEALTH: &str = "/grpc.health.v1.Health/";
@@ -158,12 +162,7 @@ impl Routes {
         let (events, calls) = self.events.for_connection();
         let quotas = self.side.controls.quotas();
         let peer = self.authenticator.clone().map(|authenticator| {
-            let peer = Peer::new(
-                authenticator,
-                Arc::clone(quotas),
-                address.ip(),
-                certificates,
-            );
+            let peer = Peer::new(authenticator, Arc::clone(quotas), address, certificates);
             Arc::new(peer)
         });
         let routes = ConnectionRoutes {
@@ -216,15 +215,19 @@ impl ConnectionRoutes {
         peer: &Peer,
         request: &http::Request<Incoming>,
     ) -> Result<Access, Status> {
-        let authenticated = peer
-            .identify(request.headers())
-            .await
-            .inspect_err(|status| {
-                if status.code() == Code::Unauthenticated {
-                    self.side.controls.note_auth_failure();
-                }
-            })?;
         let path = request.uri().path();
+        let claim = match path {
+            SUBSCRIBE => Claim::Subscription,
+            _ => Claim::Call,
+        };
+        let authenticated =
+            peer.identify(request.headers(), claim)
+                .await
+                .inspect_err(|status| {
+                    if status.code() == Code::Unauthenticated {
+                        self.side.controls.note_auth_failure();
+                    }
+                })?;
         if PRINCIPAL_METHODS.contains(&path) || authenticated.may_administer() {
             return Ok(authenticated.access);
         }

@@ -20,8 +20,9 @@ use crate::{
     coalesce::{Coalesced, Flusher, coalesce},
     config::Http2Config,
     driver::{Driver, StreamExecutor},
+    observed::ObservedService,
     preface::Prefaced,
-    service::{BoxError, Http2Service, ObservedService},
+    service::{BoxError, Http2Service},
 };
 
 /// A connection with a service: a future that serves requests and is ready when the connection has ended, with

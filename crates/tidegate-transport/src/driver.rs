@@ -18,7 +18,9 @@
 //!
 //! # Fairness
 //! The streams of a connection share the budget that tokio gives a task. When they have used it up, the bytes
-//! that they sent are written all the same, and the next turn begins with the connection. A stream that wakes
+//! that they sent are written all the same, and the next turn begins with the connection. It comes after the other
+//! tasks that are ready and after a look at the sockets: the runtime looks at them only every 61 turns as long as some
+//! task wakes itself at once, so everybody would wait for 61 turns that are as long as they may be. A stream that wakes
 //! itself is left for another round, and so are the streams behind it.
 //!
 //! # Panics
@@ -41,7 +43,10 @@ use hyper::rt::Executor;
 use tidegate::resettable;
 use tokio::{
     io::AsyncWrite,
-    task::coop::{has_budget_remaining, unconstrained},
+    task::{
+        coop::{has_budget_remaining, unconstrained},
+        yield_now,
+    },
 };
 
 use crate::coalesce::Flusher;
@@ -191,7 +196,12 @@ impl Driver {
         // The mark goes and the flags are read in one step. A waker that came before it left its flag to this
         // turn, which therefore has to ask for the next; one that comes after it wakes the task itself.
         if self.shared.state.fetch_and(!TURN, AcqRel) & (STREAMS | CONNECTION) != 0 {
-            cx.waker().wake_by_ref();
+            if self.is_connection_next {
+                // Registers the waker to be woken after the next look at the sockets.
+                let _ = pin!(yield_now()).poll(cx);
+            } else {
+                cx.waker().wake_by_ref();
+            }
         }
         Poll::Pending
     }

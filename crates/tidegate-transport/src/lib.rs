@@ -48,6 +48,7 @@ mod coalesce;
 mod config;
 mod connection;
 mod driver;
+mod observed;
 mod preface;
 mod server;
 mod service;

@@ -2,7 +2,7 @@
 //!
 //! Subscribers of one filter that have come equally far get the same events with the same index: the same bytes. Each
 //! thread keeps the last few chunks that it made, and hands them out again instead of making them anew. Equality is not
-//! guessed: the index and every sequence are compared.
+//! guessed: the epoch, the index and every sequence are compared.
 //!
 //! # Memory
 //! A thread keeps at most [`CACHED_CHUNKS`] chunks of at most 16 KiB, for as long as it lives. It keeps no event alive:
@@ -47,8 +47,8 @@ pub struct ChunkStats {
     pub made: u64,
 }
 
-/// Source of chunks for the subscriptions of one service or one typed hub. Within one, the same sequences with the same
-/// index are the same bytes.
+/// Source of chunks for the subscriptions of one service or one typed hub. Within one, the same sequences of one epoch with
+/// the same index are the same bytes.
 #[derive(Debug)]
 pub(crate) struct Sharing {
     /// Identity of this source among all of the process, because threads serve several.
@@ -64,10 +64,18 @@ struct ChunkCache {
 }
 
 struct Chunk {
-    source: u64,
-    first_index: u64,
+    place: Place,
     sequences: Vec<u64>,
     bytes: Bytes,
+}
+
+/// Place where a chunk is the same for everybody who stands there, if the sequences are the same too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    // The field that differs most often comes first.
+    first_index: u64,
+    source: u64,
+    epoch: u64,
 }
 
 impl Sharing {
@@ -87,12 +95,13 @@ impl Sharing {
         }
     }
 
-    /// Returns the chunk of `events`, the first of which has this index: a kept one, or a new one from `make`.
-    /// For chunks that tell no index it is 0.
+    /// Returns the chunk of `events` of this epoch, the first of which has this index: a kept one, or a new one from
+    /// `make`. For chunks that tell no index it is 0.
     ///
     /// `make` runs while the cache is borrowed, so it must not come back here.
     pub(crate) fn chunk<P: Payload>(
         &self,
+        epoch: u64,
         first_index: u64,
         events: &[Arc<Event<P>>],
         make: impl FnOnce() -> Bytes,
@@ -101,14 +110,19 @@ impl Sharing {
         if events.len() < MIN_SHARED_EVENTS {
             return make();
         }
+        let place = Place {
+            first_index,
+            source: self.source,
+            epoch,
+        };
         CACHE.with_borrow_mut(|cache| {
-            if let Some(bytes) = cache.find(self.source, first_index, events) {
+            if let Some(bytes) = cache.find(place, events) {
                 self.shared.fetch_add(1, Relaxed);
                 return bytes;
             }
             self.made.fetch_add(1, Relaxed);
             let bytes = make();
-            cache.insert(self.source, first_index, events, bytes.clone());
+            cache.insert(place, events, bytes.clone());
             bytes
         })
     }
@@ -120,29 +134,17 @@ impl ChunkCache {
         oldest: 0,
     };
 
-    fn find<P: Payload>(
-        &self,
-        source: u64,
-        first_index: u64,
-        events: &[Arc<Event<P>>],
-    ) -> Option<Bytes> {
+    fn find<P: Payload>(&self, place: Place, events: &[Arc<Event<P>>]) -> Option<Bytes> {
         let mut chunks = self.chunks.iter();
         chunks
-            .find(|chunk| chunk.matches(source, first_index, events))
+            .find(|chunk| chunk.matches(place, events))
             .map(|chunk| chunk.bytes.clone())
     }
 
-    fn insert<P: Payload>(
-        &mut self,
-        source: u64,
-        first_index: u64,
-        events: &[Arc<Event<P>>],
-        bytes: Bytes,
-    ) {
+    fn insert<P: Payload>(&mut self, place: Place, events: &[Arc<Event<P>>], bytes: Bytes) {
         if self.chunks.len() < CACHED_CHUNKS {
             self.chunks.push(Chunk {
-                source,
-                first_index,
+                place,
                 sequences: sequences(events).collect(),
                 bytes,
             });
@@ -150,8 +152,7 @@ impl ChunkCache {
         }
         let chunk = &mut self.chunks[self.oldest];
         self.oldest = (self.oldest + 1) % CACHED_CHUNKS;
-        chunk.source = source;
-        chunk.first_index = first_index;
+        chunk.place = place;
         // The list is reused: a full cache allocates nothing but the chunks themselves.
         chunk.sequences.clear();
         chunk.sequences.extend(sequences(events));
@@ -160,11 +161,10 @@ impl ChunkCache {
 }
 
 impl Chunk {
-    fn matches<P: Payload>(&self, source: u64, first_index: u64, events: &[Arc<Event<P>>]) -> bool {
-        // The fields that differ most often come first; the sequences, which cost the most, last.
-        self.first_index == first_index
+    fn matches<P: Payload>(&self, place: Place, events: &[Arc<Event<P>>]) -> bool {
+        // The sequences, which cost the most, last.
+        self.place == place
             && self.sequences.len() == events.len()
-            && self.source == source
             && sequences(events).eq(self.sequences.iter().copied())
     }
 }
@@ -219,8 +219,13 @@ mod tests {
 
     /// Whether the chunk of this batch had to be made.
     fn is_made(sharing: &Sharing, batch: &Batch<Bytes>) -> bool {
+        is_made_in(1, sharing, batch)
+    }
+
+    /// The same, of a batch of this epoch.
+    fn is_made_in(epoch: u64, sharing: &Sharing, batch: &Batch<Bytes>) -> bool {
         let mut is_made = false;
-        sharing.chunk(batch.first_index, &batch.events, || {
+        sharing.chunk(epoch, batch.first_index, &batch.events, || {
             is_made = true;
             Bytes::from_static(b"chunk")
         });
@@ -237,6 +242,24 @@ mod tests {
         assert!(!is_made(&sharing, &drain(&mut other)));
         let expected = ChunkStats { shared: 1, made: 1 };
         assert_eq!(sharing.stats(), expected);
+    }
+
+    /// Sequences begin anew, and may be the same for other events.
+    #[test]
+    fn another_epoch_makes_another_chunk() {
+        let hub = hub();
+        let mut one = subscribe(&hub, "1", "a");
+        publish(&hub, &["a"; 20]);
+        let sharing = Sharing::new();
+        assert!(is_made_in(1, &sharing, &drain(&mut one)));
+        hub.begin_epoch(2, 0).unwrap();
+        let mut other = subscribe(&hub, "2", "a");
+        publish(&hub, &["a"; 20]);
+        assert!(is_made_in(
+            other.began_at().epoch,
+            &sharing,
+            &drain(&mut other)
+        ));
     }
 
     #[test]

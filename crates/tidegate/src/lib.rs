@@ -72,7 +72,7 @@ pub use crate::{
     epoch::random_epoch,
     framing::CHUNK_BYTES,
     reason::{Advice, DOMAIN, OverQuota, Reason},
-    reset::{Observed, ObservedChunk, resettable},
+    reset::{Progress, resettable},
     service::{
         Access, Authority, CallBody, Caller, Calls, Drainer, EncodeError, Encoded, EventService,
         Gate, Permit, PublishLimits, RequestBody, ResponseBody, ResponseFuture, ServiceConfig,

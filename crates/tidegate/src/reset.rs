@@ -8,8 +8,8 @@
 //! # Noting what is taken
 //! hyper polls the body of a response when the chunk before has found window to begin with, so on a link of 2 kB/s a
 //! chunk of 16 KiB is followed by eight seconds without a poll: seen from the body, slow and stalled are the same.
-//! But the HTTP/2 layer advances a chunk as it writes it. So the transport wraps its bodies as [`Observed`], whose
-//! chunks note every byte that leaves.
+//! But the HTTP/2 layer advances a chunk as it writes it. So the transport wraps its chunks, which note every
+//! byte that leaves as the [`Progress`] of their stream.
 //!
 //! # How the handle travels
 //! The transport runs the future of each stream as [`resettable`], which puts the handle into a task-local. A
@@ -18,7 +18,6 @@
 
 use std::{
     future::Future,
-    io::IoSlice,
     pin::Pin,
     sync::{
         Arc,
@@ -27,9 +26,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
-use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tidegate_core::Transport;
 
@@ -60,27 +57,25 @@ impl Transport for StreamHandle {
     }
 }
 
-pin_project! {
-    /// Body of a response whose bytes are noted as they leave for the peer, so that
-    /// [`Hub::sweep`](crate::Hub::sweep) can tell a slow peer from a stalled one. It changes nothing else.
-    ///
-    /// Wrap the bodies of all responses in it, within a future that runs as [`resettable`], as
-    /// `tidegate-transport` does. Without it, a peer counts as moving only when it has taken a chunk as a whole.
-    #[derive(Debug)]
-    pub struct Observed<B> {
-        #[pin]
-        body: B,
-        // `None` outside of a stream that runs as `resettable`.
-        stream: Option<Arc<StreamHandle>>,
-    }
-}
-
-/// Chunk of an [`Observed`] body.
-#[derive(Debug)]
-pub struct ObservedChunk<D> {
-    chunk: D,
-    stream: Option<Arc<StreamHandle>>,
-}
+/// Progress of one stream: the bytes that have left for its peer. Cheap to clone.
+///
+/// [`Hub::sweep`](crate::Hub::sweep) tells a slow peer from a stalled one by it. So note what leaves, as
+/// `tidegate-transport` does, for the responses of all streams that run as [`resettable`]. Without it, a peer counts as
+/// moving only when it has taken a chunk as a whole.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// tidegate::resettable(async {
+///     let progress = tidegate::Progress::current();
+///     // For each write to the peer:
+///     progress.note(1_024);
+/// })
+/// .await;
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Progress(Option<Arc<StreamHandle>>);
 
 pin_project! {
     /// A stream's future, ready when the stream is done or when it is to be reset.
@@ -131,77 +126,27 @@ pub(crate) fn current() -> Option<Arc<dyn Transport>> {
     CURRENT.try_with(|handle| Arc::clone(handle) as _).ok()
 }
 
-// ===== impl Observed =====
+// ===== impl Progress =====
 
-impl<B> Observed<B> {
-    /// Wraps the body of a response. Call it while the future of its stream is polled.
-    pub fn new(body: B) -> Self {
-        let stream = CURRENT.try_with(Arc::clone).ok();
-        Self { body, stream }
-    }
-}
-
-impl<B: Body> Body for Observed<B> {
-    type Data = ObservedChunk<B::Data>;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, B::Error>>> {
-        let this = self.project();
-        let observed = |chunk| ObservedChunk {
-            chunk,
-            stream: this.stream.clone(),
-        };
-        this.body
-            .poll_frame(cx)
-            .map_ok(|frame| frame.map_data(observed))
+impl Progress {
+    /// Returns that of the stream whose future is being polled. Outside of a stream that runs as [`resettable`] it is of
+    /// none, and notes nothing.
+    #[must_use]
+    pub fn current() -> Self {
+        Self(CURRENT.try_with(Arc::clone).ok())
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl<D: Buf> Buf for ObservedChunk<D> {
-    fn remaining(&self) -> usize {
-        self.chunk.remaining()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.chunk.chunk()
-    }
-
-    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        self.chunk.chunks_vectored(slices)
-    }
-
-    fn advance(&mut self, len: usize) {
-        self.chunk.advance(len);
-        if let Some(stream) = &self.stream {
-            stream.taken.fetch_add(len as u64, Ordering::Relaxed);
+    /// Notes that this many bytes have left.
+    pub fn note(&self, bytes: usize) {
+        if let Some(handle) = &self.0 {
+            handle.taken.fetch_add(bytes as u64, Ordering::Relaxed);
         }
-    }
-
-    fn copy_to_bytes(&mut self, len: usize) -> Bytes {
-        let bytes = self.chunk.copy_to_bytes(len);
-        if let Some(stream) = &self.stream {
-            stream.taken.fetch_add(len as u64, Ordering::Relaxed);
-        }
-        bytes
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
-
-    use http_body_util::{BodyExt as _, Full};
 
     use super::*;
 
@@ -223,16 +168,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn observed_body_notes_bytes_as_they_leave() {
+    async fn progress_of_a_stream_reaches_its_handle() {
+        Progress::current().note(1);
         resettable(async {
             let handle = current().unwrap();
-            let mut body = Observed::new(Full::new(Bytes::from_static(b"0123456789")));
-            let mut chunk = body.frame().await.unwrap().unwrap().into_data().unwrap();
-            assert_eq!(handle.taken(), 0, "handed over is not taken");
-            chunk.advance(3);
-            assert_eq!((chunk.chunk(), handle.taken()), (&b"3456789"[..], 3));
-            assert_eq!(chunk.copy_to_bytes(7), "3456789");
-            assert_eq!(handle.taken(), 10);
+            Progress::current().note(7);
+            assert_eq!(handle.taken(), 7);
         })
         .await;
     }

@@ -51,8 +51,8 @@ impl Reason {
     }
 }
 
-/// Status of a stream that the hub has ended. It tells the position to resume from, the limits in force and the
-/// backlog.
+/// Status of a stream that the hub has ended. It tells the position to resume from if there is one, the limits in force
+/// and the backlog.
 pub(crate) fn ended<P: Payload>(
     reason: CloseReason,
     subscription: &Subscription<P>,
@@ -73,16 +73,23 @@ pub(crate) fn deadline_exceeded<P: Payload>(subscription: &Subscription<P>) -> S
     Reason::DeadlineExceeded.with_facts(message, facts_of(subscription))
 }
 
-fn facts_of<P: Payload>(subscription: &Subscription<P>) -> [(&'static str, u64); 5] {
+fn facts_of<P: Payload>(
+    subscription: &Subscription<P>,
+) -> impl Iterator<Item = (&'static str, u64)> {
     let position = subscription.position();
     let limits = subscription.limits();
-    [
-        ("resume_after_epoch", position.epoch),
-        ("resume_after_sequence", position.sequence),
+    let where_to_resume = position.map(|position| {
+        [
+            ("resume_after_epoch", position.epoch),
+            ("resume_after_sequence", position.sequence),
+        ]
+    });
+    let others = [
         ("max_events", limits.max_events.get()),
         ("max_bytes", limits.max_bytes.get()),
         ("backlog", subscription.backlog()),
-    ]
+    ];
+    where_to_resume.into_iter().flatten().chain(others)
 }
 
 /// Whether a stream that ends for `reason` sends `GoingAway` first, with a delay after which to come back.

@@ -339,6 +339,35 @@ const BREAKAGES: &[Breakage] = &[
         },
         is_honest_ending,
     ),
+    (
+        "an ending before the first event of a replay of the last points before all of history",
+        HEALTHY,
+        |script, events| {
+            let Some(Response::Subscribed(subscribed)) = script.responses.first_mut() else {
+                panic!("not subscribed first")
+            };
+            let head = subscribed.position.as_mut().unwrap();
+            head.sequence = events.last().unwrap().sequence;
+            let beginning = Position {
+                sequence: 0,
+                ..*head
+            };
+            script.request.replay_last = 1;
+            script.is_complete = false;
+            script.responses.retain_mut(|response| match response {
+                Response::GoingAway(going_away) => {
+                    going_away.resume_after = Some(beginning);
+                    true
+                }
+                other => matches!(other, Response::Subscribed(_)),
+            });
+            let Ending::Status { position, .. } = &mut script.ending else {
+                panic!("no status")
+            };
+            *position = Some(beginning);
+        },
+        |violation| matches!(violation, Violation::Resume(_)),
+    ),
 ];
 
 /// A stream of events with the numbers 1 to 6, all of one key, of which the predicate matches 2, 4 and 6.

@@ -8,7 +8,7 @@ use std::{cell::Cell, net::SocketAddr, rc::Rc};
 
 use tidegate_bench::{
     Error, Server, Stream,
-    target::{Accepted, Outgoing, Publisher, Target},
+    target::{Accepted, Arrival, Outgoing, Position, Publisher, Returning, Target},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -18,6 +18,7 @@ use tokio::{
     },
     sync::Notify,
     task::AbortHandle,
+    time::Instant,
 };
 
 /// The first size of a read buffer in bytes: small, so that idle connections do not cost the benchmark its memory.
@@ -83,7 +84,7 @@ pub(crate) struct TextConnection {
 
 /// A socket, and the bytes read from it that are not parsed yet.
 #[derive(Debug)]
-struct Reader {
+pub(crate) struct Reader {
     socket: OwnedReadHalf,
     buffer: Vec<u8>,
     filled: usize,
@@ -124,6 +125,17 @@ impl<P: Protocol> Text<P> {
     }
 
     async fn connect(&self) -> Result<(OwnedReadHalf, OwnedWriteHalf), Error> {
+        Ok(self.socket().await?.into_split())
+    }
+
+    /// Connects with a socket whose end is a reset.
+    async fn connect_to_reset(&self) -> Result<(OwnedReadHalf, OwnedWriteHalf), Error> {
+        let socket = self.socket().await?;
+        socket.set_zero_linger().map_err(broken)?;
+        Ok(socket.into_split())
+    }
+
+    async fn socket(&self) -> Result<TcpStream, Error> {
         let socket = TcpStream::connect(self.address)
             .await
             .map_err(|error| Error::Connect {
@@ -131,7 +143,7 @@ impl<P: Protocol> Text<P> {
                 reason: error.to_string(),
             })?;
         socket.set_nodelay(true).map_err(broken)?;
-        Ok(socket.into_split())
+        Ok(socket)
     }
 }
 
@@ -195,6 +207,45 @@ impl<P: Protocol> Target for Text<P> {
             sent: 0,
             heard,
             reader: reader.abort_handle(),
+        })
+    }
+}
+
+/// Its clients get nothing of what they missed.
+impl<P: Protocol> Returning for Text<P> {
+    const RESUMES: bool = false;
+    type Returned = (Reader, OwnedWriteHalf);
+    type Opened = (Reader, OwnedWriteHalf);
+
+    async fn open(&self) -> Result<Self::Opened, Error> {
+        let (read, mut write) = self.connect_to_reset().await?;
+        // Not every server says something before it is asked.
+        let request = self.protocol.subscribe("opened");
+        write.write_all(&request).await.map_err(broken)?;
+        let mut reader = Reader::new(read);
+        reader.fill().await?;
+        Ok((reader, write))
+    }
+
+    async fn come(
+        &self,
+        topic: &str,
+        _after: Option<Position>,
+    ) -> Result<Arrival<Self::Returned>, Error> {
+        let (read, mut write) = self.connect_to_reset().await?;
+        let connected = Instant::now();
+        let request = self.protocol.subscribe(topic);
+        write.write_all(&request).await.map_err(broken)?;
+        let mut reader = Reader::new(read);
+        while !reader.confirmed(&self.protocol)? {
+            reader.fill().await?;
+        }
+        Ok(Arrival {
+            connection: (reader, write),
+            connected,
+            caught_up: Instant::now(),
+            position: None,
+            events: 0,
         })
     }
 }

@@ -5,6 +5,7 @@
 //! server that could send.
 
 mod publisher;
+mod returning;
 mod subscriber;
 
 use std::{fmt, net::SocketAddr, rc::Rc};
@@ -23,10 +24,17 @@ use tokio::{
 };
 
 pub use publisher::GrpcPublisher;
+pub use returning::GrpcReturned;
 pub use subscriber::GrpcConnection;
 pub(crate) use subscriber::Reader;
 
-use crate::{Error, Server, stream::Stream, target::Target, tls::Tls, wire::subscribe_request};
+use crate::{
+    Error, Server,
+    stream::Stream,
+    target::{Position, Target},
+    tls::Tls,
+    wire::subscribe_request,
+};
 
 /// The most unanswered requests of a publisher, by default.
 const IN_FLIGHT: usize = 8;
@@ -147,14 +155,23 @@ impl Target for Grpc {
 impl Client {
     /// Calls `Subscribe`, and returns the reader of its responses.
     pub(crate) async fn subscribe(&mut self, filters: &[String]) -> Result<Reader, Error> {
+        Ok(Reader::new(self.resume(filters, None).await?))
+    }
+
+    /// Calls `Subscribe` to resume after a position, if there is one. Returns the body of the response.
+    pub(crate) async fn resume(
+        &mut self,
+        filters: &[String],
+        after: Option<Position>,
+    ) -> Result<RecvStream, Error> {
         let (response, mut body) = self.call("Subscribe").await?;
-        let request = Bytes::from(subscribe_request(filters));
+        let request = Bytes::from(subscribe_request(filters, after));
         body.send_data(request, true)
             .map_err(|error| Error::broken("Subscribe", error))?;
         let response = response
             .await
             .map_err(|error| Error::broken("Subscribe", error))?;
-        Ok(Reader::new(accepted("Subscribe", response)?))
+        accepted("Subscribe", response)
     }
 
     async fn call(
@@ -225,7 +242,15 @@ impl Drop for Task {
 impl Driver {
     /// Opens a connection for `streams` streams.
     pub(crate) async fn open(grpc: &Grpc, streams: usize) -> Result<(Client, Self), Error> {
-        let socket = grpc.socket().await?;
+        Self::over(grpc.socket().await?, grpc, streams).await
+    }
+
+    /// The same, over an open socket.
+    pub(crate) async fn over(
+        socket: TcpStream,
+        grpc: &Grpc,
+        streams: usize,
+    ) -> Result<(Client, Self), Error> {
         match &grpc.tls {
             None => Self::on(socket, grpc, streams, "http").await,
             Some(tls) => Self::on(tls.connect(socket).await?, grpc, streams, "https").await,

@@ -5,8 +5,8 @@ use std::{io, io::Write as _, path::PathBuf, time::Duration};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use tidegate_bench::{
-    Churn, Cores, Error, Fanout, Grpc, Idle, Ingest, Launch, Progress, ServerChoice, Session,
-    Setup, Shape,
+    Churn, Cores, Cut, Error, Fanout, Grpc, Idle, Ingest, Launch, Progress, ServerChoice, Session,
+    Setup, Shape, Storm,
 };
 use tidegate_server::settings::duration;
 
@@ -48,6 +48,7 @@ enum Benchmark {
     Fanout(FanoutArgs),
     Publish(PublishArgs),
     Connect(ConnectArgs),
+    Storm(StormArgs),
     Idle(IdleArgs),
 }
 
@@ -200,6 +201,26 @@ struct ConnectArgs {
     time: TimeArgs,
 }
 
+/// Let all clients come at once, cut them, and let them come back
+///
+/// Each client has a connection of its own. While all are away, events are published, and
+/// each client that comes back has to get all that it missed.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+struct StormArgs {
+    /// Number of clients.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    clients: usize,
+
+    /// Events to catch up on.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    missed: usize,
+
+    /// Kill the server and start it again, instead of cutting the connections.
+    #[arg(long, conflicts_with = "server")]
+    restart: bool,
+}
+
 /// Hold idle subscribers, and measure the server's memory
 #[derive(Debug, Args)]
 struct IdleArgs {
@@ -278,6 +299,10 @@ impl Benchmark {
                 let report = args.churn().run(session, progress).await?;
                 output.write(&report, || report.table())
             }
+            Self::Storm(args) => {
+                let report = args.storm().run(session, progress).await?;
+                output.write(&report, || report.table())
+            }
             Self::Idle(args) => {
                 let report = args.idle().run(session, progress).await?;
                 output.write(&report, || report.table())
@@ -320,7 +345,17 @@ impl SetupArgs {
     }
 
     fn launch(&self) -> Result<Launch, Failure> {
-        let mut launch = Launch::new(current_program()?, ["serve", "--listen", "127.0.0.1:0"]);
+        // The benchmark is one address with the filters of thousands of clients.
+        let arguments = [
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--quotas-address-filter-work",
+            "none",
+            "--quotas-address-filter-bytes",
+            "none",
+        ];
+        let mut launch = Launch::new(current_program()?, arguments);
         launch.cores.clone_from(&self.server_cores);
         Ok(match self.tls {
             true => launch.with_tls("--tls-certificate", "--tls-key")?,
@@ -389,6 +424,19 @@ impl ConnectArgs {
             reconnect: self.reconnect,
             warm_up: self.time.warm_up,
             duration: self.time.duration,
+        }
+    }
+}
+
+impl StormArgs {
+    const fn storm(&self) -> Storm {
+        Storm {
+            clients: self.clients,
+            missed: self.missed,
+            cut: match self.restart {
+                true => Cut::Server,
+                false => Cut::Connections,
+            },
         }
     }
 }

@@ -121,7 +121,7 @@ impl<'a> Line<'a> {
             first_sequence: gap.first_sequence,
             last_sequence: gap.last_sequence,
             count: gap.count,
-            reason: reason(gap.reason()),
+            reason: reason(gap),
         }
     }
 

@@ -7,7 +7,7 @@ use std::io;
 
 use clap::ValueEnum;
 use jiff::Timestamp;
-use tidegate_client::{Code, GapReason, Position, Update};
+use tidegate_client::{Code, Gap, GapReason, Position, Update};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Format {
@@ -44,8 +44,12 @@ impl Renderer {
     }
 }
 
-/// The name of a gap's reason, in lower case: `overflow`, `epoch_changed`.
-fn reason(reason: GapReason) -> String {
+/// The name of a gap's reason, in lower case: `overflow`, `epoch_changed`. One that only a newer version knows is
+/// `unknown_` and its number.
+fn reason(gap: &Gap) -> String {
+    let Ok(reason) = GapReason::try_from(gap.reason) else {
+        return format!("unknown_{}", gap.reason);
+    };
     let name = reason.as_str_name();
     name.strip_prefix("GAP_REASON_")
         .unwrap_or(name)
@@ -162,7 +166,13 @@ mod tests {
 
     #[test]
     fn names_are_those_of_the_protocol() {
-        assert_eq!(reason(GapReason::EpochChanged), "epoch_changed");
+        let gap = |reason| Gap {
+            reason,
+            ..Gap::default()
+        };
+        let known = gap(GapReason::EpochChanged.into());
+        assert_eq!(reason(&known), "epoch_changed");
+        assert_eq!(reason(&gap(99)), "unknown_99");
         assert_eq!(code_name(Code::Unavailable), "UNAVAILABLE");
         assert_eq!(code_name(Code::OutOfRange), "OUT_OF_RANGE");
     }

@@ -109,10 +109,7 @@ fn describe_gap(gap: &Gap) -> String {
         count => format!("{count} events are missing"),
     };
     let (first, last) = (gap.first_sequence, gap.last_sequence);
-    format!(
-        "GAP: {what} ({}), sequence {first} to {last}",
-        reason(gap.reason())
-    )
+    format!("GAP: {what} ({}), sequence {first} to {last}", reason(gap))
 }
 
 fn render_subscribed(
@@ -128,8 +125,10 @@ fn render_subscribed(
 
 fn render_going_away(out: &mut Vec<u8>, going_away: &GoingAway, styles: &Styles) -> io::Result<()> {
     let reason = Escaped(&going_away.reason);
-    let after = position(going_away.resume_after).unwrap_or_default();
-    let text = format_args!("# the server is going away ({reason}); resume after {after}");
+    // There is no position while nothing was settled.
+    let after = position(going_away.resume_after);
+    let after = after.map_or_else(String::new, |after| format!("; resume after {after}"));
+    let text = format_args!("# the server is going away ({reason}){after}");
     line(out, styles.warning, text)
 }
 
@@ -190,6 +189,14 @@ mod tests {
             plain(&samples::gap(0, GapReason::Expired)),
             "! GAP: an unknown number of events is missing (expired), sequence 5 to 16\n"
         );
+        let Update::Gap(mut gap) = samples::gap(12, GapReason::Overflow) else {
+            unreachable!()
+        };
+        gap.reason = 99;
+        assert_eq!(
+            plain(&Update::Gap(gap)),
+            "! GAP: 12 events are missing (unknown_99), sequence 5 to 16\n"
+        );
     }
 
     #[test]
@@ -205,6 +212,14 @@ mod tests {
         assert_eq!(
             plain(&samples::going_away()),
             "# the server is going away (drain); resume after 0000000000000abc:42\n"
+        );
+        let Update::GoingAway(mut going_away) = samples::going_away() else {
+            unreachable!()
+        };
+        going_away.resume_after = None;
+        assert_eq!(
+            plain(&Update::GoingAway(going_away)),
+            "# the server is going away (drain)\n"
         );
         assert_eq!(
             plain(&samples::reconnecting()),

@@ -1,13 +1,17 @@
-//! A server that is scripted by the test, over real sockets, and a wire that can be cut.
+//! A server that is scripted by the test, over real sockets, and a wire that can be cut, slowed down and stopped.
 #![allow(
     dead_code,
     unreachable_pub,
     reason = "each test file uses its own part"
 )]
 
+pub mod raw;
+
 use std::{net::SocketAddr, time::Duration};
 
-use tidegate_client::{Backoff, Client, Position, SubscribeOptions, Subscription, Update};
+use tidegate_client::{
+    Backoff, Client, ClientBuilder, Position, SubscribeOptions, Subscription, Update,
+};
 use tidegate_proto::v1::{
     self, Batch, CaughtUp, Event, Gap, GapReason, GoingAway, Heartbeat, PublishRequest,
     PublishResponse, SubscribeRequest, SubscribeResponse, Subscribed,
@@ -15,8 +19,12 @@ use tidegate_proto::v1::{
     subscribe_response::Response as Kind,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{mpsc, oneshot},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpSocket, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -37,6 +45,8 @@ pub struct FakeServer {
 /// A call of `Subscribe` that waits for its answer.
 pub struct SubscribeCall {
     pub request: SubscribeRequest,
+    /// The header `authorization`.
+    pub credentials: Option<String>,
     answer: oneshot::Sender<Result<ReceiverStream<Result<SubscribeResponse, Status>>, Status>>,
 }
 
@@ -129,8 +139,13 @@ impl EventService for Service {
         request: Request<SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let (answer, answered) = oneshot::channel();
-        let request = request.into_inner();
-        let call = SubscribeCall { request, answer };
+        let credentials = request.metadata().get("authorization");
+        let credentials = credentials.map(|value| value.to_str().unwrap().into());
+        let call = SubscribeCall {
+            request: request.into_inner(),
+            credentials,
+            answer,
+        };
         let _ = self.subscribes.send(call).await;
         let refused = |_| Err(Status::unavailable("the test dropped the call"));
         answered.await.unwrap_or_else(refused).map(Response::new)
@@ -161,25 +176,49 @@ impl EventService for Service {
     }
 }
 
-/// A TCP relay to the server, whose connections can be cut abruptly.
+/// A TCP relay to the server, whose connections can be cut abruptly, or stop to carry anything.
 pub struct Wire {
     pub address: SocketAddr,
     cut: mpsc::Sender<oneshot::Sender<()>>,
+    stopped: watch::Sender<bool>,
     _tasks: JoinSet<()>,
+}
+
+/// The speed of a [`Wire`], in both directions: a piece at a time, and a pause after it.
+#[derive(Clone, Copy)]
+pub struct Pace {
+    pub piece: usize,
+    pub pause: Duration,
 }
 
 impl Wire {
     pub async fn to(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let pace = Pace {
+            piece: 64 * 1024,
+            pause: Duration::ZERO,
+        };
+        Self::slow(server, pace).await
+    }
+
+    pub async fn slow(server: SocketAddr, pace: Pace) -> Self {
+        let listener = TcpSocket::new_v4().unwrap();
+        if !pace.pause.is_zero() {
+            // What the kernel stores for the relay has left the client, whatever the pace.
+            listener.set_recv_buffer_size(4096).unwrap();
+        }
+        listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listener.listen(16).unwrap();
         let address = listener.local_addr().unwrap();
         let (cut, mut cuts) = mpsc::channel::<oneshot::Sender<()>>(1);
+        let (stopped, is_stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 tokio::select! {
                     accepted = listener.accept() => {
-                        connections.spawn(relay(accepted.unwrap().0, server));
+                        let client = accepted.unwrap().0;
+                        connections.spawn(relay(client, server, pace, is_stopped.clone()));
                     }
                     Some(done) = cuts.recv() => {
                         connections.shutdown().await;
@@ -191,12 +230,17 @@ impl Wire {
         Self {
             address,
             cut,
+            stopped,
             _tasks: tasks,
         }
     }
 
     pub fn client(&self) -> Client {
-        Client::connect_lazy(format!("http://{}", self.address)).unwrap()
+        self.builder().connect_lazy().unwrap()
+    }
+
+    pub fn builder(&self) -> ClientBuilder {
+        Client::builder(format!("http://{}", self.address))
     }
 
     /// Closes every connection.
@@ -205,11 +249,44 @@ impl Wire {
         self.cut.send(done).await.unwrap();
         is_done.await.unwrap();
     }
+
+    /// Carries nothing more, as if the hosts could no longer reach each other. Connections stay open.
+    pub fn stop(&self) {
+        self.stopped.send_replace(true);
+    }
 }
 
-async fn relay(mut client: TcpStream, server: SocketAddr) {
-    let mut server = TcpStream::connect(server).await.unwrap();
-    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+async fn relay(client: TcpStream, server: SocketAddr, pace: Pace, stopped: watch::Receiver<bool>) {
+    let server = TcpStream::connect(server).await.unwrap();
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let up = carry(from_client, to_server, pace, stopped.clone());
+    let down = carry(from_server, to_client, pace, stopped);
+    tokio::join!(up, down);
+}
+
+async fn carry(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    pace: Pace,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let mut piece = vec![0; pace.piece];
+    loop {
+        let count = tokio::select! {
+            biased;
+            () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => {
+                std::future::pending().await
+            }
+            read = from.read(&mut piece) => read.unwrap_or(0),
+        };
+        if count == 0 || to.write_all(&piece[..count]).await.is_err() {
+            return;
+        }
+        if !pace.pause.is_zero() {
+            tokio::time::sleep(pace.pause).await;
+        }
+    }
 }
 
 // ===== Options and responses =====
@@ -298,6 +375,14 @@ pub fn acknowledgment(count: usize) -> PublishResponse {
 }
 
 // ===== What the client yields =====
+
+/// Polls the subscription, which works only while it is polled, until the server has its call.
+pub async fn call(server: &mut FakeServer, subscription: &mut Subscription) -> SubscribeCall {
+    tokio::select! {
+        call = server.subscribe_call() => call,
+        update = subscription.next() => panic!("{update:?}"),
+    }
+}
 
 /// The next update, in one word and its number.
 pub async fn next(subscription: &mut Subscription) -> String {

@@ -13,7 +13,7 @@ use crate::{
     gap::{Gap, GapReason},
     limits::Overflow,
     options::Start,
-    publish::Shared,
+    publish::{Shared, State},
     replay::{Opening, Replay},
 };
 
@@ -28,15 +28,20 @@ enum Beginning {
 }
 
 impl<P: Payload> Subscription<P> {
-    /// Begins a subscription to `feeds`, at `head`. The caller holds the publish lock.
+    /// Begins a subscription to `feeds`. The caller holds the publish lock, which guards `state`.
     pub(crate) fn begin(
         shared: Arc<Shared<P>>,
         parts: Parts,
         feeds: &[Arc<Feed<P>>],
         start: Start,
-        head: u64,
+        state: &State<P>,
     ) -> Self {
-        let beginning = Beginning::of(&shared, start, head);
+        let State { epoch, head, .. } = *state;
+        let at_head = Position {
+            epoch,
+            sequence: head,
+        };
+        let beginning = Beginning::of(&shared, start, at_head);
         if parts.limits.overflow == Overflow::Conflate {
             shared.conflates.store(true, Relaxed);
         }
@@ -56,10 +61,10 @@ impl<P: Payload> Subscription<P> {
         }
         let (replay, opening) = match beginning {
             Beginning::Live => (None, None),
-            Beginning::CaughtUp(gap) => (None, Some((gap, shared.position(head)))),
+            Beginning::CaughtUp(gap) => (None, Some((gap, at_head))),
             Beginning::Replay(opening) => {
                 let kinds = cursors.iter().map(|cursor| cursor.feed.kind());
-                (Some(Box::new(Replay::new(opening, head, kinds))), None)
+                (Some(Box::new(Replay::new(opening, at_head, kinds))), None)
             }
         };
         shared.counters.subscriptions.fetch_add(1, Relaxed);
@@ -71,12 +76,17 @@ impl<P: Payload> Subscription<P> {
             } else {
                 None
             },
+            // Under the publish lock, so that nothing that is lost from here on is taken for known.
+            seen_losses: shared.losses.load(Relaxed),
+            told_lost: head,
+            epoch,
             shared,
             parts,
             cursors,
             ready: BinaryHeap::new(),
             arrivals: Vec::new(),
             replay,
+            work: 0,
             opening,
             replaced: Loss::default(),
             next_index: 0,
@@ -90,8 +100,12 @@ impl<P: Payload> Subscription<P> {
 }
 
 impl Beginning {
-    /// The beginning for `start`, at `head`. The caller holds the publish lock.
-    fn of<P: Payload>(shared: &Shared<P>, start: Start, head: u64) -> Self {
+    /// The beginning for `start`, at the position of the hub. The caller holds the publish lock.
+    fn of<P: Payload>(shared: &Shared<P>, start: Start, hub: Position) -> Self {
+        let Position {
+            epoch,
+            sequence: head,
+        } = hub;
         let history = shared.history.lock();
         // How many of these would have matched is not known, as they are gone.
         let lost = |reason, first_sequence| {
@@ -107,11 +121,13 @@ impl Beginning {
             Start::Live | Start::Last(0) => Self::Live,
             Start::Last(_) if history.len() == 0 => Self::CaughtUp(None),
             Start::Last(events) => Self::Replay(Opening::Last(events.into())),
-            Start::After(asked) if asked.epoch != shared.epoch && history.len() == 0 => {
+            Start::After(asked) if asked.epoch != epoch && history.len() == 0 => {
                 Self::CaughtUp(lost(GapReason::EpochChanged, 0))
             }
-            Start::After(asked) if asked.epoch != shared.epoch => Self::Replay(Opening::OtherEpoch),
-            Start::After(Position { sequence, .. }) if sequence < history.newest().unwrap_or(0) => {
+            Start::After(asked) if asked.epoch != epoch => Self::Replay(Opening::OtherEpoch),
+            Start::After(Position { sequence, .. })
+                if sequence < history.newest().unwrap_or(0).max(history.lost_through()) =>
+            {
                 Self::Replay(Opening::After(sequence))
             }
             Start::After(Position { sequence, .. }) if sequence < history.evicted_through() => {

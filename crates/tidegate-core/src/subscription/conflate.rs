@@ -61,8 +61,11 @@ impl<P: Payload> Subscription<P> {
         // evicted until the run is over.
         let shared = Arc::clone(&self.shared);
         let state = shared.publish.lock();
+        let Some(barrier) = self.barrier() else {
+            return;
+        };
         self.absorb_while_locked(&state);
-        let watermark = state.head.min(filling.room.up_to);
+        let watermark = state.head.min(filling.room.up_to).min(barrier);
         let evicted_through = self.survey(0, watermark).evicted_through;
         self.drop_survivors(evicted_through.max(losses.last()), losses);
         self.run_conflated(watermark, filling, losses);
@@ -70,7 +73,7 @@ impl<P: Payload> Subscription<P> {
 
     /// Moves all ready cursors to their first survivor behind the sequence `floor`, and counts the events that
     /// they pass, each once: evicted, dropped here, or replaced.
-    fn drop_survivors(&mut self, floor: u64, losses: &mut Losses) {
+    pub(super) fn drop_survivors(&mut self, floor: u64, losses: &mut Losses) {
         for Reverse((head, i)) in mem::take(&mut self.ready) {
             let cursor = &mut self.cursors[i as usize];
             let mut feed = cursor.feed.lock();

@@ -11,10 +11,11 @@ use std::{cmp::Reverse, mem, sync::Arc};
 
 use super::{Batch, CursorState, Room, Subscription, losses::Losses, room::Filling};
 use crate::{
+    backlog::Backlog,
     close::CloseReason,
     counters::add,
     event::Payload,
-    feed::{Ahead, Backlog, ParkKey},
+    feed::{Ahead, ParkKey},
     limits::Overflow,
 };
 
@@ -95,7 +96,9 @@ impl<P: Payload> Subscription<P> {
             add(&self.shared.counters.abandoned, passed);
             return Err(CloseReason::TooSlow);
         }
-        losses.into_gaps(&mut batch.gaps);
+        // Then no event of this batch comes before the range, for those that did are lost as well.
+        let lost = self.lost_up_to(losses.last());
+        losses.into_gaps(lost, &mut batch.gaps);
         Ok(!batch.is_empty())
     }
 
@@ -154,6 +157,10 @@ impl<P: Payload> Subscription<P> {
         // The losses of all feeds are settled against one another: no publisher may evict meanwhile.
         let shared = Arc::clone(&self.shared);
         let state = shared.publish.lock();
+        // Nobody may lose any either: what was lost since the poll began holds this run back too.
+        let Some(barrier) = self.barrier() else {
+            return losses;
+        };
         // In this order: feeds that became ready since the poll began are part of the prefix too, and the head
         // is the watermark, for under this lock all that was appended is complete.
         self.absorb_while_locked(&state);
@@ -161,7 +168,7 @@ impl<P: Payload> Subscription<P> {
         // Behind the last loss of any feed: the gap stands before all events of this batch.
         self.skip_through(evicted_through.max(losses.last()), &mut losses);
         // Nothing is evicted under this lock, so this run is never overtaken: the poll gives events, too.
-        self.run(up_to.min(state.head), filling);
+        self.run(up_to.min(state.head).min(barrier), filling);
         losses
     }
 
@@ -217,7 +224,7 @@ impl<P: Payload> Subscription<P> {
     }
 
     /// Moves all ready cursors behind the sequence `floor`, and behind the events that their feeds have evicted.
-    fn skip_through(&mut self, floor: u64, losses: &mut Losses) {
+    pub(super) fn skip_through(&mut self, floor: u64, losses: &mut Losses) {
         // The heap is rebuilt: `note_moved` puts each cursor back with its new head, unless it has parked.
         for Reverse((head, i)) in mem::take(&mut self.ready) {
             let cursor = &mut self.cursors[i as usize];
@@ -237,6 +244,9 @@ impl<P: Payload> Subscription<P> {
         let shared = Arc::clone(&self.shared);
         // Nothing is committed or evicted meanwhile: all feeds are skipped to the same place.
         let state = shared.publish.lock();
+        if state.epoch != self.epoch {
+            return 0;
+        }
         self.absorb_while_locked(&state);
         let own = self.cursors.len() - 1;
         let mut skipped = 0;

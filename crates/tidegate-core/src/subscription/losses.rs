@@ -1,5 +1,7 @@
 //! The losses that a poll finds, by reason, until they become gaps.
 
+use std::mem;
+
 use crate::{
     event::Payload,
     evicted::EvictedWithin,
@@ -63,8 +65,22 @@ impl Losses {
     /// Adds the losses to `gaps`, in the order of where they begin, but the conflated first: the position moves
     /// behind each of the others, and events that were replaced before it must have been counted by then.
     /// Losses of one reason are one gap.
-    pub(super) fn into_gaps(mut self, gaps: &mut Vec<Gap>) {
+    ///
+    /// With these goes what the hub was never handed, `lost`, if they reach beyond its beginning. How many of them lay
+    /// before it is not known where a feed has evicted them. So its gap begins where they begin, and goes before theirs:
+    /// whoever breaks off between the two is told of all up to there.
+    pub(super) fn into_gaps(mut self, lost: Option<(u64, u64)>, gaps: &mut Vec<Gap>) {
         self.settle_interleaved();
+        if let Some((first, last)) = lost {
+            merge_conflated(gaps, mem::take(&mut self.conflated));
+            let counted = self
+                .overflow
+                .first()
+                .into_iter()
+                .chain(self.evicted.first());
+            let first = counted.fold(first, u64::min);
+            merge_gap(gaps, GapReason::Backplane, Loss::new(0, first, last));
+        }
         let overflow = (GapReason::Overflow, self.overflow);
         let evicted = (GapReason::Evicted, self.evicted);
         let (earlier, later) = if self.overflow.first <= self.evicted.first {
@@ -72,7 +88,8 @@ impl Losses {
         } else {
             (evicted, overflow)
         };
-        for (reason, loss) in [(GapReason::Conflated, self.conflated), earlier, later] {
+        merge_conflated(gaps, self.conflated);
+        for (reason, loss) in [earlier, later] {
             if loss.count > 0 {
                 merge_gap(gaps, reason, loss);
             }
@@ -124,6 +141,13 @@ impl Loss {
             self.last = self.last.max(last);
             self.count += count;
         }
+    }
+}
+
+/// Adds what was replaced to the gaps, if anything was.
+fn merge_conflated(gaps: &mut Vec<Gap>, conflated: Loss) {
+    if conflated.count > 0 {
+        merge_gap(gaps, GapReason::Conflated, conflated);
     }
 }
 

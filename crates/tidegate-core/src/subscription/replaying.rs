@@ -7,27 +7,29 @@ use super::{
     losses::{Loss, merge_gap},
     room::Filling,
 };
-use crate::{counters::add, event::Payload, publish::State, replay::Step};
-
-/// How many strides of history one poll goes through before it lets other tasks run: 8,192 entries, where a
-/// stride has 256. Chosen, not measured.
-const STRIDES_PER_POLL: usize = if cfg!(test) { 2 } else { 32 };
+use crate::{
+    counters::add,
+    event::Payload,
+    gap::GapReason,
+    publish::State,
+    replay::{LAST_ROUND, Lost, Step, Work},
+};
 
 impl<P: Payload> Subscription<P> {
-    /// Goes on with the replay until there is something to give. Returns whether there is; if not, it has
-    /// woken the task, because nothing else will.
+    /// Goes on with the replay until there is something to give, or the work of a poll is done. Returns whether there
+    /// is; if not, it has woken the task, because nothing else will.
     pub(super) fn replay(&mut self, cx: &Context<'_>, room: Room, batch: &mut Batch<P>) -> bool {
-        for _ in 0..STRIDES_PER_POLL {
-            let Some(replay) = &mut self.replay else {
-                break;
-            };
+        let mut work = Work::of_a_poll();
+        while let Some(replay) = &mut self.replay
+            && !work.is_used_up()
+        {
             let mut filling = Filling {
                 room,
                 bytes: 0,
                 events: &mut batch.events,
             };
-            let step = replay.step(&self.shared.history, |event| filling.take(event));
-            match step {
+            let take = |event: &_| filling.take(event);
+            match replay.step(&self.shared.history, &mut work, take) {
                 Step::Opened {
                     matches,
                     position,
@@ -39,62 +41,89 @@ impl<P: Payload> Subscription<P> {
                         merge_gap(&mut batch.gaps, reason, Loss::new(0, first, last));
                     }
                 }
-                Step::Lost {
-                    reason,
-                    count,
-                    first,
-                    last,
-                } => {
-                    merge_gap(&mut batch.gaps, reason, Loss::new(count, first, last));
+                Step::Lost(Lost { backplane, dropped }) => {
+                    if let Some((first, last)) = backplane {
+                        let lost = Loss::new(0, first, last);
+                        merge_gap(&mut batch.gaps, GapReason::Backplane, lost);
+                    }
+                    if let Some((reason, count, first, last)) = dropped {
+                        merge_gap(&mut batch.gaps, reason, Loss::new(count, first, last));
+                    }
+                    // Given at once. Another loss, of the other reason or of this one behind that, would be told
+                    // before events that come in between.
+                    break;
                 }
-                // With events in the batch the join waits for the next poll: `join` may have to empty the batch.
-                Step::RoundDone if batch.events.is_empty() => self.join(room, batch),
+                // With events in the batch this waits for the next poll: the subscriber may take its time over them,
+                // and live events would gather meanwhile.
+                Step::RoundDone if batch.events.is_empty() => {
+                    if !self.end_round(batch) {
+                        break;
+                    }
+                }
+                // It has ended, and the next poll says so.
+                Step::EpochEnded => break,
                 Step::Continue | Step::RoundDone => {}
             }
             if !batch.events.is_empty() || batch.caught_up.is_some() {
-                return true;
+                break;
             }
         }
+        self.work = work.done();
         if batch.is_empty() {
             cx.waker().wake_by_ref();
         }
         !batch.is_empty()
     }
 
-    /// Joins live, with the few events that came since the last round, or begins another round.
-    ///
-    /// Under the publish lock, so that the last entry is read and the cursors are attached in one moment:
-    /// nothing is missed or repeated at the seam. What is done there is bounded by
-    /// [`Replay::read_the_rest`](crate::replay::Replay::read_the_rest).
-    fn join(&mut self, room: Room, batch: &mut Batch<P>) {
+    /// Ends a round: the subscription has caught up, or another round begins. Returns false if it has ended.
+    fn end_round(&mut self, batch: &mut Batch<P>) -> bool {
+        let replay = self.replay.as_mut().expect("a replay goes on");
+        if replay.is_last() {
+            let head = replay.head();
+            self.go_live(head, batch);
+            return true;
+        }
         let shared = Arc::clone(&self.shared);
+        // The head is fixed and the cursors are put down in one moment: what came before is read from history, what
+        // comes after is live, and nothing is both or neither. No event is matched here.
         let state = shared.publish.lock();
-        let pending = self.ahead();
+        if state.epoch != self.epoch {
+            return false;
+        }
         // The numbers of the feeds are dense and `next` has stood still since the round began, so this is how many
         // matches there are without a look at any of them.
+        let pending = self.ahead();
         let replay = self.replay.as_mut().expect("a replay goes on");
-        let all_taken = pending == 0 || {
-            let mut filling = Filling {
-                room,
-                bytes: 0,
-                events: &mut batch.events,
-            };
-            replay.read_the_rest(&shared.history.lock(), state.head, |event| {
-                filling.take(event)
-            })
+        let (is_short, has_lost) = {
+            let history = shared.history.lock();
+            (
+                history.is_short_after(replay.head(), LAST_ROUND),
+                history.lost_through() > replay.head(),
+            )
         };
-        if all_taken {
-            self.replay = None;
-            batch.caught_up = Some(shared.position(state.head));
+        let is_over = pending == 0 && !has_lost;
+        let is_last = is_short || is_over;
+        if is_over {
+            self.go_live(state.head, batch);
+        } else {
+            replay.begin_round(state.head, pending, is_last);
+        }
+        if is_last {
             self.attach(&state);
         } else {
-            // It was too much for the room or the stride: give back what was taken, and read it as a round.
-            batch.events.clear();
-            replay.begin_round(state.head, pending);
             for cursor in &mut self.cursors {
                 cursor.next = cursor.feed.lock().end();
             }
         }
+        true
+    }
+
+    /// Ends the replay: everything up to `head` was given or counted, and live begins there.
+    fn go_live(&mut self, head: u64, batch: &mut Batch<P>) {
+        batch.caught_up = Some(self.position_at(head));
+        self.replay = None;
+        // What was lost in the rounds was told in them.
+        self.told_lost = head;
     }
 
     /// Puts the cursors at the end of their feeds. The publish lock, which guards `_state`, is held, so all

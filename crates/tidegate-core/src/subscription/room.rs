@@ -17,7 +17,8 @@ pub struct Room {
     /// Bytes that an event costs besides its own size, such as its framing. Counts towards `bytes`.
     pub overhead: u64,
     /// Live events after this sequence are left for later. [`u64::MAX`] leaves none; 0 leaves all, and a
-    /// poll then only looks whether the subscription has ended. A replay ignores it.
+    /// poll then only looks whether the subscription has ended. A replay ignores it. Events that are left count
+    /// against the limits, except of a subscription that conflates.
     pub up_to: u64,
 }
 
@@ -55,6 +56,14 @@ impl Room {
             bytes: u64::MAX,
             overhead: 0,
             up_to: u64::MAX,
+        }
+    }
+
+    /// This room, with live events after `sequence` left for later.
+    pub(super) fn before(self, sequence: u64) -> Self {
+        Self {
+            up_to: self.up_to.min(sequence),
+            ..self
         }
     }
 

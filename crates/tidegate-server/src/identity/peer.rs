@@ -1,7 +1,7 @@
 //! The client at the other end of a connection, and its credentials.
 
 use std::{
-    net::IpAddr,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -15,7 +15,7 @@ use super::{Authenticator, credentials_invalid, session::Authenticated};
 use crate::{
     digest::{Digest, digest},
     network::tls::Certificates,
-    quotas::{OwnedConnection, Quotas},
+    quotas::{Claim, OwnedConnection, Quotas},
 };
 
 /// The longest token that is hashed and verified. A JSON Web Token has about 1 KiB; the limit on headers as a whole
@@ -26,11 +26,11 @@ const MAX_TOKEN_BYTES: usize = 8 << 10;
 #[derive(Debug)]
 pub(crate) struct Peer {
     authenticator: Arc<Authenticator>,
-    address: IpAddr,
+    address: SocketAddr,
     /// The quotas that its calls and bad credentials count for.
     quotas: Arc<Quotas>,
     /// Counts the connection for its principal, as soon as it has one.
-    owned: Mutex<Option<OwnedConnection>>,
+    owned: OwnedConnection,
     /// The principal of its certificate, if it has one.
     by_certificate: Option<Authenticated>,
     /// The digest of the last token that was accepted, and its principal.
@@ -42,20 +42,21 @@ impl Peer {
     pub(crate) fn new(
         authenticator: Arc<Authenticator>,
         quotas: Arc<Quotas>,
-        address: IpAddr,
+        address: SocketAddr,
         certificates: Option<Certificates>,
     ) -> Self {
         let by_certificate =
             certificates.and_then(|shown| authenticator.authenticate_certificate(shown));
-        let owner = by_certificate.as_ref();
-        // If the principal has too many connections, its first call claims again, and is refused with the reason.
-        let owned = owner
-            .and_then(|owner| OwnedConnection::claim_silently(&quotas, owner.access.principal()));
+        let owned = OwnedConnection::new(&quotas, address);
+        if let Some(owner) = &by_certificate {
+            // If the principal has too many connections, its first call claims again, and is refused with the reason.
+            let _ = owned.claim(owner.access.principal(), Claim::BeforeCalls);
+        }
         Self {
             authenticator,
             address,
             quotas,
-            owned: Mutex::new(owned),
+            owned,
             by_certificate,
             last: Mutex::default(),
         }
@@ -66,24 +67,16 @@ impl Peer {
     /// # Errors
     /// The status to answer with: the credentials are missing, not accepted, or over the rate of bad ones, or the
     /// principal has too many connections. A good certificate does not make up for a bad token.
-    pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Authenticated, Status> {
+    pub(crate) async fn identify(
+        &self,
+        headers: &HeaderMap,
+        claim: Claim,
+    ) -> Result<Authenticated, Status> {
         let authenticated = self.authenticate(headers).await?;
-        self.assign_owner(&authenticated)?;
+        // The principal of the certificate comes before that of the call.
+        let owner = self.by_certificate.as_ref().unwrap_or(&authenticated);
+        self.owned.claim(owner.access.principal(), claim)?;
         Ok(authenticated)
-    }
-
-    /// Assigns the connection to a principal, unless it has one.
-    fn assign_owner(&self, authenticated: &Authenticated) -> Result<(), Status> {
-        // Held over the claim, and the lock of the quotas is taken within: two first calls at once must claim one
-        // place.
-        let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
-        if owned.is_none() {
-            // The principal of the certificate comes before that of the call.
-            let owner = self.by_certificate.as_ref().unwrap_or(authenticated);
-            let principal = owner.access.principal();
-            *owned = Some(OwnedConnection::claim(&self.quotas, principal)?);
-        }
-        Ok(())
     }
 
     async fn authenticate(&self, headers: &HeaderMap) -> Result<Authenticated, Status> {
@@ -110,15 +103,15 @@ impl Peer {
     /// are verified.
     async fn verify_token(&self, token: &str, hash: Digest) -> Result<Authenticated, Status> {
         let (quotas, known_tokens) = (&self.quotas, self.authenticator.known_tokens());
-        if !known_tokens.contains(self.address, hash) {
-            quotas.check_auth_failures(self.address, Instant::now())?;
+        if !known_tokens.contains(self.address.ip(), hash) {
+            quotas.check_auth_failures(self.address.ip(), Instant::now())?;
         }
         let found = self.authenticator.authenticate_token(token, hash).await;
         match &found {
-            Ok(_) => known_tokens.insert(self.address, hash),
+            Ok(_) => known_tokens.insert(self.address.ip(), hash),
             Err(status) if status.code() == Code::Unauthenticated => {
-                known_tokens.remove(self.address, hash);
-                quotas.note_auth_failure(self.address, Instant::now());
+                known_tokens.remove(self.address.ip(), hash);
+                quotas.note_auth_failure(self.address.ip(), Instant::now());
             }
             // The token may be good: its keys could not be fetched.
             Err(_) => {}

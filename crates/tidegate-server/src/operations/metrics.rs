@@ -180,6 +180,7 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
         ("evicted", hub.gaps.evicted),
         ("expired", hub.gaps.expired),
         ("epoch_changed", hub.gaps.epoch_changed),
+        ("backplane", hub.gaps.backplane),
     ];
     vec![
         counter("events_published", "Events published", hub.published),

@@ -11,7 +11,9 @@
 //! # Connections
 //! A connection belongs to a principal until it ends: that of the client's certificate if there is one, else the first
 //! one whose credentials were accepted on it. If that principal has too many connections, the call is refused and the
-//! connection stays without an owner; each further call tries again.
+//! connection stays without an owner; each further call tries again. A subscription that takes over the last stream of
+//! another connection of the principal takes its place over, too: that connection, which is often dead, has no owner from
+//! then on.
 //!
 //! # Filters
 //! Filters are bounded in units of what they cost others, and not by their number alone: one filter may cost as much as
@@ -25,8 +27,8 @@
 //! the same quotas, so for those seconds a user has at most twice as much.
 //!
 //! # Locks
-//! Standing of a subscription -> user (address -> principal). The lock of all users, and that of the clients, are taken
-//! and given back before any of these. Filters are hashed and their cost is found outside of all of them, so nobody
+//! Standing of a subscription, owner of a connection -> user (address -> principal). The locks of all users, of the
+//! clients and of the connections are taken and given back before any of these, and two owners are never locked together. Filters are hashed and their cost is found outside of all of them, so nobody
 //! waits for another's filters; a user's own calls wait for one look-up a filter.
 //!
 //! # Observing
@@ -44,11 +46,11 @@ mod usage;
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{
-            AtomicBool, AtomicU64,
+            AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{Acquire, Relaxed, Release},
         },
     },
@@ -93,6 +95,8 @@ pub(crate) struct Quotas {
     clients: Mutex<HashMap<Holder, Arc<Counted>>>,
     /// Whether a subscription supersedes an older one of its client.
     takes_over: bool,
+    /// The connections whose calls have principals, by their remote addresses.
+    connections: Mutex<HashMap<SocketAddr, Arc<Connection>>>,
     keys: Keys,
     counts: [Counts; Kind::ALL.len()],
 }
@@ -122,6 +126,8 @@ struct Counted {
     holder: Holder,
     users: Vec<KnownUser>,
     filters: CountedFilters,
+    /// Its connection, if the calls on it have principals.
+    connection: Option<Arc<Connection>>,
     /// Its identity in the hub, once it has begun. The hub gives rising ones, so of two subscriptions of one client
     /// the one with the lower is superseded, whichever is told first that it has begun.
     id: OnceLock<u64>,
@@ -139,10 +145,41 @@ enum Standing {
     Gone,
 }
 
-/// A connection that counts for its principal, until this is dropped.
+/// A connection whose calls have principals. It counts for one of them, as soon as it has an owner and until this is
+/// dropped.
 #[derive(Debug)]
 pub(crate) struct OwnedConnection {
-    owner: KnownUser,
+    quotas: Arc<Quotas>,
+    address: SocketAddr,
+    connection: Arc<Connection>,
+}
+
+/// A connection as it is counted.
+#[derive(Debug, Default)]
+struct Connection {
+    owner: Mutex<Owner>,
+    /// Its subscriptions that count.
+    subscriptions: AtomicUsize,
+}
+
+/// The principal of a connection.
+#[derive(Debug, Default)]
+struct Owner {
+    /// The one that it counts for.
+    user: Option<KnownUser>,
+    /// The last one that it was claimed for, which has too many connections if it does not count for it.
+    claimant: Option<Arc<str>>,
+}
+
+/// The call for which a connection claims an owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// None has come yet. If the principal has too many connections, nobody is told so, and nothing is counted.
+    BeforeCalls,
+    /// A subscription, which may take over the place of another connection. So the claim is left to it.
+    Subscription,
+    /// Any other.
+    Call,
 }
 
 // ===== impl Quotas =====
@@ -159,6 +196,7 @@ impl Quotas {
             state: Mutex::new(state),
             clients: Mutex::default(),
             takes_over: policy == ClientIdPolicy::Takeover,
+            connections: Mutex::default(),
             keys: Keys::default(),
             counts: Default::default(),
         }
@@ -210,6 +248,17 @@ impl Quotas {
             .as_ref()
             .is_some_and(|standing| **standing == Standing::Counted);
         let superseded = older.as_ref().filter(|_| is_counted);
+        let connection = self.connection_of(caller);
+        if let Some(connection) = &connection
+            && let Some(principal) = connection.wants_owner()
+        {
+            let takes_place = superseded
+                .and_then(|older| older.connection.as_ref())
+                .is_some_and(|from| from.leaves_place(&principal, 1));
+            if !takes_place {
+                self.claim(connection, &principal, Claim::Call)?;
+            }
+        }
         // All users are locked over the checks and the counts: the quota must hold for calls at the same moment. All
         // are checked before any is counted, so a refusal leaves nothing to undo.
         let mut locked: Vec<_> = users.iter().map(KnownUser::usage).collect();
@@ -229,9 +278,13 @@ impl Quotas {
             holder,
             users,
             filters,
+            connection,
             id: OnceLock::new(),
             standing: Mutex::new(Standing::Counted),
         };
+        if let Some(connection) = &counted.connection {
+            connection.subscriptions.fetch_add(1, Relaxed);
+        }
         Ok(SubscriptionUsage {
             quotas: Arc::clone(self),
             counted: Arc::new(counted),
@@ -336,6 +389,45 @@ impl Quotas {
         Err(kind.exceeded(retry_after))
     }
 
+    /// Makes `principal` the owner of a connection, unless it has one.
+    ///
+    /// # Errors
+    /// [`OverQuota`], if the principal has as many connections as it may.
+    fn claim(
+        &self,
+        connection: &Connection,
+        principal: &Arc<str>,
+        claim: Claim,
+    ) -> Result<(), OverQuota> {
+        // Held over the claim: two first calls at once must claim one place.
+        let mut owner = connection.owner();
+        if owner.user.is_some() {
+            return Ok(());
+        }
+        owner.claimant = Some(Arc::clone(principal));
+        let (config, user) = self.find(User::Principal(Arc::clone(principal)));
+        let mut usage = user.usage();
+        if exceeds(usage.connections + 1, config.principal_connections) {
+            match claim {
+                Claim::BeforeCalls => return Ok(()),
+                Claim::Subscription if self.takes_over => return Ok(()),
+                Claim::Subscription | Claim::Call => {
+                    self.exceed(Kind::Connections, COUNT_RETRY, config.observe_only)?;
+                }
+            }
+        }
+        usage.connections += 1;
+        drop(usage);
+        owner.user = Some(user);
+        Ok(())
+    }
+
+    /// The connection of `caller`, if the calls on it have principals.
+    fn connection_of(&self, caller: &Caller) -> Option<Arc<Connection>> {
+        let address = caller.address.filter(|_| caller.principal.is_some())?;
+        self.connections().get(&address).map(Arc::clone)
+    }
+
     /// The limits in force, and the users that a call of `caller` counts for.
     fn look_up(&self, caller: &Caller) -> (QuotaConfig, Vec<KnownUser>) {
         let users = users(caller);
@@ -352,6 +444,12 @@ impl Quotas {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connections(&self) -> MutexGuard<'_, HashMap<SocketAddr, Arc<Connection>>> {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn clients(&self) -> MutexGuard<'_, HashMap<Holder, Arc<Counted>>> {
@@ -386,6 +484,9 @@ impl SubscriptionUsage {
         if let Some(superseded) = superseded {
             let config = quotas.state().config;
             superseded.begin_ending(&config);
+            if let (Some(from), Some(to)) = (&superseded.connection, &counted.connection) {
+                from.leave_place_to(to);
+            }
         }
     }
 }
@@ -413,6 +514,7 @@ impl Counted {
         let may_end = users.all(|(user, usage)| usage.may_end(user.quota(config), &self.filters));
         if *standing == Standing::Counted && may_end {
             *standing = Standing::Ending;
+            self.leave_connection();
             for usage in &mut locked {
                 usage.begin_ending(&self.filters);
             }
@@ -422,6 +524,9 @@ impl Counted {
     /// Ends its use.
     fn end(&self) {
         let mut standing = self.standing();
+        if *standing == Standing::Counted {
+            self.leave_connection();
+        }
         for user in &self.users {
             let mut usage = user.usage();
             match *standing {
@@ -433,6 +538,12 @@ impl Counted {
         *standing = Standing::Gone;
     }
 
+    fn leave_connection(&self) {
+        if let Some(connection) = &self.connection {
+            connection.subscriptions.fetch_sub(1, Relaxed);
+        }
+    }
+
     fn standing(&self) -> MutexGuard<'_, Standing> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -441,37 +552,83 @@ impl Counted {
 // ===== impl OwnedConnection =====
 
 impl OwnedConnection {
-    /// Counts a connection for `principal`.
+    /// A connection from `address` that has no owner yet.
+    pub(crate) fn new(quotas: &Arc<Quotas>, address: SocketAddr) -> Self {
+        let connection = Arc::new(Connection::default());
+        // An older one of this address is about to go: the kernel gives no address twice.
+        let older = quotas
+            .connections()
+            .insert(address, Arc::clone(&connection));
+        drop(older);
+        Self {
+            quotas: Arc::clone(quotas),
+            address,
+            connection,
+        }
+    }
+
+    /// Makes `principal` its owner, unless it has one.
     ///
     /// # Errors
-    /// [`OverQuota`], if the principal has as many as it may.
-    pub(crate) fn claim(quotas: &Arc<Quotas>, principal: &Arc<str>) -> Result<Self, OverQuota> {
-        Self::enter(quotas, principal, true)
-    }
-
-    /// The same before the first call of the connection: no call is refused yet, so none is counted as refused.
-    pub(crate) fn claim_silently(quotas: &Arc<Quotas>, principal: &Arc<str>) -> Option<Self> {
-        Self::enter(quotas, principal, false).ok()
-    }
-
-    fn enter(quotas: &Arc<Quotas>, principal: &Arc<str>, is_call: bool) -> Result<Self, OverQuota> {
-        let (config, owner) = quotas.find(User::Principal(Arc::clone(principal)));
-        let mut usage = owner.usage();
-        if exceeds(usage.connections + 1, config.principal_connections) {
-            if !is_call {
-                return Err(Kind::Connections.exceeded(COUNT_RETRY));
-            }
-            quotas.exceed(Kind::Connections, COUNT_RETRY, config.observe_only)?;
-        }
-        usage.connections += 1;
-        drop(usage);
-        Ok(Self { owner })
+    /// [`OverQuota`], if the principal has as many connections as it may.
+    pub(crate) fn claim(&self, principal: &Arc<str>, claim: Claim) -> Result<(), OverQuota> {
+        self.quotas.claim(&self.connection, principal, claim)
     }
 }
 
 impl Drop for OwnedConnection {
     fn drop(&mut self) {
-        self.owner.usage().connections -= 1;
+        if let Entry::Occupied(known) = self.quotas.connections().entry(self.address)
+            && Arc::ptr_eq(known.get(), &self.connection)
+        {
+            known.remove();
+        }
+        if let Some(owner) = self.connection.owner().user.take() {
+            owner.usage().connections -= 1;
+        }
+    }
+}
+
+// ===== impl Connection =====
+
+impl Connection {
+    /// The principal that it was claimed for, if it has no owner.
+    fn wants_owner(&self) -> Option<Arc<str>> {
+        let owner = self.owner();
+        let claimant = owner.claimant.as_ref().filter(|_| owner.user.is_none());
+        claimant.map(Arc::clone)
+    }
+
+    /// Whether it counts for `principal` and has no more than `most` subscriptions that count.
+    fn leaves_place(&self, principal: &Arc<str>, most: usize) -> bool {
+        let owner = self.owner();
+        let is_owner = |user: &KnownUser| user.is_principal(principal);
+        owner.user.as_ref().is_some_and(is_owner) && self.subscriptions.load(Relaxed) <= most
+    }
+
+    /// Gives its place to another connection that was claimed for the same principal and has none, if no subscription
+    /// is left on it.
+    fn leave_place_to(&self, other: &Self) {
+        let Some(principal) = other.wants_owner() else {
+            return;
+        };
+        if !self.leaves_place(&principal, 0) {
+            return;
+        }
+        // One owner after the other, never both locks. So a call may find a place in between, and this one is then free.
+        let mut place = self.owner().user.take();
+        let mut owner = other.owner();
+        if owner.user.is_none() {
+            owner.user = place.take();
+        }
+        drop(owner);
+        if let Some(place) = place {
+            place.usage().connections -= 1;
+        }
+    }
+
+    fn owner(&self) -> MutexGuard<'_, Owner> {
+        self.owner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

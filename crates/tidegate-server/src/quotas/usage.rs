@@ -119,6 +119,11 @@ impl KnownUser {
         self.user.quota(config)
     }
 
+    /// Whether it is this principal.
+    pub(super) fn is_principal(&self, principal: &Arc<str>) -> bool {
+        matches!(&self.user, User::Principal(name) if name == principal)
+    }
+
     /// Whether both are the same user.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.usage, &other.usage)

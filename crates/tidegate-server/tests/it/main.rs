@@ -12,6 +12,7 @@ mod panics;
 mod pki;
 mod policies;
 mod quotas;
+mod replays;
 mod slow_peers;
 mod streams;
 mod tls;

@@ -292,6 +292,7 @@ pub(super) fn gap(gap: &Gap) -> proto::Gap {
         GapReason::Overflow => proto::GapReason::Overflow,
         GapReason::Expired => proto::GapReason::Expired,
         GapReason::EpochChanged => proto::GapReason::EpochChanged,
+        GapReason::Backplane => proto::GapReason::Backplane,
         GapReason::Conflated => proto::GapReason::Conflated,
         GapReason::Evicted => proto::GapReason::Evicted,
     };

@@ -207,7 +207,7 @@ mod tests {
             if let Some(written) = cut {
                 let rest = batch.events[0].payload().as_bytes().slice(written..);
                 prop_assert!(out.len() <= before + max_bytes);
-                prop_assert!(rest.len() % max_bytes == 0 || out.len() == before + max_bytes);
+                prop_assert!(rest.len().is_multiple_of(max_bytes) || out.len() == before + max_bytes);
                 out.extend_from_slice(&rest);
             }
             out.drain(..before);

@@ -19,12 +19,15 @@ use crate::{
     rest::{Encoding as _, Rest},
 };
 
+/// A chunk, and the rest of its message where that is larger than a chunk.
+pub(super) type FirstChunk = (Bytes, Option<Box<Rest>>);
+
 /// Writes a message for each event, and returns the chunk and the rest. Several events fit into a chunk; of a
 /// single one that does not, only the beginning is written, and `send` returns its encoding for the rest.
 pub(super) fn write_messages<T: Value>(
     events: &[Arc<Event<EncodedValue<T>>>],
     send: impl FnOnce(&Arc<Event<EncodedValue<T>>>) -> Bytes,
-) -> (Bytes, Option<Box<Rest>>) {
+) -> FirstChunk {
     if let [event] = events
         && message_len(event) > CHUNK_BYTES - PREFIX
     {

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, oneshot};
 use tonic::Status;
 
 use super::{
-    chunk::write_messages,
+    chunk::{FirstChunk, write_messages},
     entry::Entry,
     hooks::{Arrival, Departure, LeaveReason},
     inner::Inner,
@@ -30,7 +30,7 @@ use super::{
 use crate::{
     framing::{CHUNK_BYTES, PREFIX},
     reason::Reason,
-    rest::{Rest, sent_bytes},
+    rest::sent_bytes,
     status::{self, reconnect_delay},
 };
 
@@ -155,7 +155,8 @@ impl<T: Value> Subscription<T> {
     pub fn position(&self) -> Position {
         let gap = self.batch.gaps.last().map(|gap| gap.first_sequence);
         let event = self.batch.events.last().map(|event| event.sequence());
-        let mut position = self.core.position();
+        // Every subscription of a typed hub begins live, and so has a position.
+        let mut position = self.core.position().unwrap_or_else(|| self.began_at());
         if let Some(first) = gap.into_iter().chain(event).min() {
             position.sequence = first.saturating_sub(1);
         }
@@ -242,7 +243,7 @@ impl<T: Value> Subscription<T> {
     pub(super) fn poll_chunk(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<(Bytes, Option<Box<Rest>>), Status>>> {
+    ) -> Poll<Option<Result<FirstChunk, Status>>> {
         let has_items = !self.batch.gaps.is_empty() || !self.batch.events.is_empty();
         if has_items || self.snapshot.is_some() || self.ended.is_some() {
             return Poll::Ready(None);
@@ -261,7 +262,8 @@ impl<T: Value> Subscription<T> {
         let core = &self.core;
         let mut rest = None;
         // Messages tell no index, so chunks with the same sequences are the same at any index.
-        let chunk = self.hub.sharing.chunk(0, events, || {
+        let epoch = core.began_at().epoch;
+        let chunk = self.hub.sharing.chunk(epoch, 0, events, || {
             let (chunk, left) = write_messages(events, |event| {
                 let sending = sending.take();
                 sent_bytes(sending.unwrap_or_else(|| core.send(Arc::clone(event))))

@@ -630,6 +630,7 @@ fn wire_gap(gap: &tidegate::Gap) -> Gap {
         CoreReason::Evicted => GapReason::Evicted,
         CoreReason::Expired => GapReason::Expired,
         CoreReason::EpochChanged => GapReason::EpochChanged,
+        CoreReason::Backplane => GapReason::Backplane,
     };
     Gap {
         first_sequence: gap.first_sequence,

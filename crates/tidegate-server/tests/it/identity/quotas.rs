@@ -158,6 +158,58 @@ async fn a_connection_counts_for_its_first_principal() {
 }
 
 #[tokio::test]
+async fn a_takeover_frees_the_place_of_a_dead_connection() {
+    let folder = Folder::new();
+    let server = Running::start(ServerConfig {
+        auth: auth(&folder, None),
+        quotas: QuotaConfig {
+            principal_connections: Some(1),
+            ..QuotaConfig::default()
+        },
+        ..ServerConfig::default()
+    })
+    .await;
+    let old = bearer(&server, "alice-token").await;
+    let _stream = old.subscribe("alice", &["orders.a"]).await.unwrap();
+    let new = bearer(&server, "alice-token").await;
+    // Only a takeover does so, and only from the last stream of a connection.
+    assert_over_quota(&new.publish("orders.a").await.unwrap_err(), "connections");
+    let refused = new.subscribe("", &["orders.a"]).await.unwrap_err();
+    assert_over_quota(&refused, "connections");
+    let other = old.subscribe("", &["orders.a"]).await.unwrap();
+    let refused = new.subscribe("alice", &["orders.a"]).await.unwrap_err();
+    assert_over_quota(&refused, "connections");
+    drop(other);
+    server
+        .until("one stream is left", |stats| stats.subscriptions == 1)
+        .await;
+    let comes_in = comes_true(Duration::from_millis(5), async || {
+        new.subscribe("alice", &["orders.a"]).await.is_ok()
+    });
+    assert!(
+        comes_in.await,
+        "the place of the old connection is not free"
+    );
+    // The place is that of the new one now.
+    new.publish("orders.a").await.unwrap();
+    assert_over_quota(&old.publish("orders.a").await.unwrap_err(), "connections");
+    let third = bearer(&server, "alice-token").await;
+    assert_over_quota(&third.publish("orders.a").await.unwrap_err(), "connections");
+    // Whichever goes first, what is left counts once.
+    drop(old);
+    drop(new);
+    let comes_in = comes_true(Duration::from_millis(5), async || {
+        third.publish("orders.a").await.is_ok()
+    });
+    assert!(comes_in.await, "no place came free");
+    let fourth = bearer(&server, "alice-token").await;
+    assert_over_quota(
+        &fourth.publish("orders.a").await.unwrap_err(),
+        "connections",
+    );
+}
+
+#[tokio::test]
 async fn bad_credentials_beyond_the_rate_are_refused_unchecked() {
     let (folder, signer) = (Folder::new(), Signer::p256());
     let keys = vec![JwtKeys::Pem(folder.write("key.pem", &signer.public))];
