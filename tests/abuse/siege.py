@@ -37,8 +37,8 @@ COMPARED_SECONDS = 1.0
 # The p99 beside an attack may be at most twice the one without it, and this. The one without it is that of the neighbor
 # before the attack, or that of another neighbor meanwhile, whose server nobody attacks, if that is more: so the
 # processor time that attackers and attacked server use counts for both. The second summand is what the first does not
-# know: a turn of the attacked server's own threads, of which a debug build has two here and takes ten times as long
-# for. A wait for a lock that an attacker's request holds took seconds.
+# know: the neighbor's tasks come after some turns of the attacked server's own, each of a few milliseconds at most.
+# Before the work of a request was bounded, the neighbor waited for half a second to fifteen.
 COMPARED_FACTOR, COMPARED_SLACK_SECONDS = 2, 0.02
 # An attack that works does so each time: it fails the test if it exceeds the bound in each of so many tries.
 COMPARED_TRIES = 3

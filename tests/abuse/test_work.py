@@ -228,17 +228,20 @@ def test_quotas_on_filters_do_not_delay_others(besiege):
         filters = [f"attack.{number}" for number in range(1_024)]
         holder = siege.peer_of_attacker()
         held = hold([holder], [subscribing([f"{one}.s{number}" for one in filters]) for number in range(16)])
-        requests = [subscribing([f"{one}.r{number}" for one in filters]) for number in range(8)]
+        requests = [subscribing([f"{one}.r{number}" for one in filters[:256]]) for number in range(8)]
+        came: list[int] = []
         siege.beside(
-            f"{held} x 1,024 filters, others come and go",
-            lambda: apart("come_and_go", siege.address, ATTACKER, requests, 4, 1.0),
+            f"{held} x 1,024 filters, others come and go with 256",
+            lambda: came.append(apart("come_and_go", siege.address, ATTACKER, requests, 4, 1.0)),
         )
+        siege.note("came and went", str(came[-1]))
 
 
 def test_connection_storm_does_not_delay_a_newcomer_or_the_neighbor(besiege):
     with open("/proc/sys/net/core/somaxconn") as limit:
         count = min(3_000, int(limit.read()))
-    with besiege(compares=True) as siege:
+    # The allocator keeps the pages of connections that have gone, of which an idle one has 26 KiB.
+    with besiege(compares=True, memory_slack_kib=3_000 * 26) as siege:
         took: list[tuple[float, float]] = []
 
         def storm() -> None:

@@ -160,6 +160,11 @@ impl Senders {
         self.bytes().saturating_sub(self.share)
     }
 
+    /// Whether half of the share is used.
+    pub(crate) fn is_half_used(&self) -> bool {
+        self.bytes() > self.share / 2
+    }
+
     /// Enters a sending. Returns its ticket, and the signals of the oldest ones that it takes to be within the
     /// share again. The new one is never among them: a stream may send one event, however small the budget.
     fn begin(&self, event: usize, bytes: u64, signal: &Arc<Signal>) -> (u64, Vec<Arc<Signal>>) {

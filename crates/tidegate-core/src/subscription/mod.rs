@@ -314,6 +314,16 @@ impl<P: Payload> Subscription<P> {
         sending
     }
 
+    /// Whether the events that are being [sent](Self::send) have used half of their share of the memory budget. Then
+    /// hand the transport copies of the pieces.
+    ///
+    /// A transport may keep a piece of an event after its stream was reset, for as long as it cannot write. A piece that
+    /// shares the event's memory keeps all of the event, and nothing else can free it.
+    #[must_use]
+    pub fn is_sending_much(&self) -> bool {
+        self.shared.senders.is_half_used()
+    }
+
     /// Skips the events ahead up to and with `sequence`, because the subscriber knows them from elsewhere,
     /// such as a snapshot. Events to this client alone are not skipped. Skipped events take their indexes and
     /// are counted as abandoned; they are no loss, so no gap tells of them.

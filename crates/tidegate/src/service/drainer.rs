@@ -221,8 +221,15 @@ impl PollChunk for Messages {
 }
 
 impl Messages {
+    fn next_of_rest(&mut self) -> Option<Bytes> {
+        self.rest.as_ref()?;
+        // A connection that cannot write keeps chunks of streams that were reset.
+        let copies = self.subscription.is_sending_much();
+        Rest::next(&mut self.rest, copies)
+    }
+
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        if let Some(chunk) = Rest::next(&mut self.rest) {
+        if let Some(chunk) = self.next_of_rest() {
             self.subscription.note_progress();
             return Poll::Ready(Step::Chunk(chunk));
         }

@@ -69,7 +69,9 @@ impl<T: Value> Messages<T> {
 
 impl<T: Value> PollChunk for Messages<T> {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        if let Some(chunk) = Rest::next(&mut self.rest) {
+        // A connection that cannot write keeps chunks of streams that were reset.
+        let copies = self.rest.is_some() && self.subscription.is_sending_much();
+        if let Some(chunk) = Rest::next(&mut self.rest, copies) {
             self.subscription.note_progress();
             return Poll::Ready(Step::Chunk(chunk));
         }

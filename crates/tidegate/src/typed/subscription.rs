@@ -222,6 +222,11 @@ impl<T: Value> Subscription<T> {
         sent_bytes(self.core.send(Arc::clone(event)))
     }
 
+    /// Whether the transport should get copies of pieces of large messages.
+    pub(super) fn is_sending_much(&self) -> bool {
+        self.core.is_sending_much()
+    }
+
     /// Notes that its transport took a piece of a message, for sweeps.
     pub(super) fn note_progress(&mut self) {
         self.core.note_progress();
