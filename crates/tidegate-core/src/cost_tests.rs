@@ -245,6 +245,10 @@ fn run(attack: &Attack) -> Longest {
 }
 
 #[test]
+#[expect(
+    clippy::print_stdout,
+    reason = "the figure is for whoever runs it by hand"
+)]
 fn no_legal_request_of_64_kib_holds_a_lock_for_long() {
     let cases = if cfg!(debug_assertions) { 25 } else { 150 };
     let config = ProptestConfig {
