@@ -29,6 +29,7 @@ use crate::{
     cost::FilterCost,
     event::Payload,
     feed::{Feed, FeedKind},
+    filter::Filter,
     retained::Retained,
     sync::{AtomicU64, Mutex, MutexGuard, RwLock},
     trie::Trie,
@@ -94,6 +95,13 @@ pub(crate) struct Late<P> {
     pub(crate) version: u64,
     /// The feed.
     pub(crate) feed: Arc<Feed<P>>,
+}
+
+impl<P> Late<P> {
+    /// Those of `late`, which are in the order of their versions, that a search in `version` has not found.
+    pub(crate) fn after(late: &[Self], version: u64) -> &[Self] {
+        &late[late.partition_point(|late| late.version <= version)..]
+    }
 }
 
 impl<P: Payload> Index<P> {
@@ -214,31 +222,28 @@ impl<P: Payload> Index<P> {
         self.feeds.fetch_add(new.len() as u64, Relaxed);
         Ok(Joined {
             feeds,
-            added: self.add(new),
+            added: self.add(&new),
         })
     }
 
     /// Adds feeds to the topics.
-    fn add(&self, feeds: Vec<Arc<Feed<P>>>) -> Vec<Late<P>> {
+    fn add(&self, feeds: &[Arc<Feed<P>>]) -> Vec<Late<P>> {
         let mut added = Vec::with_capacity(feeds.len());
-        let mut feeds = feeds.into_iter().peekable();
-        while feeds.peek().is_some() {
+        for_some_at_once(feeds, |changes| {
             let mut topics = self.topics.write();
             topics.version += 1;
-            let mut changes = 0;
-            while changes < CHANGES
-                && let Some(feed) = feeds.next()
-            {
-                for filter in feed.filters().iter() {
-                    topics.trie.insert(filter, Arc::clone(&feed));
-                    changes += 1;
+            for (feed, filter, is_last) in changes {
+                topics.trie.insert(filter, Arc::clone(feed));
+                // Who has searched in between has maybe found some of its filters, and matches it as late: an event is
+                // appended once.
+                if is_last {
+                    added.push(Late {
+                        version: topics.version,
+                        feed: Arc::clone(feed),
+                    });
                 }
-                added.push(Late {
-                    version: topics.version,
-                    feed,
-                });
             }
-        }
+        });
         added
     }
 
@@ -269,20 +274,30 @@ impl<P: Payload> Index<P> {
             members.shrink_to_fit();
         }
         self.feeds.fetch_sub(forgotten.len() as u64, Relaxed);
-        let mut left = forgotten.iter().peekable();
-        while left.peek().is_some() {
+        for_some_at_once(forgotten.iter().copied(), |changes| {
             let mut topics = self.topics.write();
-            let mut changes = 0;
-            while changes < CHANGES
-                && let Some(feed) = left.next()
-            {
-                for filter in feed.filters().iter() {
-                    topics.trie.remove(filter, |other| Arc::ptr_eq(other, feed));
-                    changes += 1;
-                }
+            for (feed, filter, _) in changes {
+                topics.trie.remove(filter, |other| Arc::ptr_eq(other, feed));
             }
-        }
+        });
         forgotten
+    }
+}
+
+/// Calls `change` for each filter of each of `feeds`, with whether it is the last of its feed; a few in each call.
+fn for_some_at_once<'a, P: Payload>(
+    feeds: impl IntoIterator<Item = &'a Arc<Feed<P>>>,
+    mut change: impl FnMut(&mut dyn Iterator<Item = (&'a Arc<Feed<P>>, &'a Filter, bool)>),
+) {
+    let feeds = feeds.into_iter();
+    let changes = feeds.flat_map(|feed| {
+        let last = feed.filters().len() - 1;
+        let filters = feed.filters().iter().enumerate();
+        filters.map(move |(i, filter)| (feed, filter, i == last))
+    });
+    let mut changes = changes.peekable();
+    while changes.peek().is_some() {
+        change(&mut changes.by_ref().take(CHANGES));
     }
 }
 
@@ -311,6 +326,10 @@ impl<P: Payload> Hash for Member<P> {
 impl<P: Payload> Index<P> {
     /// Forgets all feeds. Returns them, for the caller to let go of after its locks, and the version of the index, which none
     /// of them is in.
+    #[expect(
+        clippy::mutable_key_type,
+        reason = "the kind of a feed, which it is found by, never changes"
+    )]
     pub(crate) fn clear(&self, members: &mut Members<P>) -> (impl Sized + use<P>, u64) {
         let feeds = mem::take(members);
         self.feeds.store(0, Relaxed);

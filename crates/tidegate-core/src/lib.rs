@@ -59,7 +59,8 @@
 //!
 //! # Lock order
 //! members of the index -> publish -> history -> feed -> signal, members -> topics of the index, and registry -> signal. Two feed
-//! locks are never held together. No waker is called or dropped under any lock.
+//! locks are never held together. No waker is called or dropped
+//! under any lock, and no payload is dropped under one.
 
 // The model in `tests/` runs a second time as a unit test, where the strides of a replay are small.
 #[cfg(test)]
@@ -77,6 +78,7 @@ mod event;
 mod evicted;
 mod feed;
 pub mod filter;
+mod freed;
 mod gap;
 mod groups;
 mod history;
