@@ -133,6 +133,11 @@ impl<P> Event<P> {
     pub const fn payload(&self) -> &P {
         &self.payload
     }
+
+    /// The content alone. The rest goes, and its bytes are uncounted.
+    pub(crate) fn into_payload(self) -> P {
+        self.payload
+    }
 }
 
 impl<P> Event<P> {

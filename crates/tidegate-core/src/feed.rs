@@ -23,6 +23,7 @@ use crate::{
     bounds::Bounds,
     event::{Event, Payload},
     evicted::Evicted,
+    freed::Freed,
     groups::FilterGroup,
     latest::Latest,
     limits::{Limits, Overflow},
@@ -180,8 +181,8 @@ impl<P: Payload> Feed<P> {
 
     /// Lets go of the survivors that no conflating cursor has still to see, a few at a time: publishers get the lock
     /// in between. The caller does not hold it.
-    pub(crate) fn free_unwanted(&self) {
-        while self.lock().free_unwanted() {}
+    pub(crate) fn free_unwanted(&self, freed: &mut Freed<P>) {
+        while self.lock().free_unwanted(freed) {}
     }
 
     /// Takes the lock of the feed.
@@ -197,14 +198,19 @@ impl<P: Payload> FeedState<P> {
     /// `wake`. Returns how many subscriptions the event matches.
     ///
     /// A publisher that finds the feed twice, as late and in the index, appends the event once.
-    pub(crate) fn append(&mut self, event: &Arc<Event<P>>, wake: &mut Vec<Waker>) -> u64 {
+    pub(crate) fn append(
+        &mut self,
+        event: &Arc<Event<P>>,
+        wake: &mut Vec<Waker>,
+        freed: &mut Freed<P>,
+    ) -> u64 {
         if event.sequence == self.newest {
             return 0;
         }
         self.newest = event.sequence;
         let number = self.end();
         if let Some(latest) = &mut self.latest {
-            latest.append(number, event);
+            latest.append(number, event, freed);
         }
         let bytes_through = self.bytes_before(number) + event.size();
         // The cursors that had seen everything now stand before this event.
@@ -216,8 +222,8 @@ impl<P: Payload> FeedState<P> {
             bytes_through,
             cursors,
         });
-        self.remove_seen();
-        self.evict();
+        self.remove_seen(freed);
+        self.evict(freed);
         // Last, when the feed is as it will be read. From `push_ready` on a subscription may take its ready list,
         // which only the lock of its signal guards, and go on to wait for this feed's lock. It finds the event in
         // the ring and its cursor before it.
@@ -236,9 +242,9 @@ impl<P: Payload> FeedState<P> {
     }
 
     /// Removes the events at the front that no cursor has still to see.
-    fn remove_seen(&mut self) {
+    fn remove_seen(&mut self, freed: &mut Freed<P>) {
         while self.ring.front().is_some_and(|slot| slot.cursors == 0) {
-            self.pop_front();
+            self.pop_front(freed);
             // A cursor that was overtaken is counted at the front. None is, so nobody will ask what was evicted.
             self.evicted.clear();
         }
@@ -249,21 +255,21 @@ impl<P: Payload> FeedState<P> {
     }
 
     /// Removes the events at the front that are beyond the limits of every cursor. The newest event stays.
-    fn evict(&mut self) {
+    fn evict(&mut self, freed: &mut Freed<P>) {
         while self.ring.len() > 1
             && !self
                 .bounds
                 .fits(self.ring.len(), self.backlog(self.first, self.end()).bytes)
         {
             // Cursors that stood there are overtaken: they are counted at the new front.
-            let cursors = self.pop_front();
+            let cursors = self.pop_front(freed);
             self.ring[0].cursors += cursors;
         }
     }
 
     /// Evicts events up to a sequence, the newest too, for the memory budget. Notes them, so that their gap has
     /// that reason.
-    pub(crate) fn evict_through(&mut self, sequence: u64) {
+    pub(crate) fn evict_through(&mut self, sequence: u64, freed: &mut Freed<P>) {
         let (from, first_sequence) = (
             self.first,
             self.ring.front().map_or(0, |slot| slot.sequence),
@@ -275,7 +281,7 @@ impl<P: Payload> FeedState<P> {
         {
             // The ring may be empty now: then they count as caught up, though they have not seen everything.
             // `has_overtaken` tells by their numbers.
-            let cursors = self.pop_front();
+            let cursors = self.pop_front(freed);
             *self.standing_at(self.first) += cursors;
         }
         if self.first > from {
@@ -283,7 +289,7 @@ impl<P: Payload> FeedState<P> {
                 .note(from, self.first, first_sequence, self.removed_sequence);
         }
         if let Some(latest) = &mut self.latest {
-            latest.evict_through(sequence);
+            latest.evict_through(sequence, freed);
         }
     }
 
@@ -304,14 +310,14 @@ impl<P: Payload> FeedState<P> {
         self.newest
     }
 
-    /// Removes the front and returns how many cursors stood there. The event is dropped last, after the fields are
-    /// right: that may run the `Drop` of its payload.
-    fn pop_front(&mut self) -> u32 {
+    /// Removes the front and returns how many cursors stood there.
+    fn pop_front(&mut self, freed: &mut Freed<P>) -> u32 {
         let slot = self.ring.pop_front().expect("the ring is not empty");
         self.retained.subtract(size_of::<Slot<P>>() as u64);
         self.first += 1;
         self.removed_sequence = slot.sequence;
         self.removed_bytes = slot.bytes_through;
+        freed.event(slot.event);
         slot.cursors
     }
 }
@@ -385,6 +391,7 @@ impl<P: Payload> FeedState<P> {
         limits: &Limits,
         next: u64,
         parked: Option<ParkKey>,
+        freed: &mut Freed<P>,
     ) -> Option<Box<Latest<P>>> {
         if let Some(ParkKey { key, round }) = parked
             && round == self.parked_round
@@ -392,14 +399,14 @@ impl<P: Payload> FeedState<P> {
             self.parked.remove(key);
         }
         if limits.overflow == Overflow::Conflate {
-            self.latest_mut().leave(next);
+            self.latest_mut().leave(next, freed);
             self.latest.take_if(|latest| latest.is_unused())
         } else {
             // Both may free events: nobody stands before them, or its limits were the largest.
             *self.standing_at(next) -= 1;
             self.bounds.remove(limits);
-            self.remove_seen();
-            self.evict();
+            self.remove_seen(freed);
+            self.evict(freed);
             None
         }
     }
@@ -419,9 +426,9 @@ impl<P: Payload> FeedState<P> {
     }
 
     /// Lets go of some survivors that no conflating cursor has still to see. Returns whether more are left.
-    fn free_unwanted(&mut self) -> bool {
+    fn free_unwanted(&mut self, freed: &mut Freed<P>) -> bool {
         let latest = self.latest.as_mut();
-        latest.is_some_and(|latest| latest.free_unwanted())
+        latest.is_some_and(|latest| latest.free_unwanted(freed))
     }
 
     /// Moves a conflating cursor from `from` to `to`, and parks it if no survivor is there or behind.
@@ -431,11 +438,12 @@ impl<P: Payload> FeedState<P> {
         to: u64,
         signal: &Arc<Signal>,
         cursor: u32,
+        freed: &mut Freed<P>,
     ) -> (Ahead, Option<ParkKey>) {
         let latest = self.latest_mut();
         // In this order: leaving removes the survivors below the lowest cursor, and this may be the last.
         latest.enter(to);
-        latest.leave(from);
+        latest.leave(from, freed);
         match latest.from(to) {
             Some(survivor) => (Ahead::Event(survivor.event.sequence()), None),
             None => (Ahead::Nothing, Some(self.park(signal, cursor))),
@@ -463,6 +471,7 @@ impl<P: Payload> FeedState<P> {
         to: u64,
         signal: &Arc<Signal>,
         cursor: u32,
+        freed: &mut Freed<P>,
     ) -> (Ahead, Option<ParkKey>) {
         // Offsets shift when events are removed, so both counts change and the head is read before.
         *self.standing_at(from) -= 1;
@@ -471,7 +480,7 @@ impl<P: Payload> FeedState<P> {
             .ring
             .get(self.offset(to))
             .map_or(Ahead::Nothing, |slot| Ahead::Event(slot.sequence));
-        self.remove_seen();
+        self.remove_seen(freed);
         let parked = (ahead == Ahead::Nothing).then(|| self.park(signal, cursor));
         (ahead, parked)
     }

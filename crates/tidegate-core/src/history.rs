@@ -9,12 +9,16 @@ use std::{
 
 use crate::{
     event::{Event, Payload},
+    freed::Freed,
     retained::Retained,
 };
 
 /// The most ranges that are remembered as lost. It happens rarely: a node was cut off for longer than its log keeps
 /// events, or the log has lost some. Beyond it the oldest two become one.
 const MAX_LOST: usize = 64;
+
+/// The most events that expire under one hold of the lock, for which publishers wait. Chosen, not measured.
+const EXPIRED_AT_ONCE: usize = if cfg!(test) { 2 } else { 2_048 };
 
 /// The limits of history. An event that is beyond any one of them is dropped, oldest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,8 +138,8 @@ impl<P: Payload> History<P> {
         self.evicted_through = self.evicted_through.max(sequence);
     }
 
-    /// Appends `event`, which came at `now`, and drops what is beyond the limits or too old then.
-    pub(crate) fn append(&mut self, event: &Arc<Event<P>>, now: Instant) {
+    /// Appends `event`, which came at `now`, and drops what is beyond the limits on number and bytes.
+    pub(crate) fn append(&mut self, event: &Arc<Event<P>>, now: Instant, freed: &mut Freed<P>) {
         if self.limits.is_off() {
             // Dropped all the same: a position before it cannot be resumed whole.
             self.evicted_through = event.sequence;
@@ -149,51 +153,57 @@ impl<P: Payload> History<P> {
             event: Arc::clone(event),
             at,
         });
-        self.keep_within_limits();
-        self.expire(now);
+        self.keep_within_limits(freed);
     }
 
-    /// Puts new `limits` in force, and drops what is beyond them.
-    pub(crate) fn set_limits(&mut self, limits: HistoryLimits, now: Instant) {
+    /// Puts new `limits` in force, and drops what is beyond those on number and bytes.
+    pub(crate) fn set_limits(&mut self, limits: HistoryLimits, freed: &mut Freed<P>) {
         self.limits = limits;
-        self.keep_within_limits();
-        self.expire(now);
+        self.keep_within_limits(freed);
     }
 
     /// Drops the oldest events beyond the limits on number and bytes.
-    fn keep_within_limits(&mut self) {
+    fn keep_within_limits(&mut self, freed: &mut Freed<P>) {
         while self.entries.len() > self.limits.max_events || self.bytes > self.limits.max_bytes {
-            self.evict_oldest();
+            self.evict_oldest(freed);
         }
     }
 
-    /// Drops events that have reached the greatest age.
-    pub(crate) fn expire(&mut self, now: Instant) {
-        while self
-            .entries
-            .front()
-            .is_some_and(|e| now.saturating_duration_since(e.at) >= self.limits.max_age)
-        {
-            self.evict_oldest();
+    /// Drops events that have reached the greatest age, but not all at once where there are many. Returns whether some are
+    /// left.
+    pub(crate) fn expire(&mut self, now: Instant, freed: &mut Freed<P>) -> bool {
+        for _ in 0..EXPIRED_AT_ONCE {
+            if !self.has_expired(now) {
+                break;
+            }
+            self.evict_oldest(freed);
         }
         // A hub that was busy once and is quiet now keeps no memory for it.
         if self.entries.is_empty() {
             self.entries.shrink_to_fit();
         }
+        self.has_expired(now)
+    }
+
+    /// Whether an event has reached the greatest age.
+    fn has_expired(&self, now: Instant) -> bool {
+        let oldest = self.entries.front();
+        oldest.is_some_and(|e| now.saturating_duration_since(e.at) >= self.limits.max_age)
     }
 
     /// Drops the oldest event.
-    fn evict_oldest(&mut self) {
+    fn evict_oldest(&mut self, freed: &mut Freed<P>) {
         let entry = self.entries.pop_front().expect("history is not empty");
         self.bytes -= entry.event.size();
         self.retained.subtract(size_of::<Entry<P>>() as u64);
         self.evicted_through = entry.event.sequence;
+        freed.event(entry.event);
     }
 
     /// Evicts events up to a sequence, for the memory budget.
-    pub(crate) fn evict_through(&mut self, sequence: u64) {
+    pub(crate) fn evict_through(&mut self, sequence: u64, freed: &mut Freed<P>) {
         while self.oldest().is_some_and(|oldest| oldest <= sequence) {
-            self.evict_oldest();
+            self.evict_oldest(freed);
             self.evicted_for_budget = self.evicted_through;
         }
     }
@@ -202,7 +212,7 @@ impl<P: Payload> History<P> {
     ///
     /// If that makes too many ranges, the oldest two become one, and the events between them are evicted: none ever lies
     /// within a range. Returns the sequence up to which the hub has to evict then, everywhere.
-    pub(crate) fn lose(&mut self, first: u64, last: u64) -> Option<u64> {
+    pub(crate) fn lose(&mut self, first: u64, last: u64, freed: &mut Freed<P>) -> Option<u64> {
         match self.lost.back_mut() {
             Some((_, end)) if *end + 1 == first => *end = last,
             _ => self.lost.push_back((first, last)),
@@ -214,7 +224,7 @@ impl<P: Payload> History<P> {
         let (oldest, through) = self.lost.front_mut()?;
         *oldest = begin;
         let through = *through;
-        self.evict_through(through);
+        self.evict_through(through, freed);
         Some(through)
     }
 
@@ -316,5 +326,33 @@ impl<P> Stretch<P> {
             .map(|entry| Arc::clone(&entry.event))
             .collect();
         Self { events, is_all }
+    }
+}
+
+#[cfg(all(test, not(tidegate_loom)))]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use bytes::Bytes;
+
+    use super::{EXPIRED_AT_ONCE, History, HistoryLimits};
+    use crate::{event::NewEvent, freed::Freed, retained::Retained, topic::Topic};
+
+    #[test]
+    fn events_expire_a_few_under_one_hold_of_the_lock() {
+        let retained = Retained::default();
+        let mut history = History::<Bytes>::new(HistoryLimits::default(), retained.clone(), 1, 0);
+        let (now, freed) = (Instant::now(), &mut Freed::new());
+        for _ in 0..3 * EXPIRED_AT_ONCE {
+            let event = NewEvent::new(Topic::new("a").unwrap(), Bytes::new());
+            history.append(&event.into_shared(&retained), now, freed);
+        }
+        let later = now + Duration::from_secs(1_000);
+        let mut left = Vec::new();
+        while history.expire(later, freed) {
+            left.push(history.len());
+        }
+        assert_eq!(left, [2 * EXPIRED_AT_ONCE, EXPIRED_AT_ONCE]);
+        assert_eq!(retained.bytes(), 0);
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     event::{NewEvent, Payload, Position},
     feed::FeedKind,
     filter::Filter,
+    freed::Freed,
     groups::disjoint_groups,
     history::HistoryLimits,
     index::FilterBytesExceeded,
@@ -153,9 +154,8 @@ impl<P: Payload> Hub<P> {
     /// Publishes `events` in their order, with consecutive sequences and no others' between. All become
     /// visible at once. Never waits for a subscriber.
     ///
-    /// A batch that is appended to feeds more than 131,072 times, counted for each event and feed, or takes as long to search for,
-    /// is published in parts, so that nobody waits long for it: a part is visible before the next, and others' events can lie
-    /// between them.
+    /// A batch that would make other publishers wait for milliseconds is published in parts: from about 26,000 events on, or
+    /// 130,000 appends to feeds. Each part becomes visible at once, and events of others may come between two parts.
     ///
     /// History measures the age of events from `now`.
     ///
@@ -265,11 +265,20 @@ impl<P: Payload> Hub<P> {
             let &[head, given] = pair else { continue };
             check_sequence(head, given)?;
         }
-        // From the first part to the last: the order is checked with the first, and holds for all.
-        let _appending = self.shared.appending.lock();
         let shared = Arc::clone(&self.shared);
+        // It wakes, and lets go of the events, after the lock.
         let mut publishing = Publishing::new(shared, events, Numbering::Given(sequences));
-        finish(&mut publishing, now)
+        let published = {
+            // From the first part to the last: the order is checked with the first, and holds for all.
+            let _appending = self.shared.appending.lock();
+            loop {
+                if let Some(published) = publishing.go_on(now)? {
+                    break published;
+                }
+            }
+        };
+        publishing.settle();
+        Ok(published)
     }
 
     /// Moves the [`position`](Self::position) to `sequence`, because there is no event up to there: the log has
@@ -452,7 +461,7 @@ impl<P: Payload> Hub<P> {
                 }
             };
             // Events that are too old at `now` must not be replayed.
-            shared.history.lock().expire(now);
+            shared.expire_history(now);
             let parts = Parts {
                 id,
                 holder: holder.clone(),
@@ -556,13 +565,17 @@ impl<P: Payload> Hub<P> {
     /// Drops events from history that are too old at `now`. Publishing and subscribing do so too; call this
     /// from time to time, every few seconds, for hubs where neither happens.
     pub fn expire_history(&self, now: Instant) {
-        self.shared.history.lock().expire(now);
+        self.shared.expire_history(now);
     }
 
     /// Puts new `limits` on history. Events beyond them are dropped at once; events that were dropped before
     /// do not come back.
     pub fn set_history_limits(&self, limits: HistoryLimits, now: Instant) {
-        self.shared.history.lock().set_limits(limits, now);
+        let mut freed = Freed::new();
+        let mut history = self.shared.history.lock();
+        history.set_limits(limits, &mut freed);
+        drop(history);
+        self.shared.expire_history(now);
     }
 
     /// Looks at all subscriptions for consumers that do not take their events, and applies `rules`. Call it

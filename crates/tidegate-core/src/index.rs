@@ -97,6 +97,13 @@ pub(crate) struct Late<P> {
     pub(crate) feed: Arc<Feed<P>>,
 }
 
+impl<P> Late<P> {
+    /// Those of `late`, which are in the order of their versions, that a search in `version` has not found.
+    pub(crate) fn after(late: &[Self], version: u64) -> &[Self] {
+        &late[late.partition_point(|late| late.version <= version)..]
+    }
+}
+
 impl<P: Payload> Index<P> {
     /// An index without feeds.
     pub(crate) fn new() -> Self {

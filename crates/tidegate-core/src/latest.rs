@@ -15,6 +15,7 @@ use crate::{
     backlog::Backlog,
     event::{Event, Payload},
     evicted::Evicted,
+    freed::Freed,
     limits::Limits,
     retained::Retained,
     subject::{BySubject, Subject},
@@ -63,26 +64,26 @@ impl<P: Payload> Latest<P> {
     }
 
     /// Adds the event with the given number, and removes the one that it replaces.
-    pub(crate) fn append(&mut self, number: u64, event: &Arc<Event<P>>) {
+    pub(crate) fn append(&mut self, number: u64, event: &Arc<Event<P>>, freed: &mut Freed<P>) {
         if let Some(subject) = event.subject()
             && let Some(replaced) = self.by_subject.insert(subject, number)
         {
-            self.survivors.remove(replaced);
+            freed.event(self.survivors.remove(replaced));
         }
         self.survivors.push(number, event);
         while let Backlog { events, bytes } = self.survivors.total()
             && !self.limits.fits(events, bytes)
         {
-            self.evict_oldest();
+            self.evict_oldest(freed);
         }
     }
 
     /// Evicts survivors up to a sequence, for the memory budget. Notes them, so that their gap has that reason.
-    pub(crate) fn evict_through(&mut self, sequence: u64) {
+    pub(crate) fn evict_through(&mut self, sequence: u64, freed: &mut Freed<P>) {
         while self.oldest().is_some_and(|oldest| oldest <= sequence) {
             // From the last eviction on: events replaced in between belong to this run, since which they were is gone.
             let (from, first_sequence) = (self.first, self.evicted_sequence + 1);
-            self.evict_oldest();
+            self.evict_oldest(freed);
             self.evicted
                 .note(from, self.first, first_sequence, self.evicted_sequence);
         }
@@ -100,10 +101,11 @@ impl<P: Payload> Latest<P> {
     }
 
     /// Evicts the oldest survivor.
-    fn evict_oldest(&mut self) {
+    fn evict_oldest(&mut self, freed: &mut Freed<P>) {
         if let Some((number, event)) = self.pop_front() {
             self.first = number + 1;
             self.evicted_sequence = event.sequence();
+            freed.event(event);
         }
     }
 
@@ -127,7 +129,7 @@ impl<P: Payload> Latest<P> {
 
     /// Removes a cursor from `number`, and survivors that no cursor has still to see. Of those, many may be left, for
     /// [`free_unwanted`](Self::free_unwanted); and all of them if no cursor is left, because the view then goes as a whole.
-    pub(crate) fn leave(&mut self, number: u64) {
+    pub(crate) fn leave(&mut self, number: u64, freed: &mut Freed<P>) {
         let standing = self
             .cursors
             .get_mut(&number)
@@ -137,18 +139,20 @@ impl<P: Payload> Latest<P> {
             self.cursors.remove(&number);
         }
         if !self.is_unused() {
-            self.free_unwanted();
+            self.free_unwanted(freed);
         }
     }
 
     /// Lets go of survivors that no cursor has still to see, but not of all at once where there are many. Returns
     /// whether some are left.
-    pub(crate) fn free_unwanted(&mut self) -> bool {
+    pub(crate) fn free_unwanted(&mut self, freed: &mut Freed<P>) -> bool {
         for _ in 0..FREED_AT_ONCE {
             if !self.has_unwanted() {
                 break;
             }
-            self.pop_front();
+            if let Some((_, event)) = self.pop_front() {
+                freed.event(event);
+            }
         }
         if self.wanted_from() >= self.first {
             self.evicted.clear();
@@ -223,7 +227,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::{FREED_AT_ONCE, Latest};
-    use crate::{event::NewEvent, limits::Limits, retained::Retained, topic::Topic};
+    use crate::{event::NewEvent, freed::Freed, limits::Limits, retained::Retained, topic::Topic};
 
     #[test]
     fn survivors_go_a_few_under_one_hold_of_the_lock() {
@@ -234,17 +238,18 @@ mod tests {
             ..Limits::default()
         };
         let mut latest = Latest::<Bytes>::new(limits, retained.clone());
+        let freed = &mut Freed::new();
         let survivors = 3 * FREED_AT_ONCE as u64;
         latest.enter(0);
         for number in 0..survivors {
             let topic = Topic::new(&format!("k.{number}")).unwrap();
             let event = NewEvent::new(topic, Bytes::new()).into_shared(&retained);
-            latest.append(number, &event);
+            latest.append(number, &event, freed);
         }
         latest.enter(survivors);
-        latest.leave(0);
+        latest.leave(0, freed);
         let mut left = vec![latest.survivors.total().events];
-        while latest.free_unwanted() {
+        while latest.free_unwanted(freed) {
             left.push(latest.survivors.total().events);
         }
         assert_eq!(left, [survivors * 2 / 3, survivors / 3]);

@@ -60,7 +60,8 @@
 //!
 //! # Lock order
 //! appending -> members of the index -> publish -> history -> feed -> signal, publish -> registry -> signal where an epoch
-//! begins, publish -> epoch, and members -> topics of the index. Two feed locks are never held together. No waker is called or dropped under any lock.
+//! begins, publish -> epoch, and members -> topics of the index. Two feed locks are never held together. No waker is called
+//! or dropped under any lock, and no payload is dropped under one.
 
 // The model in `tests/` runs a second time as a unit test, where the strides of a replay are small.
 #[cfg(test)]
@@ -80,6 +81,7 @@ mod event;
 mod evicted;
 mod feed;
 pub mod filter;
+mod freed;
 mod gap;
 mod groups;
 #[cfg(all(test, not(tidegate_loom)))]

@@ -34,7 +34,7 @@ struct Test<P> {
 
 impl<P> Predicate<P> {
     /// Makes a predicate. `test` must always give the same answer for one event, must not block, and must not
-    /// subscribe to a hub or drop a subscription, which can wait for the publisher that runs it.
+    /// publish or subscribe to its hub or drop a subscription, which can wait for the publisher that runs it.
     ///
     /// A publisher asks it once about an event, replays ask it again. If it changes its mind there, a replay is given what it
     /// answers then, and its counts of what is to come are not exact.

@@ -11,6 +11,8 @@
 //! feed, and commits: it tries twice at most, however many subscribers come and go.
 
 use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, binary_heap::PeekMut},
     sync::{
         Arc,
         atomic::{
@@ -27,6 +29,7 @@ use crate::{
     counters::{Counters, add},
     event::{Event, NewEvent, Payload, Position},
     feed::{Feed, FeedKind},
+    freed::Freed,
     history::History,
     index::{FilterBytesExceeded, Index, Joined, Late},
     limits::Limits,
@@ -36,21 +39,22 @@ use crate::{
     retained::Retained,
     sending::Senders,
     sync::{AtomicU64, Mutex},
-    wake::wake_all,
 };
 
-/// Over the memory budget, the hub evicts 1/32 of the retained sequence range per step. A step looks at all feeds that hold
-/// events, so there must be few; it evicts more than is needed by up to its size, so it must be small. With 32, at most 3 % too
-/// many sequences go, whatever their sizes. Chosen, not measured.
+/// Over the memory budget, the hub evicts 1/32 of the retained sequence range at once. It looks at all feeds that hold events then,
+/// so that must be seldom; it evicts more than is needed, so that must be small. With 32, at most 3 % too many sequences go,
+/// whatever their sizes. Chosen, not measured.
 const EVICTION_STEPS: u64 = 32;
 
-/// The most sequences that a step evicts: publishers wait while they are freed, and 8,192 take under 1 ms.
+/// The most places of events, in history and in feeds, that are evicted beyond what is needed: publishers wait for it, and
+/// 8,192 take about 1 ms.
 const MAX_EVICTION: u64 = 8_192;
 
 /// How many feeds are joined or forgotten under one lock of the index, under 1 ms in which others who come or go wait.
 const JOINS: usize = 64;
 
-/// The most feeds that are remembered as late. A publisher that needs a forgotten one searches again.
+/// The most filters of feeds that are remembered as late: a count of feeds would bound neither their memory nor the time
+/// to match or to free them. A publisher that needs a forgotten one searches again. Chosen, not measured.
 const MAX_LATE: usize = 1_024;
 
 /// The hub itself, which its handles and its subscriptions share. See the crate's *Lock order*.
@@ -260,16 +264,17 @@ impl<P: Payload> Shared<P> {
     /// Numbers the events of `part`, in their order, and appends them everywhere: the publisher's half of the protocol in
     /// [`signal`](crate::signal). Empties the part, unless it fails.
     ///
-    /// Only the first part of a batch can be refused: a batch is published whole.
+    /// Only the first part of a batch can be refused: a batch is published whole. Who is to be woken is added to `wake`, for
+    /// the caller, when it holds no lock and has noted that the part was committed.
     pub(crate) fn commit(
         &self,
         part: &mut Part<P>,
         now: Instant,
         numbering: &Numbering,
-        is_first: bool,
-        is_last: bool,
+        (is_first, is_last): (bool, bool),
+        wake: &mut Vec<Waker>,
+        freed: &mut Freed<P>,
     ) -> Result<Published, PublishError> {
-        let mut wake = Vec::new();
         let published = {
             // In this order, so that the index is let go of after the publish lock.
             let mut members = None;
@@ -286,7 +291,7 @@ impl<P: Payload> Shared<P> {
             // Before anything else, because it may refuse: then nothing has changed.
             let numbered = state.number(part, numbering, is_first);
             if numbered.is_err() {
-                self.end_searching(&mut state);
+                self.end_searching(&mut state, freed);
             }
             numbered?;
             if let Some(first) = part.events().first() {
@@ -294,14 +299,14 @@ impl<P: Payload> Shared<P> {
             }
             let first = state.head + 1;
             let first_sequence = part.events().first().map_or(first, |event| event.sequence);
-            let matched = state.append(part, &mut wake);
+            let matched = state.append(part, wake, freed);
             if is_last {
-                self.end_searching(&mut state);
+                self.end_searching(&mut state, freed);
             }
-            self.remember(part.events(), now);
+            self.remember(part.events(), now, freed);
             // After both, since evicting from one of them frees nothing that the other still has; and with the new
             // events in place, which may have to go as well.
-            self.keep_within_budget(&mut state);
+            self.keep_within_budget(&mut state, freed);
             // Last. Release: whoever reads this watermark finds every push to a ready list that led up to it. Once for
             // the part, which so becomes visible at once.
             self.committed.store(state.head, Release);
@@ -314,7 +319,6 @@ impl<P: Payload> Shared<P> {
             }
         };
         part.clear();
-        wake_all(wake);
         add(&self.counters.published, published.count as u64);
         add(&self.counters.matched, published.matched);
         Ok(published)
@@ -334,6 +338,7 @@ impl<P: Payload> Shared<P> {
         &self,
         kinds: Vec<FeedKind<P>>,
     ) -> Result<Box<[Arc<Feed<P>>]>, FilterBytesExceeded> {
+        let mut freed = Freed::new();
         let mut joined = Vec::with_capacity(kinds.len());
         let mut kinds = kinds.into_iter().peekable();
         while kinds.peek().is_some() {
@@ -350,51 +355,89 @@ impl<P: Payload> Shared<P> {
             // With the lock of the index, so that a publisher that takes it finds all late feeds; and before a
             // subscription begins in the feeds, also that of somebody else.
             if !added.is_empty() && self.index.is_searched() {
-                self.publish.lock().add_late(added);
+                self.publish.lock().add_late(added, &mut freed);
             }
             joined.extend(feeds);
         }
         Ok(joined.into())
     }
 
+    /// Drops from history what is too old at `now`.
+    pub(crate) fn expire_history(&self, now: Instant) {
+        loop {
+            let mut freed = Freed::new();
+            // Publishers get the lock in between.
+            let is_done = !self.history.lock().expire(now, &mut freed);
+            if is_done {
+                break;
+            }
+        }
+    }
+
     /// Counts a publisher out that has committed its last part, or will commit none.
-    fn end_searching(&self, state: &mut State<P>) {
+    pub(crate) fn end_searching(&self, state: &mut State<P>, freed: &mut Freed<P>) {
         // Under the publish lock, where late feeds are added: those that are there were in the index before, and whoever
         // begins to search after the last publisher has ended finds them.
         if self.index.end_searching() {
-            state.late.clear();
+            for late in state.late.drain(..) {
+                freed.feed(late.feed);
+            }
         }
     }
 
     /// Appends `events` to history.
-    fn remember(&self, events: &[Arc<Event<P>>], now: Instant) {
+    fn remember(&self, events: &[Arc<Event<P>>], now: Instant, freed: &mut Freed<P>) {
         let mut history = self.history.lock();
         for event in events {
-            history.append(event, now);
+            history.append(event, now, freed);
         }
+        // What is left for the next time is expired before anybody begins to read.
+        history.expire(now, freed);
     }
 
     /// Evicts the oldest events until the hub is within its memory budget, up to one sequence for the whole hub:
     /// events are shared, so evicting one from a single feed might free nothing.
-    fn keep_within_budget(&self, state: &mut State<P>) {
-        // What is sent beyond its share is about to be freed by other means, and evicting anything for it would free
-        // none of it.
-        while self.retained.bytes() > self.memory_budget.saturating_add(self.senders.excess()) {
-            let mut history = self.history.lock();
-            let feeds = state.holding.iter();
-            let feeds = feeds.filter_map(|feed| feed.lock().oldest());
-            let Some(oldest) = feeds.chain(history.oldest()).min() else {
-                // Everything left is on its way to subscribers, and is freed when they drop it.
-                return;
-            };
-            let floor = oldest + ((state.head - oldest) / EVICTION_STEPS).min(MAX_EVICTION);
-            history.evict_through(floor);
-            // Before the feeds evict, which may free many events: replays need not wait for that.
-            drop(history);
-            for feed in &state.holding {
-                feed.lock().evict_through(floor);
+    fn keep_within_budget(&self, state: &mut State<P>, freed: &mut Freed<P>) {
+        if !self.is_over_budget() {
+            return;
+        }
+        // One look at each feed, however many sequences have to go: they may be far apart, and in few feeds each.
+        let mut by_oldest = state.by_oldest(freed);
+        let oldest = |by_oldest: &BinaryHeap<Reverse<(u64, usize)>>| {
+            let of_feeds = by_oldest.peek().map(|Reverse((oldest, _))| *oldest);
+            let of_history = self.history.lock().oldest();
+            of_feeds.into_iter().chain(of_history).min()
+        };
+        let Some(first) = oldest(&by_oldest) else {
+            // Everything left is on its way to subscribers, and is freed when they drop it.
+            return;
+        };
+        // Some more than has to go, so that not every publisher looks at all feeds; as long as that is little work.
+        let enough = first + (state.head - first) / EVICTION_STEPS;
+        let mut evicted = 0;
+        while let Some(floor) = oldest(&by_oldest)
+            && (self.is_over_budget() || (floor <= enough && evicted < MAX_EVICTION))
+        {
+            self.history.lock().evict_through(floor, freed);
+            evicted += 1;
+            while let Some(mut next) = by_oldest.peek_mut()
+                && next.0.0 <= floor
+            {
+                evicted += 1;
+                let mut feed = state.holding[next.0.1].lock();
+                feed.evict_through(floor, freed);
+                match feed.oldest() {
+                    Some(oldest) => next.0.0 = oldest,
+                    None => _ = PeekMut::pop(next),
+                }
             }
         }
+    }
+
+    /// Whether events hold more than the memory budget. What is sent beyond its share is about to be freed by other means,
+    /// and evicting anything for it would free none of it.
+    fn is_over_budget(&self) -> bool {
+        self.retained.bytes() > self.memory_budget.saturating_add(self.senders.excess())
     }
 
     /// Waits until the publisher that holds the publish lock, if there is one, has committed.
@@ -423,10 +466,11 @@ impl<P: Payload> Shared<P> {
         }
         // Without the lock of those: nobody can find them there any more, so nobody waits for this.
         self.index.remove(&forgotten);
+        let mut freed = Freed::new();
         for feed in &forgotten {
             // A publisher may list it again, once: it holds nothing then, and the next look takes it off.
             if feed.lock().listed_at().is_some() {
-                self.publish.lock().take_off_holding(feed);
+                self.publish.lock().take_off_holding(feed, &mut freed);
             }
         }
     }
@@ -473,16 +517,22 @@ impl<P: Payload> State<P> {
     }
 
     /// Notes feeds that were added while a publisher was between search and commit.
-    fn add_late(&mut self, added: Vec<Late<P>>) {
+    fn add_late(&mut self, added: Vec<Late<P>>, freed: &mut Freed<P>) {
         self.late.extend(added);
-        let surplus = self.late.len().saturating_sub(MAX_LATE);
-        if let Some(last) = self.late.drain(..surplus).next_back() {
-            self.late_forgotten = last.version;
+        let mut filters = 0;
+        let kept = self.late.iter().rev().take_while(|late| {
+            filters += late.feed.filters().len();
+            filters <= MAX_LATE
+        });
+        let surplus = self.late.len() - kept.count();
+        for late in self.late.drain(..surplus) {
+            self.late_forgotten = late.version;
+            freed.feed(late.feed);
         }
     }
 
     /// Appends numbered events to the feeds that match. Returns how many subscriptions matched, summed over the events.
-    fn append(&mut self, part: &Part<P>, wake: &mut Vec<Waker>) -> u64 {
+    fn append(&mut self, part: &Part<P>, wake: &mut Vec<Waker>, freed: &mut Freed<P>) -> u64 {
         let mut matched = 0;
         for target in part.targets() {
             for feed in target.feeds {
@@ -492,10 +542,10 @@ impl<P: Payload> State<P> {
                     feed,
                     target.event,
                     wake,
+                    freed,
                 );
             }
-            let late = self.late.iter();
-            for Late { feed, .. } in late.filter(|late| late.version > target.version) {
+            for Late { feed, .. } in Late::after(&self.late, target.version) {
                 // One with a predicate does not match here: `can_match_late` has made sure of it.
                 if feed.matches(target.event.topic()) {
                     matched += append_to(
@@ -504,6 +554,7 @@ impl<P: Payload> State<P> {
                         feed,
                         target.event,
                         wake,
+                        freed,
                     );
                 }
             }
@@ -515,10 +566,29 @@ impl<P: Payload> State<P> {
         matched
     }
 
+    /// The oldest sequence of each feed that holds events, with its place in the list, lowest first. Takes the others off the
+    /// list.
+    fn by_oldest(&mut self, freed: &mut Freed<P>) -> BinaryHeap<Reverse<(u64, usize)>> {
+        let mut oldest = Vec::with_capacity(self.holding.len());
+        while let Some(feed) = self.holding.get(oldest.len()) {
+            let mut state = feed.lock();
+            if let Some(sequence) = state.oldest() {
+                oldest.push(Reverse((sequence, oldest.len())));
+            } else {
+                *state.listed_at() = None;
+                drop(state);
+                take_off(&mut self.holding, oldest.len(), freed);
+            }
+        }
+        oldest.into()
+    }
+
     /// Takes a feed off the list of those that hold events.
-    fn take_off_holding(&mut self, feed: &Arc<Feed<P>>) {
-        if let Some(at) = feed.lock().listed_at().take() {
-            take_off(&mut self.holding, at as usize);
+    fn take_off_holding(&mut self, feed: &Arc<Feed<P>>, freed: &mut Freed<P>) {
+        // The lock goes before that of the feed that comes there instead.
+        let at = feed.lock().listed_at().take();
+        if let Some(at) = at {
+            take_off(&mut self.holding, at as usize, freed);
         }
     }
 }
@@ -542,10 +612,11 @@ fn append_to<P: Payload>(
     feed: &Arc<Feed<P>>,
     event: &Arc<Event<P>>,
     wake: &mut Vec<Waker>,
+    freed: &mut Freed<P>,
 ) -> u64 {
     let (matched, is_new) = {
         let mut state = feed.lock();
-        let matched = state.append(event, wake);
+        let matched = state.append(event, wake, freed);
         let is_new = state.listed_at().is_none() && state.oldest().is_some();
         if is_new {
             *state.listed_at() = u32::try_from(holding.len()).ok();
@@ -556,14 +627,14 @@ fn append_to<P: Payload>(
         holding.push(Arc::clone(feed));
         // Two looks for each new one: the list is at most about twice as long as it has to be, and nobody waits for more than this.
         for _ in 0..2 {
-            look(holding, next_look);
+            look(holding, next_look, freed);
         }
     }
     matched
 }
 
 /// Looks at one of the feeds that hold events, and takes it off the list if it holds none.
-fn look<P: Payload>(holding: &mut Vec<Arc<Feed<P>>>, next_look: &mut usize) {
+fn look<P: Payload>(holding: &mut Vec<Arc<Feed<P>>>, next_look: &mut usize, freed: &mut Freed<P>) {
     if *next_look >= holding.len() {
         *next_look = 0;
     }
@@ -579,15 +650,15 @@ fn look<P: Payload>(holding: &mut Vec<Arc<Feed<P>>>, next_look: &mut usize) {
         is_empty
     };
     if is_empty {
-        take_off(holding, *next_look);
+        take_off(holding, *next_look, freed);
     } else {
         *next_look += 1;
     }
 }
 
 /// Takes the feed at a place off the list. The last one comes there instead.
-fn take_off<P: Payload>(holding: &mut Vec<Arc<Feed<P>>>, at: usize) {
-    holding.swap_remove(at);
+fn take_off<P: Payload>(holding: &mut Vec<Arc<Feed<P>>>, at: usize, freed: &mut Freed<P>) {
+    freed.feed(holding.swap_remove(at));
     if let Some(moved) = holding.get(at) {
         *moved.lock().listed_at() = u32::try_from(at).ok();
     }

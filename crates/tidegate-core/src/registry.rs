@@ -335,9 +335,24 @@ pub(crate) fn give_up_on(signals: &[Arc<Signal>]) -> (u64, u64) {
         ended += u64::from(is_first);
         wakers.extend(waker);
     }
-    for_all(signals, |signal| reset += u64::from(signal.reset()));
-    wake_all(wakers);
+    // In one go: should a transport panic, the tasks are woken all the same, and nothing else will wake them.
+    let resets = signals.iter().map(Call::Reset);
+    for_all(
+        resets.chain(wakers.into_iter().map(Call::Wake)),
+        |call| match call {
+            Call::Reset(signal) => reset += u64::from(signal.reset()),
+            Call::Wake(waker) => waker.wake(),
+        },
+    );
     (ended, reset)
+}
+
+/// Code of others that [`give_up_on`] calls.
+enum Call<'a> {
+    /// The transport of a subscription.
+    Reset(&'a Arc<Signal>),
+    /// A waker.
+    Wake(Waker),
 }
 
 // ===== impl State =====

@@ -8,6 +8,7 @@ use std::{
 use crate::{
     close::CloseReason,
     event::{Payload, Position},
+    freed::Freed,
     publish::{PublishError, Shared, check_sequence},
     wake::wake_all,
 };
@@ -29,17 +30,18 @@ impl<P: Payload> Shared<P> {
 
     /// Notes that nobody will hand over the sequences from `first` to `last`, and moves the head behind them.
     pub(crate) fn lose(&self, first: u64, last: u64) -> Result<(), PublishError> {
-        let _appending = self.appending.lock();
+        let mut freed = Freed::new();
         {
+            let _appending = self.appending.lock();
             let mut state = self.publish.lock();
             state.check_open()?;
             check_sequence(state.head, first)?;
             check_sequence(first - 1, last)?;
             self.note_beginning(&mut state, first);
-            let evicts_through = self.history.lock().lose(first, last);
+            let evicts_through = self.history.lock().lose(first, last, &mut freed);
             if let Some(floor) = evicts_through {
                 for feed in &state.holding {
-                    feed.lock().evict_through(floor);
+                    feed.lock().evict_through(floor, &mut freed);
                 }
             }
             state.head = last;
@@ -55,8 +57,8 @@ impl<P: Payload> Shared<P> {
 
     /// Ends everybody and everything of this epoch, and begins another after `after`.
     pub(crate) fn begin_epoch(&self, after: Position) -> Result<(), PublishError> {
-        let _appending = self.appending.lock();
-        let (wakers, feeds, _index, _history) = {
+        let (wakers, feeds, _index, _history, _late) = {
+            let _appending = self.appending.lock();
             // First, as always: nobody joins feeds meanwhile.
             let mut members = self.index.lock();
             let mut state = self.publish.lock();
@@ -73,7 +75,7 @@ impl<P: Payload> Shared<P> {
             // Feeds are not shared over epochs, because they are searched by sequence. Those of this one belong to the
             // subscriptions that have ended, and go with them.
             let (index, version) = self.index.clear(&mut members);
-            state.late.clear();
+            let late = mem::take(&mut state.late);
             // Publishers that have searched before search again.
             state.late_forgotten = version;
             let feeds = mem::take(&mut state.holding);
@@ -85,11 +87,12 @@ impl<P: Payload> Shared<P> {
             let history = self.history.lock().begin_epoch(after.epoch, after.sequence);
             self.losses.fetch_add(1, Relaxed);
             self.set_position(after);
-            (wakers, feeds, index, history)
+            (wakers, feeds, index, history, late)
         };
         // After the locks. What those feeds hold can reach nobody any more, however long their subscriptions stay.
+        let mut freed = Freed::new();
         for feed in feeds {
-            feed.lock().evict_through(u64::MAX);
+            feed.lock().evict_through(u64::MAX, &mut freed);
         }
         wake_all(wakers);
         Ok(())

@@ -29,8 +29,8 @@ use crate::held::measured;
 
 /// A mutex without poisoning.
 ///
-/// No code of an application runs under a lock of this crate except the `Drop` of a payload. If that
-/// panics, the event was taken out before, and the state is whole.
+/// No code of an application runs under a lock of this crate that could leave a state in halves by a panic: wakers are called and
+/// payloads dropped when all locks are gone, and predicates run under one at most that guards nothing they could break.
 pub(crate) struct Mutex<T>(inner::Mutex<T>);
 
 /// A lock for one writer or many readers, without poisoning: see [`Mutex`].

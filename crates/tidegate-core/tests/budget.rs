@@ -306,3 +306,49 @@ proptest! {
         prop_assert_eq!((stats.feeds, stats.clients), (0, 0));
     }
 }
+
+/// However many feeds hold an event: publishers wait while it goes from each of them.
+#[test]
+fn one_publish_evicts_little_more_than_it_has_to() {
+    const FEEDS: u64 = 512;
+    /// Bytes of a place in a feed, and of one in history.
+    const PLACE: u64 = 32;
+    let hub = hub(FEEDS * PLACE * 2_000);
+    // Distinct filters that all match the one topic: each subscriber has a feed of its own.
+    let _stalled: Vec<_> = (0..FEEDS)
+        .map(|i| {
+            let tokens = (0..9).map(|bit| if i >> bit & 1 == 1 { "a" } else { "*" });
+            let filter = tokens.collect::<Vec<_>>().join(".");
+            let client = usize::try_from(i).unwrap();
+            subscribe(&hub, client, &[&filter], Overflow::DropOldest, Start::Live)
+        })
+        .collect();
+    let mut most_freed = 0;
+    let mut before = 0;
+    for _ in 0..5_000 {
+        publish(&hub, "a.a.a.a.a.a.a.a.a", 0);
+        let after = hub.stats().retained_bytes;
+        most_freed = most_freed.max(u64::saturating_sub(before, after));
+        before = after;
+    }
+    assert!(most_freed > 0, "some has to go");
+    let most_places = most_freed / PLACE;
+    assert!(most_places < 8_192 + 2 * FEEDS, "{most_places} at once");
+}
+
+/// A log that others share: what it hands to this hub is far apart.
+#[test]
+fn budget_evicts_no_more_where_sequences_are_far_apart() {
+    let hub = hub(BUDGET);
+    for i in 1..=1_000 {
+        let event = NewEvent::new(Topic::new("a").unwrap(), Bytes::from(vec![0; 100]));
+        hub.append([(i << 40, event)], Instant::now()).unwrap();
+    }
+    let stats = hub.stats();
+    assert!(stats.retained_bytes <= BUDGET);
+    assert!(
+        stats.retained_bytes > BUDGET * 9 / 10,
+        "{}",
+        stats.retained_bytes
+    );
+}

@@ -135,3 +135,101 @@ fn panicking_transport_keeps_no_other_from_being_reset_by_a_sweep() {
     let reset = calls_of(&calls, || _ = hub.sweep(&rules, now));
     assert_eq!(reset, 3);
 }
+
+/// What was committed is noted before anybody is woken, so that a publisher is counted out once. Were it twice, the next
+/// would not be counted in, and who subscribes while that one searches would miss the batch.
+#[test]
+fn panicking_waker_lets_no_later_subscription_miss_a_batch() {
+    let (hub, calls) = (hub(ClientIdPolicy::Takeover), Arc::default());
+    let _parked = parked(&hub, &["1"], &calls);
+    let now = Instant::now();
+    let event = |topic: &str| NewEvent::new(Topic::new(topic).unwrap(), Bytes::new());
+    calls_of(&calls, || _ = hub.publish([event("a")], now));
+
+    // More than one step searches for.
+    let mut publishing = hub.begin_publish((0..20_000).map(|i| event(&format!("b.{i}"))));
+    assert_eq!(publishing.step(now), Ok(None));
+    let options = SubscribeOptions::new(
+        ClientId::new("2").unwrap(),
+        vec![Filter::new("b.*").unwrap()],
+    );
+    let subscription = hub.subscribe(options, now).unwrap();
+    while publishing.step(now).unwrap().is_none() {}
+    assert_eq!(subscription.backlog(), 20_000);
+}
+
+/// Even where the panic comes between its parts.
+#[test]
+fn panicking_waker_leaves_no_batch_in_halves() {
+    let (hub, calls) = (hub(ClientIdPolicy::Takeover), Arc::default());
+    let _parked = parked(&hub, &["1"], &calls);
+    let event = NewEvent::new(Topic::new("a").unwrap(), Bytes::new());
+    let batch = vec![event; 150_000];
+    calls_of(&calls, || _ = hub.publish(batch, Instant::now()));
+    assert_eq!(hub.position().sequence, 150_000);
+    let sequenced = (150_001..=160_000).map(|sequence| {
+        let event = NewEvent::new(Topic::new("a").unwrap(), Bytes::new());
+        (sequence, event)
+    });
+    hub.append(sequenced, Instant::now()).unwrap();
+}
+
+/// Its memory is needed, so its transport is told to give up. That panics; its task is woken all the same.
+#[test]
+fn panicking_transport_keeps_no_task_from_being_woken_for_its_memory() {
+    let hub = Hub::new(HubConfig {
+        memory_budget: 2_400,
+        ..HubConfig::new(1)
+    });
+    let now = Instant::now();
+    let (transport, waker) = (
+        Arc::<Calls>::default(),
+        Arc::new(Calls(AtomicUsize::new(1))),
+    );
+    let mut first = hub
+        .subscribe(
+            SubscribeOptions {
+                transport: Some(Arc::clone(&transport) as _),
+                ..options("1")
+            },
+            now,
+        )
+        .unwrap();
+    let mut second = hub.subscribe(options("2"), now).unwrap();
+    let large = || NewEvent::new(Topic::new("a").unwrap(), Bytes::from(vec![0; 400]));
+    let mut batch = Batch::default();
+    let noop = &mut Context::from_waker(Waker::noop());
+    hub.publish([large()], now).unwrap();
+    assert!(
+        first
+            .poll_next(noop, Room::events(1), &mut batch)
+            .is_ready()
+    );
+    let _sending = first.send(Arc::clone(&batch.events[0]));
+    assert!(
+        second
+            .poll_next(noop, Room::events(1), &mut batch)
+            .is_ready()
+    );
+    hub.publish([large()], now).unwrap();
+    assert!(
+        second
+            .poll_next(noop, Room::events(1), &mut batch)
+            .is_ready()
+    );
+    assert!(
+        first
+            .poll_next(noop, Room::events(1), &mut Batch::default())
+            .is_ready()
+    );
+    let parked = Waker::from(Arc::clone(&waker));
+    let cx = &mut Context::from_waker(&parked);
+    assert!(
+        first
+            .poll_next(cx, Room::events(1), &mut Batch::default())
+            .is_pending()
+    );
+
+    let resets = calls_of(&transport, || _ = second.send(Arc::clone(&batch.events[0])));
+    assert_eq!((resets, waker.0.load(SeqCst)), (1, 2));
+}

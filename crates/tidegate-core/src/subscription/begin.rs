@@ -10,6 +10,7 @@ use crate::{
     counters::add,
     event::{Payload, Position},
     feed::Feed,
+    freed::Freed,
     gap::{Gap, GapReason},
     limits::Overflow,
     options::Start,
@@ -143,6 +144,9 @@ impl<P: Payload> Drop for Subscription<P> {
         // One feed at a time, without the publish lock: leaving does not hold up publishers. A feed that an event
         // reaches before this one's turn counts it in its end, so it is abandoned and `matched` still adds up.
         let mut unused = Vec::new();
+        // Last of all, when everything else has been done, should one of them panic.
+        let mut freed = Freed::new();
+        let mut views = Vec::new();
         let replaying = self.replay.as_ref().map_or(0, |replay| replay.remaining());
         let mut abandoned = replaying + self.replaced.count;
         for cursor in &self.cursors {
@@ -151,17 +155,17 @@ impl<P: Payload> Drop for Subscription<P> {
             let limits = &self.parts.limits;
             let view = match cursor.state {
                 CursorState::Detached => None,
-                CursorState::Parked(key) => feed.detach(limits, cursor.next, Some(key)),
-                CursorState::Ready => feed.detach(limits, cursor.next, None),
+                CursorState::Parked(key) => feed.detach(limits, cursor.next, Some(key), &mut freed),
+                CursorState::Ready => feed.detach(limits, cursor.next, None, &mut freed),
             };
             if feed.leave() {
                 unused.push(Arc::clone(&cursor.feed));
             }
             drop(feed);
             // Without the lock, or a few at a time: there may be many, and publishers would wait.
-            drop(view);
+            views.extend(view);
             if limits.overflow == Overflow::Conflate {
-                cursor.feed.free_unwanted();
+                cursor.feed.free_unwanted(&mut freed);
             }
         }
         let Shared {

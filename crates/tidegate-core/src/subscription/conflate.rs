@@ -25,7 +25,7 @@ use super::{
     losses::Losses,
     room::Filling,
 };
-use crate::event::Payload;
+use crate::{event::Payload, freed::Freed};
 
 impl<P: Payload> Subscription<P> {
     /// Takes survivors up to `watermark`, lowest sequence first. In the steps of `take_merged`, and for its reasons.
@@ -56,7 +56,7 @@ impl<P: Payload> Subscription<P> {
     /// Drops survivors up to the sequence `floor`, and those that go with what was evicted, and takes from the rest.
     fn settle_conflated(&mut self, floor: u64, filling: &mut Filling<'_, P>, losses: &mut Losses) {
         // Without the publish lock, because most of what goes is freed here.
-        self.drop_survivors(floor, losses);
+        self.drop_survivors(floor, losses, &mut filling.freed);
         // The losses of all feeds are settled against one another, as without conflation, and nothing is
         // evicted until the run is over.
         let shared = Arc::clone(&self.shared);
@@ -67,13 +67,14 @@ impl<P: Payload> Subscription<P> {
         self.absorb_while_locked(&state);
         let watermark = state.head.min(filling.room.up_to).min(barrier);
         let evicted_through = self.survey(0, watermark).evicted_through;
-        self.drop_survivors(evicted_through.max(losses.last()), losses);
+        let floor = evicted_through.max(losses.last());
+        self.drop_survivors(floor, losses, &mut filling.freed);
         self.run_conflated(watermark, filling, losses);
     }
 
     /// Moves all ready cursors to their first survivor behind the sequence `floor`, and counts the events that
     /// they pass, each once: evicted, dropped here, or replaced.
-    pub(super) fn drop_survivors(&mut self, floor: u64, losses: &mut Losses) {
+    pub(super) fn drop_survivors(&mut self, floor: u64, losses: &mut Losses, freed: &mut Freed<P>) {
         for Reverse((head, i)) in mem::take(&mut self.ready) {
             let cursor = &mut self.cursors[i as usize];
             let mut feed = cursor.feed.lock();
@@ -107,11 +108,11 @@ impl<P: Payload> Subscription<P> {
             losses
                 .conflated
                 .add(to - from - dropped.count, not_before, next_sequence - 1);
-            let moved = feed.advance_conflating(cursor.next, to, &self.parts.signal, i);
+            let moved = feed.advance_conflating(cursor.next, to, &self.parts.signal, i, freed);
             let has_unwanted = feed.latest().has_unwanted();
             drop(feed);
             if has_unwanted {
-                cursor.feed.free_unwanted();
+                cursor.feed.free_unwanted(freed);
             }
             cursor.next = to;
             self.note_moved(i, moved);
@@ -166,11 +167,12 @@ impl<P: Payload> Subscription<P> {
             }
             // At `to` is a survivor, the new head; or it is the end, since the newest event always survives, and the
             // cursor parks.
-            let moved = feed.advance_conflating(cursor.next, to, &self.parts.signal, i);
+            let moved =
+                feed.advance_conflating(cursor.next, to, &self.parts.signal, i, &mut filling.freed);
             let has_unwanted = feed.latest().has_unwanted();
             drop(feed);
             if has_unwanted {
-                cursor.feed.free_unwanted();
+                cursor.feed.free_unwanted(&mut filling.freed);
             }
             cursor.next = to;
             self.note_moved(i, moved);

@@ -16,6 +16,7 @@ use crate::{
     counters::add,
     event::Payload,
     feed::{Ahead, ParkKey},
+    freed::Freed,
     limits::Overflow,
 };
 
@@ -82,6 +83,7 @@ impl<P: Payload> Subscription<P> {
             room,
             bytes: 0,
             events: &mut batch.events,
+            freed: Freed::new(),
         };
         let losses = match self.parts.limits.overflow {
             Overflow::Conflate => self.take_conflated(watermark.min(room.up_to), &mut filling),
@@ -127,9 +129,10 @@ impl<P: Payload> Subscription<P> {
             .events(start, end.max(start))
             .take_while(|event| filling.take(event))
             .count();
-        let moved = feed.advance(cursor.next, start + taken as u64, &self.parts.signal, i);
+        let to = start + taken as u64;
+        let moved = feed.advance(cursor.next, to, &self.parts.signal, i, &mut filling.freed);
         drop(feed);
-        cursor.next = start + taken as u64;
+        cursor.next = to;
         self.note_moved(i, moved);
         losses
     }
@@ -153,7 +156,7 @@ impl<P: Payload> Subscription<P> {
         // Without the publish lock, because most of what goes is freed here, and freeing must not hold up
         // publishers.
         let mut losses = Losses::default();
-        self.skip_through(floor, &mut losses);
+        self.skip_through(floor, &mut losses, &mut filling.freed);
         // The losses of all feeds are settled against one another: no publisher may evict meanwhile.
         let shared = Arc::clone(&self.shared);
         let state = shared.publish.lock();
@@ -166,7 +169,8 @@ impl<P: Payload> Subscription<P> {
         self.absorb_while_locked(&state);
         let evicted_through = self.survey(0, state.head).evicted_through;
         // Behind the last loss of any feed: the gap stands before all events of this batch.
-        self.skip_through(evicted_through.max(losses.last()), &mut losses);
+        let floor = evicted_through.max(losses.last());
+        self.skip_through(floor, &mut losses, &mut filling.freed);
         // Nothing is evicted under this lock, so this run is never overtaken: the poll gives events, too.
         self.run(up_to.min(state.head).min(barrier), filling);
         losses
@@ -224,14 +228,14 @@ impl<P: Payload> Subscription<P> {
     }
 
     /// Moves all ready cursors behind the sequence `floor`, and behind the events that their feeds have evicted.
-    pub(super) fn skip_through(&mut self, floor: u64, losses: &mut Losses) {
+    pub(super) fn skip_through(&mut self, floor: u64, losses: &mut Losses, freed: &mut Freed<P>) {
         // The heap is rebuilt: `note_moved` puts each cursor back with its new head, unless it has parked.
         for Reverse((head, i)) in mem::take(&mut self.ready) {
             let cursor = &mut self.cursors[i as usize];
             let mut feed = cursor.feed.lock();
             let to = cursor.next.max(feed.number_after(floor));
             losses.skip(&feed, cursor.next, to, head);
-            let moved = feed.advance(cursor.next, to, &self.parts.signal, i);
+            let moved = feed.advance(cursor.next, to, &self.parts.signal, i, freed);
             drop(feed);
             cursor.next = to;
             self.note_moved(i, moved);
@@ -242,6 +246,7 @@ impl<P: Payload> Subscription<P> {
     /// how many events that skips.
     pub(super) fn leave_out_through(&mut self, sequence: u64) -> u64 {
         let shared = Arc::clone(&self.shared);
+        let mut freed = Freed::new();
         // Nothing is committed or evicted meanwhile: all feeds are skipped to the same place.
         let state = shared.publish.lock();
         if state.epoch != self.epoch {
@@ -261,7 +266,7 @@ impl<P: Payload> Subscription<P> {
             }
             let to = cursor.next.max(feed.number_after(sequence));
             skipped += to - cursor.next;
-            let moved = feed.advance(cursor.next, to, &self.parts.signal, i);
+            let moved = feed.advance(cursor.next, to, &self.parts.signal, i, &mut freed);
             drop(feed);
             cursor.next = to;
             self.note_moved(i, moved);
@@ -295,7 +300,7 @@ impl<P: Payload> Subscription<P> {
                 .take_while(|event| filling.take(event))
                 .count();
             let to = cursor.next + taken as u64;
-            let moved = feed.advance(cursor.next, to, &self.parts.signal, i);
+            let moved = feed.advance(cursor.next, to, &self.parts.signal, i, &mut filling.freed);
             drop(feed);
             cursor.next = to;
             self.note_moved(i, moved);

@@ -96,6 +96,7 @@ use crate::{
     counters::add,
     event::{Event, Payload, Position},
     feed::{Feed, ParkKey},
+    freed::Freed,
     gap::{Gap, GapReason},
     info::{Holder, SubscriptionInfo},
     limits::{Limits, Overflow},
@@ -575,6 +576,7 @@ impl<P: Payload> Subscription<P> {
             conflated: mem::take(&mut self.replaced),
             ..Losses::default()
         };
+        let mut freed = Freed::new();
         let last = {
             let history = self.shared.history.lock();
             let lost = history.lost_after(first - 1, first, false);
@@ -584,8 +586,8 @@ impl<P: Payload> Subscription<P> {
         // Where two ranges have become one there were events between them. They were evicted, and are counted with it.
         if matches!(self.ready.peek(), Some(Reverse((head, _))) if *head <= last) {
             match self.parts.limits.overflow {
-                Overflow::Conflate => self.drop_survivors(last, &mut losses),
-                _ => self.skip_through(last, &mut losses),
+                Overflow::Conflate => self.drop_survivors(last, &mut losses, &mut freed),
+                _ => self.skip_through(last, &mut losses, &mut freed),
             }
         }
         let lost = self.lost_up_to(first.max(losses.last()));

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     counters::add,
     event::Payload,
+    freed::Freed,
     gap::GapReason,
     publish::State,
     replay::{LAST_ROUND, Lost, Step, Work},
@@ -27,6 +28,7 @@ impl<P: Payload> Subscription<P> {
                 room,
                 bytes: 0,
                 events: &mut batch.events,
+                freed: Freed::new(),
             };
             let take = |event: &_| filling.take(event);
             match replay.step(&self.shared.history, &mut work, take) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     event::{Event, Payload, Position},
+    freed::Freed,
     gap::Gap,
 };
 
@@ -45,6 +46,8 @@ pub(super) struct Filling<'a, P> {
     pub(super) bytes: u64,
     /// The events taken so far.
     pub(super) events: &'a mut Vec<Arc<Event<P>>>,
+    /// What the cursors have passed last of all, to be dropped after all locks.
+    pub(super) freed: Freed<P>,
 }
 
 impl Room {

@@ -267,7 +267,8 @@ impl<T: Value> Hub<T> {
         self.publish_all([event])
     }
 
-    /// Publishes several values in their order, with no others between them. They become visible at once.
+    /// Publishes several values in their order, with no others between them. They become visible at once, unless
+    /// there are so many that [they are published in parts](tidegate_core::Hub::publish).
     ///
     /// # Errors
     /// When a topic is not valid, or the hub is closed. None is published then.

@@ -1,0 +1,48 @@
+//! Things that are taken out under a lock, to be dropped after it.
+//!
+//! The `Drop` of a payload is code of the application: it may publish, subscribe or take long. So is that of what a
+//! predicate has captured, which goes with the last reference to its feed. Neither ever runs under a lock of the hub: who
+//! takes something out under a lock puts it here, and lets this go when all locks are gone.
+
+use std::sync::Arc;
+
+use crate::{event::Event, feed::Feed};
+
+/// Payloads and feeds whose last reference was taken out.
+#[derive(Debug)]
+pub(crate) struct Freed<P> {
+    /// The first payload: most often there is one, and it takes no allocation. Its event is gone already, and uncounted.
+    payload: Option<P>,
+    /// Further payloads.
+    payloads: Vec<P>,
+    /// Feeds.
+    feeds: Vec<Feed<P>>,
+}
+
+impl<P> Freed<P> {
+    /// Nothing yet.
+    pub(crate) const fn new() -> Self {
+        Self {
+            payload: None,
+            payloads: Vec::new(),
+            feeds: Vec::new(),
+        }
+    }
+
+    /// Lets go of a reference to `event`, and keeps the payload if it was the last.
+    pub(crate) fn event(&mut self, event: Arc<Event<P>>) {
+        if let Some(event) = Arc::into_inner(event) {
+            let payload = event.into_payload();
+            if self.payload.is_none() {
+                self.payload = Some(payload);
+            } else {
+                self.payloads.push(payload);
+            }
+        }
+    }
+
+    /// Lets go of a reference to `feed`, and keeps the feed if it was the last.
+    pub(crate) fn feed(&mut self, feed: Arc<Feed<P>>) {
+        self.feeds.extend(Arc::into_inner(feed));
+    }
+}
