@@ -11,6 +11,8 @@
 //! feed, and commits: it tries twice at most, however many subscribers come and go.
 
 use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, binary_heap::PeekMut},
     sync::{
         Arc,
         atomic::{
@@ -39,8 +41,8 @@ use crate::{
     wake::wake_all,
 };
 
-/// Over the memory budget, the hub evicts 1/32 of the retained sequence range per step. A step looks at all feeds that hold
-/// events, so there must be few; it evicts more than is needed by up to its size, so it must be small. With 32, at most 3 % too
+/// Over the memory budget, the hub evicts 1/32 of the retained sequence range per step. It evicts more than is needed by up to
+/// the size of a step, so that must be small. With 32, at most 3 % too
 /// many sequences go, whatever their sizes. Chosen, not measured.
 const EVICTION_STEPS: u64 = 32;
 
@@ -363,24 +365,46 @@ impl<P: Payload> Shared<P> {
     /// Evicts the oldest events until the hub is within its memory budget, up to one sequence for the whole hub:
     /// events are shared, so evicting one from a single feed might free nothing.
     fn keep_within_budget(&self, state: &mut State<P>) {
-        // What is sent beyond its share is about to be freed by other means, and evicting anything for it would free
-        // none of it.
-        while self.retained.bytes() > self.memory_budget.saturating_add(self.senders.excess()) {
+        if !self.is_beyond_budget() {
+            return;
+        }
+        // Each feed is looked at once, however many steps it takes, and after that only those that a step evicts from:
+        // subscribers choose how many feeds there are, and how far apart their events are. Meanwhile subscribers may take
+        // events, so these are lower bounds.
+        let mut oldest: BinaryHeap<_> = (0..)
+            .zip(&state.holding)
+            .filter_map(|(i, feed)| Some(Reverse((oldest_of(feed)?, i))))
+            .collect();
+        while self.is_beyond_budget() {
             let mut history = self.history.lock();
-            let feeds = state.holding.iter();
-            let feeds = feeds.filter_map(|feed| feed.lock().oldest());
-            let Some(oldest) = feeds.chain(history.oldest()).min() else {
+            let of_feeds = oldest.peek().map(|Reverse((oldest, _))| *oldest);
+            let Some(begin) = of_feeds.into_iter().chain(history.oldest()).min() else {
                 // Everything left is on its way to subscribers, and is freed when they drop it.
                 return;
             };
-            let floor = oldest + ((state.head - oldest) / EVICTION_STEPS).min(MAX_EVICTION);
+            let floor = begin + ((state.head - begin) / EVICTION_STEPS).min(MAX_EVICTION);
             history.evict_through(floor);
             // Before the feeds evict, which may free many events: replays need not wait for that.
             drop(history);
-            for feed in &state.holding {
+            while let Some(mut first) = oldest.peek_mut()
+                && first.0.0 <= floor
+            {
+                let feed: &Arc<Feed<P>> = &state.holding[first.0.1];
                 feed.lock().evict_through(floor);
+                if let Some(next) = oldest_of(feed) {
+                    first.0.0 = next;
+                } else {
+                    PeekMut::pop(first);
+                }
             }
         }
+    }
+
+    /// Whether events hold more than they may.
+    fn is_beyond_budget(&self) -> bool {
+        // What is sent beyond its share is about to be freed by other means, and evicting anything for it would free
+        // none of it.
+        self.retained.bytes() > self.memory_budget.saturating_add(self.senders.excess())
     }
 
     /// Waits until the publisher that holds the publish lock, if there is one, has committed.
@@ -506,6 +530,13 @@ impl<P: Payload> State<P> {
     }
 }
 
+/// The sequence of the oldest event that `feed` keeps.
+fn oldest_of<P: Payload>(feed: &Feed<P>) -> Option<u64> {
+    #[cfg(test)]
+    looks::count();
+    feed.lock().oldest()
+}
+
 /// Fails unless `given` may be the sequence of what comes after `head`.
 pub(crate) const fn check_sequence(head: u64, given: u64) -> Result<(), PublishError> {
     if given <= head {
@@ -576,5 +607,68 @@ fn take_off<P: Payload>(holding: &mut Vec<Arc<Feed<P>>>, at: usize) {
     }
     if holding.len() < holding.capacity() / 8 {
         holding.shrink_to_fit();
+    }
+}
+
+/// Looks at feeds for the memory budget, counted in tests only.
+#[cfg(test)]
+mod looks {
+    use std::cell::Cell;
+
+    thread_local! {
+        static LOOKS: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// Counts one.
+    pub(super) fn count() {
+        LOOKS.set(LOOKS.get() + 1);
+    }
+
+    /// How many there were on this thread since the last call.
+    #[cfg(not(tidegate_loom))]
+    pub(super) fn take() -> u64 {
+        LOOKS.replace(0)
+    }
+}
+
+#[cfg(all(test, not(tidegate_loom)))]
+mod tests {
+    use std::time::Instant;
+
+    use bytes::Bytes;
+
+    use super::looks;
+    use crate::{
+        ClientId, Filter, HistoryLimits, Hub, HubConfig, NewEvent, SubscribeOptions, Topic,
+    };
+
+    fn event(topic: &str, size: usize) -> NewEvent<Bytes> {
+        NewEvent::new(Topic::new(topic).unwrap(), Bytes::from(vec![0; size]))
+    }
+
+    /// The events of the feeds are so far apart that each step evicts one or two.
+    #[test]
+    fn eviction_looks_at_each_feed_once_and_at_those_that_it_evicts_from() {
+        const FEEDS: u64 = 200;
+        let hub = Hub::new(HubConfig {
+            memory_budget: 1 << 20,
+            history: HistoryLimits::OFF,
+            ..HubConfig::new(1)
+        });
+        let filters = (0..FEEDS).map(|i| Filter::new(&format!("f.{i}")).unwrap());
+        let options = SubscribeOptions::new(ClientId::new("c").unwrap(), filters.collect());
+        let _stalled = hub.subscribe(options, Instant::now()).unwrap();
+        for i in 0..FEEDS {
+            hub.publish([event(&format!("f.{i}"), 1_000)], Instant::now())
+                .unwrap();
+            let nobodys = (0..500).map(|_| event("nobody", 0));
+            hub.publish(nobodys, Instant::now()).unwrap();
+        }
+        looks::take();
+        hub.publish([event("f.0", 1 << 20)], Instant::now())
+            .unwrap();
+        assert!(hub.stats().retained_bytes <= 1 << 20);
+        // Once each, and once more after an eviction; in steps of all feeds it took 20 times as many.
+        assert!(looks::take() <= 2 * FEEDS + 2);
     }
 }
