@@ -54,6 +54,8 @@ pub(crate) struct FeedState<P> {
     retained: Retained,
     /// The events that some cursor has still to see, oldest first.
     ring: VecDeque<Slot<P>>,
+    /// The slots that are counted: all that the ring has room for, if that is many, else those that it has.
+    counted: usize,
     /// The number of the event at the front of the ring, or of the next event if it is empty.
     first: u64,
     /// The sequence of the event numbered `first - 1`; 0 if there was none.
@@ -142,6 +144,7 @@ impl<P: Payload> Feed<P> {
             state: Mutex::new(FeedState {
                 retained,
                 ring: VecDeque::new(),
+                counted: 0,
                 first: 0,
                 removed_sequence: 0,
                 removed_bytes: 0,
@@ -215,7 +218,6 @@ impl<P: Payload> FeedState<P> {
         let bytes_through = self.bytes_before(number) + event.size();
         // The cursors that had seen everything now stand before this event.
         let cursors = std::mem::take(&mut self.caught_up);
-        self.retained.add(size_of::<Slot<P>>() as u64);
         self.ring.push_back(Slot {
             event: Arc::clone(event),
             sequence: event.sequence,
@@ -224,6 +226,7 @@ impl<P: Payload> FeedState<P> {
         });
         self.remove_seen(freed);
         self.evict(freed);
+        self.count_slots();
         // Last, when the feed is as it will be read. From `push_ready` on a subscription may take its ready list,
         // which only the lock of its signal guards, and go on to wait for this feed's lock. It finds the event in
         // the ring and its cursor before it.
@@ -252,6 +255,24 @@ impl<P: Payload> FeedState<P> {
         if self.ring.capacity() > SMALL_RING && self.ring.len() < self.ring.capacity() / 8 {
             self.ring.shrink_to(SMALL_RING);
         }
+        self.count_slots();
+    }
+
+    /// Counts the slots of the ring. Those that are free count too, or a ring that was long once would keep memory
+    /// that nobody knows of.
+    fn count_slots(&mut self) {
+        let slots = if self.ring.capacity() > SMALL_RING {
+            self.ring.capacity()
+        } else {
+            self.ring.len()
+        };
+        let bytes = |slots: usize| (slots * size_of::<Slot<P>>()) as u64;
+        match slots.checked_sub(self.counted) {
+            Some(0) => {}
+            Some(more) => self.retained.add(bytes(more)),
+            None => self.retained.subtract(bytes(self.counted - slots)),
+        }
+        self.counted = slots;
     }
 
     /// Removes the events at the front that are beyond the limits of every cursor. The newest event stays.
@@ -284,6 +305,11 @@ impl<P: Payload> FeedState<P> {
             let cursors = self.pop_front(freed);
             *self.standing_at(self.first) += cursors;
         }
+        // Sooner than otherwise: the budget needs the memory, and whoever is stalled may never append or read again.
+        if self.ring.capacity() > SMALL_RING && self.ring.len() < self.ring.capacity() / 2 {
+            self.ring.shrink_to(SMALL_RING);
+        }
+        self.count_slots();
         if self.first > from {
             self.evicted
                 .note(from, self.first, first_sequence, self.removed_sequence);
@@ -313,7 +339,6 @@ impl<P: Payload> FeedState<P> {
     /// Removes the front and returns how many cursors stood there.
     fn pop_front(&mut self, freed: &mut Freed<P>) -> u32 {
         let slot = self.ring.pop_front().expect("the ring is not empty");
-        self.retained.subtract(size_of::<Slot<P>>() as u64);
         self.first += 1;
         self.removed_sequence = slot.sequence;
         self.removed_bytes = slot.bytes_through;
@@ -407,6 +432,7 @@ impl<P: Payload> FeedState<P> {
             self.bounds.remove(limits);
             self.remove_seen(freed);
             self.evict(freed);
+            self.count_slots();
             None
         }
     }
