@@ -176,10 +176,6 @@ impl<P: Payload> Index<P> {
 
     /// Counts a subscription into the feeds of `kinds`, which are made if they are not there. Fails, with nothing
     /// changed, if that made filters hold more than `max_filter_bytes`.
-    #[expect(
-        clippy::mutable_key_type,
-        reason = "the kind of a feed, which it is found by, never changes"
-    )]
     pub(crate) fn join(
         &self,
         members: &mut Members<P>,
@@ -242,11 +238,23 @@ impl<P: Payload> Index<P> {
         added
     }
 
-    /// Forgets the feeds among `feeds` that no subscription uses. Returns those.
+    /// Forgets all feeds. Returns them, for the caller to let go of after its locks, and the version of the index, which none
+    /// of them is in.
     #[expect(
         clippy::mutable_key_type,
         reason = "the kind of a feed, which it is found by, never changes"
     )]
+    pub(crate) fn clear(&self, members: &mut Members<P>) -> (impl Sized + use<P>, u64) {
+        let feeds = mem::take(members);
+        self.feeds.store(0, Relaxed);
+        self.filter_bytes.store(0, Relaxed);
+        let mut topics = self.topics.write();
+        topics.version += 1;
+        let trie = mem::replace(&mut topics.trie, Trie::new());
+        ((feeds, trie), topics.version)
+    }
+
+    /// Forgets the feeds among `feeds` that no subscription uses. Returns those.
     pub(crate) fn forget_unused<'a>(
         &self,
         members: &mut Members<P>,
@@ -305,20 +313,6 @@ impl<P: Payload> Eq for Member<P> {}
 impl<P: Payload> Hash for Member<P> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.kind().hash(state);
-    }
-}
-
-impl<P: Payload> Index<P> {
-    /// Forgets all feeds. Returns them, for the caller to let go of after its locks, and the version of the index, which none
-    /// of them is in.
-    pub(crate) fn clear(&self, members: &mut Members<P>) -> (impl Sized + use<P>, u64) {
-        let feeds = mem::take(members);
-        self.feeds.store(0, Relaxed);
-        self.filter_bytes.store(0, Relaxed);
-        let mut topics = self.topics.write();
-        topics.version += 1;
-        let trie = mem::replace(&mut topics.trie, Trie::new());
-        ((feeds, trie), topics.version)
     }
 }
 

@@ -16,7 +16,8 @@
 //!    no more than its own limits, and all events together hold no more than the memory budget.
 //! 5. **Freshness.** Overflow drops the oldest.
 //! 6. **Resume.** From a position still in history nothing is missed and nothing repeated; from any
-//!    other, the subscriber is told before the first event.
+//!    other, the subscriber is told before the first event. Ranges that the hub was never handed are told at their
+//!    place.
 //! 7. **Clean-up.** Dropping a subscription frees at once everything that it held.
 //! 8. **Honest endings.** A subscription that the hub ends says why: [`CloseReason`].
 //!
@@ -58,8 +59,8 @@
 //! ```
 //!
 //! # Lock order
-//! members of the index -> publish -> history -> feed -> signal, members -> topics of the index, and registry -> signal. Two feed
-//! locks are never held together. No waker is called or dropped under any lock.
+//! appending -> members of the index -> publish -> history -> feed -> signal, publish -> registry -> signal where an epoch
+//! begins, publish -> epoch, and members -> topics of the index. Two feed locks are never held together. No waker is called or dropped under any lock.
 
 // The model in `tests/` runs a second time as a unit test, where the strides of a replay are small.
 #[cfg(test)]

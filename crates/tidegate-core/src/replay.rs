@@ -124,7 +124,7 @@ pub(crate) enum Step {
 pub(crate) struct Lost {
     /// The first and last sequence of what the hub was never handed.
     pub(crate) backplane: Option<(u64, u64)>,
-    /// What history has dropped: the reason, how many, and their bounds.
+    /// The events that history has dropped: the reason, how many, and their bounds.
     pub(crate) dropped: Option<(GapReason, u64, u64, u64)>,
 }
 
@@ -186,7 +186,7 @@ struct Overtaken {
     gone_through: u64,
     /// Whether the memory budget evicted some of it.
     by_budget: bool,
-    /// What the hub was never handed in between: its first and last sequence.
+    /// The range in between that the hub was never handed: its first and last sequence.
     lost: Option<(u64, u64)>,
 }
 

@@ -140,7 +140,7 @@ fn a_batch_that_is_dropped_in_the_middle_is_published_whole_or_not_at_all() {
     assert_eq!(hub.position().sequence, 0, "nothing was committed");
 
     // 64 feeds that every event goes to: more appends than one part has.
-    let filters = |i: usize| [format!("t.*"), format!("x.{i}.*")];
+    let filters = |i: usize| ["t.*".to_owned(), format!("x.{i}.*")];
     let predicate = |_: usize| Predicate::new(|_: &Bytes| true);
     let predicates: Vec<_> = (0..64).map(predicate).collect();
     let mut subscriptions: Vec<_> = predicates

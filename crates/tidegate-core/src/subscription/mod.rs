@@ -145,7 +145,7 @@ pub struct Subscription<P: Payload> {
     began_at: u64,
     /// The epoch of its sequences. It ends when the hub begins another.
     epoch: u64,
-    /// What the hub was never handed up to this sequence was told, or is before the subscription.
+    /// The sequence up to which ranges that the hub was never handed were told, or are before the subscription.
     told_lost: u64,
     /// The count of losses of the hub at which nothing was left to tell.
     seen_losses: u64,
@@ -593,7 +593,8 @@ impl<P: Payload> Subscription<P> {
         !batch.gaps.is_empty()
     }
 
-    /// What the hub was never handed, was not told, and begins at `sequence` or before. It counts as told from here on.
+    /// The ranges that the hub was never handed, that were not told, and that begin at `sequence` or before, as one. They
+    /// count as told from here on.
     fn lost_up_to(&mut self, sequence: u64) -> Option<(u64, u64)> {
         if self.shared.losses.load(Relaxed) == self.seen_losses {
             return None;
