@@ -257,9 +257,8 @@ class Siege:
             time.sleep(0.01)
         return time.monotonic() - began
 
-    def beside(self, name: str, attack: Callable[[], object], *, within: float | None = None) -> None:
-        """Attacks, and compares the neighbor's p99 meanwhile with that without the attack. `within` is a bound that
-        takes the place of the comparison, in seconds."""
+    def beside(self, name: str, attack: Callable[[], object]) -> None:
+        """Attacks, and compares the neighbor's p99 meanwhile with that without the attack."""
         neighbors = self.neighbor, self.spared_neighbor
         for _ in range(COMPARED_TRIES):
             began = time.monotonic()
@@ -267,7 +266,9 @@ class Siege:
             time.sleep(max(0.0, began + COMPARED_SECONDS - time.monotonic()))
             ended = time.monotonic()
             beside, spared = (neighbor.latencies_between(began, ended) for neighbor in neighbors)
-            bound = within or COMPARED_FACTOR * max(self.quiet, p99(spared)) + COMPARED_SLACK_SECONDS
+            # What was before tells little about now if the machine had a pause then.
+            without = max(min(self.quiet, COMPARED_SLACK_SECONDS), p99(spared))
+            bound = COMPARED_FACTOR * without + COMPARED_SLACK_SECONDS
             waits = f"p99 {self.quiet * 1e3:.0f} or {p99(spared) * 1e3:.0f} -> {p99(beside) * 1e3:.0f} ms"
             self.note(name, f"{waits}, worst {max(beside) * 1e3:.0f}")
             if p99(beside) <= bound:
