@@ -29,7 +29,15 @@ impl<P> Freed<P> {
         }
     }
 
+    /// Lets go of everything. The caller holds no lock.
+    pub(crate) fn clear(&mut self) {
+        self.payload = None;
+        self.payloads.clear();
+        self.feeds.clear();
+    }
+
     /// Lets go of a reference to `event`, and keeps the payload if it was the last.
+    #[inline]
     pub(crate) fn event(&mut self, event: Arc<Event<P>>) {
         if let Some(event) = Arc::into_inner(event) {
             let payload = event.into_payload();

@@ -197,7 +197,7 @@ impl<P: Payload> Index<P> {
     ) -> Result<Joined<P>, FilterBytesExceeded> {
         let missing = kinds.iter().filter(|kind| !members.contains(*kind));
         let bytes: u64 = missing
-            .map(|kind| FilterCost::bytes_of(&kind.filters))
+            .map(|kind| FilterCost::bytes_of(&*kind.filters))
             .sum();
         let held = self.filter_bytes();
         if bytes > 0 && held.saturating_add(bytes) > max_filter_bytes {
@@ -266,7 +266,7 @@ impl<P: Payload> Index<P> {
             if is_known && feed.lock().is_unused() {
                 members.remove(feed.kind());
                 forgotten.push(feed);
-                let bytes = FilterCost::bytes_of(feed.filters());
+                let bytes = FilterCost::bytes_of(&**feed.filters());
                 self.filter_bytes.fetch_sub(bytes, Relaxed);
             }
         }
