@@ -38,6 +38,10 @@ use crate::{
 /// not measured.
 const SMALL_RING: usize = 16;
 
+/// The most events that are let go under one hold of the feed's lock, for which publishers wait; twice, where some were
+/// seen and others are beyond the limits. 1,024 take about 0.1 ms.
+const FREED_AT_ONCE: usize = 1_024;
+
 /// The events of one group of filters, and the cursors of the subscriptions that share it.
 #[derive(Debug)]
 pub(crate) struct Feed<P> {
@@ -62,6 +66,8 @@ pub(crate) struct FeedState<P> {
     removed_sequence: u64,
     /// The running total of bytes through the event numbered `first - 1`.
     removed_bytes: u64,
+    /// Whether the ring has more events that no cursor wants than could be let go at once.
+    has_unwanted: bool,
     /// Events evicted for the memory budget before every cursor had seen them.
     evicted: Evicted,
     /// The sequence of the newest event appended.
@@ -148,6 +154,7 @@ impl<P: Payload> Feed<P> {
                 first: 0,
                 removed_sequence: 0,
                 removed_bytes: 0,
+                has_unwanted: false,
                 evicted: Evicted::default(),
                 newest: 0,
                 caught_up: 0,
@@ -182,8 +189,7 @@ impl<P: Payload> Feed<P> {
         self.kind.filters.iter().any(|filter| filter.matches(topic))
     }
 
-    /// Lets go of the survivors that no conflating cursor has still to see, a few at a time: publishers get the lock
-    /// in between. The caller does not hold it.
+    /// Lets go of the events that no cursor has still to see, a few at a time: publishers get the lock in between. The caller does not hold it.
     pub(crate) fn free_unwanted(&self, freed: &mut Freed<P>) {
         while self.lock().free_unwanted(freed) {}
     }
@@ -224,9 +230,7 @@ impl<P: Payload> FeedState<P> {
             bytes_through,
             cursors,
         });
-        self.remove_seen(freed);
-        self.evict(freed);
-        self.count_slots();
+        self.remove_unwanted(freed);
         // Last, when the feed is as it will be read. From `push_ready` on a subscription may take its ready list,
         // which only the lock of its signal guards, and go on to wait for this feed's lock. It finds the event in
         // the ring and its cursor before it.
@@ -244,9 +248,29 @@ impl<P: Payload> FeedState<P> {
         self.subscribers
     }
 
-    /// Removes the events at the front that no cursor has still to see.
-    fn remove_seen(&mut self, freed: &mut Freed<P>) {
+    /// Removes events at the front that no cursor has still to see, or that are beyond the limits of every cursor; not all
+    /// at once where there are many.
+    fn remove_unwanted(&mut self, freed: &mut Freed<P>) {
+        let (are_seen_left, are_others_left) = (self.remove_seen(freed), self.evict(freed));
+        self.has_unwanted = are_seen_left || are_others_left;
+        self.count_slots();
+    }
+
+    /// Whether the ring has more events that no cursor wants than could be let go at once: then
+    /// [`Feed::free_unwanted`] has to follow.
+    pub(crate) const fn has_unwanted(&self) -> bool {
+        self.has_unwanted
+    }
+
+    /// Removes events at the front that no cursor has still to see. Returns whether some are left.
+    fn remove_seen(&mut self, freed: &mut Freed<P>) -> bool {
+        let mut removed = 0;
         while self.ring.front().is_some_and(|slot| slot.cursors == 0) {
+            if removed == FREED_AT_ONCE {
+                self.count_slots();
+                return true;
+            }
+            removed += 1;
             self.pop_front(freed);
             // A cursor that was overtaken is counted at the front. None is, so nobody will ask what was evicted.
             self.evicted.clear();
@@ -256,6 +280,7 @@ impl<P: Payload> FeedState<P> {
             self.ring.shrink_to(SMALL_RING);
         }
         self.count_slots();
+        false
     }
 
     /// Counts the slots of the ring. Those that are free count too, or a ring that was long once would keep memory
@@ -275,17 +300,24 @@ impl<P: Payload> FeedState<P> {
         self.counted = slots;
     }
 
-    /// Removes the events at the front that are beyond the limits of every cursor. The newest event stays.
-    fn evict(&mut self, freed: &mut Freed<P>) {
+    /// Removes events at the front that are beyond the limits of every cursor. The newest event stays. Returns whether
+    /// some are left.
+    fn evict(&mut self, freed: &mut Freed<P>) -> bool {
+        let mut removed = 0;
         while self.ring.len() > 1
             && !self
                 .bounds
                 .fits(self.ring.len(), self.backlog(self.first, self.end()).bytes)
         {
+            if removed == FREED_AT_ONCE {
+                return true;
+            }
+            removed += 1;
             // Cursors that stood there are overtaken: they are counted at the new front.
             let cursors = self.pop_front(freed);
             self.ring[0].cursors += cursors;
         }
+        false
     }
 
     /// Evicts events up to a sequence, the newest too, for the memory budget. Notes them, so that their gap has
@@ -408,8 +440,8 @@ impl<P: Payload> FeedState<P> {
         (end, self.park(signal, cursor))
     }
 
-    /// Removes the cursor at `next` with its registration, and the events that only it had still to see; those of the
-    /// view as far as [`Feed::free_unwanted`] does not have to go on. Returns the view if this was its last cursor: the
+    /// Removes the cursor at `next` with its registration, and the events that only it had still to see, as far as
+    /// [`Feed::free_unwanted`] does not have to go on. Returns the view if this was its last cursor: the
     /// caller drops it without the lock.
     pub(crate) fn detach(
         &mut self,
@@ -430,9 +462,7 @@ impl<P: Payload> FeedState<P> {
             // Both may free events: nobody stands before them, or its limits were the largest.
             *self.standing_at(next) -= 1;
             self.bounds.remove(limits);
-            self.remove_seen(freed);
-            self.evict(freed);
-            self.count_slots();
+            self.remove_unwanted(freed);
             None
         }
     }
@@ -451,10 +481,11 @@ impl<P: Payload> FeedState<P> {
             .expect("a conflating cursor keeps the view")
     }
 
-    /// Lets go of some survivors that no conflating cursor has still to see. Returns whether more are left.
-    fn free_unwanted(&mut self, freed: &mut Freed<P>) -> bool {
+    /// Lets go of some events that no cursor has still to see. Returns whether more are left.
+    pub(crate) fn free_unwanted(&mut self, freed: &mut Freed<P>) -> bool {
+        self.remove_unwanted(freed);
         let latest = self.latest.as_mut();
-        latest.is_some_and(|latest| latest.free_unwanted(freed))
+        self.has_unwanted | latest.is_some_and(|latest| latest.free_unwanted(freed))
     }
 
     /// Moves a conflating cursor from `from` to `to`, and parks it if no survivor is there or behind.
@@ -506,7 +537,7 @@ impl<P: Payload> FeedState<P> {
             .ring
             .get(self.offset(to))
             .map_or(Ahead::Nothing, |slot| Ahead::Event(slot.sequence));
-        self.remove_seen(freed);
+        self.remove_unwanted(freed);
         let parked = (ahead == Ahead::Nothing).then(|| self.park(signal, cursor));
         (ahead, parked)
     }
@@ -625,5 +656,78 @@ impl<P> Eq for FeedKind<P> {}
 impl<P> Hash for FeedKind<P> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.key().hash(state);
+    }
+}
+
+#[cfg(all(test, not(tidegate_loom)))]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::{FREED_AT_ONCE, Feed, FeedKind};
+    use crate::{
+        event::NewEvent, filter::Filter, freed::Freed, limits::Limits, retained::Retained,
+        signal::Signal, topic::Topic,
+    };
+
+    /// A feed with one cursor, before this many events.
+    fn feed(limits: &Limits, events: u64, retained: &Retained) -> (Feed<Bytes>, Arc<Signal>) {
+        let kind = FeedKind {
+            filters: [Filter::everything()].into(),
+            predicate: None,
+        };
+        let feed = Feed::new(kind, retained.clone());
+        let signal = Arc::new(Signal::new(false, None));
+        feed.lock().attach(limits, limits, &signal, 0);
+        for sequence in 1..=events {
+            append(&feed, sequence, 1, retained);
+        }
+        (feed, signal)
+    }
+
+    fn append(feed: &Feed<Bytes>, sequence: u64, size: usize, retained: &Retained) {
+        let event = NewEvent::new(Topic::new("a").unwrap(), Bytes::from(vec![0; size]));
+        let mut event = event.into_shared(retained);
+        Arc::get_mut(&mut event).unwrap().sequence = sequence;
+        feed.lock()
+            .append(&event, &mut Vec::new(), &mut Freed::new());
+    }
+
+    fn limits(max_events: u64, max_bytes: u64) -> Limits {
+        Limits {
+            max_events: max_events.try_into().unwrap(),
+            max_bytes: max_bytes.try_into().unwrap(),
+            ..Limits::default()
+        }
+    }
+
+    #[test]
+    fn events_go_a_few_under_one_hold_of_the_lock() {
+        let at_once = FREED_AT_ONCE as u64;
+        let retained = Retained::default();
+        for (max_bytes, is_detached) in [(u64::MAX, true), (10 * at_once, false)] {
+            let limits = limits(10 * at_once, max_bytes);
+            let (feed, _signal) = feed(&limits, 5 * at_once, &retained);
+            if is_detached {
+                // The only one who has still to see them goes.
+                drop(feed.lock().detach(&limits, 0, None, &mut Freed::new()));
+            } else {
+                // One large event takes the room of all.
+                append(&feed, 5 * at_once + 1, 10 * FREED_AT_ONCE, &retained);
+            }
+            let mut freed = Freed::new();
+            let mut left = vec![feed.lock().ring.len()];
+            while feed.lock().has_unwanted() {
+                feed.lock().free_unwanted(&mut freed);
+                left.push(feed.lock().ring.len());
+            }
+            let steps = left.windows(2).map(|pair| pair[0] - pair[1]);
+            assert!(steps.max() <= Some(2 * FREED_AT_ONCE), "{left:?}");
+            assert!(left[0] >= 3 * FREED_AT_ONCE, "{left:?}");
+            assert_eq!(left.last(), Some(&usize::from(!is_detached)));
+            drop(freed);
+            assert!(!is_detached || retained.bytes() == 0);
+        }
     }
 }

@@ -4,9 +4,12 @@
 //! predicate has captured, which goes with the last reference to its feed. Neither ever runs under a lock of the hub: who
 //! takes something out under a lock puts it here, and lets this go when all locks are gone.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
-use crate::{event::Event, feed::Feed};
+use crate::{
+    event::{Event, Payload},
+    feed::Feed,
+};
 
 /// Payloads and feeds whose last reference was taken out.
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub(crate) struct Freed<P> {
     payloads: Vec<P>,
     /// Feeds.
     feeds: Vec<Feed<P>>,
+    /// Feeds with more events that nobody wants than could be let go under one hold of their lock.
+    crowded: Vec<Arc<Feed<P>>>,
 }
 
 impl<P> Freed<P> {
@@ -26,10 +31,33 @@ impl<P> Freed<P> {
             payload: None,
             payloads: Vec::new(),
             feeds: Vec::new(),
+            crowded: Vec::new(),
         }
     }
 
+    /// Lets go of everything, and of what feeds have left for later. The caller holds no lock.
+    pub(crate) fn clear(&mut self)
+    where
+        P: Payload,
+    {
+        for feed in mem::take(&mut self.crowded) {
+            // In between publishers get the lock, and what is freed does not pile up.
+            while feed.lock().free_unwanted(self) {
+                self.drop_all();
+            }
+        }
+        self.drop_all();
+    }
+
+    /// Lets go of payloads and feeds.
+    fn drop_all(&mut self) {
+        self.payload = None;
+        self.payloads.clear();
+        self.feeds.clear();
+    }
+
     /// Lets go of a reference to `event`, and keeps the payload if it was the last.
+    #[inline]
     pub(crate) fn event(&mut self, event: Arc<Event<P>>) {
         if let Some(event) = Arc::into_inner(event) {
             let payload = event.into_payload();
@@ -39,6 +67,11 @@ impl<P> Freed<P> {
                 self.payloads.push(payload);
             }
         }
+    }
+
+    /// Notes that `feed` has more events to be let go of.
+    pub(crate) fn crowded(&mut self, feed: &Arc<Feed<P>>) {
+        self.crowded.push(Arc::clone(feed));
     }
 
     /// Lets go of a reference to `feed`, and keeps the feed if it was the last.

@@ -174,13 +174,13 @@ impl<P: Payload> History<P> {
     pub(crate) fn expire(&mut self, now: Instant, freed: &mut Freed<P>) -> bool {
         for _ in 0..EXPIRED_AT_ONCE {
             if !self.has_expired(now) {
-                break;
+                // A hub that was busy once and is quiet now keeps no memory for it.
+                if self.entries.is_empty() {
+                    self.entries.shrink_to_fit();
+                }
+                return false;
             }
             self.evict_oldest(freed);
-        }
-        // A hub that was busy once and is quiet now keeps no memory for it.
-        if self.entries.is_empty() {
-            self.entries.shrink_to_fit();
         }
         self.has_expired(now)
     }

@@ -194,7 +194,7 @@ impl<P: Payload> Index<P> {
         let kinds: Vec<_> = kinds.into_iter().collect();
         let missing = kinds.iter().filter(|kind| members.get(*kind).is_none());
         let bytes: u64 = missing
-            .map(|kind| FilterCost::bytes_of(&kind.filters))
+            .map(|kind| FilterCost::bytes_of(&*kind.filters))
             .sum();
         let held = self.filter_bytes();
         if bytes > 0 && held.saturating_add(bytes) > max_filter_bytes {
@@ -274,7 +274,7 @@ impl<P: Payload> Index<P> {
             if is_known && feed.lock().is_unused() {
                 members.remove(feed.kind());
                 forgotten.push(Arc::clone(feed));
-                let bytes = FilterCost::bytes_of(feed.filters());
+                let bytes = FilterCost::bytes_of(&**feed.filters());
                 self.filter_bytes.fetch_sub(bytes, Relaxed);
             }
         }

@@ -21,8 +21,8 @@ const PART_APPENDS: usize = 131_072;
 const EVENT_APPENDS: usize = 4;
 
 /// The most work of the search for the feeds of one part, which is done again while nobody can subscribe if subscribers came
-/// meanwhile. 262,144 places take about 6 ms.
-const PART_WORK: u64 = 262_144;
+/// meanwhile. 131,072 places take about 3 ms.
+const PART_WORK: u64 = 131_072;
 
 /// The most that is matched under the publish lock: filters of late feeds, times events. 4,096 take about 0.2 ms.
 const LATE_WORK: usize = 4_096;

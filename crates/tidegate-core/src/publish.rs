@@ -617,6 +617,9 @@ fn append_to<P: Payload>(
     let (matched, is_new) = {
         let mut state = feed.lock();
         let matched = state.append(event, wake, freed);
+        if state.has_unwanted() {
+            freed.crowded(feed);
+        }
         let is_new = state.listed_at().is_none() && state.oldest().is_some();
         if is_new {
             *state.listed_at() = u32::try_from(holding.len()).ok();

@@ -126,8 +126,11 @@ impl<P: Payload> Publishing<P> {
     /// Wakes those who have news, and lets go of what was freed. The caller holds no lock. All that was committed is noted: a waker
     /// may panic.
     pub(crate) fn settle(&mut self) {
-        let _freed = mem::replace(&mut self.freed, Freed::new());
-        wake_all(mem::take(&mut self.wake));
+        if !self.wake.is_empty() {
+            wake_all(mem::take(&mut self.wake));
+        }
+        // Last, should one of them panic.
+        self.freed.clear();
     }
 }
 
@@ -135,7 +138,7 @@ impl<P: Payload> Drop for Publishing<P> {
     fn drop(&mut self) {
         let mut panic = None;
         // Whole or not at all. Unless a predicate has panicked: it would again.
-        if self.published.is_some() && !self.is_in_predicates {
+        if !self.is_over && self.published.is_some() && !self.is_in_predicates {
             // This may be while a waker's panic unwinds, which another would turn into an abort.
             let rest = catch_unwind(AssertUnwindSafe(|| {
                 while !self.is_over

@@ -158,14 +158,15 @@ impl<P: Payload> Drop for Subscription<P> {
                 CursorState::Parked(key) => feed.detach(limits, cursor.next, Some(key), &mut freed),
                 CursorState::Ready => feed.detach(limits, cursor.next, None, &mut freed),
             };
+            let has_unwanted = feed.has_unwanted() || limits.overflow == Overflow::Conflate;
             if feed.leave() {
                 unused.push(Arc::clone(&cursor.feed));
             }
             drop(feed);
             // Without the lock, or a few at a time: there may be many, and publishers would wait.
             views.extend(view);
-            if limits.overflow == Overflow::Conflate {
-                cursor.feed.free_unwanted(&mut freed);
+            if has_unwanted {
+                freed.crowded(&cursor.feed);
             }
         }
         let Shared {
@@ -176,5 +177,7 @@ impl<P: Payload> Drop for Subscription<P> {
         self.shared.forget_unused(&unused);
         add(&counters.abandoned, abandoned);
         counters.subscriptions.fetch_sub(1, Relaxed);
+        drop(views);
+        freed.clear();
     }
 }

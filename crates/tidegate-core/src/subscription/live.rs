@@ -90,6 +90,7 @@ impl<P: Payload> Subscription<P> {
             _ if self.ready.len() == 1 => self.take_from_one(watermark, &mut filling),
             _ => self.take_merged(watermark, &mut filling),
         };
+        filling.freed.clear();
         if self.parts.limits.overflow == Overflow::Disconnect && losses.overflow.count > 0 {
             // The caller clears the batch, so nothing of this poll is seen: all of it is abandoned, and stays to be
             // resumed.
@@ -131,6 +132,9 @@ impl<P: Payload> Subscription<P> {
             .count();
         let to = start + taken as u64;
         let moved = feed.advance(cursor.next, to, &self.parts.signal, i, &mut filling.freed);
+        if feed.has_unwanted() {
+            filling.freed.crowded(&cursor.feed);
+        }
         drop(feed);
         cursor.next = to;
         self.note_moved(i, moved);
@@ -236,6 +240,9 @@ impl<P: Payload> Subscription<P> {
             let to = cursor.next.max(feed.number_after(floor));
             losses.skip(&feed, cursor.next, to, head);
             let moved = feed.advance(cursor.next, to, &self.parts.signal, i, freed);
+            if feed.has_unwanted() {
+                freed.crowded(&cursor.feed);
+            }
             drop(feed);
             cursor.next = to;
             self.note_moved(i, moved);
@@ -267,10 +274,15 @@ impl<P: Payload> Subscription<P> {
             let to = cursor.next.max(feed.number_after(sequence));
             skipped += to - cursor.next;
             let moved = feed.advance(cursor.next, to, &self.parts.signal, i, &mut freed);
+            if feed.has_unwanted() {
+                freed.crowded(&cursor.feed);
+            }
             drop(feed);
             cursor.next = to;
             self.note_moved(i, moved);
         }
+        drop(state);
+        freed.clear();
         skipped
     }
 
@@ -301,6 +313,9 @@ impl<P: Payload> Subscription<P> {
                 .count();
             let to = cursor.next + taken as u64;
             let moved = feed.advance(cursor.next, to, &self.parts.signal, i, &mut filling.freed);
+            if feed.has_unwanted() {
+                filling.freed.crowded(&cursor.feed);
+            }
             drop(feed);
             cursor.next = to;
             self.note_moved(i, moved);

@@ -590,6 +590,7 @@ impl<P: Payload> Subscription<P> {
                 _ => self.skip_through(last, &mut losses, &mut freed),
             }
         }
+        freed.clear();
         let lost = self.lost_up_to(first.max(losses.last()));
         losses.into_gaps(lost, &mut batch.gaps);
         !batch.gaps.is_empty()
