@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     chunks::{ChunkStats, Sharing},
+    pace::Pacer,
     reason::Reason,
     reset,
     status::{not_subscribed, reconnect_delay, request_timed_out, unreadable},
@@ -52,6 +53,8 @@ pub(super) struct Subscriber {
     hub: Hub<Encoded>,
     /// Source of the chunks that its subscriptions share.
     sharing: Arc<Sharing>,
+    /// Pace of their replays.
+    pacer: Arc<Pacer>,
     config: Arc<ServiceConfig>,
 }
 
@@ -68,6 +71,7 @@ impl Subscriber {
         Self {
             hub,
             sharing: Arc::new(Sharing::new()),
+            pacer: Arc::default(),
             config: Arc::new(config),
         }
     }
@@ -212,6 +216,7 @@ impl Subscriber {
         Drainer::new(
             subscription,
             Arc::clone(&self.sharing),
+            Arc::clone(&self.pacer),
             registrations,
             timing,
         )
