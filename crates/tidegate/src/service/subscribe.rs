@@ -15,7 +15,10 @@ use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
 use http_body::Body;
 use tidegate_core::{Hub, SubscribeOptions, Subscription};
 use tidegate_proto::v1::{SubscribeRequest, SubscribeResponse};
-use tokio::time::{self, timeout_at};
+use tokio::{
+    task::coop::consume_budget,
+    time::{self, timeout_at},
+};
 use tonic::{
     Status,
     codec::{Codec as _, Streaming},
@@ -28,7 +31,7 @@ use super::{
     config::ServiceConfig,
     convert::{self, Intervals, SubscribeParameters},
     deadline,
-    drainer::{Drainer, Registrations, Timing},
+    drainer::{Drainer, Registrations, Timing, charge_filters},
     gate::{Caller, HeldPermit},
     precheck::PrecheckingCodec,
     wire::Encoded,
@@ -119,6 +122,9 @@ impl Subscriber {
         let access = request.extensions().get::<Access>().cloned();
         let caller = caller(request.extensions());
         let parameters = self.read(request, deadline).await?;
+        // All streams of a connection share its task, and a request may have many filters: once they have used up the
+        // turn, the next subscription begins in another.
+        consume_budget().await;
         let intervals = parameters.intervals;
         let admitted = self.admit(access, &caller, parameters)?;
         let begun = self.begin(admitted, calls.as_ref())?;
@@ -183,6 +189,8 @@ impl Subscriber {
         // The handle of the stream is ambient, a task-local, because it cannot come with the request: hyper
         // calls the service first, and only then spawns the future of the stream, which polls this one.
         admitted.options.transport = reset::current();
+        let filters = admitted.options.filters.len();
+        charge_filters(filters);
         let subscription = self
             .hub
             .subscribe(admitted.options, Instant::now())
@@ -193,6 +201,7 @@ impl Subscriber {
         // meantime, both notice it here and end the subscription at once.
         let registrations = Registrations {
             permit: admitted.permit,
+            filters,
             _enrolled: calls.map(|calls| calls.enroll(id)),
             _watch: admitted
                 .rights
