@@ -218,8 +218,8 @@ impl<P: Payload> FeedState<P> {
             bytes_through,
             cursors,
         });
-        self.remove_seen();
-        self.evict();
+        self.remove_seen(drop);
+        self.evict(drop);
         self.count_slots();
         // Last, when the feed is as it will be read. From `push_ready` on a subscription may take its ready list,
         // which only the lock of its signal guards, and go on to wait for this feed's lock. It finds the event in
@@ -238,10 +238,10 @@ impl<P: Payload> FeedState<P> {
         self.subscribers
     }
 
-    /// Removes the events at the front that no cursor has still to see.
-    fn remove_seen(&mut self) {
+    /// Removes the events at the front that no cursor has still to see, and hands them to `free`.
+    fn remove_seen(&mut self, mut free: impl FnMut(Arc<Event<P>>)) {
         while self.ring.front().is_some_and(|slot| slot.cursors == 0) {
-            self.pop_front();
+            free(self.pop_front().event);
             // A cursor that was overtaken is counted at the front. None is, so nobody will ask what was evicted.
             self.evicted.clear();
         }
@@ -269,16 +269,18 @@ impl<P: Payload> FeedState<P> {
         self.counted = slots;
     }
 
-    /// Removes the events at the front that are beyond the limits of every cursor. The newest event stays.
-    fn evict(&mut self) {
+    /// Removes the events at the front that are beyond the limits of every cursor, and hands them to `free`. The newest
+    /// event stays.
+    fn evict(&mut self, mut free: impl FnMut(Arc<Event<P>>)) {
         while self.ring.len() > 1
             && !self
                 .bounds
                 .fits(self.ring.len(), self.backlog(self.first, self.end()).bytes)
         {
             // Cursors that stood there are overtaken: they are counted at the new front.
-            let cursors = self.pop_front();
-            self.ring[0].cursors += cursors;
+            let slot = self.pop_front();
+            self.ring[0].cursors += slot.cursors;
+            free(slot.event);
         }
     }
 
@@ -296,8 +298,8 @@ impl<P: Payload> FeedState<P> {
         {
             // The ring may be empty now: then they count as caught up, though they have not seen everything.
             // `has_overtaken` tells by their numbers.
-            let cursors = self.pop_front();
-            *self.standing_at(self.first) += cursors;
+            let slot = self.pop_front();
+            *self.standing_at(self.first) += slot.cursors;
         }
         // Sooner than otherwise: the budget needs the memory, and whoever is stalled may never append or read again.
         if self.ring.capacity() > SMALL_RING && self.ring.len() < self.ring.capacity() / 2 {
@@ -330,14 +332,13 @@ impl<P: Payload> FeedState<P> {
         self.newest
     }
 
-    /// Removes the front and returns how many cursors stood there. The event is dropped last, after the fields are
-    /// right: that may run the `Drop` of its payload.
-    fn pop_front(&mut self) -> u32 {
+    /// Removes the front. Its event is to be dropped after the fields are right: that may run the `Drop` of its payload.
+    fn pop_front(&mut self) -> Slot<P> {
         let slot = self.ring.pop_front().expect("the ring is not empty");
         self.first += 1;
         self.removed_sequence = slot.sequence;
         self.removed_bytes = slot.bytes_through;
-        slot.cursors
+        slot
     }
 }
 
@@ -403,13 +404,14 @@ impl<P: Payload> FeedState<P> {
     }
 
     /// Removes the cursor at `next` with its registration, and the events that only it had still to see; those of the
-    /// view as far as [`Feed::free_unwanted`] does not have to go on. Returns the view if this was its last cursor: the
-    /// caller drops it without the lock.
+    /// view as far as [`Feed::free_unwanted`] does not have to go on. Returns the view if this was its last cursor, and adds
+    /// those events to `freed`: the caller drops them without the lock.
     pub(crate) fn detach(
         &mut self,
         limits: &Limits,
         next: u64,
         parked: Option<ParkKey>,
+        freed: &mut Vec<Arc<Event<P>>>,
     ) -> Option<Box<Latest<P>>> {
         if let Some(ParkKey { key, round }) = parked
             && round == self.parked_round
@@ -423,8 +425,8 @@ impl<P: Payload> FeedState<P> {
             // Both may free events: nobody stands before them, or its limits were the largest.
             *self.standing_at(next) -= 1;
             self.bounds.remove(limits);
-            self.remove_seen();
-            self.evict();
+            self.remove_seen(|event| freed.push(event));
+            self.evict(|event| freed.push(event));
             self.count_slots();
             None
         }
@@ -497,7 +499,7 @@ impl<P: Payload> FeedState<P> {
             .ring
             .get(self.offset(to))
             .map_or(Ahead::Nothing, |slot| Ahead::Event(slot.sequence));
-        self.remove_seen();
+        self.remove_seen(drop);
         let parked = (ahead == Ahead::Nothing).then(|| self.park(signal, cursor));
         (ahead, parked)
     }

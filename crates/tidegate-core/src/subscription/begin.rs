@@ -145,14 +145,15 @@ impl<P: Payload> Drop for Subscription<P> {
         let mut unused = Vec::new();
         let replaying = self.replay.as_ref().map_or(0, |replay| replay.remaining());
         let mut abandoned = replaying + self.replaced.count;
+        let mut freed = Vec::new();
         for cursor in &self.cursors {
             let mut feed = cursor.feed.lock();
             abandoned += feed.end() - cursor.next;
             let limits = &self.parts.limits;
             let view = match cursor.state {
                 CursorState::Detached => None,
-                CursorState::Parked(key) => feed.detach(limits, cursor.next, Some(key)),
-                CursorState::Ready => feed.detach(limits, cursor.next, None),
+                CursorState::Parked(key) => feed.detach(limits, cursor.next, Some(key), &mut freed),
+                CursorState::Ready => feed.detach(limits, cursor.next, None, &mut freed),
             };
             if feed.leave() {
                 unused.push(Arc::clone(&cursor.feed));
@@ -160,6 +161,7 @@ impl<P: Payload> Drop for Subscription<P> {
             drop(feed);
             // Without the lock, or a few at a time: there may be many, and publishers would wait.
             drop(view);
+            freed.clear();
             if limits.overflow == Overflow::Conflate {
                 cursor.feed.free_unwanted();
             }
