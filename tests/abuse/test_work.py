@@ -49,6 +49,9 @@ SHAPES: dict[str, Callable[[int], list[str]]] = {
     "branches at every fourth token": lambda seed: deep_filters(seed, range(0, 32, 4)),
     "tails that all match": tails,
     "literals below stars": lambda seed: [".".join(["*"] * 15 + [f"l{seed}x{number}"]) for number in range(256)],
+    # Filters that overlap, of which the groups have to be found.
+    "half tails": lambda seed: [f"{PLAIN}.*.{seed}x{number}.>" for number in range(256)]
+    + [f"{PLAIN}.{seed}x{number}.*.x" for number in range(256)],
     # Each feed of these is one more that an event of the neighbor goes into.
     "groups of their own": lambda seed: ["neighbor.*", "*.events", f"*.own{seed}"],
 }
@@ -133,7 +136,7 @@ def test_costly_filters_on_many_connections_do_not_delay_publishers(besiege):
 
 def test_filters_that_come_and_go_do_not_delay_publishers(besiege):
     with besiege(compares=True) as siege:
-        for name in ("branches first", "literals below stars", "tails that all match"):
+        for name in ("branches first", "literals below stars", "tails that all match", "half tails"):
             requests = dear(siege, SHAPES[name], 16)
             come: list[int] = []
 
@@ -143,6 +146,25 @@ def test_filters_that_come_and_go_do_not_delay_publishers(besiege):
             siege.beside(name, storm)
             siege.note(f"{name}, came and went", str(come[-1]))
             assert come[-1] > 16, "hardly anyone came"
+
+
+def test_bursts_of_subscriptions_do_not_delay_publishers(besiege):
+    with besiege(compares=True) as siege:
+        for name in ("half tails", "literals below stars", "tails that all match"):
+            requests = dear(siege, SHAPES[name], 48)
+
+            def burst() -> None:
+                # All of a connection's calls are there before it has answered one, so it can answer them in one turn.
+                peers = [siege.peer_of_attacker() for _ in range(3)]
+                calls = [peer.calls[peer.call(SUBSCRIBE, request)] for peer, request in zip(itertools.cycle(peers), requests)]
+                for peer in peers:
+                    peer.until(lambda: all(call.headers or call.is_over for call in peer.calls.values()), "all answers")
+                refusals = [reason(call) for call in calls if call.is_over]
+                assert set(refusals) <= {"QUOTA_EXCEEDED"}, set(refusals)
+                for peer in peers:
+                    peer.close()
+
+            siege.beside(f"{len(requests)} at once, {name}", burst)
 
 
 def test_costly_replays_do_not_delay_the_neighbor(besiege):

@@ -114,7 +114,7 @@ struct Messages {
 pub(super) struct Registrations {
     /// Permit of the gate, to be told how the subscription ends.
     pub(super) permit: HeldPermit,
-    /// How many filters it has: beginning and leaving take as much work.
+    /// How many filters it has: leaving takes as much work.
     pub(super) filters: usize,
     /// Membership among the calls of its connection.
     pub(super) _enrolled: Option<Enrolled>,
@@ -452,8 +452,8 @@ impl Drop for Messages {
     }
 }
 
-/// Charges beginning or leaving the feeds of as many filters to the budget of the task: a unit, about 3 us, for each.
-pub(super) fn charge_filters(filters: usize) {
+/// Charges leaving the feeds of as many filters to the budget of the task: a unit, about 3 us, for each.
+fn charge_filters(filters: usize) {
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..=filters {
         match poll_proceed(&mut cx) {

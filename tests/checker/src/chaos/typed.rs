@@ -487,6 +487,9 @@ struct Record {
     stream: Stream,
     /// The position at which the subscription began.
     began: Position,
+    /// Whether each event is a batch of its own. Of survivors that came ready together, some may have come from the hub
+    /// later than others, and then replace them.
+    is_conflating: bool,
     /// Whether the end of its replay is still to be recorded.
     is_replaying: bool,
     next_index: u64,
@@ -536,6 +539,7 @@ impl Record {
         Self {
             stream,
             began,
+            is_conflating: actor.limits.overflow == Overflow::Conflate,
             is_replaying: asked.is_some(),
             next_index: 0,
             last: 0,
@@ -572,6 +576,9 @@ impl Record {
             key: item.key().unwrap_or_default().to_owned().into(),
             ..Event::default()
         });
+        if self.is_conflating {
+            self.flush();
+        }
     }
 
     /// Records the batch so far.
