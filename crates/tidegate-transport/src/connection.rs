@@ -7,7 +7,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use hyper::{body::Incoming, server::conn::http2, service::HttpService};
@@ -54,6 +54,8 @@ pin_project! {
         #[pin]
         http2: Http2<T, S>,
         flusher: Flusher<TimedTransport<T>>,
+        // Result of the connection, while its streams are dropped.
+        ended: Option<Result<(), hyper::Error>>,
     }
 }
 
@@ -80,6 +82,7 @@ impl Connection {
             http2: builder.serve_connection(TokioIo::new(transport), service),
             flusher,
             driver,
+            ended: None,
         }))
     }
 
@@ -111,13 +114,20 @@ where
 {
     fn poll_turn(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         let task = self.project();
-        task.driver
-            .poll(task.http2, task.flusher, cx)
-            .map_err(Into::into)
+        if task.ended.is_none() {
+            let ended = ready!(task.driver.poll(task.http2, task.flusher, cx));
+            *task.ended = Some(ended);
+        }
+        ready!(task.driver.poll_end(cx));
+        let ended = task.ended.take().expect("it was set above");
+        Poll::Ready(ended.map_err(Into::into))
     }
 
     fn graceful_shutdown(self: Pin<&mut Self>) {
         let task = self.project();
+        if task.ended.is_some() {
+            return;
+        }
         // It changes hyper's state and wakes nobody, so the poll that sends GOAWAY has to be scheduled.
         task.http2.graceful_shutdown();
         task.driver.schedule_connection();

@@ -27,6 +27,7 @@
 //! A stream that panics ends, as a task of its own would. The connection and the other streams go on.
 
 use std::{
+    collections::VecDeque,
     future::{Future, poll_fn},
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -76,6 +77,8 @@ pub(crate) struct Driver {
     connection_waker: Waker,
     /// Whether the next turn begins with the connection, because the streams left it nothing of the task's budget.
     is_connection_next: bool,
+    /// Streams that are still to be dropped, once the connection has ended.
+    ending: Option<VecDeque<BoxedStream>>,
 }
 
 #[derive(Default)]
@@ -147,6 +150,7 @@ impl Driver {
             connection_waker: Arc::new(FlagWaker::<CONNECTION>(Arc::clone(&shared))).into(),
             shared: Arc::clone(&shared),
             is_connection_next: false,
+            ending: None,
         };
         (driver, StreamExecutor(shared))
     }
@@ -214,10 +218,36 @@ impl Driver {
             let streams = Pin::new(&mut self.streams);
             match catch_unwind(AssertUnwindSafe(|| streams.poll_next(&mut cx))) {
                 Ok(Poll::Ready(None) | Poll::Pending) => return,
-                // A stream is done, or panicked when it was dropped. The others are still to be polled.
-                Ok(Poll::Ready(Some(()))) | Err(_) => {}
+                // A stream is done, or panicked when it was dropped. The others are still to be polled: in another turn if
+                // what it left took all of this one, since hundreds may end at once.
+                Ok(Poll::Ready(Some(()))) | Err(_) => {
+                    if !has_budget_remaining() {
+                        return self.shared.schedule(STREAMS);
+                    }
+                }
             }
         }
+    }
+
+    /// Drops the streams of a connection that has ended, one by one and in as many turns as it takes: each may have much to
+    /// leave. Ready when none is left.
+    pub(crate) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let streams = &mut self.streams;
+        let new_streams = &self.shared.new_streams;
+        let ending = self.ending.get_or_insert_with(|| {
+            let new_streams =
+                mem::take(&mut *new_streams.lock().unwrap_or_else(PoisonError::into_inner));
+            mem::take(streams).into_iter().chain(new_streams).collect()
+        });
+        while let Some(stream) = ending.pop_front() {
+            // The panic hook has reported it.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
+            if !has_budget_remaining() {
+                let _ = pin!(yield_now()).poll(cx);
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(())
     }
 
     /// Flushes the buffer, whatever is left of the task's budget: it is one write.
@@ -239,7 +269,9 @@ impl Drop for Driver {
     /// that they are in, so they would never be dropped; and one that panics must not keep the others.
     fn drop(&mut self) {
         let new_streams = mem::take(&mut *self.shared.new_streams());
-        for stream in mem::take(&mut self.streams).into_iter().chain(new_streams) {
+        let ending = self.ending.take().unwrap_or_default();
+        let streams = mem::take(&mut self.streams).into_iter();
+        for stream in ending.into_iter().chain(streams).chain(new_streams) {
             // The panic hook has reported it.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
         }
@@ -254,7 +286,10 @@ mod tests {
         thread,
     };
 
-    use tokio::{io::duplex, task::coop::consume_budget};
+    use tokio::{
+        io::duplex,
+        task::coop::{consume_budget, poll_proceed},
+    };
 
     use super::*;
     use crate::coalesce::coalesce;
@@ -450,6 +485,67 @@ mod tests {
         .await;
         let polled = log.take().len();
         assert!(polled >= 9, "polled in {polled} of 20 turns");
+    }
+
+    /// Uses up the budget of the turn when it is dropped, as a subscription with many filters does.
+    struct Heavy(Arc<AtomicUsize>);
+
+    impl Drop for Heavy {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, SeqCst);
+            let mut cx = Context::from_waker(Waker::noop());
+            while let Poll::Ready(unit) = poll_proceed(&mut cx) {
+                unit.made_progress();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn streams_of_an_ended_connection_go_in_as_many_turns_as_they_take() {
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let (mut driver, executor) = Driver::new();
+        for _ in 0..5 {
+            let heavy = Heavy(Arc::clone(&dropped));
+            executor.execute(async move {
+                pending::<()>().await;
+                drop(heavy);
+            });
+        }
+        let mut turns = 0;
+        poll_fn(|cx| {
+            turns += 1;
+            let polled = driver.poll_end(cx);
+            assert!(dropped.load(SeqCst) <= turns);
+            polled
+        })
+        .await;
+        assert_eq!(dropped.load(SeqCst), 5);
+    }
+
+    #[tokio::test]
+    async fn streams_that_end_at_once_do_so_in_as_many_turns_as_they_take() {
+        let (log, dropped) = (Arc::<Log>::default(), Arc::new(AtomicUsize::new(0)));
+        let (mut driver, executor) = Driver::new();
+        let mut connection = pin!(connection(&log));
+        for _ in 0..5 {
+            let heavy = Heavy(Arc::clone(&dropped));
+            executor.execute(async move { drop(heavy) });
+        }
+        let (_peer, transport) = duplex(1_000);
+        let (_coalesced, mut flusher) = coalesce(transport);
+        let mut turns = 0;
+        poll_fn(|cx| {
+            turns += 1;
+            let polled = driver.poll(connection.as_mut(), &mut flusher, cx);
+            assert!(polled.is_pending());
+            assert!(dropped.load(SeqCst) <= turns);
+            if dropped.load(SeqCst) == 5 {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
     #[test]

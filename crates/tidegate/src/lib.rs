@@ -51,6 +51,7 @@ mod chunks;
 mod client_ids;
 mod epoch;
 mod framing;
+mod pace;
 mod reason;
 mod reset;
 mod rest;

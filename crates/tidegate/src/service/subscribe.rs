@@ -38,6 +38,7 @@ use super::{
 };
 use crate::{
     chunks::{ChunkStats, Sharing},
+    pace::Pacer,
     reason::Reason,
     reset,
     status::{not_subscribed, reconnect_delay, request_timed_out, unreadable},
@@ -58,6 +59,8 @@ pub(super) struct Subscriber {
     hub: Hub<Encoded>,
     /// Source of the chunks that its subscriptions share.
     sharing: Arc<Sharing>,
+    /// Pace of their replays.
+    pacer: Arc<Pacer>,
     config: Arc<ServiceConfig>,
 }
 
@@ -74,6 +77,7 @@ impl Subscriber {
         Self {
             hub,
             sharing: Arc::new(Sharing::new()),
+            pacer: Arc::default(),
             config: Arc::new(config),
         }
     }
@@ -186,6 +190,7 @@ impl Subscriber {
         // The handle of the stream is ambient, a task-local, because it cannot come with the request: hyper
         // calls the service first, and only then spawns the future of the stream, which polls this one.
         admitted.options.transport = reset::current();
+        let filters = admitted.options.filters.len();
         let subscription = self
             .hub
             .subscribe(admitted.options, Instant::now())
@@ -196,6 +201,7 @@ impl Subscriber {
         // meantime, both notice it here and end the subscription at once.
         let registrations = Registrations {
             permit: admitted.permit,
+            filters,
             _enrolled: calls.map(|calls| calls.enroll(id)),
             _watch: admitted
                 .rights
@@ -219,6 +225,7 @@ impl Subscriber {
         Drainer::new(
             subscription,
             Arc::clone(&self.sharing),
+            Arc::clone(&self.pacer),
             registrations,
             timing,
         )
