@@ -153,6 +153,10 @@ impl<P: Payload> Hub<P> {
     /// Publishes `events` in their order, with consecutive sequences and no others' between. All become
     /// visible at once. Never waits for a subscriber.
     ///
+    /// A batch that is appended to feeds more than 131,072 times, counted for each event and feed, or takes as long to search for,
+    /// is published in parts, so that nobody waits long for it: a part is visible before the next, and others' events can lie
+    /// between them.
+    ///
     /// History measures the age of events from `now`.
     ///
     /// # Errors

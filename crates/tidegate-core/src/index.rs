@@ -13,7 +13,6 @@
 
 use std::{
     borrow::Borrow,
-    collections::HashSet,
     hash::{Hash, Hasher},
     mem,
     sync::{
@@ -29,7 +28,9 @@ use crate::{
     cost::FilterCost,
     event::Payload,
     feed::{Feed, FeedKind},
+    filter::Filter,
     retained::Retained,
+    shards::Shards,
     sync::{AtomicU64, Mutex, MutexGuard, RwLock},
     trie::Trie,
 };
@@ -54,7 +55,7 @@ pub(crate) struct Index<P> {
 }
 
 /// The feeds, to be found by their kinds.
-pub(crate) type Members<P> = HashSet<Member<P>>;
+pub(crate) type Members<P> = Shards<Member<P>, ()>;
 
 /// A feed as its kind.
 #[derive(Debug)]
@@ -82,7 +83,7 @@ pub(crate) struct Search {
 #[derive(Debug)]
 pub(crate) struct Joined<P> {
     /// In the order of their kinds.
-    pub(crate) feeds: Box<[Arc<Feed<P>>]>,
+    pub(crate) feeds: Vec<Arc<Feed<P>>>,
     /// Those that were made, for publishers who searched before.
     pub(crate) added: Vec<Late<P>>,
 }
@@ -100,7 +101,7 @@ impl<P: Payload> Index<P> {
     /// An index without feeds.
     pub(crate) fn new() -> Self {
         Self {
-            members: Mutex::new(HashSet::new()),
+            members: Mutex::new(Shards::new()),
             topics: RwLock::new(Topics {
                 version: 0,
                 trie: Trie::new(),
@@ -179,11 +180,12 @@ impl<P: Payload> Index<P> {
     pub(crate) fn join(
         &self,
         members: &mut Members<P>,
-        kinds: Vec<FeedKind<P>>,
+        kinds: impl IntoIterator<Item = FeedKind<P>>,
         max_filter_bytes: u64,
         retained: &Retained,
     ) -> Result<Joined<P>, FilterBytesExceeded> {
-        let missing = kinds.iter().filter(|kind| !members.contains(*kind));
+        let kinds: Vec<_> = kinds.into_iter().collect();
+        let missing = kinds.iter().filter(|kind| members.get(*kind).is_none());
         let bytes: u64 = missing
             .map(|kind| FilterCost::bytes_of(&kind.filters))
             .sum();
@@ -194,11 +196,11 @@ impl<P: Payload> Index<P> {
         self.filter_bytes.fetch_add(bytes, Relaxed);
         let mut new = Vec::new();
         let feeds = kinds.into_iter().map(|kind| {
-            let feed = if let Some(Member(feed)) = members.get(&kind) {
+            let feed = if let Some(Member(feed)) = members.get_key(&kind) {
                 Arc::clone(feed)
             } else {
                 let feed = Arc::new(Feed::new(kind, retained.clone()));
-                members.insert(Member(Arc::clone(&feed)));
+                members.insert(Member(Arc::clone(&feed)), ());
                 new.push(Arc::clone(&feed));
                 feed
             };
@@ -216,81 +218,84 @@ impl<P: Payload> Index<P> {
 
     /// Adds feeds to the topics.
     fn add(&self, feeds: Vec<Arc<Feed<P>>>) -> Vec<Late<P>> {
-        let mut added = Vec::with_capacity(feeds.len());
-        let mut feeds = feeds.into_iter().peekable();
-        while feeds.peek().is_some() {
-            let mut topics = self.topics.write();
-            topics.version += 1;
-            let mut changes = 0;
-            while changes < CHANGES
-                && let Some(feed) = feeds.next()
-            {
-                for filter in feed.filters().iter() {
-                    topics.trie.insert(filter, Arc::clone(&feed));
-                    changes += 1;
-                }
-                added.push(Late {
-                    version: topics.version,
-                    feed,
-                });
-            }
+        if feeds.is_empty() {
+            return Vec::new();
         }
-        added
+        // The version with all filters of all of them. A publisher that has found some takes those for late too, and a
+        // feed takes an event once.
+        let version = self.change(&feeds, |topics, feed, filter| {
+            topics.insert(filter, Arc::clone(feed));
+        });
+        let late = |feed| Late { version, feed };
+        feeds.into_iter().map(late).collect()
     }
 
+    /// Makes a change for each filter of `feeds`, few under one lock. Returns the version after the last.
+    fn change(
+        &self,
+        feeds: &[Arc<Feed<P>>],
+        mut change: impl FnMut(&mut Trie<Arc<Feed<P>>>, &Arc<Feed<P>>, &Filter),
+    ) -> u64 {
+        let mut filters = feeds
+            .iter()
+            .flat_map(|feed| feed.filters().iter().map(move |filter| (feed, filter)))
+            .peekable();
+        loop {
+            let mut topics = self.topics.write();
+            topics.version += 1;
+            for (feed, filter) in filters.by_ref().take(CHANGES) {
+                change(&mut topics.trie, feed, filter);
+            }
+            if filters.peek().is_none() {
+                return topics.version;
+            }
+        }
+    }
+
+    /// Forgets the feeds among `feeds` that no subscription uses. Returns those, which are still among the topics.
+    pub(crate) fn forget_unused(
+        &self,
+        members: &mut Members<P>,
+        feeds: &[Arc<Feed<P>>],
+    ) -> Vec<Arc<Feed<P>>> {
+        let mut forgotten = Vec::new();
+        for feed in feeds {
+            // Somebody may have joined it since its last subscription left, or another may have forgotten it, and a new
+            // feed stands under its key: so by identity, and under the lock that feeds are joined under.
+            let known = members.get_key(feed.kind());
+            let is_known = known.is_some_and(|Member(known)| Arc::ptr_eq(known, feed));
+            if is_known && feed.lock().is_unused() {
+                members.remove(feed.kind());
+                forgotten.push(Arc::clone(feed));
+                let bytes = FilterCost::bytes_of(feed.filters());
+                self.filter_bytes.fetch_sub(bytes, Relaxed);
+            }
+        }
+        self.feeds.fetch_sub(forgotten.len() as u64, Relaxed);
+        forgotten
+    }
+
+    /// Removes feeds from the topics, which were forgotten: a publisher that finds one before does no harm.
+    pub(crate) fn remove(&self, forgotten: &[Arc<Feed<P>>]) {
+        if !forgotten.is_empty() {
+            self.change(forgotten, |topics, feed, filter| {
+                topics.remove(filter, |other| Arc::ptr_eq(other, feed));
+            });
+        }
+    }
+}
+
+impl<P: Payload> Index<P> {
     /// Forgets all feeds. Returns them, for the caller to let go of after its locks, and the version of the index, which none
     /// of them is in.
-    #[expect(
-        clippy::mutable_key_type,
-        reason = "the kind of a feed, which it is found by, never changes"
-    )]
     pub(crate) fn clear(&self, members: &mut Members<P>) -> (impl Sized + use<P>, u64) {
-        let feeds = mem::take(members);
+        let feeds = mem::replace(members, Shards::new());
         self.feeds.store(0, Relaxed);
         self.filter_bytes.store(0, Relaxed);
         let mut topics = self.topics.write();
         topics.version += 1;
         let trie = mem::replace(&mut topics.trie, Trie::new());
         ((feeds, trie), topics.version)
-    }
-
-    /// Forgets the feeds among `feeds` that no subscription uses. Returns those.
-    pub(crate) fn forget_unused<'a>(
-        &self,
-        members: &mut Members<P>,
-        feeds: &'a [Arc<Feed<P>>],
-    ) -> Vec<&'a Arc<Feed<P>>> {
-        let mut forgotten = Vec::new();
-        for feed in feeds {
-            // Somebody may have joined it since its last subscription left, or another may have forgotten it, and a new
-            // feed stands under its key: so by identity, and under the lock that feeds are joined under.
-            let known = members.get(feed.kind());
-            let is_known = known.is_some_and(|Member(known)| Arc::ptr_eq(known, feed));
-            if is_known && feed.lock().is_unused() {
-                members.remove(feed.kind());
-                forgotten.push(feed);
-                let bytes = FilterCost::bytes_of(feed.filters());
-                self.filter_bytes.fetch_sub(bytes, Relaxed);
-            }
-        }
-        if members.len() < members.capacity() / 8 {
-            members.shrink_to_fit();
-        }
-        self.feeds.fetch_sub(forgotten.len() as u64, Relaxed);
-        let mut left = forgotten.iter().peekable();
-        while left.peek().is_some() {
-            let mut topics = self.topics.write();
-            let mut changes = 0;
-            while changes < CHANGES
-                && let Some(feed) = left.next()
-            {
-                for filter in feed.filters().iter() {
-                    topics.trie.remove(filter, |other| Arc::ptr_eq(other, feed));
-                    changes += 1;
-                }
-            }
-        }
-        forgotten
     }
 }
 

@@ -73,6 +73,8 @@ mod backlog;
 mod bounds;
 mod close;
 mod cost;
+#[cfg(all(test, not(tidegate_loom)))]
+mod cost_tests;
 mod counters;
 mod event;
 mod evicted;
@@ -80,6 +82,8 @@ mod feed;
 pub mod filter;
 mod gap;
 mod groups;
+#[cfg(all(test, not(tidegate_loom)))]
+mod held;
 mod history;
 mod hub;
 mod index;
@@ -96,6 +100,7 @@ mod replay;
 mod retained;
 mod sending;
 mod sequencing;
+mod shards;
 mod signal;
 mod subject;
 pub mod subscription;

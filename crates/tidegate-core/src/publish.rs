@@ -47,6 +47,9 @@ const EVICTION_STEPS: u64 = 32;
 /// The most sequences that a step evicts: publishers wait while they are freed, and 8,192 take under 1 ms.
 const MAX_EVICTION: u64 = 8_192;
 
+/// How many feeds are joined or forgotten under one lock of the index, under 1 ms in which others who come or go wait.
+const JOINS: usize = 64;
+
 /// The most feeds that are remembered as late. A publisher that needs a forgotten one searches again.
 const MAX_LATE: usize = 1_024;
 
@@ -331,16 +334,27 @@ impl<P: Payload> Shared<P> {
         &self,
         kinds: Vec<FeedKind<P>>,
     ) -> Result<Box<[Arc<Feed<P>>]>, FilterBytesExceeded> {
-        let mut members = self.index.lock();
-        let Joined { feeds, added } =
-            self.index
-                .join(&mut members, kinds, self.max_filter_bytes, &self.retained)?;
-        // With the lock of the index, so that a publisher that takes it finds all late feeds; and before a
-        // subscription begins in the feeds, also that of somebody else.
-        if !added.is_empty() && self.index.is_searched() {
-            self.publish.lock().add_late(added);
+        let mut joined = Vec::with_capacity(kinds.len());
+        let mut kinds = kinds.into_iter().peekable();
+        while kinds.peek().is_some() {
+            let mut members = self.index.lock();
+            let some = kinds.by_ref().take(JOINS);
+            let Ok(Joined { feeds, added }) =
+                self.index
+                    .join(&mut members, some, self.max_filter_bytes, &self.retained)
+            else {
+                drop(members);
+                self.leave(&joined);
+                return Err(FilterBytesExceeded);
+            };
+            // With the lock of the index, so that a publisher that takes it finds all late feeds; and before a
+            // subscription begins in the feeds, also that of somebody else.
+            if !added.is_empty() && self.index.is_searched() {
+                self.publish.lock().add_late(added);
+            }
+            joined.extend(feeds);
         }
-        Ok(feeds)
+        Ok(joined.into())
     }
 
     /// Counts a publisher out that has committed its last part, or will commit none.
@@ -402,11 +416,14 @@ impl<P: Payload> Shared<P> {
         if feeds.is_empty() {
             return;
         }
-        let forgotten = {
+        let mut forgotten = Vec::new();
+        for some in feeds.chunks(JOINS) {
             let mut members = self.index.lock();
-            self.index.forget_unused(&mut members, feeds)
-        };
-        for feed in forgotten {
+            forgotten.extend(self.index.forget_unused(&mut members, some));
+        }
+        // Without the lock of those: nobody can find them there any more, so nobody waits for this.
+        self.index.remove(&forgotten);
+        for feed in &forgotten {
             // A publisher may list it again, once: it holds nothing then, and the next look takes it off.
             if feed.lock().listed_at().is_some() {
                 self.publish.lock().take_off_holding(feed);

@@ -4,7 +4,12 @@
 #[cfg(all(test, tidegate_loom))]
 pub(crate) use loom::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard, atomic::AtomicU64};
 #[cfg(not(all(test, tidegate_loom)))]
-pub(crate) use std::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard, atomic::AtomicU64};
+pub(crate) use std::sync::atomic::AtomicU64;
+#[cfg(not(test))]
+pub(crate) use std::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+
+#[cfg(all(test, not(tidegate_loom)))]
+pub(crate) use crate::held::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
 #[cfg(all(test, tidegate_loom))]
 use loom::sync as inner;
@@ -12,6 +17,15 @@ use loom::sync as inner;
 use std::sync as inner;
 
 use std::sync::PoisonError;
+
+/// The guard, which unit tests measure how long it is held.
+#[cfg(not(all(test, not(tidegate_loom))))]
+fn measured<G>(guard: G) -> G {
+    guard
+}
+
+#[cfg(all(test, not(tidegate_loom)))]
+use crate::held::measured;
 
 /// A mutex without poisoning.
 ///
@@ -30,7 +44,7 @@ impl<T> Mutex<T> {
 
     /// Waits for the lock and takes it.
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        measured(self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -42,12 +56,12 @@ impl<T> RwLock<T> {
 
     /// Waits for the lock and takes it to read.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        measured(self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits for the lock and takes it to write.
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        measured(self.0.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

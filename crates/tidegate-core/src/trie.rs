@@ -12,9 +12,9 @@
 //! A node stands where filters part or end. The tokens in between are one string, so a filter that shares nothing
 //! costs one node and its text.
 
-use std::{collections::HashMap, mem, slice};
+use std::{mem, slice};
 
-use crate::{filter::Filter, topic::MAX_TOKENS};
+use crate::{filter::Filter, shards::Shards, topic::MAX_TOKENS};
 
 /// Values by filter.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ enum Branches<T> {
 #[derive(Debug)]
 struct Several<T> {
     /// The nodes of the tokens that are literals.
-    literals: HashMap<Box<str>, Node<T>>,
+    literals: Shards<Box<str>, Node<T>>,
     /// The node of `*`.
     star: Option<Node<T>>,
 }
@@ -261,7 +261,8 @@ impl<T> Node<T> {
             Branches::One(one) => one.1.most_work(),
             Branches::Several(several) => {
                 let star = several.star.as_ref().map_or(0, Self::most_work);
-                let literals = several.literals.values().map(Self::most_work);
+                let literals = several.literals.iter();
+                let literals = literals.map(|(_, node)| node.most_work());
                 star + literals.max().unwrap_or(0)
             }
         };
@@ -307,7 +308,7 @@ impl<T> Branches<T> {
             Self::None => Self::One(Box::new((first, node))),
             Self::One(one) => {
                 let mut several = Several {
-                    literals: HashMap::new(),
+                    literals: Shards::new(),
                     star: None,
                 };
                 several.add(one.0, one.1);
@@ -351,17 +352,14 @@ impl<T> Several<T> {
         }
     }
 
-    /// Takes the node out if there is only one, and gives memory back if there are few.
+    /// Takes the node out if there is only one.
     fn take_only(&mut self) -> Option<(Box<str>, Node<T>)> {
-        // At an eighth and not at once: a map whose size goes up and down does not move its entries each time.
-        if self.literals.len() < self.literals.capacity() / 8 {
-            self.literals.shrink_to_fit();
-        }
         match (self.literals.len(), &self.star) {
             (0, Some(_)) => self.star.take().map(|star| ("*".into(), star)),
             (1, None) => {
-                let first = self.literals.keys().next()?.clone();
-                self.literals.remove_entry(&first)
+                let (first, _) = self.literals.iter().next()?;
+                let first = first.clone();
+                self.literals.remove(&first)
             }
             _ => None,
         }
@@ -471,7 +469,7 @@ impl<'a, T> Place<'a, T> {
             Branches::One(one) => (Some((&*one.0, Self::towards(&one.1))), None),
             Branches::Several(several) => (None, Some(&several.literals)),
         };
-        let several = several.into_iter().flatten();
+        let several = several.into_iter().flat_map(Shards::iter);
         let several = several.map(|(token, node)| (&**token, Self::towards(node)));
         one.into_iter()
             .filter(|(token, _)| *token != "*")
@@ -671,7 +669,8 @@ mod tests {
             Branches::One(one) => 1 + nodes(&one.1),
             Branches::Several(several) => several
                 .literals
-                .values()
+                .iter()
+                .map(|(_, node)| node)
                 .chain(&several.star)
                 .map(|node| 1 + nodes(node))
                 .sum(),
