@@ -537,7 +537,12 @@ impl<P: Payload> FeedState<P> {
             .ring
             .get(self.offset(to))
             .map_or(Ahead::Nothing, |slot| Ahead::Event(slot.sequence));
-        self.remove_unwanted(freed);
+        // Nothing has come, so nothing is beyond the limits, unless it was left.
+        if self.has_unwanted {
+            self.remove_unwanted(freed);
+        } else {
+            self.has_unwanted = self.remove_seen(freed);
+        }
         let parked = (ahead == Ahead::Nothing).then(|| self.park(signal, cursor));
         (ahead, parked)
     }

@@ -16,6 +16,13 @@ use crate::{
 pub(crate) struct Freed<P> {
     /// The first payload: most often there is one, and it takes no allocation. Its event is gone already, and uncounted.
     payload: Option<P>,
+    /// Everything else, which is rare.
+    more: Option<Box<More<P>>>,
+}
+
+/// See [`Freed::more`].
+#[derive(Debug)]
+struct More<P> {
     /// Further payloads.
     payloads: Vec<P>,
     /// Feeds.
@@ -29,9 +36,7 @@ impl<P> Freed<P> {
     pub(crate) const fn new() -> Self {
         Self {
             payload: None,
-            payloads: Vec::new(),
-            feeds: Vec::new(),
-            crowded: Vec::new(),
+            more: None,
         }
     }
 
@@ -40,20 +45,16 @@ impl<P> Freed<P> {
     where
         P: Payload,
     {
-        for feed in mem::take(&mut self.crowded) {
-            // In between publishers get the lock, and what is freed does not pile up.
-            while feed.lock().free_unwanted(self) {
-                self.drop_all();
+        while let Some(mut more) = self.more.take() {
+            for feed in mem::take(&mut more.crowded) {
+                // In between publishers get the lock, and what is freed does not pile up.
+                let mut freed = Self::new();
+                while feed.lock().free_unwanted(&mut freed) {
+                    freed = Self::new();
+                }
             }
         }
-        self.drop_all();
-    }
-
-    /// Lets go of payloads and feeds.
-    fn drop_all(&mut self) {
         self.payload = None;
-        self.payloads.clear();
-        self.feeds.clear();
     }
 
     /// Lets go of a reference to `event`, and keeps the payload if it was the last.
@@ -64,18 +65,32 @@ impl<P> Freed<P> {
             if self.payload.is_none() {
                 self.payload = Some(payload);
             } else {
-                self.payloads.push(payload);
+                self.more().payloads.push(payload);
             }
         }
     }
 
     /// Notes that `feed` has more events to be let go of.
+    #[cold]
     pub(crate) fn crowded(&mut self, feed: &Arc<Feed<P>>) {
-        self.crowded.push(Arc::clone(feed));
+        self.more().crowded.push(Arc::clone(feed));
     }
 
     /// Lets go of a reference to `feed`, and keeps the feed if it was the last.
     pub(crate) fn feed(&mut self, feed: Arc<Feed<P>>) {
-        self.feeds.extend(Arc::into_inner(feed));
+        if let Some(feed) = Arc::into_inner(feed) {
+            self.more().feeds.push(feed);
+        }
+    }
+
+    /// The rare things.
+    fn more(&mut self) -> &mut More<P> {
+        self.more.get_or_insert_with(|| {
+            Box::new(More {
+                payloads: Vec::new(),
+                feeds: Vec::new(),
+                crowded: Vec::new(),
+            })
+        })
     }
 }
