@@ -74,6 +74,12 @@ impl<P: Payload> Publishing<P> {
         }
     }
 
+    /// Whether a part of the batch was committed, and another is to come: dropped now, it publishes the rest at once.
+    #[must_use]
+    pub const fn is_partial(&self) -> bool {
+        self.published.is_some() && !self.is_over
+    }
+
     /// Goes on, for a bounded time: under 1 ms of work by itself, and the predicates of subscribers. Returns the place of the
     /// batch once all of it is published, and `None` while there is more to do.
     ///

@@ -188,6 +188,9 @@ pub static SETTINGS: &[Setting] = rows! {
     "limits.max_publish_events", "N", NonZero, server.service.publish.max_events, RESTARTS,
     "Maximum number of events in one publish request.";
 
+    "limits.max_publish_attributes", "N", NonZero, server.service.publish.max_attributes, RESTARTS,
+    "Maximum number of attributes in one publish, summed over its events.";
+
     "limits.max_publish_bytes", "SIZE", NonZeroSize, server.service.publish.max_batch_bytes, RESTARTS,
     "Maximum size of one publish request: its events, encoded.";
 

@@ -33,6 +33,9 @@ pub struct ServiceConfig {
 pub struct PublishLimits {
     /// Maximum number of events in one batch. Default: 1,000.
     pub max_events: usize,
+    /// Maximum number of attributes in one batch, summed over its events. Default: 16,384: to decode and encode as many takes a few
+    /// milliseconds.
+    pub max_attributes: usize,
     /// Maximum number of bytes in one batch. Default: 4 MiB.
     pub max_batch_bytes: usize,
     /// Maximum number of bytes in one event. Default: 1 MiB.
@@ -56,6 +59,7 @@ impl Default for PublishLimits {
     fn default() -> Self {
         Self {
             max_events: 1_000,
+            max_attributes: 16_384,
             max_batch_bytes: 4 << 20,
             max_event_bytes: 1 << 20,
         }

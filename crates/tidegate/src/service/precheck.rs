@@ -24,6 +24,9 @@ use crate::reason::Reason;
 /// Number of the field of events in a `PublishRequest`.
 const EVENTS: u32 = 1;
 
+/// Number of the field of attributes in a `NewEvent`.
+const ATTRIBUTES: u32 = 4;
+
 /// Number of the field of filters in a `SubscribeRequest`.
 const FILTERS: u32 = 2;
 
@@ -43,8 +46,9 @@ impl Precheck for PublishRequest {
     type Limits = PublishLimits;
 
     fn precheck(bytes: &[u8], limits: &PublishLimits) -> Result<(), Status> {
-        let (mut count, mut total) = (0, 0);
-        for size in Parts::of(bytes, EVENTS) {
+        let (mut count, mut total, mut attributes) = (0, 0, 0);
+        for event in Parts::of(bytes, EVENTS) {
+            let size = event.len();
             if count == limits.max_events {
                 let problem = format!("more than {} events in one batch", limits.max_events);
                 return Err(Reason::TooManyEvents.in_field("events", problem));
@@ -58,6 +62,14 @@ impl Precheck for PublishRequest {
             if total > limits.max_batch_bytes {
                 let max = limits.max_batch_bytes;
                 let problem = format!("more than {max} bytes, the limit of a batch");
+                return Err(Reason::BatchTooLarge.in_field("events", problem));
+            }
+            // An attribute of a few bytes becomes two strings and a place in a map, so bytes do not bound them.
+            attributes += Parts::of(event, ATTRIBUTES).count();
+            if attributes > limits.max_attributes {
+                let max = limits.max_attributes;
+                let problem =
+                    format!("more than {max} attributes, the limit of a batch; send several");
                 return Err(Reason::BatchTooLarge.in_field("events", problem));
             }
             count += 1;
@@ -79,7 +91,7 @@ impl Precheck for SubscribeRequest {
     }
 }
 
-/// Iterator over the sizes of the length-delimited fields of a message that have one number. It ends where the
+/// Iterator over the contents of the length-delimited fields of a message that have one number. It ends where the
 /// bytes are no longer a message, which includes a part that is cut off.
 struct Parts<'a> {
     rest: &'a [u8],
@@ -95,16 +107,17 @@ impl<'a> Parts<'a> {
     }
 }
 
-impl Iterator for Parts<'_> {
-    type Item = usize;
+impl<'a> Iterator for Parts<'a> {
+    type Item = &'a [u8];
 
-    fn next(&mut self) -> Option<usize> {
+    fn next(&mut self) -> Option<&'a [u8]> {
         while !self.rest.is_empty() {
             let (number, wire_type) = decode_key(&mut self.rest).ok()?;
             if number == self.number && wire_type == WireType::LengthDelimited {
                 let size = usize::try_from(decode_varint(&mut self.rest).ok()?).ok()?;
-                self.rest = self.rest.get(size..)?;
-                return Some(size);
+                let (content, rest) = self.rest.split_at_checked(size)?;
+                self.rest = rest;
+                return Some(content);
             }
             skip_field(wire_type, number, &mut self.rest, DecodeContext::default()).ok()?;
         }
@@ -175,8 +188,33 @@ mod tests {
         // A varint, fixed numbers of both sizes, a group, and bytes, of other fields.
         let others = b"\x10\x05\x19\0\0\0\0\0\0\0\0\x25\0\0\0\0\x2b\x0a\x01x\x2c\x32\x01y";
         let message = [&event(3)[..], others, &event(0), b"\x0a\x7fcut"].concat();
-        let sizes: Vec<_> = Parts::of(&message, 1).collect();
+        let sizes: Vec<_> = Parts::of(&message, 1).map(<[u8]>::len).collect();
         assert_eq!(sizes, [3, 0]);
+    }
+
+    #[test]
+    fn attributes_are_limited_over_all_events_of_a_batch() {
+        let limits = PublishLimits {
+            max_attributes: 5,
+            ..PublishLimits::default()
+        };
+        let precheck = |attributes: &[usize]| {
+            let event = |count: &usize| NewEvent {
+                topic: "t".to_owned(),
+                attributes: (0..*count)
+                    .map(|i| (i.to_string(), String::new()))
+                    .collect(),
+                ..NewEvent::default()
+            };
+            let events = attributes.iter().map(event).collect();
+            PublishRequest::precheck(&PublishRequest { events }.encode_to_vec(), &limits)
+        };
+        assert!(precheck(&[2, 0, 3]).is_ok());
+        let refused = precheck(&[2, 1, 3]).unwrap_err();
+        assert!(
+            refused.message().contains("more than 5 attributes"),
+            "{refused}"
+        );
     }
 
     #[test]
@@ -185,6 +223,7 @@ mod tests {
             max_events: 3,
             max_event_bytes: 100,
             max_batch_bytes: 200,
+            ..PublishLimits::default()
         };
         let precheck = |sizes: &[usize]| {
             // A topic takes two bytes more than it has.
@@ -206,7 +245,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             let parts = Parts::of(&bytes, 1);
-            prop_assert!(parts.sum::<usize>() <= bytes.len());
+            prop_assert!(parts.map(<[u8]>::len).sum::<usize>() <= bytes.len());
         }
     }
 }

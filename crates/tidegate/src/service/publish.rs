@@ -13,9 +13,9 @@ use std::{
 
 use bytes::Bytes;
 use http_body::Body;
-use tidegate_core::{Hub, NewEvent, Payload as _};
+use tidegate_core::{Hub, NewEvent, Payload as _, PublishError, Published, Publishing};
 use tidegate_proto::v1::{PublishRequest, PublishResponse};
-use tokio::{task::yield_now, time::timeout};
+use tokio::{runtime::Handle, task::yield_now, time::timeout};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{
     Code, Request, Response, Status, Streaming,
@@ -149,14 +149,11 @@ impl Call {
         }
         // After the rights, so that a batch that is not allowed uses up no quota.
         self.pass_gate(&events)?;
-        let mut publishing = self.publisher.hub.begin_publish(events);
-        let published = loop {
-            match publishing.step(Instant::now()).map_err(not_published)? {
-                Some(published) => break published,
-                // How much there is to do is up to the filters of others: they must not hold up the tasks of this thread.
-                None => yield_now().await,
-            }
+        let publishing = InTurns {
+            publishing: Some(self.publisher.hub.begin_publish(events)),
+            may_spawn: true,
         };
+        let published = publishing.finish().await.map_err(not_published)?;
         Ok(PublishResponse {
             epoch: published.epoch,
             first_sequence: published.first_sequence,
@@ -173,6 +170,43 @@ impl Call {
         };
         let bytes = events.iter().map(|event| event.payload.size() as u64).sum();
         Ok(gate.publish(&self.caller, events.len(), bytes)?)
+    }
+}
+
+/// A batch that is published in turns of its task.
+struct InTurns {
+    /// Taken by the drop only.
+    publishing: Option<Publishing<Encoded>>,
+    /// Whether the rest may get a task of its own. A task that a runtime drops as it ends must not get another.
+    may_spawn: bool,
+}
+
+impl InTurns {
+    async fn finish(mut self) -> Result<Published, PublishError> {
+        loop {
+            let publishing = self.publishing.as_mut().expect("only the drop takes it");
+            if let Some(published) = publishing.step(Instant::now())? {
+                return Ok(published);
+            }
+            // How much there is to do is up to the filters of others: they must not hold up the tasks of this thread.
+            yield_now().await;
+        }
+    }
+}
+
+impl Drop for InTurns {
+    fn drop(&mut self) {
+        // The client has left in the middle. The rest follows, because a batch is published whole, and in turns too.
+        if self.may_spawn
+            && let Some(publishing) = self.publishing.take_if(|rest| rest.is_partial())
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let rest = Self {
+                publishing: Some(publishing),
+                may_spawn: false,
+            };
+            drop(runtime.spawn(rest.finish()));
+        }
     }
 }
 
