@@ -127,8 +127,7 @@ def test_many_small_message_parts_do_not_multiply_in_memory(besiege):
             peer.send_paced(stream, message(content), ends=True)
             call = peer.wait(stream)
             siege.note(name, f"{len(content) >> 10} KiB, +{siege.growth_kib - before >> 10} MiB")
-            # Attributes are allowed. Those without a name count as one.
-            assert call.status == (OK if name.startswith("attributes") else INVALID_ARGUMENT), f"{name}: {call}"
+            assert call.status == INVALID_ARGUMENT, f"{name}: {call}"
         assert siege.growth_kib < 8 * size >> 10
 
 

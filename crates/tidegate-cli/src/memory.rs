@@ -41,14 +41,23 @@ pub(crate) fn init() {
 pub(crate) async fn release_freed(hub: Hub<Encoded>) {
     let mut ticks = time::interval(INTERVAL);
     let mut peak = 0;
+    let mut collected_at = u64::MAX;
     loop {
         ticks.tick().await;
         let stats = hub.stats();
         let held = stats.retained_bytes + stats.filter_bytes + stats.subscriptions * STREAM_BYTES;
-        peak = peak.max(held);
-        if held <= peak / 2 && peak - held >= WORTHWHILE {
+        if held > peak {
+            (peak, collected_at) = (held, u64::MAX);
+        }
+        if held > peak / 2 || peak - held < WORTHWHILE {
+            continue;
+        }
+        // Again as long as it falls: a page goes back only when everything in it is free.
+        if held < collected_at {
             collect();
-            peak = held;
+            collected_at = held;
+        } else {
+            (peak, collected_at) = (held, u64::MAX);
         }
     }
 }
