@@ -101,7 +101,7 @@ pub struct Wave {
     pub client: ClientShare,
 }
 
-/// What a thread has to do next.
+/// The next thing for a thread to do.
 #[derive(Debug)]
 enum Step<T> {
     /// All its clients open connections and do nothing with them.

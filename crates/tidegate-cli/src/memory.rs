@@ -16,7 +16,7 @@ const PAGE_RECLAIM_ON_FREE: libmimalloc_sys::mi_option_t = 35;
 /// The time between two looks at the bytes that events, filters and streams hold.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a stream on a connection of its own holds, as docs/memory.md has it.
+/// The bytes that a stream on a connection of its own holds, as docs/memory.md has it.
 const STREAM_BYTES: u64 = 26 << 10;
 
 /// The smallest fall in bytes that is worth a collection, which visits every page.

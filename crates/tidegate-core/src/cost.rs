@@ -82,7 +82,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
-        /// What the filters of all subscriptions cost is at most the sum of what each costs.
+        /// The cost of the filters of all subscriptions is at most the sum of what each costs.
         #[test]
         fn no_search_works_more_than_the_cost_of_all_filters(
             subscriptions in prop::collection::vec(prop::collection::vec(filter(), 1..12), 1..4),

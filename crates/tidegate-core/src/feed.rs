@@ -23,7 +23,7 @@ use crate::{
     bounds::Bounds,
     event::{Event, Payload},
     evicted::Evicted,
-    freed::Freed,
+    freed::{Crowded, Freed},
     groups::FilterGroup,
     latest::Latest,
     limits::{Limits, Overflow},
@@ -197,6 +197,12 @@ impl<P: Payload> Feed<P> {
     /// Takes the lock of the feed.
     pub(crate) fn lock(&self) -> MutexGuard<'_, FeedState<P>> {
         self.state.lock()
+    }
+}
+
+impl<P: Payload> Crowded<P> for Feed<P> {
+    fn free_some(&self, freed: &mut Freed<P>) -> bool {
+        self.lock().free_unwanted(freed)
     }
 }
 
@@ -644,7 +650,7 @@ impl<P: Payload> FeedState<P> {
 // ===== impl FeedKind =====
 
 impl<P> FeedKind<P> {
-    /// What the hub tells feeds apart by: the filters, and the identity of the predicate.
+    /// The mark that the hub tells feeds apart by: the filters, and the identity of the predicate.
     fn key(&self) -> (&FilterGroup, Option<u64>) {
         (&self.filters, self.predicate.as_ref().map(Predicate::id))
     }

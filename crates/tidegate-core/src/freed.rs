@@ -4,12 +4,9 @@
 //! predicate has captured, which goes with the last reference to its feed. Neither ever runs under a lock of the hub: who
 //! takes something out under a lock puts it here, and lets this go when all locks are gone.
 
-use std::{mem, sync::Arc};
+use std::{any::Any, fmt, mem, sync::Arc};
 
-use crate::{
-    event::{Event, Payload},
-    feed::Feed,
-};
+use crate::event::{Event, Payload};
 
 /// Payloads and feeds whose last reference was taken out.
 #[derive(Debug)]
@@ -21,14 +18,19 @@ pub(crate) struct Freed<P> {
 }
 
 /// See [`Freed::more`].
-#[derive(Debug)]
 struct More<P> {
     /// Further payloads.
     payloads: Vec<P>,
-    /// Feeds.
-    feeds: Vec<Feed<P>>,
+    /// Feeds, only to be dropped.
+    feeds: Vec<Box<dyn Any + Send>>,
     /// Feeds with more events that nobody wants than could be let go under one hold of their lock.
-    crowded: Vec<Arc<Feed<P>>>,
+    crowded: Vec<Arc<dyn Crowded<P> + Send + Sync>>,
+}
+
+/// A place that has more to let go of than is let go under one hold of its lock.
+pub(crate) trait Crowded<P> {
+    /// Takes the lock, and lets go of some. Returns whether more is left.
+    fn free_some(&self, freed: &mut Freed<P>) -> bool;
 }
 
 impl<P> Freed<P> {
@@ -49,7 +51,7 @@ impl<P> Freed<P> {
             for feed in mem::take(&mut more.crowded) {
                 // In between publishers get the lock, and what is freed does not pile up.
                 let mut freed = Self::new();
-                while feed.lock().free_unwanted(&mut freed) {
+                while feed.free_some(&mut freed) {
                     freed = Self::new();
                 }
             }
@@ -72,14 +74,14 @@ impl<P> Freed<P> {
 
     /// Notes that `feed` has more events to be let go of.
     #[cold]
-    pub(crate) fn crowded(&mut self, feed: &Arc<Feed<P>>) {
-        self.more().crowded.push(Arc::clone(feed));
+    pub(crate) fn crowded(&mut self, feed: Arc<dyn Crowded<P> + Send + Sync>) {
+        self.more().crowded.push(feed);
     }
 
     /// Lets go of a reference to `feed`, and keeps the feed if it was the last.
-    pub(crate) fn feed(&mut self, feed: Arc<Feed<P>>) {
+    pub(crate) fn feed(&mut self, feed: Arc<impl Any + Send>) {
         if let Some(feed) = Arc::into_inner(feed) {
-            self.more().feeds.push(feed);
+            self.more().feeds.push(Box::new(feed));
         }
     }
 
@@ -92,5 +94,14 @@ impl<P> Freed<P> {
                 crowded: Vec::new(),
             })
         })
+    }
+}
+
+impl<P> fmt::Debug for More<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("More")
+            .field("payloads", &self.payloads.len())
+            .field("feeds", &self.feeds.len())
+            .finish_non_exhaustive()
     }
 }

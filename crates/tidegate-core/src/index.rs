@@ -84,7 +84,7 @@ pub(crate) struct Search {
 pub(crate) struct Joined<P> {
     /// In the order of their kinds.
     pub(crate) feeds: Vec<Arc<Feed<P>>>,
-    /// Those that were made, for publishers who searched before.
+    /// The ones that were made, for publishers who searched before.
     pub(crate) added: Vec<Late<P>>,
 }
 
@@ -98,7 +98,7 @@ pub(crate) struct Late<P> {
 }
 
 impl<P> Late<P> {
-    /// Those of `late`, which are in the order of their versions, that a search in `version` has not found.
+    /// The feeds of `late`, which are in the order of their versions, that a search in `version` has not found.
     pub(crate) fn after(late: &[Self], version: u64) -> &[Self] {
         &late[late.partition_point(|late| late.version <= version)..]
     }

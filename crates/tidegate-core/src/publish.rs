@@ -618,7 +618,7 @@ fn append_to<P: Payload>(
         let mut state = feed.lock();
         let matched = state.append(event, wake, freed);
         if state.has_unwanted() {
-            freed.crowded(feed);
+            freed.crowded(Arc::clone(feed) as _);
         }
         let is_new = state.listed_at().is_none() && state.oldest().is_some();
         if is_new {

@@ -45,7 +45,7 @@ pub struct Publishing<P: Payload> {
     is_over: bool,
     /// Whether a step has begun in which predicates run, and has not come to its end: if it never does, one has panicked.
     is_in_predicates: bool,
-    /// Who is to be woken.
+    /// Wakers of those who are to be woken.
     wake: Vec<Waker>,
     /// Payloads and feeds to be let go of.
     freed: Freed<P>,

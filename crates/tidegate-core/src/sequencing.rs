@@ -1,4 +1,4 @@
-//! What a sequencer outside tells a hub besides events: that there are none, that some are lost, that all begins anew.
+//! News that a sequencer outside has for a hub besides events: that there are none, that some are lost, that all begins anew.
 
 use std::{
     mem,

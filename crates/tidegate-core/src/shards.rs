@@ -21,7 +21,7 @@ const MAX_SINGLE: usize = 1_024;
 pub(crate) struct Shards<K, V> {
     /// One table, or as many as [`TABLES`].
     tables: Vec<HashMap<K, V>>,
-    /// What decides the table of a key; each table hashes anew.
+    /// The hasher that decides the table of a key; each table hashes anew.
     hasher: RandomState,
     /// How many entries there are.
     len: usize,

@@ -1,4 +1,4 @@
-//! What feeds hold, in bytes that the allocator was asked for: no more than the memory budget says.
+//! The memory of feeds, in bytes that the allocator was asked for: no more than the memory budget says.
 
 use std::{num::NonZeroU64, time::Instant};
 

@@ -1,4 +1,4 @@
-//! What filters hold, in bytes that the allocator was asked for: less than [`FilterCost::bytes`] says, and in proportion to
+//! The memory of filters, in bytes that the allocator was asked for: less than [`FilterCost::bytes`] says, and in proportion to
 //! the request that carried them.
 
 use std::time::Instant;
@@ -12,7 +12,7 @@ use tidegate_core::{
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
-/// What a subscription holds beside its filters: itself, its registration, its signal and its own topic's feed.
+/// The bytes that a subscription holds beside its filters: itself, its registration, its signal and its own topic's feed.
 const SUBSCRIPTION_BYTES: u64 = 4 << 10;
 
 /// The most filters and tokens that the service lets one request have.

@@ -51,7 +51,7 @@ fn subscribe(hub: &Hub<Bytes>, start: Start) -> Subscription<Bytes> {
     hub.subscribe(options("c", start), Instant::now()).unwrap()
 }
 
-/// What a subscription is given, in its order.
+/// Everything that a subscription is given, in its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Given {
     Event(u64),
@@ -491,7 +491,7 @@ fn a_new_epoch_ends_everybody_with_a_position_of_the_old_one() {
     );
 }
 
-/// What the old epoch held is given back, although its subscriptions are still there.
+/// The memory of the old epoch is given back, although its subscriptions are still there.
 #[test]
 fn a_new_epoch_frees_what_the_old_one_held() {
     let hub = Hub::begin_at(HubConfig::new(EPOCH), 0);

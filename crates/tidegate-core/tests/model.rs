@@ -187,7 +187,7 @@ struct ModelReplay {
     head: u64,
     /// Whether it was polled before, and so was told of what was missing from the start.
     opened: bool,
-    /// What was published since it subscribed. Those after the position at which it catches up are live.
+    /// Events that were published since it subscribed. Those after the position at which it catches up are live.
     since: Vec<Sent>,
     /// For the last N: the sequence of the first of them, if there were N.
     first_of_last: Option<u64>,

@@ -136,7 +136,7 @@ fn panicking_transport_keeps_no_other_from_being_reset_by_a_sweep() {
     assert_eq!(reset, 3);
 }
 
-/// What was committed is noted before anybody is woken, so that a publisher is counted out once. Were it twice, the next
+/// A commit is noted before anybody is woken, so that a publisher is counted out once. Were it twice, the next
 /// would not be counted in, and who subscribes while that one searches would miss the batch.
 #[test]
 fn panicking_waker_lets_no_later_subscription_miss_a_batch() {

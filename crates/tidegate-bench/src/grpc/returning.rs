@@ -24,7 +24,7 @@ pub struct GrpcReturned {
     _driver: Driver,
 }
 
-/// What a client of HTTP/2 sends first: the preface of a connection, and SETTINGS without any.
+/// The first bytes of a client of HTTP/2: the preface of a connection, and SETTINGS without any.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 impl Returning for Grpc {

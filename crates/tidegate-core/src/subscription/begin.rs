@@ -166,7 +166,7 @@ impl<P: Payload> Drop for Subscription<P> {
             // Without the lock, or a few at a time: there may be many, and publishers would wait.
             views.extend(view);
             if has_unwanted {
-                freed.crowded(&cursor.feed);
+                freed.crowded(Arc::clone(&cursor.feed) as _);
             }
         }
         let Shared {

@@ -133,7 +133,7 @@ impl<P: Payload> Subscription<P> {
         let to = start + taken as u64;
         let moved = feed.advance(cursor.next, to, &self.parts.signal, i, &mut filling.freed);
         if feed.has_unwanted() {
-            filling.freed.crowded(&cursor.feed);
+            filling.freed.crowded(Arc::clone(&cursor.feed) as _);
         }
         drop(feed);
         cursor.next = to;
@@ -241,7 +241,7 @@ impl<P: Payload> Subscription<P> {
             losses.skip(&feed, cursor.next, to, head);
             let moved = feed.advance(cursor.next, to, &self.parts.signal, i, freed);
             if feed.has_unwanted() {
-                freed.crowded(&cursor.feed);
+                freed.crowded(Arc::clone(&cursor.feed) as _);
             }
             drop(feed);
             cursor.next = to;
@@ -275,7 +275,7 @@ impl<P: Payload> Subscription<P> {
             skipped += to - cursor.next;
             let moved = feed.advance(cursor.next, to, &self.parts.signal, i, &mut freed);
             if feed.has_unwanted() {
-                freed.crowded(&cursor.feed);
+                freed.crowded(Arc::clone(&cursor.feed) as _);
             }
             drop(feed);
             cursor.next = to;
@@ -314,7 +314,7 @@ impl<P: Payload> Subscription<P> {
             let to = cursor.next + taken as u64;
             let moved = feed.advance(cursor.next, to, &self.parts.signal, i, &mut filling.freed);
             if feed.has_unwanted() {
-                filling.freed.crowded(&cursor.feed);
+                filling.freed.crowded(Arc::clone(&cursor.feed) as _);
             }
             drop(feed);
             cursor.next = to;

@@ -46,7 +46,7 @@ pub(super) struct Filling<'a, P> {
     pub(super) bytes: u64,
     /// The events taken so far.
     pub(super) events: &'a mut Vec<Arc<Event<P>>>,
-    /// What the cursors have passed last of all, to be dropped after all locks.
+    /// Things that the cursors have passed last of all, to be dropped after all locks.
     pub(super) freed: Freed<P>,
 }
 

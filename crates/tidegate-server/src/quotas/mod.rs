@@ -867,7 +867,7 @@ mod tests {
         assert!(bytes > limit && bytes <= 2 * limit, "{bytes}");
     }
 
-    /// What is counted after any calls in any order is what a count from the start gives.
+    /// The counts after any calls in any order are those that a count from the start gives.
     #[test]
     fn counts_are_those_of_a_count_from_the_start() {
         // Each seed has one of them that is exceeded easily.

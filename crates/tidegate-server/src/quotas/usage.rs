@@ -230,7 +230,7 @@ impl Usage {
         }
     }
 
-    /// What counts for the quotas.
+    /// The things that count for the quotas.
     #[cfg(test)]
     pub(super) fn counts(&self) -> (usize, super::filters::FilterUse) {
         (self.subscriptions, self.filters.total())
