@@ -142,7 +142,7 @@ async fn a_client_takes_over_from_its_own_dead_stream_at_its_quota() {
 }
 
 #[tokio::test]
-async fn the_cost_of_an_addresss_filters_is_bounded_by_default() {
+async fn filters_of_one_address_have_a_bounded_cost_by_default() {
     let server = Running::start(ServerConfig::default()).await;
     let mut client = server.client().await;
     let mut held = Vec::new();
