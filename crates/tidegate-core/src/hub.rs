@@ -309,7 +309,7 @@ impl<P: Payload> Hub<P> {
 
     /// Begins another epoch, whose sequences go on after `after`: the log was cut, replaced or restored, and its
     /// sequences mean something else now. Every subscription ends with
-    /// [`CloseReason::EpochChanged`](crate::CloseReason::EpochChanged), and with a position of the epoch in which it
+    /// [`CloseReason::EpochChanged`], and with a position of the epoch in which it
     /// began; history is empty; publishing and subscribing go on.
     ///
     /// # Errors
