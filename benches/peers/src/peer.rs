@@ -160,19 +160,7 @@ impl Peer {
     /// Returns how to start it.
     fn launch(self, programs: &Programs) -> Result<Launch, Error> {
         Ok(match self {
-            Self::Tidegate => {
-                // The benchmark is one address with the filters of thousands of clients.
-                let arguments = [
-                    "serve",
-                    "--listen",
-                    "127.0.0.1:0",
-                    "--quotas-address-filter-work",
-                    "none",
-                    "--quotas-address-filter-bytes",
-                    "none",
-                ];
-                Launch::new(&programs.tidegate, arguments)
-            }
+            Self::Tidegate => Launch::tidegate(&programs.tidegate),
             Self::TypedTransport => Launch::new(this_program()?, ["typed-transport"]),
             Self::Typed => Launch::new(this_program()?, ["typed"]),
             Self::Broadcast => Launch::new(this_program()?, ["broadcast"]),

@@ -82,6 +82,21 @@ impl Launch {
         }
     }
 
+    /// Describes `tidegate serve`, by the `program` tidegate, on a free port. The quotas on the filters of an address are off,
+    /// because a benchmark is one address with the filters of thousands of clients.
+    pub fn tidegate(program: impl Into<PathBuf>) -> Self {
+        let arguments = [
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--quotas-address-filter-work",
+            "none",
+            "--quotas-address-filter-bytes",
+            "none",
+        ];
+        Self::new(program, arguments)
+    }
+
     /// Sets the address, for a program that does not announce it.
     #[must_use]
     pub const fn listening_at(mut self, address: SocketAddr) -> Self {

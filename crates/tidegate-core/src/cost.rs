@@ -31,7 +31,7 @@ const COPIES: u64 = 3;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FilterCost {
     /// The most that these filters add to the search for the subscriptions of one topic: one for each place of the search,
-    /// which is a token of a filter that begins like the topic, and one for each filter found. 20 to 50 ns each.
+    /// which is a token of a filter that begins like the topic, and one for each filter found.
     pub work: u64,
     /// About how many bytes a hub keeps for a subscription with these filters that nobody shares.
     pub bytes: u64,

@@ -290,9 +290,7 @@ impl<P: Payload> Index<P> {
             });
         }
     }
-}
 
-impl<P: Payload> Index<P> {
     /// Forgets all feeds. Returns them, for the caller to let go of after its locks, and the version of the index, which none
     /// of them is in.
     pub(crate) fn clear(&self, members: &mut Members<P>) -> (impl Sized + use<P>, u64) {

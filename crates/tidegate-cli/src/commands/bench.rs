@@ -345,17 +345,7 @@ impl SetupArgs {
     }
 
     fn launch(&self) -> Result<Launch, Failure> {
-        // The benchmark is one address with the filters of thousands of clients.
-        let arguments = [
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--quotas-address-filter-work",
-            "none",
-            "--quotas-address-filter-bytes",
-            "none",
-        ];
-        let mut launch = Launch::new(current_program()?, arguments);
+        let mut launch = Launch::tidegate(current_program()?);
         launch.cores.clone_from(&self.server_cores);
         Ok(match self.tls {
             true => launch.with_tls("--tls-certificate", "--tls-key")?,
