@@ -29,10 +29,7 @@ use super::{
     jwt::{JwksUrl, JwtKeys, Keys},
     policy::Policies,
 };
-use crate::{
-    files::{self, SecurityError},
-    network::tls,
-};
+use crate::{files::SecurityError, network::tls, reading::read_file};
 
 /// The most bytes of a key set. One key has less than 1 KiB.
 const MAX_BYTES: usize = 1 << 20;
@@ -277,7 +274,7 @@ impl Fetcher {
 /// TLS that trusts the authorities in `ca`, or those of the system.
 fn client_config(ca: Option<&PathBuf>) -> Result<Arc<ClientConfig>, SecurityError> {
     let roots = match ca {
-        Some(path) => tls::roots(path, &files::read(path)?)?,
+        Some(path) => tls::roots(path, &read_file(path)?)?,
         None => tls::system_roots(),
     };
     let config = ClientConfig::builder_with_provider(tls::provider())
