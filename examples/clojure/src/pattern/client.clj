@@ -1,5 +1,5 @@
 (ns pattern.client
-  "Prints the notices of the pattern's server: ./run pattern.client HOST:PORT ID"
+  "Prints the notices of the pattern's server: ./run -m pattern.client HOST:PORT ID"
   (:import (io.grpc ManagedChannelBuilder StatusRuntimeException)
            (java.util Iterator)
            (notices.v1 ListenRequest ListenResponse NoticeServiceGrpc)))

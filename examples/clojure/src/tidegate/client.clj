@@ -54,7 +54,7 @@
 (defn- unsigned
   "The number of a field of 64 bits without a sign: Java has none, so the upper half of them arrives negative."
   [^long n]
-  (if (neg? n) (bigint (Long/toUnsignedString n)) n))
+  (if (neg? n) (BigInteger. (Long/toUnsignedString n)) n))
 
 (defn show-position
   "EPOCH:SEQUENCE, as `tidegate sub` writes it."
