@@ -4,23 +4,23 @@
 //! Each key has one algorithm, which follows from its kind: HS256 for a secret, RS256 for an RSA key, ES256 for a P-256
 //! key, EdDSA for an Ed25519 key. A token whose header names another algorithm is refused, so a public key is never
 //! used as a secret, and `none` is never accepted (RFC 8725, section 3.1). Keys and addresses of keys in a header
-//! (`jwk`, `jku`, `x5u`) are ignored.
+//! (`jwk`, `jku`, `x5u`) are ignored. A header with `crit` is refused.
 //!
 //! # Claims
 //! A token needs `iss` and `aud` as configured, `exp`, and the principal as `sub`. `nbf` is enforced if it is there.
+//! Times need not be whole seconds.
 //! The claim `tidegate` may grant rights, in the form of a [rule](crate::Rule) without principals: `{"publish":
 //! {"allow": [], "deny": []}, "subscribe": {"allow": []}, "admin": false}`.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use jsonwebtoken::{
-    Algorithm, DecodingKey, Validation, decode, decode_header,
-    errors::ErrorKind,
+    Algorithm, DecodingKey, crypto,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse},
 };
 use serde::Deserialize;
@@ -33,7 +33,11 @@ use x509_parser::{
     x509::SubjectPublicKeyInfo,
 };
 
-use super::rules::Rights;
+use super::{
+    refusal::{Cause, quoted},
+    rules::Rights,
+    token::{ClaimError, Expected, Token},
+};
 use crate::{
     digest::{Digest, digest},
     files::SecurityError,
@@ -116,22 +120,22 @@ pub(crate) struct VerifiedToken {
 }
 
 /// The error of a token that is not accepted.
+#[derive(Debug)]
+pub(crate) struct TokenError {
+    pub(crate) kind: TokenErrorKind,
+    /// For the log. The client is not told more than the kind, which would help attackers only.
+    pub(crate) cause: Cause,
+}
+
+/// The answer that a token gets which is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TokenError {
+pub(crate) enum TokenErrorKind {
     /// The token is good, but has expired.
     Expired,
     /// The token may be signed with a key that is not known.
     UnknownKey,
-    /// Anything else. The client is not told more, which would help attackers only; the log has it.
+    /// Anything else.
     Invalid,
-}
-
-/// The claims of a token that are read here. `jsonwebtoken` checks the others.
-#[derive(Debug, Deserialize)]
-struct Claims {
-    sub: String,
-    exp: u64,
-    tidegate: Option<Rights>,
 }
 
 impl JwtConfig {
@@ -146,54 +150,38 @@ impl JwtConfig {
         }
     }
 
-    fn validation(&self, algorithm: Algorithm) -> Validation {
-        let mut validation = Validation::new(algorithm);
-        validation.set_issuer(&[&self.issuer]);
-        validation.set_audience(&[&self.audience]);
-        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        validation.validate_nbf = true;
-        validation.leeway = self.leeway.as_secs();
-        validation
-    }
-
     /// Verifies `token` with those of `keys` that may have signed it.
-    pub(crate) fn verify(&self, keys: &Keys, token: &str) -> Result<VerifiedToken, TokenError> {
-        let header = decode_header(token).map_err(|_| TokenError::Invalid)?;
-        // With a name, or without any key here, another fetch may bring the key.
-        let mut refused = match header.kid.is_some() || keys.0.is_empty() {
-            true => TokenError::UnknownKey,
-            false => TokenError::Invalid,
+    pub(crate) fn verify(
+        &self,
+        keys: &Keys,
+        token: &str,
+        now: SystemTime,
+    ) -> Result<VerifiedToken, TokenError> {
+        let invalid = TokenError::of(TokenErrorKind::Invalid);
+        let token = Token::parse(token).map_err(invalid)?;
+        let key = keys.signer_of(&token)?;
+        let expected = Expected {
+            issuer: &self.issuer,
+            audience: &self.audience,
+            leeway: self.leeway,
+            now,
         };
-        // The algorithm is that of the key, never that of the header.
-        for key in keys.named(header.kid.as_deref()) {
-            match decode::<Claims>(token, &key.key, &self.validation(key.algorithm)) {
-                Ok(token) => return self.accept(token.claims, key),
-                Err(error) => {
-                    tracing::debug!(%error, "token refused");
-                    refused = match error.kind() {
-                        ErrorKind::ExpiredSignature => return Err(TokenError::Expired),
-                        // A key without a name may not be the one that the token names.
-                        _ if key.id.is_none() && refused == TokenError::UnknownKey => refused,
-                        _ => TokenError::Invalid,
-                    };
-                }
-            }
-        }
-        Err(refused)
-    }
-
-    fn accept(&self, claims: Claims, key: &Key) -> Result<VerifiedToken, TokenError> {
-        let end = Duration::from_secs(claims.exp).checked_add(self.leeway);
-        let expires = end.and_then(|end| SystemTime::UNIX_EPOCH.checked_add(end));
-        if claims.sub.is_empty() {
-            return Err(TokenError::Invalid);
-        }
+        let claims = token.claims(&expected).map_err(|error| match error {
+            ClaimError::Expired(cause) => TokenError::of(TokenErrorKind::Expired)(cause),
+            ClaimError::Invalid(cause) => invalid(cause),
+        })?;
         Ok(VerifiedToken {
-            principal: claims.sub.into(),
-            expires: expires.ok_or(TokenError::Invalid)?,
-            rights: claims.tidegate,
+            principal: claims.principal.into(),
+            expires: claims.expires,
+            rights: claims.rights,
             key: key.fingerprint,
         })
+    }
+}
+
+impl TokenError {
+    fn of(kind: TokenErrorKind) -> impl Fn(Cause) -> Self + Copy {
+        move |cause| Self { kind, cause }
     }
 }
 
@@ -260,9 +248,60 @@ impl Keys {
     }
 
     /// The keys that may have signed a token whose header names `id`.
-    fn named<'a>(&'a self, id: Option<&'a str>) -> impl Iterator<Item = &'a Key> {
+    fn named<'a>(&'a self, id: Option<&str>) -> impl Iterator<Item = &'a Key> {
         let keys = self.0.iter().map(|key| &**key);
         keys.filter(move |key| id.is_none() || key.id.is_none() || key.id.as_deref() == id)
+    }
+
+    /// The key that signed a token.
+    ///
+    /// # Errors
+    /// When none of these has. With a name, or without any key here, another fetch may bring the key.
+    fn signer_of(&self, token: &Token<'_>) -> Result<&Key, TokenError> {
+        let id = token.key.as_deref();
+        let (mut tried, mut others) = (0, BTreeSet::new());
+        let mut kind = match id.is_some() || self.is_empty() {
+            true => TokenErrorKind::UnknownKey,
+            false => TokenErrorKind::Invalid,
+        };
+        for key in self.named(id) {
+            // The algorithm is that of the key, never that of the header.
+            let names = names_of(key.algorithm);
+            if names.contains(&&token.algorithm[..]) {
+                tried += 1;
+                let (signature, signed) = (token.signature, token.signed.as_bytes());
+                // An error is a signature that is not in base64url.
+                if crypto::verify(signature, signed, &key.key, key.algorithm).unwrap_or(false) {
+                    return Ok(key);
+                }
+            } else {
+                others.insert(names[0]);
+            }
+            // A key without a name may not be the one that the token names.
+            if key.id.is_some() {
+                kind = TokenErrorKind::Invalid;
+            }
+        }
+        let named = id.map(|id| format!(" with the name {}", quoted(id)));
+        let named = named.unwrap_or_default();
+        let cause = match (tried, others.is_empty()) {
+            (0, true) => Cause::new("unknown_key", format!("the server has no key{named}")),
+            (0, false) => {
+                let (algorithm, others) = (quoted(&token.algorithm), Vec::from_iter(others));
+                Cause::new(
+                    "algorithm",
+                    format!(
+                        "its header says {algorithm}, and the server's keys{named} are for {}",
+                        others.join(" and ")
+                    ),
+                )
+            }
+            _ => Cause::new(
+                "signature",
+                format!("none of the server's keys{named} has signed it"),
+            ),
+        };
+        Err(TokenError { kind, cause })
     }
 
     /// Parses a JSON Web Key Set. Entries that are not keys for signatures, of a kind that the server uses, are
@@ -361,6 +400,17 @@ impl Key {
             key,
             fingerprint: digest(&serde_json::to_vec(&jwk.algorithm).ok()?),
         })
+    }
+}
+
+/// The names of an algorithm in the header of a token.
+fn names_of(algorithm: Algorithm) -> &'static [&'static str] {
+    match algorithm {
+        Algorithm::RS256 => &["RS256"],
+        Algorithm::ES256 => &["ES256"],
+        // The second is the name since RFC 9864.
+        Algorithm::EdDSA => &["EdDSA", "Ed25519"],
+        _ => &["HS256"],
     }
 }
 
