@@ -134,7 +134,4 @@ async fn a_token_may_be_as_long_as_headers() {
     let status = status.unwrap_err();
     assert_ne!(status.code(), Code::Ok);
     assert!(status.message().contains("431"), "{status:?}");
-    time::timeout(Duration::from_secs(30), async {})
-        .await
-        .unwrap();
 }
