@@ -8,8 +8,10 @@ import hmac
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import grpc
@@ -58,9 +60,9 @@ class Guarded:
         metadata = [("authorization", f"Bearer {credential}") for credential in credentials]
         self.stub.Publish(pb.PublishRequest(events=[new_event("a")]), metadata=metadata, timeout=PATIENCE)
 
-    def logged(self) -> list[str]:
+    def logged(self, what: str = "credentials refused") -> list[str]:
         """Returns the lines about refusals. A line is written before the call is answered."""
-        return [line for line in self.log.read_text().splitlines() if "credentials refused" in line]
+        return [line for line in self.log.read_text().splitlines() if what in line]
 
 
 @pytest.fixture
@@ -126,3 +128,34 @@ def test_refusals_cannot_fill_the_log(guarded):
 def test_long_token_is_accepted(guarded):
     for groups in (100, 9000, 11000):
         guarded.publish(token(groups="x" * groups))
+
+
+class Firewall(BaseHTTPRequestHandler):
+    """Lets nobody through who does not say what program it is, and sends everybody else elsewhere."""
+
+    def do_GET(self) -> None:
+        agent = self.headers["User-Agent"] or ""
+        self.send_response(302 if re.fullmatch(r"tidegate/\d+\.\d+\.\d+", agent) else 403)
+        self.send_header("Location", "https://elsewhere.example/keys")
+        self.end_headers()
+        self.wfile.write(b"<html>who are you?</html>")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_failed_fetch_of_keys_is_logged_with_the_answer(binary, tmp_path):
+    firewall = HTTPServer(("127.0.0.1", 0), Firewall)
+    threading.Thread(target=firewall.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{firewall.server_port}/keys"
+    guarded = Guarded(binary, tmp_path, f"--auth-jwt-key-sets={url}")
+    # Its key is not known, so it waits for the fetch.
+    with refused("KEYS_UNAVAILABLE", code=grpc.StatusCode.UNAVAILABLE):
+        guarded.publish(token({"kid": "another"}, secret=b"another one"))
+    line = guarded.logged("cannot fetch a JSON Web Key Set")[0]
+    for words in (url, "302 Found", "https://elsewhere.example/keys", "redirects are not followed"):
+        assert words in line, line
+    guarded.publish(token())
+    guarded.channel.close()
+    guarded.server.stop()
+    firewall.shutdown()

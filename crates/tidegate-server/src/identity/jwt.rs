@@ -23,7 +23,6 @@ use jsonwebtoken::{
     Algorithm, DecodingKey, crypto,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse},
 };
-use serde::Deserialize;
 use x509_parser::{
     oid_registry::{
         OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519,
@@ -42,6 +41,9 @@ use crate::{
     digest::{Digest, digest},
     files::SecurityError,
 };
+
+/// The most keys of a set without a usable one that a message describes.
+const MAX_SHOWN_KEYS: usize = 4;
 
 /// The least bytes of a secret for HS256 (RFC 7518, section 3.2).
 const MIN_SECRET_BYTES: usize = 32;
@@ -307,20 +309,68 @@ impl Keys {
     /// Parses a JSON Web Key Set. Entries that are not keys for signatures, of a kind that the server uses, are
     /// skipped.
     fn from_set(content: &[u8], with_secrets: bool) -> Result<Self, String> {
-        #[derive(Deserialize)]
-        struct Set {
-            keys: Vec<serde_json::Value>,
-        }
-        let set: Set = serde_json::from_slice(content)
+        // Editors and some servers put a mark there, which JSON does not have.
+        let content = content
+            .strip_prefix("\u{feff}".as_bytes())
+            .unwrap_or(content);
+        let set: serde_json::Value = serde_json::from_slice(content)
             .map_err(|error| format!("not a JSON Web Key Set: {error}"))?;
-        let keys = set.keys.into_iter();
-        let keys = keys.filter_map(|key| Key::from_jwk(&serde_json::from_value(key).ok()?));
-        let keys = keys.filter(|key| with_secrets || key.algorithm != Algorithm::HS256);
-        let keys = Self(keys.map(Arc::new).collect());
-        if keys.0.is_empty() {
-            return Err("contains no key for RS256, ES256 or EdDSA".into());
+        let Some(written) = set.get("keys").and_then(|keys| keys.as_array()) else {
+            return Err(no_keys(&set));
+        };
+        let (mut keys, mut skipped) = (Vec::new(), Vec::new());
+        for key in written {
+            let parsed = serde_json::from_value(key.clone()).ok();
+            let parsed = parsed.and_then(|key| Key::from_jwk(&key));
+            match parsed.filter(|key| with_secrets || key.algorithm != Algorithm::HS256) {
+                Some(key) => keys.push(Arc::new(key)),
+                None => skipped.push(described_key(key)),
+            }
         }
-        Ok(keys)
+        if !keys.is_empty() {
+            if !skipped.is_empty() {
+                tracing::debug!(
+                    used = keys.len(),
+                    skipped = skipped.len(),
+                    first_skipped = skipped[0],
+                    "a key set has keys of kinds that the server does not use"
+                );
+            }
+            return Ok(Self(keys));
+        }
+        let shown = &skipped[..skipped.len().min(MAX_SHOWN_KEYS)];
+        let more = skipped.len() - shown.len();
+        let what = match (shown.is_empty(), more) {
+            (true, _) => "it has none at all".into(),
+            (false, 0) => format!("it has: {}", shown.join("; ")),
+            (false, more) => format!("it has: {}; and {more} more", shown.join("; ")),
+        };
+        Err(format!("contains no key for RS256, ES256 or EdDSA; {what}"))
+    }
+}
+
+/// The words for JSON that is no key set.
+fn no_keys(set: &serde_json::Value) -> String {
+    match set.get("jwks_uri").and_then(|address| address.as_str()) {
+        // Both addresses are on the same page of an issuer's manual.
+        Some(address) => format!(
+            "the configuration of an issuer, and not its key set; set the address that it gives: {}",
+            quoted(address)
+        ),
+        None => "not a JSON Web Key Set: it has no list `keys`".into(),
+    }
+}
+
+/// The kind of a key in a set, for a message.
+fn described_key(key: &serde_json::Value) -> String {
+    let parts = ["kty", "crv", "alg", "use"].into_iter().filter_map(|name| {
+        let value = key.get(name)?.as_str()?;
+        Some(format!("{name} {}", quoted(value)))
+    });
+    let parts: Vec<_> = parts.collect();
+    match parts.is_empty() {
+        true => "one without a kind".into(),
+        false => parts.join(" "),
     }
 }
 
