@@ -33,10 +33,7 @@ use super::{
     policy::Policies,
     refusal::quoted,
 };
-use crate::{
-    files::{self, SecurityError},
-    network::tls,
-};
+use crate::{files::SecurityError, network::tls, reading::read_file};
 
 /// The most bytes of a key set. One key has less than 1 KiB.
 const MAX_BYTES: usize = 1 << 20;
@@ -460,7 +457,7 @@ fn explained(error: &io::Error) -> String {
 /// TLS that trusts the authorities in `ca`, or those of the system.
 fn client_config(ca: Option<&PathBuf>) -> Result<Arc<ClientConfig>, SecurityError> {
     let roots = match ca {
-        Some(path) => tls::roots(path, &files::read(path)?)?,
+        Some(path) => tls::roots(path, &read_file(path)?)?,
         None => tls::system_roots(),
     };
     Ok(client_config_of(roots))

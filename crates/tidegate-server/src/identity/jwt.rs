@@ -40,6 +40,7 @@ use super::{
 use crate::{
     digest::{Digest, digest},
     files::SecurityError,
+    text,
 };
 
 /// The most keys of a set without a usable one that a message describes.
@@ -213,10 +214,14 @@ impl JwtKeys {
     /// Parses the keys in `content`.
     pub(crate) fn parse(&self, content: &[u8]) -> Result<Keys, SecurityError> {
         let keys = match self {
-            Self::Pem(_) => Key::from_pem(content).map(Keys::one),
+            Self::Pem(_) => text::pem(content).and_then(Key::from_pem).map(Keys::one),
             Self::Secret(_) => Key::from_secret(content).map(Keys::one),
-            Self::JwksFile(_) => Keys::from_set(content, true),
-            Self::JwksUrl(_) => Keys::from_set(content, false),
+            Self::JwksFile(_) => {
+                text::without_mark(content).and_then(|set| Keys::from_set(set, true))
+            }
+            Self::JwksUrl(_) => {
+                text::without_mark(content).and_then(|set| Keys::from_set(set, false))
+            }
         };
         let path = match self {
             Self::JwksUrl(set) => Path::new(&set.url),
@@ -376,6 +381,13 @@ fn described_key(key: &serde_json::Value) -> String {
 
 impl Key {
     fn from_secret(content: &[u8]) -> Result<Self, String> {
+        // A secret is any bytes, but hardly these, which the other side of the secret will not have.
+        if text::has_mark(content) {
+            return Err(
+                "begins with a byte order mark, which would be part of the secret: save it without one"
+                    .into(),
+            );
+        }
         let secret = content.strip_suffix(b"\n").unwrap_or(content);
         let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
         if secret.len() < MIN_SECRET_BYTES {

@@ -25,8 +25,8 @@ mod token;
 pub(crate) mod tokens;
 
 use std::{
-    path::PathBuf,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -48,7 +48,7 @@ use self::{
 };
 use crate::{
     digest::Digest,
-    files::{Files, SecurityError},
+    files::{Contents, Files, SecurityError},
     network::tls::{Certificates, Tls},
 };
 
@@ -59,6 +59,8 @@ pub(crate) struct Authenticator {
     tokens: Files,
     rules: Files,
     keys: Files,
+    /// The keys in force, by file.
+    keys_in_force: Mutex<Vec<Keys>>,
     key_sets: KeySets,
     policies: Arc<Policies>,
     known_tokens: KnownTokens,
@@ -115,6 +117,7 @@ impl Authenticator {
             tokens: Files::new(config.tokens.clone()),
             rules: Files::new(config.rules_file.clone()),
             keys,
+            keys_in_force: Mutex::default(),
             key_sets,
             policies: Arc::new(Policies::new(policy)),
             known_tokens: KnownTokens::default(),
@@ -122,11 +125,6 @@ impl Authenticator {
             config,
         };
         authenticator.reload(true).into_iter().try_for_each(Err)?;
-        if authenticator.policies.current().rules.is_empty() && authenticator.config.jwt.is_none() {
-            tracing::warn!(
-                "no rules are configured: every request will be denied; set `auth.rules`"
-            );
-        }
         Ok(Some(Arc::new(authenticator)))
     }
 
@@ -140,23 +138,42 @@ impl Authenticator {
         &self.refusals
     }
 
+    /// Whether there is no rule.
+    pub(crate) fn has_no_rules(&self) -> bool {
+        self.policies.current().rules.is_empty()
+    }
+
+    /// Whether there is no token in a file.
+    pub(crate) fn has_no_tokens(&self) -> bool {
+        self.policies.current().tokens.is_empty()
+    }
+
+    /// The files of tokens, rules and keys.
+    pub(crate) fn files(&self) -> [&Files; 3] {
+        [&self.tokens, &self.rules, &self.keys]
+    }
+
     /// Reads again the files that have changed, or all of them with `force`. A file that cannot be used leaves its
     /// previous contents in force, and does not keep the other files from taking effect. Returns one error for each.
     pub(crate) fn reload(&self, force: bool) -> Vec<SecurityError> {
-        let parts = [
-            self.reload_tokens(force),
-            self.reload_rules(force),
-            self.reload_keys(force),
-        ];
-        parts.into_iter().filter_map(Result::err).collect()
+        let parts = [self.reload_tokens(force), self.reload_rules(force)];
+        let errors = parts.into_iter().filter_map(Result::err);
+        errors.chain(self.reload_keys(force)).collect()
     }
 
     fn reload_tokens(&self, force: bool) -> Result<(), SecurityError> {
         let (Some(path), Some(contents)) = (&self.config.tokens, self.tokens.read(force)) else {
             return Ok(());
         };
-        let tokens = Tokens::parse(&contents?.concat());
+        let tokens = Tokens::parse(&only(contents)?);
         let tokens = tokens.map_err(|problem| SecurityError::invalid(path, problem))?;
+        // A file may be emptied on purpose. An editor, or a `>` in a shell, does it by accident.
+        if tokens.is_empty() && !self.policies.current().tokens.is_empty() {
+            tracing::warn!(
+                path = %path.display(),
+                "the file of tokens has become empty: none of its tokens is accepted any more"
+            );
+        }
         self.policies
             .amend(|policy| policy.tokens = Arc::new(tokens));
         Ok(())
@@ -169,25 +186,43 @@ impl Authenticator {
         };
         let rules = match &self.config.rules_file {
             None => Rules::from(rules),
-            Some(path) => Rules::parse(&contents?.concat(), rules)
+            Some(path) => Rules::parse(&only(contents)?, rules)
                 .map_err(|problem| SecurityError::invalid(path, problem))?,
         };
+        if rules.is_empty() && !self.policies.current().rules.is_empty() {
+            let path = self.config.rules_file.as_deref().unwrap_or(Path::new(""));
+            tracing::warn!(
+                path = %path.display(),
+                "the file of rules has become empty: it allows nobody anything any more"
+            );
+        }
         self.policies.amend(|policy| policy.rules = Arc::new(rules));
         Ok(())
     }
 
-    fn reload_keys(&self, force: bool) -> Result<(), SecurityError> {
+    fn reload_keys(&self, force: bool) -> Vec<SecurityError> {
         let Some(contents) = self.keys.read(force) else {
-            return Ok(());
+            return Vec::new();
         };
         let sources = self.config.key_sources().iter();
         let files = sources.filter(|source| source.path().is_some());
-        let mut keys = Keys::default();
-        for (source, content) in files.zip(contents?) {
-            keys.extend(&source.parse(&content)?);
+        let mut errors = Vec::new();
+        let mut in_force = self
+            .keys_in_force
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        in_force.resize_with(contents.len(), Keys::default);
+        // One by one: a key that is withdrawn must not stay good because the file of another cannot be read.
+        for ((source, content), keys) in files.zip(contents).zip(in_force.iter_mut()) {
+            match content.and_then(|content| source.parse(&content)) {
+                Ok(new) => *keys = new,
+                Err(error) => errors.push(error),
+            }
         }
+        let mut keys = Keys::default();
+        in_force.iter().for_each(|of_file| keys.extend(of_file));
         self.policies.amend(|policy| policy.keys = Arc::new(keys));
-        Ok(())
+        errors
     }
 
     /// Replaces the verifier of clients' certificates.
@@ -299,6 +334,11 @@ impl Refused {
             cause,
         }
     }
+}
+
+/// The contents of the one file there is.
+fn only(mut contents: Contents) -> Result<Vec<u8>, SecurityError> {
+    contents.pop().unwrap_or_else(|| Ok(Vec::new()))
 }
 
 /// The status for bad credentials of any kind. It does not say what is wrong with them, which would help attackers
