@@ -25,7 +25,7 @@
 //!
 //! # Services beside the events
 //! Every server answers `grpc.health.v1.Health`, for the names `""` and `tidegate.v1.EventService`, and
-//! `grpc.reflection.v1.ServerReflection`. With [`ServerConfig::admin`] it answers `tidegate.v1.AdminService` too, which
+//! `grpc.reflection.v1.ServerReflection` with its `v1alpha`. With [`ServerConfig::admin`] it answers `tidegate.v1.AdminService` too, which
 //! offers the [`Controls`] over gRPC; with [`ServerConfig::http`] it answers `/metrics`, `/healthz` and `/readyz` over
 //! HTTP.
 //!

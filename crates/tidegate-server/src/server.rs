@@ -128,7 +128,7 @@ impl Server {
             controls.clone(),
             &config,
         );
-        routes.set_serving(true).await;
+        routes.set_serving(true);
         tracing::info!(
             %local_addr,
             epoch = format_args!("{epoch:016x}"),
@@ -295,7 +295,7 @@ impl Server {
             drain_timeout,
         } = controls.live();
         // First the health, so that load balancers send nothing new, then the listener.
-        routes.set_serving(false).await;
+        routes.set_serving(false);
         drop(acceptor);
         let open = tasks.len();
         let before = hub.stats();
