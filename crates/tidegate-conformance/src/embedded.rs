@@ -26,6 +26,7 @@ const FILES: &[(&str, &str)] = &[
     file!("delay-of-going-away"),
     file!("delay-of-the-server"),
     file!("delay-that-cannot-be-read"),
+    file!("details-that-cannot-be-read"),
     file!("event-in-full"),
     file!("gap-in-its-place"),
     file!("gap-of-unknown-reason"),
