@@ -18,8 +18,10 @@ mod known_tokens;
 mod made_ids;
 pub(crate) mod peer;
 mod policy;
+mod refusal;
 pub(crate) mod rules;
 mod session;
+mod token;
 pub(crate) mod tokens;
 
 use std::{
@@ -36,9 +38,10 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 pub use self::config::AuthConfig;
 use self::{
     jwks::KeySets,
-    jwt::{JwksUrl, JwtKeys, Keys, TokenError, VerifiedToken},
+    jwt::{JwksUrl, JwtKeys, Keys, TokenError, TokenErrorKind, VerifiedToken},
     known_tokens::KnownTokens,
     policy::{Credential, Policies, Policy},
+    refusal::{Cause, RefusalLog},
     rules::{Rights, Rules},
     session::{Authenticated, Session},
     tokens::Tokens,
@@ -61,6 +64,16 @@ pub(crate) struct Authenticator {
     key_sets: KeySets,
     policies: Arc<Policies>,
     known_tokens: KnownTokens,
+    refusals: RefusalLog,
+}
+
+/// Credentials that are not accepted.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// The answer to the client.
+    pub(crate) status: Status,
+    /// For the log.
+    pub(crate) cause: Cause,
 }
 
 // ===== impl Authenticator =====
@@ -108,6 +121,7 @@ impl Authenticator {
             key_sets,
             policies: Arc::new(Policies::new(policy)),
             known_tokens: KnownTokens::default(),
+            refusals: RefusalLog::default(),
             config,
         };
         authenticator.reload(true).into_iter().try_for_each(Err)?;
@@ -117,6 +131,11 @@ impl Authenticator {
     /// The tokens that were accepted before.
     pub(crate) fn known_tokens(&self) -> &KnownTokens {
         &self.known_tokens
+    }
+
+    /// The log of credentials that were not accepted.
+    pub(crate) fn refusals(&self) -> &RefusalLog {
+        &self.refusals
     }
 
     /// Whether there is no rule.
@@ -224,13 +243,12 @@ impl Authenticator {
     /// Verifies a token, whose SHA-256 is `hash`.
     ///
     /// # Errors
-    /// The status to answer with: the credentials are not accepted, have expired, or cannot be verified because keys
-    /// cannot be fetched.
+    /// When the credentials are not accepted, have expired, or cannot be verified because keys cannot be fetched.
     pub(crate) async fn authenticate_token(
         &self,
         token: &str,
         hash: Digest,
-    ) -> Result<Authenticated, Status> {
+    ) -> Result<Authenticated, Refused> {
         let policy = self.policies.current();
         if let Some(principal) = policy.tokens.principal(&hash) {
             return Ok(self.begin_session(
@@ -241,14 +259,17 @@ impl Authenticator {
             ));
         }
         let Some(jwt) = &self.config.jwt else {
-            return Err(credentials_invalid());
+            let cause = Cause::new("unknown", "no file lists the token");
+            return Err(Refused::invalid(cause));
         };
-        let mut verified = jwt.verify(&policy.all_keys(), token);
-        if matches!(verified, Err(TokenError::UnknownKey)) && !self.key_sets.is_empty() {
+        let verify = |policy: &Policy| jwt.verify(&policy.all_keys(), token, SystemTime::now());
+        let mut verified = verify(&policy);
+        let may_be_new = |error: &TokenError| error.kind == TokenErrorKind::UnknownKey;
+        if verified.as_ref().is_err_and(may_be_new) && !self.key_sets.is_empty() {
             // Fetches at most once in the interval, however many calls ask. All of them wait for that one fetch, and
             // may find the key then.
             self.fetch(|set| set.unknown_key_interval).await;
-            verified = jwt.verify(&self.policies.current().all_keys(), token);
+            verified = verify(&self.policies.current());
         }
         match verified {
             Ok(VerifiedToken {
@@ -257,16 +278,21 @@ impl Authenticator {
                 rights,
                 key,
             }) => Ok(self.begin_session(principal, Credential::Jwt(key), Some(expires), rights)),
-            Err(TokenError::Expired) => {
-                Err(Reason::CredentialsExpired.status("the token has expired; get a new one"))
+            Err(TokenError { kind, cause }) => Err(self.refused(kind, cause)),
+        }
+    }
+
+    fn refused(&self, kind: TokenErrorKind, cause: Cause) -> Refused {
+        let status = match kind {
+            TokenErrorKind::Expired => {
+                Reason::CredentialsExpired.status("the token has expired; get a new one")
             }
             // The token may be good. The fault is with the address of the keys, so the client should try again.
-            Err(TokenError::UnknownKey) if !self.key_sets.are_trusted() => {
-                Err(Reason::KeysUnavailable
-                    .status("the keys that verify tokens cannot be fetched; try again later"))
-            }
-            Err(TokenError::UnknownKey | TokenError::Invalid) => Err(credentials_invalid()),
-        }
+            TokenErrorKind::UnknownKey if !self.key_sets.are_trusted() => Reason::KeysUnavailable
+                .status("the keys that verify tokens cannot be fetched; try again later"),
+            TokenErrorKind::UnknownKey | TokenErrorKind::Invalid => credentials_invalid(),
+        };
+        Refused { status, cause }
     }
 
     /// The principal of a certificate that the handshake verified. `None` if the certificate names nobody.
@@ -299,6 +325,17 @@ impl Authenticator {
     }
 }
 
+// ===== impl Refused =====
+
+impl Refused {
+    fn invalid(cause: Cause) -> Self {
+        Self {
+            status: credentials_invalid(),
+            cause,
+        }
+    }
+}
+
 /// The contents of the one file there is.
 fn only(mut contents: Contents) -> Result<Vec<u8>, SecurityError> {
     contents.pop().unwrap_or_else(|| Ok(Vec::new()))
@@ -306,7 +343,7 @@ fn only(mut contents: Contents) -> Result<Vec<u8>, SecurityError> {
 
 /// The status for bad credentials of any kind. It does not say what is wrong with them, which would help attackers
 /// only.
-pub(crate) fn credentials_invalid() -> Status {
+fn credentials_invalid() -> Status {
     Reason::CredentialsInvalid.status("the credentials are not accepted")
 }
 
