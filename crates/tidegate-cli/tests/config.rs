@@ -566,3 +566,130 @@ fn an_address_that_cannot_be_taken_is_told_with_its_cause() {
         assert!(told.contains("ports below 1024"), "{told}");
     }
 }
+
+/// The texts of the warnings that `check-config` prints.
+fn warnings(checked: &Output) -> Vec<String> {
+    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    assert_eq!(said(&checked.stdout), "configuration is valid\n");
+    said(&checked.stderr)
+        .lines()
+        .map(|line| line.strip_prefix("warning: ").unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn check_config_warns_of_what_a_server_warns_of_when_it_starts() {
+    let tokens = File::new("no-tokens", "# none yet\n");
+    let folder = tokens.path();
+    for (text, expected) in [
+        (
+            "memory_budget = \"1KiB\"\nlog = \"info\"\n".to_owned(),
+            vec!["memory_budget"],
+        ),
+        (
+            "memory_budget = \"1000000GiB\"\nlog = \"info\"\n".to_owned(),
+            vec!["is above"],
+        ),
+        (
+            format!("log = \"info\"\n[auth]\ntokens = {folder:?}\n"),
+            vec!["no rules are configured", "has no token"],
+        ),
+        (
+            format!(
+                "listen = \"0.0.0.0:0\"\nlog = \"info\"\n[auth]\ninsecure = true\ntokens = {folder:?}\n"
+            ),
+            vec!["no rules are configured", "has no token", "without TLS"],
+        ),
+        (
+            "listen = \"0.0.0.0:0\"\nlog = \"info\"\nadmin = true\n".to_owned(),
+            vec!["anyone who reaches the server may administer it"],
+        ),
+    ] {
+        let text = match text.contains("listen") {
+            true => text,
+            false => format!("listen = \"127.0.0.1:0\"\n{text}"),
+        };
+        let file = File::new("warned", &text);
+        let checked = tidegate(&["check-config", file.path()])
+            .env("TIDEGATE_FOO", "1")
+            .output()
+            .unwrap();
+        let warned = warnings(&checked);
+        assert_eq!(warned.len(), expected.len() + 1, "{warned:?}");
+        for part in expected {
+            assert!(
+                warned.iter().any(|line| line.contains(part)),
+                "{part}: {warned:?}"
+            );
+        }
+        let mut command = tidegate(&["serve", "--config", file.path()]);
+        command.env("TIDEGATE_FOO", "1").stderr(Stdio::piped());
+        let mut server = Serve::spawn(command);
+        let mut log = BufReader::new(server.child.stderr.take().unwrap());
+        let log = until_logged(&mut log, "listening");
+        for line in &warned {
+            // Behind its origin, which is `file:line`, a variable or a key.
+            let (_, message) = line.split_once(": ").unwrap();
+            assert!(log.contains(message), "{message} is not in:\n{log}");
+        }
+        let logged = log.lines().filter(|line| line.contains(" WARN "));
+        assert_eq!(logged.count(), warned.len(), "{log}");
+    }
+}
+
+#[test]
+fn check_config_refuses_what_a_server_refuses_before_it_binds() {
+    let file = File::new("refused", "");
+    for (text, problem) in [
+        (
+            "[connections]\nmax = 100000000\n",
+            ":2: the connection limit needs",
+        ),
+        (
+            "listen = \"127.0.0.1:5051\"\nhttp = \"127.0.0.1:5051\"\n",
+            ":2: http = 127.0.0.1:5051 is taken by listen",
+        ),
+        (
+            "listen = \"0.0.0.0:5051\"\nhttp = \"127.0.0.1:5051\"\n",
+            ":2: http = 127.0.0.1:5051 is taken by listen",
+        ),
+    ] {
+        file.write(text);
+        let checked = check(&file);
+        assert_eq!(checked.status.code(), Some(2), "{text}");
+        let told = said(&checked.stderr);
+        assert!(told.contains(problem), "{told}");
+        let refused = tidegate(&["serve", "--config", file.path()])
+            .output()
+            .unwrap();
+        assert_ne!(refused.status.code(), Some(0));
+        let (_, message) = problem.split_once(": ").unwrap();
+        let told = said(&refused.stderr);
+        assert!(told.contains(message), "{told}");
+    }
+}
+
+#[test]
+fn check_config_takes_its_file_as_serve_does_and_from_a_pipe() {
+    let file = File::new("by-flag", "heartbeet = \"5s\"\n");
+    let arguments = ["check-config", "--config", file.path()];
+    let checked = tidegate(&arguments).output().unwrap();
+    assert_eq!(checked.status.code(), Some(2));
+    assert!(said(&checked.stderr).contains(":1: there is no setting `heartbeet`"));
+    let mut piped = tidegate(&["check-config", "/dev/stdin"]);
+    let mut piped = piped
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = piped.stdin.take().unwrap();
+    input.write_all(b"heartbeet = \"5s\"\n").unwrap();
+    drop(input);
+    let checked = piped.wait_with_output().unwrap();
+    assert_eq!(checked.status.code(), Some(2));
+    let told = said(&checked.stderr);
+    assert!(
+        told.contains("/dev/stdin:1: there is no setting `heartbeet`"),
+        "{told}"
+    );
+}

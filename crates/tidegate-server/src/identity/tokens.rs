@@ -19,7 +19,7 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::{
     digest::{Digest, digest},
-    text::lines_of_text,
+    text::{is_unseen, lines_of_text},
 };
 
 /// The text before each hash in the file.
@@ -111,12 +111,6 @@ impl Token {
             hash: bytes,
         })
     }
-}
-
-/// Whether a character shows nothing, so that two names that look alike are different.
-fn is_unseen(character: char) -> bool {
-    matches!(character, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}' | '\u{feff}')
-        || character.is_control()
 }
 
 #[cfg(test)]
