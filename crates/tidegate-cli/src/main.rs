@@ -29,7 +29,7 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| settings::suggest(error).exit());
+    let cli = Cli::try_parse().unwrap_or_else(|error| settings::explain(error).exit());
     match start(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),

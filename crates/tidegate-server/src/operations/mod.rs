@@ -2,7 +2,9 @@
 
 pub(crate) mod admin;
 pub(crate) mod controls;
+pub(crate) mod health;
 pub(crate) mod http;
 pub(crate) mod lags;
 pub(crate) mod metrics;
+pub(crate) mod reflection;
 pub(crate) mod reload;

@@ -1,0 +1,86 @@
+(ns tidegate.main
+  "The command line:
+
+    ./run -m tidegate.main subscribe [--server HOST:PORT] [--client-id ID] [--resume EPOCH:SEQUENCE | --replay N] FILTER...
+    ./run -m tidegate.main publish [--server HOST:PORT] [--key KEY] TOPIC PAYLOAD...
+
+  A token is read from the file that TIDEGATE_TOKEN_FILE names."
+  (:require [clojure.string :as str]
+            [tidegate.client :as client])
+  (:import (com.google.gson Gson)
+           (com.google.protobuf ByteString)
+           (com.tidegate.v1 PublishResponse SubscribeRequest)
+           (io.grpc ManagedChannel StatusRuntimeException)
+           (java.util Base64)
+           (java.util.concurrent TimeUnit)))
+
+(set! *warn-on-reflection* true)
+
+(defn- options
+  "Splits the arguments into a map of `--name value` and the others."
+  [arguments]
+  (loop [options {"--server" "127.0.0.1:50051"}, [name value & others :as arguments] arguments]
+    (if (some-> name (str/starts-with? "--"))
+      (recur (assoc options name value) others)
+      [options arguments])))
+
+(defn- payload
+  "An entry of the object: `payload` where it is UTF-8, or else `payload_base64`."
+  [^ByteString bytes]
+  (if (.isValidUtf8 bytes)
+    {:payload (.toStringUtf8 bytes)}
+    {:payload_base64 (.encodeToString (Base64/getEncoder) (.toByteArray bytes))}))
+
+(defn- seconds
+  "A duration as protobuf writes it in JSON."
+  [milliseconds]
+  (str (/ milliseconds 1e3) "s"))
+
+(defn- print-line
+  "Prints an update as one JSON object, in the form of `tidegate sub --output json`."
+  [{bytes :payload :keys [retry_in reconnect_after] :as update}]
+  (let [object (cond-> update
+                 bytes (-> (dissoc :payload) (merge (payload bytes)))
+                 retry_in (assoc :retry_in (seconds retry_in))
+                 reconnect_after (assoc :reconnect_after (seconds reconnect_after)))]
+    (println (.toJson (Gson.) (update-keys object name)))))
+
+(defn- token
+  "Read for each call, since another program may write a renewed token to the file."
+  []
+  (when-let [file (System/getenv "TIDEGATE_TOKEN_FILE")]
+    #(str/trim (slurp file))))
+
+(defn- subscribe
+  [^ManagedChannel channel {:strs [--client-id --replay --resume]} filters]
+  (let [request (.addAllFilters (SubscribeRequest/newBuilder) filters)]
+    (when --client-id
+      (.setClientId request --client-id))
+    (when --replay
+      (.setReplayLast request (Integer/parseUnsignedInt --replay)))
+    (when --resume
+      (.setResumeAfter request (client/read-position --resume)))
+    (let [ending (client/subscribe! channel (.build request) print-line {:token (token)})]
+      (binding [*out* *err*]
+        (println (.getMessage ^StatusRuntimeException ending)))
+      (System/exit 1))))
+
+(defn- publish
+  [^ManagedChannel channel {:strs [--key]} [topic & payloads]]
+  (let [events (for [^String payload payloads]
+                 {:topic topic :payload (.getBytes payload "UTF-8") :key --key})
+        token (token)
+        ^PublishResponse answer (client/publish! channel events {:token (when token (token))})]
+    (println (format "published %d as sequences %s to %s, %s deliveries to come"
+                     (.getCount answer)
+                     (Long/toUnsignedString (.getFirstSequence answer))
+                     (Long/toUnsignedString (.getLastSequence answer))
+                     (Long/toUnsignedString (.getMatched answer))))
+    (.. channel shutdown (awaitTermination 10 TimeUnit/SECONDS))))
+
+(defn -main [command & arguments]
+  (let [[options others] (options arguments)
+        channel (client/channel (options "--server"))]
+    (case command
+      "subscribe" (subscribe channel options others)
+      "publish" (publish channel options others))))

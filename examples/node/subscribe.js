@@ -1,0 +1,59 @@
+// Prints the events of a Tidegate server, one JSON object a line, as `tidegate sub --output json` does.
+//
+//   node subscribe.js [--server HOST:PORT] [--client-id ID] [--resume EPOCH:SEQUENCE | --replay N] FILTER...
+//
+// A token is read from the file that TIDEGATE_TOKEN_FILE names.
+
+import { isUtf8 } from 'node:buffer';
+import { readFileSync } from 'node:fs';
+import { parseArgs } from 'node:util';
+import { connect, readPosition, subscribe } from './tidegate.js';
+
+const { values: options, positionals: filters } = parseArgs({
+  options: {
+    server: { type: 'string', default: '127.0.0.1:50051' },
+    'client-id': { type: 'string', default: '' },
+    resume: { type: 'string' },
+    replay: { type: 'string', default: '0' },
+  },
+  allowPositionals: true,
+});
+
+function payload(bytes) {
+  return isUtf8(bytes) ? { payload: bytes.toString() } : { payload_base64: bytes.toString('base64') };
+}
+
+function seconds(milliseconds) {
+  return milliseconds === undefined ? undefined : `${milliseconds / 1000}s`;
+}
+
+/** `JSON.stringify` refuses a `BigInt`, and a number of JavaScript would be rounded. */
+function stringify(object) {
+  const members = Object.entries(object).filter(([, value]) => value !== undefined);
+  const text = (value) => (typeof value === 'bigint' ? value.toString() : JSON.stringify(value));
+  return `{${members.map(([name, value]) => `${JSON.stringify(name)}:${text(value)}`).join(',')}}`;
+}
+
+function print({ payload: bytes, reconnect_after, retry_in, ...update }) {
+  const object = {
+    ...update,
+    ...(bytes && payload(bytes)),
+    reconnect_after: seconds(reconnect_after),
+    retry_in: seconds(retry_in),
+  };
+  // Waits where the reader of the output is slow, so that the server learns of it.
+  return new Promise((resolve) => process.stdout.write(`${stringify(object)}\n`, resolve));
+}
+
+const file = process.env.TIDEGATE_TOKEN_FILE;
+const request = {
+  filters,
+  client_id: options['client-id'],
+  resume_after: options.resume && readPosition(options.resume),
+  replay_last: Number(options.replay),
+};
+// Read for each call, since another program may write a renewed token to the file.
+const token = file && (() => readFileSync(file, 'utf8').trim());
+const ending = await subscribe(connect(options.server), request, print, { token });
+console.error(ending.message ?? ending.details);
+process.exit(1);
