@@ -1,6 +1,7 @@
 // Prints the events of a Tidegate server, one JSON object a line, as `tidegate sub --output json` does.
 //
-//   node subscribe.js [--server HOST:PORT] [--client-id ID] [--resume EPOCH:SEQUENCE | --replay N] FILTER...
+//   node subscribe.js [--server HOST:PORT] [--client-id ID] [--heartbeat SECONDS]
+//                     [--resume EPOCH:SEQUENCE | --replay N] FILTER...
 //
 // A token is read from the file that TIDEGATE_TOKEN_FILE names.
 
@@ -13,6 +14,7 @@ const { values: options, positionals: filters } = parseArgs({
   options: {
     server: { type: 'string', default: '127.0.0.1:50051' },
     'client-id': { type: 'string', default: '' },
+    heartbeat: { type: 'string' },
     resume: { type: 'string' },
     replay: { type: 'string', default: '0' },
   },
@@ -49,6 +51,7 @@ const file = process.env.TIDEGATE_TOKEN_FILE;
 const request = {
   filters,
   client_id: options['client-id'],
+  heartbeat_interval: options.heartbeat && { seconds: Number.parseInt(options.heartbeat, 10) },
   resume_after: options.resume && readPosition(options.resume),
   replay_last: Number(options.replay),
 };

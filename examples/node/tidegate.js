@@ -246,8 +246,15 @@ function nextStep(ending) {
 
 // ===== The subscription =====
 
+/** Three heartbeats: the silence in milliseconds after which a stream is dead. The library does not show the bytes of a
+ *  response that is under way, so a large event over a slow link wants longer heartbeats. */
+function silenceOf({ heartbeat_interval: interval }) {
+  return 3 * (interval ? milliseconds({ nanos: 0, ...interval }) : 15_000);
+}
+
 /** The next response, or what ended the stream. */
-async function receive(responses) {
+async function receive(call, responses, silence) {
+  const alarm = setTimeout(() => call.cancel(), silence);
   try {
     const { value, done } = await responses.next();
     // No Tidegate server ends a stream with OK: something between does.
@@ -255,6 +262,8 @@ async function receive(responses) {
     return done ? { ending } : { response: value };
   } catch (ending) {
     return { ending };
+  } finally {
+    clearTimeout(alarm);
   }
 }
 
@@ -267,7 +276,7 @@ async function readStream(client, request, metadata, cursor, handle) {
     // would be called for the next response before it has handled this one.
     const responses = call[Symbol.asyncIterator]();
     for (;;) {
-      const { response, ending } = await receive(responses);
+      const { response, ending } = await receive(call, responses, silenceOf(request));
       if (ending) {
         const asked = Number(trailer(ending, 'tidegate-retry-after-ms') ?? 0);
         return { ...ended, ending, wait: Math.max(ended.wait, asked) };

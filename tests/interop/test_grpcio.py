@@ -6,7 +6,7 @@ import threading
 import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from scripted import ScriptedServer, batch, subscribed
+from scripted import Ending, ScriptedServer, batch, subscribed
 from support import CHANNEL_OPTIONS, PATIENCE, Server, pb
 from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
@@ -62,6 +62,13 @@ def test_event_beyond_the_default_limit_ends_the_stream_by_the_library_itself():
                 assert rpc_status.from_call(ending) is None
             else:
                 raise AssertionError("the stream ended with OK")
+
+
+def test_loop_over_a_stream_that_ends_with_ok_ends_without_a_word():
+    streams = [[subscribed(5, 10), Ending(grpc.StatusCode.OK)]]
+    with ScriptedServer(*streams) as server, channel(server.address) as connection:
+        responses = list(EventServiceStub(connection).Subscribe(REQUEST))
+        assert [response.WhichOneof("response") for response in responses] == ["subscribed"]
 
 
 def test_deadline_covers_a_stream_to_its_end(server):

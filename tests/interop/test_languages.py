@@ -150,6 +150,17 @@ def test_subscriber_waits_as_long_as_the_server_asks(language: Language):
         assert third - second >= 1.5
 
 
+def test_subscriber_leaves_a_silent_stream(language: Language):
+    streams = [[subscribed(5, 10), batch(0, 11)], [subscribed(5, 11)]]
+    with ScriptedServer(*streams) as server:
+        language.follow(server.address, "--heartbeat", "1s", "a.b")
+        first, second = server.call(), server.call()
+        assert first.request.heartbeat_interval == seconds(1)
+        assert second.request.resume_after == position(5, 11)
+        # Three intervals, less what the clocks of two programs differ.
+        assert second.at - first.at >= 2.9
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [

@@ -197,6 +197,15 @@
       (.asRuntimeException (.withDescription Status/UNAVAILABLE "the stream ended without a reason")))
     (catch StatusRuntimeException ending ending)))
 
+(def ^:private silent
+  (.asRuntimeException (.withDescription Status/UNAVAILABLE "no response for three heartbeats")))
+
+(defn- silence-of
+  "Milliseconds without a response after which the stream is dead: three heartbeats. The library does not show the bytes of
+  a response that is under way, so a large event over a slow link wants longer heartbeats."
+  [^SubscribeRequest request]
+  (* 3 (if (.hasHeartbeatInterval request) (milliseconds (.getHeartbeatInterval request)) 15000)))
+
 (defn- read-stream!
   "Reads one stream to its end, moves `cursor`, an atom, and returns how it ended: the exception, whether the stream had
   begun, whether anything but `subscribed` came, and the milliseconds that the server asked to wait."
@@ -206,7 +215,7 @@
     (try
       (let [responses (.subscribe ^EventServiceGrpc$EventServiceBlockingStub stub request)]
         (loop [ended {:began? false :moved? false :wait 0}]
-          (let [response (receive responses)]
+          (let [response (deref (future (receive responses)) (silence-of request) silent)]
             (if (instance? SubscribeResponse response)
               (let [told (updates response)]
                 ;; Handled first, then remembered: if handling fails, its events come again.
@@ -222,7 +231,7 @@
               (-> ended (assoc :ending response) (update :wait max (milliseconds-asked response)))))))
       (finally
         (.detach context caller)
-        ;; If `handle` has thrown, nobody reads the stream any more, and only this ends it.
+        ;; If the stream is silent or `handle` has thrown, nobody reads it any more, and only this ends it.
         (.cancel context nil)))))
 
 (defn- request-for

@@ -1,14 +1,15 @@
 (ns tidegate.main
   "The command line:
 
-    ./run -m tidegate.main subscribe [--server HOST:PORT] [--client-id ID] [--resume EPOCH:SEQUENCE | --replay N] FILTER...
+    ./run -m tidegate.main subscribe [--server HOST:PORT] [--client-id ID] [--heartbeat SECONDS]
+                                     [--resume EPOCH:SEQUENCE | --replay N] FILTER...
     ./run -m tidegate.main publish [--server HOST:PORT] [--key KEY] TOPIC PAYLOAD...
 
   A token is read from the file that TIDEGATE_TOKEN_FILE names."
   (:require [clojure.string :as str]
             [tidegate.client :as client])
   (:import (com.google.gson Gson)
-           (com.google.protobuf ByteString)
+           (com.google.protobuf ByteString Duration)
            (com.tidegate.v1 PublishResponse SubscribeRequest)
            (io.grpc ManagedChannel StatusRuntimeException)
            (java.util Base64)
@@ -52,10 +53,14 @@
     #(str/trim (slurp file))))
 
 (defn- subscribe
-  [^ManagedChannel channel {:strs [--client-id --replay --resume]} filters]
+  [^ManagedChannel channel {:strs [--client-id --heartbeat --replay --resume]} filters]
   (let [request (.addAllFilters (SubscribeRequest/newBuilder) filters)]
     (when --client-id
       (.setClientId request --client-id))
+    (when --heartbeat
+      (.setHeartbeatInterval request (-> (Duration/newBuilder)
+                                         (.setSeconds (parse-long (str/replace --heartbeat "s" "")))
+                                         .build)))
     (when --replay
       (.setReplayLast request (Integer/parseUnsignedInt --replay)))
     (when --resume
