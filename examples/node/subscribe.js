@@ -21,6 +21,14 @@ const { values: options, positionals: filters } = parseArgs({
   allowPositionals: true,
 });
 
+/** Anything else than a number would be sent as 0, and a larger one as what is left of it. */
+function number(text, largest) {
+  if (!/^\d+$/.test(text) || Number(text) > largest) {
+    throw new Error(`a number up to ${largest} is wanted, and not ${text}`);
+  }
+  return Number(text);
+}
+
 function payload(bytes) {
   return isUtf8(bytes) ? { payload: bytes.toString() } : { payload_base64: bytes.toString('base64') };
 }
@@ -44,16 +52,26 @@ function print({ payload: bytes, reconnect_after, retry_in, ...update }) {
     retry_in: seconds(retry_in),
   };
   // Waits where the reader of the output is slow, so that the server learns of it.
-  return new Promise((resolve) => process.stdout.write(`${stringify(object)}\n`, resolve));
+  return new Promise((resolve, reject) => {
+    process.stdout.write(`${stringify(object)}\n`, (error) => (error ? reject(error) : resolve()));
+  });
 }
+
+process.stdout.on('error', (error) => {
+  // The reader of the output has gone, as `head` does.
+  if (error.code === 'EPIPE') {
+    process.exit(0);
+  }
+  throw error;
+});
 
 const file = process.env.TIDEGATE_TOKEN_FILE;
 const request = {
   filters,
   client_id: options['client-id'],
-  heartbeat_interval: options.heartbeat && { seconds: Number.parseInt(options.heartbeat, 10) },
+  heartbeat_interval: options.heartbeat && { seconds: number(options.heartbeat.replace(/s$/, ''), 3600) },
   resume_after: options.resume && readPosition(options.resume),
-  replay_last: Number(options.replay),
+  replay_last: number(options.replay, 2 ** 32 - 1),
 };
 // Read for each call, since another program may write a renewed token to the file.
 const token = file && (() => readFileSync(file, 'utf8').trim());

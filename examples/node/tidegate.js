@@ -64,8 +64,12 @@ export function showPosition({ epoch, sequence }) {
   return `${BigInt(epoch).toString(16).padStart(16, '0')}:${sequence}`;
 }
 
+/** The inverse of `showPosition`. */
 export function readPosition(text) {
-  const [epoch, sequence] = text.split(':');
+  const [, epoch, sequence] = /^([0-9a-f]{1,16}):(\d{1,20})$/i.exec(text) ?? [];
+  if (sequence === undefined) {
+    throw new Error(`a position is EPOCH:SEQUENCE, and not ${text}`);
+  }
   return { epoch: BigInt(`0x${epoch}`).toString(), sequence };
 }
 
@@ -239,6 +243,12 @@ function trailer(ending, name) {
   return ending.metadata?.get(name)[0];
 }
 
+/** The delay that the server asks for, in milliseconds. One that cannot be read is as none. */
+function delay(ending) {
+  const text = trailer(ending, 'tidegate-retry-after-ms') ?? '';
+  return /^\d+$/.test(text) ? Number(text) : 0;
+}
+
 /** What to do after an ending: by its reason, or by its code if there is no reason, or one that this table has not. */
 function nextStep(ending) {
   return BY_REASON[trailer(ending, 'tidegate-reason')] ?? BY_CODE[ending.code] ?? 'stop';
@@ -278,8 +288,7 @@ async function readStream(client, request, metadata, cursor, handle) {
     for (;;) {
       const { response, ending } = await receive(call, responses, silenceOf(request));
       if (ending) {
-        const asked = Number(trailer(ending, 'tidegate-retry-after-ms') ?? 0);
-        return { ...ended, ending, wait: Math.max(ended.wait, asked) };
+        return { ...ended, ending, wait: Math.max(ended.wait, delay(ending)) };
       }
       for (const update of updates(response)) {
         await handle(update);
@@ -301,6 +310,9 @@ async function readStream(client, request, metadata, cursor, handle) {
  * the ending after which the server says to stop. `token` is a function that returns the bearer token.
  */
 export async function subscribe(client, first, handle, { token } = {}) {
+  if (first.resume_after && first.replay_last > 0) {
+    throw new Error('either a position or the newest events: not both');
+  }
   const cursor = new Cursor(first.resume_after);
   for (let failures = 0; ; failures += 1) {
     const ended = await readStream(client, cursor.request(first), authorization(token?.()), cursor, handle);

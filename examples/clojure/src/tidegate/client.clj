@@ -64,7 +64,8 @@
 (defn read-position
   "The inverse of `show-position`."
   ^Position [text]
-  (let [[epoch sequence] (str/split text #":")]
+  (let [[_ epoch sequence] (or (re-matches #"(?i)([0-9a-f]{1,16}):(\d{1,20})" text)
+                               (throw (IllegalArgumentException. (str "a position is EPOCH:SEQUENCE, and not " text))))]
     (-> (Position/newBuilder)
         (.setEpoch (Long/parseUnsignedLong epoch 16))
         (.setSequence (Long/parseUnsignedLong sequence))
@@ -78,8 +79,9 @@
     (-> (.. gap getReason name) (str/replace-first "GAP_REASON_" "") str/lower-case)))
 
 (defn- milliseconds
+  "A number with a point: the seconds of a duration may be so many that their milliseconds are no `long`."
   [^Duration duration]
-  (+ (* 1000 (.getSeconds duration)) (quot (.getNanos duration) 1000000)))
+  (+ (* 1e3 (.getSeconds duration)) (/ (.getNanos duration) 1e6)))
 
 (defn- update-of
   "An event as a map, without what it has not."
@@ -204,7 +206,7 @@
   "Milliseconds without a response after which the stream is dead: three heartbeats. The library does not show the bytes of
   a response that is under way, so a large event over a slow link wants longer heartbeats."
   [^SubscribeRequest request]
-  (* 3 (if (.hasHeartbeatInterval request) (milliseconds (.getHeartbeatInterval request)) 15000)))
+  (long (* 3 (if (.hasHeartbeatInterval request) (milliseconds (.getHeartbeatInterval request)) 15000))))
 
 (defn- read-stream!
   "Reads one stream to its end, moves `cursor`, an atom, and returns how it ended: the exception, whether the stream had
@@ -253,6 +255,8 @@
   "Calls `handle` with every update, one at a time and in order, through interruptions and restarts. Returns the exception
   of the ending after which the server says to stop. Options: `:token`, a function that returns the bearer token."
   [^ManagedChannel channel ^SubscribeRequest request handle {:keys [token]}]
+  (when (and (.hasResumeAfter request) (not (zero? (.getReplayLast request))))
+    (throw (IllegalArgumentException. "either a position or the newest events: not both")))
   (let [cursor (atom {:position (when (.hasResumeAfter request) (.getResumeAfter request))})]
     (loop [failures 0]
       (let [request (request-for request @cursor)
