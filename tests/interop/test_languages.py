@@ -224,7 +224,7 @@ def test_renewed_token_is_used_once(language: Language, tmp_path):
 
 def test_delay_that_cannot_be_read_is_as_none(language: Language):
     streams = [
-        [subscribed(5, 20), batch(0, 11 + number), Ending(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", delay)]
+        [subscribed(5, 10 + number), batch(0, 11 + number), Ending(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", delay)]
         for number, delay in enumerate(("soon", "-1500", "1e9", ""))
     ]
     with ScriptedServer(*streams) as server:
