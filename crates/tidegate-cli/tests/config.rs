@@ -209,7 +209,12 @@ fn check_config_takes_the_example_and_names_a_file_that_is_not_there() {
         .output()
         .unwrap();
     assert_eq!(missing.status.code(), Some(2));
-    assert!(said(&missing.stderr).contains("/not/there.toml: No such file"));
+    let told = said(&missing.stderr);
+    assert!(
+        told.contains("check-config: cannot read /not/there.toml: ")
+            && told.contains("No such file"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::{
     exit::{Exit, Failure},
     logging::Logs,
     memory,
-    settings::SettingArgs,
+    settings::{Read, SettingArgs},
     signals::Signals,
 };
 
@@ -50,12 +50,24 @@ Try it, from two other terminals:
 /// `log` is what was given on the command line.
 pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Result<(), Failure> {
     let asked = args.settings.with_log(log);
-    let (configuration, written) = asked.read()?;
+    let Read {
+        value: (configuration, written),
+        pipe,
+    } = asked.read()?;
     if args.print_config {
         write!(io::stdout(), "{}", written.effective(&configuration))?;
         return Ok(());
     }
     logs.set(&configuration.log)?;
+    if let Some(path) = pipe {
+        tracing::warn!(
+            path = %path.display(),
+            "the configuration came from a pipe, so it cannot be read again on SIGHUP"
+        );
+    }
+    for warning in written.warnings() {
+        tracing::warn!("{warning}");
+    }
     let server = Server::bind(configuration.server.clone()).await?;
     // Before anyone knows the address, so that no signal is missed.
     let mut signals = Signals::listen()?;

@@ -13,6 +13,8 @@
 use serde::Deserialize;
 use tidegate::{ClientId, Filter, Topic, TopicSet};
 
+use crate::text;
+
 /// The name in a rule that stands for all principals.
 const EVERYONE: &str = "*";
 
@@ -73,8 +75,8 @@ impl Rules {
     /// # Errors
     /// The fault, with its line.
     pub(crate) fn parse(text: &[u8], mut rules: Vec<Rule>) -> Result<Self, String> {
-        let text = std::str::from_utf8(text).map_err(|_| "not UTF-8 text")?;
-        let file: RuleFile = toml::from_str(text).map_err(|error| error.to_string())?;
+        let file: RuleFile =
+            toml::from_str(text::text(text)?).map_err(|error| error.to_string())?;
         rules.extend(file.rule);
         Ok(Self(rules))
     }

@@ -17,7 +17,10 @@ use std::sync::Arc;
 
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
-use crate::digest::{Digest, digest};
+use crate::{
+    digest::{Digest, digest},
+    text::lines_of_text,
+};
 
 /// The text before each hash in the file.
 const SCHEME: &str = "sha256:";
@@ -56,9 +59,10 @@ impl Tokens {
     /// # Errors
     /// The number of the first bad line, and its form.
     pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(text).map_err(|_| "not UTF-8 text")?;
+        let text = lines_of_text(text)?;
         let lines = text.lines().enumerate();
-        let lines = lines.filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
+        let lines = lines.map(|(i, line)| (i, line.trim()));
+        let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
         let tokens = lines.map(|(i, line)| {
             Token::parse(line).ok_or_else(|| {
                 let line = i + 1;
@@ -66,6 +70,10 @@ impl Tokens {
             })
         });
         Ok(Self(tokens.collect::<Result<_, _>>()?))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The principal of the token with this hash. Takes the same time whichever token it is, and if there is none.
@@ -86,6 +94,7 @@ impl Token {
         let mut words = line.split_whitespace();
         let (principal, hash) = (words.next()?, words.next()?.strip_prefix(SCHEME)?);
         let is_whole = words.next().is_none()
+            && !principal.contains(char::is_control)
             && hash.len() == 64
             && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
         is_whole.then_some(())?;

@@ -82,6 +82,8 @@ impl Reader<'_> {
     /// Takes the value of a setting as text.
     fn value(&mut self, setting: &'static Setting, at: &Range<usize>, value: &DeValue<'_>) {
         let text = match value {
+            // An empty list says that there is none; an empty text is no file's name.
+            DeValue::String(text) if text.is_empty() && setting.takes_several() => None,
             DeValue::Array(values) if setting.takes_several() => text_of_several(values),
             _ => text_of(value),
         };

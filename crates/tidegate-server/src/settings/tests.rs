@@ -13,10 +13,10 @@ use crate::{
     network::tls::ClientAuth,
 };
 
-static NOTHING: BTreeMap<String, String> = BTreeMap::new();
+static NOTHING: BTreeMap<OsString, OsString> = BTreeMap::new();
 
-fn environment<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
-    BTreeMap::from(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())))
+fn environment<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<OsString, OsString> {
+    BTreeMap::from(pairs.map(|(name, value)| (name.into(), value.into())))
 }
 
 /// The problems of a file, each with its line.

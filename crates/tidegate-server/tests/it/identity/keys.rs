@@ -19,7 +19,7 @@ use tokio::{
 };
 use tonic::Code;
 
-use super::{Signer, auth, bearer, claims, jwt, start};
+use super::{Signer, auth, base64url, bearer, claims, jwt, start};
 use crate::{
     common::*,
     pki::{Folder, end},
@@ -98,21 +98,6 @@ async fn a_token_needs_the_algorithm_of_its_key() {
             .unwrap_err();
         assert_eq!(reason(&status), "CREDENTIALS_INVALID", "{token}");
     }
-}
-
-fn base64url(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let bits = chunk
-            .iter()
-            .fold(0, |bits, byte| bits << 8 | u32::from(*byte))
-            << (8 * (3 - chunk.len()));
-        for i in 0..=chunk.len() {
-            text.push(char::from(ALPHABET[(bits >> (18 - 6 * i) & 63) as usize]));
-        }
-    }
-    text
 }
 
 /// Serves a key set over HTTP, and counts how often it is asked for.
