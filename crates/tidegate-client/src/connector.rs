@@ -127,6 +127,13 @@ impl Connector {
     }
 }
 
+impl Connection {
+    /// Whether the server, or whatever is in its place, has sent anything.
+    pub(crate) fn has_heard(&self) -> bool {
+        self.activity.has_heard()
+    }
+}
+
 impl Service<Request<Body>> for Connection {
     type Response = Response<Body>;
     type Error = transport::Error;

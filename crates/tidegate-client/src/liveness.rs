@@ -44,6 +44,8 @@ pub(crate) struct Activity(Arc<Mutex<Moments>>);
 struct Moments {
     /// Last progress of a response.
     progress: Instant,
+    /// Whether the peer has sent anything.
+    has_heard: bool,
     /// Bytes read since, which pings may explain up to `keep_alive_bytes`.
     unexplained: usize,
     keep_alive_bytes: usize,
@@ -73,6 +75,7 @@ impl Activity {
         let now = Instant::now();
         Self(Arc::new(Mutex::new(Moments {
             progress: now,
+            has_heard: false,
             unexplained: 0,
             keep_alive_bytes,
             life: now,
@@ -83,6 +86,11 @@ impl Activity {
     /// Returns the moment of the last progress.
     pub(crate) fn last_progress(&self) -> Instant {
         self.moments().progress
+    }
+
+    /// Whether the peer has sent anything.
+    pub(crate) fn has_heard(&self) -> bool {
+        self.moments().has_heard
     }
 
     /// Notes that a part of a response has come out of the connection.
@@ -102,6 +110,7 @@ impl Activity {
         let mut moments = self.moments();
         let now = Instant::now();
         moments.life = now;
+        moments.has_heard = true;
         moments.unexplained = moments.unexplained.saturating_add(count);
         if moments.unexplained > moments.keep_alive_bytes {
             moments.progress(now);

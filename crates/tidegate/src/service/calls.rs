@@ -15,7 +15,10 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -61,8 +64,9 @@ struct State {
 
 /// Response body of a call that is no subscription.
 ///
-/// It ends when its service ends it. It also ends, with a status that says why, when it has nothing ready and the calls
-/// of its connection were ended or the credentials of its caller are no longer accepted.
+/// It ends when its service ends it. It also ends, with a status that says why, when it has nothing ready, the service is
+/// not in the middle of a request, and the calls of its connection were ended or the credentials of its caller are no
+/// longer accepted. So whatever was stored has been answered before such a status.
 #[derive(Debug)]
 pub struct CallBody {
     body: tonic::body::Body,
@@ -70,6 +74,8 @@ pub struct CallBody {
     /// Ready when the calls are ended. Made when the body first has to wait: most never do.
     ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     credentials_end: Option<CredentialsEnd>,
+    /// Set while the service is in the middle of something that it will answer.
+    is_busy: Arc<AtomicBool>,
     has_ended: bool,
 }
 
@@ -167,8 +173,14 @@ impl CallBody {
             calls,
             ended: None,
             credentials_end: access.map(|access| CredentialsEnd(access.until_ended())),
+            is_busy: Arc::default(),
             has_ended: false,
         }
+    }
+
+    /// Sets the flag that its service sets while it is in the middle of a request.
+    pub(super) fn with_busy(self, is_busy: Arc<AtomicBool>) -> Self {
+        Self { is_busy, ..self }
     }
 
     /// Ready with trailers when something other than its service ends the body.
@@ -222,6 +234,11 @@ impl Body for CallBody {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             return Poll::Ready(frame);
         }
+        // An answer will follow, and wakes this task. To end before it would leave the client in doubt over a batch that
+        // is stored. Only this task sets the flag, so no ordering is needed.
+        if self.is_busy.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
         self.poll_ended(cx)
             .map(|trailers| Some(Ok(Frame::trailers(trailers))))
     }
@@ -257,5 +274,33 @@ impl<B: Body + Unpin> Body for RequestBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::task::noop_waker_ref;
+    use tidegate_core::HubConfig;
+
+    use super::*;
+
+    #[test]
+    fn body_ends_between_requests_and_not_in_the_middle_of_one() {
+        let hub = Hub::new(HubConfig::new(1));
+        let calls = Calls::new(hub);
+        let is_busy = Arc::new(AtomicBool::new(true));
+        let idle = tonic::body::Body::new(http_body_util::StreamBody::new(
+            futures_util::stream::pending::<Result<Frame<Bytes>, Status>>(),
+        ));
+        let body = CallBody::new(idle, Some(calls.clone()), None).with_busy(Arc::clone(&is_busy));
+        let mut body = std::pin::pin!(body);
+        let mut cx = Context::from_waker(noop_waker_ref());
+        calls.end(CloseReason::ShuttingDown);
+        assert!(body.as_mut().poll_frame(&mut cx).is_pending());
+        is_busy.store(false, Ordering::Relaxed);
+        let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(&mut cx) else {
+            panic!("it goes on")
+        };
+        assert!(frame.is_trailers());
     }
 }
