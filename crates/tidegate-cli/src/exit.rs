@@ -1,12 +1,10 @@
 //! Exit codes and error messages. Scripts rely on the codes, so they never change.
 
-use std::{
-    fmt,
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::{fmt, io, process::ExitCode};
 
 use tidegate_client::Error;
+
+use crate::stdio;
 
 /// The list of exit codes at the end of `--help`.
 pub(crate) const HELP: &str = "\
@@ -56,13 +54,20 @@ impl Failure {
         Self::Reported(exit, message.to_string())
     }
 
+    /// Adds what became of the input to the message.
+    pub(crate) fn with(self, account: &impl fmt::Display) -> Self {
+        match self {
+            Self::Reported(exit, message) => Self::Reported(exit, format!("{message}; {account}")),
+            Self::ClosedPipe => Self::ClosedPipe,
+        }
+    }
+
     /// Writes the message to standard error and returns the code to exit with.
     pub(crate) fn report(self) -> ExitCode {
         match self {
             Self::ClosedPipe => ExitCode::SUCCESS,
             Self::Reported(exit, message) => {
-                // If standard error is closed too, there is nowhere left to report to.
-                let _ = writeln!(io::stderr(), "tidegate: {message}");
+                stdio::report(message);
                 ExitCode::from(exit as u8)
             }
         }

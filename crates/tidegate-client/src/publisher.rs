@@ -355,7 +355,6 @@ impl Shared {
         let Some(queued) = self.outbox.skip() else {
             return;
         };
-        self.refused.fetch_add(1, Ordering::Relaxed);
         self.budget.add_permits(queued.charge);
         let mut refusals = self.refusals();
         if refusals.len() < MAX_REFUSALS {
@@ -364,6 +363,8 @@ impl Shared {
                 error,
             });
         }
+        // Under the lock, and after the refusal is there: whoever sees the count finds it.
+        self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
     fn refusals(&self) -> MutexGuard<'_, VecDeque<Refusal>> {
