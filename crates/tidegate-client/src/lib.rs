@@ -70,6 +70,7 @@
 
 mod admin;
 mod backoff;
+mod cause;
 mod client;
 mod connector;
 mod credentials;
