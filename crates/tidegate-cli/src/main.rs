@@ -16,6 +16,7 @@ mod security;
 mod server_args;
 mod settings;
 mod signals;
+mod stdio;
 
 use std::process::ExitCode;
 
