@@ -1,12 +1,10 @@
 //! Exit codes and error messages. Scripts rely on the codes, so they never change.
 
-use std::{
-    fmt,
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::{fmt, io, process::ExitCode};
 
 use tidegate_client::Error;
+
+use crate::log_writer::LogWriter;
 
 /// The list of exit codes at the end of `--help`.
 pub(crate) const HELP: &str = "\
@@ -56,13 +54,12 @@ impl Failure {
         Self::Reported(exit, message.to_string())
     }
 
-    /// Writes the message to standard error and returns the code to exit with.
-    pub(crate) fn report(self) -> ExitCode {
+    /// Leaves the message for standard error with `log`, and returns the code to exit with.
+    pub(crate) fn report(self, log: &LogWriter) -> ExitCode {
         match self {
             Self::ClosedPipe => ExitCode::SUCCESS,
             Self::Reported(exit, message) => {
-                // If standard error is closed too, there is nowhere left to report to.
-                let _ = writeln!(io::stderr(), "tidegate: {message}");
+                log.report(format_args!("tidegate: {message}"));
                 ExitCode::from(exit as u8)
             }
         }

@@ -5,7 +5,10 @@ use std::{env, fmt, io, sync::Arc};
 use clap::{Args, ValueEnum};
 use tracing_subscriber::{EnvFilter, reload};
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    exit::{Exit, Failure},
+    log_writer::LogWriter,
+};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
@@ -33,30 +36,40 @@ const DEFAULT: &str = "warn";
 
 /// Changes the log filter of the running program. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Logs(Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+pub(crate) struct Logs {
+    reload: Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
+    writer: LogWriter,
+}
 
-/// Sends logs to standard error from here on. To be called once.
-pub(crate) fn init(args: &LogArgs) -> Result<Logs, Failure> {
+/// Sends logs to `writer` from here on. To be called once.
+pub(crate) fn init(args: &LogArgs, writer: &LogWriter) -> Result<Logs, Failure> {
     let directives = args.log.as_deref().unwrap_or(DEFAULT);
     let directives = from_environment().unwrap_or_else(|| directives.into());
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter(&directives)?)
-        .with_writer(io::stderr);
-    Ok(match args.log_format {
+        // It would print to standard error by itself, and panic if that cannot be written.
+        .log_internal_errors(false)
+        .with_writer(writer.clone());
+    let reload: Arc<dyn Fn(_) -> _ + Send + Sync> = match args.log_format {
         LogFormat::Text => {
             let choice = anstream::AutoStream::choice(&io::stderr());
             let color = choice != anstream::ColorChoice::Never;
             let subscriber = subscriber.with_ansi(color).with_filter_reloading();
             let handle = subscriber.reload_handle();
             subscriber.init();
-            Logs(Arc::new(move |filter| handle.reload(filter)))
+            Arc::new(move |filter| handle.reload(filter))
         }
         LogFormat::Json => {
+            writer.use_json();
             let subscriber = subscriber.json().with_filter_reloading();
             let handle = subscriber.reload_handle();
             subscriber.init();
-            Logs(Arc::new(move |filter| handle.reload(filter)))
+            Arc::new(move |filter| handle.reload(filter))
         }
+    };
+    Ok(Logs {
+        reload,
+        writer: writer.clone(),
     })
 }
 
@@ -76,12 +89,18 @@ fn filter(directives: &str) -> Result<EnvFilter, Failure> {
 }
 
 impl Logs {
+    /// Counts the lines that were lost so far.
+    pub(crate) fn lost_lines(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
+        let writer = self.writer.clone();
+        move || writer.lost()
+    }
+
     /// Applies the filter in `directives`, unless `RUST_LOG` is set.
     pub(crate) fn set(&self, directives: &str) -> Result<(), Failure> {
         if from_environment().is_some() {
             return Ok(());
         }
-        (self.0)(filter(directives)?).map_err(|error| Failure::new(Exit::Other, error))
+        (self.reload)(filter(directives)?).map_err(|error| Failure::new(Exit::Other, error))
     }
 }
 

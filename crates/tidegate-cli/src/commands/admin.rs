@@ -1,9 +1,6 @@
 //! `tidegate clients`, `kick` and `stats`: inspect a running server, and disconnect its clients.
 
-use std::{
-    io::{self, Write as _},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use clap::{Args, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
@@ -16,6 +13,7 @@ use tidegate_client::{
 use crate::{
     exit::{Exit, Failure},
     server_args::ServerArgs,
+    standard::print,
 };
 
 /// List subscriptions, the worst first
@@ -116,8 +114,8 @@ pub(crate) async fn kick(args: KickArgs) -> Result<(), Failure> {
     let disconnected = admin.disconnect(&*args.client_id).await?;
     match args.output.output {
         Output::Json => print_json(&Kicked { disconnected })?,
-        Output::Table if disconnected == 1 => writeln!(io::stdout(), "1 stream ended")?,
-        Output::Table => writeln!(io::stdout(), "{disconnected} streams ended")?,
+        Output::Table if disconnected == 1 => print("1 stream ended\n")?,
+        Output::Table => print(format!("{disconnected} streams ended\n"))?,
     }
     match disconnected {
         0 => Err(Failure::new(
@@ -332,8 +330,7 @@ fn lag(lag: prost_types::Duration) -> Duration {
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let line = serde_json::to_string(value).map_err(io::Error::from)?;
-    writeln!(io::stdout(), "{line}")?;
-    Ok(())
+    print(format!("{line}\n"))
 }
 
 /// Prints columns as wide as their widest cell, without control characters: a client chooses its own id and filters, and
@@ -344,11 +341,8 @@ fn print_table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Result
         .chain(rows.map(without_controls))
         .collect();
     let widths = widths(&rows);
-    let mut out = io::stdout().lock();
-    for row in &rows {
-        writeln!(out, "{}", padded_line(row, &widths))?;
-    }
-    Ok(())
+    let lines = rows.iter().map(|row| padded_line(row, &widths) + "\n");
+    print(lines.collect::<String>())
 }
 
 fn without_controls(row: Vec<String>) -> Vec<String> {

@@ -1,13 +1,10 @@
 //! `tidegate check-config`: checks a configuration without serving.
 
-use std::{
-    io::{self, Write as _},
-    path::PathBuf,
-};
+use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::{exit::Failure, settings::SettingArgs};
+use crate::{exit::Failure, settings::SettingArgs, standard::print};
 
 /// Check a configuration file and the environment
 ///
@@ -22,6 +19,5 @@ pub(crate) struct CheckConfigArgs {
 
 pub(crate) fn run(args: &CheckConfigArgs) -> Result<(), Failure> {
     SettingArgs::of_file(args.file.clone()).check()?;
-    writeln!(io::stdout(), "configuration is valid")?;
-    Ok(())
+    print("configuration is valid\n")
 }

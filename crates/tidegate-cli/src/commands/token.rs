@@ -1,10 +1,13 @@
 //! `tidegate token`: hashes a token for a token file.
 
-use std::io::{self, BufRead as _, Write as _};
+use std::io::{self, BufRead as _};
 
 use clap::Args;
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    exit::{Exit, Failure},
+    standard::print,
+};
 
 /// Print a token file's line for a token
 ///
@@ -31,6 +34,5 @@ pub(crate) fn run(args: &TokenArgs) -> Result<(), Failure> {
     io::stdin().lock().read_line(&mut token)?;
     let line = tidegate_server::token_line(&args.principal, token.trim_end())
         .map_err(|problem| Failure::new(Exit::Usage, problem))?;
-    writeln!(io::stdout(), "{line}")?;
-    Ok(())
+    print(format!("{line}\n"))
 }

@@ -6,3 +6,4 @@ pub(crate) mod http;
 pub(crate) mod lags;
 pub(crate) mod metrics;
 pub(crate) mod reload;
+pub(crate) mod supervision;

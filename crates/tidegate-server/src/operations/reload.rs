@@ -1,10 +1,11 @@
 //! The reload of certificates, credentials, keys and rules when their files change.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
 use tokio::time;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::controls::Controls;
 use crate::{
     config::ServerConfig, error::BindError, files::SecurityError, identity::Authenticator,
     network::tls::Tls,
@@ -66,9 +67,14 @@ impl Reloader {
 
     /// Spawns a task that reloads files when they change and fetches key sets when they are due, until the handle is
     /// dropped. `None` if there are no files.
-    pub(crate) fn spawn_refresh(&self) -> Option<AbortOnDropHandle<()>> {
+    pub(crate) fn spawn_refresh(&self, controls: Controls) -> Option<AbortOnDropHandle<()>> {
+        let reloader = self.clone();
+        let supervised = async move {
+            let refresh = || reloader.clone().refresh();
+            controls.supervise("refresh", refresh).await;
+        };
         self.has_files()
-            .then(|| AbortOnDropHandle::new(tokio::spawn(self.clone().refresh())))
+            .then(|| AbortOnDropHandle::new(tokio::spawn(supervised)))
     }
 
     async fn refresh(self) {
@@ -93,9 +99,13 @@ impl Reloader {
     }
 
     async fn reload_files(self, force: bool) -> Vec<SecurityError> {
-        let reloaded = tokio::task::spawn_blocking(move || self.reload_now(force));
-        // Only a runtime that shuts down drops the task before it has run.
-        reloaded.await.unwrap_or_default()
+        let reloaded = tokio::task::spawn_blocking(move || self.reload_now(force)).await;
+        reloaded.unwrap_or_else(|error| match error.try_into_panic() {
+            // It must not look as if nothing had changed: whoever runs this counts it, and begins again.
+            Ok(panic) => resume_unwind(panic),
+            // A runtime that shuts down has dropped it before it ran.
+            Err(_) => Vec::new(),
+        })
     }
 
     fn reload_now(&self, force: bool) -> Vec<SecurityError> {
