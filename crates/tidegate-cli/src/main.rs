@@ -5,6 +5,7 @@
 
 mod args;
 mod commands;
+mod environment;
 mod exit;
 mod lines;
 mod logging;

@@ -10,7 +10,10 @@ use tidegate_server::settings::{
     Configuration, Problem, SEPARATOR, SETTINGS, Setting, Sources, VARIABLES, Written, check, read,
 };
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    environment,
+    exit::{Exit, Failure},
+};
 
 /// The flags of all settings, and the file. The flags come from the table that reads the file, so neither has a setting
 /// that the other lacks.
@@ -30,10 +33,10 @@ pub(crate) const FILE_VARIABLE: &str = "TIDEGATE_CONFIG";
 /// Variables of the program that are no settings of the server, so that none is taken for a misspelled one.
 pub(crate) const NO_SETTINGS: &[&str] = &[
     FILE_VARIABLE,
-    "TIDEGATE_SERVER",
-    "TIDEGATE_TLS_CA",
-    "TIDEGATE_TOKEN",
-    "TIDEGATE_TOKEN_FILE",
+    environment::SERVER,
+    environment::TLS_CA,
+    environment::TOKEN,
+    environment::TOKEN_FILE,
 ];
 
 /// The key of the one setting that is a flag of every command.
@@ -78,7 +81,7 @@ impl SettingArgs {
         let text = text.transpose().map_err(|error| self.unreadable(&error))?;
         read(Sources {
             file: self.file.as_ref().zip(text.as_deref()),
-            environment: &environment(),
+            environment: &variables(),
             flags: &self.given,
         })
         .map_err(|problems| Failure::new(Exit::Usage, report(&problems)))
@@ -104,7 +107,7 @@ fn report(problems: &[Problem]) -> String {
 }
 
 /// The variables that are settings, or look like settings.
-fn environment() -> BTreeMap<String, String> {
+fn variables() -> BTreeMap<String, String> {
     // A value that is not Unicode must not be ignored. With U+FFFD in it, the setting refuses it or finds no such file.
     let text = |text: OsString| text.to_string_lossy().into_owned();
     env::vars_os()

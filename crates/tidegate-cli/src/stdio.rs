@@ -55,6 +55,12 @@ pub(crate) fn report(message: impl std::fmt::Display) {
     let _ = platform::write_stderr(format!("tidegate: {message}\n").as_bytes());
 }
 
+/// Reports on another thread. Once it was polled, dropping it does not take the report back.
+pub(crate) async fn report_aside(message: String) {
+    // It fails only if the report panics, and then there is nothing more to say.
+    let _ = spawn_blocking(move || report(message)).await;
+}
+
 /// Says where an error is from, unless the reader has gone, which is no failure.
 fn in_words(error: io::Error) -> io::Error {
     match error.kind() {

@@ -259,25 +259,19 @@ async fn report_state(mut progress: Progress) {
                 status, retry_in, ..
             }) if reason.as_deref() != Some(status.message()) => {
                 let message = status.message();
-                report_aside(format!(
+                stdio::report_aside(format!(
                     "{message}; trying again in {retry_in:.1?}, and nothing is read until then"
                 ))
                 .await;
                 reason = Some(message.to_owned());
             }
             Some(PublisherState::Open) if reason.take().is_some() => {
-                report_aside("connected again".into()).await;
+                stdio::report_aside("connected again".into()).await;
             }
             Some(_) => {}
             None => std::future::pending().await,
         }
     }
-}
-
-/// Reports without waiting for standard error on this thread.
-async fn report_aside(message: String) {
-    // It fails only if the report panics, and then there is nothing more to say.
-    let _ = tokio::task::spawn_blocking(move || stdio::report(message)).await;
 }
 
 /// Says how many events were accepted, and fails with the account of the others if there are any.
@@ -502,7 +496,7 @@ impl LeftOut {
     /// Reports what was added. Cancel-safe: what was not reported stays.
     async fn report(&mut self) {
         while let Some(message) = self.unreported.pop_front() {
-            report_aside(message).await;
+            stdio::report_aside(message).await;
         }
     }
 
