@@ -99,6 +99,8 @@ mod tests {
     /// The variables that the help of some command names.
     fn variables(mut command: clap::Command) -> HashSet<String> {
         let help = command.render_long_help().to_string();
+        // Where a line is wrapped is up to the terminal.
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
         let names = help.split("[env: ").skip(1);
         let own = names.filter_map(|rest| rest.split(']').next());
         let own: HashSet<_> = own.map(ToOwned::to_owned).collect();

@@ -243,7 +243,7 @@ mod tests {
         let styles = text::Styles::plain();
         let repeated = Repeated::default();
         let mut text = Renderer::Text { styles, repeated };
-        let told = |text: &mut Renderer, update| !rendered(text, update).0.is_empty();
+        let told = |text: &mut Renderer, update: &Update| !rendered(text, update).0.is_empty();
         assert!(told(&mut text, &samples::reconnecting()));
         assert!(!told(&mut text, &samples::reconnecting()));
         assert!(told(&mut text, &samples::subscribed()));
