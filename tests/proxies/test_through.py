@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import queue
+import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
+from proxies import HaProxy, Nginx, Proxy, ProxyClient
 from support import PATIENCE, Client, assert_status, head, new_event, payloads, pb, refused, seconds
 from tidegate.v1 import admin_service_pb2 as admin
 from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -131,6 +134,22 @@ def test_nobody_reaches_the_admin_service(client, backend):
     client.publish(new_event("a"))
 
 
+# ===== Bodies =====
+
+
+def test_nginx_needs_to_be_told_that_bodies_have_no_end(binary, backend, certificate, tmp_path):
+    """The reason for `client_max_body_size` in packaging/nginx/tidegate.conf."""
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is missing: scripts/test unpacks it from Debian's package")
+    proxy = Nginx(tmp_path, certificate, backend, **{"client_max_body_size 0;": ""})
+    client = ProxyClient(proxy, certificate)
+    with pytest.raises(grpc.RpcError):
+        batches = (pb.PublishRequest(events=[new_event("a", bytes(64 << 10))]) for _ in range(64))
+        list(client.stub.PublishStream(batches, timeout=PATIENCE))
+    client.close()
+    proxy.stop()
+
+
 # ===== Slow clients =====
 
 
@@ -154,17 +173,60 @@ def test_a_client_that_does_not_read_neither_fills_the_proxy_nor_delays_others(c
     assert len(stalled.ledger.events) + stalled.ledger.missed == 2002
 
 
-def test_slow_stream_of_a_connection_delays_no_other_of_it(client, connect, proxy):
+def read_beside_a_stream_that_is_not_read(client, publisher, timeout=PATIENCE):
     """Two streams of one client: the one that is not read must not stop the one that is."""
-    both = connect()
-    stalled = both.subscribe("a", limits=pb.Limits(max_events=100, max_bytes=MIB))
-    reader = both.subscribe("b")
+    stalled = client.subscribe("a", limits=pb.Limits(max_events=100, max_bytes=MIB))
+    reader = client.subscribe("b", timeout=timeout)
     for _ in range(20):
-        client.publish(*(new_event("a", bytes(10_000)) for _ in range(50)))
+        publisher.publish(*(new_event("a", bytes(10_000)) for _ in range(50)))
     for number in range(10):
-        client.publish(new_event("b", b"%d" % number))
+        publisher.publish(new_event("b", b"%d" % number))
         assert payloads(reader.take(1)) == [b"%d" % number]
     stalled.cancel()
+
+
+def test_slow_stream_of_a_connection_delays_no_other_of_it(connect, client):
+    read_beside_a_stream_that_is_not_read(client, connect())
+
+
+@pytest.fixture
+def sharing(backend, certificate, tmp_path) -> Iterator[Callable[[], ProxyClient]]:
+    """Clients of an HAProxy whose calls share connections to the server."""
+    if shutil.which("haproxy") is None:
+        pytest.skip("haproxy is missing: scripts/test unpacks it from Debian's package")
+    # Each thread has connections of its own.
+    changes = {" max-reuse 0": "", "mode http": "mode http\n http-reuse always", "global\n": "global\n nbthread 1\n"}
+    proxy = HaProxy(tmp_path, certificate, backend, **changes)
+    clients = []
+
+    def connect() -> ProxyClient:
+        clients.append(ProxyClient(proxy, certificate))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+    proxy.stop()
+
+
+def test_many_subscriptions_of_many_clients_over_one_connection_to_the_server(sharing, backend):
+    streams = [sharing().subscribe("a", client_id=f"client-{number}") for number in range(20)]
+    # The publisher's calls go there, too.
+    sharing().publish(new_event("a", b"1"))
+    assert [payloads(stream.take(1)) for stream in streams] == [[b"1"]] * 20
+    assert backend.metric("tidegate_connections") == 1
+    backend.stop()
+    for stream in streams:
+        assert_status(stream.ending(), grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+
+
+def test_haproxy_needs_a_connection_for_each_call(sharing, backend):
+    """The reason for `max-reuse 0` in packaging/haproxy/tidegate.cfg: where this fails, it may go."""
+    direct = Client(backend.address)
+    with pytest.raises(grpc.RpcError) as caught:
+        read_beside_a_stream_that_is_not_read(sharing(), direct, timeout=3)
+    assert caught.value.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN)
+    direct.close()
 
 
 # ===== The server goes =====
@@ -226,6 +288,36 @@ def subscribed_again(child: subprocess.Popen) -> None:
 
 
 def test_sub_comes_back_when_the_server_does(binary, proxy, certificate, backend, client):
+    comes_back(binary, proxy, certificate, backend, client)
+
+
+# The lines that turn the pages of a proxy into statuses of gRPC.
+STATUSES = {
+    "nginx": {"error_page 502 503 504 = @unavailable;": ""},
+    "haproxy": {"if { nbsrv(tidegate) eq 0 }": "if FALSE"},
+}
+
+
+@pytest.fixture
+def with_pages(kind: type[Proxy], backend, certificate, tmp_path) -> Iterator[Proxy]:
+    """A proxy that answers with pages for people where the server does not answer, as proxies do."""
+    proxy = kind(tmp_path, certificate, backend, **STATUSES[kind.PROGRAM])
+    yield proxy
+    proxy.stop()
+
+
+def test_page_of_a_proxy_is_unavailable_too(with_pages, binary, certificate, backend):
+    client = ProxyClient(with_pages, certificate)
+    comes_back(binary, with_pages, certificate, backend, client)
+    backend.stop()
+    with pytest.raises(grpc.RpcError) as caught:
+        client.publish(new_event("a"))
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    client.close()
+
+
+def comes_back(binary, proxy, certificate, backend, client):
+    """`tidegate sub` sees the server go, a proxy without a server, and the server come again."""
     child = follow(binary, proxy, certificate, "a", "--count", "2")
     try:
         subscribed_again(child)
