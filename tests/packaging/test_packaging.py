@@ -171,3 +171,62 @@ def test_the_image_is_that_of_the_same_release():
     version = re.search(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
     images = {container()["image"], container(MANIFESTS_TLS)["image"], compose()["image"]}
     assert images == {f"tidegate:{version}"}
+
+
+# ===== Proxies: tests/proxies runs nginx and HAProxy =====
+
+# The services that strangers may call.
+PASSED_ON = {"/tidegate.v1.EventService/", "/grpc.health.v1.Health/", "/grpc.reflection."}
+
+
+def test_every_proxy_passes_on_the_same_services_and_not_the_admin_service():
+    nginx = (PACKAGING / "nginx" / "tidegate.conf").read_text()
+    assert set(re.findall(r"location (/\S+) \{\s*grpc_pass ", nginx)) == PASSED_ON
+    assert nginx.count("grpc_pass ") == len(PASSED_ON)
+    haproxy = (PACKAGING / "haproxy" / "tidegate.cfg").read_text()
+    acls = dict(re.findall(r"^ *acl (\w+) path_beg (\S+)$", haproxy, re.MULTILINE))
+    assert set(acls.values()) == PASSED_ON
+    assert f"if {' '.join(f'!{name}' for name in acls)}\n" in haproxy
+    assert {route["match"]["prefix"] for route in envoy_routes()} == PASSED_ON
+
+
+def envoy() -> dict:
+    return yaml.safe_load((PACKAGING / "envoy" / "tidegate.yaml").read_text())["static_resources"]
+
+
+def envoy_manager() -> dict:
+    [listener] = envoy()["listeners"]
+    [chain] = listener["filter_chains"]
+    [manager] = chain["filters"]
+    return manager["typed_config"]
+
+
+def envoy_routes() -> list[dict]:
+    [host] = envoy_manager()["route_config"]["virtual_hosts"]
+    return host["routes"]
+
+
+def test_envoy_lets_calls_take_as_long_as_they_want():
+    assert envoy_manager()["stream_idle_timeout"] == "0s"
+    assert all(route["route"]["timeout"] == "0s" for route in envoy_routes())
+    [cluster] = envoy()["clusters"]
+    assert {route["route"]["cluster"] for route in envoy_routes()} == {cluster["name"]}
+    [options] = cluster["typed_extension_protocol_options"].values()
+    protocol = options["explicit_http_config"]["http2_protocol_options"]
+    # Streams that are not read leave the connection a window.
+    streams = protocol["max_concurrent_streams"] * protocol["initial_stream_window_size"]
+    assert streams < protocol["initial_connection_window_size"]
+
+
+def test_the_proxies_look_for_the_ports_of_the_service():
+    configuration = tomllib.loads(CONFIGURATIONS["systemd"].read_text())
+    port = configuration["http"].split(":")[1]
+    assert f"server {configuration['listen']};" in (PACKAGING / "nginx" / "tidegate.conf").read_text()
+    haproxy = (PACKAGING / "haproxy" / "tidegate.cfg").read_text()
+    assert re.search(rf"server tidegate {configuration['listen']} .* port {port} ", haproxy)
+    [cluster] = envoy()["clusters"]
+    endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
+    address = endpoint["address"]["socket_address"]
+    assert f"{address['address']}:{address['port_value']}" == configuration["listen"]
+    assert endpoint["health_check_config"]["port_value"] == int(port)
+    assert cluster["health_checks"][0]["http_health_check"]["path"] == "/readyz"

@@ -37,7 +37,7 @@ done
 mount --move "$1/dev" /dev 2>/dev/null || mount --bind "$1/dev" /dev
 umask 0077
 shift
-exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs "$@"
+exec setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all --no-new-privs "$@"
 """
 
 
