@@ -3,6 +3,7 @@
 use std::{env, fmt, io, sync::Arc};
 
 use clap::{Args, ValueEnum};
+use tidegate_server::settings::log_filter;
 use tracing_subscriber::{EnvFilter, reload};
 
 use crate::exit::{Exit, Failure};
@@ -37,10 +38,12 @@ pub(crate) struct Logs(Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send
 
 /// Sends logs to standard error from here on. To be called once.
 pub(crate) fn init(args: &LogArgs) -> Result<Logs, Failure> {
-    let directives = args.log.as_deref().unwrap_or(DEFAULT);
-    let directives = from_environment().unwrap_or_else(|| directives.into());
+    let filter = match from_environment()? {
+        Some(filter) => filter,
+        None => filter("--log", args.log.as_deref().unwrap_or(DEFAULT))?,
+    };
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter(&directives)?)
+        .with_env_filter(filter)
         .with_writer(io::stderr);
     Ok(match args.log_format {
         LogFormat::Text => {
@@ -61,27 +64,33 @@ pub(crate) fn init(args: &LogArgs) -> Result<Logs, Failure> {
 }
 
 /// The filter in `RUST_LOG`, which takes precedence over every other.
-fn from_environment() -> Option<String> {
-    let directives = env::var(EnvFilter::DEFAULT_ENV).ok();
-    directives.filter(|directives| !directives.is_empty())
+fn from_environment() -> Result<Option<EnvFilter>, Failure> {
+    let name = EnvFilter::DEFAULT_ENV;
+    match env::var(name) {
+        Ok(directives) if !directives.is_empty() => filter(name, &directives).map(Some),
+        Ok(_) | Err(env::VarError::NotPresent) => Ok(None),
+        Err(env::VarError::NotUnicode(_)) => Err(Failure::new(
+            Exit::Usage,
+            format!("{name}: the value is not UTF-8"),
+        )),
+    }
 }
 
-fn filter(directives: &str) -> Result<EnvFilter, Failure> {
-    EnvFilter::try_new(directives).map_err(|error| {
-        Failure::new(
-            Exit::Usage,
-            format!("invalid log filter {directives:?}: {error}"),
-        )
+/// The filter that `origin` sets.
+fn filter(origin: &str, directives: &str) -> Result<EnvFilter, Failure> {
+    log_filter(directives).map_err(|problem| {
+        let message = format!("{origin}: {directives:?} is no log filter: {problem}");
+        Failure::new(Exit::Usage, message)
     })
 }
 
 impl Logs {
     /// Applies the filter in `directives`, unless `RUST_LOG` is set.
     pub(crate) fn set(&self, directives: &str) -> Result<(), Failure> {
-        if from_environment().is_some() {
+        if from_environment()?.is_some() {
             return Ok(());
         }
-        (self.0)(filter(directives)?).map_err(|error| Failure::new(Exit::Other, error))
+        (self.0)(filter("log", directives)?).map_err(|error| Failure::new(Exit::Other, error))
     }
 }
 

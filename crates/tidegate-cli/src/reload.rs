@@ -41,7 +41,7 @@ pub(crate) fn on_hangup(
     };
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
-            reloader.reload();
+            reloader.reload().await;
             reloader.reload_files().await;
         }
     });
@@ -50,9 +50,19 @@ pub(crate) fn on_hangup(
 
 impl Reloader {
     /// Applies the settings that can change in a running server. A configuration with an error changes nothing.
-    fn reload(&mut self) {
-        let next = match self.asked.read() {
-            Ok((next, _)) => next,
+    async fn reload(&mut self) {
+        let asked = self.asked.clone();
+        // A file on a network file system may take its time, and the runtime has other things to do.
+        let read = tokio::task::spawn_blocking(move || asked.read_again()).await;
+        // Only a runtime that shuts down drops the task before it has run.
+        let Ok(read) = read else { return };
+        let next = match read {
+            Ok((next, written)) => {
+                for warning in written.warnings() {
+                    tracing::warn!("{warning}");
+                }
+                next
+            }
             Err(failure) => {
                 log_failure(&failure);
                 tracing::error!("the configuration was not reloaded; nothing has changed");

@@ -44,10 +44,13 @@ mod identity;
 mod memory;
 mod network;
 mod operations;
+mod prepare;
 mod quotas;
+mod reading;
 mod routes;
 mod server;
 pub mod settings;
+mod text;
 
 pub use tidegate::{ClientIdPolicy, Encoded, Hub, StallPolicy, SweepRules, TopicSet};
 pub use tidegate_transport::Http2Config;
@@ -71,5 +74,6 @@ pub use crate::{
         reload::Reloader,
     },
     quotas::{Quota, QuotaConfig, QuotaCount},
+    reading::{ReadConfiguration, read_configuration, read_file},
     server::{DrainReport, Server},
 };

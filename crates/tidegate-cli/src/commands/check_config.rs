@@ -11,17 +11,27 @@ use crate::{exit::Failure, settings::SettingArgs};
 
 /// Check a configuration file and the environment
 ///
-/// Reads the files of certificates, keys, tokens and rules that the configuration names, too. Reports every error with
-/// its line and exits with 2, or says that the configuration is valid and exits with 0. Binds no address, and fetches
-/// no keys.
+/// Reads the files of certificates, keys, tokens and rules that the configuration names, too, and looks at the memory
+/// and the open files that this process may have. Reports every error with its line and exits with 2, or prints what a
+/// server would warn of, says that the configuration is valid, and exits with 0. Binds no address, and fetches no keys.
 #[derive(Debug, Args)]
 pub(crate) struct CheckConfigArgs {
     /// Configuration file in TOML [default: that of TIDEGATE_CONFIG, or none].
     file: Option<PathBuf>,
+
+    /// The same file, as `tidegate serve` takes it.
+    #[arg(long = "config", value_name = "FILE", conflicts_with = "file")]
+    config: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &CheckConfigArgs) -> Result<(), Failure> {
-    SettingArgs::of_file(args.file.clone()).check()?;
+    let (file, named_by) = match &args.config {
+        Some(file) => (Some(file), "--config"),
+        None => (args.file.as_ref(), "check-config"),
+    };
+    for warning in SettingArgs::of_file(file.cloned(), named_by).check()? {
+        writeln!(io::stderr(), "warning: {warning}")?;
+    }
     writeln!(io::stdout(), "configuration is valid")?;
     Ok(())
 }
