@@ -77,6 +77,7 @@ def commands() -> dict[str, list[str]]:
     entrypoint = json.loads(instruction("ENTRYPOINT"))
     return {
         "systemd": shlex.split(unit_setting("ExecStart")),
+        # The variables of the image name the configuration.
         "Docker": entrypoint + json.loads(instruction("CMD")),
         # The arguments of a container take the place of CMD.
         "Kubernetes": entrypoint + container()["args"],
@@ -116,20 +117,36 @@ class Shipped:
         return float(re.search(rf"^{name} (\S+)$", self.get("/metrics")[1], re.MULTILINE)[1])
 
 
+def environment(package: str, configuration: Path) -> dict[str, str]:
+    """The variables that a package sets, beside those of the test."""
+    if package != "Docker":
+        return dict(os.environ)
+    variables = dict(line.split("=", 1) for line in re.findall(r"^ENV (.*)$", DOCKERFILE.read_text(), re.MULTILINE))
+    return os.environ | {name: adapted([value], "", configuration)[0] for name, value in variables.items()}
+
+
 def adapted(words: list[str], binary: str, configuration: Path) -> list[str]:
     """A command of a package, with the program under test and a configuration of the test."""
     return [word.replace(PROGRAM, binary).replace(CONFIGURATION, str(configuration)) for word in words]
 
 
 @contextmanager
-def shipped(package: str, binary: str, tmp_path: Path, *before: str, **options) -> Iterator[Shipped]:
-    """Starts a server as a package does. `before` are words in front of its command."""
+def shipped(
+    package: str, binary: str, tmp_path: Path, *before: str, more: tuple[str, ...] = ()
+) -> Iterator[Shipped]:
+    """Starts a server as a package does. `before` are words in front of its command, and `more` those of a user."""
     # Only the ports are others.
     configuration = tmp_path / "tidegate.toml"
     text = CONFIGURATIONS[package].read_text()
     configuration.write_text(re.sub(r"^((?:listen|http) = .*):\d+", r"\1:0", text, flags=re.MULTILINE))
     command = adapted(commands()[package], binary, configuration)
-    process = subprocess.Popen([*before, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, **options)
+    process = subprocess.Popen(
+        [*before, *command, *more],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        env=environment(package, configuration),
+    )
     try:
         said = b""
         while said.count(b"\n") < 2:
@@ -145,10 +162,9 @@ def shipped(package: str, binary: str, tmp_path: Path, *before: str, **options) 
 
 
 def end(process: subprocess.Popen) -> None:
-    """Ends a server that a package started, which may be the child of another program."""
+    """Ends a server that a package started, which may be the child of other programs."""
     if process.poll() is None:
-        for pid in children(process.pid) or [process.pid]:
-            subprocess.run([*as_root(), "kill", str(pid)], check=False)
+        subprocess.run([*as_root(), "kill", str(program(process))], check=False)
         try:
             process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -158,5 +174,9 @@ def end(process: subprocess.Popen) -> None:
     process.stdout.close()
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def program(process: subprocess.Popen) -> int:
+    """The server behind the programs that started it, such as sudo and unshare: the last child of children."""
+    pid = process.pid
+    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        [pid] = map(int, children)
+    return pid

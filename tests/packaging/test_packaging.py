@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packages import (
+    COMPOSE,
     CONFIGURATION,
     CONFIGURATIONS,
     DOCKERFILE,
@@ -93,6 +94,11 @@ def test_the_manifests_keep_their_schema(file):
     assert said.count("passed") == len(manifests(file)) == 4, said
 
 
+@needs("check-jsonschema", "pip install check-jsonschema")
+def test_the_file_of_docker_compose_keeps_its_schema():
+    run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE)
+
+
 def test_the_server_has_the_time_to_drain():
     assert seconds(unit_setting("TimeoutStopSec")) > drain_timeout("systemd")
     assert seconds(compose()["stop_grace_period"]) > drain_timeout("Docker")
@@ -119,7 +125,11 @@ def test_the_manifests_speak_of_one_another():
 def test_every_package_starts_the_server_with_its_configuration_and_nothing_else():
     for package, command in commands().items():
         assert command[0].endswith("/tidegate") and command[1] == "serve", package
-        assert re.fullmatch(rf"--config[= ]{CONFIGURATION}", " ".join(command[2:])), package
+        named = " ".join(command[2:])
+        if package == "Docker":
+            assert (named, instruction("ENV")) == ("", f"TIDEGATE_CONFIG={CONFIGURATION}")
+        else:
+            assert re.fullmatch(rf"--config[= ]{CONFIGURATION}", named), package
 
 
 def test_the_configurations_differ_in_their_addresses_alone():

@@ -20,10 +20,10 @@ from packages import (
     MANIFESTS_TLS,
     adapted,
     as_root,
-    children,
     commands,
     compose,
     container,
+    program,
     shipped,
     unit_setting,
     unit_settings,
@@ -107,6 +107,16 @@ def test_nobody_can_list_disconnect_or_drain(server):
                 call(request, timeout=PATIENCE)
             assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert server.get("/readyz")[0] == 200
+
+
+def test_image_keeps_its_configuration_when_a_user_gives_it_arguments(binary, tmp_path):
+    """`docker run tidegate serve --heartbeat 5s`: the arguments take the place of CMD."""
+    with shipped("Docker", binary, tmp_path, more=("--heartbeat", "5s")) as server:
+        assert server.get("/metrics")[0] == 200
+        with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
+            AdminServiceStub(channel).GetServer(admin.GetServerRequest(), timeout=PATIENCE)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert '\nCMD ["serve"]' in DOCKERFILE.read_text()
 
 
 # ===== Memory =====
@@ -195,20 +205,16 @@ def test_a_container_takes_its_signals_as_the_first_process(package, binary, tmp
     # To the first process of a namespace of processes, a signal that it does not handle does not come at all.
     before = [*as_root(), "unshare", "--pid", "--fork"]
     with shipped(package, binary, tmp_path, *before) as server:
-        parent = server.process.pid
-        while not re.search(r"/(\S*-)?tidegate\0", program_of(parent)):
-            [parent] = children(parent)
+        pid = program(server.process)
+        with open(f"/proc/{pid}/status") as status:
+            # Its number in each namespace, the innermost last.
+            assert re.search(r"^NSpid:.*\t1$", status.read(), re.MULTILINE)
         publish_ten(server)
         shorten_history(server)
-        subprocess.run([*as_root(), "kill", "-HUP", str(parent)], check=True)
+        subprocess.run([*as_root(), "kill", "-HUP", str(pid)], check=True)
         await_short_history(server)
-        subprocess.run([*as_root(), "kill", "-TERM", str(parent)], check=True)
+        subprocess.run([*as_root(), "kill", "-TERM", str(pid)], check=True)
         assert server.process.wait(PATIENCE) == 0
-
-
-def program_of(pid: int) -> str:
-    with open(f"/proc/{pid}/cmdline") as file:
-        return file.read().split("\0")[0] + "\0"
 
 
 # ===== Restart =====

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from packages import as_root, children, end, shipped, unit_setting, unit_settings
+from packages import as_root, program, shipped, unit_setting, unit_settings
 from support import PATIENCE, Client, new_event, payloads
 
 MIB = 1 << 20
@@ -173,7 +173,7 @@ def test_the_unit_allows_every_system_call_of_the_server(binary, tmp_path):
     with shipped("systemd", binary, tmp_path, *before) as server:
         use(server)
         server.get("/metrics")
-        [pid] = children(server.process.pid)
+        pid = program(server.process)
         subprocess.run(["kill", "-HUP", str(pid)], check=True)
         # A drain with a stream that is open.
         client = Client(server.address)
