@@ -129,6 +129,8 @@ install_peer() {
         return 1
     fi
     mkdir -p "$peers"/{archives,root,bin,installed}
+    # One that was interrupted may have left the half of an archive.
+    rm -f "$peers"/archives/*.deb
     if ! needed=$(needed_packages "${missing[@]}"); then
         # What packages there are is not known yet, or no longer true.
         apt_update || return

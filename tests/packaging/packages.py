@@ -119,10 +119,12 @@ class Shipped:
 
 def environment(package: str, configuration: Path) -> dict[str, str]:
     """The variables that a package sets, beside those of the test."""
+    # The server would warn of it.
+    inherited = {name: value for name, value in os.environ.items() if name != "TIDEGATE_BIN"}
     if package != "Docker":
-        return dict(os.environ)
+        return inherited
     variables = dict(line.split("=", 1) for line in re.findall(r"^ENV (.*)$", DOCKERFILE.read_text(), re.MULTILINE))
-    return os.environ | {name: adapted([value], "", configuration)[0] for name, value in variables.items()}
+    return inherited | {name: adapted([value], "", configuration)[0] for name, value in variables.items()}
 
 
 def adapted(words: list[str], binary: str, configuration: Path) -> list[str]:
@@ -132,9 +134,15 @@ def adapted(words: list[str], binary: str, configuration: Path) -> list[str]:
 
 @contextmanager
 def shipped(
-    package: str, binary: str, tmp_path: Path, *before: str, more: tuple[str, ...] = ()
+    package: str,
+    binary: str,
+    tmp_path: Path,
+    *before: str,
+    more: tuple[str, ...] = (),
+    variables: dict[str, str] | None = None,
 ) -> Iterator[Shipped]:
-    """Starts a server as a package does. `before` are words in front of its command, and `more` those of a user."""
+    """Starts a server as a package does. `before` are words in front of its command; `more` and `variables` are those of
+    a user."""
     # Only the ports are others.
     configuration = tmp_path / "tidegate.toml"
     text = CONFIGURATIONS[package].read_text()
@@ -145,7 +153,7 @@ def shipped(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         bufsize=0,
-        env=environment(package, configuration),
+        env=environment(package, configuration) | (variables or {}),
     )
     try:
         said = b""
@@ -159,6 +167,17 @@ def shipped(
         yield Shipped(process, configuration, *found.groups())
     finally:
         end(process)
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Makes a certificate for localhost. Returns its file and that of its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is missing; scripts/test installs it")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 60 -subj /CN=localhost"
+    command += " -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:localhost"
+    command += " -keyout tls.key -out tls.crt"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return folder / "tls.crt", folder / "tls.key"
 
 
 def end(process: subprocess.Popen) -> None:

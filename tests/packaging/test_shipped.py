@@ -23,14 +23,16 @@ from packages import (
     commands,
     compose,
     container,
+    make_certificate,
     program,
     shipped,
     unit_setting,
     unit_settings,
 )
-from support import PATIENCE, Client, new_event
+from support import PATIENCE, Client, new_event, pb
 from tidegate.v1 import admin_service_pb2 as admin
 from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
+from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
 PACKAGES = list(commands())
 
@@ -82,6 +84,22 @@ def test_the_probes_ask_what_the_server_answers_without_tls(file, binary, tmp_pa
             assert server.get(asked["path"])[0] == 200
     # What says that it is not ready must not have it killed.
     assert spec["livenessProbe"]["httpGet"]["path"] != spec["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+def test_manifest_with_tls_serves_clients_with_tls_and_probes_without(binary, tmp_path):
+    certificate, key = make_certificate(tmp_path)
+    [folder] = [mount["mountPath"] for mount in container(MANIFESTS_TLS)["volumeMounts"] if mount["name"] == "tls"]
+    # The secret has the two files under the names that Kubernetes gives them.
+    variables = {
+        variable["name"]: variable["value"].replace(folder, str(tmp_path)) for variable in container(MANIFESTS_TLS)["env"]
+    }
+    assert set(variables.values()) == {str(certificate), str(key)}
+    with shipped("Kubernetes", binary, tmp_path, variables=variables) as server:
+        assert server.get("/healthz")[0] == server.get("/readyz")[0] == server.get("/metrics")[0] == 200
+        credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+        with grpc.secure_channel(server.address.replace("127.0.0.1", "localhost"), credentials) as channel:
+            answer = EventServiceStub(channel).Publish(pb.PublishRequest(events=[new_event("a")]), timeout=PATIENCE)
+            assert answer.count == 1
 
 
 def test_only_this_machine_reaches_metrics_where_there_is_no_container():
