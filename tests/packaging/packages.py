@@ -190,7 +190,8 @@ def end(process: subprocess.Popen) -> None:
             process.kill()
             process.wait()
             raise
-    process.stdout.close()
+        finally:
+            process.stdout.close()
 
 
 def program(process: subprocess.Popen) -> int:
