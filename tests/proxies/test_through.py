@@ -352,6 +352,42 @@ def test_page_of_a_proxy_is_unavailable_too(with_pages, binary, certificate, bac
     client.close()
 
 
+@pytest.mark.parametrize(
+    ("answer", "code", "exit_code"),
+    [
+        (400, "INTERNAL", None),
+        (401, "UNAUTHENTICATED", 4),
+        (403, "PERMISSION_DENIED", 4),
+        (404, "UNIMPLEMENTED", 1),
+        (429, "UNAVAILABLE", None),
+        (502, "UNAVAILABLE", None),
+        (503, "UNAVAILABLE", None),
+        (504, "UNAVAILABLE", None),
+    ],
+)
+def test_pages_of_nginx_mean_what_grpc_says(binary, backend, certificate, tmp_path, answer, code, exit_code):
+    """grpcio and `tidegate sub` take each of them for the same; `sub` ends with a code, or comes back again."""
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is missing: scripts/test unpacks it from Debian's package")
+    changes = STATUSES["nginx"] | {"/tidegate.v1.EventService/ {": f"/tidegate.v1.EventService/ {{ return {answer};"}
+    proxy = Nginx(tmp_path, certificate, backend, **changes)
+    client = ProxyClient(proxy, certificate)
+    with pytest.raises(grpc.RpcError) as caught:
+        client.publish(new_event("a"))
+    assert caught.value.code().name == code
+    child = follow(binary, proxy, certificate, "a")
+    if exit_code is None:
+        said = json.loads(child.stdout.readline())
+        assert (said["type"], said["code"]) == ("reconnecting", code) and str(answer) in said["message"], said
+        child.kill()
+        child.communicate()
+    else:
+        _, errors = child.communicate(timeout=PATIENCE)
+        assert child.returncode == exit_code and str(answer) in errors, errors
+    client.close()
+    proxy.stop()
+
+
 def comes_back(binary, proxy, certificate, backend, client):
     """`tidegate sub` sees the server go, a proxy without a server, and the server come again."""
     child = follow(binary, proxy, certificate, "a", "--count", "2")
