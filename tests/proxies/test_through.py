@@ -6,6 +6,7 @@ import json
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -278,6 +279,21 @@ def test_a_drain_tells_each_stream_where_to_resume(connect, backend):
     for stream in (busy, idle):
         assert_status(stream.ending(), grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         assert stream.ledger.going_away.resume_after == position
+
+
+def test_a_drain_tells_publishers(client, backend):
+    outgoing: queue.Queue = queue.Queue()
+    answers = client.stub.PublishStream(requests(outgoing), timeout=PATIENCE)
+    outgoing.put(pb.PublishRequest(events=[new_event("a")]))
+    assert next(answers).count == 1
+
+    backend.server.signal(signal.SIGTERM)
+
+    with pytest.raises(grpc.RpcError) as caught:
+        next(answers)
+    assert_status(caught.value, grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+    outgoing.put(None)
+    backend.stop()
 
 
 def test_server_that_is_killed_ends_streams_as_unavailable_or_internal(client, backend):
