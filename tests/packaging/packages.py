@@ -8,6 +8,7 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import urllib.error
 import urllib.request
@@ -117,14 +118,12 @@ class Shipped:
         return float(re.search(rf"^{name} (\S+)$", self.get("/metrics")[1], re.MULTILINE)[1])
 
 
-def environment(package: str, configuration: Path) -> dict[str, str]:
-    """The variables that a package sets, beside those of the test."""
-    # The server would warn of it.
-    inherited = {name: value for name, value in os.environ.items() if name != "TIDEGATE_BIN"}
+def variables_of(package: str, configuration: Path) -> dict[str, str]:
+    """The variables that a package sets."""
     if package != "Docker":
-        return inherited
-    variables = dict(line.split("=", 1) for line in re.findall(r"^ENV (.*)$", DOCKERFILE.read_text(), re.MULTILINE))
-    return inherited | {name: adapted([value], "", configuration)[0] for name, value in variables.items()}
+        return {}
+    found = dict(line.split("=", 1) for line in re.findall(r"^ENV (.*)$", DOCKERFILE.read_text(), re.MULTILINE))
+    return {name: adapted([value], "", configuration)[0] for name, value in found.items()}
 
 
 def adapted(words: list[str], binary: str, configuration: Path) -> list[str]:
@@ -148,12 +147,14 @@ def shipped(
     text = CONFIGURATIONS[package].read_text()
     configuration.write_text(re.sub(r"^((?:listen|http) = .*):\d+", r"\1:0", text, flags=re.MULTILINE))
     command = adapted(commands()[package], binary, configuration)
+    # By a command: sudo passes no variables on. The server would warn of the one that is removed.
+    variables = variables_of(package, configuration) | (variables or {})
+    command = ["env", "--unset=TIDEGATE_BIN", *(f"{name}={value}" for name, value in variables.items()), *command]
     process = subprocess.Popen(
         [*before, *command, *more],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         bufsize=0,
-        env=environment(package, configuration) | (variables or {}),
     )
     try:
         said = b""
@@ -183,7 +184,14 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 def end(process: subprocess.Popen) -> None:
     """Ends a server that a package started, which may be the child of other programs."""
     if process.poll() is None:
-        subprocess.run([*as_root(), "kill", str(program(process))], check=False)
+        pid = program(process)
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except PermissionError:
+            subprocess.run([*as_root(), "kill", str(pid)], check=True)
+        except ProcessLookupError:
+            # It ended meanwhile.
+            pass
         try:
             process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
