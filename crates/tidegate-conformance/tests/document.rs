@@ -53,12 +53,16 @@ fn first_cells(header: &str) -> BTreeSet<String> {
 
 fn headings() -> BTreeSet<String> {
     let lines = PROTOCOL.lines().filter(|line| line.starts_with('#'));
-    lines.map(|line| line.trim_start_matches(['#', ' ']).into()).collect()
+    lines
+        .map(|line| line.trim_start_matches(['#', ' ']).into())
+        .collect()
 }
 
 fn covered(rows: impl Fn(&Scenario) -> &Vec<String>) -> BTreeSet<String> {
     let all = scenarios();
-    all.iter().flat_map(|scenario| rows(scenario).clone()).collect()
+    all.iter()
+        .flat_map(|scenario| rows(scenario).clone())
+        .collect()
 }
 
 #[test]
@@ -96,7 +100,9 @@ fn every_scenario_says_where_its_rule_is() {
 
 /// Files that the checklist names.
 fn checklist() -> BTreeSet<String> {
-    let lines = PROTOCOL.lines().skip_while(|line| *line != "## Checklist for authors of clients");
+    let lines = PROTOCOL
+        .lines()
+        .skip_while(|line| *line != "## Checklist for authors of clients");
     let lines = lines.skip(1).take_while(|line| !line.starts_with("## "));
     let text: String = lines.flat_map(|line| [line, "\n"]).collect();
     let names = files().map(|(name, _)| name).collect::<BTreeSet<_>>();
@@ -118,7 +124,8 @@ fn every_file_of_the_folder_comes_with_the_crate() {
     let on_disk: BTreeSet<_> = names.collect();
     let embedded: BTreeSet<_> = files().map(|(name, _)| format!("{name}.toml")).collect();
     assert_eq!(on_disk, embedded);
-    let names = |all: Vec<Scenario>| -> Vec<_> { all.into_iter().map(|scenario| scenario.name).collect() };
+    let names =
+        |all: Vec<Scenario>| -> Vec<_> { all.into_iter().map(|scenario| scenario.name).collect() };
     assert_eq!(names(read_folder(&folder).unwrap()), names(scenarios()));
 }
 
@@ -127,7 +134,11 @@ fn every_ability_is_documented() {
     for ability in Ability::ALL {
         let row = format!("| `{ability}` |");
         assert!(CONFORMANCE.contains(&row), "{ability}");
-        assert!(scenarios().iter().any(|scenario| scenario.needs().contains(&ability)));
+        assert!(
+            scenarios()
+                .iter()
+                .any(|scenario| scenario.needs().contains(&ability))
+        );
     }
 }
 
@@ -135,7 +146,9 @@ fn every_ability_is_documented() {
 fn blocks(language: &str) -> Vec<String> {
     let opening = format!("```{language}\n");
     let blocks = CONFORMANCE.split(&opening).skip(1);
-    blocks.map(|block| block.split("```").next().unwrap().into()).collect()
+    blocks
+        .map(|block| block.split("```").next().unwrap().into())
+        .collect()
 }
 
 #[test]
@@ -156,7 +169,9 @@ fn every_field_of_a_scenario_is_documented() {
         let (name, rest) = field.split_once(':')?;
         (rest.ends_with(',') && !name.contains(' ')).then_some(name)
     });
-    let fields: BTreeSet<_> = fields.filter(|name| !["name", "streams", "problem"].contains(name)).collect();
+    let fields: BTreeSet<_> = fields
+        .filter(|name| !["name", "streams", "problem"].contains(name))
+        .collect();
     assert!(fields.len() > 40, "{fields:?}");
     let missing: Vec<_> = fields
         .iter()
