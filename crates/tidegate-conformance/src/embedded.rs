@@ -103,7 +103,7 @@ pub fn read_folder(folder: &Path) -> Result<Vec<Scenario>, ScenarioError> {
         path.extension()
             .is_some_and(|extension| extension == "toml")
     });
-    paths.sort();
+    paths.sort_by_cached_key(|path| path.file_stem().map(ToOwned::to_owned));
     if paths.is_empty() {
         return Err(error(
             folder,

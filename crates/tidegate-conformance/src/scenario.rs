@@ -495,6 +495,12 @@ impl Scenario {
         Ok(())
     }
 
+    /// Whether `name` is the name of the scenario, or of the file that has it among its cases.
+    pub fn is_named(&self, name: &str) -> bool {
+        let rest = self.name.strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
     /// Returns the abilities that a client needs, so that an author can leave out those that are not there yet.
     pub fn needs(&self) -> Vec<Ability> {
         let of_client = [

@@ -172,17 +172,13 @@ impl ConformanceArgs {
 
 /// Returns the scenarios that are named, or all if none is.
 fn select(all: Vec<Scenario>, only: &[String]) -> Result<Vec<Scenario>, Failure> {
-    let is_meant = |scenario: &Scenario, name: &str| {
-        let rest = scenario.name.strip_prefix(name);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
     for name in only {
-        if !all.iter().any(|scenario| is_meant(scenario, name)) {
+        if !all.iter().any(|scenario| scenario.is_named(name)) {
             return Err(Failure::new(Exit::Usage, unknown(name, &all)));
         }
     }
     let is_selected =
-        |scenario: &Scenario| only.is_empty() || only.iter().any(|name| is_meant(scenario, name));
+        |scenario: &Scenario| only.is_empty() || only.iter().any(|name| scenario.is_named(name));
     Ok(all.into_iter().filter(is_selected).collect())
 }
 

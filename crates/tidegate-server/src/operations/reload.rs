@@ -1,13 +1,16 @@
 //! The reload of certificates, credentials, keys and rules when their files change.
 
 use std::{
+    panic::resume_unwind,
     sync::{Arc, Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
 use tokio::time;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::controls::Controls;
 use crate::{
     config::ServerConfig,
     error::BindError,
@@ -86,9 +89,14 @@ impl Reloader {
 
     /// Spawns a task that reloads files when they change and fetches key sets when they are due, until the handle is
     /// dropped. `None` if there are no files.
-    pub(crate) fn spawn_refresh(&self) -> Option<AbortOnDropHandle<()>> {
+    pub(crate) fn spawn_refresh(&self, controls: Controls) -> Option<AbortOnDropHandle<()>> {
+        let reloader = self.clone();
+        let supervised = async move {
+            let refresh = || reloader.clone().refresh();
+            controls.supervise("refresh", refresh).await;
+        };
         self.has_files()
-            .then(|| AbortOnDropHandle::new(tokio::spawn(self.clone().refresh())))
+            .then(|| AbortOnDropHandle::new(tokio::spawn(supervised)))
     }
 
     async fn refresh(self) {
@@ -114,9 +122,13 @@ impl Reloader {
     }
 
     async fn reload_files(self, force: bool) -> Vec<SecurityError> {
-        let reloaded = tokio::task::spawn_blocking(move || self.reload_now(force));
-        // Only a runtime that shuts down drops the task before it has run.
-        reloaded.await.unwrap_or_default()
+        let reloaded = tokio::task::spawn_blocking(move || self.reload_now(force)).await;
+        reloaded.unwrap_or_else(|error| match error.try_into_panic() {
+            // It must not look as if nothing had changed: whoever runs this counts it, and begins again.
+            Ok(panic) => resume_unwind(panic),
+            // A runtime that shuts down has dropped it before it ran.
+            Err(_) => Vec::new(),
+        })
     }
 
     /// Waits while the files are being written: until two looks at them agree, or none has changed.
@@ -137,7 +149,17 @@ impl Reloader {
 
     /// How the files look. Nothing if none of them has changed since it was read.
     fn look_for_changes(&self) -> Option<Vec<Look>> {
-        let looks: Vec<_> = self.files().map(|files| (files, files.look())).collect();
+        // All at once: where several are late, as on one file system, they are so together.
+        let looks: Vec<_> = thread::scope(|scope| {
+            let begun = self
+                .files()
+                .map(|files| (files, scope.spawn(|| files.look())));
+            let begun: Vec<_> = begun.collect();
+            let looks = begun.into_iter();
+            looks
+                .map(|(files, look)| (files, look.join().unwrap_or_default()))
+                .collect()
+        });
         let has_changed = looks.iter().any(|(files, look)| files.has_changed(look));
         has_changed.then(|| looks.into_iter().map(|(_, look)| look).collect())
     }
