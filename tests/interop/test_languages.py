@@ -8,6 +8,7 @@ import pytest
 from languages import Language, clojure, language, node
 from scripted import Ending, ScriptedServer, batch, going_away, heartbeat, subscribed
 from support import PATIENCE, Server, new_event, pb, seconds
+from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
 __all__ = ["clojure", "language", "node"]
 
@@ -74,6 +75,30 @@ def test_subscriber_that_does_not_read_is_told_what_it_lost(server, client, lang
                 break
     assert lost > 0
     assert delivered + lost == total + 1
+
+
+def test_subscriber_waits_as_the_quota_of_a_server_asks(binary, language: Language):
+    with Server(binary, "--quotas-address-subscriptions", "1") as server, grpc.insecure_channel(server.address) as channel:
+        held = EventServiceStub(channel).Subscribe(pb.SubscribeRequest(filters=["a.b"]))
+        next(held)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(EventServiceStub(channel).Subscribe(pb.SubscribeRequest(filters=["a.b"])))
+        trailers = dict(refused.value.trailing_metadata())
+        assert trailers["tidegate-reason"] == "QUOTA_EXCEEDED"
+        delay = int(trailers["tidegate-retry-after-ms"])
+        assert delay > 0
+
+        update = language.follow(server.address, "a.b").skip_to("reconnecting")
+        assert update["code"] == "RESOURCE_EXHAUSTED"
+        assert float(update["retry_in"].removesuffix("s")) * 1000 >= delay
+        held.cancel()
+
+
+def test_subscriber_that_is_kicked_stays_away(binary, server, language: Language):
+    follower = language.follow(server.address, "--client-id", "ann", "a.b")
+    follower.skip_to("subscribed")
+    subprocess.run([binary, "kick", "ann", "--server", server.url], check=True, timeout=PATIENCE)
+    assert follower.exit_code() > 0
 
 
 # ===== With a script =====
