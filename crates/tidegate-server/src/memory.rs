@@ -186,6 +186,7 @@ fn of_groups(root: &Path) -> (Vec<Limit>, Option<String>) {
     let mounts = mounts(&own);
     let mut limits = Vec::new();
     let mut unknown = None;
+    let (mut is_in_groups, mut is_any_known) = (false, false);
     for line in groups.lines() {
         let Some((version, path)) = group(line) else {
             continue;
@@ -201,6 +202,8 @@ fn of_groups(root: &Path) -> (Vec<Limit>, Option<String>) {
                 limits.extend(of_folder(version, &folder, &group));
             }
         }
+        is_in_groups = true;
+        is_any_known |= is_known;
         // The root has no limits, and is what a process without a group of its own is in.
         if !is_known && path != "/" {
             unknown = Some(format!(
@@ -208,6 +211,14 @@ fn of_groups(root: &Path) -> (Vec<Limit>, Option<String>) {
                  to a quarter of it, or let the process see /sys/fs/cgroup"
             ));
         }
+    }
+    // In a namespace of control groups, the group of a container is the root of what it sees, if it sees it.
+    if is_in_groups && !is_any_known && unknown.is_none() {
+        unknown = Some(
+            "no control group can be looked up, so a limit on memory is not known: set memory_budget to a quarter of it, \
+             or let the process see /sys/fs/cgroup"
+                .into(),
+        );
     }
     (limits, unknown)
 }
@@ -494,6 +505,10 @@ mod tests {
         assert_eq!(budget.bytes, 16 * GIB);
         let warning = "/system.slice/tidegate.service cannot be looked up";
         assert!(budget.warnings[0].contains(warning), "{budget:?}");
+        // So is the group of a container, which is the root of its namespace.
+        let files = [("proc/self/cgroup", "0::/\n"), ("proc/self/mountinfo", "")];
+        let limit = Root::new("unmounted", &files).limit(64 * GIB);
+        assert!(limit.unknown.is_some());
         // A kernel without control groups has nothing to hide.
         assert_eq!(Root::new("none", &[]).limit(GIB).unknown, None);
     }
