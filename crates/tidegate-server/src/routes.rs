@@ -3,13 +3,12 @@
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
-use hyper::body::Incoming;
 use tidegate::{
-    Access, Calls, EventService, FILE_DESCRIPTOR_SET, Reason, RequestBody, ResponseBody,
-    ResponseFuture,
+    Access, Calls, EventService, FILE_DESCRIPTOR_SET, Reason, ResponseBody, ResponseFuture,
     proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN_NAME},
     request_timed_out,
 };
+use tidegate_transport::RequestBody;
 use tokio::time::timeout;
 use tonic::{Code, Status, server::NamedService as _};
 use tonic_health::{
@@ -56,7 +55,7 @@ const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/";
 
 /// The reflection service, boxed because its own type cannot be named.
 type Reflection = BoxCloneSyncService<
-    http::Request<RequestBody<Incoming>>,
+    http::Request<tidegate::RequestBody<RequestBody>>,
     http::Response<tonic::body::Body>,
     Infallible,
 >;
@@ -178,7 +177,7 @@ impl Routes {
 
 // ===== impl ConnectionRoutes =====
 
-impl Service<http::Request<Incoming>> for ConnectionRoutes {
+impl Service<http::Request<RequestBody>> for ConnectionRoutes {
     type Response = http::Response<ResponseBody>;
     type Error = Infallible;
     type Future = ResponseFuture;
@@ -187,7 +186,7 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: http::Request<Incoming>) -> ResponseFuture {
+    fn call(&mut self, mut request: http::Request<RequestBody>) -> ResponseFuture {
         let peer = self.peer.clone();
         let Some(peer) = peer.filter(|_| !PUBLIC_METHODS.contains(&request.uri().path())) else {
             return self.route(request, None);
@@ -213,7 +212,7 @@ impl ConnectionRoutes {
     async fn authorize(
         &self,
         peer: &Peer,
-        request: &http::Request<Incoming>,
+        request: &http::Request<RequestBody>,
     ) -> Result<Access, Status> {
         let path = request.uri().path();
         let claim = match path {
@@ -240,7 +239,7 @@ impl ConnectionRoutes {
     /// Hands the request to its service.
     fn route(
         &mut self,
-        mut request: http::Request<Incoming>,
+        mut request: http::Request<RequestBody>,
         access: Option<Access>,
     ) -> ResponseFuture {
         let path = request.uri().path();
