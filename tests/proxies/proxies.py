@@ -59,6 +59,12 @@ class Backend:
     def stop(self) -> None:
         self.server.stop()
 
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def metric(self, name: str) -> float:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/metrics", timeout=PATIENCE) as answer:
             return float(re.search(rf"^{re.escape(name)} (\S+)$", answer.read().decode(), re.MULTILINE)[1])
@@ -124,6 +130,12 @@ class Proxy:
             total += int(re.search(r"^VmRSS:\s+(\d+)", status, re.MULTILINE)[1])
             pids += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         return total
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -216,3 +228,9 @@ class ProxyClient(Client):
         credentials = grpc.ssl_channel_credentials(certificate.chain.read_bytes())
         self.channel = grpc.secure_channel(f"localhost:{proxy.port}", credentials, options=CHANNEL_OPTIONS)
         self.stub = EventServiceStub(self.channel)
+
+    def __enter__(self) -> ProxyClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

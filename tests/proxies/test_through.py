@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import grpc
 import pytest
@@ -174,13 +175,10 @@ def test_nginx_needs_to_be_told_that_bodies_have_no_end(binary, backend, certifi
     """The reason for `client_max_body_size` in packaging/nginx/tidegate.conf."""
     if shutil.which("nginx") is None:
         pytest.skip("nginx is missing: scripts/test unpacks it from Debian's package")
-    proxy = Nginx(tmp_path, certificate, backend, **{"client_max_body_size 0;": ""})
-    client = ProxyClient(proxy, certificate)
-    with pytest.raises(grpc.RpcError):
-        batches = (pb.PublishRequest(events=[new_event("a", bytes(64 << 10))]) for _ in range(64))
-        list(client.stub.PublishStream(batches, timeout=PATIENCE))
-    client.close()
-    proxy.stop()
+    batches = (pb.PublishRequest(events=[new_event("a", bytes(64 << 10))]) for _ in range(64))
+    with Nginx(tmp_path, certificate, backend, **{"client_max_body_size 0;": ""}) as proxy:
+        with ProxyClient(proxy, certificate) as client, pytest.raises(grpc.RpcError):
+            list(client.stub.PublishStream(batches, timeout=PATIENCE))
 
 
 # ===== Slow clients =====
@@ -229,17 +227,8 @@ def sharing(backend, certificate, tmp_path) -> Iterator[Callable[[], ProxyClient
         pytest.skip("haproxy is missing: scripts/test unpacks it from Debian's package")
     # Each thread has connections of its own.
     changes = {" max-reuse 0": "", "mode http": "mode http\n http-reuse always", "global\n": "global\n nbthread 1\n"}
-    proxy = HaProxy(tmp_path, certificate, backend, **changes)
-    clients = []
-
-    def connect() -> ProxyClient:
-        clients.append(ProxyClient(proxy, certificate))
-        return clients[-1]
-
-    yield connect
-    for client in clients:
-        client.close()
-    proxy.stop()
+    with HaProxy(tmp_path, certificate, backend, **changes) as proxy, ExitStack() as clients:
+        yield lambda: clients.enter_context(ProxyClient(proxy, certificate))
 
 
 def test_many_subscriptions_of_many_clients_over_one_connection_to_the_server(sharing, backend):
@@ -353,19 +342,17 @@ STATUSES = {
 @pytest.fixture
 def with_pages(kind: type[Proxy], backend, certificate, tmp_path) -> Iterator[Proxy]:
     """A proxy that answers with pages for people where the server does not answer, as proxies do."""
-    proxy = kind(tmp_path, certificate, backend, **STATUSES[kind.PROGRAM])
-    yield proxy
-    proxy.stop()
+    with kind(tmp_path, certificate, backend, **STATUSES[kind.PROGRAM]) as proxy:
+        yield proxy
 
 
 def test_page_of_a_proxy_is_unavailable_too(with_pages, binary, certificate, backend):
-    client = ProxyClient(with_pages, certificate)
-    comes_back(binary, with_pages, certificate, backend, client)
-    backend.stop()
-    with pytest.raises(grpc.RpcError) as caught:
-        client.publish(new_event("a"))
+    with ProxyClient(with_pages, certificate) as client:
+        comes_back(binary, with_pages, certificate, backend, client)
+        backend.stop()
+        with pytest.raises(grpc.RpcError) as caught:
+            client.publish(new_event("a"))
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    client.close()
 
 
 @pytest.mark.parametrize(
@@ -386,22 +373,19 @@ def test_pages_of_nginx_mean_what_grpc_says(binary, backend, certificate, tmp_pa
     if shutil.which("nginx") is None:
         pytest.skip("nginx is missing: scripts/test unpacks it from Debian's package")
     changes = STATUSES["nginx"] | {"/tidegate.v1.EventService/ {": f"/tidegate.v1.EventService/ {{ return {answer};"}
-    proxy = Nginx(tmp_path, certificate, backend, **changes)
-    client = ProxyClient(proxy, certificate)
-    with pytest.raises(grpc.RpcError) as caught:
-        client.publish(new_event("a"))
-    assert caught.value.code().name == code
-    child = follow(binary, proxy, certificate, "a")
-    if exit_code is None:
-        said = json.loads(child.stdout.readline())
-        assert (said["type"], said["code"]) == ("reconnecting", code) and str(answer) in said["message"], said
-        child.kill()
-        child.communicate()
-    else:
-        _, errors = child.communicate(timeout=PATIENCE)
-        assert child.returncode == exit_code and str(answer) in errors, errors
-    client.close()
-    proxy.stop()
+    with Nginx(tmp_path, certificate, backend, **changes) as proxy:
+        with ProxyClient(proxy, certificate) as client, pytest.raises(grpc.RpcError) as caught:
+            client.publish(new_event("a"))
+        assert caught.value.code().name == code
+        child = follow(binary, proxy, certificate, "a")
+        if exit_code is None:
+            said = json.loads(child.stdout.readline())
+            child.kill()
+            child.communicate()
+            assert (said["type"], said["code"]) == ("reconnecting", code) and str(answer) in said["message"], said
+        else:
+            _, errors = child.communicate(timeout=PATIENCE)
+            assert child.returncode == exit_code and str(answer) in errors, errors
 
 
 def comes_back(binary, proxy, certificate, backend, client):
