@@ -11,7 +11,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import grpc
 import pytest
@@ -145,6 +146,41 @@ def test_a_connection_that_breaks_frees_the_places_of_its_streams(connect, backe
         client.subscribe("a")
     client.close()
     backend.await_metric("tidegate_subscriptions", 0)
+
+
+def test_health_is_passed_on_and_watched(client, backend):
+    # SERVING is 1 and NOT_SERVING 2, in field 1.
+    check = client.channel.unary_unary("/grpc.health.v1.Health/Check")
+    assert check(b"", timeout=PATIENCE) == b"\x08\x01"
+    watched = client.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=PATIENCE)
+    assert next(watched) == b"\x08\x01"
+    # A stream that is open, so that the drain takes a moment.
+    unread = client.subscribe("a")
+    backend.server.signal(signal.SIGTERM)
+    with suppress(grpc.RpcError):
+        assert next(watched) == b"\x08\x02"
+    assert_status(unread.ending(), grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+
+
+def test_reload_of_nginx_ends_no_stream(backend, certificate, tmp_path):
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is missing: scripts/test unpacks it from Debian's package")
+    with Nginx(tmp_path, certificate, backend) as proxy, ProxyClient(proxy, certificate) as client:
+        stream = client.subscribe("a")
+        before = workers(proxy)
+        proxy.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + PATIENCE
+        while not workers(proxy) - before:
+            assert time.monotonic() < deadline, "nginx started no new worker"
+            time.sleep(0.02)
+        with ProxyClient(proxy, certificate) as publisher:
+            publisher.publish(new_event("a", b"1"))
+        assert payloads(stream.take(1)) == [b"1"]
+
+
+def workers(proxy: Proxy) -> set[str]:
+    pid = proxy.process.pid
+    return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
 # ===== What is not passed on =====
