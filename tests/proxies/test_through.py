@@ -16,7 +16,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from proxies import HaProxy, Nginx, Proxy, ProxyClient
+from proxies import Backend, HaProxy, Nginx, Proxy, ProxyClient
 from support import PATIENCE, Client, assert_status, head, new_event, payloads, pb, refused, seconds
 from tidegate.v1 import admin_service_pb2 as admin
 from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -319,6 +319,19 @@ def test_a_drain_tells_publishers(client, backend):
     assert_status(caught.value, grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     outgoing.put(None)
     backend.stop()
+
+
+def test_connections_that_end_by_their_age_cost_no_call(kind, binary, certificate, tmp_path):
+    """The connections between proxy and server end while calls are made: each has its answer, each stream its reason."""
+    with Backend(binary, "--connections-max-age", "1s") as backend, kind(tmp_path, certificate, backend) as proxy:
+        with ProxyClient(proxy, certificate) as client:
+            stream = client.subscribe("b")
+            published, until = 0, time.monotonic() + 3
+            while time.monotonic() < until:
+                client.publish(new_event("a"))
+                published += 1
+            assert backend.metric("tidegate_events_published_total") == published
+            assert_status(stream.ending(), grpc.StatusCode.UNAVAILABLE, "MAX_CONNECTION_AGE")
 
 
 def test_server_that_is_killed_ends_streams_as_unavailable_or_internal(client, backend):
