@@ -16,7 +16,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from proxies import Backend, HaProxy, Nginx, Proxy, ProxyClient
+from proxies import Backend, HaProxy, HaProxyTcp, Nginx, Proxy, ProxyClient
 from support import PATIENCE, Client, assert_status, head, new_event, payloads, pb, refused, seconds
 from tidegate.v1 import admin_service_pb2 as admin
 from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -289,6 +289,31 @@ def test_haproxy_needs_a_connection_for_each_call(sharing, backend):
         read_beside_a_stream_that_is_not_read(sharing(), direct, timeout=3)
     assert caught.value.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN)
     direct.close()
+
+
+# ===== Connections that are passed on as they are =====
+
+
+def test_tls_and_the_certificates_of_clients_are_the_servers_where_haproxy_passes_connections_on(
+    binary, certificate, tmp_path
+):
+    if shutil.which("haproxy") is None:
+        pytest.skip("haproxy is missing: scripts/test unpacks it from Debian's package")
+    (tmp_path / "rules").write_text(
+        '[[rule]]\nprincipals = ["localhost"]\npublish = { allow = [">"] }\nsubscribe = { allow = [">"] }\n'
+    )
+    # The certificate is its own authority, and the client shows it too.
+    arguments = f"--tls-certificate {certificate.chain} --tls-key {certificate.key} --tls-client-ca {certificate.chain}"
+    arguments += f" --auth-rules {tmp_path}/rules --connections-max-age 1h"
+    with Backend(binary, *arguments.split()) as backend, HaProxyTcp(tmp_path, certificate, backend) as proxy:
+        with ProxyClient(proxy, certificate) as stranger, pytest.raises(grpc.RpcError) as caught:
+            stranger.publish(new_event("a"))
+        # Without a certificate there is no connection.
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        with ProxyClient(proxy, certificate, shows_it=True) as client, ProxyClient(
+            proxy, certificate, shows_it=True
+        ) as publisher:
+            read_beside_a_stream_that_is_not_read(client, publisher)
 
 
 # ===== The server goes =====
