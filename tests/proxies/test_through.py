@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import queue
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import threading
 import time
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from proxies import Backend, HaProxy, HaProxyTcp, Nginx, Proxy, ProxyClient
+from proxies import KINDS, Backend, HaProxy, HaProxyTcp, Nginx, Proxy, ProxyClient
 from support import PATIENCE, Client, assert_status, head, new_event, payloads, pb, refused, seconds
 from tidegate.v1 import admin_service_pb2 as admin
 from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -202,6 +204,31 @@ def test_nobody_reaches_the_admin_service(client, backend):
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
         assert "proxy" in caught.value.details()
     client.publish(new_event("a"))
+
+
+def test_statuses_of_a_proxy_have_the_type_of_grpc(kind, backend, certificate, tmp_path):
+    """Libraries differ in what they make of an answer of another type: the one for Go takes no status from it."""
+    # By HTTP/1.1, which shows the headers that libraries of gRPC hide.
+    changes = {"alpn h2": "alpn h2,http/1.1"} if kind is KINDS["HAProxy"] else {}
+    with kind(tmp_path, certificate, backend, **changes) as proxy:
+        trusting = ssl.create_default_context(cafile=str(certificate.chain))
+
+        def ask(method: str) -> tuple[int, str | None, str | None]:
+            connection = http.client.HTTPSConnection("localhost", proxy.port, context=trusting, timeout=PATIENCE)
+            connection.request("POST", method, headers={"content-type": "application/grpc", "te": "trailers"})
+            answer = connection.getresponse()
+            answer.read()
+            connection.close()
+            return answer.status, answer.getheader("content-type"), answer.getheader("grpc-status")
+
+        assert ask("/tidegate.v1.AdminService/Drain") == (200, "application/grpc", "12")
+        assert ask("/") == (200, "application/grpc", "12")
+        backend.stop()
+        deadline = time.monotonic() + PATIENCE
+        while (answer := ask("/tidegate.v1.EventService/Publish")) != (200, "application/grpc", "14"):
+            # HAProxy notices after a moment, and until then has a page with 503.
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.1)
 
 
 # ===== Bodies =====
