@@ -31,6 +31,9 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// The target of the access log, which is off unless the filter names it.
+const ACCESS: &str = "tidegate::access";
+
 /// The log filter where none is given.
 const DEFAULT: &str = "warn";
 
@@ -80,7 +83,12 @@ fn from_environment() -> Option<String> {
 }
 
 fn filter(directives: &str) -> Result<EnvFilter, Failure> {
-    EnvFilter::try_new(directives).map_err(|error| {
+    let mut all = directives.to_owned();
+    if !directives.contains(ACCESS) {
+        // Lines about each call come only where they are asked for: `info` is for the state of the server.
+        all.push_str(&format!(",{ACCESS}=off"));
+    }
+    EnvFilter::try_new(all).map_err(|error| {
         Failure::new(
             Exit::Usage,
             format!("invalid log filter {directives:?}: {error}"),

@@ -1,12 +1,17 @@
 //! The services of one connection: events, and beside them the admin service, health (`grpc.health.v1`) for load
 //! balancers, and reflection (`grpc.reflection.v1`) for tools.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    task::Poll,
+    time::Duration,
+};
 
 use hyper::body::Incoming;
 use tidegate::{
-    Access, Calls, EventService, FILE_DESCRIPTOR_SET, Reason, RequestBody, ResponseBody,
-    ResponseFuture,
+    Access, Calls, EventService, FILE_DESCRIPTOR_SET, Reason, RequestBody, ResponseFuture,
     proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN_NAME},
     request_timed_out,
 };
@@ -21,6 +26,7 @@ use tonic_reflection::server::Builder;
 use tower::{Service, util::BoxCloneSyncService};
 
 use crate::{
+    access_log::{self, CountedBody, Record, RecordedBody, RecordedFuture},
     config::ServerConfig,
     identity::{Authenticator, peer::Peer},
     network::tls::Certificates,
@@ -54,9 +60,12 @@ const HEALTH: &str = "/grpc.health.v1.Health/";
 /// The beginning of the reflection service's paths.
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/";
 
+/// The body of a request.
+type RequestBytes = CountedBody<Incoming>;
+
 /// The reflection service, boxed because its own type cannot be named.
 type Reflection = BoxCloneSyncService<
-    http::Request<RequestBody<Incoming>>,
+    http::Request<RequestBody<RequestBytes>>,
     http::Response<tonic::body::Body>,
     Infallible,
 >;
@@ -78,6 +87,8 @@ pub(crate) struct ConnectionRoutes {
     calls: Calls,
     /// The remote address of the connection.
     address: SocketAddr,
+    /// The protocol of the connection, for the access log.
+    protocol: &'static str,
     /// `None` if calls need no credentials.
     peer: Option<Arc<Peer>>,
 }
@@ -157,6 +168,7 @@ impl Routes {
     pub(crate) fn for_connection(
         &self,
         address: SocketAddr,
+        protocol: &'static str,
         certificates: Option<Certificates>,
     ) -> (ConnectionRoutes, Calls) {
         let (events, calls) = self.events.for_connection();
@@ -170,6 +182,7 @@ impl Routes {
             side: Arc::clone(&self.side),
             calls: calls.clone(),
             address,
+            protocol,
             peer,
         };
         (routes, calls)
@@ -179,22 +192,41 @@ impl Routes {
 // ===== impl ConnectionRoutes =====
 
 impl Service<http::Request<Incoming>> for ConnectionRoutes {
-    type Response = http::Response<ResponseBody>;
+    type Response = http::Response<RecordedBody>;
     type Error = Infallible;
-    type Future = ResponseFuture;
+    type Future = RecordedFuture<ResponseFuture>;
 
     fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: http::Request<Incoming>) -> ResponseFuture {
+    fn call(&mut self, request: http::Request<Incoming>) -> Self::Future {
+        let record = access_log::is_on().then(|| {
+            let path = request.uri().path();
+            Box::new(Record::new(path, self.address, self.protocol))
+        });
+        let received = record.as_ref().map(|record| record.received());
+        let principal = record.as_ref().map(|record| record.principal());
+        let request = request.map(|body| CountedBody::new(body, received));
+        let response = self.respond(request, principal);
+        RecordedFuture::new(response, record, self.side.controls.subscribers())
+    }
+}
+
+impl ConnectionRoutes {
+    /// Answers a call, and notes its principal for the access log.
+    fn respond(
+        &mut self,
+        mut request: http::Request<RequestBytes>,
+        principal: Option<Arc<OnceLock<Arc<str>>>>,
+    ) -> ResponseFuture {
         let peer = self.peer.clone();
         let Some(peer) = peer.filter(|_| !PUBLIC_METHODS.contains(&request.uri().path())) else {
             return self.route(request, None);
         };
         let mut routes = self.clone();
         Box::pin(async move {
-            match routes.authorize(&peer, &request).await {
+            match routes.authorize(&peer, &request, principal).await {
                 Ok(access) => {
                     request.extensions_mut().insert(access.clone());
                     routes.route(request, Some(access)).await
@@ -203,9 +235,7 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
             }
         })
     }
-}
 
-impl ConnectionRoutes {
     /// Authenticates the call, and authorizes its method. Topics, filters and client ids are for the service to check.
     ///
     /// # Errors
@@ -213,7 +243,8 @@ impl ConnectionRoutes {
     async fn authorize(
         &self,
         peer: &Peer,
-        request: &http::Request<Incoming>,
+        request: &http::Request<RequestBytes>,
+        principal: Option<Arc<OnceLock<Arc<str>>>>,
     ) -> Result<Access, Status> {
         let path = request.uri().path();
         let claim = match path {
@@ -228,6 +259,10 @@ impl ConnectionRoutes {
                         self.side.controls.note_auth_failure();
                     }
                 })?;
+        if let Some(known) = principal {
+            // A call has one principal.
+            let _ = known.set(Arc::clone(authenticated.access.principal()));
+        }
         if PRINCIPAL_METHODS.contains(&path) || authenticated.may_administer() {
             return Ok(authenticated.access);
         }
@@ -240,7 +275,7 @@ impl ConnectionRoutes {
     /// Hands the request to its service.
     fn route(
         &mut self,
-        mut request: http::Request<Incoming>,
+        mut request: http::Request<RequestBytes>,
         access: Option<Access>,
     ) -> ResponseFuture {
         let path = request.uri().path();

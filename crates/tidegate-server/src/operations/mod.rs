@@ -6,5 +6,6 @@ pub(crate) mod drops;
 pub(crate) mod http;
 pub(crate) mod lags;
 pub(crate) mod metrics;
+pub(crate) mod process;
 pub(crate) mod reload;
 pub(crate) mod supervision;
