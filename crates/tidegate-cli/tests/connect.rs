@@ -268,6 +268,34 @@ fn kicked_one_reads_that_an_operator_did_it() {
     assert!(!said.contains("another stream"), "{said}");
 }
 
+#[test]
+fn json_has_the_reason_of_the_end() {
+    let server = Serve::start(&[]);
+    let url = server.url();
+    let arguments = ["sub", "a", "--client-id", "ann", "--output", "json"];
+    let arguments = [&arguments[..], &["--server", &url]].concat();
+    for (end, reason) in [("kick", "DISCONNECTED"), ("sub", "TAKEN_OVER")] {
+        let mut child = command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        lines.next().unwrap().unwrap();
+        let mut other = match end {
+            "kick" => command(&["kick", "ann", "--server", &url]),
+            _ => command(&arguments),
+        };
+        let mut other = other.stdout(Stdio::null()).spawn().unwrap();
+        let ended: serde_json::Value =
+            serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(ended["type"], "ended");
+        assert_eq!(ended["code"], "ABORTED");
+        assert_eq!(ended["reason"], reason);
+        assert!(lines.next().is_none());
+        assert_eq!(child.wait().unwrap().code(), Some(6));
+        // The one that took over goes on.
+        let _ = other.kill();
+        other.wait().unwrap();
+    }
+}
+
 // ===== Variables =====
 
 #[test]

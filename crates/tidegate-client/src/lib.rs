@@ -93,6 +93,7 @@ pub use position::{ParsePositionError, Position};
 pub use publisher::{
     Closed, Progress, PublishFailure, Publisher, PublisherOptions, PublisherState, Refusal,
 };
+pub use reason::reason;
 pub use subscription::{Subscription, Update};
 
 /// The protocol's own messages, as this crate takes and returns them.
