@@ -165,6 +165,30 @@ fn certificate_that_is_not_accepted_says_why() {
 }
 
 #[test]
+fn client_certificate_that_is_missing_or_not_accepted_is_named_every_time() {
+    let certificates = Certificates::new("client-certificates");
+    let ca = certificates.ca();
+    let server = certificates.serve("127.0.0.1", 2100, &["--tls-client-ca", &ca]);
+    let url = https(&server);
+    let other = rcgen::generate_simple_self_signed(["me".to_owned()]).unwrap();
+    let (chain, key) = (certificates.path("me.pem"), certificates.path("me.key"));
+    fs::write(&chain, other.cert.pem()).unwrap();
+    fs::write(&key, other.signing_key.serialize_pem()).unwrap();
+    // The alert comes after the handshake, and races with the call.
+    for _ in 0..5 {
+        let trusting = ["sub", "a", "--server", &url, "--tls-ca", &ca];
+        fails(&trusting, 4, "the server requires a client certificate");
+        let own = ["--tls-certificate", &chain, "--tls-key", &key];
+        let arguments = [&trusting[..], &own].concat();
+        fails(
+            &arguments,
+            4,
+            "the server does not accept the client certificate",
+        );
+    }
+}
+
+#[test]
 fn missing_server_heals_and_is_named_once() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();

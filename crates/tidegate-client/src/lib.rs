@@ -82,6 +82,7 @@ mod position;
 mod publisher;
 mod reason;
 mod subscription;
+mod tls;
 mod tracker;
 
 pub use admin::{Admin, ListOptions};
