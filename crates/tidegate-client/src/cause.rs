@@ -394,6 +394,7 @@ fn of_tls(error: &TlsError) -> (String, Advice) {
             | Alert::CertificateExpired
             | Alert::CertificateUnknown
             | Alert::UnknownCA
+            | Alert::DecryptError
             | Alert::AccessDenied => {
                 format!("the server does not accept the client certificate ({error})")
             }
