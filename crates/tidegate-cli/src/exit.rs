@@ -21,6 +21,7 @@ Exit codes:
     7  too slow under --overflow disconnect, or over a quota
     8  the position to resume from is ahead of the server
     9  the server broke the protocol
+   10  `serve` was drained by a call over the network, AdminService.Drain: start it again
   130  `pub` was interrupted before the server had accepted everything, or `serve`
        was stopped by a second signal";
 
@@ -37,6 +38,7 @@ pub(crate) enum Exit {
     Exhausted = 7,
     PositionAhead = 8,
     Violation = 9,
+    Drained = 10,
     Interrupted = 130,
 }
 
@@ -64,7 +66,7 @@ impl Failure {
         }
     }
 
-    /// Writes the message to standard error and returns the code to exit with.
+    /// Leaves the message for standard error, and returns the code to exit with.
     pub(crate) fn report(self) -> ExitCode {
         match self {
             Self::ClosedPipe => ExitCode::SUCCESS,
@@ -128,6 +130,7 @@ mod tests {
             Exit::Exhausted,
             Exit::PositionAhead,
             Exit::Violation,
+            Exit::Drained,
             Exit::Interrupted,
         ] {
             let line = format!("{:>5}  ", exit as u8);

@@ -12,7 +12,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// First bytes of a client.
+pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Empty SETTINGS, by which HTTP/2 begins, and GOAWAY with `PROTOCOL_ERROR` (RFC 9113, section 3.4).
 const REFUSAL: [u8; 26] = [

@@ -1,9 +1,11 @@
 //! The one handle that reads the state of a running server and steers it.
 
 use std::{
+    fmt,
+    future::Future,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
@@ -15,7 +17,11 @@ use tidegate::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::lags::{Histograms, Lags, index};
+use super::{
+    drops::{DropTotals, Drops},
+    lags::{Histograms, Lags, index},
+    supervision::Panics,
+};
 use crate::{
     config::ServerConfig,
     identity::Authenticator,
@@ -38,6 +44,12 @@ pub struct Controls {
 pub struct ServerStats {
     /// The numbers of the hub.
     pub hub: Stats,
+    /// Events that open subscriptions have lost and were not told of, as of the last sample: the server looks about once a
+    /// second, if it has an HTTP listener or serves the admin service.
+    pub pending_loss: u64,
+    /// Events that subscriptions have lost, told of it or not, as of the last sample. Losses of a subscription that ends
+    /// after it are not in here.
+    pub dropped: u64,
     /// The chunks that subscriptions shared, or that were made for one.
     pub chunks: ChunkStats,
     /// The numbers of connections.
@@ -53,6 +65,10 @@ pub struct ServerStats {
     pub auth_failures: u64,
     /// Attempts to fetch a JSON Web Key Set that failed.
     pub key_fetch_failures: u64,
+    /// Panics of the server's work in the background, by its name. The work goes on after each.
+    pub task_panics: Vec<(&'static str, u64)>,
+    /// Lines of the log that were lost. `None` if nobody counts them: see [`Controls::count_lost_log_lines`].
+    pub lost_log_lines: Option<u64>,
     /// The most bytes that events may hold: [`ServerConfig::memory_budget`], or its default.
     pub memory_budget: u64,
     /// Whether the server is ready for new calls: no drain has begun.
@@ -99,8 +115,11 @@ struct Shared {
     authenticator: Option<Arc<Authenticator>>,
     live: Mutex<LiveConfig>,
     lags: Mutex<Lags>,
+    drops: Mutex<Drops>,
     histograms: Histograms,
     auth_failures: AtomicU64,
+    panics: Panics,
+    lost_log_lines: OnceLock<LogLosses>,
     /// Cancelled when a drain begins.
     drain: CancellationToken,
     memory_budget: u64,
@@ -109,6 +128,9 @@ struct Shared {
     /// Whether anyone can read lags: over HTTP or the admin service. If not, they are not sampled.
     is_watched: bool,
 }
+
+/// Tells how many lines of the log were lost.
+struct LogLosses(Box<dyn Fn() -> u64 + Send + Sync>);
 
 // ===== impl Controls =====
 
@@ -130,8 +152,11 @@ impl Controls {
             authenticator,
             live: Mutex::new(LiveConfig::of(config)),
             lags: Mutex::default(),
+            drops: Mutex::default(),
             histograms: Histograms::default(),
             auth_failures: AtomicU64::new(0),
+            panics: Panics::default(),
+            lost_log_lines: OnceLock::new(),
             drain: CancellationToken::new(),
             memory_budget,
             started: (Instant::now(), SystemTime::now()),
@@ -152,8 +177,11 @@ impl Controls {
             subscribers,
             ..
         } = &*self.shared;
+        let DropTotals { pending, dropped } = self.drops().totals();
         ServerStats {
             hub: hub.stats(),
+            pending_loss: pending,
+            dropped,
             chunks: events.chunk_stats(),
             connections: admission.stats(),
             quotas: subscribers.quotas.counts().into(),
@@ -165,6 +193,8 @@ impl Controls {
                 .authenticator
                 .as_ref()
                 .map_or(0, |authenticator| authenticator.fetch_failures()),
+            task_panics: self.shared.panics.all(),
+            lost_log_lines: self.shared.lost_log_lines.get().map(|count| (count.0)()),
             memory_budget: self.shared.memory_budget,
             is_ready: self.is_ready(),
             uptime: self.shared.started.0.elapsed(),
@@ -229,6 +259,25 @@ impl Controls {
             .set_observe_only(config.quotas.observe_only);
     }
 
+    /// Runs a task of the program beside the server, until this future is dropped or the task ends by itself. If it
+    /// panics, that is logged and counted by its name, and `begin` makes another after a pause.
+    pub async fn supervise<F>(&self, task: &'static str, begin: impl FnMut() -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.shared.panics.supervise(task, begin).await;
+    }
+
+    /// Has the lines of the log that were lost among the metrics. `lost` returns their number so far, and is called at
+    /// each scrape. Only the first call counts.
+    pub fn count_lost_log_lines(&self, lost: impl Fn() -> u64 + Send + Sync + 'static) {
+        let _ = self.shared.lost_log_lines.set(LogLosses(Box::new(lost)));
+    }
+
+    pub(crate) fn panics(&self) -> &Panics {
+        &self.shared.panics
+    }
+
     /// The time at which the server was made.
     pub(crate) fn started(&self) -> SystemTime {
         self.shared.started.1
@@ -255,18 +304,21 @@ impl Controls {
         self.shared.drain.cancelled().await;
     }
 
-    /// Samples the lag of every subscription, if anyone can read it, and lets the quotas forget idle users.
+    /// Samples the lag and the losses of every subscription, if anyone can read them, and lets the quotas forget idle
+    /// users.
     pub(crate) fn upkeep(&self, now: Instant) {
         self.shared.subscribers.quotas.upkeep(now);
         if !self.shared.is_watched {
             return;
         }
         let infos = self.shared.hub.subscriptions();
+        self.drops().sample(&infos);
         let mut lags = self.lags();
         lags.sample(&infos, now);
         for info in &infos {
             let lag = lags.of(info.id, now);
-            self.shared.histograms.observe(info.backlog, lag);
+            let waiting = info.backlog - info.pending_loss - info.pending_conflation;
+            self.shared.histograms.observe(waiting, lag);
         }
     }
 
@@ -275,9 +327,20 @@ impl Controls {
         live.unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn drops(&self) -> MutexGuard<'_, Drops> {
+        let drops = self.shared.drops.lock();
+        drops.unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lags(&self) -> MutexGuard<'_, Lags> {
         let lags = self.shared.lags.lock();
         lags.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for LogLosses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LogLosses")
     }
 }
 

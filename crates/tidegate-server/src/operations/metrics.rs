@@ -131,7 +131,7 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
         ("address", connections.refused_by_address),
     ];
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
-    vec![
+    let mut families = vec![
         Family {
             name: "build_info",
             help: "Always 1; the version of the server is in the label",
@@ -164,7 +164,21 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
             "Failed attempts to fetch a JSON Web Key Set",
             stats.key_fetch_failures,
         ),
-    ]
+        counters(
+            "task",
+            "task_panics",
+            "Panics of work in the background, which goes on",
+            stats.task_panics.as_slice(),
+        ),
+    ];
+    families.extend(stats.lost_log_lines.map(|lost| {
+        counter(
+            "log_lines_lost",
+            "Lines of the log that were lost, because standard error took no more",
+            lost,
+        )
+    }));
+    families
 }
 
 fn event_families(stats: &ServerStats) -> Vec<Family> {
@@ -219,6 +233,16 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
             "events_lost",
             "Events lost to subscriptions, as gaps reported",
             lost,
+        ),
+        counter(
+            "events_dropped",
+            "Events lost to subscriptions, sampled once a second, whether they were told or not",
+            stats.dropped,
+        ),
+        gauge(
+            "events_pending_loss",
+            "Events that open subscriptions have lost and were not told of, sampled once a second",
+            stats.pending_loss,
         ),
         counters("reason", "gaps", "Gaps sent to subscriptions", gaps),
         gauge(

@@ -64,9 +64,10 @@ struct State {
 
 /// Response body of a call that is no subscription.
 ///
-/// It ends when its service ends it. It also ends, with a status that says why, when it has nothing ready, the service is
-/// not in the middle of a request, and the calls of its connection were ended or the credentials of its caller are no
-/// longer accepted. So whatever was stored has been answered before such a status.
+/// It ends when its service ends it. It also ends, with a status that says why, when the calls of its connection were
+/// ended or the credentials of its caller are no longer accepted: once it has nothing ready and the service is not in the
+/// middle of a request, or at once, whichever its service wants. So whatever was stored has been answered before such a
+/// status.
 #[derive(Debug)]
 pub struct CallBody {
     body: tonic::body::Body,
@@ -74,6 +75,8 @@ pub struct CallBody {
     /// Ready when the calls are ended. Made when the body first has to wait: most never do.
     ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     credentials_end: Option<CredentialsEnd>,
+    /// Whether the end comes before frames that are ready.
+    ends_at_once: bool,
     /// Set while the service is in the middle of something that it will answer.
     is_busy: Arc<AtomicBool>,
     has_ended: bool,
@@ -81,13 +84,6 @@ pub struct CallBody {
 
 /// Ready when credentials are no longer accepted.
 struct CredentialsEnd(Pin<Box<dyn Future<Output = CloseReason> + Send>>);
-
-/// Request body that ends when the calls of its connection are ended. [`Calls::request`] makes it.
-#[derive(Debug)]
-pub struct RequestBody<B> {
-    body: B,
-    ended: Pin<Box<WaitForCancellationFutureOwned>>,
-}
 
 // ===== impl Calls =====
 
@@ -120,16 +116,6 @@ impl Calls {
             self.shared.hub.end(id, reason);
         }
         self.shared.ended.cancel();
-    }
-
-    /// Wraps the body of a request, for a service that goes on reading when nobody waits for its response. The
-    /// body ends when the calls are ended; otherwise the connection would wait for that service.
-    #[must_use]
-    pub fn request<B>(&self, body: B) -> RequestBody<B> {
-        RequestBody {
-            body,
-            ended: Box::pin(self.shared.ended.clone().cancelled_owned()),
-        }
     }
 
     /// Enters a subscription of the hub by its identity. If the calls were ended, so is the subscription.
@@ -173,8 +159,17 @@ impl CallBody {
             calls,
             ended: None,
             credentials_end: access.map(|access| CredentialsEnd(access.until_ended())),
+            ends_at_once: false,
             is_busy: Arc::default(),
             has_ended: false,
+        }
+    }
+
+    /// The same body, whose end does not wait for frames that are ready.
+    pub(super) fn ending_at_once(self) -> Self {
+        Self {
+            ends_at_once: true,
+            ..self
         }
     }
 
@@ -230,9 +225,18 @@ impl Body for CallBody {
         if self.has_ended {
             return Poll::Ready(None);
         }
+        // Before the answers to questions that a client can ask without end, and so keep ready forever.
+        if self.ends_at_once
+            && let Poll::Ready(trailers) = self.poll_ended(cx)
+        {
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
         // A ready frame goes first: it may be the answer to something that was done, such as a published batch.
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             return Poll::Ready(frame);
+        }
+        if self.ends_at_once {
+            return Poll::Pending;
         }
         // An answer will follow, and wakes this task. To end before it would leave the client in doubt over a batch that
         // is stored. Only this task sets the flag, so no ordering is needed.
@@ -245,31 +249,6 @@ impl Body for CallBody {
 
     fn is_end_stream(&self) -> bool {
         self.has_ended || self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-// ===== impl RequestBody =====
-
-impl<B: Body + Unpin> Body for RequestBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            return Poll::Ready(frame);
-        }
-        self.ended.as_mut().poll(cx).map(|()| None)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
