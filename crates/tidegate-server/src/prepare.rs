@@ -34,6 +34,9 @@ impl Prepared {
         let mut warnings = Warnings(Vec::new());
         warnings.of_memory(&memory, config);
         warnings.of_access(&reloader, config);
+        for (key, message) in reloader.tls.iter().flat_map(|tls| tls.warnings()) {
+            warnings.add(key, message);
+        }
         Ok(Self {
             reloader,
             max_connections,

@@ -121,7 +121,7 @@ impl Server {
             events.clone(),
             admission.clone(),
             subscribers,
-            reloader.authenticator.clone(),
+            &reloader,
             memory_budget,
             &config,
         );

@@ -15,11 +15,17 @@ use tidegate::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::lags::{Histograms, Lags, index};
+use super::{
+    lags::{Histograms, Lags, index},
+    reload::Reloader,
+};
 use crate::{
     config::ServerConfig,
     identity::Authenticator,
-    network::admission::{Admission, ConnectionStats},
+    network::{
+        admission::{Admission, ConnectionStats},
+        tls::Tls,
+    },
     quotas::{
         QuotaCount, Quotas,
         subscribers::{Subscriber, Subscribers},
@@ -53,6 +59,8 @@ pub struct ServerStats {
     pub auth_failures: u64,
     /// Attempts to fetch a JSON Web Key Set that failed.
     pub key_fetch_failures: u64,
+    /// The expiry of the server's certificate, in seconds since 1970. `None` without TLS.
+    pub certificate_expiry: Option<i64>,
     /// The most bytes that events may hold: [`ServerConfig::memory_budget`], or its default.
     pub memory_budget: u64,
     /// Whether the server is ready for new calls: no drain has begun.
@@ -97,6 +105,8 @@ struct Shared {
     subscribers: Arc<Subscribers>,
     /// `None` if calls need no credentials.
     authenticator: Option<Arc<Authenticator>>,
+    /// `None` without TLS.
+    tls: Option<Arc<Tls>>,
     live: Mutex<LiveConfig>,
     lags: Mutex<Lags>,
     histograms: Histograms,
@@ -118,7 +128,7 @@ impl Controls {
         events: EventService,
         admission: Admission,
         subscribers: Arc<Subscribers>,
-        authenticator: Option<Arc<Authenticator>>,
+        reloader: &Reloader,
         memory_budget: u64,
         config: &ServerConfig,
     ) -> Self {
@@ -127,7 +137,8 @@ impl Controls {
             events,
             admission,
             subscribers,
-            authenticator,
+            authenticator: reloader.authenticator.clone(),
+            tls: reloader.tls.clone(),
             live: Mutex::new(LiveConfig::of(config)),
             lags: Mutex::default(),
             histograms: Histograms::default(),
@@ -165,6 +176,7 @@ impl Controls {
                 .authenticator
                 .as_ref()
                 .map_or(0, |authenticator| authenticator.fetch_failures()),
+            certificate_expiry: self.shared.tls.as_ref().map(|tls| tls.expiry()),
             memory_budget: self.shared.memory_budget,
             is_ready: self.is_ready(),
             uptime: self.shared.started.0.elapsed(),

@@ -131,7 +131,14 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
         ("address", connections.refused_by_address),
     ];
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
-    vec![
+    let expiry = stats.certificate_expiry.map(|expiry| {
+        gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "Seconds from 1970 to the expiry of the server's certificate",
+            u64::try_from(expiry).unwrap_or(0),
+        )
+    });
+    let mut families = vec![
         Family {
             name: "build_info",
             help: "Always 1; the version of the server is in the label",
@@ -164,7 +171,9 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
             "Failed attempts to fetch a JSON Web Key Set",
             stats.key_fetch_failures,
         ),
-    ]
+    ];
+    families.extend(expiry);
+    families
 }
 
 fn event_families(stats: &ServerStats) -> Vec<Family> {
