@@ -417,3 +417,30 @@ def test_expiry_is_a_metric(files, binary):
         line = server.process.stdout.readline()
         page = urllib.request.urlopen(f"http://{line.split()[-1]}/metrics", timeout=PATIENCE).read().decode()
         assert "tidegate_tls_certificate_expiry" not in page
+
+
+BAD_PUBLIC_KEYS = {
+    "private": ("pkey -in server.key -out bad", ["only the issuer of tokens should have", "openssl pkey -in"]),
+    "certificate": ("x509 -in server.pem -out bad", ["a certificate, and no public key", "openssl x509 -in", "-pubkey"]),
+    "der": ("pkey -in server.key -pubout -outform DER -out bad", ["a public key in DER", "openssl pkey -pubin -inform DER"]),
+    "short": ("rsa -in rsa.key -pubout -out bad", ["at least 2048 bits", "has 1024 bits"]),
+    "rsa's own": ("rsa -in rsa.key -RSAPublicKey_out -out bad", ["only RSA has", "openssl rsa -RSAPublicKey_in"]),
+    "other curve": ("pkey -in p384.key -pubout -out bad", ["P-256"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PUBLIC_KEYS)
+def test_unusable_key_of_tokens_is_named_with_the_way_out(files, name):
+    command, words = BAD_PUBLIC_KEYS[name]
+    other_keys = ("genrsa -out rsa.key 1024", "ecparam -name secp384r1 -genkey -noout -out p384.key")
+    files.openssl(GOOD, *other_keys, command)
+    tokens = ["--auth-jwt-issuer=me", "--auth-jwt-audience=you"]
+    served = files.run("serve", "--listen=127.0.0.1:0", *tokens, f"--auth-jwt-public-keys={files['bad']}")
+    assert served.returncode == 1
+    for word in words:
+        assert word in served.stderr, served.stderr
+    # Whoever has a public key could sign with it.
+    files.openssl("pkey -in server.key -pubout -out public.pem")
+    served = files.run("serve", "--listen=127.0.0.1:0", *tokens, f"--auth-jwt-secrets={files['public.pem']}")
+    assert served.returncode == 1
+    assert "is PEM, and no secret" in served.stderr

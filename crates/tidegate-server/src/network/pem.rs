@@ -171,7 +171,7 @@ impl Wanted {
     }
 
     /// The command of openssl that writes a file of these from a file in DER.
-    fn from_der(self, path: &Path) -> String {
+    fn command_for_der(self, path: &Path) -> String {
         let command = match self {
             Self::Certificates => "x509",
             Self::PrivateKey => "pkey",
@@ -352,7 +352,7 @@ fn explain_other_form(path: &Path, content: &[u8], wanted: Wanted) -> String {
 fn der(path: &Path, content: &[u8]) -> Option<(&'static str, String)> {
     // What all of them begin with.
     (content.first() == Some(&0x30)).then_some(())?;
-    let is = |wanted: Wanted| Some((wanted.name(), wanted.from_der(path)));
+    let is = |wanted: Wanted| Some((wanted.name(), wanted.command_for_der(path)));
     let shown = path.display();
     if X509Certificate::from_der(content).is_ok() {
         return is(Wanted::Certificates);
