@@ -194,7 +194,7 @@ install_venv() {
 
 # Programs that the checks use, and that were missing: from PyPI, or built from crates.io.
 tools=$root/target/tools
-PATH=$PATH:$tools/bin
+PATH=$PATH:$tools/bin:$peers/bin
 
 # Installs a program that is missing: the wheel that .ci/requirements.txt pins, or else the crate.
 install_tool() {

@@ -64,8 +64,12 @@ export function showPosition({ epoch, sequence }) {
   return `${BigInt(epoch).toString(16).padStart(16, '0')}:${sequence}`;
 }
 
+/** The inverse of `showPosition`. */
 export function readPosition(text) {
-  const [epoch, sequence] = text.split(':');
+  const [, epoch, sequence] = /^([0-9a-f]{1,16}):(\d{1,20})$/i.exec(text) ?? [];
+  if (sequence === undefined) {
+    throw new Error(`a position is EPOCH:SEQUENCE, and not ${text}`);
+  }
   return { epoch: BigInt(`0x${epoch}`).toString(), sequence };
 }
 
@@ -239,6 +243,12 @@ function trailer(ending, name) {
   return ending.metadata?.get(name)[0];
 }
 
+/** The delay that the server asks for, in milliseconds. One that cannot be read is as none. */
+function delay(ending) {
+  const text = trailer(ending, 'tidegate-retry-after-ms') ?? '';
+  return /^\d+$/.test(text) ? Number(text) : 0;
+}
+
 /** What to do after an ending: by its reason, or by its code if there is no reason, or one that this table has not. */
 function nextStep(ending) {
   return BY_REASON[trailer(ending, 'tidegate-reason')] ?? BY_CODE[ending.code] ?? 'stop';
@@ -246,8 +256,15 @@ function nextStep(ending) {
 
 // ===== The subscription =====
 
+/** Three heartbeats: the silence in milliseconds after which a stream is dead. The library does not show the bytes of a
+ *  response that is under way, so a large event over a slow link wants longer heartbeats. */
+function silenceOf({ heartbeat_interval: interval }) {
+  return 3 * (interval ? milliseconds({ nanos: 0, ...interval }) : 15_000);
+}
+
 /** The next response, or what ended the stream. */
-async function receive(responses) {
+async function receive(call, responses, silence) {
+  const alarm = setTimeout(() => call.cancel(), silence);
   try {
     const { value, done } = await responses.next();
     // No Tidegate server ends a stream with OK: something between does.
@@ -255,6 +272,8 @@ async function receive(responses) {
     return done ? { ending } : { response: value };
   } catch (ending) {
     return { ending };
+  } finally {
+    clearTimeout(alarm);
   }
 }
 
@@ -267,10 +286,9 @@ async function readStream(client, request, metadata, cursor, handle) {
     // would be called for the next response before it has handled this one.
     const responses = call[Symbol.asyncIterator]();
     for (;;) {
-      const { response, ending } = await receive(responses);
+      const { response, ending } = await receive(call, responses, silenceOf(request));
       if (ending) {
-        const asked = Number(trailer(ending, 'tidegate-retry-after-ms') ?? 0);
-        return { ...ended, ending, wait: Math.max(ended.wait, asked) };
+        return { ...ended, ending, wait: Math.max(ended.wait, delay(ending)) };
       }
       for (const update of updates(response)) {
         await handle(update);
@@ -292,6 +310,9 @@ async function readStream(client, request, metadata, cursor, handle) {
  * the ending after which the server says to stop. `token` is a function that returns the bearer token.
  */
 export async function subscribe(client, first, handle, { token } = {}) {
+  if (first.resume_after && first.replay_last > 0) {
+    throw new Error('either a position or the newest events: not both');
+  }
   const cursor = new Cursor(first.resume_after);
   for (let failures = 0; ; failures += 1) {
     const ended = await readStream(client, cursor.request(first), authorization(token?.()), cursor, handle);

@@ -126,6 +126,12 @@ class Language:
         self._scheme = scheme
         self._children: list[Follower] = []
 
+    def write_to(self, path: str, address: str, *arguments: str) -> int:
+        """Subscribes with its output in that file, and returns the exit code."""
+        command = [*self._subscribe, "--server", self._scheme + address, *arguments]
+        with open(path, "w") as output:
+            return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, timeout=PATIENCE).returncode
+
     def follow(self, address: str, *arguments: str, **environment: str) -> Follower:
         follower = Follower([*self._subscribe, "--server", self._scheme + address, *arguments], environment)
         self._children.append(follower)

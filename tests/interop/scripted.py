@@ -21,13 +21,12 @@ class Ending:
 
     code: grpc.StatusCode
     reason: str = ""
-    retry_after_ms: int | None = None
+    # Milliseconds, or whatever stands in their place.
+    retry_after_ms: str | None = None
 
     def apply(self, context: grpc.ServicerContext) -> None:
-        trailers = [("tidegate-reason", self.reason)] if self.reason else []
-        if self.retry_after_ms is not None:
-            trailers.append(("tidegate-retry-after-ms", str(self.retry_after_ms)))
-        context.set_trailing_metadata(trailers)
+        trailers = {"tidegate-reason": self.reason or None, "tidegate-retry-after-ms": self.retry_after_ms}
+        context.set_trailing_metadata([(name, value) for name, value in trailers.items() if value is not None])
         if self.code != grpc.StatusCode.OK:
             context.abort(self.code, "as the script says")
 

@@ -140,7 +140,7 @@ def test_replay_is_asked_for_again_only_while_there_is_no_position(language: Lan
 
 def test_subscriber_waits_as_long_as_the_server_asks(language: Language):
     streams = [
-        [subscribed(5, 10), Ending(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", retry_after_ms=1500)],
+        [subscribed(5, 10), Ending(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", retry_after_ms="1500")],
         [subscribed(5, 10), going_away(reconnect_after=seconds(1.5)), GONE],
     ]
     with ScriptedServer(*streams) as server:
@@ -148,6 +148,17 @@ def test_subscriber_waits_as_long_as_the_server_asks(language: Language):
         first, second, third = (server.call().at for _ in range(3))
         assert second - first >= 1.5
         assert third - second >= 1.5
+
+
+def test_subscriber_leaves_a_silent_stream(language: Language):
+    streams = [[subscribed(5, 10), batch(0, 11)], [subscribed(5, 11)]]
+    with ScriptedServer(*streams) as server:
+        language.follow(server.address, "--heartbeat", "1s", "a.b")
+        first, second = server.call(), server.call()
+        assert first.request.heartbeat_interval == seconds(1)
+        assert second.request.resume_after == position(5, 11)
+        # Three intervals, less what the clocks of two programs differ.
+        assert second.at - first.at >= 2.9
 
 
 @pytest.mark.parametrize(
@@ -209,6 +220,63 @@ def test_renewed_token_is_used_once(language: Language, tmp_path):
         assert server.call().metadata["authorization"] == "Bearer two"
         assert follower.exit_code() > 0
         assert server.has_no_call()
+
+
+def test_delay_that_cannot_be_read_is_as_none(language: Language):
+    streams = [
+        [subscribed(5, 10 + number), batch(0, 11 + number), Ending(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", delay)]
+        for number, delay in enumerate(("soon", "-1500", "1e9", ""))
+    ]
+    with ScriptedServer(*streams) as server:
+        follower = language.follow(server.address, "a.b")
+        server.call()
+        for _ in streams:
+            waited = float(follower.skip_to("reconnecting")["retry_in"].removesuffix("s"))
+            assert 0 <= waited <= 1
+            server.call()
+
+
+def test_delay_beyond_an_hour_counts_as_an_hour(language: Language):
+    going = going_away(reconnect_after=seconds(9_000_000_000_000))
+    with ScriptedServer([subscribed(5, 10), going, GONE]) as server:
+        follower = language.follow(server.address, "a.b")
+        waited = float(follower.skip_to("reconnecting")["retry_in"].removesuffix("s"))
+        assert 3600 <= waited <= 3601
+
+
+def test_event_that_cannot_be_written_ends_the_subscriber(language: Language):
+    with ScriptedServer([subscribed(5, 10), batch(0, 11)]) as server:
+        assert language.write_to("/dev/full", server.address, "a.b") > 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--resme", "00000000000000ff:5"),
+        ("--resume", "5"),
+        ("--resume", "xyz:5"),
+        ("--replay", "few"),
+        ("--replay", "4294967297"),
+        ("--replay", "-1"),
+        ("--replay", "2", "--resume", "00000000000000ff:5"),
+        ("--heartbeat", "never"),
+    ],
+    ids=" ".join,
+)
+def test_argument_that_means_nothing_is_refused(language: Language, arguments):
+    with ScriptedServer([subscribed(5, 10)]) as server:
+        assert language.write_to("/dev/null", server.address, *arguments, "a.b") > 0
+        assert server.has_no_call()
+
+
+def test_event_comes_whole(server, client, language: Language):
+    attributes = {"__proto__": "1", "constructor": "2", "sequence": "3", "": "4", "ä": "5"}
+    follower = language.follow(server.address, "a.b")
+    follower.skip_to("subscribed")
+    payload = '{"sequence":"1"}\u2028\x00</script>'
+    client.publish(new_event("a.b", payload.encode(), key="k", attributes=attributes))
+    event = follower.skip_to("event")
+    assert (event["payload"], event["key"], event["attributes"]) == (payload, "k", attributes)
 
 
 def test_event_beyond_the_default_limit_of_a_library_arrives(language: Language):

@@ -7,6 +7,7 @@ use crate::{
         admin::{ClientsArgs, KickArgs, StatsArgs},
         check_config::CheckConfigArgs,
         completions::CompletionsArgs,
+        conformance::ConformanceArgs,
         publish::PubArgs,
         serve::ServeArgs,
         sub::SubArgs,
@@ -50,6 +51,7 @@ pub(crate) enum Command {
     #[cfg(target_os = "linux")]
     Bench(crate::commands::bench::BenchArgs),
     Token(TokenArgs),
+    Conformance(ConformanceArgs),
     Completions(CompletionsArgs),
 }
 

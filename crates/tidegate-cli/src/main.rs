@@ -1,5 +1,5 @@
-//! The `tidegate` command: `serve`, `check-config`, `sub`, `pub`, `clients`, `kick`, `stats`, `bench`, `token` and
-//! `completions`.
+//! The `tidegate` command: `serve`, `check-config`, `sub`, `pub`, `clients`, `kick`, `stats`, `bench`, `token`,
+//! `conformance` and `completions`.
 //!
 //! Each command is a module of [`commands`], with its arguments and a `run`; [`exit`] turns its result into an exit code.
 
@@ -16,6 +16,7 @@ mod security;
 mod server_args;
 mod settings;
 mod signals;
+mod stdio;
 
 use std::process::ExitCode;
 
@@ -23,7 +24,7 @@ use clap::{CommandFactory as _, Parser as _};
 
 use crate::{
     args::{Cli, Command},
-    commands::{admin, check_config, completions, publish, serve, sub, token},
+    commands::{admin, check_config, completions, conformance, publish, serve, sub, token},
     exit::Failure,
     logging::Logs,
 };
@@ -60,6 +61,7 @@ async fn run(command: Command, log: Option<String>, logs: Logs) -> Result<(), Fa
         #[cfg(target_os = "linux")]
         Command::Bench(args) => commands::bench::run(args).await,
         Command::Token(args) => token::run(&args),
+        Command::Conformance(args) => conformance::run(args).await,
         Command::Completions(args) => completions::run(&args, Cli::command()),
     }
 }

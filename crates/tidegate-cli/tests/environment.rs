@@ -116,6 +116,7 @@ fn variables_that_are_no_settings_are_warned_of_but_for_those_of_orchestrators()
         ("TIDEGATE_ADMIN_SERVICE_PORT", "50051"),
         ("TIDEGATE_PORT_50051_TCP", "tcp://10.0.0.1:50051"),
         ("TIDEGATE_PORT_50051_TCP_ADDR", "10.0.0.1"),
+        ("TIDEGATE_PORT_50051_TCP_PORT", "50051"),
         ("TIDEGATE_AUTH_PORT_50051_UDP_PROTO", "udp"),
         ("TIDEGATE_SERVER", "http://localhost"),
         ("TIDEGATE_TOKEN", "t"),

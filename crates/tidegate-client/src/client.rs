@@ -183,8 +183,7 @@ impl Client {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn publisher(&self, options: PublisherOptions) -> Publisher {
-        let service = self.connector.event_service(self.connector.connect_lazy());
-        Publisher::new(service, options)
+        Publisher::new(self.connector.clone(), options)
     }
 
     /// Returns a client of the server's admin service, on the connection for unary calls.

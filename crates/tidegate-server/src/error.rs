@@ -9,9 +9,7 @@ use crate::{files::SecurityError, network::descriptors::TooFewDescriptors};
 #[non_exhaustive]
 pub enum BindError {
     /// The server cannot listen on the address.
-    #[error(
-        "cannot listen on {address}: is another server running there? Port 0 takes a free port"
-    )]
+    #[error("cannot listen on {address}: {}", advice(source, *address))]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -53,3 +51,34 @@ impl From<TooFewDescriptors> for BindError {
         Self::Descriptors { allowed, needed }
     }
 }
+
+/// What to do about an error of listening.
+fn advice(error: &io::Error, address: SocketAddr) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "the address is in use: end the server that is running there, or take another port; port 0 takes a free one"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine has no such address: take one that `ip address` lists, or 0.0.0.0 or [::] for all of them"
+        }
+        io::ErrorKind::PermissionDenied if (1..1_024).contains(&address.port()) => {
+            "this user may not listen on ports below 1024: take a port from 1024 on, or give the program the capability \
+             CAP_NET_BIND_SERVICE (AmbientCapabilities= of systemd)"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "the system does not permit it: look at the unit's sandbox or the container's security profile"
+        }
+        // Its kind is not told apart by the standard library.
+        _ if error.raw_os_error() == AF_NOT_SUPPORTED => {
+            "this machine, or the sandbox of the unit, has no such addresses: take one of the other family (IPv4 or IPv6)"
+        }
+        _ => "the system refuses it",
+    }
+}
+
+/// The error of an address whose family the system does not have.
+#[cfg(unix)]
+const AF_NOT_SUPPORTED: Option<i32> = Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+
+#[cfg(not(unix))]
+const AF_NOT_SUPPORTED: Option<i32> = None;

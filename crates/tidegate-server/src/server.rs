@@ -66,6 +66,10 @@ pub struct DrainReport {
     pub streams_drained: u64,
     /// Streams whose client took no notice of their end, so that the server reset them or cut their connection.
     pub streams_cut: u64,
+    /// Whether the drain was begun by [`Controls::drain`], as a call of `tidegate.v1.AdminService.Drain` begins it, and
+    /// not by the future given to [`Server::serve`]. Whoever stopped the process does not want it back; a call over the
+    /// network wants it emptied, and somebody has to start it again.
+    pub is_by_controls: bool,
 }
 
 impl Server {
@@ -273,7 +277,7 @@ impl Server {
         let mut sweeps = time::interval(upkeep_interval(&controls.live().sweep));
         let mut samples = time::interval(UPKEEP_INTERVAL);
         let mut batch = Vec::new();
-        loop {
+        let is_by_controls = loop {
             tokio::select! {
                 () = self.acceptor.accept_batch(&mut batch) => {
                     for (stream, peer) in batch.drain(..) {
@@ -282,10 +286,10 @@ impl Server {
                 }
                 _ = sweeps.tick() => self.upkeep(),
                 _ = samples.tick() => controls.upkeep(Instant::now()),
-                () = &mut stop => break,
-                () = controls.draining() => break,
+                () = &mut stop => break false,
+                () = controls.draining() => break true,
             }
-        }
+        };
         let Self {
             acceptor,
             hub,
@@ -312,6 +316,7 @@ impl Server {
             connections_cut,
             streams_drained: before.subscriptions.saturating_sub(streams_cut),
             streams_cut,
+            is_by_controls,
         }
     }
 }

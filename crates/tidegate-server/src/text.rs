@@ -59,6 +59,12 @@ pub(crate) fn has_mark(content: &[u8]) -> bool {
     without_mark(content).map_or(true, |rest| rest.len() < content.len())
 }
 
+/// Whether a character shows nothing, so that two names that look alike are different.
+pub(crate) fn is_unseen(character: char) -> bool {
+    matches!(character, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}' | '\u{feff}')
+        || character.is_control()
+}
+
 fn without_further_marks(content: &[u8]) -> Result<&[u8], String> {
     let mark = content
         .windows(MARK.len())

@@ -1,9 +1,6 @@
 //! `tidegate clients`, `kick` and `stats`: inspect a running server, and disconnect its clients.
 
-use std::{
-    io::{self, Write as _},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use clap::{Args, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
@@ -16,6 +13,7 @@ use tidegate_client::{
 use crate::{
     exit::{Exit, Failure},
     server_args::ServerArgs,
+    stdio,
 };
 
 /// List subscriptions, the worst first
@@ -106,7 +104,7 @@ pub(crate) async fn clients(args: ClientsArgs) -> Result<(), Failure> {
     let subscriptions = admin.subscriptions(&options).await?;
     let rows: Vec<_> = subscriptions.iter().map(Row::of).collect();
     match args.output.output {
-        Output::Json => rows.iter().try_for_each(print_json),
+        Output::Json => print_json_lines(&rows),
         Output::Table => print_table(&COLUMNS, rows.iter().map(Row::cells)),
     }
 }
@@ -116,8 +114,8 @@ pub(crate) async fn kick(args: KickArgs) -> Result<(), Failure> {
     let disconnected = admin.disconnect(&*args.client_id).await?;
     match args.output.output {
         Output::Json => print_json(&Kicked { disconnected })?,
-        Output::Table if disconnected == 1 => writeln!(io::stdout(), "1 stream ended")?,
-        Output::Table => writeln!(io::stdout(), "{disconnected} streams ended")?,
+        Output::Table if disconnected == 1 => stdio::print("1 stream ended\n")?,
+        Output::Table => stdio::print(format!("{disconnected} streams ended\n"))?,
     }
     match disconnected {
         0 => Err(Failure::new(
@@ -331,9 +329,16 @@ fn lag(lag: prost_types::Duration) -> Duration {
 // ===== printing =====
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    let line = serde_json::to_string(value).map_err(io::Error::from)?;
-    writeln!(io::stdout(), "{line}")?;
-    Ok(())
+    print_json_lines(&[value])
+}
+
+fn print_json_lines(values: &[impl Serialize]) -> Result<(), Failure> {
+    let mut lines = String::new();
+    for value in values {
+        lines.push_str(&serde_json::to_string(value).map_err(io::Error::from)?);
+        lines.push('\n');
+    }
+    Ok(stdio::print(lines)?)
 }
 
 /// Prints columns as wide as their widest cell, without control characters: a client chooses its own id and filters, and
@@ -344,11 +349,8 @@ fn print_table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Result
         .chain(rows.map(without_controls))
         .collect();
     let widths = widths(&rows);
-    let mut out = io::stdout().lock();
-    for row in &rows {
-        writeln!(out, "{}", padded_line(row, &widths))?;
-    }
-    Ok(())
+    let lines = rows.iter().map(|row| padded_line(row, &widths) + "\n");
+    Ok(stdio::print(lines.collect::<String>())?)
 }
 
 fn without_controls(row: Vec<String>) -> Vec<String> {

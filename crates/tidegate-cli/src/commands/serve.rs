@@ -23,8 +23,10 @@ use crate::{
 
 /// Run the server
 ///
-/// Prints the address it listens on as its first line, and that of --http as its second. On SIGINT or SIGTERM it tells every client where
-/// to resume and ends when all have gone, or after --drain-timeout; a second signal ends it at once.
+/// Prints the address it listens on as its first line, and that of --http as its second. On SIGINT or SIGTERM it tells
+/// every client where to resume and ends when all have gone, or after --drain-timeout, with exit code 0; a second signal
+/// ends it at once. A drain that was asked for over the network, by AdminService.Drain, ends it with exit code 10, so
+/// that a supervisor which restarts on failure starts it again.
 ///
 /// A flag wins over the environment (TIDEGATE_DRAIN_TIMEOUT for --drain-timeout), and the environment over the
 /// file of --config, which is read again on SIGHUP. Durations are written 5s, 250ms or 1m30s, sizes 64KiB, 2GiB or
@@ -77,9 +79,11 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
     tokio::spawn(memory::release_freed(server.hub().clone()));
     let (stop, stopped) = oneshot::channel::<()>();
     let mut serving = pin!(server.serve(async { _ = stopped.await }));
+    let mut is_stopped = false;
     let report = tokio::select! {
         report = &mut serving => report,
         () = signals.next() => {
+            is_stopped = true;
             drop(stop);
             tokio::select! {
                 report = &mut serving => report,
@@ -96,6 +100,13 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
         streams_cut = report.streams_cut,
         "ended"
     );
+    // A supervisor that restarts what has failed must not take it for the wish of its operator.
+    if report.is_by_controls && !is_stopped {
+        return Err(Failure::new(
+            Exit::Drained,
+            "drained by a call over the network; start it again",
+        ));
+    }
     Ok(())
 }
 

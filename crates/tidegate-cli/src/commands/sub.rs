@@ -1,18 +1,17 @@
 //! `tidegate sub`: prints the updates of a subscription.
 
-use std::{io, time::Duration};
+use std::{io, mem, time::Duration};
 
 use clap::{Args, ValueEnum};
 use futures_util::FutureExt as _;
 use tidegate_client::{Error, Overflow, Position, SubscribeOptions, Subscription, Update};
 use tidegate_server::settings::{bytes, duration};
-use tokio::io::{AsyncWriteExt as _, Stdout};
 
 use crate::{
     exit::Failure,
     output::{Format, Renderer},
     server_args::ServerArgs,
-    signals,
+    signals, stdio,
 };
 
 /// Bytes of output that are written at once; fewer when nothing more is ready.
@@ -135,7 +134,6 @@ enum OverflowArg {
 /// Writes updates to standard output.
 struct Printer {
     renderer: Renderer,
-    stdout: Stdout,
     /// Rendered bytes that are not written yet.
     ready: Vec<u8>,
     /// Events until the end; `None` without --count.
@@ -147,7 +145,6 @@ pub(crate) async fn run(args: SubArgs) -> Result<(), Failure> {
     let subscription = client.subscribe(args.options());
     let printer = Printer {
         renderer: Renderer::for_stdout(args.output),
-        stdout: tokio::io::stdout(),
         ready: Vec::new(),
         events_left: args.count,
     };
@@ -242,11 +239,12 @@ impl Printer {
     }
 
     async fn flush(&mut self) -> io::Result<()> {
-        if !self.ready.is_empty() {
-            self.stdout.write_all(&self.ready).await?;
-            self.stdout.flush().await?;
-            self.ready.clear();
+        if self.ready.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let (ready, written) = stdio::print_aside(mem::take(&mut self.ready)).await;
+        self.ready = ready;
+        self.ready.clear();
+        written
     }
 }

@@ -19,7 +19,7 @@ use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::{
     digest::{Digest, digest},
-    text::lines_of_text,
+    text::{is_unseen, lines_of_text},
 };
 
 /// The text before each hash in the file.
@@ -41,9 +41,13 @@ struct Token {
 /// When the principal is empty, contains white space or begins with `#`, or the token is empty or is not printable
 /// ASCII. The error says how it has to be.
 pub fn token_line(principal: &str, token: &str) -> Result<String, &'static str> {
-    if principal.is_empty() || principal.starts_with('#') || principal.contains(char::is_whitespace)
+    if principal.is_empty()
+        || principal.starts_with('#')
+        || principal.contains(|character: char| character.is_whitespace() || is_unseen(character))
     {
-        return Err("a principal is one word, and does not begin with `#`");
+        return Err(
+            "a principal is one word of characters that can be seen, and does not begin with `#`",
+        );
     }
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("a token is printable ASCII without white space, and not empty");
@@ -94,7 +98,7 @@ impl Token {
         let mut words = line.split_whitespace();
         let (principal, hash) = (words.next()?, words.next()?.strip_prefix(SCHEME)?);
         let is_whole = words.next().is_none()
-            && !principal.contains(char::is_control)
+            && !principal.contains(is_unseen)
             && hash.len() == 64
             && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
         is_whole.then_some(())?;

@@ -2,6 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -151,7 +152,17 @@ impl Reloader {
 
     /// How the files look. Nothing if none of them has changed since it was read.
     fn look_for_changes(&self) -> Option<Vec<Look>> {
-        let looks: Vec<_> = self.files().map(|files| (files, files.look())).collect();
+        // All at once: where several are late, as on one file system, they are so together.
+        let looks: Vec<_> = thread::scope(|scope| {
+            let begun = self
+                .files()
+                .map(|files| (files, scope.spawn(|| files.look())));
+            let begun: Vec<_> = begun.collect();
+            let looks = begun.into_iter();
+            looks
+                .map(|(files, look)| (files, look.join().unwrap_or_default()))
+                .collect()
+        });
         let has_changed = looks.iter().any(|(files, look)| files.has_changed(look));
         has_changed.then(|| looks.into_iter().map(|(_, look)| look).collect())
     }

@@ -132,7 +132,9 @@ fn contradictions<'a>(
     configuration: &'a Configuration,
     written: &'a Written,
 ) -> impl Iterator<Item = Problem> + 'a {
-    missing(configuration, written).chain(too_large(configuration, written))
+    missing(configuration, written)
+        .chain(too_large(configuration, written))
+        .chain(taken(configuration, written))
 }
 
 /// The problems of settings that need another setting, which is at its default.
@@ -162,6 +164,24 @@ fn too_large(configuration: &Configuration, written: &Written) -> Option<Problem
         message: "limits.max_event_bytes is above limits.max_publish_bytes, so the largest events could not be \
                   published: lower it, or raise the other"
             .into(),
+    })
+}
+
+/// The problem of two listeners at one address.
+fn taken(configuration: &Configuration, written: &Written) -> Option<Problem> {
+    let (listen, http) = (configuration.server.listen, configuration.server.http?);
+    // An address that stands for all of them takes the port of each.
+    let is_same = listen.ip() == http.ip()
+        || (listen.is_ipv4() == http.is_ipv4()
+            && (listen.ip().is_unspecified() || http.ip().is_unspecified()));
+    (is_same && listen.port() == http.port() && http.port() != 0).then(|| Problem {
+        origin: written
+            .origin("http")
+            .cloned()
+            .unwrap_or(Origin::Default("http")),
+        message: format!(
+            "http = {http} is taken by listen = {listen}: give one of them another port"
+        ),
     })
 }
 

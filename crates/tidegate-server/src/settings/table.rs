@@ -67,7 +67,7 @@ pub static SETTINGS: &[Setting] = rows! {
     "Memory that events may hold, in history and for clients that are behind. Over the budget the oldest events are \
      evicted, and a client that had not seen them gets a gap. Half of it is for large events that streams are in the \
      middle of; over that, the streams that have taken the longest are reset. auto is a quarter of the machine's \
-     memory, or of the control group's limit if that is less.";
+     memory, or of the least limit of the process and its control groups if that is less.";
 
     "filter_budget", "SIZE", OrAuto<Size>, server.filter_budget, RESTARTS,
     "Memory that the filters of all subscriptions may hold, besides memory_budget. Over it subscriptions with new \

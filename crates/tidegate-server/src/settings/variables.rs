@@ -113,12 +113,14 @@ fn comes_from_an_orchestrator(name: &str, value: &OsStr) -> bool {
     };
     match words[..] {
         _ if ends_with_service(&words) => true,
+        [.., "PORT", number, protocol, "PROTO" | "PORT" | "ADDR"]
+        | [.., "PORT", number, protocol]
+            if is_number(number) && is_protocol(protocol) =>
+        {
+            true
+        }
         // A person writes a number.
         [.., "PORT"] => value.to_str().is_some_and(|value| value.contains("://")),
-        [.., "PORT", number, protocol]
-        | [.., "PORT", number, protocol, "PROTO" | "PORT" | "ADDR"] => {
-            is_number(number) && is_protocol(protocol)
-        }
         _ => false,
     }
 }

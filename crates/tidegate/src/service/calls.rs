@@ -15,7 +15,10 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -62,8 +65,9 @@ struct State {
 /// Response body of a call that is no subscription.
 ///
 /// It ends when its service ends it. It also ends, with a status that says why, when the calls of its connection were
-/// ended or the credentials of its caller are no longer accepted: once it has nothing ready, or at once, whichever its
-/// service wants.
+/// ended or the credentials of its caller are no longer accepted: once it has nothing ready and the service is not in the
+/// middle of a request, or at once, whichever its service wants. So whatever was stored has been answered before such a
+/// status.
 #[derive(Debug)]
 pub struct CallBody {
     body: tonic::body::Body,
@@ -73,6 +77,8 @@ pub struct CallBody {
     credentials_end: Option<CredentialsEnd>,
     /// Whether the end comes before frames that are ready.
     ends_at_once: bool,
+    /// Set while the service is in the middle of something that it will answer.
+    is_busy: Arc<AtomicBool>,
     has_ended: bool,
 }
 
@@ -154,6 +160,7 @@ impl CallBody {
             ended: None,
             credentials_end: access.map(|access| CredentialsEnd(access.until_ended())),
             ends_at_once: false,
+            is_busy: Arc::default(),
             has_ended: false,
         }
     }
@@ -164,6 +171,11 @@ impl CallBody {
             ends_at_once: true,
             ..self
         }
+    }
+
+    /// Sets the flag that its service sets while it is in the middle of a request.
+    pub(super) fn with_busy(self, is_busy: Arc<AtomicBool>) -> Self {
+        Self { is_busy, ..self }
     }
 
     /// Ready with trailers when something other than its service ends the body.
@@ -226,6 +238,11 @@ impl Body for CallBody {
         if self.ends_at_once {
             return Poll::Pending;
         }
+        // An answer will follow, and wakes this task. To end before it would leave the client in doubt over a batch that
+        // is stored. Only this task sets the flag, so no ordering is needed.
+        if self.is_busy.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
         self.poll_ended(cx)
             .map(|trailers| Some(Ok(Frame::trailers(trailers))))
     }
@@ -236,5 +253,33 @@ impl Body for CallBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::task::noop_waker_ref;
+    use tidegate_core::HubConfig;
+
+    use super::*;
+
+    #[test]
+    fn body_ends_between_requests_and_not_in_the_middle_of_one() {
+        let hub = Hub::new(HubConfig::new(1));
+        let calls = Calls::new(hub);
+        let is_busy = Arc::new(AtomicBool::new(true));
+        let idle = tonic::body::Body::new(http_body_util::StreamBody::new(
+            futures_util::stream::pending::<Result<Frame<Bytes>, Status>>(),
+        ));
+        let body = CallBody::new(idle, Some(calls.clone()), None).with_busy(Arc::clone(&is_busy));
+        let mut body = std::pin::pin!(body);
+        let mut cx = Context::from_waker(noop_waker_ref());
+        calls.end(CloseReason::ShuttingDown);
+        assert!(body.as_mut().poll_frame(&mut cx).is_pending());
+        is_busy.store(false, Ordering::Relaxed);
+        let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(&mut cx) else {
+            panic!("it goes on")
+        };
+        assert!(frame.is_trailers());
     }
 }

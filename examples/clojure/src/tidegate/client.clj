@@ -64,7 +64,8 @@
 (defn read-position
   "The inverse of `show-position`."
   ^Position [text]
-  (let [[epoch sequence] (str/split text #":")]
+  (let [[_ epoch sequence] (or (re-matches #"(?i)([0-9a-f]{1,16}):(\d{1,20})" text)
+                               (throw (IllegalArgumentException. (str "a position is EPOCH:SEQUENCE, and not " text))))]
     (-> (Position/newBuilder)
         (.setEpoch (Long/parseUnsignedLong epoch 16))
         (.setSequence (Long/parseUnsignedLong sequence))
@@ -78,8 +79,9 @@
     (-> (.. gap getReason name) (str/replace-first "GAP_REASON_" "") str/lower-case)))
 
 (defn- milliseconds
+  "A number with a point: the seconds of a duration may be so many that their milliseconds are no `long`."
   [^Duration duration]
-  (+ (* 1000 (.getSeconds duration)) (quot (.getNanos duration) 1000000)))
+  (+ (* 1e3 (.getSeconds duration)) (/ (.getNanos duration) 1e6)))
 
 (defn- update-of
   "An event as a map, without what it has not."
@@ -197,6 +199,15 @@
       (.asRuntimeException (.withDescription Status/UNAVAILABLE "the stream ended without a reason")))
     (catch StatusRuntimeException ending ending)))
 
+(def ^:private silent
+  (.asRuntimeException (.withDescription Status/UNAVAILABLE "no response for three heartbeats")))
+
+(defn- silence-of
+  "Milliseconds without a response after which the stream is dead: three heartbeats. The library does not show the bytes of
+  a response that is under way, so a large event over a slow link wants longer heartbeats."
+  [^SubscribeRequest request]
+  (long (* 3 (if (.hasHeartbeatInterval request) (milliseconds (.getHeartbeatInterval request)) 15000))))
+
 (defn- read-stream!
   "Reads one stream to its end, moves `cursor`, an atom, and returns how it ended: the exception, whether the stream had
   begun, whether anything but `subscribed` came, and the milliseconds that the server asked to wait."
@@ -206,7 +217,7 @@
     (try
       (let [responses (.subscribe ^EventServiceGrpc$EventServiceBlockingStub stub request)]
         (loop [ended {:began? false :moved? false :wait 0}]
-          (let [response (receive responses)]
+          (let [response (deref (future (receive responses)) (silence-of request) silent)]
             (if (instance? SubscribeResponse response)
               (let [told (updates response)]
                 ;; Handled first, then remembered: if handling fails, its events come again.
@@ -222,7 +233,7 @@
               (-> ended (assoc :ending response) (update :wait max (milliseconds-asked response)))))))
       (finally
         (.detach context caller)
-        ;; If `handle` has thrown, nobody reads the stream any more, and only this ends it.
+        ;; If the stream is silent or `handle` has thrown, nobody reads it any more, and only this ends it.
         (.cancel context nil)))))
 
 (defn- request-for
@@ -244,6 +255,8 @@
   "Calls `handle` with every update, one at a time and in order, through interruptions and restarts. Returns the exception
   of the ending after which the server says to stop. Options: `:token`, a function that returns the bearer token."
   [^ManagedChannel channel ^SubscribeRequest request handle {:keys [token]}]
+  (when (and (.hasResumeAfter request) (not (zero? (.getReplayLast request))))
+    (throw (IllegalArgumentException. "either a position or the newest events: not both")))
   (let [cursor (atom {:position (when (.hasResumeAfter request) (.getResumeAfter request))})]
     (loop [failures 0]
       (let [request (request-for request @cursor)

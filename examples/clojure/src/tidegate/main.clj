@@ -1,28 +1,37 @@
 (ns tidegate.main
   "The command line:
 
-    ./run -m tidegate.main subscribe [--server HOST:PORT] [--client-id ID] [--resume EPOCH:SEQUENCE | --replay N] FILTER...
+    ./run -m tidegate.main subscribe [--server HOST:PORT] [--client-id ID] [--heartbeat SECONDS]
+                                     [--resume EPOCH:SEQUENCE | --replay N] FILTER...
     ./run -m tidegate.main publish [--server HOST:PORT] [--key KEY] TOPIC PAYLOAD...
 
   A token is read from the file that TIDEGATE_TOKEN_FILE names."
   (:require [clojure.string :as str]
             [tidegate.client :as client])
   (:import (com.google.gson Gson)
-           (com.google.protobuf ByteString)
+           (com.google.protobuf ByteString Duration)
            (com.tidegate.v1 PublishResponse SubscribeRequest)
            (io.grpc ManagedChannel StatusRuntimeException)
+           (java.io IOException)
            (java.util Base64)
            (java.util.concurrent TimeUnit)))
 
 (set! *warn-on-reflection* true)
 
+(defn- fail
+  [code message]
+  (binding [*out* *err*]
+    (println message))
+  (System/exit code))
+
 (defn- options
-  "Splits the arguments into a map of `--name value` and the others."
-  [arguments]
+  "Splits the arguments into a map of `--name value`, of the names that are known, and the others."
+  [known arguments]
   (loop [options {"--server" "127.0.0.1:50051"}, [name value & others :as arguments] arguments]
-    (if (some-> name (str/starts-with? "--"))
-      (recur (assoc options name value) others)
-      [options arguments])))
+    (cond
+      (not (some-> name (str/starts-with? "--"))) [options arguments]
+      (and (known name) value) (recur (assoc options name value) others)
+      :else (fail 2 (str "there is no option " name ", or it has no value")))))
 
 (defn- payload
   "An entry of the object: `payload` where it is UTF-8, or else `payload_base64`."
@@ -43,27 +52,33 @@
                  bytes (-> (dissoc :payload) (merge (payload bytes)))
                  retry_in (assoc :retry_in (seconds retry_in))
                  reconnect_after (assoc :reconnect_after (seconds reconnect_after)))]
-    (println (.toJson (Gson.) (update-keys object name)))))
+    (println (.toJson (Gson.) (update-keys object name)))
+    ;; A `PrintStream` never throws: an event that could not be written would count as handled.
+    (when (.checkError System/out)
+      (throw (IOException. "the output cannot be written, or its reader has gone")))))
 
 (defn- token
-  "Read for each call, since another program may write a renewed token to the file."
+  "Read for each call, since another program may write a renewed token to the file. Some editors begin it with a mark of the
+  byte order."
   []
-  (when-let [file (System/getenv "TIDEGATE_TOKEN_FILE")]
-    #(str/trim (slurp file))))
+  (when-let [file (not-empty (System/getenv "TIDEGATE_TOKEN_FILE"))]
+    #(str/trim (str/replace (slurp file) #"^\uFEFF" ""))))
 
 (defn- subscribe
-  [^ManagedChannel channel {:strs [--client-id --replay --resume]} filters]
+  [^ManagedChannel channel {:strs [--client-id --heartbeat --replay --resume]} filters]
   (let [request (.addAllFilters (SubscribeRequest/newBuilder) filters)]
     (when --client-id
       (.setClientId request --client-id))
+    (when --heartbeat
+      (.setHeartbeatInterval request (-> (Duration/newBuilder)
+                                         (.setSeconds (Long/parseLong (str/replace --heartbeat #"s$" "")))
+                                         .build)))
     (when --replay
       (.setReplayLast request (Integer/parseUnsignedInt --replay)))
     (when --resume
       (.setResumeAfter request (client/read-position --resume)))
     (let [ending (client/subscribe! channel (.build request) print-line {:token (token)})]
-      (binding [*out* *err*]
-        (println (.getMessage ^StatusRuntimeException ending)))
-      (System/exit 1))))
+      (fail 1 (.getMessage ^StatusRuntimeException ending)))))
 
 (defn- publish
   [^ManagedChannel channel {:strs [--key]} [topic & payloads]]
@@ -78,9 +93,14 @@
                      (Long/toUnsignedString (.getMatched answer))))
     (.. channel shutdown (awaitTermination 10 TimeUnit/SECONDS))))
 
-(defn -main [command & arguments]
-  (let [[options others] (options arguments)
-        channel (client/channel (options "--server"))]
-    (case command
-      "subscribe" (subscribe channel options others)
-      "publish" (publish channel options others))))
+(def ^:private commands
+  {"subscribe" [subscribe #{"--server" "--client-id" "--heartbeat" "--resume" "--replay"}]
+   "publish" [publish #{"--server" "--key"}]})
+
+(defn -main [& [command & arguments]]
+  (let [[run known] (or (commands command) (fail 2 "the commands are subscribe and publish"))
+        [options others] (options known arguments)]
+    (try
+      (run (client/channel (options "--server")) options others)
+      (catch Exception failure
+        (fail 1 (str failure))))))

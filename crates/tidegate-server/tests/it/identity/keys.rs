@@ -255,3 +255,22 @@ async fn a_key_is_used_under_its_own_name_only() {
         assert_eq!(published.is_ok(), is_good, "{token}");
     }
 }
+
+#[tokio::test]
+async fn withdrawn_key_ends_its_tokens_while_another_file_cannot_be_read() {
+    let (folder, first, second) = (Folder::new(), Signer::p256(), Signer::p256());
+    let keys = [("first.pem", &first), ("second.pem", &second)];
+    let keys = keys.map(|(name, signer)| JwtKeys::Pem(folder.write(name, &signer.public)));
+    let server = start(auth(&folder, Some(jwt(keys.into())))).await;
+    let dora = bearer(&server, &first.sign(&claims("dora"))).await;
+    let erin = bearer(&server, &second.sign(&claims("erin"))).await;
+    erin.publish("orders.a").await.unwrap();
+    folder.write("first.pem", "no key");
+    folder.write("second.pem", &Signer::p256().public);
+    let errors = server.reloader.reload().await.unwrap_err();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].to_string().contains("first.pem"), "{errors:?}");
+    let status = erin.publish("orders.a").await.unwrap_err();
+    assert_eq!(reason(&status), "CREDENTIALS_INVALID");
+    dora.publish("orders.a").await.unwrap();
+}
