@@ -4,7 +4,7 @@ use std::{fmt, io, process::ExitCode};
 
 use tidegate_client::Error;
 
-use crate::stdio;
+use crate::log_writer::LogWriter;
 
 /// The list of exit codes at the end of `--help`.
 pub(crate) const HELP: &str = "\
@@ -66,12 +66,12 @@ impl Failure {
         }
     }
 
-    /// Writes the message to standard error and returns the code to exit with.
-    pub(crate) fn report(self) -> ExitCode {
+    /// Leaves the message for standard error with `log`, and returns the code to exit with.
+    pub(crate) fn report(self, log: &LogWriter) -> ExitCode {
         match self {
             Self::ClosedPipe => ExitCode::SUCCESS,
             Self::Reported(exit, message) => {
-                stdio::report(message);
+                log.report(format_args!("tidegate: {message}"));
                 ExitCode::from(exit as u8)
             }
         }

@@ -6,7 +6,10 @@ use clap::{Args, ValueEnum};
 use tidegate_server::settings::log_filter;
 use tracing_subscriber::{EnvFilter, reload};
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    exit::{Exit, Failure},
+    log_writer::LogWriter,
+};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
@@ -34,32 +37,42 @@ const DEFAULT: &str = "warn";
 
 /// Changes the log filter of the running program. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Logs(Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+pub(crate) struct Logs {
+    reload: Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
+    writer: LogWriter,
+}
 
-/// Sends logs to standard error from here on. To be called once.
-pub(crate) fn init(args: &LogArgs) -> Result<Logs, Failure> {
+/// Sends logs to `writer` from here on. To be called once.
+pub(crate) fn init(args: &LogArgs, writer: &LogWriter) -> Result<Logs, Failure> {
     let filter = match from_environment()? {
         Some(filter) => filter,
         None => filter("--log", args.log.as_deref().unwrap_or(DEFAULT))?,
     };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr);
-    Ok(match args.log_format {
+        // It would print to standard error by itself, and panic if that cannot be written.
+        .log_internal_errors(false)
+        .with_writer(writer.clone());
+    let reload: Arc<dyn Fn(_) -> _ + Send + Sync> = match args.log_format {
         LogFormat::Text => {
             let choice = anstream::AutoStream::choice(&io::stderr());
             let color = choice != anstream::ColorChoice::Never;
             let subscriber = subscriber.with_ansi(color).with_filter_reloading();
             let handle = subscriber.reload_handle();
             subscriber.init();
-            Logs(Arc::new(move |filter| handle.reload(filter)))
+            Arc::new(move |filter| handle.reload(filter))
         }
         LogFormat::Json => {
+            writer.use_json();
             let subscriber = subscriber.json().with_filter_reloading();
             let handle = subscriber.reload_handle();
             subscriber.init();
-            Logs(Arc::new(move |filter| handle.reload(filter)))
+            Arc::new(move |filter| handle.reload(filter))
         }
+    };
+    Ok(Logs {
+        reload,
+        writer: writer.clone(),
     })
 }
 
@@ -85,12 +98,24 @@ fn filter(origin: &str, directives: &str) -> Result<EnvFilter, Failure> {
 }
 
 impl Logs {
+    /// Counts the lines that were lost so far.
+    pub(crate) fn lost_lines(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
+        let writer = self.writer.clone();
+        move || writer.lost()
+    }
+
+    /// Writes a message for the user to standard error, whatever the filter is. Blocks while the reader is slow, but not
+    /// for one that has stalled.
+    pub(crate) fn report(&self, message: impl fmt::Display) {
+        self.writer.report(message);
+    }
+
     /// Applies the filter in `directives`, unless `RUST_LOG` is set.
     pub(crate) fn set(&self, directives: &str) -> Result<(), Failure> {
         if from_environment()?.is_some() {
             return Ok(());
         }
-        (self.0)(filter("log", directives)?).map_err(|error| Failure::new(Exit::Other, error))
+        (self.reload)(filter("log", directives)?).map_err(|error| Failure::new(Exit::Other, error))
     }
 }
 

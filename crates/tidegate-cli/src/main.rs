@@ -7,6 +7,7 @@ mod args;
 mod commands;
 mod exit;
 mod lines;
+mod log_writer;
 mod logging;
 mod memory;
 mod output;
@@ -18,7 +19,11 @@ mod settings;
 mod signals;
 mod stdio;
 
-use std::process::ExitCode;
+use std::{
+    io::Write as _,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory as _, Parser as _};
 
@@ -26,35 +31,69 @@ use crate::{
     args::{Cli, Command},
     commands::{admin, check_config, completions, conformance, publish, serve, sub, token},
     exit::Failure,
+    log_writer::LogWriter,
     logging::Logs,
+    stdio::StandardError,
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| settings::explain(error).exit());
-    match start(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+    memory::init();
+    let log = match LogWriter::start(StandardError) {
+        Ok(log) => log,
+        Err(error) => {
+            // There is no thread that could write it.
+            let _ = writeln!(StandardError, "tidegate: cannot start a thread: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    log.report_panics();
+    let outcome = match Cli::try_parse() {
+        Ok(cli) => start(cli, &log),
+        Err(error) => say(&settings::explain(error)),
+    };
+    let code = match outcome {
+        Ok(code) => code,
+        Err(failure) => failure.report(&log),
+    };
+    // The last lines, "ended" among them.
+    log.flush();
+    code
+}
+
+/// Prints help, the version, or a fault of the command line.
+fn say(error: &clap::Error) -> Result<ExitCode, Failure> {
+    match error.print() {
+        // Where standard error takes nothing, the code has to do.
+        Err(failed) if !error.use_stderr() => Err(stdio::in_words(failed).into()),
+        _ => Ok(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))),
     }
 }
 
-fn start(cli: Cli) -> Result<(), Failure> {
-    let logs = logging::init(&cli.log)?;
-    memory::init();
+fn start(cli: Cli, log: &LogWriter) -> Result<ExitCode, Failure> {
+    let logs = logging::init(&cli.log, log)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let outcome = runtime.block_on(run(cli.command, cli.log.log, logs));
+    // A panic goes on only when the runtime is gone: it would wait for its threads, as described below.
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        runtime.block_on(run(cli.command, cli.log.log, logs))
+    }));
     // A read of standard input, or a write to a pipe that nobody reads, blocks a thread of the runtime; waiting for it
     // would keep the program from ending.
     runtime.shutdown_background();
-    outcome
+    match outcome {
+        Ok(outcome) => outcome.map(|()| ExitCode::SUCCESS),
+        Err(panic) => resume_unwind(panic),
+    }
 }
 
 /// Runs one command. `log` is the value of --log on the command line.
 async fn run(command: Command, log: Option<String>, logs: Logs) -> Result<(), Failure> {
+    #[cfg(unix)]
+    signals::outlive_file_limits()?;
     match command {
         Command::Serve(args) => serve::run(args, log, logs).await,
-        Command::CheckConfig(args) => check_config::run(&args),
+        Command::CheckConfig(args) => check_config::run(&args, &logs),
         Command::Sub(args) => sub::run(args).await,
-        Command::Pub(args) => publish::run(args).await,
+        Command::Pub(args) => publish::run(args, logs).await,
         Command::Clients(args) => admin::clients(args).await,
         Command::Kick(args) => admin::kick(args).await,
         Command::Stats(args) => admin::stats(args).await,

@@ -1,12 +1,15 @@
 //! Reloading the configuration, and the files that it names, on SIGHUP.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use tidegate_server::{
     Controls, Server,
     settings::{Configuration, reload},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Mutex,
+};
 
 use crate::{exit::Failure, logging::Logs, settings::SettingArgs};
 
@@ -31,19 +34,30 @@ pub(crate) fn on_hangup(
     if !asked.has_file() && !server.reloader().has_files() {
         return Ok(());
     }
-    let mut hangups = signal(SignalKind::hangup())?;
-    let mut reloader = Reloader {
+    let hangups = signal(SignalKind::hangup())?;
+    let reloader = Reloader {
         asked,
         running,
         controls: server.controls().clone(),
         files: server.reloader().clone(),
         logs,
     };
+    let controls = server.controls().clone();
+    // Outside of the task, which may panic: it goes on with the settings that are in force, and no signal is missed.
+    let state = Arc::new(Mutex::new((hangups, reloader)));
     tokio::spawn(async move {
-        while hangups.recv().await.is_some() {
-            reloader.reload().await;
-            reloader.reload_files().await;
-        }
+        let obey = || {
+            let state = Arc::clone(&state);
+            async move {
+                let mut state = state.lock().await;
+                let (hangups, reloader) = &mut *state;
+                while hangups.recv().await.is_some() {
+                    reloader.reload().await;
+                    reloader.reload_files().await;
+                }
+            }
+        };
+        controls.supervise("reload", obey).await;
     });
     Ok(())
 }

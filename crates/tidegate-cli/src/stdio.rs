@@ -1,7 +1,7 @@
 //! Standard input, output and error, whatever they are: files, terminals, pipes, and pipes that another program has made
 //! non-blocking, which this one gets with them.
 
-use std::{io, time::Duration};
+use std::io::{self, Write};
 
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
@@ -11,8 +11,10 @@ pub(crate) use platform::Stdin;
 /// Bytes that are read from standard input at once.
 const CHUNK: usize = 64 * 1024;
 
-/// Time that standard error has to take a line. A reader that stalls must not stop the program that reports to it.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Standard error, without a buffer and without the lock of the standard library, which a thread whose pipe is full would
+/// hold. A write waits for room.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StandardError;
 
 /// Writes all of `text` to standard output, and waits while it takes nothing.
 pub(crate) fn print(text: impl AsRef<[u8]>) -> io::Result<()> {
@@ -49,17 +51,21 @@ pub(crate) async fn print_aside(bytes: Vec<u8>) -> (Vec<u8>, io::Result<()>) {
     written.unwrap_or_else(|error| (Vec::new(), Err(io::Error::other(error))))
 }
 
-/// Writes a line of the program to standard error. If that is closed or takes nothing for too long, there is nowhere
-/// left to report to.
-pub(crate) fn report(message: impl std::fmt::Display) {
-    let _ = platform::write_stderr(format!("tidegate: {message}\n").as_bytes());
-}
-
 /// Says where an error is from, unless the reader has gone, which is no failure.
-fn in_words(error: io::Error) -> io::Error {
+pub(crate) fn in_words(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::BrokenPipe => error,
         kind => io::Error::new(kind, format!("cannot write to standard output: {error}")),
+    }
+}
+
+impl Write for StandardError {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        platform::write_some_stderr(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -70,18 +76,18 @@ mod platform {
         os::fd::{BorrowedFd, OwnedFd},
         sync::mpsc as blocking,
         thread,
-        time::{Duration, Instant},
+        time::Duration,
     };
 
     use rustix::{
-        event::{PollFd, PollFlags, Timespec, poll},
+        event::{PollFd, PollFlags, poll},
         io::Errno,
         pipe::{PipeFlags, pipe_with},
         stdio::{stderr, stdin, stdout},
     };
     use tokio::{sync::mpsc, time::timeout};
 
-    use super::{Bytes, CHUNK, REPORT_TIMEOUT};
+    use super::{Bytes, CHUNK};
 
     /// Time for the thread of standard input to notice that it is to stop.
     const STOP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -183,45 +189,38 @@ mod platform {
         }
     }
 
-    pub(super) fn write_stdout(bytes: &[u8]) -> io::Result<()> {
-        write_all(stdout(), bytes, None)
-    }
-
-    pub(super) fn write_stderr(bytes: &[u8]) -> io::Result<()> {
-        write_all(stderr(), bytes, Some(REPORT_TIMEOUT))
-    }
-
-    /// Writes all of `bytes`. With a limit it waits before each write, since one to a full pipe would not return.
-    fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8], limit: Option<Duration>) -> io::Result<()> {
-        let deadline = limit.map(|limit| Instant::now() + limit);
+    pub(super) fn write_stdout(mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            if deadline.is_some() {
-                wait_for_room(to, deadline)?;
-            }
-            match rustix::io::write(to, bytes) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => bytes = &bytes[count..],
-                Err(Errno::AGAIN) => wait_for_room(to, deadline)?,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+            match write_some(stdout(), bytes)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                count => bytes = &bytes[count..],
             }
         }
         Ok(())
     }
 
-    /// Waits until a write would not block, or would fail.
-    fn wait_for_room(to: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<()> {
+    pub(super) fn write_some_stderr(bytes: &[u8]) -> io::Result<usize> {
+        write_some(stderr(), bytes)
+    }
+
+    /// Writes a part of `bytes`, and waits until there is room for it.
+    fn write_some(to: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
-            let left = left.map(Timespec::try_from).transpose();
-            let left = left.map_err(io::Error::other)?;
-            let mut room = [PollFd::from_borrowed_fd(to, PollFlags::OUT)];
-            match poll(&mut room, left.as_ref()) {
-                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-                Ok(_) => return Ok(()),
+            match rustix::io::write(to, bytes) {
+                // Somebody who shares the pipe has put it into non-blocking mode.
+                Err(Errno::AGAIN) => wait_for_room(to)?,
                 Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+                written => return Ok(written?),
             }
+        }
+    }
+
+    fn wait_for_room(to: BorrowedFd<'_>) -> io::Result<()> {
+        let mut room = [PollFd::from_borrowed_fd(to, PollFlags::OUT)];
+        match poll(&mut room, None) {
+            // An error of the descriptor counts as ready: the next write returns it.
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -270,7 +269,7 @@ mod platform {
         stdout.flush()
     }
 
-    pub(super) fn write_stderr(bytes: &[u8]) -> io::Result<()> {
-        io::stderr().lock().write_all(bytes)
+    pub(super) fn write_some_stderr(bytes: &[u8]) -> io::Result<usize> {
+        io::stderr().write(bytes)
     }
 }

@@ -14,7 +14,7 @@ use std::{
 use socket2::SockRef;
 use tidegate::{CloseReason, Encoded, EventService, Hub, HubConfig, SweepRules, random_epoch};
 use tidegate_transport::Acceptor;
-use tokio::{net::TcpStream, time};
+use tokio::{net::TcpStream, sync::Mutex, time};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::{
@@ -38,6 +38,9 @@ use crate::{
 /// The longest time between two sweeps for old events and stuck subscriptions, and the time between two samples of the
 /// subscriptions' lags.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The name of the sweeps and samples among the work whose panics are counted.
+const UPKEEP: &str = "upkeep";
 
 /// A server that is bound to its address and not yet serving.
 #[derive(Debug)]
@@ -125,7 +128,7 @@ impl Server {
             events.clone(),
             admission.clone(),
             subscribers,
-            &reloader,
+            (reloader.authenticator.clone(), reloader.tls.clone()),
             memory_budget,
             &config,
         );
@@ -266,13 +269,14 @@ impl Server {
     pub async fn serve(mut self, stop: impl Future<Output = ()>) -> DrainReport {
         let tasks = TaskTracker::new();
         let cut = Arc::new(AtomicUsize::new(0));
-        let _refresh = self.reloader.spawn_refresh();
+        let _refresh = self.reloader.spawn_refresh(self.controls.clone());
         let _cut_when_dropped = self.connections.cut.clone().drop_guard();
         let controls = self.controls.clone();
         let _http_until_the_end = self.http.take().map(|http| {
-            let serving = tokio::spawn(http.serve(controls.clone()));
+            let serving = tokio::spawn(serve_http(http, controls.clone()));
             AbortOnDropHandle::new(serving)
         });
+        controls.panics().watch(UPKEEP);
         let mut stop = pin!(stop);
         let mut sweeps = time::interval(upkeep_interval(&controls.live().sweep));
         let mut samples = time::interval(UPKEEP_INTERVAL);
@@ -284,8 +288,10 @@ impl Server {
                         self.spawn_connection(stream, peer, &tasks, &cut);
                     }
                 }
-                _ = sweeps.tick() => self.upkeep(),
-                _ = samples.tick() => controls.upkeep(Instant::now()),
+                _ = sweeps.tick() => controls.panics().guard(UPKEEP, || self.upkeep()),
+                _ = samples.tick() => {
+                    controls.panics().guard(UPKEEP, || controls.upkeep(Instant::now()));
+                }
                 () = &mut stop => break false,
                 () = controls.draining() => break true,
             }
@@ -319,6 +325,16 @@ impl Server {
             is_by_controls,
         }
     }
+}
+
+/// Serves HTTP forever. The listener outlives a panic of the task that accepts its connections.
+async fn serve_http(http: HttpListener, controls: Controls) {
+    let http = Arc::new(Mutex::new(http));
+    let serve = || {
+        let (http, controls) = (Arc::clone(&http), controls.clone());
+        async move { http.lock().await.serve(controls).await }
+    };
+    controls.supervise("http", serve).await;
 }
 
 /// The time between two sweeps: a quarter of the shortest time that they enforce, from 10 ms to [`UPKEEP_INTERVAL`].

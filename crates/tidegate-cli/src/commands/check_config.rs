@@ -1,13 +1,10 @@
 //! `tidegate check-config`: checks a configuration without serving.
 
-use std::{
-    io::{self, Write as _},
-    path::PathBuf,
-};
+use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::{exit::Failure, settings::SettingArgs};
+use crate::{exit::Failure, logging::Logs, settings::SettingArgs, stdio};
 
 /// Check a configuration file and the environment
 ///
@@ -24,14 +21,13 @@ pub(crate) struct CheckConfigArgs {
     config: Option<PathBuf>,
 }
 
-pub(crate) fn run(args: &CheckConfigArgs) -> Result<(), Failure> {
+pub(crate) fn run(args: &CheckConfigArgs, logs: &Logs) -> Result<(), Failure> {
     let (file, named_by) = match &args.config {
         Some(file) => (Some(file), "--config"),
         None => (args.file.as_ref(), "check-config"),
     };
     for warning in SettingArgs::of_file(file.cloned(), named_by).check()? {
-        writeln!(io::stderr(), "warning: {warning}")?;
+        logs.report(format_args!("warning: {warning}"));
     }
-    writeln!(io::stdout(), "configuration is valid")?;
-    Ok(())
+    Ok(stdio::print("configuration is valid\n")?)
 }

@@ -1,11 +1,6 @@
 //! `tidegate serve`: the server.
 
-use std::{
-    error::Error as _,
-    io::{self, Write as _},
-    net::SocketAddr,
-    pin::pin,
-};
+use std::{error::Error as _, io, net::SocketAddr, pin::pin, thread};
 
 use clap::Args;
 use tidegate_server::{BindError, Server};
@@ -19,6 +14,7 @@ use crate::{
     memory,
     settings::{Read, SettingArgs},
     signals::Signals,
+    stdio,
 };
 
 /// Run the server
@@ -57,8 +53,7 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
         pipe,
     } = asked.read()?;
     if args.print_config {
-        write!(io::stdout(), "{}", written.effective(&configuration))?;
-        return Ok(());
+        return Ok(stdio::print(written.effective(&configuration))?);
     }
     logs.set(&configuration.log)?;
     if let Some(path) = pipe {
@@ -71,12 +66,17 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
         tracing::warn!("{warning}");
     }
     let server = Server::bind(configuration.server.clone()).await?;
+    server.controls().count_lost_log_lines(logs.lost_lines());
     // Before anyone knows the address, so that no signal is missed.
     let mut signals = Signals::listen()?;
     #[cfg(unix)]
     reload::on_hangup(asked, configuration, &server, logs)?;
-    announce(server.local_addr(), server.http_addr())?;
-    tokio::spawn(memory::release_freed(server.hub().clone()));
+    announce(server.local_addr(), server.http_addr());
+    let (controls, hub) = (server.controls().clone(), server.hub().clone());
+    tokio::spawn(async move {
+        let release = || memory::release_freed(hub.clone());
+        controls.supervise("release_memory", release).await;
+    });
     let (stop, stopped) = oneshot::channel::<()>();
     let mut serving = pin!(server.serve(async { _ = stopped.await }));
     let mut is_stopped = false;
@@ -112,14 +112,31 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
 
 /// Programs that start a server read its address here, so it goes out at once, and in one piece: who has read the
 /// first line may close the pipe.
-fn announce(address: SocketAddr, http: Option<SocketAddr>) -> io::Result<()> {
+///
+/// A thread of its own writes it, because nobody may read a pipe that is full, and the server serves all the same.
+fn announce(address: SocketAddr, http: Option<SocketAddr>) {
     let mut lines = format!("listening on {address}\n");
     if let Some(address) = http {
         lines.push_str(&format!("HTTP on {address}\n"));
     }
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(lines.as_bytes())?;
-    stdout.flush()
+    let write = move || {
+        if let Err(error) = stdio::print(&lines) {
+            warn_of_silence(&error, address, http);
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("announce".into()).spawn(write) {
+        warn_of_silence(&error, address, http);
+    }
+}
+
+fn warn_of_silence(error: &io::Error, address: SocketAddr, http: Option<SocketAddr>) {
+    let http = http.map(tracing::field::display);
+    tracing::warn!(
+        %error,
+        %address,
+        http,
+        "the addresses cannot be announced on standard output; the server serves all the same"
+    );
 }
 
 impl From<BindError> for Failure {

@@ -1,9 +1,11 @@
 //! The one handle that reads the state of a running server and steers it.
 
 use std::{
+    fmt,
+    future::Future,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
@@ -17,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     lags::{Histograms, Lags, index},
-    reload::Reloader,
+    supervision::Panics,
 };
 use crate::{
     config::ServerConfig,
@@ -61,6 +63,10 @@ pub struct ServerStats {
     pub key_fetch_failures: u64,
     /// The expiry of the server's certificate, in seconds since 1970. `None` without TLS.
     pub certificate_expiry: Option<i64>,
+    /// Panics of the server's work in the background, by its name. The work goes on after each.
+    pub task_panics: Vec<(&'static str, u64)>,
+    /// Lines of the log that were lost. `None` if nobody counts them: see [`Controls::count_lost_log_lines`].
+    pub lost_log_lines: Option<u64>,
     /// The most bytes that events may hold: [`ServerConfig::memory_budget`], or its default.
     pub memory_budget: u64,
     /// Whether the server is ready for new calls: no drain has begun.
@@ -111,6 +117,8 @@ struct Shared {
     lags: Mutex<Lags>,
     histograms: Histograms,
     auth_failures: AtomicU64,
+    panics: Panics,
+    lost_log_lines: OnceLock<LogLosses>,
     /// Cancelled when a drain begins.
     drain: CancellationToken,
     memory_budget: u64,
@@ -120,6 +128,9 @@ struct Shared {
     is_watched: bool,
 }
 
+/// Tells how many lines of the log were lost.
+struct LogLosses(Box<dyn Fn() -> u64 + Send + Sync>);
+
 // ===== impl Controls =====
 
 impl Controls {
@@ -128,7 +139,7 @@ impl Controls {
         events: EventService,
         admission: Admission,
         subscribers: Arc<Subscribers>,
-        reloader: &Reloader,
+        (authenticator, tls): (Option<Arc<Authenticator>>, Option<Arc<Tls>>),
         memory_budget: u64,
         config: &ServerConfig,
     ) -> Self {
@@ -137,12 +148,14 @@ impl Controls {
             events,
             admission,
             subscribers,
-            authenticator: reloader.authenticator.clone(),
-            tls: reloader.tls.clone(),
+            authenticator,
+            tls,
             live: Mutex::new(LiveConfig::of(config)),
             lags: Mutex::default(),
             histograms: Histograms::default(),
             auth_failures: AtomicU64::new(0),
+            panics: Panics::default(),
+            lost_log_lines: OnceLock::new(),
             drain: CancellationToken::new(),
             memory_budget,
             started: (Instant::now(), SystemTime::now()),
@@ -177,6 +190,8 @@ impl Controls {
                 .as_ref()
                 .map_or(0, |authenticator| authenticator.fetch_failures()),
             certificate_expiry: self.shared.tls.as_ref().map(|tls| tls.expiry()),
+            task_panics: self.shared.panics.all(),
+            lost_log_lines: self.shared.lost_log_lines.get().map(|count| (count.0)()),
             memory_budget: self.shared.memory_budget,
             is_ready: self.is_ready(),
             uptime: self.shared.started.0.elapsed(),
@@ -241,6 +256,25 @@ impl Controls {
             .set_observe_only(config.quotas.observe_only);
     }
 
+    /// Runs a task of the program beside the server, until this future is dropped or the task ends by itself. If it
+    /// panics, that is logged and counted by its name, and `begin` makes another after a pause.
+    pub async fn supervise<F>(&self, task: &'static str, begin: impl FnMut() -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.shared.panics.supervise(task, begin).await;
+    }
+
+    /// Has the lines of the log that were lost among the metrics. `lost` returns their number so far, and is called at
+    /// each scrape. Only the first call counts.
+    pub fn count_lost_log_lines(&self, lost: impl Fn() -> u64 + Send + Sync + 'static) {
+        let _ = self.shared.lost_log_lines.set(LogLosses(Box::new(lost)));
+    }
+
+    pub(crate) fn panics(&self) -> &Panics {
+        &self.shared.panics
+    }
+
     /// The time at which the server was made.
     pub(crate) fn started(&self) -> SystemTime {
         self.shared.started.1
@@ -290,6 +324,12 @@ impl Controls {
     fn lags(&self) -> MutexGuard<'_, Lags> {
         let lags = self.shared.lags.lock();
         lags.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for LogLosses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LogLosses")
     }
 }
 

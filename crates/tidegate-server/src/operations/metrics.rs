@@ -171,7 +171,20 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
             "Failed attempts to fetch a JSON Web Key Set",
             stats.key_fetch_failures,
         ),
+        counters(
+            "task",
+            "task_panics",
+            "Panics of work in the background, which goes on",
+            stats.task_panics.as_slice(),
+        ),
     ];
+    families.extend(stats.lost_log_lines.map(|lost| {
+        counter(
+            "log_lines_lost",
+            "Lines of the log that were lost, because standard error took no more",
+            lost,
+        )
+    }));
     families.extend(expiry);
     families
 }

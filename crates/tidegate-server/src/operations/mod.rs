@@ -8,3 +8,4 @@ pub(crate) mod lags;
 pub(crate) mod metrics;
 pub(crate) mod reflection;
 pub(crate) mod reload;
+pub(crate) mod supervision;

@@ -1,6 +1,7 @@
 //! The reload of certificates, credentials, keys and rules when their files change.
 
 use std::{
+    panic::resume_unwind,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, SystemTime},
@@ -9,6 +10,7 @@ use std::{
 use tokio::time;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::controls::Controls;
 use crate::{
     config::ServerConfig,
     error::BindError,
@@ -90,9 +92,14 @@ impl Reloader {
 
     /// Spawns a task that reloads files when they change and fetches key sets when they are due, until the handle is
     /// dropped. `None` if there are no files.
-    pub(crate) fn spawn_refresh(&self) -> Option<AbortOnDropHandle<()>> {
+    pub(crate) fn spawn_refresh(&self, controls: Controls) -> Option<AbortOnDropHandle<()>> {
+        let reloader = self.clone();
+        let supervised = async move {
+            let refresh = || reloader.clone().refresh();
+            controls.supervise("refresh", refresh).await;
+        };
         self.has_files()
-            .then(|| AbortOnDropHandle::new(tokio::spawn(self.clone().refresh())))
+            .then(|| AbortOnDropHandle::new(tokio::spawn(supervised)))
     }
 
     async fn refresh(self) {
@@ -129,9 +136,13 @@ impl Reloader {
     }
 
     async fn reload_files(self, force: bool) -> Vec<SecurityError> {
-        let reloaded = tokio::task::spawn_blocking(move || self.reload_now(force));
-        // Only a runtime that shuts down drops the task before it has run.
-        reloaded.await.unwrap_or_default()
+        let reloaded = tokio::task::spawn_blocking(move || self.reload_now(force)).await;
+        reloaded.unwrap_or_else(|error| match error.try_into_panic() {
+            // It must not look as if nothing had changed: whoever runs this counts it, and begins again.
+            Ok(panic) => resume_unwind(panic),
+            // A runtime that shuts down has dropped it before it ran.
+            Err(_) => Vec::new(),
+        })
     }
 
     /// Waits while the files are being written: until two looks at them agree, or none has changed.

@@ -481,6 +481,8 @@ async fn names() -> Vec<String> {
         ..watched()
     })
     .await;
+    // As the program does.
+    server.controls.count_lost_log_lines(|| 0);
     let mut names: Vec<_> = scrape(&server)
         .await
         .into_keys()
