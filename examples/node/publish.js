@@ -1,17 +1,21 @@
 // Publishes one batch of events to a Tidegate server.
 //
-//   node publish.js [--server HOST:PORT] [--key KEY] TOPIC PAYLOAD...
+//   node publish.js [--server HOST:PORT] [--token-file FILE] [--key KEY] TOPIC PAYLOAD...
 
 import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { connect, publish } from './tidegate.js';
 
 const { values: options, positionals } = parseArgs({
-  options: { server: { type: 'string', default: '127.0.0.1:50051' }, key: { type: 'string', default: '' } },
+  options: {
+    server: { type: 'string', default: '127.0.0.1:50051' },
+    'token-file': { type: 'string' },
+    key: { type: 'string', default: '' },
+  },
   allowPositionals: true,
 });
 const [topic, ...payloads] = positionals;
-const file = process.env.TIDEGATE_TOKEN_FILE;
+const file = options['token-file'];
 const token = file && (() => readFileSync(file, 'utf8').trim());
 
 const client = connect(options.server);

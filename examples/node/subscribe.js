@@ -1,9 +1,7 @@
 // Prints the events of a Tidegate server, one JSON object a line, as `tidegate sub --output json` does.
 //
-//   node subscribe.js [--server HOST:PORT] [--client-id ID] [--heartbeat SECONDS]
+//   node subscribe.js [--server HOST:PORT] [--token-file FILE] [--client-id ID] [--heartbeat SECONDS]
 //                     [--resume EPOCH:SEQUENCE | --replay N] FILTER...
-//
-// A token is read from the file that TIDEGATE_TOKEN_FILE names.
 
 import { isUtf8 } from 'node:buffer';
 import { readFileSync } from 'node:fs';
@@ -13,10 +11,13 @@ import { connect, readPosition, subscribe } from './tidegate.js';
 const { values: options, positionals: filters } = parseArgs({
   options: {
     server: { type: 'string', default: '127.0.0.1:50051' },
+    'token-file': { type: 'string' },
     'client-id': { type: 'string', default: '' },
     heartbeat: { type: 'string' },
     resume: { type: 'string' },
     replay: { type: 'string', default: '0' },
+    // The one form that there is.
+    output: { type: 'string', default: 'json' },
   },
   allowPositionals: true,
 });
@@ -65,7 +66,7 @@ process.stdout.on('error', (error) => {
   throw error;
 });
 
-const file = process.env.TIDEGATE_TOKEN_FILE;
+const file = options['token-file'];
 const request = {
   filters,
   client_id: options['client-id'],

@@ -145,20 +145,36 @@ class Cursor {
   clientId;
   #epoch;
   #replays;
+  #nextIndex;
 
-  constructor(position) {
+  constructor({ resume_after: position, client_id: clientId }) {
     this.position = position;
+    this.clientId = clientId;
   }
 
   /** The request of the next stream. `replay_last` is for a stream without a position: together they are refused. */
   request(first) {
-    const request = { ...first, client_id: this.clientId ?? first.client_id };
-    if (this.position) {
-      request.resume_after = this.position;
-      request.replay_last = 0;
+    const replay = this.position ? 0 : first.replay_last;
+    this.#replays = Boolean(this.position) || replay > 0;
+    return { ...first, client_id: this.clientId, resume_after: this.position, replay_last: replay };
+  }
+
+  /** Checks a response that is to be handled: its index must continue what came before. */
+  check({ response: kind, [kind]: content }) {
+    if (kind === 'subscribed') {
+      this.#nextIndex = BigInt(content.next_index);
+    } else if (kind === 'batch') {
+      this.#count(content.first_index, BigInt(content.events.length));
+    } else if (kind === 'gap' && content.count !== '0') {
+      this.#count(content.first_index, BigInt(content.count));
     }
-    this.#replays = Boolean(this.position) || request.replay_last > 0;
-    return request;
+  }
+
+  #count(firstIndex, count) {
+    if (BigInt(firstIndex) !== this.#nextIndex) {
+      throw new Error(`the server broke the protocol: index ${firstIndex} came in place of ${this.#nextIndex}`);
+    }
+    this.#nextIndex += count;
   }
 
   /** Moves past a response whose contents have been handled. */
@@ -181,13 +197,22 @@ class Cursor {
           this.#moveThrough(content.last_sequence);
         }
         break;
-      case 'heartbeat':
       case 'caught_up':
         this.#moveTo(content.position);
         break;
-      case 'going_away':
-        this.#moveTo(content.resume_after);
+      case 'heartbeat':
+        this.#moveFurther(content.position);
         break;
+      case 'going_away':
+        this.#moveFurther(content.resume_after);
+        break;
+    }
+  }
+
+  /** Where nothing is settled yet, or in another epoch, this would lead past events that are still to come. */
+  #moveFurther(stated) {
+    if (stated && stated.epoch === this.position?.epoch) {
+      this.#moveTo(stated);
     }
   }
 
@@ -195,11 +220,10 @@ class Cursor {
     this.#moveTo({ epoch: this.#epoch, sequence });
   }
 
-  /** A position is never replaced by none, nor by an older one of the same epoch. */
+  /** A position is never replaced by an older one of the same epoch. */
   #moveTo(stated) {
-    const isOlder =
-      this.position?.epoch === stated?.epoch && BigInt(stated?.sequence ?? 0) < BigInt(this.position?.sequence ?? 0);
-    if (stated && !isOlder) {
+    const isOlder = this.position?.epoch === stated.epoch && BigInt(stated.sequence) < BigInt(this.position.sequence);
+    if (!isOlder) {
       this.position = stated;
     }
   }
@@ -208,6 +232,17 @@ class Cursor {
 // ===== Endings =====
 
 const BY_REASON = {
+  INVALID_FILTER: 'stop',
+  INVALID_TOPIC: 'stop',
+  INVALID_CLIENT_ID: 'stop',
+  INVALID_LIMITS: 'stop',
+  INVALID_POSITION: 'stop',
+  INVALID_REQUEST: 'stop',
+  TOO_MANY_FILTERS: 'stop',
+  FILTERS_TOO_COSTLY: 'stop',
+  TOO_MANY_EVENTS: 'stop',
+  EVENT_TOO_LARGE: 'stop',
+  BATCH_TOO_LARGE: 'stop',
   TOO_SLOW: 'resume',
   STALLED: 'resume',
   QUOTA_EXCEEDED: 'resume',
@@ -251,15 +286,23 @@ function delay(ending) {
 
 /** What to do after an ending: by its reason, or by its code if there is no reason, or one that this table has not. */
 function nextStep(ending) {
-  return BY_REASON[trailer(ending, 'tidegate-reason')] ?? BY_CODE[ending.code] ?? 'stop';
+  const code = nameOf(ending) === 'UNKNOWN' ? grpc.status.UNKNOWN : ending.code;
+  return BY_REASON[trailer(ending, 'tidegate-reason')] ?? BY_CODE[code] ?? 'stop';
+}
+
+/** A code that does not exist is `UNKNOWN`. */
+function nameOf(ending) {
+  return grpc.status[ending.code] ?? 'UNKNOWN';
 }
 
 // ===== The subscription =====
 
-/** Three heartbeats: the silence in milliseconds after which a stream is dead. The library does not show the bytes of a
- *  response that is under way, so a large event over a slow link wants longer heartbeats. */
+// The library hands over whole responses and not their bytes, so a large event over a slow link looks like silence.
+const LARGEST_EVENT_MS = 5_000;
+
+/** The silence in milliseconds after which a stream is dead: three heartbeats, and the time of a large event. */
 function silenceOf({ heartbeat_interval: interval }) {
-  return 3 * (interval ? milliseconds({ nanos: 0, ...interval }) : 15_000);
+  return 3 * (interval ? milliseconds({ nanos: 0, ...interval }) : 15_000) + LARGEST_EVENT_MS;
 }
 
 /** The next response, or what ended the stream. */
@@ -290,6 +333,7 @@ async function readStream(client, request, metadata, cursor, handle) {
       if (ending) {
         return { ...ended, ending, wait: Math.max(ended.wait, delay(ending)) };
       }
+      cursor.check(response);
       for (const update of updates(response)) {
         await handle(update);
         ended.began ||= update.type === 'subscribed';
@@ -313,7 +357,7 @@ export async function subscribe(client, first, handle, { token } = {}) {
   if (first.resume_after && first.replay_last > 0) {
     throw new Error('either a position or the newest events: not both');
   }
-  const cursor = new Cursor(first.resume_after);
+  const cursor = new Cursor(first);
   for (let failures = 0; ; failures += 1) {
     const ended = await readStream(client, cursor.request(first), authorization(token?.()), cursor, handle);
     const { ending, began, moved } = ended;
@@ -337,7 +381,7 @@ export async function subscribe(client, first, handle, { token } = {}) {
     const pause = Math.min(ended.wait, 3_600_000) + Math.random() * Math.min(30_000, 250 * 2 ** Math.min(failures, 10));
     await handle({
       type: 'reconnecting',
-      code: grpc.status[ending.code],
+      code: nameOf(ending),
       message: ending.details,
       retry_in: pause,
     });

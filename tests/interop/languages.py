@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import shutil
 import signal
@@ -53,13 +52,9 @@ def node() -> Path:
 class Follower:
     """A subscriber as a child process, whose lines are read one at a time."""
 
-    def __init__(self, command: list[str | Path], environment: dict[str, str] | None = None) -> None:
+    def __init__(self, command: list[str | Path]) -> None:
         self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **(environment or {})},
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._lines: queue.Queue[tuple[float, str] | None] = queue.Queue()
         # The time at which the newest line that was read had arrived.
@@ -121,26 +116,25 @@ class Language:
 
     def __init__(self, name: str, subscribe: list[str | Path], publish: list[str | Path], scheme: str = "") -> None:
         self.name = name
-        self._subscribe = subscribe
+        self.subscribe_command = subscribe
         self._publish = publish
         self._scheme = scheme
         self._children: list[Follower] = []
 
     def write_to(self, path: str, address: str, *arguments: str) -> int:
         """Subscribes with its output in that file, and returns the exit code."""
-        command = [*self._subscribe, "--server", self._scheme + address, *arguments]
+        command = [*self.subscribe_command, "--server", self._scheme + address, *arguments]
         with open(path, "w") as output:
             return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, timeout=PATIENCE).returncode
 
-    def follow(self, address: str, *arguments: str, **environment: str) -> Follower:
-        follower = Follower([*self._subscribe, "--server", self._scheme + address, *arguments], environment)
+    def follow(self, address: str, *arguments: str) -> Follower:
+        follower = Follower([*self.subscribe_command, "--server", self._scheme + address, *arguments])
         self._children.append(follower)
         return follower
 
-    def publish(self, address: str, topic: str, *payloads: str, **environment: str) -> None:
+    def publish(self, address: str, topic: str, *payloads: str) -> None:
         subprocess.run(
             [*self._publish, "--server", self._scheme + address, topic, *payloads],
-            env={**os.environ, **environment},
             check=True,
             timeout=PATIENCE,
         )

@@ -124,16 +124,8 @@ def batch(first_index: int, *sequences: int, payload: bytes = b"x") -> pb.Subscr
     return pb.SubscribeResponse(batch=pb.Batch(events=events, first_index=first_index))
 
 
-def gap(first_sequence: int, last_sequence: int, **fields: int) -> pb.SubscribeResponse:
-    return pb.SubscribeResponse(gap=pb.Gap(first_sequence=first_sequence, last_sequence=last_sequence, **fields))
-
-
 def heartbeat(position: pb.Position | None = None) -> pb.SubscribeResponse:
     return pb.SubscribeResponse(heartbeat=pb.Heartbeat(position=position))
-
-
-def caught_up(epoch: int, sequence: int) -> pb.SubscribeResponse:
-    return pb.SubscribeResponse(caught_up=pb.CaughtUp(position=pb.Position(epoch=epoch, sequence=sequence)))
 
 
 def going_away(**fields: object) -> pb.SubscribeResponse:

@@ -135,11 +135,31 @@
     position
     stated))
 
+(defn- check
+  "The cursor with the index after `response`, which is to be handled: its own must continue what came before."
+  [{:keys [next-index] :as cursor} ^SubscribeResponse response]
+  (letfn [(through [first-index n]
+            (when (not= first-index next-index)
+              (throw (IllegalStateException. (format "the server broke the protocol: index %s came in place of %s"
+                                                     (Long/toUnsignedString first-index)
+                                                     (Long/toUnsignedString next-index)))))
+            (assoc cursor :next-index (unchecked-add (long next-index) (long n))))]
+    (case (.. response getResponseCase name)
+      "SUBSCRIBED" (assoc cursor :next-index (.. response getSubscribed getNextIndex))
+      "BATCH" (through (.. response getBatch getFirstIndex) (.. response getBatch getEventsCount))
+      "GAP" (let [gap (.getGap response)]
+              ;; An unknown count takes no index.
+              (if (zero? (.getCount gap)) cursor (through (.getFirstIndex gap) (.getCount gap))))
+      cursor)))
+
 (defn advance
   "The cursor after `response`, whose contents have been handled. Its `:position` is the one to resume after; none is
   known before the first event of a `replay_last`."
   [{:keys [epoch position replays?] :as cursor} ^SubscribeResponse response]
   (letfn [(to [stated] (update cursor :position newer stated))
+          ;; Where nothing is settled yet, or in another epoch, this would lead past events that are still to come.
+          (further [^Position stated]
+            (if (and position (= (.getEpoch ^Position position) (.getEpoch stated))) (to stated) cursor))
           (through [sequence] (to (-> (Position/newBuilder) (.setEpoch epoch) (.setSequence sequence) .build)))]
     (case (.. response getResponseCase name)
       "SUBSCRIBED" (let [subscribed (.getSubscribed response)
@@ -155,10 +175,10 @@
       "GAP" (let [gap (.getGap response)]
               (if (= GapReason/GAP_REASON_CONFLATED (.getReason gap)) cursor (through (.getLastSequence gap))))
       "HEARTBEAT" (let [heartbeat (.getHeartbeat response)]
-                    (if (.hasPosition heartbeat) (to (.getPosition heartbeat)) cursor))
+                    (if (.hasPosition heartbeat) (further (.getPosition heartbeat)) cursor))
       "CAUGHT_UP" (to (.. response getCaughtUp getPosition))
       "GOING_AWAY" (let [going-away (.getGoingAway response)]
-                     (if (.hasResumeAfter going-away) (to (.getResumeAfter going-away)) cursor))
+                     (if (.hasResumeAfter going-away) (further (.getResumeAfter going-away)) cursor))
       cursor)))
 
 ;; ===== Endings =====
@@ -175,7 +195,9 @@
      "DEADLINE_EXCEEDED" "INTERNAL") :resume
     ("CREDENTIALS_MISSING" "CREDENTIALS_INVALID" "CREDENTIALS_EXPIRED" "CREDENTIALS_REVOKED") :renew
     "POSITION_AHEAD" :begin-anew
-    ("CLIENT_ID_TAKEN" "TAKEN_OVER" "DISCONNECTED" "NOT_ALLOWED") :stop
+    ("INVALID_FILTER" "INVALID_TOPIC" "INVALID_CLIENT_ID" "INVALID_LIMITS" "INVALID_POSITION" "INVALID_REQUEST"
+     "TOO_MANY_FILTERS" "FILTERS_TOO_COSTLY" "TOO_MANY_EVENTS" "EVENT_TOO_LARGE" "BATCH_TOO_LARGE"
+     "CLIENT_ID_TAKEN" "TAKEN_OVER" "DISCONNECTED" "NOT_ALLOWED") :stop
     (case (.. ending getStatus getCode name)
       ("UNAVAILABLE" "INTERNAL" "UNKNOWN" "CANCELLED" "DEADLINE_EXCEEDED" "RESOURCE_EXHAUSTED") :resume
       "UNAUTHENTICATED" :renew
@@ -202,11 +224,15 @@
 (def ^:private silent
   (.asRuntimeException (.withDescription Status/UNAVAILABLE "no response for three heartbeats")))
 
+(def ^:private largest-event-ms
+  "The library hands over whole responses and not their bytes, so a large event over a slow link looks like silence."
+  5000)
+
 (defn- silence-of
-  "Milliseconds without a response after which the stream is dead: three heartbeats. The library does not show the bytes of
-  a response that is under way, so a large event over a slow link wants longer heartbeats."
+  "Milliseconds without a response after which the stream is dead: three heartbeats, and the time of a large event."
   [^SubscribeRequest request]
-  (long (* 3 (if (.hasHeartbeatInterval request) (milliseconds (.getHeartbeatInterval request)) 15000))))
+  (long (+ largest-event-ms
+           (* 3 (if (.hasHeartbeatInterval request) (milliseconds (.getHeartbeatInterval request)) 15000)))))
 
 (defn- read-stream!
   "Reads one stream to its end, moves `cursor`, an atom, and returns how it ended: the exception, whether the stream had
@@ -220,6 +246,7 @@
           (let [response (deref (future (receive responses)) (silence-of request) silent)]
             (if (instance? SubscribeResponse response)
               (let [told (updates response)]
+                (swap! cursor check response)
                 ;; Handled first, then remembered: if handling fails, its events come again.
                 (run! handle told)
                 (swap! cursor advance response)
@@ -243,6 +270,7 @@
   (let [next (.toBuilder request)]
     (when client-id
       (.setClientId next client-id))
+    (.clearResumeAfter next)
     (when position
       (-> next .clearReplayLast (.setResumeAfter position)))
     (.build next)))

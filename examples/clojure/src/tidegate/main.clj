@@ -1,11 +1,9 @@
 (ns tidegate.main
   "The command line:
 
-    ./run -m tidegate.main subscribe [--server HOST:PORT] [--client-id ID] [--heartbeat SECONDS]
+    ./run -m tidegate.main subscribe [--server HOST:PORT] [--token-file FILE] [--client-id ID] [--heartbeat SECONDS]
                                      [--resume EPOCH:SEQUENCE | --replay N] FILTER...
-    ./run -m tidegate.main publish [--server HOST:PORT] [--key KEY] TOPIC PAYLOAD...
-
-  A token is read from the file that TIDEGATE_TOKEN_FILE names."
+    ./run -m tidegate.main publish [--server HOST:PORT] [--token-file FILE] [--key KEY] TOPIC PAYLOAD..."
   (:require [clojure.string :as str]
             [tidegate.client :as client])
   (:import (com.google.gson Gson)
@@ -60,12 +58,12 @@
 (defn- token
   "Read for each call, since another program may write a renewed token to the file. Some editors begin it with a mark of the
   byte order."
-  []
-  (when-let [file (not-empty (System/getenv "TIDEGATE_TOKEN_FILE"))]
+  [{file "--token-file"}]
+  (when file
     #(str/trim (str/replace (slurp file) #"^\uFEFF" ""))))
 
 (defn- subscribe
-  [^ManagedChannel channel {:strs [--client-id --heartbeat --replay --resume]} filters]
+  [^ManagedChannel channel {:strs [--client-id --heartbeat --replay --resume] :as options} filters]
   (let [request (.addAllFilters (SubscribeRequest/newBuilder) filters)]
     (when --client-id
       (.setClientId request --client-id))
@@ -77,14 +75,14 @@
       (.setReplayLast request (Integer/parseUnsignedInt --replay)))
     (when --resume
       (.setResumeAfter request (client/read-position --resume)))
-    (let [ending (client/subscribe! channel (.build request) print-line {:token (token)})]
+    (let [ending (client/subscribe! channel (.build request) print-line {:token (token options)})]
       (fail 1 (.getMessage ^StatusRuntimeException ending)))))
 
 (defn- publish
-  [^ManagedChannel channel {:strs [--key]} [topic & payloads]]
+  [^ManagedChannel channel {:strs [--key] :as options} [topic & payloads]]
   (let [events (for [^String payload payloads]
                  {:topic topic :payload (.getBytes payload "UTF-8") :key --key})
-        token (token)
+        token (token options)
         ^PublishResponse answer (client/publish! channel events {:token (when token (token))})]
     (println (format "published %d as sequences %s to %s, %s deliveries to come"
                      (.getCount answer)
@@ -94,8 +92,9 @@
     (.. channel shutdown (awaitTermination 10 TimeUnit/SECONDS))))
 
 (def ^:private commands
-  {"subscribe" [subscribe #{"--server" "--client-id" "--heartbeat" "--resume" "--replay"}]
-   "publish" [publish #{"--server" "--key"}]})
+  ;; JSON lines are the one form of `--output` that there is.
+  {"subscribe" [subscribe #{"--server" "--token-file" "--client-id" "--heartbeat" "--resume" "--replay" "--output"}]
+   "publish" [publish #{"--server" "--token-file" "--key"}]})
 
 (defn -main [& [command & arguments]]
   (let [[run known] (or (commands command) (fail 2 "the commands are subscribe and publish"))
