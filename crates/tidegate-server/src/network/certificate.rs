@@ -23,7 +23,7 @@ const GOOD: &str = "`openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-2
                     -addext subjectAltName=DNS:NAME -addext basicConstraints=critical,CA:FALSE -keyout KEY -out \
                     CERTIFICATE` makes one";
 
-/// What was found in a certificate chain that can be used.
+/// The findings about a certificate chain that can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Examined {
     /// The faults for which some clients refuse it.

@@ -21,7 +21,7 @@ pub(crate) struct Validity {
     until: i64,
 }
 
-/// What there is to say of a certificate's time.
+/// The words for a certificate's time, when there is something to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Notice {
     /// Whether clients refuse it now.

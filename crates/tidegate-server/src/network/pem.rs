@@ -26,7 +26,7 @@ const MAX_LABEL: usize = 40;
 /// The mark of a private key that is encrypted in the older way.
 const ENCRYPTED: &[u8] = b"Proc-Type: 4,ENCRYPTED";
 
-/// What a file has to hold.
+/// The contents that a file has to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     Certificates,
@@ -348,7 +348,7 @@ fn explain_other_form(path: &Path, content: &[u8], wanted: Wanted) -> String {
     }
 }
 
-/// What a file in DER holds, and the command that writes it in PEM.
+/// The name of the contents of a file in DER, and the command that writes it in PEM.
 fn der(path: &Path, content: &[u8]) -> Option<(&'static str, String)> {
     // What all of them begin with.
     (content.first() == Some(&0x30)).then_some(())?;

@@ -99,7 +99,7 @@ pub(crate) struct Tls {
 struct Current {
     server: Arc<ServerConfig>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
-    /// What was found in the server's own certificate chain.
+    /// The findings about the server's own certificate chain.
     own: Arc<Examined>,
     /// The faults of the authorities for clients.
     authorities: Arc<[String]>,
@@ -235,7 +235,7 @@ impl Tls {
         })
     }
 
-    /// What to warn of in the files that are in force, each with the key of its setting. The notice of the certificate's
+    /// The warnings about the files that are in force, each with the key of its setting. The notice of the certificate's
     /// expiry is not due again for a day.
     pub(crate) fn warnings(&self) -> Vec<(&'static str, String)> {
         let current = self.current();
