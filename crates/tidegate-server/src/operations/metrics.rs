@@ -152,6 +152,13 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
         ("address", connections.refused_by_address),
     ];
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+    let expiry = stats.certificate_expiry.map(|expiry| {
+        gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "Seconds from 1970 to the expiry of the server's certificate",
+            u64::try_from(expiry).unwrap_or(0),
+        )
+    });
     let mut families = vec![
         Family {
             name: "build_info",
@@ -199,6 +206,7 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
             lost,
         )
     }));
+    families.extend(expiry);
     families
 }
 
