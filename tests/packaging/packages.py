@@ -8,6 +8,7 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import urllib.error
 import urllib.request
@@ -77,6 +78,7 @@ def commands() -> dict[str, list[str]]:
     entrypoint = json.loads(instruction("ENTRYPOINT"))
     return {
         "systemd": shlex.split(unit_setting("ExecStart")),
+        # The variables of the image name the configuration.
         "Docker": entrypoint + json.loads(instruction("CMD")),
         # The arguments of a container take the place of CMD.
         "Kubernetes": entrypoint + container()["args"],
@@ -116,20 +118,44 @@ class Shipped:
         return float(re.search(rf"^{name} (\S+)$", self.get("/metrics")[1], re.MULTILINE)[1])
 
 
+def variables_of(package: str, configuration: Path) -> dict[str, str]:
+    """The variables that a package sets."""
+    if package != "Docker":
+        return {}
+    found = dict(line.split("=", 1) for line in re.findall(r"^ENV (.*)$", DOCKERFILE.read_text(), re.MULTILINE))
+    return {name: adapted([value], "", configuration)[0] for name, value in found.items()}
+
+
 def adapted(words: list[str], binary: str, configuration: Path) -> list[str]:
     """A command of a package, with the program under test and a configuration of the test."""
     return [word.replace(PROGRAM, binary).replace(CONFIGURATION, str(configuration)) for word in words]
 
 
 @contextmanager
-def shipped(package: str, binary: str, tmp_path: Path, *before: str, **options) -> Iterator[Shipped]:
-    """Starts a server as a package does. `before` are words in front of its command."""
+def shipped(
+    package: str,
+    binary: str,
+    tmp_path: Path,
+    *before: str,
+    more: tuple[str, ...] = (),
+    variables: dict[str, str] | None = None,
+) -> Iterator[Shipped]:
+    """Starts a server as a package does. `before` are words in front of its command; `more` and `variables` are those of
+    a user."""
     # Only the ports are others.
     configuration = tmp_path / "tidegate.toml"
     text = CONFIGURATIONS[package].read_text()
     configuration.write_text(re.sub(r"^((?:listen|http) = .*):\d+", r"\1:0", text, flags=re.MULTILINE))
     command = adapted(commands()[package], binary, configuration)
-    process = subprocess.Popen([*before, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, **options)
+    # By a command: sudo passes no variables on. The server would warn of the one that is removed.
+    variables = variables_of(package, configuration) | (variables or {})
+    command = ["env", "--unset=TIDEGATE_BIN", *(f"{name}={value}" for name, value in variables.items()), *command]
+    process = subprocess.Popen(
+        [*before, *command, *more],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    )
     try:
         said = b""
         while said.count(b"\n") < 2:
@@ -144,19 +170,41 @@ def shipped(package: str, binary: str, tmp_path: Path, *before: str, **options) 
         end(process)
 
 
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Makes a certificate for localhost. Returns its file and that of its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is missing; scripts/test installs it")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 60 -subj /CN=localhost"
+    command += " -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:localhost"
+    command += " -keyout tls.key -out tls.crt"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return folder / "tls.crt", folder / "tls.key"
+
+
 def end(process: subprocess.Popen) -> None:
-    """Ends a server that a package started, which may be the child of another program."""
+    """Ends a server that a package started, which may be the child of other programs."""
     if process.poll() is None:
-        for pid in children(process.pid) or [process.pid]:
-            subprocess.run([*as_root(), "kill", str(pid)], check=False)
+        pid = program(process)
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except PermissionError:
+            subprocess.run([*as_root(), "kill", str(pid)], check=True)
+        except ProcessLookupError:
+            # It ended meanwhile.
+            pass
         try:
             process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             raise
-    process.stdout.close()
+        finally:
+            process.stdout.close()
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def program(process: subprocess.Popen) -> int:
+    """The server behind the programs that started it, such as sudo and unshare: the last child of children."""
+    pid = process.pid
+    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        [pid] = map(int, children)
+    return pid

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packages import (
+    COMPOSE,
     CONFIGURATION,
     CONFIGURATIONS,
     DOCKERFILE,
@@ -93,6 +94,11 @@ def test_the_manifests_keep_their_schema(file):
     assert said.count("passed") == len(manifests(file)) == 4, said
 
 
+@needs("check-jsonschema", "pip install check-jsonschema")
+def test_the_file_of_docker_compose_keeps_its_schema():
+    run("check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE)
+
+
 def test_the_server_has_the_time_to_drain():
     assert seconds(unit_setting("TimeoutStopSec")) > drain_timeout("systemd")
     assert seconds(compose()["stop_grace_period"]) > drain_timeout("Docker")
@@ -119,7 +125,11 @@ def test_the_manifests_speak_of_one_another():
 def test_every_package_starts_the_server_with_its_configuration_and_nothing_else():
     for package, command in commands().items():
         assert command[0].endswith("/tidegate") and command[1] == "serve", package
-        assert re.fullmatch(rf"--config[= ]{CONFIGURATION}", " ".join(command[2:])), package
+        named = " ".join(command[2:])
+        if package == "Docker":
+            assert (named, instruction("ENV")) == ("", f"TIDEGATE_CONFIG={CONFIGURATION}")
+        else:
+            assert re.fullmatch(rf"--config[= ]{CONFIGURATION}", named), package
 
 
 def test_the_configurations_differ_in_their_addresses_alone():
@@ -171,3 +181,62 @@ def test_the_image_is_that_of_the_same_release():
     version = re.search(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
     images = {container()["image"], container(MANIFESTS_TLS)["image"], compose()["image"]}
     assert images == {f"tidegate:{version}"}
+
+
+# ===== Proxies: tests/proxies runs nginx and HAProxy =====
+
+# The services that strangers may call.
+PASSED_ON = {"/tidegate.v1.EventService/", "/grpc.health.v1.Health/", "/grpc.reflection."}
+
+
+def test_every_proxy_passes_on_the_same_services_and_not_the_admin_service():
+    nginx = (PACKAGING / "nginx" / "tidegate.conf").read_text()
+    assert set(re.findall(r"location (/\S+) \{\s*grpc_pass ", nginx)) == PASSED_ON
+    assert nginx.count("grpc_pass ") == len(PASSED_ON)
+    haproxy = (PACKAGING / "haproxy" / "tidegate.cfg").read_text()
+    acls = dict(re.findall(r"^ *acl (\w+) path_beg (\S+)$", haproxy, re.MULTILINE))
+    assert set(acls.values()) == PASSED_ON
+    assert f"if {' '.join(f'!{name}' for name in acls)}\n" in haproxy
+    assert {route["match"]["prefix"] for route in envoy_routes()} == PASSED_ON
+
+
+def envoy() -> dict:
+    return yaml.safe_load((PACKAGING / "envoy" / "tidegate.yaml").read_text())["static_resources"]
+
+
+def envoy_manager() -> dict:
+    [listener] = envoy()["listeners"]
+    [chain] = listener["filter_chains"]
+    [manager] = chain["filters"]
+    return manager["typed_config"]
+
+
+def envoy_routes() -> list[dict]:
+    [host] = envoy_manager()["route_config"]["virtual_hosts"]
+    return host["routes"]
+
+
+def test_envoy_lets_calls_take_as_long_as_they_want():
+    assert envoy_manager()["stream_idle_timeout"] == "0s"
+    assert all(route["route"]["timeout"] == "0s" for route in envoy_routes())
+    [cluster] = envoy()["clusters"]
+    assert {route["route"]["cluster"] for route in envoy_routes()} == {cluster["name"]}
+    [options] = cluster["typed_extension_protocol_options"].values()
+    protocol = options["explicit_http_config"]["http2_protocol_options"]
+    # Streams that are not read leave the connection a window.
+    streams = protocol["max_concurrent_streams"] * protocol["initial_stream_window_size"]
+    assert streams < protocol["initial_connection_window_size"]
+
+
+def test_the_proxies_look_for_the_ports_of_the_service():
+    configuration = tomllib.loads(CONFIGURATIONS["systemd"].read_text())
+    port = configuration["http"].split(":")[1]
+    assert f"server {configuration['listen']};" in (PACKAGING / "nginx" / "tidegate.conf").read_text()
+    haproxy = (PACKAGING / "haproxy" / "tidegate.cfg").read_text()
+    assert re.search(rf"server tidegate {configuration['listen']} .* port {port} ", haproxy)
+    [cluster] = envoy()["clusters"]
+    endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
+    address = endpoint["address"]["socket_address"]
+    assert f"{address['address']}:{address['port_value']}" == configuration["listen"]
+    assert endpoint["health_check_config"]["port_value"] == int(port)
+    assert cluster["health_checks"][0]["http_health_check"]["path"] == "/readyz"

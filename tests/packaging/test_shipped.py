@@ -20,17 +20,19 @@ from packages import (
     MANIFESTS_TLS,
     adapted,
     as_root,
-    children,
     commands,
     compose,
     container,
+    make_certificate,
+    program,
     shipped,
     unit_setting,
     unit_settings,
 )
-from support import PATIENCE, Client, new_event
+from support import PATIENCE, Client, new_event, pb
 from tidegate.v1 import admin_service_pb2 as admin
 from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
+from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
 PACKAGES = list(commands())
 
@@ -84,6 +86,22 @@ def test_the_probes_ask_what_the_server_answers_without_tls(file, binary, tmp_pa
     assert spec["livenessProbe"]["httpGet"]["path"] != spec["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
+def test_manifest_with_tls_serves_clients_with_tls_and_probes_without(binary, tmp_path):
+    certificate, key = make_certificate(tmp_path)
+    [folder] = [mount["mountPath"] for mount in container(MANIFESTS_TLS)["volumeMounts"] if mount["name"] == "tls"]
+    # The secret has the two files under the names that Kubernetes gives them.
+    variables = {
+        variable["name"]: variable["value"].replace(folder, str(tmp_path)) for variable in container(MANIFESTS_TLS)["env"]
+    }
+    assert set(variables.values()) == {str(certificate), str(key)}
+    with shipped("Kubernetes", binary, tmp_path, variables=variables) as server:
+        assert server.get("/healthz")[0] == server.get("/readyz")[0] == server.get("/metrics")[0] == 200
+        credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+        with grpc.secure_channel(server.address.replace("127.0.0.1", "localhost"), credentials) as channel:
+            answer = EventServiceStub(channel).Publish(pb.PublishRequest(events=[new_event("a")]), timeout=PATIENCE)
+            assert answer.count == 1
+
+
 def test_only_this_machine_reaches_metrics_where_there_is_no_container():
     assert '\nhttp = "127.0.0.1:' in CONFIGURATIONS["systemd"].read_text()
     assert all(port.startswith("127.0.0.1:") for port in compose()["ports"])
@@ -107,6 +125,16 @@ def test_nobody_can_list_disconnect_or_drain(server):
                 call(request, timeout=PATIENCE)
             assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert server.get("/readyz")[0] == 200
+
+
+def test_image_keeps_its_configuration_when_a_user_gives_it_arguments(binary, tmp_path):
+    """`docker run tidegate serve --heartbeat 5s`: the arguments take the place of CMD."""
+    with shipped("Docker", binary, tmp_path, more=("--heartbeat", "5s")) as server:
+        assert server.get("/metrics")[0] == 200
+        with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
+            AdminServiceStub(channel).GetServer(admin.GetServerRequest(), timeout=PATIENCE)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert '\nCMD ["serve"]' in DOCKERFILE.read_text()
 
 
 # ===== Memory =====
@@ -195,20 +223,16 @@ def test_a_container_takes_its_signals_as_the_first_process(package, binary, tmp
     # To the first process of a namespace of processes, a signal that it does not handle does not come at all.
     before = [*as_root(), "unshare", "--pid", "--fork"]
     with shipped(package, binary, tmp_path, *before) as server:
-        parent = server.process.pid
-        while not re.search(r"/(\S*-)?tidegate\0", program_of(parent)):
-            [parent] = children(parent)
+        pid = program(server.process)
+        with open(f"/proc/{pid}/status") as status:
+            # Its number in each namespace, the innermost last.
+            assert re.search(r"^NSpid:.*\t1$", status.read(), re.MULTILINE)
         publish_ten(server)
         shorten_history(server)
-        subprocess.run([*as_root(), "kill", "-HUP", str(parent)], check=True)
+        subprocess.run([*as_root(), "kill", "-HUP", str(pid)], check=True)
         await_short_history(server)
-        subprocess.run([*as_root(), "kill", "-TERM", str(parent)], check=True)
+        subprocess.run([*as_root(), "kill", "-TERM", str(pid)], check=True)
         assert server.process.wait(PATIENCE) == 0
-
-
-def program_of(pid: int) -> str:
-    with open(f"/proc/{pid}/cmdline") as file:
-        return file.read().split("\0")[0] + "\0"
 
 
 # ===== Restart =====

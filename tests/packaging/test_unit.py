@@ -6,13 +6,16 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
-from packages import as_root, children, end, shipped, unit_setting, unit_settings
-from support import PATIENCE, Client, new_event, payloads
+from packages import as_root, make_certificate, program, shipped, unit_setting, unit_settings
+from support import PATIENCE, Client, new_event, payloads, pb
+from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
 MIB = 1 << 20
 
@@ -37,7 +40,7 @@ done
 mount --move "$1/dev" /dev 2>/dev/null || mount --bind "$1/dev" /dev
 umask 0077
 shift
-exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs "$@"
+exec setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set=-all --no-new-privs "$@"
 """
 
 
@@ -173,7 +176,7 @@ def test_the_unit_allows_every_system_call_of_the_server(binary, tmp_path):
     with shipped("systemd", binary, tmp_path, *before) as server:
         use(server)
         server.get("/metrics")
-        [pid] = children(server.process.pid)
+        pid = program(server.process)
         subprocess.run(["kill", "-HUP", str(pid)], check=True)
         # A drain with a stream that is open.
         client = Client(server.address)
@@ -181,12 +184,41 @@ def test_the_unit_allows_every_system_call_of_the_server(binary, tmp_path):
         subprocess.run(["kill", "-TERM", str(pid)], check=True)
         assert server.process.wait(PATIENCE) == 0
         client.close()
-    text = trace.read_text()
-    used = set(re.findall(r"^\d+ +(\w+)\(", text, re.MULTILINE))
+    assert_allowed(trace.read_text())
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing: apt-get install strace")
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing: apt-get install systemd")
+def test_the_unit_allows_every_system_call_of_tls_and_credentials(binary, tmp_path):
+    certificate, key = make_certificate(tmp_path)
+    (tmp_path / "tokens").write_text("")
+    (tmp_path / "rules").write_text("")
+    more = f"--tls-certificate {certificate} --tls-key {key} --auth-tokens {tmp_path}/tokens --auth-rules {tmp_path}/rules"
+    # It looks the name up, and asks nobody.
+    more += " --auth-jwt-issuer https://a.test --auth-jwt-audience a --auth-jwt-key-sets https://localhost:1/keys"
+    trace = tmp_path / "trace"
+    before = ["strace", "-f", "-o", str(trace)]
+    with shipped("systemd", binary, tmp_path, *before, more=tuple(more.split())) as server:
+        credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+        with grpc.secure_channel(server.address.replace("127.0.0.1", "localhost"), credentials) as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                EventServiceStub(channel).Publish(pb.PublishRequest(events=[new_event("a")]), timeout=PATIENCE)
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        deadline = time.monotonic() + PATIENCE
+        while server.metric("tidegate_key_fetch_failures_total") == 0:
+            assert time.monotonic() < deadline, "nobody asked for the keys"
+            time.sleep(0.05)
+        subprocess.run(["kill", "-TERM", str(program(server.process))], check=True)
+        assert server.process.wait(PATIENCE) == 0
+    assert_allowed(trace.read_text())
+
+
+def assert_allowed(trace: str) -> None:
+    used = set(re.findall(r"^\d+ +(\w+)\(", trace, re.MULTILINE))
     assert {"accept4", "epoll_wait", "prlimit64"} <= used
     assert not used - allowed_calls()
     # MemoryDenyWriteExecute=
-    assert not re.findall(r"^\d+ +(?:mmap|mprotect)\(.*PROT_WRITE\|PROT_EXEC.*", text, re.MULTILINE)
+    assert not re.findall(r"^\d+ +(?:mmap|mprotect)\(.*PROT_WRITE\|PROT_EXEC.*", trace, re.MULTILINE)
     # RestrictAddressFamilies=
-    families = set(re.findall(r"^\d+ +socket\((\w+)", text, re.MULTILINE))
+    families = set(re.findall(r"^\d+ +socket\((\w+)", trace, re.MULTILINE))
     assert families <= set(unit_setting("RestrictAddressFamilies").split())

@@ -4,7 +4,7 @@ use std::{fmt, io, process::ExitCode};
 
 use tidegate_client::Error;
 
-use crate::log_writer::LogWriter;
+use crate::stdio;
 
 /// The list of exit codes at the end of `--help`.
 pub(crate) const HELP: &str = "\
@@ -66,12 +66,12 @@ impl Failure {
         }
     }
 
-    /// Leaves the message for standard error with `log`, and returns the code to exit with.
-    pub(crate) fn report(self, log: &LogWriter) -> ExitCode {
+    /// Leaves the message for standard error, and returns the code to exit with.
+    pub(crate) fn report(self) -> ExitCode {
         match self {
             Self::ClosedPipe => ExitCode::SUCCESS,
             Self::Reported(exit, message) => {
-                log.report(format_args!("tidegate: {message}"));
+                stdio::report(message);
                 ExitCode::from(exit as u8)
             }
         }

@@ -104,12 +104,6 @@ impl Logs {
         move || writer.lost()
     }
 
-    /// Writes a message for the user to standard error, whatever the filter is. Blocks while the reader is slow, but not
-    /// for one that has stalled.
-    pub(crate) fn report(&self, message: impl fmt::Display) {
-        self.writer.report(message);
-    }
-
     /// Applies the filter in `directives`, unless `RUST_LOG` is set.
     pub(crate) fn set(&self, directives: &str) -> Result<(), Failure> {
         if from_environment()?.is_some() {

@@ -5,6 +5,7 @@
 
 mod args;
 mod commands;
+mod environment;
 mod exit;
 mod lines;
 mod log_writer;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    stdio::report_through(&log);
     log.report_panics();
     let outcome = match Cli::try_parse() {
         Ok(cli) => start(cli, &log),
@@ -53,7 +55,7 @@ fn main() -> ExitCode {
     };
     let code = match outcome {
         Ok(code) => code,
-        Err(failure) => failure.report(&log),
+        Err(failure) => failure.report(),
     };
     // The last lines, "ended" among them.
     log.flush();
@@ -91,9 +93,9 @@ async fn run(command: Command, log: Option<String>, logs: Logs) -> Result<(), Fa
     signals::outlive_file_limits()?;
     match command {
         Command::Serve(args) => serve::run(args, log, logs).await,
-        Command::CheckConfig(args) => check_config::run(&args, &logs),
+        Command::CheckConfig(args) => check_config::run(&args),
         Command::Sub(args) => sub::run(args).await,
-        Command::Pub(args) => publish::run(args, logs).await,
+        Command::Pub(args) => publish::run(args).await,
         Command::Clients(args) => admin::clients(args).await,
         Command::Kick(args) => admin::kick(args).await,
         Command::Stats(args) => admin::stats(args).await,

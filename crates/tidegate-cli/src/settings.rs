@@ -13,7 +13,10 @@ use tidegate_server::{
     },
 };
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    environment,
+    exit::{Exit, Failure},
+};
 
 /// The flags of all settings, and the file. The flags come from the table that reads the file, so neither has a setting
 /// that the other lacks.
@@ -48,10 +51,10 @@ pub(crate) const FILE_VARIABLE: &str = "TIDEGATE_CONFIG";
 /// Variables of the program that are no settings of the server, so that none is taken for a misspelled one.
 pub(crate) const NO_SETTINGS: &[&str] = &[
     FILE_VARIABLE,
-    "TIDEGATE_SERVER",
-    "TIDEGATE_TLS_CA",
-    "TIDEGATE_TOKEN",
-    "TIDEGATE_TOKEN_FILE",
+    environment::SERVER,
+    environment::TLS_CA,
+    environment::TOKEN,
+    environment::TOKEN_FILE,
 ];
 
 /// The key of the one setting that is a flag of every command.
@@ -110,7 +113,7 @@ impl SettingArgs {
         let path = self.file.as_ref().map(|file| &file.path);
         let value = read(Sources {
             file: path.zip(file.as_ref().map(|file| &*file.text)),
-            environment: &environment(),
+            environment: &variables(),
             flags: &self.given,
         })
         .map_err(|problems| Failure::new(Exit::Usage, report(&problems)))?;
@@ -134,7 +137,7 @@ fn report(problems: &[Problem]) -> String {
 }
 
 /// The variables of the environment, but for those that other commands read.
-fn environment() -> BTreeMap<OsString, OsString> {
+fn variables() -> BTreeMap<OsString, OsString> {
     let is_of_others = |name: &OsString| {
         let mut others = NO_SETTINGS.iter();
         others.any(|other| name.eq_ignore_ascii_case(other))

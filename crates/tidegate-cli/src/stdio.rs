@@ -1,12 +1,18 @@
 //! Standard input, output and error, whatever they are: files, terminals, pipes, and pipes that another program has made
 //! non-blocking, which this one gets with them.
 
-use std::io::{self, Write};
+use std::{
+    fmt::Display,
+    io::{self, Write},
+    sync::OnceLock,
+};
 
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
 pub(crate) use platform::Stdin;
+
+use crate::log_writer::LogWriter;
 
 /// Bytes that are read from standard input at once.
 const CHUNK: usize = 64 * 1024;
@@ -49,6 +55,37 @@ pub(crate) async fn print_aside(bytes: Vec<u8>) -> (Vec<u8>, io::Result<()>) {
     });
     let written = write.await;
     written.unwrap_or_else(|error| (Vec::new(), Err(io::Error::other(error))))
+}
+
+/// The writer of standard error, once there is one. A process has one standard error, so it is no argument of everything
+/// that may have something to report.
+static REPORTS: OnceLock<LogWriter> = OnceLock::new();
+
+/// Has reports written by `log` from here on, so that they and the lines of the log come in order. To be called once.
+pub(crate) fn report_through(log: &LogWriter) {
+    // A second call would be a fault of this program, and changes nothing.
+    let _ = REPORTS.set(log.clone());
+}
+
+/// Writes a line for the user to standard error, whatever the filter of the log is. Blocks while the reader is slow, but
+/// not for one that has stalled: the line is then lost, and counted.
+pub(crate) fn say(line: impl Display) {
+    match REPORTS.get() {
+        Some(log) => log.report(line),
+        // Only where the thread of the log could not be started.
+        None => drop(writeln!(StandardError, "{line}")),
+    }
+}
+
+/// Says something in the name of the program.
+pub(crate) fn report(message: impl Display) {
+    say(format_args!("tidegate: {message}"));
+}
+
+/// Reports on another thread. Once it was polled, dropping it does not take the report back.
+pub(crate) async fn report_aside(message: String) {
+    // It fails only if the report panics, and then there is nothing more to say.
+    let _ = spawn_blocking(move || report(message)).await;
 }
 
 /// Says where an error is from, unless the reader has gone, which is no failure.

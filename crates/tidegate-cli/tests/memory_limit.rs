@@ -57,7 +57,7 @@ impl Drop for Groups {
     }
 }
 
-/// What a script that runs the program as `$0` prints, to both streams. `None` if its own commands fail.
+/// The output of a script that runs the program as `$0`, of both streams. `None` if its own commands fail.
 fn output(mut shell: Command, script: &str) -> Option<String> {
     let output = shell
         .args(["-c", script, env!("CARGO_BIN_EXE_tidegate")])

@@ -326,6 +326,11 @@ fn of_chain(error: &(dyn StdError + 'static)) -> Option<(String, Advice)> {
     }
     let texts = chain(error).map(ToString::to_string);
     let texts: Vec<_> = texts.collect();
+    // On an open connection, h2 keeps the text of an error alone.
+    let alert = texts.iter().find_map(|text| text.split_once(ALERT));
+    if let Some(tls) = alert.and_then(|(_, name)| alert_by_name(name)) {
+        return Some(of_tls(&tls));
+    }
     // The error of tonic is private.
     if texts
         .iter()
@@ -354,6 +359,29 @@ fn of_chain(error: &(dyn StdError + 'static)) -> Option<(String, Advice)> {
         _ => return None,
     };
     Some((format!("{}{hint}", texts.last()?), Advice::Resume))
+}
+
+/// The words of rustls before the name of an alert that the peer has sent.
+const ALERT: &str = "received fatal alert: ";
+
+/// Finds an alert that tells of a client certificate: with TLS 1.3 it comes after the handshake.
+fn alert_by_name(name: &str) -> Option<TlsError> {
+    let alerts = [
+        AlertDescription::CertificateRequired,
+        AlertDescription::BadCertificate,
+        AlertDescription::UnsupportedCertificate,
+        AlertDescription::CertificateRevoked,
+        AlertDescription::CertificateExpired,
+        AlertDescription::CertificateUnknown,
+        AlertDescription::UnknownCA,
+        AlertDescription::AccessDenied,
+        AlertDescription::HandshakeFailure,
+    ];
+    let alerts = alerts.into_iter().map(TlsError::AlertReceived);
+    let name = name.trim_end();
+    alerts
+        .into_iter()
+        .find(|alert| alert.to_string().strip_prefix(ALERT) == Some(name))
 }
 
 /// Tells what TLS says, and whether it may say something else another time.

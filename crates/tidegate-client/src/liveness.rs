@@ -69,6 +69,8 @@ pub(crate) struct Watched<T> {
     timer: Pin<Box<Sleep>>,
     /// Whether the last write had to wait for the peer.
     is_write_blocked: bool,
+    /// Whether the peer takes nothing more. What it has said before is still to be read, such as why.
+    is_write_closed: bool,
 }
 
 impl Activity {
@@ -178,6 +180,7 @@ impl<T> Watched<T> {
             limit,
             timer: Box::pin(sleep(limit)),
             is_write_blocked: false,
+            is_write_closed: false,
         }
     }
 
@@ -195,7 +198,23 @@ impl<T> Watched<T> {
         }
     }
 
-    fn note_write(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    /// Notes a write of `length` bytes.
+    fn note_write(
+        &mut self,
+        result: Poll<io::Result<usize>>,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        // A peer that refuses a connection says why and closes it. A write that fails meanwhile would end the connection
+        // before that is read. The end is read right after it, so the write is as lost as one that the kernel took.
+        if let Poll::Ready(Err(error)) = &result
+            && matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            )
+        {
+            self.is_write_closed = true;
+            return Poll::Ready(Ok(length));
+        }
         // A write that finds room at once proves nothing: the kernel takes some for a dead peer too.
         if self.is_write_blocked && result.is_ready() {
             self.activity.sign_of_life();
@@ -235,8 +254,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.is_write_closed {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let result = Pin::new(&mut this.inner).poll_write(cx, buf);
-        this.note_write(result)
+        this.note_write(result, buf.len())
     }
 
     fn poll_write_vectored(
@@ -245,8 +267,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        let length = bufs.iter().map(|buf| buf.len()).sum();
+        if this.is_write_closed {
+            return Poll::Ready(Ok(length));
+        }
         let result = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
-        this.note_write(result)
+        this.note_write(result, length)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -16,6 +16,7 @@ mod messages;
 mod output;
 mod player;
 mod position;
+mod read;
 mod scenario;
 mod status;
 mod suite;

@@ -106,7 +106,9 @@ async fn serve(socket: TcpStream, number: u64, calls: mpsc::Sender<Call>) {
     let mut readers = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            accepted = connection.accept() => accepted,
+            // A command first: the stream that is dropped after it would be reset otherwise, and a connection that is to
+            // break would end in good order.
+            biased;
             Some(command) = commands.recv() => match command {
                 Command::Close => return,
                 Command::GoAway(None) => {
@@ -117,7 +119,8 @@ async fn serve(socket: TcpStream, number: u64, calls: mpsc::Sender<Call>) {
                     connection.abrupt_shutdown(reason);
                     continue;
                 }
-            }
+            },
+            accepted = connection.accept() => accepted,
         };
         let Some(Ok((request, respond))) = accepted else {
             return;

@@ -74,7 +74,7 @@ impl Responses {
     pub(crate) fn batch(&mut self, step: &BatchStep) -> Made {
         let first_index = step.first_index.unwrap_or(self.next_index);
         let events: Vec<_> = step.events.iter().map(event).collect();
-        self.next_index = first_index + events.len() as u64;
+        self.next_index = first_index.wrapping_add(events.len() as u64);
         let told = events.iter().map(|event| {
             let event = ToldEvent {
                 sequence: event.sequence,
@@ -99,9 +99,9 @@ impl Responses {
     }
 
     pub(crate) fn gap(&mut self, step: &GapStep) -> Result<Made, String> {
-        let reason = number_of(&step.reason)?;
+        let reason = gap_reason(&step.reason)?;
         let first_index = step.first_index.unwrap_or(self.next_index);
-        self.next_index = first_index + step.count;
+        self.next_index = first_index.wrapping_add(step.count);
         let kind = Kind::Gap(Gap {
             first_sequence: step.first,
             last_sequence: step.last,
@@ -226,7 +226,8 @@ fn event(fields: &EventFields) -> Event {
     }
 }
 
-fn number_of(reason: &GapReasonName) -> Result<i32, String> {
+/// Returns the number of a reason.
+pub(crate) fn gap_reason(reason: &GapReasonName) -> Result<i32, String> {
     match reason {
         GapReasonName::Newer(number) => Ok(*number),
         GapReasonName::Known(name) => GapReason::from_str_name(&format!("GAP_REASON_{name}"))

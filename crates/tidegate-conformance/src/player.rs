@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{Reason, SendStream};
+use h2::SendStream;
 use http::Response;
 use tempfile::NamedTempFile;
 use tidegate_proto::v1::SubscribeRequest;
@@ -21,6 +21,7 @@ use crate::{
     output::{Output, OutputReceiver},
     position::{Allowed, At},
     scenario::{End, Expect, LeftEnd, Scenario, StatusEnd, Step, Stream},
+    status::reset_code,
     told::{Account, Meaning, Mistake},
     verdict::{Problem, Side, Transcript, Verdict},
 };
@@ -574,24 +575,18 @@ impl<'a> Player<'a> {
             }
             End::Http(http) => {
                 self.note(format!("answers with HTTP status {}", http.status));
-                let mut response = Response::builder().status(http.status);
-                for (name, value) in &http.headers {
-                    response = response.header(name, value);
-                }
-                let response = response
-                    .body(())
-                    .map_err(|error| wrong(error.to_string()))?;
+                let response = http.head().map_err(wrong)?;
                 let body = call.respond.send_response(response, http.body.is_empty());
                 let mut body = body.map_err(|error| broken(&error))?;
                 if !http.body.is_empty() {
-                    let page = Bytes::from(http.body.clone());
-                    body.send_data(page, true).map_err(|error| broken(&error))?;
+                    // A client that has read the status need not wait for the page.
+                    let _ = body.send_data(http.body.clone().into(), true);
                 }
                 Ok(Played::Ended(words_of_page(http.status)))
             }
             End::Reset(code) => {
                 self.note(format!("resets the call with {code}"));
-                call.respond.send_reset(reason_of(code).map_err(wrong)?);
+                call.respond.send_reset(reset_code(code).map_err(wrong)?);
                 Ok(Played::Ended(Vec::new()))
             }
             end => {
@@ -631,11 +626,11 @@ impl<'a> Player<'a> {
             }
             End::Reset(code) => {
                 self.note(format!("resets the stream with {code}"));
-                body.send_reset(reason_of(code).map_err(wrong)?);
+                body.send_reset(reset_code(code).map_err(wrong)?);
             }
             End::Goaway(code) => {
                 self.note(format!("ends the connection with GOAWAY and {code}"));
-                let code = reason_of(code).map_err(wrong)?;
+                let code = reset_code(code).map_err(wrong)?;
                 control.go_away(Some(code)).await;
             }
             End::Cut => {
@@ -1026,12 +1021,4 @@ fn exit_in_words(code: Option<i32>) -> String {
         Some(code) => format!("the client ended with exit code {code}"),
         None => "the client ended without an exit code".into(),
     }
-}
-
-/// Returns the code of HTTP/2 of this name.
-fn reason_of(name: &str) -> Result<Reason, String> {
-    let reason = (0..=13)
-        .map(Reason::from)
-        .find(|reason| format!("{reason:?}") == name);
-    reason.ok_or_else(|| format!("{name:?} is no code of HTTP/2: write one such as CANCEL"))
 }

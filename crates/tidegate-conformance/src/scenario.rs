@@ -9,12 +9,6 @@ use serde::Deserialize;
 
 use crate::position::{Allowed, At};
 
-/// Field of a file with several cases: a table of words for each.
-const CASES: &str = "case";
-
-/// Word of a case that names it.
-const CASE_NAME: &str = "name";
-
 /// Longest time that a client may take for its next step, where a stream says nothing else.
 const PATIENCE_MS: u64 = 20_000;
 
@@ -33,7 +27,7 @@ pub struct Scenario {
     pub covers: Covers,
     /// Abilities that the client needs besides those that follow from [`client`](Self::client).
     #[serde(default)]
-    needs: Vec<String>,
+    pub needs: Vec<String>,
     /// The request that the client makes.
     #[serde(default)]
     pub client: Start,
@@ -97,7 +91,7 @@ pub struct Start {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Stream {
-    /// What the request must say.
+    /// Demands on the request.
     #[serde(default)]
     pub expect: Expect,
     /// Whether the client may stop instead of opening this stream.
@@ -397,104 +391,6 @@ pub struct ScenarioError {
 }
 
 impl Scenario {
-    /// Reads a file, which has one scenario, or one for each of its cases.
-    ///
-    /// # Errors
-    /// The first fault of the file.
-    pub fn read(name: &str, text: &str) -> Result<Vec<Self>, ScenarioError> {
-        let error = |problem: String| ScenarioError {
-            name: name.into(),
-            problem,
-        };
-        let table: toml::Table = text
-            .parse()
-            .map_err(|fault: toml::de::Error| error(fault.to_string()))?;
-        let Some(cases) = table.get(CASES) else {
-            let scenario = toml::from_str(text);
-            let scenario = scenario.map_err(|fault| error(fault.to_string()))?;
-            return Ok(vec![Self::checked(name, scenario)?]);
-        };
-        let cases: Vec<toml::Table> = cases
-            .clone()
-            .try_into()
-            .map_err(|fault: toml::de::Error| error(format!("case: {fault}")))?;
-        let scenarios = cases.iter().map(|words| {
-            let case = words.get(CASE_NAME).and_then(toml::Value::as_str);
-            let case = case.ok_or_else(|| error("a case has no `name`".into()))?;
-            let name = format!("{name}/{case}");
-            let error = |problem: String| ScenarioError {
-                name: name.clone(),
-                problem,
-            };
-            let mut table = table.clone();
-            table.remove(CASES);
-            let mut table = toml::Value::Table(table);
-            substitute(&mut table, words).map_err(error)?;
-            let scenario: Self = table
-                .try_into()
-                .map_err(|fault: toml::de::Error| error(fault.to_string()))?;
-            Self::checked(&name, scenario)
-        });
-        scenarios.collect()
-    }
-
-    fn checked(name: &str, mut scenario: Self) -> Result<Self, ScenarioError> {
-        scenario.name = name.into();
-        scenario.check().map_err(|problem| ScenarioError {
-            name: name.into(),
-            problem,
-        })?;
-        Ok(scenario)
-    }
-
-    fn check(&self) -> Result<(), String> {
-        if self.streams.is_empty() {
-            return Err("it has no `stream`".into());
-        }
-        let last = self.streams.len() - 1;
-        for (number, stream) in self.streams.iter().enumerate() {
-            let of = |problem: &str| Err(format!("stream {}: {problem}", number + 1));
-            if number > 0 && stream.expect.resume_after.is_none() {
-                return of("`expect` needs a `resume_after`");
-            }
-            if number == 0 && stream.optional {
-                return of("the first stream cannot be `optional`");
-            }
-            match &stream.end {
-                None if number < last => return of("it needs an `end`, since another follows"),
-                None if stream.repeat > 1 || stream.repeat_ms.is_some() => {
-                    return of("a stream that is repeated needs an `end`");
-                }
-                Some(End::Left(_)) if number == last => {
-                    return of("a stream must follow, which the client opens instead");
-                }
-                Some(End::Http(_)) if !stream.play.is_empty() => {
-                    return of("an answer in HTTP goes with a stream that plays nothing");
-                }
-                Some(End::Complaint) if number < last => return of("no stream can follow"),
-                _ => {}
-            }
-            if stream.at_most.is_some() != stream.repeat_ms.is_some() {
-                return of("`at_most` goes with `repeat_ms`");
-            }
-            let is_begun = matches!(stream.play.first(), None | Some(Step::Subscribed(_)));
-            if !is_begun
-                && !stream
-                    .play
-                    .iter()
-                    .any(|step| matches!(step, Step::Batch(batch) if batch.is_broken))
-            {
-                return of("`play` must begin with `subscribed`");
-            }
-            for step in &stream.play {
-                if let Err(problem) = step.check() {
-                    return of(&problem);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Whether `name` is the name of the scenario, or of the file that has it among its cases.
     pub fn is_named(&self, name: &str) -> bool {
         let rest = self.name.strip_prefix(name);
@@ -582,61 +478,6 @@ impl Covers {
             self.sections.clone(),
         ]
         .concat()
-    }
-}
-
-impl Step {
-    fn check(&self) -> Result<(), String> {
-        match self {
-            Self::Message(digits) | Self::Bytes(digits) => bytes_of(digits).map(drop),
-            Self::Batch(batch) if batch.events.is_empty() => Err("a batch has no event".into()),
-            Self::Batch(batch) => {
-                let payloads = batch
-                    .events
-                    .iter()
-                    .filter_map(|event| event.payload_hex.as_ref());
-                payloads.map(|digits| bytes_of(digits).map(drop)).collect()
-            }
-            Self::Events(sequences) if sequences.is_empty() => Err("a batch has no event".into()),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Puts the words of a case in their places: a text that is `${word}` becomes the value of the word, whatever it is, and
-/// in a longer text the value must be a text too.
-fn substitute(value: &mut toml::Value, words: &toml::Table) -> Result<(), String> {
-    match value {
-        toml::Value::Table(table) => {
-            let values = table.iter_mut().map(|(_, value)| value);
-            values
-                .into_iter()
-                .try_for_each(|value| substitute(value, words))
-        }
-        toml::Value::Array(values) => values
-            .iter_mut()
-            .try_for_each(|value| substitute(value, words)),
-        toml::Value::String(text) => {
-            let whole = text
-                .strip_prefix("${")
-                .and_then(|text| text.strip_suffix('}'));
-            if let Some(word) = whole.and_then(|word| words.get(word)) {
-                *value = word.clone();
-                return Ok(());
-            }
-            for (word, value) in words {
-                if let Some(value) = value.as_str() {
-                    *text = text.replace(&format!("${{{word}}}"), value);
-                }
-            }
-            match text.contains("${") {
-                true => Err(format!(
-                    "{text:?} has a word that the case does not have as a text"
-                )),
-                false => Ok(()),
-            }
-        }
-        _ => Ok(()),
     }
 }
 

@@ -1,13 +1,14 @@
-//! Statuses, as trailers carry them.
+//! Endings, as trailers, answers and frames carry them.
 
 use std::{collections::HashMap, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD_NO_PAD};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use h2::Reason;
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use tonic::Code;
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::scenario::{CodeName, StatusEnd};
+use crate::scenario::{CodeName, HttpEnd, StatusEnd};
 
 /// Codes of gRPC, each at its number.
 pub(crate) const CODES: [&str; 17] = [
@@ -29,6 +30,13 @@ pub(crate) const CODES: [&str; 17] = [
     "DATA_LOSS",
     "UNAUTHENTICATED",
 ];
+
+/// Returns the code of HTTP/2 of this name.
+pub(crate) fn reset_code(name: &str) -> Result<Reason, String> {
+    let mut reasons = (0..=13).map(Reason::from);
+    let reason = reasons.find(|reason| format!("{reason:?}") == name);
+    reason.ok_or_else(|| format!("{name:?} is no code of HTTP/2: write one such as CANCEL"))
+}
 
 impl CodeName {
     /// Returns the number of the code.
@@ -143,6 +151,19 @@ impl StatusEnd {
             told.push_str(&format!(", {name}: {value}"));
         }
         told
+    }
+}
+
+impl HttpEnd {
+    /// Returns the answer without its page.
+    pub(crate) fn head(&self) -> Result<Response<()>, String> {
+        let mut response = Response::builder().status(self.status);
+        for (name, value) in &self.headers {
+            response = response.header(name, value);
+        }
+        response
+            .body(())
+            .map_err(|error| format!("no answer of HTTP: {error}"))
     }
 }
 

@@ -35,9 +35,9 @@ pub struct Verdict {
 pub struct Problem {
     /// Number of the stream, from 1, or 0 if it belongs to none.
     pub stream: usize,
-    /// What the client had to do.
+    /// Step that the client had to take.
     pub expected: String,
-    /// What it did.
+    /// Step that it took, or its lack.
     pub seen: String,
 }
 

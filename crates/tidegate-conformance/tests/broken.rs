@@ -116,8 +116,12 @@ const NOTICED: &[(&str, &[Fault])] = &[
         &[StopsAtUnknownResponses, CountsUnknownResponses],
     ),
     (
-        "resume-after-a-broken-connection",
+        "resume-after-a-broken-connection/cut",
         &[StopsAtBrokenConnections],
+    ),
+    (
+        "resume-after-a-broken-connection",
+        &[SkipsAnEventAfterABreak],
     ),
     ("resume-after-a-code/CANCELLED", &[StopsAtResets]),
     ("resume-after-a-code/DEADLINE_EXCEEDED", &[StopsAtResets]),

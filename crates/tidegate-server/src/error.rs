@@ -1,8 +1,13 @@
-//! The error of a server that cannot start.
+//! The errors of a server that cannot start, and of the files that it reads.
 
-use std::{io, net::SocketAddr};
+use std::{
+    error::Error as _,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
-use crate::{files::SecurityError, network::descriptors::TooFewDescriptors};
+use crate::network::descriptors::TooFewDescriptors;
 
 /// The error of a server that cannot start. Its `Display` says what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -46,13 +51,56 @@ pub enum BindError {
     Randomness(#[source] io::Error),
 }
 
+/// A certificate, a credential, a key or a rule that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SecurityError {
+    /// A file could not be read.
+    #[error("cannot read {}: does it exist, and may this user read it?", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// The contents of a file, or of a key set at an address, cannot be used.
+    #[error("{}: {problem}", path.display())]
+    Invalid {
+        /// The file, or the URL.
+        path: PathBuf,
+        /// The fault, and the way to correct it.
+        problem: String,
+    },
+    /// The configuration contradicts itself: the fault, and the way to correct it.
+    #[error("{0}")]
+    Configuration(&'static str),
+}
+
+impl SecurityError {
+    /// The error and its cause in one line, for a log.
+    #[must_use]
+    pub fn with_cause(&self) -> String {
+        match self.source() {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
+
+    pub(crate) fn invalid(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+        Self::Invalid {
+            path: path.as_ref().into(),
+            problem: problem.into(),
+        }
+    }
+}
+
 impl From<TooFewDescriptors> for BindError {
     fn from(TooFewDescriptors { allowed, needed }: TooFewDescriptors) -> Self {
         Self::Descriptors { allowed, needed }
     }
 }
 
-/// What to do about an error of listening.
+/// The advice for an error of listening.
 fn advice(error: &io::Error, address: SocketAddr) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {

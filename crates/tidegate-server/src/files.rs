@@ -1,42 +1,16 @@
 //! Files that may change while the server runs, and are read again when they do.
 
 use std::{
-    error::Error as _,
-    io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Mutex, PoisonError},
     time::Instant,
 };
 
+pub(crate) use crate::error::SecurityError;
 use crate::{
     digest::{Digest, digest},
     reading::{DEADLINE, DEADLINE_OF_START, Reader},
 };
-
-/// A certificate, a credential, a key or a rule that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SecurityError {
-    /// A file could not be read.
-    #[error("cannot read {}: does it exist, and may this user read it?", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The error of the operating system.
-        source: io::Error,
-    },
-    /// The contents of a file, or of a key set at an address, cannot be used.
-    #[error("{}: {problem}", path.display())]
-    Invalid {
-        /// The file, or the URL.
-        path: PathBuf,
-        /// The fault, and the way to correct it.
-        problem: String,
-    },
-    /// The configuration contradicts itself: the fault, and the way to correct it.
-    #[error("{0}")]
-    Configuration(&'static str),
-}
 
 /// Files that are looked at together.
 #[derive(Debug)]
@@ -51,26 +25,6 @@ pub(crate) type Look = Vec<Digest>;
 
 /// The contents of [`Files`], in the order of their paths.
 pub(crate) type Contents = Vec<Result<Vec<u8>, SecurityError>>;
-
-// ===== impl SecurityError =====
-
-impl SecurityError {
-    /// The error and its cause in one line, for a log.
-    #[must_use]
-    pub fn with_cause(&self) -> String {
-        match self.source() {
-            Some(source) => format!("{self}: {source}"),
-            None => self.to_string(),
-        }
-    }
-
-    pub(crate) fn invalid(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
-        Self::Invalid {
-            path: path.as_ref().into(),
-            problem: problem.into(),
-        }
-    }
-}
 
 // ===== impl Files =====
 

@@ -57,8 +57,7 @@ pub use tidegate_transport::Http2Config;
 
 pub use crate::{
     config::ServerConfig,
-    error::BindError,
-    files::SecurityError,
+    error::{BindError, SecurityError},
     identity::{
         AuthConfig,
         jwt::{JwksUrl, JwtConfig, JwtKeys},

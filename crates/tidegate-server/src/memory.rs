@@ -26,7 +26,7 @@ const BUDGET_WITHOUT_LIMIT: u64 = 256 << 20;
 pub(crate) struct MemoryLimit {
     /// The limit and what sets it. `None` if nothing tells.
     least: Option<Limit>,
-    /// What could not be found out, and may be less.
+    /// The limit that could not be found out and may be less, as a warning.
     unknown: Option<String>,
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct MemoryLimit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Limit {
     bytes: u64,
-    /// What sets it, as the end of a sentence.
+    /// The thing that sets it, as the end of a sentence.
     source: String,
 }
 
@@ -42,9 +42,9 @@ struct Limit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Budget {
     pub(crate) bytes: u64,
-    /// Where it comes from, as part of a sentence.
+    /// Its origin, as part of a sentence.
     pub(crate) source: String,
-    /// What to warn of.
+    /// The warnings about it.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -291,9 +291,9 @@ fn of_folder(version: Version, folder: &Path, group: &str) -> Vec<Limit> {
     };
     let of_all_above = || {
         let text = fs::read_to_string(folder.join("memory.stat")).ok()?;
-        let lines = text.lines();
-        let found = lines.filter_map(|line| line.strip_prefix("hierarchical_memory_limit "));
-        found.last()?.trim().parse().ok()
+        let mut lines = text.lines();
+        let found = lines.find_map(|line| line.strip_prefix("hierarchical_memory_limit "));
+        found?.trim().parse().ok()
     };
     let found: [(&str, Option<u64>); 2] = match version {
         Version::Two => [

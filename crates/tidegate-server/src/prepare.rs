@@ -1,11 +1,11 @@
-//! What a server makes before it binds its addresses, so that a check of its configuration can make the same.
+//! Everything that a server makes before it binds its addresses, so that a check of its configuration makes the same.
 
 use crate::{
     config::ServerConfig, error::BindError, memory::Budget,
     network::descriptors::room_for_connections, operations::reload::Reloader,
 };
 
-/// What a server is made of, but for its listeners and its hub.
+/// The parts of a server, but for its listeners and its hub.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) reloader: Reloader,

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use crate::files::SecurityError;
+use crate::error::SecurityError;
 
 /// The most bytes of a file. Lists of revoked certificates are the longest: the largest of public authorities have
 /// some 30 MiB.

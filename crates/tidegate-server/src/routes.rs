@@ -4,12 +4,12 @@
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
 use http::Uri;
-use hyper::body::Incoming;
 use tidegate::{
     Access, Calls, EventService, Reason, ResponseBody, ResponseFuture,
     proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN_NAME},
     request_timed_out,
 };
+use tidegate_transport::RequestBody;
 use tokio::time::timeout;
 use tonic::{Code, Status, body::Body, server::NamedService as _};
 use tonic_health::pb::health_server::HealthServer;
@@ -148,7 +148,7 @@ impl Routes {
 
 // ===== impl ConnectionRoutes =====
 
-impl Service<http::Request<Incoming>> for ConnectionRoutes {
+impl Service<http::Request<RequestBody>> for ConnectionRoutes {
     type Response = http::Response<ResponseBody>;
     type Error = Infallible;
     type Future = ResponseFuture;
@@ -157,7 +157,7 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: http::Request<Incoming>) -> ResponseFuture {
+    fn call(&mut self, mut request: http::Request<RequestBody>) -> ResponseFuture {
         let peer = self.peer.clone();
         let Some(peer) = peer.filter(|_| !PUBLIC_METHODS.contains(&request.uri().path())) else {
             return self.route(request, None);
@@ -183,7 +183,7 @@ impl ConnectionRoutes {
     async fn authorize(
         &self,
         peer: &Peer,
-        request: &http::Request<Incoming>,
+        request: &http::Request<RequestBody>,
     ) -> Result<Access, Status> {
         let path = request.uri().path();
         let claim = match path {
@@ -210,7 +210,7 @@ impl ConnectionRoutes {
     /// Hands the request to its service.
     fn route(
         &mut self,
-        mut request: http::Request<Incoming>,
+        mut request: http::Request<RequestBody>,
         access: Option<Access>,
     ) -> ResponseFuture {
         let path = request.uri().path();

@@ -18,7 +18,8 @@ use crate::{
 
 /// List subscriptions, the worst first
 ///
-/// Shows each stream with its client, address and principal, its backlog and lag, and its losses. The server must offer
+/// Shows each stream with its client, address and principal, its backlog and lag, and its losses: those that it was told
+/// of, and those that are certain and that its next gap will tell of. The server must offer
 /// the admin service: it does on a loopback address, where callers must authenticate, or with --admin. Where callers
 /// must authenticate, your principal needs a rule with `admin = true`.
 #[derive(Debug, Args)]
@@ -170,6 +171,8 @@ struct Row<'a> {
     delivered_events: u64,
     lost_events: u64,
     conflated_events: u64,
+    pending_lost_events: u64,
+    pending_conflated_events: u64,
     stalled: bool,
 }
 
@@ -222,7 +225,8 @@ numbers!(
     connections,
     refused_connections,
     quota_refusals,
-    quota_observed
+    quota_observed,
+    pending_lost_events
 );
 
 impl<'a> Row<'a> {
@@ -244,6 +248,8 @@ impl<'a> Row<'a> {
             delivered_events: state.delivered_events,
             lost_events: state.lost_events,
             conflated_events: state.conflated_events,
+            pending_lost_events: state.pending_lost_events,
+            pending_conflated_events: state.pending_conflated_events,
             stalled: state.stalled,
         }
     }
@@ -258,6 +264,7 @@ impl<'a> Row<'a> {
             self.backlog.to_string(),
             format!("{lag:#}").replace(' ', ""),
             self.lost_events.to_string(),
+            self.pending_lost_events.to_string(),
             self.conflated_events.to_string(),
             self.next_index.to_string(),
             self.overflow.into(),
@@ -268,13 +275,14 @@ impl<'a> Row<'a> {
     }
 }
 
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 13] = [
     "CLIENT",
     "ADDRESS",
     "PRINCIPAL",
     "BACKLOG",
     "LAG",
     "LOST",
+    "PENDING LOSS",
     "CONFLATED",
     "INDEX",
     "OVERFLOW",

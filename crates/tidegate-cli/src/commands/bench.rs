@@ -334,7 +334,7 @@ impl SetupArgs {
             Some(url) => ServerChoice::Running {
                 url: url.clone(),
                 pid: self.server_pid,
-                credentials: credentials.for_benchmark()?,
+                credentials: credentials.for_benchmark(self.server.as_deref())?,
             },
             None => ServerChoice::Child(self.launch()?),
         };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::{exit::Failure, logging::Logs, settings::SettingArgs, stdio};
+use crate::{exit::Failure, settings::SettingArgs, stdio};
 
 /// Check a configuration file and the environment
 ///
@@ -21,13 +21,13 @@ pub(crate) struct CheckConfigArgs {
     config: Option<PathBuf>,
 }
 
-pub(crate) fn run(args: &CheckConfigArgs, logs: &Logs) -> Result<(), Failure> {
+pub(crate) fn run(args: &CheckConfigArgs) -> Result<(), Failure> {
     let (file, named_by) = match &args.config {
         Some(file) => (Some(file), "--config"),
         None => (args.file.as_ref(), "check-config"),
     };
     for warning in SettingArgs::of_file(file.cloned(), named_by).check()? {
-        logs.report(format_args!("warning: {warning}"));
+        stdio::say(format_args!("warning: {warning}"));
     }
     Ok(stdio::print("configuration is valid\n")?)
 }

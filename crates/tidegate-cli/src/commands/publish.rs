@@ -20,7 +20,6 @@ use tokio::time::{sleep, timeout};
 use crate::{
     exit::{Exit, Failure},
     lines::{Line, Lines},
-    logging::Logs,
     server_args::ServerArgs,
     signals::Signals,
     stdio::{self, Stdin},
@@ -109,7 +108,7 @@ fn attribute(text: &str) -> Result<(String, String), String> {
     }
 }
 
-pub(crate) async fn run(args: PubArgs, logs: Logs) -> Result<(), Failure> {
+pub(crate) async fn run(args: PubArgs) -> Result<(), Failure> {
     let source = args.source()?;
     let client = args.server.client()?;
     let options = args.publisher_options();
@@ -119,7 +118,7 @@ pub(crate) async fn run(args: PubArgs, logs: Logs) -> Result<(), Failure> {
         attributes: args.attributes.into_iter().collect(),
         ..Default::default()
     };
-    publish(&client, options, source, template, logs).await
+    publish(&client, options, source, template).await
 }
 
 impl PubArgs {
@@ -197,7 +196,6 @@ struct Sender {
     /// Whether events are lines of the input, which have numbers.
     has_lines: bool,
     left_out: LeftOut,
-    logs: Logs,
 }
 
 /// Lines that were left out.
@@ -228,7 +226,6 @@ async fn publish(
     options: PublisherOptions,
     source: Source,
     template: NewEvent,
-    logs: Logs,
 ) -> Result<(), Failure> {
     // Before the connection: a signal must not end the program without a word.
     let signals = Signals::listen()?;
@@ -242,20 +239,19 @@ async fn publish(
         skips_invalid: options.skip_refused,
         has_lines: matches!(source, Source::Lines(_)),
         left_out: LeftOut::default(),
-        logs: logs.clone(),
     };
     let bar = ProgressLine::new();
     let (outcome, account) = tokio::select! {
         ended = sender.run(source) => ended,
-        () = report_state(progress.clone(), &logs) => unreachable!("it follows forever"),
+        () = report_state(progress.clone()) => unreachable!("it follows forever"),
         () = bar.follow(&progress) => unreachable!("it follows forever"),
     };
     bar.clear();
-    conclude(outcome, &account, &logs)
+    conclude(outcome, &account)
 }
 
 /// Says on standard error when the publisher loses its connection and why, each time the reason changes.
-async fn report_state(mut progress: Progress, logs: &Logs) {
+async fn report_state(mut progress: Progress) {
     let mut reason = None;
     loop {
         match progress.changed().await {
@@ -263,14 +259,14 @@ async fn report_state(mut progress: Progress, logs: &Logs) {
                 status, retry_in, ..
             }) if reason.as_deref() != Some(status.message()) => {
                 let message = status.message();
-                let told = format!(
+                stdio::report_aside(format!(
                     "{message}; trying again in {retry_in:.1?}, and nothing is read until then"
-                );
-                report_aside(logs, told).await;
+                ))
+                .await;
                 reason = Some(message.to_owned());
             }
             Some(PublisherState::Open) if reason.take().is_some() => {
-                report_aside(logs, "connected again".into()).await;
+                stdio::report_aside("connected again".into()).await;
             }
             Some(_) => {}
             None => std::future::pending().await,
@@ -278,28 +274,17 @@ async fn report_state(mut progress: Progress, logs: &Logs) {
     }
 }
 
-/// Reports without waiting for standard error on this thread.
-async fn report_aside(logs: &Logs, message: String) {
-    let logs = logs.clone();
-    // It fails only if the report panics, and then there is nothing more to say.
-    let _ = tokio::task::spawn_blocking(move || report(&logs, message)).await;
-}
-
-fn report(logs: &Logs, message: impl fmt::Display) {
-    logs.report(format_args!("tidegate: {message}"));
-}
-
 /// Says how many events were accepted, and fails with the account of the others if there are any.
-fn conclude(outcome: Result<(), Failure>, account: &Account, logs: &Logs) -> Result<(), Failure> {
+fn conclude(outcome: Result<(), Failure>, account: &Account) -> Result<(), Failure> {
     let printed = stdio::print(format!("{}\n", accepted(account.accepted)));
     if outcome.is_ok() && account.left_out > 0 {
-        report(logs, account);
+        stdio::report(account);
     }
     match (outcome, printed) {
         (Ok(()), Ok(())) => Ok(()),
         (Err(failure), _) => Err(failure.with(account)),
         (Ok(()), Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-            report(logs, accepted(account.accepted));
+            stdio::report(accepted(account.accepted));
             Ok(())
         }
         (Ok(()), Err(error)) => Err(Failure::from(error).with(account)),
@@ -405,7 +390,7 @@ impl Sender {
                     Ok(chunk) => lines.push(&chunk),
                     Err(error) => break End::Invalid(unreadable(&error)),
                 },
-                () = self.left_out.follow(&self.progress, &self.logs) => unreachable!("it follows forever"),
+                () = self.left_out.follow(&self.progress) => unreachable!("it follows forever"),
             }
         };
         let rest = stdin.stop().await;
@@ -429,7 +414,7 @@ impl Sender {
                     }
                     self.left_out.unsent.push(self.progress.sent());
                     self.left_out.add(&problem);
-                    self.left_out.report(&self.logs).await;
+                    self.left_out.report().await;
                 }
             }
         }
@@ -473,7 +458,7 @@ impl Sender {
             },
         };
         self.left_out.collect(&self.progress);
-        self.left_out.report(&self.logs).await;
+        self.left_out.report().await;
         let left_out = self.progress.refused() + self.left_out.unsent.len() as u64;
         (outcome, left_out)
     }
@@ -509,17 +494,17 @@ impl LeftOut {
     }
 
     /// Reports what was added. Cancel-safe: what was not reported stays.
-    async fn report(&mut self, logs: &Logs) {
+    async fn report(&mut self) {
         while let Some(message) = self.unreported.pop_front() {
-            report_aside(logs, message).await;
+            stdio::report_aside(message).await;
         }
     }
 
     /// Reports the lines that the server refuses, until it is dropped.
-    async fn follow(&mut self, progress: &Progress, logs: &Logs) {
+    async fn follow(&mut self, progress: &Progress) {
         loop {
             self.collect(progress);
-            self.report(logs).await;
+            self.report().await;
             sleep(Duration::from_millis(100)).await;
         }
     }

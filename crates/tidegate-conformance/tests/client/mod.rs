@@ -322,10 +322,9 @@ impl Client {
                         self.stated(heartbeat.position, takes_older);
                     }
                 }
+                Some(Response::CaughtUp(_)) if self.has(KeepsPositionAtCaughtUp) => {}
                 Some(Response::CaughtUp(caught_up)) => {
-                    if !self.has(KeepsPositionAtCaughtUp) {
-                        self.settle(caught_up.position.unwrap(), false);
-                    }
+                    self.settle(caught_up.position.unwrap(), false);
                 }
                 Some(Response::GoingAway(going_away)) => {
                     self.going_away = going_away

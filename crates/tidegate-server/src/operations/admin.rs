@@ -133,7 +133,7 @@ impl Cursor {
             SubscriptionOrder::Unspecified | SubscriptionOrder::Since => 0,
             SubscriptionOrder::Backlog => state.info.backlog,
             SubscriptionOrder::Lag => u64::try_from(state.lag.as_millis()).unwrap_or(u64::MAX),
-            SubscriptionOrder::Losses => state.info.lost,
+            SubscriptionOrder::Losses => state.info.lost + state.info.pending_loss,
         };
         Self {
             value: std::cmp::Reverse(value),
@@ -178,12 +178,14 @@ fn to_proto(state: SubscriptionState) -> proto::SubscriptionState {
         limits: Some(limits_in_force(&state.limits)),
         since: Some(state.since.into()),
         next_index: state.next_index,
-        backlog: info.backlog,
+        backlog: info.backlog - info.pending_loss - info.pending_conflation,
         lag: state.lag.try_into().ok(),
         delivered_events: info.handed_off,
         lost_events: info.lost,
         conflated_events: info.conflated,
         stalled: info.is_stalled,
+        pending_lost_events: info.pending_loss,
+        pending_conflated_events: info.pending_conflation,
     }
 }
 
@@ -209,6 +211,7 @@ fn statistics(stats: &ServerStats) -> Statistics {
         connections: stats.connections.open as u64,
         refused_connections: stats.connections.refused + stats.connections.refused_by_address,
         quota_refusals: stats.quotas.iter().map(|count| count.refused).sum(),
+        pending_lost_events: stats.pending_loss,
         quota_observed: stats.quotas.iter().map(|count| count.observed).sum(),
     }
 }

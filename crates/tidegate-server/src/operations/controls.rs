@@ -18,6 +18,7 @@ use tidegate::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    drops::{DropTotals, Drops},
     lags::{Histograms, Lags, index},
     supervision::Panics,
 };
@@ -43,6 +44,12 @@ pub struct Controls {
 pub struct ServerStats {
     /// The numbers of the hub.
     pub hub: Stats,
+    /// Events that open subscriptions have lost and were not told of, as of the last sample: the server looks about once a
+    /// second, if it has an HTTP listener or serves the admin service.
+    pub pending_loss: u64,
+    /// Events that subscriptions have lost, told of it or not, as of the last sample. Losses of a subscription that ends
+    /// after it are not in here.
+    pub dropped: u64,
     /// The chunks that subscriptions shared, or that were made for one.
     pub chunks: ChunkStats,
     /// The numbers of connections.
@@ -108,6 +115,7 @@ struct Shared {
     authenticator: Option<Arc<Authenticator>>,
     live: Mutex<LiveConfig>,
     lags: Mutex<Lags>,
+    drops: Mutex<Drops>,
     histograms: Histograms,
     auth_failures: AtomicU64,
     panics: Panics,
@@ -144,6 +152,7 @@ impl Controls {
             authenticator,
             live: Mutex::new(LiveConfig::of(config)),
             lags: Mutex::default(),
+            drops: Mutex::default(),
             histograms: Histograms::default(),
             auth_failures: AtomicU64::new(0),
             panics: Panics::default(),
@@ -168,8 +177,11 @@ impl Controls {
             subscribers,
             ..
         } = &*self.shared;
+        let DropTotals { pending, dropped } = self.drops().totals();
         ServerStats {
             hub: hub.stats(),
+            pending_loss: pending,
+            dropped,
             chunks: events.chunk_stats(),
             connections: admission.stats(),
             quotas: subscribers.quotas.counts().into(),
@@ -292,24 +304,32 @@ impl Controls {
         self.shared.drain.cancelled().await;
     }
 
-    /// Samples the lag of every subscription, if anyone can read it, and lets the quotas forget idle users.
+    /// Samples the lag and the losses of every subscription, if anyone can read them, and lets the quotas forget idle
+    /// users.
     pub(crate) fn upkeep(&self, now: Instant) {
         self.shared.subscribers.quotas.upkeep(now);
         if !self.shared.is_watched {
             return;
         }
         let infos = self.shared.hub.subscriptions();
+        self.drops().sample(&infos);
         let mut lags = self.lags();
         lags.sample(&infos, now);
         for info in &infos {
             let lag = lags.of(info.id, now);
-            self.shared.histograms.observe(info.backlog, lag);
+            let waiting = info.backlog - info.pending_loss - info.pending_conflation;
+            self.shared.histograms.observe(waiting, lag);
         }
     }
 
     fn live_mut(&self) -> MutexGuard<'_, LiveConfig> {
         let live = self.shared.live.lock();
         live.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drops(&self) -> MutexGuard<'_, Drops> {
+        let drops = self.shared.drops.lock();
+        drops.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lags(&self) -> MutexGuard<'_, Lags> {

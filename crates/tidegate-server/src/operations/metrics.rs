@@ -234,6 +234,16 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
             "Events lost to subscriptions, as gaps reported",
             lost,
         ),
+        counter(
+            "events_dropped",
+            "Events lost to subscriptions, sampled once a second, whether they were told or not",
+            stats.dropped,
+        ),
+        gauge(
+            "events_pending_loss",
+            "Events that open subscriptions have lost and were not told of, sampled once a second",
+            stats.pending_loss,
+        ),
         counters("reason", "gaps", "Gaps sent to subscriptions", gaps),
         gauge(
             "history_events",

@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod controls;
+pub(crate) mod drops;
 pub(crate) mod health;
 pub(crate) mod http;
 pub(crate) mod lags;

@@ -37,7 +37,7 @@ pub(super) fn problems(configuration: &Configuration, written: &Written) -> Vec<
     checks.problems
 }
 
-/// What a server would warn of, each at its setting.
+/// The warnings of a server with this configuration, each at its setting.
 ///
 /// # Errors
 /// The problem for which a server would refuse what passes alone.

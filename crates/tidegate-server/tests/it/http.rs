@@ -178,6 +178,14 @@ async fn metrics_count_losses_by_reason_and_observe_lag() {
     assert!(behind["tidegate_subscription_backlog_events_sum"] > 0.0);
     assert!(behind["tidegate_subscription_lag_seconds_sum"] > 0.0);
     assert!(behind["tidegate_subscription_backlog_events_bucket{le=\"1.0\"}"] < samples);
+    // What the limits cost is certain, though nobody was told.
+    let lost = "tidegate_events_lost_total{reason=\"overflow\"}";
+    let pending = behind["tidegate_events_pending_loss"];
+    assert!(pending > 0.0);
+    assert_eq!(
+        behind["tidegate_events_dropped_total"],
+        pending + behind[lost]
+    );
 
     while stream.counted == 0 {
         stream.next().await.unwrap();
