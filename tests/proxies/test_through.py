@@ -32,6 +32,16 @@ def requests(outgoing: queue.Queue):
         yield request
 
 
+# ===== Configuration =====
+
+
+def test_nothing_in_the_configuration_is_warned_of(proxy):
+    said = proxy.log.read_text().splitlines()
+    # From nginx 1.25.1 on `http2` is a line of its own, as the configuration says.
+    warned = [line for line in said if re.search(r"\[(WARNING|warn|ALERT|alert|emerg)\]", line) and "http2" not in line]
+    assert not warned
+
+
 # ===== Calls =====
 
 
