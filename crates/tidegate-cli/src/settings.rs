@@ -61,12 +61,23 @@ pub(crate) const NO_SETTINGS: &[&str] = &[
 /// The key of the one setting that is a flag of every command.
 const LOG: &str = "log";
 
+impl ConfigFile {
+    /// The file at `path`, or standard input for `-`.
+    fn new(path: PathBuf, named_by: &'static str) -> Self {
+        let path = match path.as_os_str() == "-" {
+            true => "/dev/stdin".into(),
+            false => path,
+        };
+        Self { path, named_by }
+    }
+}
+
 impl SettingArgs {
     /// The settings of a file and the environment, without flags. `named_by` is what names the file.
     pub(crate) fn of_file(file: Option<PathBuf>, named_by: &'static str) -> Self {
         Self {
             file: file
-                .map(|path| ConfigFile { path, named_by })
+                .map(|path| ConfigFile::new(path, named_by))
                 .or_else(file_of_environment),
             given: Vec::new(),
         }
@@ -151,10 +162,7 @@ fn variables() -> BTreeMap<OsString, OsString> {
 /// The file that the environment names.
 fn file_of_environment() -> Option<ConfigFile> {
     let path = env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty())?;
-    Some(ConfigFile {
-        path: path.into(),
-        named_by: FILE_VARIABLE,
-    })
+    Some(ConfigFile::new(path.into(), FILE_VARIABLE))
 }
 
 /// The settings that are flags of `tidegate serve` alone.

@@ -676,22 +676,24 @@ fn check_config_takes_its_file_as_serve_does_and_from_a_pipe() {
     let checked = tidegate(&arguments).output().unwrap();
     assert_eq!(checked.status.code(), Some(2));
     assert!(said(&checked.stderr).contains(":1: there is no setting `heartbeet`"));
-    let mut piped = tidegate(&["check-config", "/dev/stdin"]);
-    let mut piped = piped
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = piped.stdin.take().unwrap();
-    input.write_all(b"heartbeet = \"5s\"\n").unwrap();
-    drop(input);
-    let checked = piped.wait_with_output().unwrap();
-    assert_eq!(checked.status.code(), Some(2));
-    let told = said(&checked.stderr);
-    assert!(
-        told.contains("/dev/stdin:1: there is no setting `heartbeet`"),
-        "{told}"
-    );
+    for name in ["/dev/stdin", "-"] {
+        let mut piped = tidegate(&["check-config", name]);
+        let mut piped = piped
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = piped.stdin.take().unwrap();
+        input.write_all(b"heartbeet = \"5s\"\n").unwrap();
+        drop(input);
+        let checked = piped.wait_with_output().unwrap();
+        assert_eq!(checked.status.code(), Some(2));
+        let told = said(&checked.stderr);
+        assert!(
+            told.contains("/dev/stdin:1: there is no setting `heartbeet`"),
+            "{told}"
+        );
+    }
 }
 
 #[test]

@@ -302,7 +302,7 @@ impl Drop for Silent {
 async fn a_file_system_that_does_not_answer_is_told_and_holds_up_neither_other_files_nor_the_end() {
     let folder = Folder::new("hangs");
     let Some(silent) = Silent::mount(&folder) else {
-        eprintln!("skipped: this user may not mount a file system");
+        child::skipped("this user may not mount a file system");
         return;
     };
     let (server, mut log) = serve(&folder);

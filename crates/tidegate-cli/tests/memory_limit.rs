@@ -66,7 +66,7 @@ fn output(mut shell: Command, script: &str) -> Option<String> {
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8(text).unwrap();
     output.status.success().then_some(text).or_else(|| {
-        eprintln!("skipped: this user may not");
+        child::skipped("this user may not");
         None
     })
 }
@@ -87,7 +87,7 @@ const PRINT: &str = "\"$0\" serve --print-config";
 #[test]
 fn the_limit_of_a_group_above_counts() {
     let Some(groups) = Groups::new("above") else {
-        eprintln!("skipped: this user may not make control groups");
+        child::skipped("this user may not make control groups");
         return;
     };
     let Some(text) = output(shell(), &groups.script(PRINT)) else {
@@ -131,7 +131,7 @@ fn the_machine_and_the_group_are_known_where_proc_has_processes_only() {
 #[test]
 fn a_group_that_cannot_be_looked_up_is_warned_of() {
     let Some(groups) = Groups::new("unseen") else {
-        eprintln!("skipped: this user may not make control groups");
+        child::skipped("this user may not make control groups");
         return;
     };
     let script = groups.script("mount -t tmpfs none /sys/fs/cgroup && \"$0\" check-config");

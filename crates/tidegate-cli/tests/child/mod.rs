@@ -28,6 +28,12 @@ pub fn program(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Comman
     command
 }
 
+/// Says that a test, or a part of it, was not run, and why.
+#[expect(clippy::print_stderr, reason = "whoever runs the tests reads it there")]
+pub fn skipped(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
 /// A folder that goes with the test.
 pub struct Folder(PathBuf);
 

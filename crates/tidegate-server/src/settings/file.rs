@@ -54,6 +54,10 @@ fn unquoted(line: &str) -> Option<String> {
     if !is_bare || key.contains(['"', '#']) || bare.contains('"') {
         return None;
     }
+    // A number, true and false need no quotes: the fault is another.
+    if bare.parse::<f64>().is_ok() || bare.parse::<bool>().is_ok() {
+        return None;
+    }
     let lower = bare.to_lowercase();
     Some(match &*lower {
         "true" | "false" => format!("write it in small letters: {key} = {lower}"),

@@ -471,6 +471,13 @@ fn a_value_without_its_quotes_is_told_with_them() {
             .filter(|(_, message)| message.contains("write "));
         assert!(hints.count() <= 2, "{told:?}");
     }
+    // A number needs none, and the fault is another.
+    let told = problems("heartbeat = \"5s\"\nheartbeat.x = 1\n");
+    assert!(
+        told.iter()
+            .all(|(_, message)| !message.contains("quotes: write")),
+        "{told:?}"
+    );
 }
 
 #[test]
