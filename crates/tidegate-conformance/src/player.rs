@@ -73,6 +73,8 @@ pub struct Player<'a> {
     mistake: Option<Mistake>,
     /// A call that has overtaken the end of the stream before it.
     early: Option<Box<Call>>,
+    /// Calls so far.
+    calls: usize,
     /// Everything that the client said, lines and words.
     words: String,
     /// Length of that at the end of the stream before.
@@ -141,6 +143,7 @@ impl<'a> Player<'a> {
             has_complained: false,
             mistake: None,
             early: None,
+            calls: 0,
             words: String::new(),
             words_before: 0,
             transcript: Transcript::new(),
@@ -195,6 +198,7 @@ impl<'a> Player<'a> {
             name: self.scenario.name.clone(),
             title: self.scenario.title.clone(),
             rows: self.scenario.covers.rows(),
+            calls: self.calls,
             problems,
             transcript: self.transcript.finish(),
             seconds,
@@ -350,6 +354,7 @@ impl<'a> Player<'a> {
         expect: &Expect,
         call: &Call,
     ) -> Result<(), (String, String)> {
+        self.calls += 1;
         let request = match &call.request {
             Ok(request) => request.clone(),
             Err(problem) => {
