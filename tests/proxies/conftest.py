@@ -30,9 +30,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture
 def backend(binary: str) -> Iterator[Backend]:
-    backend = Backend(binary)
-    yield backend
-    backend.stop()
+    with Backend(binary) as backend:
+        yield backend
 
 
 @pytest.fixture(params=list(KINDS))
@@ -47,9 +46,8 @@ def kind(request: pytest.FixtureRequest) -> type[Proxy]:
 @pytest.fixture
 def proxy(kind: type[Proxy], backend: Backend, certificate: Certificate, tmp_path: Path) -> Iterator[Proxy]:
     """A proxy with the configuration of packaging/, in front of the server."""
-    proxy = kind(tmp_path, certificate, backend)
-    yield proxy
-    proxy.stop()
+    with kind(tmp_path, certificate, backend) as proxy:
+        yield proxy
 
 
 @pytest.fixture
