@@ -29,6 +29,9 @@ use crate::{
 /// Longest time that a client may take to tell of what it was sent.
 const TELLING: Duration = Duration::from_secs(20);
 
+/// Longest time until the first call of a client that somebody starts by hand.
+const BY_HAND: Duration = Duration::from_secs(600);
+
 /// Time that a client without output is given to take what it was sent.
 const TAKING: Duration = Duration::from_millis(300);
 
@@ -277,7 +280,10 @@ impl<'a> Player<'a> {
         words: &[String],
     ) -> Result<Option<Box<Call>>, (String, String)> {
         let since = self.ended.map_or_else(Instant::now, |(at, _)| at);
-        let limit = Duration::from_millis(stream.expect.within_ms);
+        let limit = match (self.ended, &self.output) {
+            (None, None) => BY_HAND,
+            _ => Duration::from_millis(stream.expect.within_ms),
+        };
         let quiet = Duration::from_millis(self.scenario.quiet_ms);
         // A client that may stop need not be waited for as long.
         let patience = match stream.optional {
