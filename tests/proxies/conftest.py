@@ -39,7 +39,7 @@ def kind(request: pytest.FixtureRequest) -> type[Proxy]:
     """Each of the proxies, one after the other."""
     kind = KINDS[request.param]
     if shutil.which(kind.PROGRAM) is None:
-        pytest.skip(f"{kind.PROGRAM} is missing: scripts/test unpacks it from Debian's package")
+        pytest.skip(f"{kind.PROGRAM} is missing: scripts/test gets it")
     return kind
 
 

@@ -1,4 +1,4 @@
-"""nginx and HAProxy as child processes, with the configurations of packaging/ but for ports and certificates."""
+"""nginx, HAProxy and Envoy as child processes, with the configurations of packaging/ but for ports and certificates."""
 
 from __future__ import annotations
 
@@ -233,7 +233,30 @@ class HaProxyTcp(HaProxy):
         return replaced(text, changes)
 
 
-KINDS: dict[str, type[Proxy]] = {"nginx": Nginx, "HAProxy": HaProxy}
+class Envoy(Proxy):
+    PROGRAM = "envoy"
+
+    def configuration(self, certificate: Certificate, backend: Backend, changes: dict[str, str]) -> str:
+        text = replaced(
+            (PACKAGING / "envoy" / "tidegate.yaml").read_text(),
+            {
+                "port_value: 50051": f"port_value: {backend.port}",
+                "port_value: 50080": f"port_value: {backend.http_port}",
+                "address: 0.0.0.0, port_value: 443 ": f"address: 127.0.0.1, port_value: {self.port} ",
+                "/etc/envoy/tidegate/tls.crt": str(certificate.chain),
+                "/etc/envoy/tidegate/tls.key": str(certificate.key),
+            },
+        )
+        return replaced(text, changes)
+
+    def command(self, configuration: str) -> list[str]:
+        (self.folder / "envoy.yaml").write_text(configuration)
+        # The identity is one of the memory that processes of Envoy share.
+        command = ["envoy", "--config-path", str(self.folder / "envoy.yaml"), "--use-dynamic-base-id"]
+        return [*command, "--concurrency", "1", "--log-level", "warning"]
+
+
+KINDS: dict[str, type[Proxy]] = {"nginx": Nginx, "HAProxy": HaProxy, "Envoy": Envoy}
 
 
 class ProxyClient(Client):

@@ -1,4 +1,4 @@
-"""Streams through nginx and HAProxy on which nothing happens for longer than a minute, the most usual limit of proxies."""
+"""Streams through nginx, HAProxy and Envoy on which nothing happens for longer than a minute, the most usual limit of proxies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Conversation:
 def test_streams_that_are_silent_for_more_than_a_minute_stay_open(binary, certificate, tmp_path):
     missing = [kind.PROGRAM for kind in KINDS.values() if shutil.which(kind.PROGRAM) is None]
     if missing:
-        pytest.skip(f"{missing} are missing: scripts/test unpacks them from Debian's packages")
+        pytest.skip(f"{missing} are missing: scripts/test gets them")
     with ExitStack() as stack:
         backend = stack.enter_context(Backend(binary, "--http2-keep-alive-interval", "10m"))
 

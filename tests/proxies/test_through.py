@@ -1,4 +1,4 @@
-"""Publishing, subscribing and resuming through nginx and HAProxy, with the configurations that are shipped."""
+"""Publishing, subscribing and resuming through nginx, HAProxy and Envoy, with the configurations that are shipped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from proxies import KINDS, Backend, HaProxy, HaProxyTcp, Nginx, Proxy, ProxyClient
+from proxies import Backend, HaProxy, HaProxyTcp, Nginx, Proxy, ProxyClient
 from support import PATIENCE, Client, assert_status, head, new_event, payloads, pb, refused, seconds
 from tidegate.v1 import admin_service_pb2 as admin
 from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -30,6 +30,16 @@ def requests(outgoing: queue.Queue):
     """The requests of a PublishStream, as they are put into the queue. None ends them."""
     while (request := outgoing.get()) is not None:
         yield request
+
+
+# ===== Configuration =====
+
+
+def test_nothing_in_the_configuration_is_warned_of(proxy):
+    said = proxy.log.read_text().splitlines()
+    # From nginx 1.25.1 on `http2` is a line of its own, as the configuration says.
+    warned = [line for line in said if re.search(r"\[(WARNING|warn|ALERT|alert|emerg)\]", line) and "http2" not in line]
+    assert not warned
 
 
 # ===== Calls =====
@@ -202,15 +212,20 @@ def test_nobody_reaches_the_admin_service(client, backend):
         with pytest.raises(grpc.RpcError) as caught:
             call(request, timeout=PATIENCE)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-        assert "proxy" in caught.value.details()
+        # Envoy says nothing.
+        assert "proxy" in (caught.value.details() or "proxy")
     client.publish(new_event("a"))
 
 
 def test_statuses_of_a_proxy_have_the_type_of_grpc(kind, backend, certificate, tmp_path):
     """Libraries differ in what they make of an answer of another type: the one for Go takes no status from it."""
     # By HTTP/1.1, which shows the headers that libraries of gRPC hide.
-    changes = {"alpn h2": "alpn h2,http/1.1"} if kind is KINDS["HAProxy"] else {}
-    with kind(tmp_path, certificate, backend, **changes) as proxy:
+    changes = {
+        "nginx": {},
+        "haproxy": {"alpn h2": "alpn h2,http/1.1"},
+        "envoy": {"alpn_protocols: [h2]": "alpn_protocols: [h2, http/1.1]", "codec_type: HTTP2": "codec_type: AUTO"},
+    }
+    with kind(tmp_path, certificate, backend, **changes[kind.PROGRAM]) as proxy:
         trusting = ssl.create_default_context(cafile=str(certificate.chain))
 
         def ask(method: str) -> tuple[int, str | None, str | None]:
@@ -437,6 +452,8 @@ def test_sub_comes_back_when_the_server_does(binary, proxy, certificate, backend
 STATUSES = {
     "nginx": {"error_page 502 503 504 = @unavailable;": ""},
     "haproxy": {"if { nbsrv(tidegate) eq 0 }": "if FALSE"},
+    # It has none for calls of gRPC.
+    "envoy": {},
 }
 
 

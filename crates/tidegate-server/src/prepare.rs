@@ -5,6 +5,9 @@ use crate::{
     network::descriptors::room_for_connections, operations::reload::Reloader,
 };
 
+/// The largest message that gRPC's libraries receive by default.
+const GRPC_MAX_MESSAGE_BYTES: usize = 4 << 20;
+
 /// The parts of a server, but for its listeners and its hub.
 #[derive(Debug)]
 pub(crate) struct Prepared {
@@ -33,7 +36,11 @@ impl Prepared {
         let memory = Budget::new(config.memory_budget);
         let mut warnings = Warnings(Vec::new());
         warnings.of_memory(&memory, config);
+        warnings.of_messages(config);
         warnings.of_access(&reloader, config);
+        for (key, message) in reloader.tls.iter().flat_map(|tls| tls.warnings()) {
+            warnings.add(key, message);
+        }
         Ok(Self {
             reloader,
             max_connections,
@@ -68,6 +75,26 @@ impl Warnings {
                 ),
             );
         }
+    }
+
+    fn of_messages(&mut self, config: &ServerConfig) {
+        let publish = &config.service.publish;
+        let beyond = publish
+            .max_response_bytes()
+            .saturating_sub(GRPC_MAX_MESSAGE_BYTES);
+        if beyond == 0 {
+            return;
+        }
+        let fitting = publish.max_event_bytes - beyond;
+        self.add(
+            "limits.max_event_bytes",
+            format!(
+                "events may have {} bytes, and gRPC's libraries refuse messages of more than {GRPC_MAX_MESSAGE_BYTES} \
+                 unless they are told otherwise: a subscriber with such a library fails at a larger event, comes back, and \
+                 fails at it again. Raise the limit of every client, or set limits.max_event_bytes to {fitting} at most",
+                publish.max_event_bytes
+            ),
+        );
     }
 
     fn of_access(&mut self, reloader: &Reloader, config: &ServerConfig) {

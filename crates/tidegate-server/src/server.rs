@@ -128,7 +128,7 @@ impl Server {
             events.clone(),
             admission.clone(),
             subscribers,
-            reloader.authenticator.clone(),
+            (reloader.authenticator.clone(), reloader.tls.clone()),
             memory_budget,
             &config,
         );

@@ -421,7 +421,7 @@ impl Answer {
         }
     }
 
-    /// What the answer is, so that whoever reads it knows who gave it.
+    /// The words for the answer, so that whoever reads them knows who gave it.
     fn described(&self) -> String {
         let header = |name: header::HeaderName| described_header(&self.head.headers, &name);
         let about = format!(

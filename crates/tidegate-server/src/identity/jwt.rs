@@ -27,8 +27,8 @@ use x509_parser::{
     oid_registry::{
         OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519,
     },
-    pem::Pem,
     prelude::FromDer as _,
+    public_key::PublicKey,
     x509::SubjectPublicKeyInfo,
 };
 
@@ -40,8 +40,12 @@ use super::{
 use crate::{
     digest::{Digest, digest},
     files::SecurityError,
+    network::pem,
     text,
 };
+
+/// The least bits of a key of RSA: the cryptography verifies with no shorter one.
+const MIN_RSA_BITS: usize = 2_048;
 
 /// The most keys of a set without a usable one that a message describes.
 const MAX_SHOWN_KEYS: usize = 4;
@@ -213,19 +217,14 @@ impl JwtKeys {
 
     /// Parses the keys in `content`.
     pub(crate) fn parse(&self, content: &[u8]) -> Result<Keys, SecurityError> {
-        let keys = match self {
-            Self::Pem(_) => text::pem(content).and_then(Key::from_pem).map(Keys::one),
-            Self::Secret(_) => Key::from_secret(content).map(Keys::one),
-            Self::JwksFile(_) => {
-                text::without_mark(content).and_then(|set| Keys::from_set(set, true))
+        let (path, keys) = match self {
+            Self::Pem(path) => {
+                let der = pem::public_key(path, content)?;
+                (&**path, Key::from_pem(content, &der).map(Keys::one))
             }
-            Self::JwksUrl(_) => {
-                text::without_mark(content).and_then(|set| Keys::from_set(set, false))
-            }
-        };
-        let path = match self {
-            Self::JwksUrl(set) => Path::new(&set.url),
-            file => file.path().unwrap_or(Path::new("")),
+            Self::Secret(path) => (&**path, Key::from_secret(content).map(Keys::one)),
+            Self::JwksFile(path) => (&**path, Keys::from_set(content, true)),
+            Self::JwksUrl(set) => (Path::new(&set.url), Keys::from_set(content, false)),
         };
         keys.map_err(|problem| SecurityError::invalid(path, problem))
     }
@@ -315,9 +314,7 @@ impl Keys {
     /// skipped.
     fn from_set(content: &[u8], with_secrets: bool) -> Result<Self, String> {
         // Editors and some servers put a mark there, which JSON does not have.
-        let content = content
-            .strip_prefix("\u{feff}".as_bytes())
-            .unwrap_or(content);
+        let content = text::without_mark(content)?;
         let set: serde_json::Value = serde_json::from_slice(content)
             .map_err(|error| format!("not a JSON Web Key Set: {error}"))?;
         let Some(written) = set.get("keys").and_then(|keys| keys.as_array()) else {
@@ -388,6 +385,14 @@ impl Key {
                     .into(),
             );
         }
+        // Whoever has the public key could sign with it.
+        if content.trim_ascii_start().starts_with(b"-----BEGIN ") {
+            return Err(
+                "is PEM, and no secret: a public key goes into `auth.jwt.public_keys`, and a secret is random bytes, such as \
+                 `openssl rand -base64 32` makes them"
+                    .into(),
+            );
+        }
         let secret = content.strip_suffix(b"\n").unwrap_or(content);
         let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
         if secret.len() < MIN_SECRET_BYTES {
@@ -403,14 +408,17 @@ impl Key {
         })
     }
 
-    fn from_pem(content: &[u8]) -> Result<Self, String> {
-        let expected = "must be one public key in PEM: RSA, P-256 or Ed25519";
-        let pem = Pem::iter_from_buffer(content).next();
-        let pem = pem.and_then(Result::ok).ok_or(expected)?;
-        if pem.label != "PUBLIC KEY" {
-            return Err(format!("{expected}, not `{}`", pem.label));
+    /// The key of a file, and of what is in it in DER.
+    fn from_pem(content: &[u8], der: &[u8]) -> Result<Self, String> {
+        let expected = "must be a public key of RSA with at least 2048 bits, P-256 or Ed25519";
+        let content = text::without_mark(content)?;
+        let (_, info) = SubjectPublicKeyInfo::from_der(der).map_err(|_| expected)?;
+        // The signatures of a shorter one would all be refused.
+        if let Ok(PublicKey::RSA(key)) = info.parsed()
+            && key.key_size() < MIN_RSA_BITS
+        {
+            return Err(format!("{expected}, and has {} bits", key.key_size()));
         }
-        let (_, info) = SubjectPublicKeyInfo::from_der(&pem.contents).map_err(|_| expected)?;
         let curve = info.algorithm.parameters.as_ref();
         let curve = curve.and_then(|parameters| parameters.as_oid().ok());
         let kind = &info.algorithm.algorithm;
@@ -427,7 +435,7 @@ impl Key {
             id: None,
             algorithm,
             key: key.map_err(|error| error.to_string())?,
-            fingerprint: digest(&pem.contents),
+            fingerprint: digest(der),
         })
     }
 

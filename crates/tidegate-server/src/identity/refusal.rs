@@ -89,7 +89,7 @@ impl RefusalLog {
     }
 }
 
-/// What a stranger wrote, so that it can stand in a line of a log.
+/// The words of a stranger, so that they can stand in a line of a log.
 pub(crate) fn quoted(text: &str) -> String {
     match text.char_indices().nth(MAX_QUOTED) {
         None => format!("{text:?}"),

@@ -35,7 +35,7 @@ pub(crate) struct Token<'a> {
     claims: &'a str,
 }
 
-/// What the claims of a token have to say.
+/// The values that the claims of a token have to have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Expected<'a> {
     pub(crate) issuer: &'a str,

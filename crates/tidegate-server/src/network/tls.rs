@@ -2,7 +2,8 @@
 //!
 //! # Reloading
 //! A new certificate serves new connections; open connections go on with the old one. If the files cannot be used, an
-//! error is logged and the old ones stay in force: a half-written file must not stop the server.
+//! error is logged and the old ones stay in force: a half-written file must not stop the server, and a certificate that
+//! is not valid now must not replace one that is.
 //!
 //! # Revocation
 //! Lists of revoked certificates are read with the other files. New connections are checked against them in the
@@ -21,14 +22,15 @@ use std::{
     io,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::SystemTime,
 };
 
 use rustls::{
-    RootCertStore, ServerConfig,
+    ProtocolVersion, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _},
+    pki_types::{CertificateDer, CertificateRevocationListDer},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use tokio::{
@@ -37,10 +39,12 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::{
-    files::{Contents, Files, SecurityError},
-    text,
+use super::{
+    certificate::{self, Examined},
+    expiry::{Notice, Notices},
+    pem::{certificates, lists, private_key},
 };
+use crate::files::{Contents, Files, SecurityError};
 
 /// HTTP/2 as ALPN names it (RFC 9113, section 3.2): the only protocol of the server.
 const H2: &[u8] = b"h2";
@@ -86,6 +90,8 @@ pub(crate) struct Tls {
     in_force: Mutex<Vec<Vec<u8>>>,
     /// Held to clone or replace it only, never during a handshake.
     current: Mutex<Current>,
+    /// The notices of the certificate's expiry.
+    notices: Mutex<Notices>,
 }
 
 /// The contents of the files, parsed.
@@ -93,6 +99,10 @@ pub(crate) struct Tls {
 struct Current {
     server: Arc<ServerConfig>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
+    /// The findings about the server's own certificate chain.
+    own: Arc<Examined>,
+    /// The faults of the authorities for clients.
+    authorities: Arc<[String]>,
 }
 
 /// The bytes of a connection, with TLS or without.
@@ -149,11 +159,26 @@ impl TlsConfig {
         };
         let chain = certificates(&self.certificate, chain)?;
         let key = private_key(&self.key, key)?;
+        let own = certificate::examine(&self.certificate, &chain)?;
+        // Loaded once to see what is wrong with it: below, a key that cannot be used and one of another certificate are
+        // the same error.
+        let provider = provider();
+        let loaded = provider
+            .key_provider
+            .load_private_key(key.clone_key())
+            .map_err(|error| {
+                SecurityError::invalid(&self.key, certificate::unusable_key(&chain, &error))
+            })?;
+        certificate::check_key(&self.certificate, &chain, &*loaded, &self.key)?;
+        let mut authorities = Vec::new();
         let verifier = match (&self.client_ca, ca) {
-            (Some(path), [ca, crls @ ..]) => Some(self.verifier(path, ca, crls)?),
+            (Some(path), [ca, crls @ ..]) => {
+                authorities = certificate::expired(&certificates(path, ca)?);
+                Some(self.verifier(path, ca, crls)?)
+            }
             _ => None,
         };
-        let builder = ServerConfig::builder_with_provider(provider())
+        let builder = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider has what these versions need");
         let builder = match &verifier {
@@ -161,13 +186,14 @@ impl TlsConfig {
             None => builder.with_no_client_auth(),
         };
         let mut server = builder.with_single_cert(chain, key).map_err(|error| {
-            let problem = format!("does not match the key in {}: {error}", self.key.display());
-            SecurityError::invalid(&self.certificate, problem)
+            SecurityError::invalid(&self.certificate, certificate::unusable(&error))
         })?;
         server.alpn_protocols = vec![H2.to_vec()];
         Ok(Current {
             server: Arc::new(server),
             verifier,
+            own: Arc::new(own),
+            authorities: authorities.into(),
         })
     }
 
@@ -204,8 +230,39 @@ impl Tls {
             current: Mutex::new(config.make(&contents)?),
             files,
             in_force: Mutex::new(contents),
+            notices: Mutex::default(),
             config,
         })
+    }
+
+    /// The warnings about the files that are in force, each with the key of its setting. The notice of the certificate's
+    /// expiry is not due again for a day.
+    pub(crate) fn warnings(&self) -> Vec<(&'static str, String)> {
+        let current = self.current();
+        let now = SystemTime::now();
+        let own = current.own.warnings.iter().cloned();
+        let mut warnings: Vec<_> = own.map(|warning| ("tls.certificate", warning)).collect();
+        if let Some(notice) = current.own.validity.notice(now) {
+            // A warning is too little for what clients refuse: the next look at the clock makes it an error.
+            if !notice.is_error {
+                self.notices().note(&notice, now);
+            }
+            warnings.push(("tls.certificate", notice.text));
+        }
+        let authorities = current.authorities.iter().cloned();
+        warnings.extend(authorities.map(|warning| ("tls.client_ca", warning)));
+        warnings
+    }
+
+    /// The notice of the certificate's expiry, if one is due at `now`.
+    pub(crate) fn due_notice(&self, now: SystemTime) -> Option<Notice> {
+        let notice = self.current().own.validity.notice(now)?;
+        self.notices().is_due(&notice, now).then_some(notice)
+    }
+
+    /// The expiry of the certificate, in seconds since 1970.
+    pub(crate) fn expiry(&self) -> i64 {
+        self.current().own.validity.until()
     }
 
     /// The files of certificates, keys and lists.
@@ -247,7 +304,8 @@ impl Tls {
                 // Nothing of it is new.
                 return (false, errors);
             }
-            match self.config.make(&contents) {
+            let made = self.config.make(&contents);
+            match made.and_then(|made| self.check_replacement(made)) {
                 Ok(made) => {
                     *self.current.lock().unwrap_or_else(PoisonError::into_inner) = made;
                     *in_force = contents;
@@ -261,6 +319,21 @@ impl Tls {
         (false, errors)
     }
 
+    /// Refuses to replace a certificate that is valid now by one that is not.
+    fn check_replacement(&self, made: Current) -> Result<Current, SecurityError> {
+        let now = SystemTime::now();
+        match made.own.validity.notice(now) {
+            Some(notice) if notice.is_error && self.current().own.validity.contains(now) => {
+                let problem = format!(
+                    "{}; the previous one, which is valid, stays in force",
+                    notice.text
+                );
+                Err(SecurityError::invalid(&self.config.certificate, problem))
+            }
+            _ => Ok(made),
+        }
+    }
+
     /// Whether clients may show certificates.
     pub(crate) fn asks_for_certificates(&self) -> bool {
         self.config.client_ca.is_some()
@@ -269,6 +342,10 @@ impl Tls {
     /// The verifier of clients' certificates that is in force. `None` if clients have none.
     pub(crate) fn verifier(&self) -> Option<Arc<dyn ClientCertVerifier>> {
         self.current().verifier
+    }
+
+    fn notices(&self) -> MutexGuard<'_, Notices> {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn current(&self) -> Current {
@@ -312,34 +389,16 @@ pub(crate) fn system_roots() -> RootCertStore {
 /// The authorities in a file.
 pub(crate) fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, SecurityError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path, pem)? {
+    for (i, certificate) in certificates(path, pem)?.into_iter().enumerate() {
         let added = roots.add(certificate);
-        added.map_err(|error| SecurityError::invalid(path, error.to_string()))?;
+        added.map_err(|error| {
+            let number = i + 1;
+            let problem =
+                format!("certificate {number} of the file is not that of an authority: {error}");
+            SecurityError::invalid(path, problem)
+        })?;
     }
     Ok(roots)
-}
-
-/// The private key in a file.
-pub(crate) fn private_key(
-    path: &Path,
-    pem: &[u8],
-) -> Result<PrivateKeyDer<'static>, SecurityError> {
-    let pem = text::pem(pem).map_err(|problem| SecurityError::invalid(path, problem))?;
-    PrivateKeyDer::from_pem_slice(pem)
-        .map_err(|_| SecurityError::invalid(path, "contains no private key in PEM"))
-}
-
-/// The lists of revoked certificates in a file, unchecked.
-pub(crate) fn lists(
-    path: &Path,
-    pem: &[u8],
-) -> Result<Vec<CertificateRevocationListDer<'static>>, SecurityError> {
-    let pem = text::pem(pem).map_err(|problem| SecurityError::invalid(path, problem))?;
-    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
-    let lists = lists.ok().filter(|lists| !lists.is_empty());
-    lists.ok_or_else(|| {
-        SecurityError::invalid(path, "contains no certificate revocation list in PEM")
-    })
 }
 
 /// The lists of revoked certificates in a file, checked for use with some of `roots`.
@@ -357,22 +416,6 @@ pub(crate) fn revoked(
     }
 }
 
-/// The certificates in a file, at least one.
-pub(crate) fn certificates(
-    path: &Path,
-    pem: &[u8],
-) -> Result<Vec<CertificateDer<'static>>, SecurityError> {
-    let pem = text::pem(pem).map_err(|problem| SecurityError::invalid(path, problem))?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match certificates {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(SecurityError::invalid(
-            path,
-            "contains no certificate in PEM",
-        )),
-    }
-}
-
 // ===== impl Transport =====
 
 impl Transport {
@@ -380,6 +423,18 @@ impl Transport {
     pub(crate) fn certificates(&self) -> Option<Certificates> {
         let Self::Tls(stream) = self else { return None };
         stream.get_ref().1.peer_certificates().map(Arc::from)
+    }
+
+    /// The name of the protocol, for a log.
+    pub(crate) fn protocol(&self) -> &'static str {
+        let Self::Tls(stream) = self else {
+            return "h2";
+        };
+        match stream.get_ref().1.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "h2 over TLS 1.2",
+            Some(ProtocolVersion::TLSv1_3) => "h2 over TLS 1.3",
+            _ => "h2 over TLS",
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! `tidegate.v1.AdminService`: the [`Controls`] over gRPC.
 
+use prost::Message as _;
 use tidegate::{
     ClientId, Reason, limits_in_force,
     proto::{
@@ -17,6 +18,10 @@ const DEFAULT_PAGE_SIZE: u32 = 100;
 
 /// The most subscriptions on a page, whatever the request says.
 const MAX_PAGE_SIZE: u32 = 1_000;
+
+/// The bytes after which a page ends, whatever its size is to be. A subscription may have 1,024 filters of 256 bytes, and
+/// a client of gRPC refuses a message of more than 4 MiB.
+const PAGE_BYTES: usize = 2 << 20;
 
 /// The implementation of the generated service.
 #[derive(Debug, Clone)]
@@ -112,15 +117,23 @@ fn page(
         .filter(|(cursor, _)| after.is_none_or(|after| *cursor > after))
         .collect();
     ordered.sort_unstable_by_key(|(cursor, _)| *cursor);
-    let is_last = ordered.len() <= size;
-    ordered.truncate(size);
-    let last = ordered.last().filter(|_| !is_last);
+    let (mut subscriptions, mut bytes, mut last) = (Vec::new(), 0, None);
+    let mut rest = ordered.into_iter().peekable();
+    while let Some((cursor, state)) =
+        rest.next_if(|_| subscriptions.len() < size && bytes < PAGE_BYTES)
+    {
+        let state = to_proto(state);
+        bytes += state.encoded_len();
+        subscriptions.push(state);
+        last = Some(cursor);
+    }
+    let is_last = rest.peek().is_none();
     ListSubscriptionsResponse {
-        next_page_token: last.map(|(cursor, _)| cursor.token()).unwrap_or_default(),
-        subscriptions: ordered
-            .into_iter()
-            .map(|(_, state)| to_proto(state))
-            .collect(),
+        next_page_token: last
+            .filter(|_| !is_last)
+            .map(Cursor::token)
+            .unwrap_or_default(),
+        subscriptions,
         total,
     }
 }

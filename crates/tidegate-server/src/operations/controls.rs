@@ -25,7 +25,10 @@ use super::{
 use crate::{
     config::ServerConfig,
     identity::Authenticator,
-    network::admission::{Admission, ConnectionStats},
+    network::{
+        admission::{Admission, ConnectionStats},
+        tls::Tls,
+    },
     quotas::{
         QuotaCount, Quotas,
         subscribers::{Subscriber, Subscribers},
@@ -65,6 +68,8 @@ pub struct ServerStats {
     pub auth_failures: u64,
     /// Attempts to fetch a JSON Web Key Set that failed.
     pub key_fetch_failures: u64,
+    /// The expiry of the server's certificate, in seconds since 1970. `None` without TLS.
+    pub certificate_expiry: Option<i64>,
     /// Panics of the server's work in the background, by its name. The work goes on after each.
     pub task_panics: Vec<(&'static str, u64)>,
     /// Lines of the log that were lost. `None` if nobody counts them: see [`Controls::count_lost_log_lines`].
@@ -113,6 +118,8 @@ struct Shared {
     subscribers: Arc<Subscribers>,
     /// `None` if calls need no credentials.
     authenticator: Option<Arc<Authenticator>>,
+    /// `None` without TLS.
+    tls: Option<Arc<Tls>>,
     live: Mutex<LiveConfig>,
     lags: Mutex<Lags>,
     drops: Mutex<Drops>,
@@ -140,7 +147,7 @@ impl Controls {
         events: EventService,
         admission: Admission,
         subscribers: Arc<Subscribers>,
-        authenticator: Option<Arc<Authenticator>>,
+        (authenticator, tls): (Option<Arc<Authenticator>>, Option<Arc<Tls>>),
         memory_budget: u64,
         config: &ServerConfig,
     ) -> Self {
@@ -150,6 +157,7 @@ impl Controls {
             admission,
             subscribers,
             authenticator,
+            tls,
             live: Mutex::new(LiveConfig::of(config)),
             lags: Mutex::default(),
             drops: Mutex::default(),
@@ -193,6 +201,7 @@ impl Controls {
                 .authenticator
                 .as_ref()
                 .map_or(0, |authenticator| authenticator.fetch_failures()),
+            certificate_expiry: self.shared.tls.as_ref().map(|tls| tls.expiry()),
             task_panics: self.shared.panics.all(),
             lost_log_lines: self.shared.lost_log_lines.get().map(|count| (count.0)()),
             memory_budget: self.shared.memory_budget,
@@ -289,6 +298,10 @@ impl Controls {
 
     pub(crate) fn quotas(&self) -> &Arc<Quotas> {
         &self.shared.subscribers.quotas
+    }
+
+    pub(crate) fn subscribers(&self) -> &Arc<Subscribers> {
+        &self.shared.subscribers
     }
 
     pub(crate) fn histograms(&self) -> &Histograms {

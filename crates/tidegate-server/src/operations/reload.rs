@@ -4,7 +4,7 @@ use std::{
     panic::resume_unwind,
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::time;
@@ -29,6 +29,9 @@ const SETTLING: Duration = Duration::from_millis(250);
 
 /// The most looks at files that have changed. What changes all the time must not hold off what it says.
 const MAX_LOOKS: u32 = 5;
+
+/// The time between two looks at the expiry of the certificate.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A handle that reads certificates, tokens, keys and rules again. Cheap to clone; all clones are of the same server.
 #[derive(Debug, Clone)]
@@ -118,7 +121,18 @@ impl Reloader {
                 authenticator.fetch(|set| set.refresh_interval).await;
             }
         };
-        tokio::join!(files, keys);
+        let expiry = async {
+            let mut ticks = time::interval(EXPIRY_INTERVAL);
+            while let Some(tls) = &self.tls {
+                ticks.tick().await;
+                match tls.due_notice(SystemTime::now()) {
+                    Some(notice) if notice.is_error => tracing::error!("{}", notice.text),
+                    Some(notice) => tracing::warn!("{}", notice.text),
+                    None => {}
+                }
+            }
+        };
+        tokio::join!(files, keys, expiry);
     }
 
     async fn reload_files(self, force: bool) -> Vec<SecurityError> {
@@ -177,6 +191,9 @@ impl Reloader {
             errors.extend(failed);
             if is_new {
                 tracing::info!("certificates reloaded");
+                for (setting, message) in tls.warnings() {
+                    tracing::warn!(setting, "{message}");
+                }
                 if let Some(authenticator) = &self.authenticator {
                     authenticator.set_verifier(tls.verifier());
                 }

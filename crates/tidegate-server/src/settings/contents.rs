@@ -14,7 +14,10 @@ use crate::{
     error::BindError,
     files::SecurityError,
     identity::{jwks::Fetcher, jwt::JwtKeys, rules::Rules, tokens::Tokens},
-    network::tls::{self, TlsConfig},
+    network::{
+        pem,
+        tls::{self, TlsConfig},
+    },
     prepare::{Prepared, Warning},
     reading::read_file,
 };
@@ -80,8 +83,8 @@ impl FileChecks<'_> {
     /// Checks the files of TLS, and that the key belongs to the certificate.
     fn tls(&mut self, settings: &Tls) {
         let certificate = settings.certificate.as_ref();
-        let chain = self.file("tls.certificate", certificate, tls::certificates);
-        let key = self.file("tls.key", settings.key.as_ref(), tls::private_key);
+        let chain = self.file("tls.certificate", certificate, pem::certificates);
+        let key = self.file("tls.key", settings.key.as_ref(), pem::private_key);
         if let (Some(_), Some(_), Some(chain), Some(key)) = (chain, key, certificate, &settings.key)
         {
             let made = TlsConfig::new(chain, key).check();
@@ -95,7 +98,7 @@ impl FileChecks<'_> {
                 Some(path),
                 |path, content| match &roots {
                     Some(roots) => tls::revoked(path, content, roots),
-                    None => tls::lists(path, content),
+                    None => pem::lists(path, content),
                 },
             );
         }

@@ -195,7 +195,8 @@ pub static SETTINGS: &[Setting] = rows! {
     "Maximum size of one publish request: its events, encoded.";
 
     "limits.max_event_bytes", "SIZE", NonZeroSize, server.service.publish.max_event_bytes, RESTARTS,
-    "Maximum size of one event: encoded, with topic, key and attributes.";
+    "Maximum size of one event: encoded, with topic, key and attributes. Beyond 4,194,270 bytes, clients need a higher \
+     limit on messages than gRPC's default of 4 MiB, or they fail at such an event again and again.";
 
     "quotas.observe_only", "BOOL", Boolean, server.quotas.observe_only, RELOADS,
     "Whether the server only counts and logs uses beyond a quota, and lets them pass. It holds for \

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tidegate::{StallPolicy, SweepRules, proto::*};
-use tidegate_server::{Quota, QuotaConfig, ServerConfig};
+use tidegate_server::{Quota, QuotaConfig, ServerConfig, TlsConfig};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -17,7 +17,10 @@ use tokio::{
 };
 use tonic::Code;
 
-use crate::common::*;
+use crate::{
+    common::*,
+    pki::{Authority, Folder},
+};
 
 /// The status and the body that a GET is answered with.
 async fn get(address: SocketAddr, path: &str) -> (u16, String) {
@@ -472,13 +475,20 @@ fn document(path: &str) -> String {
 /// Every word of a text that begins like the name of a metric.
 fn named_in(text: &str) -> Vec<&str> {
     text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
-        .filter(|word| word.starts_with("tidegate_"))
+        .filter(|word| word.starts_with("tidegate_") || word.starts_with("process_"))
         .collect()
 }
 
 /// The names of all metrics as they are scraped, those of a histogram by its three.
 async fn names() -> Vec<String> {
-    let server = Running::start(watched()).await;
+    // Some are there with TLS only.
+    let folder = Folder::new();
+    let (certificate, key) = folder.write_pair(&Authority::new("authority").server());
+    let server = Running::start(ServerConfig {
+        tls: Some(TlsConfig::new(certificate, key)),
+        ..watched()
+    })
+    .await;
     // As the program does.
     server.controls.count_lost_log_lines(|| 0);
     let mut names: Vec<_> = scrape(&server)

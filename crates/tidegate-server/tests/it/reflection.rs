@@ -180,7 +180,7 @@ async fn reflection_answers_the_version_that_older_tools_ask_for() {
     assert_eq!(files.file_descriptor_proto.len(), 1);
 }
 
-/// What grpcurl, grpcui and Postman do: list the services, ask for the file of each, and then for the files that these
+/// The way of grpcurl, grpcui and Postman: list the services, ask for the file of each, and then for the files that these
 /// import, until they have them all.
 #[tokio::test]
 async fn reflection_describes_every_service_that_it_lists_and_no_other() {
