@@ -216,6 +216,18 @@ fn program_that_cannot_be_started_is_named() {
 }
 
 #[test]
+fn program_that_never_calls_ends_the_run() {
+    let output = conformance(&["--jobs", "2", "--", "sh", "-c", "echo off >&2; exit 1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(stdout(&output).matches("FAIL  ").count(), 3);
+    assert!(
+        stderr(&output).contains("check its command"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
 fn program_that_is_no_client_fails_with_its_words() {
     for (script, words) in [
         (

@@ -48,6 +48,14 @@ pub enum DriverError {
         /// The answer of the system.
         error: io::Error,
     },
+    /// The client has called the server in none of the first scenarios, so its command is wrong, and not the client.
+    #[error(
+        "the client made no call in the first {scenarios} scenarios, so the others were left out; check its command: it must connect to the server that --server or {{address}} names"
+    )]
+    NoCall {
+        /// Number of scenarios that were played.
+        scenarios: usize,
+    },
     /// The server cannot listen.
     #[error("the scripted server cannot listen at {address}: {error}")]
     Listen {

@@ -29,6 +29,9 @@ use crate::{
 /// Longest time that a client may take to tell of what it was sent.
 const TELLING: Duration = Duration::from_secs(20);
 
+/// Longest time until the first call of a client that somebody starts by hand.
+const BY_HAND: Duration = Duration::from_secs(600);
+
 /// Time that a client without output is given to take what it was sent.
 const TAKING: Duration = Duration::from_millis(300);
 
@@ -73,6 +76,8 @@ pub struct Player<'a> {
     mistake: Option<Mistake>,
     /// A call that has overtaken the end of the stream before it.
     early: Option<Box<Call>>,
+    /// Calls so far.
+    calls: usize,
     /// Everything that the client said, lines and words.
     words: String,
     /// Length of that at the end of the stream before.
@@ -141,6 +146,7 @@ impl<'a> Player<'a> {
             has_complained: false,
             mistake: None,
             early: None,
+            calls: 0,
             words: String::new(),
             words_before: 0,
             transcript: Transcript::new(),
@@ -195,6 +201,7 @@ impl<'a> Player<'a> {
             name: self.scenario.name.clone(),
             title: self.scenario.title.clone(),
             rows: self.scenario.covers.rows(),
+            calls: self.calls,
             problems,
             transcript: self.transcript.finish(),
             seconds,
@@ -273,7 +280,10 @@ impl<'a> Player<'a> {
         words: &[String],
     ) -> Result<Option<Box<Call>>, (String, String)> {
         let since = self.ended.map_or_else(Instant::now, |(at, _)| at);
-        let limit = Duration::from_millis(stream.expect.within_ms);
+        let limit = match (self.ended, &self.output) {
+            (None, None) => BY_HAND,
+            _ => Duration::from_millis(stream.expect.within_ms),
+        };
         let quiet = Duration::from_millis(self.scenario.quiet_ms);
         // A client that may stop need not be waited for as long.
         let patience = match stream.optional {
@@ -350,6 +360,7 @@ impl<'a> Player<'a> {
         expect: &Expect,
         call: &Call,
     ) -> Result<(), (String, String)> {
+        self.calls += 1;
         let request = match &call.request {
             Ok(request) => request.clone(),
             Err(problem) => {

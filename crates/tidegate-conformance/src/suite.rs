@@ -8,6 +8,9 @@ use crate::{
     verdict::Verdict,
 };
 
+/// Scenarios without any call, from the first on, after which no call is expected in the others.
+const SILENT: usize = 3;
+
 /// Scenarios to run with one driver.
 #[derive(Clone, Debug)]
 pub struct Suite {
@@ -21,7 +24,7 @@ impl Suite {
     /// Runs every scenario, and calls `done` with each verdict as it comes. Returns them in the order of the scenarios.
     ///
     /// # Errors
-    /// The first failure to run the program, which ends the run.
+    /// The first failure to run the program, or a program that makes no call at all, ends the run.
     pub async fn run(
         &self,
         driver: &Driver,
@@ -38,6 +41,10 @@ impl Suite {
             let verdict = verdict?;
             done(&verdict);
             verdicts.push((number, verdict));
+            let is_silent = verdicts.iter().all(|(_, verdict)| verdict.calls == 0);
+            if is_silent && verdicts.len() == SILENT && self.scenarios.len() > SILENT {
+                return Err(DriverError::NoCall { scenarios: SILENT });
+            }
         }
         verdicts.sort_by_key(|(number, _)| *number);
         Ok(verdicts.into_iter().map(|(_, verdict)| verdict).collect())

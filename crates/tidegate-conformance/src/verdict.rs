@@ -21,6 +21,8 @@ pub struct Verdict {
     pub title: String,
     /// Places of docs/protocol.md that have the rule.
     pub rows: Vec<String>,
+    /// Calls of `Subscribe` that the client made.
+    pub calls: usize,
     /// Breaches of it. None: the client passed.
     pub problems: Vec<Problem>,
     /// Everything that happened, in order.
