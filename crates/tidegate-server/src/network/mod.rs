@@ -2,4 +2,5 @@
 
 pub(crate) mod admission;
 pub(crate) mod descriptors;
+pub(crate) mod metered;
 pub(crate) mod tls;
