@@ -406,14 +406,26 @@ def apart(name: str, *arguments: object) -> object:
     return pickle.loads(storm.stdout)
 
 
-def reason(call: Call) -> str:
-    """Returns the reason in the details of the call's status."""
-    details = call.headers["grpc-status-details-bin"]
-    status, info = status_pb2.Status(), error_details_pb2.ErrorInfo()
-    status.ParseFromString(base64.b64decode(details + "=" * (-len(details) % 4)))
+def details(call: Call) -> tuple[error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo]:
+    """Returns what the details of the call's status say."""
+    sent = call.headers["grpc-status-details-bin"]
+    status, info, retry = status_pb2.Status(), error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    status.ParseFromString(base64.b64decode(sent + "=" * (-len(sent) % 4)))
     for detail in status.details:
         detail.Unpack(info)
-    return info.reason
+        detail.Unpack(retry)
+    return info, retry
+
+
+def reason(call: Call) -> str:
+    """Returns the reason in the details of the call's status."""
+    return details(call)[0].reason
+
+
+def delay(call: Call) -> int | None:
+    """Returns the delay in the details of the call's status, in whole milliseconds, upwards."""
+    retry = details(call)[1]
+    return -(-retry.retry_delay.ToNanoseconds() // 1_000_000) if retry.HasField("retry_delay") else None
 
 
 def audit(request: bytes, call: Call) -> Ledger:

@@ -315,9 +315,17 @@ def rich_details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo, err
     status = rpc_status.from_call(error)
     assert status is not None, f"no grpc-status-details-bin with {error.code()}: {error.details()}"
     info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
     for detail in status.details:
         detail.Unpack(info)
         detail.Unpack(bad_request)
+        detail.Unpack(retry)
+    # What the details say stands beside them, for languages that cannot read them.
+    trailers = dict(error.trailing_metadata())
+    assert trailers.get("tidegate-reason") == info.reason
+    delay = retry.retry_delay.ToNanoseconds() if retry.HasField("retry_delay") else None
+    told = trailers.get("tidegate-retry-after-ms")
+    assert told == (None if delay is None else str(-(-delay // 1_000_000)))
     return info, bad_request
 
 

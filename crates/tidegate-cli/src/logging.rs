@@ -3,6 +3,7 @@
 use std::{env, fmt, io, sync::Arc};
 
 use clap::{Args, ValueEnum};
+use tidegate_server::settings::log_filter;
 use tracing_subscriber::{EnvFilter, reload};
 
 use crate::{
@@ -31,9 +32,6 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// The target of the access log, which is off unless the filter names it.
-const ACCESS: &str = "tidegate::access";
-
 /// The log filter where none is given.
 const DEFAULT: &str = "warn";
 
@@ -46,10 +44,12 @@ pub(crate) struct Logs {
 
 /// Sends logs to `writer` from here on. To be called once.
 pub(crate) fn init(args: &LogArgs, writer: &LogWriter) -> Result<Logs, Failure> {
-    let directives = args.log.as_deref().unwrap_or(DEFAULT);
-    let directives = from_environment().unwrap_or_else(|| directives.into());
+    let filter = match from_environment()? {
+        Some(filter) => filter,
+        None => filter("--log", args.log.as_deref().unwrap_or(DEFAULT))?,
+    };
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter(&directives)?)
+        .with_env_filter(filter)
         // It would print to standard error by itself, and panic if that cannot be written.
         .log_internal_errors(false)
         .with_writer(writer.clone());
@@ -77,22 +77,23 @@ pub(crate) fn init(args: &LogArgs, writer: &LogWriter) -> Result<Logs, Failure> 
 }
 
 /// The filter in `RUST_LOG`, which takes precedence over every other.
-fn from_environment() -> Option<String> {
-    let directives = env::var(EnvFilter::DEFAULT_ENV).ok();
-    directives.filter(|directives| !directives.is_empty())
+fn from_environment() -> Result<Option<EnvFilter>, Failure> {
+    let name = EnvFilter::DEFAULT_ENV;
+    match env::var(name) {
+        Ok(directives) if !directives.is_empty() => filter(name, &directives).map(Some),
+        Ok(_) | Err(env::VarError::NotPresent) => Ok(None),
+        Err(env::VarError::NotUnicode(_)) => Err(Failure::new(
+            Exit::Usage,
+            format!("{name}: the value is not UTF-8"),
+        )),
+    }
 }
 
-fn filter(directives: &str) -> Result<EnvFilter, Failure> {
-    let mut all = directives.to_owned();
-    if !directives.contains(ACCESS) {
-        // Lines about each call come only where they are asked for: `info` is for the state of the server.
-        all.push_str(&format!(",{ACCESS}=off"));
-    }
-    EnvFilter::try_new(all).map_err(|error| {
-        Failure::new(
-            Exit::Usage,
-            format!("invalid log filter {directives:?}: {error}"),
-        )
+/// The filter that `origin` sets.
+fn filter(origin: &str, directives: &str) -> Result<EnvFilter, Failure> {
+    log_filter(directives).map_err(|problem| {
+        let message = format!("{origin}: {directives:?} is no log filter: {problem}");
+        Failure::new(Exit::Usage, message)
     })
 }
 
@@ -105,10 +106,10 @@ impl Logs {
 
     /// Applies the filter in `directives`, unless `RUST_LOG` is set.
     pub(crate) fn set(&self, directives: &str) -> Result<(), Failure> {
-        if from_environment().is_some() {
+        if from_environment()?.is_some() {
             return Ok(());
         }
-        (self.reload)(filter(directives)?).map_err(|error| Failure::new(Exit::Other, error))
+        (self.reload)(filter("log", directives)?).map_err(|error| Failure::new(Exit::Other, error))
     }
 }
 

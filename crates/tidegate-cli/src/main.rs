@@ -1,10 +1,11 @@
-//! The `tidegate` command: `serve`, `check-config`, `sub`, `pub`, `clients`, `kick`, `stats`, `bench`, `token` and
-//! `completions`.
+//! The `tidegate` command: `serve`, `check-config`, `sub`, `pub`, `clients`, `kick`, `stats`, `bench`, `token`,
+//! `conformance` and `completions`.
 //!
 //! Each command is a module of [`commands`], with its arguments and a `run`; [`exit`] turns its result into an exit code.
 
 mod args;
 mod commands;
+mod environment;
 mod exit;
 mod lines;
 mod log_writer;
@@ -17,7 +18,7 @@ mod security;
 mod server_args;
 mod settings;
 mod signals;
-mod standard;
+mod stdio;
 
 use std::{
     io::Write as _,
@@ -29,11 +30,11 @@ use clap::{CommandFactory as _, Parser as _};
 
 use crate::{
     args::{Cli, Command},
-    commands::{admin, check_config, completions, publish, serve, sub, token},
+    commands::{admin, check_config, completions, conformance, publish, serve, sub, token},
     exit::Failure,
     log_writer::LogWriter,
     logging::Logs,
-    standard::StandardError,
+    stdio::StandardError,
 };
 
 fn main() -> ExitCode {
@@ -46,14 +47,15 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    stdio::report_through(&log);
     log.report_panics();
     let outcome = match Cli::try_parse() {
         Ok(cli) => start(cli, &log),
-        Err(error) => say(&settings::suggest(error)),
+        Err(error) => say(&settings::explain(error)),
     };
     let code = match outcome {
         Ok(code) => code,
-        Err(failure) => failure.report(&log),
+        Err(failure) => failure.report(),
     };
     // The last lines, "ended" among them.
     log.flush();
@@ -64,7 +66,7 @@ fn main() -> ExitCode {
 fn say(error: &clap::Error) -> Result<ExitCode, Failure> {
     match error.print() {
         // Where standard error takes nothing, the code has to do.
-        Err(failed) if !error.use_stderr() => Err(standard::not_printed(&failed)),
+        Err(failed) if !error.use_stderr() => Err(stdio::in_words(failed).into()),
         _ => Ok(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))),
     }
 }
@@ -89,6 +91,12 @@ fn start(cli: Cli, log: &LogWriter) -> Result<ExitCode, Failure> {
 async fn run(command: Command, log: Option<String>, logs: Logs) -> Result<(), Failure> {
     #[cfg(unix)]
     signals::outlive_file_limits()?;
+    // A server refuses them.
+    if !matches!(command, Command::Serve(_) | Command::CheckConfig(_)) {
+        for warning in settings::misspelled_variables() {
+            tracing::warn!("{warning}");
+        }
+    }
     match command {
         Command::Serve(args) => serve::run(args, log, logs).await,
         Command::CheckConfig(args) => check_config::run(&args),
@@ -100,6 +108,7 @@ async fn run(command: Command, log: Option<String>, logs: Logs) -> Result<(), Fa
         #[cfg(target_os = "linux")]
         Command::Bench(args) => commands::bench::run(args).await,
         Command::Token(args) => token::run(&args),
+        Command::Conformance(args) => conformance::run(args).await,
         Command::Completions(args) => completions::run(&args, Cli::command()),
     }
 }

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tidegate_client::{Client, NewEvent, SubscribeOptions, Subscription, Update};
 
-const FILTER: &str = "warn,tidegate::access=info";
+const FILTER: &str = "off,tidegate::access=info";
 
 /// A server, and the lines of its log.
 struct Logged {

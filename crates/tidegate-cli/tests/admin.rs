@@ -145,7 +145,7 @@ async fn kick_ends_a_client_and_reports_an_unknown_one() {
     assert_eq!(said(&run(&server, &["kick", "kicked"])), "1 stream ended\n");
     let error = kicked.next().await.unwrap().unwrap_err();
     // It does not reconnect.
-    assert!(matches!(error, Error::Superseded(_)), "{error}");
+    assert!(matches!(error, Error::Disconnected(_)), "{error}");
     drop(kicked);
     let none = run(&server, &["kick", "nobody", "--output", "json"]);
     assert_eq!(none.status.code(), Some(1));

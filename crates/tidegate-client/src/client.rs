@@ -183,8 +183,7 @@ impl Client {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn publisher(&self, options: PublisherOptions) -> Publisher {
-        let service = self.connector.event_service(self.connector.connect_lazy());
-        Publisher::new(service, options)
+        Publisher::new(self.connector.clone(), options)
     }
 
     /// Returns a client of the server's admin service, on the connection for unary calls.
@@ -245,7 +244,8 @@ impl ClientBuilder {
     }
 
     /// Sets a file with the bearer token to send. The client reads it for each call, so that a token can be renewed: a
-    /// subscription whose token expires resumes with the token that the file has then. Default: none.
+    /// subscription whose token expires resumes with the token that the file has then. A path that is no regular file, such
+    /// as a pipe, is read once, when the client is made. Default: none.
     ///
     /// Excludes [`token`](Self::token).
     #[must_use]

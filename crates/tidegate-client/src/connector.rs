@@ -26,6 +26,7 @@ use tonic::{
 use tower_service::Service;
 
 use crate::{
+    cause,
     credentials::Credentials,
     liveness::{Activity, Watched, keep_alive_bytes},
 };
@@ -54,6 +55,8 @@ pub(crate) struct Connector {
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
     channel: Channel,
+    /// Address of the server.
+    server: Uri,
     activity: Activity,
 }
 
@@ -87,6 +90,7 @@ impl Connector {
         };
         Connection {
             channel: self.endpoint.connect_with_connector_lazy(dialer),
+            server: self.endpoint.uri().clone(),
             activity,
         }
     }
@@ -127,21 +131,40 @@ impl Connector {
     }
 }
 
+impl Connection {
+    /// Returns the status of a call that failed before there was a response.
+    fn failed(&self, error: &transport::Error) -> Status {
+        cause::of_connection(error, &self.server, &self.activity.greeting())
+    }
+
+    /// Whether the server, or whatever is in its place, has sent anything.
+    pub(crate) fn has_heard(&self) -> bool {
+        !self.activity.greeting().is_empty()
+    }
+}
+
 impl Service<Request<Body>> for Connection {
     type Response = Response<Body>;
-    type Error = transport::Error;
+    type Error = Status;
     type Future = Boxed<Self::Response, Self::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.channel.poll_ready(cx)
+        let ready = self.channel.poll_ready(cx);
+        ready.map_err(|error| self.failed(&error))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let call = self.channel.call(request);
-        let activity = self.activity.clone();
+        let connection = self.clone();
         Box::pin(async move {
-            let (mut head, body) = call.await?.into_parts();
+            let response = call.await.map_err(|error| connection.failed(&error))?;
+            let (mut head, body) = response.into_parts();
+            let activity = connection.activity;
             activity.sign_of_life();
+            // tonic looks neither at the HTTP status nor at the media type, and takes a page for messages.
+            if !cause::is_grpc(head.status, &head.headers) {
+                return Err(cause::of_answer(head.status, &head.headers, body).await);
+            }
             drop_unreadable_details(&mut head.headers);
             let body = body.map_frame(move |mut frame| {
                 match frame.data_ref() {

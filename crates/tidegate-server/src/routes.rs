@@ -1,5 +1,5 @@
 //! The services of one connection: events, and beside them the admin service, health (`grpc.health.v1`) for load
-//! balancers, and reflection (`grpc.reflection.v1`) for tools.
+//! balancers, and reflection (`grpc.reflection.v1` and `v1alpha`) for tools.
 
 use std::{
     convert::Infallible,
@@ -9,28 +9,30 @@ use std::{
     time::Duration,
 };
 
-use hyper::body::Incoming;
+use http::Uri;
 use tidegate::{
-    Access, Calls, EventService, FILE_DESCRIPTOR_SET, Reason, RequestBody, ResponseFuture,
+    Access, Calls, EventService, Reason, ResponseFuture,
     proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN_NAME},
     request_timed_out,
 };
+use tidegate_transport::RequestBody;
 use tokio::time::timeout;
-use tonic::{Code, Status, server::NamedService as _};
-use tonic_health::{
-    ServingStatus,
-    pb::health_server::HealthServer,
-    server::{HealthReporter, HealthService},
-};
-use tonic_reflection::server::Builder;
-use tower::{Service, util::BoxCloneSyncService};
+use tonic::{Code, Status, body::Body, server::NamedService as _};
+use tonic_health::pb::health_server::HealthServer;
+use tonic_reflection::pb::v1::server_reflection_server::ServerReflectionServer;
+use tower::Service;
 
 use crate::{
     access_log::{self, CountedBody, Record, RecordedBody, RecordedFuture},
     config::ServerConfig,
     identity::{Authenticator, peer::Peer},
     network::tls::Certificates,
-    operations::{admin::Admin, controls::Controls},
+    operations::{
+        admin::Admin,
+        controls::Controls,
+        health::Health,
+        reflection::{METHOD as REFLECT, OLDER_METHOD as REFLECT_ALPHA, Reflection},
+    },
     quotas::Claim,
 };
 
@@ -45,8 +47,9 @@ const PUBLIC_METHODS: [&str; 2] = [
 
 /// The methods that every principal may call. The event service checks which topics its rights cover. Any method that
 /// is in neither list, known or not, is for administrators.
-const PRINCIPAL_METHODS: [&str; 4] = [
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+const PRINCIPAL_METHODS: [&str; 5] = [
+    REFLECT,
+    REFLECT_ALPHA,
     "/tidegate.v1.EventService/Publish",
     "/tidegate.v1.EventService/PublishStream",
     SUBSCRIBE,
@@ -57,18 +60,9 @@ const SUBSCRIBE: &str = "/tidegate.v1.EventService/Subscribe";
 
 /// The beginning of the health service's paths.
 const HEALTH: &str = "/grpc.health.v1.Health/";
-/// The beginning of the reflection service's paths.
-const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/";
 
 /// The body of a request.
-type RequestBytes = CountedBody<Incoming>;
-
-/// The reflection service, boxed because its own type cannot be named.
-type Reflection = BoxCloneSyncService<
-    http::Request<RequestBody<RequestBytes>>,
-    http::Response<tonic::body::Body>,
-    Infallible,
->;
+type RequestBytes = CountedBody<RequestBody>;
 
 /// The services that all connections share.
 #[derive(Debug, Clone)]
@@ -98,15 +92,13 @@ pub(crate) struct ConnectionRoutes {
 struct SideServices {
     /// `None` if the configuration does not serve it.
     admin: Option<AdminServiceServer<Admin>>,
-    /// The time that a call of the admin service has to send its request.
+    /// The time that a call of the admin service, or for health, has to send its request.
     request_timeout: Duration,
     /// Count calls whose credentials are not accepted.
     controls: Controls,
-    /// The names that health is served under: each service, and `""` for the server as a whole.
-    names: Vec<&'static str>,
-    reporter: HealthReporter,
-    health: HealthServer<HealthService>,
-    reflection: Reflection,
+    health: Health,
+    health_server: HealthServer<Health>,
+    reflection: ServerReflectionServer<Reflection>,
 }
 
 // ===== impl Routes =====
@@ -119,32 +111,17 @@ impl Routes {
         controls: Controls,
         config: &ServerConfig,
     ) -> Self {
-        let reporter = HealthReporter::new();
         let admin = config.serves_admin().then(|| Admin(controls.clone()));
-        let mut names = vec![EventService::NAME];
-        names.extend(admin.is_some().then_some(ADMIN_NAME));
-        let reflection = Builder::configure()
-            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-        let own_names = [
-            tonic_health::pb::health_server::SERVICE_NAME,
-            "grpc.reflection.v1.ServerReflection",
-        ];
-        let reflection = names
-            .iter()
-            .chain(&own_names)
-            .fold(reflection, |builder, name| builder.with_service_name(*name))
-            .build_v1()
-            .expect("descriptors that the build made can be read");
-        names.push("");
+        let mut services = vec![EventService::NAME];
+        services.extend(admin.is_some().then_some(ADMIN_NAME));
+        let health = Health::new(&services);
         let side = SideServices {
             admin: admin.map(AdminServiceServer::new),
             request_timeout: config.service.request_timeout,
             controls,
-            names,
-            health: HealthServer::new(HealthService::from_health_reporter(reporter.clone())),
-            reporter,
-            reflection: BoxCloneSyncService::new(reflection),
+            health_server: health.server(),
+            health,
+            reflection: Reflection::new(&services).server(),
         };
         Self {
             events,
@@ -154,14 +131,8 @@ impl Routes {
     }
 
     /// Sets the health of the server and all its services, and tells clients that watch it.
-    pub(crate) async fn set_serving(&self, is_serving: bool) {
-        let status = match is_serving {
-            true => ServingStatus::Serving,
-            false => ServingStatus::NotServing,
-        };
-        for name in &self.side.names {
-            self.side.reporter.set_service_status(name, status).await;
-        }
+    pub(crate) fn set_serving(&self, is_serving: bool) {
+        self.side.health.set_serving(is_serving);
     }
 
     /// The services of a connection from `address`, whose client showed `certificates`.
@@ -191,7 +162,7 @@ impl Routes {
 
 // ===== impl ConnectionRoutes =====
 
-impl Service<http::Request<Incoming>> for ConnectionRoutes {
+impl Service<http::Request<RequestBody>> for ConnectionRoutes {
     type Response = http::Response<RecordedBody>;
     type Error = Infallible;
     type Future = RecordedFuture<ResponseFuture>;
@@ -200,7 +171,7 @@ impl Service<http::Request<Incoming>> for ConnectionRoutes {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: http::Request<RequestBody>) -> Self::Future {
         let record = access_log::is_on().then(|| {
             let path = request.uri().path();
             Box::new(Record::new(path, self.address, self.protocol))
@@ -282,15 +253,8 @@ impl ConnectionRoutes {
         if let Some(admin) = &self.side.admin
             && path.starts_with(ADMIN)
         {
-            let calls = self.calls.clone();
-            let response = timeout(self.side.request_timeout, admin.clone().call(request));
-            return Box::pin(async move {
-                let response = match response.await {
-                    Ok(response) => response?,
-                    Err(_) => request_timed_out().into_http(),
-                };
-                Ok(calls.respond(access.as_ref(), response))
-            });
+            let response = admin.clone().call(request);
+            return self.in_time(response, access);
         }
         if !path.starts_with("/grpc.") {
             request.extensions_mut().insert(tidegate::Caller {
@@ -301,15 +265,35 @@ impl ConnectionRoutes {
         }
         let calls = self.calls.clone();
         if path.starts_with(HEALTH) {
-            let response = self.side.health.clone().call(request);
-            return Box::pin(async move { Ok(calls.respond(access.as_ref(), response.await?)) });
+            let health = self.side.health_server.clone().call(request);
+            return self.in_time(health, access);
         }
-        if path.starts_with(REFLECTION) {
-            let request = request.map(|body| calls.request(body));
+        if [REFLECT, REFLECT_ALPHA].contains(&path) {
+            // The messages of both versions are the same, and the generated service knows the newer path.
+            *request.uri_mut() = Uri::from_static(REFLECT);
             let response = self.side.reflection.clone().call(request);
-            return Box::pin(async move { Ok(calls.respond(access.as_ref(), response.await?)) });
+            return Box::pin(async move {
+                Ok(calls.respond_until_ended(access.as_ref(), response.await?))
+            });
         }
         // An unknown service of gRPC: the event service answers it as it does any unknown method.
         self.events.call(request)
+    }
+
+    /// The response of a service to a request that has to come within the time for it.
+    fn in_time(
+        &self,
+        response: impl Future<Output = Result<http::Response<Body>, Infallible>> + Send + 'static,
+        access: Option<Access>,
+    ) -> ResponseFuture {
+        let calls = self.calls.clone();
+        let response = timeout(self.side.request_timeout, response);
+        Box::pin(async move {
+            let response = match response.await {
+                Ok(response) => response?,
+                Err(_) => request_timed_out().into_http(),
+            };
+            Ok(calls.respond(access.as_ref(), response))
+        })
     }
 }

@@ -21,16 +21,13 @@ use crate::{
     config::ServerConfig,
     connection::Connections,
     error::BindError,
-    memory,
-    network::{
-        admission::{Admission, ConnectionStats},
-        descriptors::room_for_connections,
-    },
+    network::admission::{Admission, ConnectionStats},
     operations::{
         controls::{Controls, LiveConfig},
         http::HttpListener,
         reload::Reloader,
     },
+    prepare::{Prepared, Warning},
     quotas::{
         Quotas,
         subscribers::{QuotaGate, Subscribers},
@@ -72,6 +69,10 @@ pub struct DrainReport {
     pub streams_drained: u64,
     /// Streams whose client took no notice of their end, so that the server reset them or cut their connection.
     pub streams_cut: u64,
+    /// Whether the drain was begun by [`Controls::drain`], as a call of `tidegate.v1.AdminService.Drain` begins it, and
+    /// not by the future given to [`Server::serve`]. Whoever stopped the process does not want it back; a call over the
+    /// network wants it emptied, and somebody has to start it again.
+    pub is_by_controls: bool,
 }
 
 impl Server {
@@ -83,10 +84,16 @@ impl Server {
     /// # Errors
     /// [`BindError`], when an address is taken, a file cannot be used, or the process may open too few files.
     pub async fn bind(config: ServerConfig) -> Result<Self, BindError> {
-        let reloader = Reloader::new(&config)?;
-        let max_connections = room_for_connections(config.max_connections)?;
-        let memory_budget = config.memory_budget.unwrap_or_else(memory::default_budget);
-        warn_of_small_budget(memory_budget, &config);
+        let Prepared {
+            reloader,
+            max_connections,
+            memory,
+            warnings,
+        } = Prepared::new(&config)?;
+        for Warning { key, message } in &warnings {
+            tracing::warn!(setting = key, "{message}");
+        }
+        let memory_budget = memory.bytes;
         let epoch = random_epoch().map_err(BindError::Randomness)?;
         let hub = Hub::new(HubConfig {
             history: config.history,
@@ -131,11 +138,13 @@ impl Server {
             controls.clone(),
             &config,
         );
-        routes.set_serving(true).await;
+        routes.set_serving(true);
         tracing::info!(
             %local_addr,
             epoch = format_args!("{epoch:016x}"),
             max_connections,
+            memory_budget,
+            memory_budget_is = memory.source,
             "listening"
         );
         Ok(Self {
@@ -273,7 +282,7 @@ impl Server {
         let mut sweeps = time::interval(upkeep_interval(&controls.live().sweep));
         let mut samples = time::interval(UPKEEP_INTERVAL);
         let mut batch = Vec::new();
-        loop {
+        let is_by_controls = loop {
             tokio::select! {
                 () = self.acceptor.accept_batch(&mut batch) => {
                     for (stream, peer) in batch.drain(..) {
@@ -284,10 +293,10 @@ impl Server {
                 _ = samples.tick() => {
                     controls.panics().guard(UPKEEP, || controls.upkeep(Instant::now()));
                 }
-                () = &mut stop => break,
-                () = controls.draining() => break,
+                () = &mut stop => break false,
+                () = controls.draining() => break true,
             }
-        }
+        };
         let Self {
             acceptor,
             hub,
@@ -302,7 +311,7 @@ impl Server {
             drain_timeout,
         } = controls.live();
         // First the health, so that load balancers send nothing new, then the listener.
-        routes.set_serving(false).await;
+        routes.set_serving(false);
         drop(acceptor);
         let open = tasks.len();
         let before = hub.stats();
@@ -314,6 +323,7 @@ impl Server {
             connections_cut,
             streams_drained: before.subscriptions.saturating_sub(streams_cut),
             streams_cut,
+            is_by_controls,
         }
     }
 }
@@ -326,20 +336,6 @@ async fn serve_http(http: HttpListener, controls: Controls) {
         async move { http.lock().await.serve(controls).await }
     };
     controls.supervise("http", serve).await;
-}
-
-/// Warns of a memory budget that is less than one publish may have: such a publish evicts everything before it, and its
-/// own beginning too.
-fn warn_of_small_budget(budget: u64, config: &ServerConfig) {
-    let max_publish = config.service.publish.max_batch_bytes as u64;
-    if budget < max_publish {
-        tracing::warn!(
-            budget,
-            max_publish,
-            "the memory budget is less than one publish may have, and such a publish evicts everything else: raise \
-             memory_budget, or lower limits.max_publish_bytes"
-        );
-    }
 }
 
 /// The time between two sweeps: a quarter of the shortest time that they enforce, from 10 ms to [`UPKEEP_INTERVAL`].

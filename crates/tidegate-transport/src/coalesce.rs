@@ -18,6 +18,10 @@
 //! # Errors
 //! The flusher has nobody to report a failed write to. It keeps the error, and wakes the connection, whose next
 //! read or write reports it.
+//!
+//! # Floods
+//! All bytes of a connection pass here, so here its [`Watch`] sees them. When it finds a flood, the connection ends with
+//! GOAWAY, and its next read fails.
 
 use std::{
     cell::Cell,
@@ -29,6 +33,11 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{frames::goaway, watch::Watch};
+
+/// Code of GOAWAY for a peer whose calls are a flood.
+const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// Size of the buffer: four chunks. A full buffer is written at once, in the middle of a turn.
 pub(crate) const BUFFER_BYTES: usize = 64 << 10;
@@ -63,16 +72,18 @@ struct Buffered<T> {
     is_unflushed: bool,
     /// Error of a flush, for the connection's next read or write.
     error: Option<io::Error>,
+    watch: Watch,
 }
 
-/// Splits `transport` into the half of the connection and the half of the driver.
-pub(crate) fn coalesce<T>(transport: T) -> (Coalesced<T>, Flusher<T>) {
+/// Splits `transport` into the half of the connection and the half of the driver. `watch` sees its bytes.
+pub(crate) fn coalesce<T>(transport: T, watch: Watch) -> (Coalesced<T>, Flusher<T>) {
     let buffered = Arc::new(Mutex::new(Buffered {
         transport,
         bytes: Vec::new(),
         written: 0,
         is_unflushed: false,
         error: None,
+        watch,
     }));
     let flusher = Flusher {
         buffered: Arc::clone(&buffered),
@@ -89,6 +100,11 @@ fn lock<T>(buffered: &Mutex<Buffered<T>>) -> MutexGuard<'_, Buffered<T>> {
 // ===== impl Flusher =====
 
 impl<T: AsyncWrite + Unpin> Flusher<T> {
+    /// Lets the connection read again, if its [`Watch`] made it pause: call it before the connection is polled.
+    pub(crate) fn begin_turn(&mut self) {
+        lock(&self.buffered).watch.begin_turn();
+    }
+
     /// Writes the buffer: at once, or if more is likely to come, in the next turn of the task. `cx` is the
     /// context that the connection is polled with, because one transport keeps one waker for writing.
     pub(crate) fn flush(&mut self, more_is_likely: bool, cx: &mut Context<'_>) {
@@ -130,6 +146,7 @@ impl<T: AsyncWrite + Unpin> Buffered<T> {
             ready!(Pin::new(&mut self.transport).poll_flush(cx))?;
             self.is_unflushed = false;
         }
+        self.watch.written();
         Poll::Ready(Ok(()))
     }
 
@@ -138,7 +155,7 @@ impl<T: AsyncWrite + Unpin> Buffered<T> {
         if let Some(error) = self.error.take() {
             return Poll::Ready(Err(error));
         }
-        if self.bytes.len() == BUFFER_BYTES {
+        if self.bytes.len() >= BUFFER_BYTES {
             ready!(self.poll_flush_buffer(cx))?;
         }
         Poll::Ready(Ok(BUFFER_BYTES - self.bytes.len()))
@@ -151,7 +168,23 @@ impl<T: AsyncWrite + Unpin> Buffered<T> {
             self.bytes.reserve_exact(BUFFER_BYTES);
         }
         self.bytes.extend_from_slice(bytes);
+        self.watch.sent(bytes);
         bytes.len()
+    }
+}
+
+impl<T> Buffered<T> {
+    /// Fails, with GOAWAY behind what the peer is still to get, if there is a flood.
+    fn end_flood(&mut self) -> io::Result<()> {
+        let Some(flood) = self.watch.flood() else {
+            return Ok(());
+        };
+        // In the middle of a frame it would be part of that, and the peer has to do without.
+        if self.watch.is_between_frames() {
+            let frame = goaway(self.watch.last_stream(), ENHANCE_YOUR_CALM, flood);
+            self.bytes.extend_from_slice(&frame);
+        }
+        Err(io::Error::other(flood))
     }
 }
 
@@ -167,7 +200,16 @@ impl<T: AsyncRead + Unpin> AsyncRead for Coalesced<T> {
         if let Some(error) = buffered.error.take() {
             return Poll::Ready(Err(error));
         }
-        Pin::new(&mut buffered.transport).poll_read(cx, buf)
+        buffered.end_flood()?;
+        if buffered.watch.is_full() {
+            // What is left to read wakes nobody.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut buffered.transport).poll_read(cx, buf))?;
+        buffered.watch.received(&buf.filled()[before..]);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -236,6 +278,10 @@ mod tests {
         polled
     }
 
+    fn watch() -> Watch {
+        Watch::new(0, &crate::Http2Config::default())
+    }
+
     fn context() -> Context<'static> {
         Context::from_waker(Waker::noop())
     }
@@ -243,7 +289,7 @@ mod tests {
     #[tokio::test]
     async fn writes_of_one_turn_leave_together() {
         let (mut peer, transport) = duplex(1 << 20);
-        let (mut coalesced, mut flusher) = coalesce(transport);
+        let (mut coalesced, mut flusher) = coalesce(transport, watch());
         let mut connection = pin!(async {
             for _ in 0..10 {
                 coalesced.write_all(&[7; 100]).await.unwrap();
@@ -262,7 +308,7 @@ mod tests {
     async fn stalled_peer_holds_one_buffer_and_then_gets_everything() {
         let taken_at_once = 1_000;
         let (mut peer, transport) = duplex(taken_at_once);
-        let (mut coalesced, mut flusher) = coalesce(transport);
+        let (mut coalesced, mut flusher) = coalesce(transport, watch());
         let total = 3 * BUFFER_BYTES;
         let sent = Cell::new(0);
         let mut connection = pin!(async {
@@ -287,7 +333,7 @@ mod tests {
     #[tokio::test]
     async fn buffering_transport_is_flushed() {
         let (mut peer, transport) = duplex(1 << 20);
-        let (mut coalesced, mut flusher) = coalesce(tokio::io::BufWriter::new(transport));
+        let (mut coalesced, mut flusher) = coalesce(tokio::io::BufWriter::new(transport), watch());
         let connection = pin!(async {
             coalesced.write_all(&[7; 100]).await.unwrap();
             pending::<()>().await;
@@ -300,7 +346,7 @@ mod tests {
     #[tokio::test]
     async fn writes_of_a_likely_next_turn_leave_with_this_one() {
         let (mut peer, transport) = duplex(1 << 20);
-        let (mut coalesced, mut flusher) = coalesce(transport);
+        let (mut coalesced, mut flusher) = coalesce(transport, watch());
         let mut connection = pin!(async {
             for _ in 0..10 {
                 coalesced.write_all(&[7; 100]).await.unwrap();
@@ -322,7 +368,7 @@ mod tests {
     #[tokio::test]
     async fn next_read_reports_a_write_failure() {
         let (peer, transport) = duplex(1_000);
-        let (mut coalesced, mut flusher) = coalesce(transport);
+        let (mut coalesced, mut flusher) = coalesce(transport, watch());
         let connection = pin!(async {
             coalesced.write_all(&[7; 100]).await.unwrap();
             drop(peer);

@@ -9,16 +9,22 @@ use tokio::net::TcpStream;
 
 use crate::driver::StreamExecutor;
 
+/// More streams than begin and are reset before h2 has them accepted: the smallest of them take 27 bytes of a read, which
+/// brings 16 KiB at most.
+const UNACCEPTED: usize = 1_024;
+
 /// Limits and timeouts of one connection. hyper's own defaults are named where these differ.
 #[derive(Debug, Clone)]
 pub struct Http2Config {
     /// Maximum number of streams open at once on one connection. Default: 256 (hyper: 200).
     pub max_concurrent_streams: u32,
-    /// Maximum number of streams that the peer has reset before they were accepted. Beyond it the connection ends: this
-    /// is the rapid reset attack, CVE-2023-44487. Default: 20.
+    /// Maximum number of streams that the peer resets, in 10 s, before they were answered. Beyond it the connection ends:
+    /// this is the rapid reset attack, CVE-2023-44487. A proxy resets the calls of its users so, when their deadlines
+    /// pass. Default: 10,000 (hyper: 20 that wait to be accepted).
     pub max_pending_accept_reset_streams: usize,
-    /// Maximum number of streams that are reset for faults of the peer in the life of a connection. Beyond it the
-    /// connection ends: CVE-2025-8671. Default: 1,024.
+    /// Maximum number of streams in progress that are reset, in 10 s, because the peer broke a rule. Beyond it the
+    /// connection ends: CVE-2025-8671. Default: 1,024 (hyper: in the life of the connection, and those that hold nothing
+    /// count too).
     pub max_local_error_reset_streams: usize,
     /// Maximum number of bytes of a request's headers. Default: 16 KiB.
     pub max_header_list_size: u32,
@@ -56,7 +62,7 @@ impl Default for Http2Config {
     fn default() -> Self {
         Self {
             max_concurrent_streams: 256,
-            max_pending_accept_reset_streams: 20,
+            max_pending_accept_reset_streams: 10_000,
             max_local_error_reset_streams: 1_024,
             max_header_list_size: 16 << 10,
             stream_window: 256 << 10,
@@ -93,8 +99,10 @@ impl Http2Config {
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(self.max_concurrent_streams)
-            .max_pending_accept_reset_streams(self.max_pending_accept_reset_streams)
-            .max_local_error_reset_streams(self.max_local_error_reset_streams)
+            // Counted in time instead, by the watch. The first has to be out of reach: it is what a read brings besides the
+            // streams after which the watch pauses.
+            .max_pending_accept_reset_streams(UNACCEPTED)
+            .max_local_error_reset_streams(None)
             .max_header_list_size(self.max_header_list_size)
             .initial_stream_window_size(self.stream_window)
             .initial_connection_window_size(self.connection_window)

@@ -20,9 +20,11 @@ use crate::{
     coalesce::{Coalesced, Flusher, coalesce},
     config::Http2Config,
     driver::{Driver, StreamExecutor},
+    linger::Lingering,
     observed::ObservedService,
-    preface::Prefaced,
+    preface::{PREFACE, Prefaced},
     service::{BoxError, Http2Service},
+    watch::Watch,
 };
 
 /// A connection with a service: a future that serves requests and is ready when the connection has ended, with
@@ -74,9 +76,11 @@ impl Connection {
     {
         let mut transport = TimeoutStream::new(transport);
         transport.set_write_timeout(Some(config.write_timeout));
-        let (transport, flusher) = coalesce(Box::pin(transport));
+        let watch = Watch::new(PREFACE.len(), config);
+        let (transport, flusher) = coalesce(Box::pin(transport), watch);
         let (driver, streams) = Driver::new();
-        let service = TowerToHyperService::new(ObservedService(service));
+        let lingering = Lingering::new(streams.clone(), config.max_concurrent_streams);
+        let service = TowerToHyperService::new(ObservedService { service, lingering });
         let builder = config.builder(streams);
         Self(Box::pin(Http2Task {
             http2: builder.serve_connection(TokioIo::new(transport), service),

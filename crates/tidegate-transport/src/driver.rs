@@ -28,6 +28,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     future::{Future, poll_fn},
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -138,6 +139,12 @@ where
     }
 }
 
+impl fmt::Debug for StreamExecutor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StreamExecutor")
+    }
+}
+
 impl Driver {
     pub(crate) fn new() -> (Self, StreamExecutor) {
         let shared = Arc::new(Shared {
@@ -185,6 +192,7 @@ impl Driver {
             }
             let is_woken = self.shared.take(CONNECTION);
             if is_woken {
+                flusher.begin_turn();
                 let mut cx = Context::from_waker(&self.connection_waker);
                 if let Poll::Ready(output) = connection.as_mut().poll(&mut cx) {
                     self.flush(flusher, false);
@@ -292,7 +300,11 @@ mod tests {
     };
 
     use super::*;
-    use crate::coalesce::coalesce;
+    use crate::{coalesce::coalesce, config::Http2Config, watch::Watch};
+
+    fn watch() -> Watch {
+        Watch::new(0, &Http2Config::default())
+    }
 
     /// Names of what was polled, in order, and the wakers of the last polls.
     #[derive(Default)]
@@ -345,7 +357,7 @@ mod tests {
     /// Has turns until nobody asks for one, and returns how many there were.
     fn run<C: Future>(driver: &mut Driver, mut connection: Pin<&mut C>, task: &Arc<Task>) -> usize {
         let (_peer, transport) = duplex(1_000);
-        let (_coalesced, mut flusher) = coalesce(transport);
+        let (_coalesced, mut flusher) = coalesce(transport, watch());
         let waker = Waker::from(Arc::clone(task));
         let mut cx = Context::from_waker(&waker);
         let mut turns = 0;
@@ -466,7 +478,7 @@ mod tests {
         let mut connection = pin!(connection(&log));
         executor.execute(busy());
         let (_peer, transport) = duplex(1_000);
-        let (_coalesced, mut flusher) = coalesce(transport);
+        let (_coalesced, mut flusher) = coalesce(transport, watch());
         let mut turns = 0;
         poll_fn(|cx| {
             log.connection.wake();
@@ -532,7 +544,7 @@ mod tests {
             executor.execute(async move { drop(heavy) });
         }
         let (_peer, transport) = duplex(1_000);
-        let (_coalesced, mut flusher) = coalesce(transport);
+        let (_coalesced, mut flusher) = coalesce(transport, watch());
         let mut turns = 0;
         poll_fn(|cx| {
             turns += 1;

@@ -32,6 +32,9 @@
 //!   ends is gone after its grace period. On tonic's server it stays as long as its connection.
 //! * **Limits.** All of hyper's limits are set, including those that tonic leaves out, and so are timeouts for
 //!   the preface and for writing: [`Http2Config`].
+//! * **Proxies.** A connection that carries the calls of many users outlives the calls that are refused or given up. The rest
+//!   of their bodies is read and thrown away, and the resets that end a flood are counted in time: tonic's server counts
+//!   them in the life of a connection.
 //! * **Storms.** [`listen`] has a queue for as many connections as the kernel allows, and they are accepted in
 //!   batches, so that thousands of clients can come back at once.
 //! * **Descriptors.** When the process has no file descriptors left, the server pauses between attempts to
@@ -48,15 +51,19 @@ mod coalesce;
 mod config;
 mod connection;
 mod driver;
+mod frames;
+mod linger;
 mod observed;
 mod preface;
 mod server;
 mod service;
+mod watch;
 
 pub use crate::{
     accept::{Acceptor, listen},
     config::Http2Config,
     connection::Connection,
+    linger::RequestBody,
     preface::{Prefaced, read_preface},
     server::Server,
     service::Http2Service,

@@ -1,4 +1,5 @@
-//! Responses that note the bytes that leave for the peer, so that a slow one is told from one that is stalled.
+//! Responses that note the bytes that leave for the peer, so that a slow one is told from one that is stalled, and requests
+//! whose bodies [linger](crate::linger).
 //!
 //! HTTP/2 advances the buffer of a chunk as it writes it, and it writes what the peer's window admits. So the chunks of
 //! these bodies see each byte leave, where the body itself would only see that the next chunk is wanted.
@@ -11,15 +12,21 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use http::Response;
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tidegate::Progress;
 use tower::Service;
 
-/// Service whose response bodies are [`Observed`].
+use crate::linger::{Lingering, RequestBody};
+
+/// Service whose response bodies are [`Observed`], and whose request bodies linger.
 #[derive(Debug, Clone)]
-pub(crate) struct ObservedService<S>(pub(crate) S);
+pub(crate) struct ObservedService<S> {
+    pub(crate) service: S,
+    pub(crate) lingering: Lingering,
+}
 
 pin_project! {
     /// Future of a response, whose body becomes [`Observed`].
@@ -44,20 +51,21 @@ pub(crate) struct ObservedChunk<D> {
     progress: Progress,
 }
 
-impl<S, R, B> Service<R> for ObservedService<S>
+impl<S, B> Service<Request<Incoming>> for ObservedService<S>
 where
-    S: Service<R, Response = Response<B>>,
+    S: Service<Request<RequestBody>, Response = Response<B>>,
 {
     type Response = Response<Observed<B>>;
     type Error = S::Error;
     type Future = ObservedFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
+        self.service.poll_ready(cx)
     }
 
-    fn call(&mut self, request: R) -> Self::Future {
-        let response = self.0.call(request);
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let request = request.map(|body| self.lingering.body(body));
+        let response = self.service.call(request);
         ObservedFuture { response }
     }
 }

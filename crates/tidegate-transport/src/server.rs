@@ -3,7 +3,6 @@
 use std::{future::Future, pin::pin, sync::Arc};
 
 use http::Request;
-use hyper::body::Incoming;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -14,8 +13,8 @@ use tonic::transport::server::Connected as _;
 use tower::ServiceExt as _;
 
 use crate::{
-    accept::Acceptor, config::Http2Config, connection::Connection, preface::read_preface,
-    service::Http2Service,
+    accept::Acceptor, config::Http2Config, connection::Connection, linger::RequestBody,
+    preface::read_preface, service::Http2Service,
 };
 
 /// Server of one service, such as `tonic::service::Routes`, on the connections of a listener. See [the crate](crate).
@@ -82,7 +81,7 @@ async fn connection(
     }
     // tonic's own server puts it there too: `Request::remote_addr` is read from it.
     let info = stream.connect_info();
-    let service = service.map_request(move |mut request: Request<Incoming>| {
+    let service = service.map_request(move |mut request: Request<RequestBody>| {
         request.extensions_mut().insert(info.clone());
         request
     });

@@ -5,8 +5,9 @@ use std::error::Error;
 use bytes::Buf;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use tower::Service;
+
+use crate::linger::RequestBody;
 
 /// Any error.
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
@@ -17,7 +18,7 @@ pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 /// Each stream gets a clone of the service. A call that fails, and a body that fails, resets its stream.
 pub trait Http2Service:
     Service<
-        Request<Incoming>,
+        Request<RequestBody>,
         Response = Response<Self::Body>,
         Error: Into<BoxError>,
         Future: Send + 'static,
@@ -31,7 +32,7 @@ pub trait Http2Service:
 
 impl<S, B> Http2Service for S
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>>
+    S: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>>
         + Clone
         + Send
         + 'static,

@@ -2,16 +2,26 @@
 //!
 //! Each status carries a `google.rpc.ErrorInfo` with the domain [`DOMAIN`] and the name of a [`Reason`], so
 //! that programs need not read messages. Bad input carries a `BadRequest` that names the field, and the end of
-//! a stream whose client is to come back a `RetryInfo`.
+//! a stream whose client is to come back a `RetryInfo`. The reason and the delay are also plain trailers,
+//! [`REASON_TRAILER`] and [`RETRY_TRAILER`], for languages that cannot read the details without further packages.
 
 use std::{collections::HashMap, time::Duration};
 
 use http::HeaderMap;
 use tidegate_core::{CloseReason, NameError, Payload, PublishError, SubscribeError, Subscription};
-use tonic::{Code, Status};
+use tonic::{
+    Code, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::reason::{Advice, DOMAIN, OverQuota, Reason};
+
+/// Trailer with the name of the [`Reason`], beside the details.
+const REASON_TRAILER: &str = "tidegate-reason";
+
+/// Trailer with the delay before the next attempt, in whole milliseconds, beside the details.
+const RETRY_TRAILER: &str = "tidegate-retry-after-ms";
 
 /// Delay that a refusal asks for where all filters hold as much memory as they may. Nobody knows when another subscription
 /// ends, so it is a guess, short beside the life of a stream.
@@ -25,7 +35,18 @@ impl Reason {
     /// Makes a status with this reason and a message for people.
     #[must_use]
     pub fn status(self, message: impl Into<String>) -> Status {
-        Status::with_error_details(self.code(), message, self.details(HashMap::new()))
+        self.with_details(message, self.details(HashMap::new()))
+    }
+
+    /// Makes a status of details that carry this reason, and the trailers that say the same. Every status is made here, so
+    /// that none has the one without the other.
+    fn with_details(self, message: impl Into<String>, details: ErrorDetails) -> Status {
+        let mut trailers = MetadataMap::with_capacity(2);
+        trailers.insert(REASON_TRAILER, MetadataValue::from_static(self.as_str()));
+        if let Some(delay) = details.retry_info().and_then(|info| info.retry_delay) {
+            trailers.insert(RETRY_TRAILER, whole_milliseconds(delay).into());
+        }
+        Status::with_error_details_and_metadata(self.code(), message, details, trailers)
     }
 
     /// Makes the status of bad input: `field` is named in the message and in `google.rpc.BadRequest`.
@@ -35,7 +56,7 @@ impl Reason {
         let message = format!("{field}: {problem}");
         let mut details = self.details(HashMap::new());
         details.add_bad_request_violation(field, problem);
-        Status::with_error_details(self.code(), message, details)
+        self.with_details(message, details)
     }
 
     /// Makes a status with facts for programs, which are the metadata of its `ErrorInfo`.
@@ -44,11 +65,22 @@ impl Reason {
         message: impl Into<String>,
         facts: impl IntoIterator<Item = (&'static str, u64)>,
     ) -> Status {
-        let facts = facts
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value.to_string()));
-        Status::with_error_details(self.code(), message, self.details(facts.collect()))
+        self.with_details(message, self.details(as_metadata(facts)))
     }
+}
+
+/// Facts as the metadata of an `ErrorInfo`, which has texts only.
+fn as_metadata(facts: impl IntoIterator<Item = (&'static str, u64)>) -> HashMap<String, String> {
+    let facts = facts.into_iter();
+    facts
+        .map(|(name, value)| (name.to_owned(), value.to_string()))
+        .collect()
+}
+
+/// The number of milliseconds after which at least `delay` has passed.
+fn whole_milliseconds(delay: Duration) -> u64 {
+    let milliseconds = delay.as_nanos().div_ceil(1_000_000);
+    u64::try_from(milliseconds).unwrap_or(u64::MAX)
 }
 
 /// Status of a stream that the hub has ended. It tells the position to resume from if there is one, the limits in force
@@ -58,13 +90,11 @@ pub(crate) fn ended<P: Payload>(
     subscription: &Subscription<P>,
     reconnect_after: Duration,
 ) -> Status {
-    let status = end_reason(reason).with_facts(reason.to_string(), facts_of(subscription));
-    if !is_going_away(reason) {
-        return status;
+    let mut details = end_reason(reason).details(as_metadata(facts_of(subscription)));
+    if is_going_away(reason) {
+        details.set_retry_info(Some(reconnect_after));
     }
-    let mut details = status.get_error_details();
-    details.set_retry_info(Some(reconnect_after));
-    Status::with_error_details(status.code(), status.message(), details)
+    end_reason(reason).with_details(reason.to_string(), details)
 }
 
 /// Status of a stream whose deadline has passed, with the same facts.
@@ -115,7 +145,8 @@ pub(crate) fn reconnect_delay(id: u64, max: Duration) -> Duration {
 
 /// Trailers that end a response with `status`.
 pub(crate) fn trailers(status: &Status) -> HeaderMap {
-    let mut trailers = HeaderMap::with_capacity(3);
+    // Code, message, details, reason and delay.
+    let mut trailers = HeaderMap::with_capacity(5);
     status
         .add_header(&mut trailers)
         .expect("a status is made of valid header values");
@@ -148,7 +179,7 @@ pub(crate) fn over_quota(over: OverQuota) -> Status {
         "quota on {} exceeded; retry after {:?}",
         over.quota, over.retry_after
     );
-    Status::with_error_details(reason.code(), message, details)
+    reason.with_details(message, details)
 }
 
 impl From<OverQuota> for Status {
@@ -208,4 +239,98 @@ pub(crate) fn not_published(error: PublishError) -> Status {
 /// Status of a topic, filter or client id that is not valid.
 pub(crate) fn bad_name(reason: Reason, field: impl Into<String>, error: &NameError) -> Status {
     reason.in_field(field, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tidegate_core::{ClientId, Filter, Hub, HubConfig, SubscribeOptions};
+
+    use super::*;
+    use crate::reason::tests::ALL;
+
+    /// A header of a response that has only a status, and the trailer of one with a body.
+    fn sent(status: &Status, name: &str) -> Option<String> {
+        let text = |headers: &HeaderMap| Some(headers.get(name)?.to_str().unwrap().to_owned());
+        let response = status.clone().into_http::<()>();
+        let sent = text(response.headers());
+        assert_eq!(text(&trailers(status)), sent);
+        sent
+    }
+
+    /// Asserts that the trailers of a status say what its details do.
+    fn assert_told_twice(status: &Status, reason: Reason, delay: Option<&str>) {
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!(info.reason, reason.as_str());
+        assert_eq!(
+            sent(status, "tidegate-reason").as_deref(),
+            Some(reason.as_str())
+        );
+        assert_eq!(sent(status, "tidegate-retry-after-ms").as_deref(), delay);
+        let has_delay = status.get_details_retry_info().is_some();
+        assert_eq!(has_delay, delay.is_some(), "{reason:?}");
+    }
+
+    #[test]
+    fn reason_and_delay_are_plain_trailers_too() {
+        for reason in ALL {
+            assert_told_twice(&reason.status("why"), reason, None);
+            assert_told_twice(&reason.in_field("field", "why"), reason, None);
+            assert_told_twice(&reason.with_facts("why", [("head", 1)]), reason, None);
+        }
+        for (delay, milliseconds) in [
+            (Duration::ZERO, "0"),
+            (Duration::from_millis(250), "250"),
+            // Not less than the delay, which a client that comes back would find not yet over.
+            (Duration::from_nanos(1_000_001), "2"),
+            (Duration::from_secs(3_600), "3600000"),
+        ] {
+            let over = over_quota(OverQuota {
+                quota: "filters",
+                retry_after: delay,
+            });
+            assert_told_twice(&over, Reason::QuotaExceeded, Some(milliseconds));
+        }
+        // As the details have it, which cannot hold more.
+        let over = over_quota(OverQuota {
+            quota: "filters",
+            retry_after: Duration::MAX,
+        });
+        let told: u64 = sent(&over, RETRY_TRAILER).unwrap().parse().unwrap();
+        let detailed = over.get_details_retry_info().unwrap().retry_delay.unwrap();
+        assert_eq!(u128::from(told), detailed.as_nanos().div_ceil(1_000_000));
+    }
+
+    #[test]
+    fn end_of_a_stream_has_its_reason_and_delay_as_trailers() {
+        let hub = Hub::<crate::Encoded>::new(HubConfig::new(1));
+        let filters = vec![Filter::new("a").unwrap()];
+        let options = SubscribeOptions::new(ClientId::new("ann").unwrap(), filters);
+        let subscription = hub.subscribe(options, Instant::now()).unwrap();
+        let delay = Duration::from_millis(1_500);
+        for cause in [
+            CloseReason::TakenOver,
+            CloseReason::ShuttingDown,
+            CloseReason::MaxConnectionAge,
+            CloseReason::TooSlow,
+            CloseReason::Stalled,
+            CloseReason::EpochChanged,
+            CloseReason::Disconnected,
+            CloseReason::CredentialsExpired,
+            CloseReason::CredentialsRevoked,
+            CloseReason::NoLongerAllowed,
+        ] {
+            let told = is_going_away(cause).then_some("1500");
+            let status = ended(cause, &subscription, delay);
+            assert_told_twice(&status, end_reason(cause), told);
+            let status = ended_without_position(cause);
+            assert_told_twice(&status, end_reason(cause), None);
+        }
+        assert_told_twice(
+            &deadline_exceeded(&subscription),
+            Reason::DeadlineExceeded,
+            None,
+        );
+    }
 }

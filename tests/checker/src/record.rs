@@ -230,6 +230,7 @@ impl Stream {
 impl From<&Status> for Ending {
     fn from(status: &Status) -> Self {
         let info = status.get_details_error_info();
+        let trailer = status.metadata().get("tidegate-reason");
         let fact = |name: &str| info.as_ref()?.metadata.get(name)?.parse().ok();
         let position = || {
             Some(Position {
@@ -242,7 +243,11 @@ impl From<&Status> for Ending {
             position: position(),
             reason: info
                 .filter(|info| info.domain == "tidegate")
-                .map(|info| info.reason),
+                .map(|info| match trailer {
+                    Some(trailer) if *trailer == *info.reason => info.reason,
+                    // Nothing that the protocol lets a stream end with.
+                    _ => format!("{}, and {trailer:?} as trailer", info.reason),
+                }),
         }
     }
 }

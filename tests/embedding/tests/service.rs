@@ -54,7 +54,12 @@ async fn hears(listening: &mut Receiver<String>, wanted: &[&str]) {
 }
 
 fn reason(status: &Status) -> String {
-    status.get_details_error_info().unwrap().reason
+    let reason = status.get_details_error_info().unwrap().reason;
+    assert_eq!(
+        status.metadata().get("tidegate-reason").unwrap(),
+        reason.as_str()
+    );
+    reason
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use tidegate_client::{
 use crate::{
     exit::{Exit, Failure},
     server_args::ServerArgs,
-    standard::print,
+    stdio,
 };
 
 /// List subscriptions, the worst first
@@ -105,7 +105,7 @@ pub(crate) async fn clients(args: ClientsArgs) -> Result<(), Failure> {
     let subscriptions = admin.subscriptions(&options).await?;
     let rows: Vec<_> = subscriptions.iter().map(Row::of).collect();
     match args.output.output {
-        Output::Json => rows.iter().try_for_each(print_json),
+        Output::Json => print_json_lines(&rows),
         Output::Table => print_table(&COLUMNS, rows.iter().map(Row::cells)),
     }
 }
@@ -115,8 +115,8 @@ pub(crate) async fn kick(args: KickArgs) -> Result<(), Failure> {
     let disconnected = admin.disconnect(&*args.client_id).await?;
     match args.output.output {
         Output::Json => print_json(&Kicked { disconnected })?,
-        Output::Table if disconnected == 1 => print("1 stream ended\n")?,
-        Output::Table => print(format!("{disconnected} streams ended\n"))?,
+        Output::Table if disconnected == 1 => stdio::print("1 stream ended\n")?,
+        Output::Table => stdio::print(format!("{disconnected} streams ended\n"))?,
     }
     match disconnected {
         0 => Err(Failure::new(
@@ -337,8 +337,16 @@ fn lag(lag: prost_types::Duration) -> Duration {
 // ===== printing =====
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    let line = serde_json::to_string(value).map_err(io::Error::from)?;
-    print(format!("{line}\n"))
+    print_json_lines(&[value])
+}
+
+fn print_json_lines(values: &[impl Serialize]) -> Result<(), Failure> {
+    let mut lines = String::new();
+    for value in values {
+        lines.push_str(&serde_json::to_string(value).map_err(io::Error::from)?);
+        lines.push('\n');
+    }
+    Ok(stdio::print(lines)?)
 }
 
 /// Prints columns as wide as their widest cell, without control characters: a client chooses its own id and filters, and
@@ -350,7 +358,7 @@ fn print_table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Result
         .collect();
     let widths = widths(&rows);
     let lines = rows.iter().map(|row| padded_line(row, &widths) + "\n");
-    print(lines.collect::<String>())
+    Ok(stdio::print(lines.collect::<String>())?)
 }
 
 fn without_controls(row: Vec<String>) -> Vec<String> {

@@ -13,7 +13,7 @@ use tidegate_server::settings::duration;
 use crate::{
     exit::{Exit, Failure},
     security::CredentialArgs,
-    standard::print,
+    stdio,
 };
 
 /// Measure a server: deliveries, processor time, latency, memory
@@ -274,7 +274,8 @@ pub(crate) async fn run(args: BenchArgs) -> Result<(), Failure> {
     if !text.ends_with('\n') {
         text.push('\n');
     }
-    print(text)
+    stdio::print(text)?;
+    Ok(())
 }
 
 // ===== impl Benchmark =====
@@ -333,7 +334,7 @@ impl SetupArgs {
             Some(url) => ServerChoice::Running {
                 url: url.clone(),
                 pid: self.server_pid,
-                credentials: credentials.for_benchmark()?,
+                credentials: credentials.for_benchmark(self.server.as_deref())?,
             },
             None => ServerChoice::Child(self.launch()?),
         };

@@ -3,7 +3,7 @@
 use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::{exit::Failure, standard::print};
+use crate::{exit::Failure, stdio};
 
 /// Print a completion script for a shell
 ///
@@ -21,5 +21,5 @@ pub(crate) struct CompletionsArgs {
 pub(crate) fn run(args: &CompletionsArgs, mut command: Command) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "tidegate", &mut script);
-    print(script)
+    Ok(stdio::print(script)?)
 }

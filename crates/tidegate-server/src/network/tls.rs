@@ -38,10 +38,16 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::metered::Metered;
-use crate::files::{Files, SecurityError};
+use crate::{
+    files::{Contents, Files, SecurityError},
+    text,
+};
 
 /// HTTP/2 as ALPN names it (RFC 9113, section 3.2): the only protocol of the server.
 const H2: &[u8] = b"h2";
+
+/// The number of files of the server's own certificate, which are the first.
+const OWN: usize = 2;
 
 /// The files and rules of TLS.
 #[derive(Debug, Clone)]
@@ -77,6 +83,8 @@ pub enum ClientAuth {
 pub(crate) struct Tls {
     config: TlsConfig,
     files: Files,
+    /// The contents of the files that are in force.
+    in_force: Mutex<Vec<Vec<u8>>>,
     /// Held to clone or replace it only, never during a handshake.
     current: Mutex<Current>,
 }
@@ -124,11 +132,8 @@ impl TlsConfig {
 
     /// Reads the files, and checks that they can be used together.
     pub(crate) fn check(&self) -> Result<(), SecurityError> {
-        let contents = self
-            .files()
-            .read(true)
-            .expect("a forced read has contents")?;
-        self.make(&contents).map(|_| ())
+        let contents = self.files().read(true).expect("a forced read has contents");
+        self.make(&whole(contents)?).map(|_| ())
     }
 
     /// The lists of revoked certificates. None without authorities for clients, which they would be about.
@@ -198,22 +203,66 @@ impl Tls {
     /// Reads the files.
     pub(crate) fn new(config: TlsConfig) -> Result<Self, SecurityError> {
         let files = config.files();
-        let contents = files.read(true).expect("a forced read has contents")?;
+        let contents = whole(files.read(true).expect("a forced read has contents"))?;
         Ok(Self {
             current: Mutex::new(config.make(&contents)?),
             files,
+            in_force: Mutex::new(contents),
             config,
         })
     }
 
-    /// Reads the files again if they have changed, or in any case with `force`. Returns whether new ones are in force.
-    pub(crate) fn reload(&self, force: bool) -> Result<bool, SecurityError> {
+    /// The files of certificates, keys and lists.
+    pub(crate) fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// Reads the files again if they have changed, or in any case with `force`. Returns whether new ones are in force,
+    /// and an error for each that is not.
+    ///
+    /// A file that cannot be used leaves its previous contents in force: a new list of revoked certificates must hold
+    /// also while a key does not match its certificate.
+    pub(crate) fn reload(&self, force: bool) -> (bool, Vec<SecurityError>) {
         let Some(contents) = self.files.read(force) else {
-            return Ok(false);
+            return (false, Vec::new());
         };
-        let new = self.config.make(&contents?)?;
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = new;
-        Ok(true)
+        let mut errors = Vec::new();
+        let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = contents.into_iter().zip(in_force.iter());
+        let new: Vec<_> = read
+            .map(|(content, previous)| {
+                content.unwrap_or_else(|error| {
+                    errors.push(error);
+                    previous.clone()
+                })
+            })
+            .collect();
+        // The certificate and its key go together, and so do authorities and lists.
+        let mixed = |own: &[Vec<u8>], clients: &[Vec<u8>]| -> Vec<Vec<u8>> {
+            own[..OWN].iter().chain(&clients[OWN..]).cloned().collect()
+        };
+        let attempts = [
+            mixed(&new, &new),
+            mixed(&in_force, &new),
+            mixed(&new, &in_force),
+        ];
+        for contents in attempts {
+            if contents == *in_force && !errors.is_empty() {
+                // Nothing of it is new.
+                return (false, errors);
+            }
+            match self.config.make(&contents) {
+                Ok(made) => {
+                    *self.current.lock().unwrap_or_else(PoisonError::into_inner) = made;
+                    *in_force = contents;
+                    return (true, errors);
+                }
+                // The later attempts may fail for the same reason.
+                Err(error) if errors.is_empty() => errors.push(error),
+                Err(_) => {}
+            }
+        }
+        (false, errors)
     }
 
     /// Whether clients may show certificates.
@@ -241,6 +290,11 @@ impl Tls {
         }
         Ok(Transport::Tls(Box::new(stream)))
     }
+}
+
+/// The contents of all files, or the first error.
+fn whole(contents: Contents) -> Result<Vec<Vec<u8>>, SecurityError> {
+    contents.into_iter().collect()
 }
 
 /// The cryptography of all TLS here: that of aws-lc.
@@ -274,6 +328,7 @@ pub(crate) fn private_key(
     path: &Path,
     pem: &[u8],
 ) -> Result<PrivateKeyDer<'static>, SecurityError> {
+    let pem = text::pem(pem).map_err(|problem| SecurityError::invalid(path, problem))?;
     PrivateKeyDer::from_pem_slice(pem)
         .map_err(|_| SecurityError::invalid(path, "contains no private key in PEM"))
 }
@@ -283,6 +338,7 @@ pub(crate) fn lists(
     path: &Path,
     pem: &[u8],
 ) -> Result<Vec<CertificateRevocationListDer<'static>>, SecurityError> {
+    let pem = text::pem(pem).map_err(|problem| SecurityError::invalid(path, problem))?;
     let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
     let lists = lists.ok().filter(|lists| !lists.is_empty());
     lists.ok_or_else(|| {
@@ -310,6 +366,7 @@ pub(crate) fn certificates(
     path: &Path,
     pem: &[u8],
 ) -> Result<Vec<CertificateDer<'static>>, SecurityError> {
+    let pem = text::pem(pem).map_err(|problem| SecurityError::invalid(path, problem))?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match certificates {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),

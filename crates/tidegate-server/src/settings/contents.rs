@@ -12,10 +12,11 @@ use super::{
 };
 use crate::{
     error::BindError,
-    files::{self, SecurityError},
+    files::SecurityError,
     identity::{jwks::Fetcher, jwt::JwtKeys, rules::Rules, tokens::Tokens},
     network::tls::{self, TlsConfig},
-    operations::reload::Reloader,
+    prepare::{Prepared, Warning},
+    reading::read_file,
 };
 
 /// The problems of the files that `configuration` names, each file checked alone.
@@ -36,24 +37,37 @@ pub(super) fn problems(configuration: &Configuration, written: &Written) -> Vec<
     checks.problems
 }
 
-/// The problem for which a server would refuse files that pass alone.
-pub(super) fn together(configuration: &Configuration, written: &Written) -> Option<Problem> {
-    let error = Reloader::new(&configuration.server).err()?;
-    let keys: &[&str] = match &error {
-        BindError::PlaintextCredentials { .. } => &["listen", "auth.tokens", "auth.jwt.issuer"],
-        _ => &["auth.rules", "auth.jwt.issuer", "tls.certificate"],
-    };
-    let origin = keys.iter().find_map(|key| written.origin(key));
-    let message = match &error {
-        BindError::Security(error) => error.with_cause(),
-        other => other.to_string(),
-    };
-    Some(Problem {
-        origin: origin
-            .cloned()
-            .unwrap_or_else(|| Origin::Flag("auth-insecure".into())),
-        message,
-    })
+/// The warnings of a server with this configuration, each at its setting.
+///
+/// # Errors
+/// The problem for which a server would refuse what passes alone.
+pub(super) fn together(
+    configuration: &Configuration,
+    written: &Written,
+) -> Result<Vec<Problem>, Problem> {
+    let prepared = Prepared::new(&configuration.server).map_err(|error| {
+        let keys: &[&'static str] = match &error {
+            BindError::PlaintextCredentials { .. } => &["listen", "auth.tokens", "auth.jwt.issuer"],
+            BindError::Descriptors { .. } => &["connections.max"],
+            _ => &["auth.rules", "auth.jwt.issuer", "tls.certificate"],
+        };
+        let origin = keys.iter().find_map(|key| written.origin(key));
+        let message = match &error {
+            BindError::Security(error) => error.with_cause(),
+            other => other.to_string(),
+        };
+        Problem {
+            origin: origin.cloned().unwrap_or(Origin::Default(keys[0])),
+            message,
+        }
+    })?;
+    let warnings = prepared.warnings.into_iter();
+    Ok(warnings
+        .map(|Warning { key, message }| Problem {
+            origin: written.origin(key).cloned().unwrap_or(Origin::Default(key)),
+            message,
+        })
+        .collect())
 }
 
 /// The checks so far.
@@ -124,7 +138,7 @@ impl FileChecks<'_> {
         parse: impl FnOnce(&Path, &[u8]) -> Result<T, SecurityError>,
     ) -> Option<T> {
         let path = path?.as_ref();
-        let parsed = files::read(path).and_then(|content| parse(path, &content));
+        let parsed = read_file(path).and_then(|content| parse(path, &content));
         self.record(key, parsed)
     }
 

@@ -67,7 +67,7 @@ pub static SETTINGS: &[Setting] = rows! {
     "Memory that events may hold, in history and for clients that are behind. Over the budget the oldest events are \
      evicted, and a client that had not seen them gets a gap. Half of it is for large events that streams are in the \
      middle of; over that, the streams that have taken the longest are reset. auto is a quarter of the machine's \
-     memory, or of the control group's limit if that is less.";
+     memory, or of the least limit of the process and its control groups if that is less.";
 
     "filter_budget", "SIZE", OrAuto<Size>, server.filter_budget, RESTARTS,
     "Memory that the filters of all subscriptions may hold, besides memory_budget. Over it subscriptions with new \
@@ -256,11 +256,12 @@ pub static SETTINGS: &[Setting] = rows! {
     "Maximum number of calls open at once on one connection.";
 
     "http2.max_pending_accept_reset_streams", "N", Count, server.http2.max_pending_accept_reset_streams, RESTARTS,
-    "Maximum number of streams that a peer may reset before the server accepts them. Beyond it the connection ends.";
+    "Maximum number of calls that a peer may cancel before they were answered, in 10 s. Beyond it the connection ends. \
+     Leave it high for a proxy, which cancels the calls of all its users.";
 
     "http2.max_local_error_reset_streams", "N", Count, server.http2.max_local_error_reset_streams, RESTARTS,
-    "Maximum number of streams that the server resets for a peer's faults in the life of a connection. Beyond it the \
-     connection ends.";
+    "Maximum number of calls in progress that the server resets because their peer broke a rule of HTTP/2, in 10 s. \
+     Beyond it the connection ends.";
 
     "http2.max_header_list_size", "SIZE", Size32, server.http2.max_header_list_size, RESTARTS,
     "Maximum size of a request's headers.";

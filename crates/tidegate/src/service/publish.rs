@@ -7,7 +7,10 @@
 use std::{
     future::{Ready, ready},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -66,6 +69,8 @@ struct Call {
     access: Option<Access>,
     /// Caller that quotas are counted for. Anonymous where there is no gate.
     caller: Caller,
+    /// Set while a request of a stream is being published.
+    is_busy: Arc<AtomicBool>,
 }
 
 // ===== impl Publisher =====
@@ -100,6 +105,7 @@ impl Publisher {
         let request_timeout = self.request_timeout;
         let call = Call::new(self, request.extensions());
         let access = call.access.clone();
+        let is_busy = Arc::clone(&call.is_busy);
         let response = if is_stream {
             grpc.streaming(call, request).await
         } else {
@@ -115,7 +121,8 @@ impl Publisher {
                 unreadable(status, Reason::BatchTooLarge).into_http()
             }
             _ => response
-                .map(|body| ResponseBody::Other(CallBody::new(body, calls, access.as_ref()))),
+                .map(|body| CallBody::new(body, calls, access.as_ref()).with_busy(is_busy))
+                .map(ResponseBody::Other),
         }
     }
 
@@ -138,6 +145,7 @@ impl Call {
             publisher,
             access: extensions.get().cloned(),
             caller: caller.unwrap_or_default(),
+            is_busy: Arc::default(),
         }
     }
 
@@ -234,7 +242,10 @@ impl StreamingService<PublishRequest> for Call {
             async move {
                 let request =
                     request.map_err(|status| unreadable(status, Reason::BatchTooLarge))?;
-                call.publish(request).await
+                call.is_busy.store(true, Ordering::Relaxed);
+                let answer = call.publish(request).await;
+                call.is_busy.store(false, Ordering::Relaxed);
+                answer
             }
         });
         ready(Ok(Response::new(Box::pin(responses))))

@@ -391,5 +391,7 @@ pub(crate) fn reason(status: &Status) -> String {
         .get_details_error_info()
         .unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
     assert_eq!(info.domain, "tidegate");
+    let trailer = status.metadata().get("tidegate-reason");
+    assert_eq!(trailer.unwrap(), info.reason.as_str());
     info.reason
 }
