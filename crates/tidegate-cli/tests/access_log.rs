@@ -5,6 +5,7 @@ mod child;
 
 use std::{
     io::{BufRead as _, BufReader, Lines},
+    net::TcpStream,
     process::{ChildStderr, Command, Stdio},
 };
 
@@ -13,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tidegate_client::{Client, NewEvent, SubscribeOptions, Subscription, Update};
 
-const FILTER: &str = "warn,tidegate::access=info";
+const FILTER: &str = "off,tidegate::access=info";
 
 /// A server, and the lines of its log.
 struct Logged {
@@ -278,4 +279,21 @@ async fn names_that_a_caller_chooses_write_no_line_and_no_field_of_their_own() {
             assert!(line.contains(r#"client_id="b\"c=d""#), "{line}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_told_with_their_end_where_debug_is_asked_for() {
+    let mut logged = Logged::start(&["--log", "tidegate_server=debug"]);
+    let peer = TcpStream::connect(logged.server.address()).unwrap();
+    let address = format!("peer={}", peer.local_addr().unwrap());
+    let mut until = |part: &str| loop {
+        let line = logged.line();
+        if line.contains(part) && line.contains(&address) {
+            return line;
+        }
+    };
+    until("connection accepted");
+    drop(peer);
+    let ended = until("connection ended");
+    assert!(ended.contains("before it began"), "{ended}");
 }

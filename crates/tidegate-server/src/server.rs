@@ -150,7 +150,7 @@ impl Server {
         Ok(Self {
             acceptor: Acceptor::new(listener),
             local_addr,
-            admission,
+            admission: admission.clone(),
             logged: ConnectionStats::default(),
             hub,
             routes: routes.clone(),
@@ -160,6 +160,7 @@ impl Server {
                 reloader.tls.clone(),
                 config.max_connection_age,
                 config.max_connection_age_grace,
+                Arc::clone(admission.traffic()),
             )),
             controls,
             http,

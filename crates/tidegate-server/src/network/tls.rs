@@ -42,6 +42,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::{
     certificate::{self, Examined},
     expiry::{Notice, Notices},
+    metered::Metered,
     pem::{certificates, lists, private_key},
 };
 use crate::files::{Contents, Files, SecurityError};
@@ -105,11 +106,14 @@ struct Current {
     authorities: Arc<[String]>,
 }
 
+/// The socket of a connection.
+pub(crate) type Socket = Metered<TcpStream>;
+
 /// The bytes of a connection, with TLS or without.
 #[derive(Debug)]
 pub(crate) enum Transport {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 /// The certificates of a client, beginning with its own.
@@ -354,7 +358,7 @@ impl Tls {
     }
 
     /// Makes the handshake. The peer must choose HTTP/2 by ALPN: one that names no protocol may expect another server.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<Transport> {
+    pub(crate) async fn accept(&self, stream: Socket) -> io::Result<Transport> {
         let acceptor = TlsAcceptor::from(self.current().server);
         let stream = acceptor.accept(stream).await?;
         if stream.get_ref().1.alpn_protocol() != Some(H2) {

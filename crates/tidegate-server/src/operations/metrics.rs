@@ -176,6 +176,16 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
             stats.is_ready.into(),
         ),
         gauge("connections", "Open connections", connections.open as u64),
+        counter(
+            "bytes_sent",
+            "Bytes written to the sockets of connections, with what TLS adds",
+            connections.bytes_sent,
+        ),
+        counter(
+            "bytes_received",
+            "Bytes read from the sockets of connections, with what TLS adds",
+            connections.bytes_received,
+        ),
         counters(
             "reason",
             "connections_refused",

@@ -207,6 +207,7 @@ mod tests {
             "tidegate_server::identity=trace",
             "warn,tidegate::access=info",
             "tidegate::chunks=debug",
+            "tidegate::service=debug",
             "h2",
             "hyper=debug,info",
             "sqlx=debug",

@@ -112,6 +112,15 @@ async fn metrics_follow_events_and_subscriptions() {
         assert_eq!(now[name], value, "{name}");
     }
     for name in [
+        "tidegate_bytes_received_total",
+        "tidegate_bytes_sent_total",
+        "process_cpu_seconds_total",
+        "process_max_fds",
+        "process_open_fds",
+        "process_resident_memory_bytes",
+        "process_start_time_seconds",
+        "process_threads",
+        "process_virtual_memory_bytes",
         "tidegate_history_bytes",
         "tidegate_retained_bytes",
         "tidegate_memory_budget_bytes",
@@ -132,6 +141,27 @@ async fn metrics_follow_events_and_subscriptions() {
     let left = "tidegate_streams_ended_total{reason=\"CLIENT_LEFT\"}";
     until_metric(&server, left, 2.0).await;
     assert_eq!(scrape(&server).await["tidegate_subscriptions"], 0.0);
+}
+
+#[tokio::test]
+async fn bytes_are_counted_as_they_cross_the_sockets() {
+    let server = Running::start(watched()).await;
+    let mut client = server.client().await;
+    let mut stream = subscribe(&mut client, filters(&["t"])).await;
+    let counts = async || {
+        let now = scrape(&server).await;
+        ["sent", "received"].map(|way| now[&format!("tidegate_bytes_{way}_total")])
+    };
+    let [sent, received] = counts().await;
+    publish(&mut client, vec![event("t", vec![b'x'; 100_000])])
+        .await
+        .unwrap();
+    stream.events(1).await;
+    // It came in once and went out once, with little around it.
+    let now = counts().await;
+    for bytes in [now[0] - sent, now[1] - received] {
+        assert!((100_000.0..102_000.0).contains(&bytes), "{bytes}");
+    }
 }
 
 #[tokio::test]
