@@ -201,15 +201,17 @@ tools=$root/target/tools
 # Programs that are installed as services lie where only root looks.
 PATH=$PATH:$tools/bin:$peers/bin:/usr/sbin:/sbin
 
-# Installs a program that is missing: the wheel that .ci/requirements.txt pins, or else the crate.
+# Installs a program that is missing: the wheel that .ci/requirements.txt pins, or else the crate, if one is named.
 install_tool() {
-    local program=$1 wheel=$2 crate=$3 pinned
+    local program=$1 wheel=$2 crate=${3:-} pinned
     command -v "$program" >/dev/null && return
     pinned=$(grep "^$wheel==" .ci/requirements.txt)
     install_venv || return
     [[ -x $tools/bin/python ]] || python3 -m venv "$tools" || return
-    "$tools/bin/python" -m pip install --quiet --disable-pip-version-check "$pinned" ||
+    if ! "$tools/bin/python" -m pip install --quiet --disable-pip-version-check "$pinned"; then
+        [[ $crate ]] || return
         cargo install --quiet --locked --root "$tools" "$crate"
+    fi
     hash -r
     command -v "$program" >/dev/null
 }

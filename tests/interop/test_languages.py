@@ -1,5 +1,6 @@
 """The examples of other languages do what docs/protocol.md says, and so does `tidegate sub`, beside which they run."""
 
+import os
 import signal
 import subprocess
 
@@ -107,7 +108,9 @@ def test_subscriber_that_is_kicked_stays_away(binary, server, language: Language
 @pytest.mark.parametrize("language", ["clojure", "node"], indirect=True)
 def test_example_follows_the_protocol(binary, language: Language):
     # The details need further packages in both languages, so that these two read the trailers.
-    command = [binary, "conformance", "--jobs", "4", "--without", "details", "--", *language.subscribe_command]
+    # No more at once than there are processors: many scenarios are about time, and a JVM takes its own to start.
+    jobs = str(os.cpu_count() or 1)
+    command = [binary, "conformance", "--jobs", jobs, "--without", "details", "--", *language.subscribe_command]
     run = subprocess.run([*command, "--server", "{address}"], capture_output=True, text=True, timeout=10 * PATIENCE)
     assert run.returncode == 0, run.stdout + run.stderr
 

@@ -232,8 +232,9 @@ def test_the_proxies_look_for_the_ports_of_the_service():
     configuration = tomllib.loads(CONFIGURATIONS["systemd"].read_text())
     port = configuration["http"].split(":")[1]
     assert f"server {configuration['listen']};" in (PACKAGING / "nginx" / "tidegate.conf").read_text()
-    haproxy = (PACKAGING / "haproxy" / "tidegate.cfg").read_text()
-    assert re.search(rf"server tidegate {configuration['listen']} .* port {port} ", haproxy)
+    for name in ("tidegate.cfg", "tidegate-tcp.cfg"):
+        haproxy = (PACKAGING / "haproxy" / name).read_text()
+        assert re.search(rf"server tidegate {configuration['listen']} .*\bport {port} ", haproxy)
     [cluster] = envoy()["clusters"]
     endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
     address = endpoint["address"]["socket_address"]

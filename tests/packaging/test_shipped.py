@@ -109,6 +109,14 @@ def test_only_this_machine_reaches_metrics_where_there_is_no_container():
     assert re.findall(r"--publish (\S+)", DOCKERFILE.read_text()) == ["50051:50051"]
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_nothing_in_its_configuration_is_warned_of(package, binary):
+    ran = subprocess.run([binary, "check-config", CONFIGURATIONS[package]], capture_output=True, text=True, timeout=60)
+    # The variable is that of the tests.
+    said = [line for line in ran.stderr.splitlines() if "TIDEGATE_BIN" not in line]
+    assert (ran.returncode, said) == (0, [])
+
+
 # ===== The admin service =====
 
 

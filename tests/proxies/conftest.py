@@ -30,9 +30,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture
 def backend(binary: str) -> Iterator[Backend]:
-    backend = Backend(binary)
-    yield backend
-    backend.stop()
+    with Backend(binary) as backend:
+        yield backend
 
 
 @pytest.fixture(params=list(KINDS))
@@ -40,16 +39,15 @@ def kind(request: pytest.FixtureRequest) -> type[Proxy]:
     """Each of the proxies, one after the other."""
     kind = KINDS[request.param]
     if shutil.which(kind.PROGRAM) is None:
-        pytest.skip(f"{kind.PROGRAM} is missing: scripts/test unpacks it from Debian's package")
+        pytest.skip(f"{kind.PROGRAM} is missing: scripts/test gets it")
     return kind
 
 
 @pytest.fixture
 def proxy(kind: type[Proxy], backend: Backend, certificate: Certificate, tmp_path: Path) -> Iterator[Proxy]:
     """A proxy with the configuration of packaging/, in front of the server."""
-    proxy = kind(tmp_path, certificate, backend)
-    yield proxy
-    proxy.stop()
+    with kind(tmp_path, certificate, backend) as proxy:
+        yield proxy
 
 
 @pytest.fixture

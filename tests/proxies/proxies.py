@@ -1,4 +1,4 @@
-"""nginx and HAProxy as child processes, with the configurations of packaging/ but for ports and certificates."""
+"""nginx, HAProxy and Envoy as child processes, with the configurations of packaging/ but for ports and certificates."""
 
 from __future__ import annotations
 
@@ -58,6 +58,12 @@ class Backend:
 
     def stop(self) -> None:
         self.server.stop()
+
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def metric(self, name: str) -> float:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/metrics", timeout=PATIENCE) as answer:
@@ -124,6 +130,12 @@ class Proxy:
             total += int(re.search(r"^VmRSS:\s+(\d+)", status, re.MULTILINE)[1])
             pids += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         return total
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -206,13 +218,58 @@ class HaProxy(Proxy):
         return ["haproxy", "-db", "-f", str(self.folder / "haproxy.cfg")]
 
 
-KINDS: dict[str, type[Proxy]] = {"nginx": Nginx, "HAProxy": HaProxy}
+class HaProxyTcp(HaProxy):
+    """HAProxy that passes connections on as they are."""
+
+    def configuration(self, certificate: Certificate, backend: Backend, changes: dict[str, str]) -> str:
+        text = replaced(
+            (PACKAGING / "haproxy" / "tidegate-tcp.cfg").read_text(),
+            {
+                "server tidegate 127.0.0.1:50051": f"server tidegate {backend.address}",
+                "port 50080": f"port {backend.http_port}",
+                "bind :443": f"bind 127.0.0.1:{self.port}",
+            },
+        )
+        return replaced(text, changes)
+
+
+class Envoy(Proxy):
+    PROGRAM = "envoy"
+
+    def configuration(self, certificate: Certificate, backend: Backend, changes: dict[str, str]) -> str:
+        text = replaced(
+            (PACKAGING / "envoy" / "tidegate.yaml").read_text(),
+            {
+                "port_value: 50051": f"port_value: {backend.port}",
+                "port_value: 50080": f"port_value: {backend.http_port}",
+                "address: 0.0.0.0, port_value: 443 ": f"address: 127.0.0.1, port_value: {self.port} ",
+                "/etc/envoy/tidegate/tls.crt": str(certificate.chain),
+                "/etc/envoy/tidegate/tls.key": str(certificate.key),
+            },
+        )
+        return replaced(text, changes)
+
+    def command(self, configuration: str) -> list[str]:
+        (self.folder / "envoy.yaml").write_text(configuration)
+        # The identity is one of the memory that processes of Envoy share.
+        command = ["envoy", "--config-path", str(self.folder / "envoy.yaml"), "--use-dynamic-base-id"]
+        return [*command, "--concurrency", "1", "--log-level", "warning"]
+
+
+KINDS: dict[str, type[Proxy]] = {"nginx": Nginx, "HAProxy": HaProxy, "Envoy": Envoy}
 
 
 class ProxyClient(Client):
     """The generated stubs on one connection to a proxy."""
 
-    def __init__(self, proxy: Proxy, certificate: Certificate) -> None:
-        credentials = grpc.ssl_channel_credentials(certificate.chain.read_bytes())
+    def __init__(self, proxy: Proxy, certificate: Certificate, shows_it: bool = False) -> None:
+        chain, key = certificate.chain.read_bytes(), certificate.key.read_bytes()
+        credentials = grpc.ssl_channel_credentials(chain, *((key, chain) if shows_it else ()))
         self.channel = grpc.secure_channel(f"localhost:{proxy.port}", credentials, options=CHANNEL_OPTIONS)
         self.stub = EventServiceStub(self.channel)
+
+    def __enter__(self) -> ProxyClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,20 +1,24 @@
-"""Publishing, subscribing and resuming through nginx and HAProxy, with the configurations that are shipped."""
+"""Publishing, subscribing and resuming through nginx, HAProxy and Envoy, with the configurations that are shipped."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import queue
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import grpc
 import pytest
-from proxies import HaProxy, Nginx, Proxy, ProxyClient
+from proxies import Backend, HaProxy, HaProxyTcp, Nginx, Proxy, ProxyClient
 from support import PATIENCE, Client, assert_status, head, new_event, payloads, pb, refused, seconds
 from tidegate.v1 import admin_service_pb2 as admin
 from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -26,6 +30,16 @@ def requests(outgoing: queue.Queue):
     """The requests of a PublishStream, as they are put into the queue. None ends them."""
     while (request := outgoing.get()) is not None:
         yield request
+
+
+# ===== Configuration =====
+
+
+def test_nothing_in_the_configuration_is_warned_of(proxy):
+    said = proxy.log.read_text().splitlines()
+    # From nginx 1.25.1 on `http2` is a line of its own, as the configuration says.
+    warned = [line for line in said if re.search(r"\[(WARNING|warn|ALERT|alert|emerg)\]", line) and "http2" not in line]
+    assert not warned
 
 
 # ===== Calls =====
@@ -146,6 +160,41 @@ def test_a_connection_that_breaks_frees_the_places_of_its_streams(connect, backe
     backend.await_metric("tidegate_subscriptions", 0)
 
 
+def test_health_is_passed_on_and_watched(client, backend):
+    # SERVING is 1 and NOT_SERVING 2, in field 1.
+    check = client.channel.unary_unary("/grpc.health.v1.Health/Check")
+    assert check(b"", timeout=PATIENCE) == b"\x08\x01"
+    watched = client.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=PATIENCE)
+    assert next(watched) == b"\x08\x01"
+    # A stream that is open, so that the drain takes a moment.
+    unread = client.subscribe("a")
+    backend.server.signal(signal.SIGTERM)
+    with suppress(grpc.RpcError):
+        assert next(watched) == b"\x08\x02"
+    assert_status(unread.ending(), grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+
+
+def test_reload_of_nginx_ends_no_stream(backend, certificate, tmp_path):
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is missing: scripts/test unpacks it from Debian's package")
+    with Nginx(tmp_path, certificate, backend) as proxy, ProxyClient(proxy, certificate) as client:
+        stream = client.subscribe("a")
+        before = workers(proxy)
+        proxy.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + PATIENCE
+        while not workers(proxy) - before:
+            assert time.monotonic() < deadline, "nginx started no new worker"
+            time.sleep(0.02)
+        with ProxyClient(proxy, certificate) as publisher:
+            publisher.publish(new_event("a", b"1"))
+        assert payloads(stream.take(1)) == [b"1"]
+
+
+def workers(proxy: Proxy) -> set[str]:
+    pid = proxy.process.pid
+    return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
 # ===== What is not passed on =====
 
 
@@ -163,8 +212,38 @@ def test_nobody_reaches_the_admin_service(client, backend):
         with pytest.raises(grpc.RpcError) as caught:
             call(request, timeout=PATIENCE)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-        assert "proxy" in caught.value.details()
+        # Envoy says nothing.
+        assert "proxy" in (caught.value.details() or "proxy")
     client.publish(new_event("a"))
+
+
+def test_statuses_of_a_proxy_have_the_type_of_grpc(kind, backend, certificate, tmp_path):
+    """Libraries differ in what they make of an answer of another type: the one for Go takes no status from it."""
+    # By HTTP/1.1, which shows the headers that libraries of gRPC hide.
+    changes = {
+        "nginx": {},
+        "haproxy": {"alpn h2": "alpn h2,http/1.1"},
+        "envoy": {"alpn_protocols: [h2]": "alpn_protocols: [h2, http/1.1]", "codec_type: HTTP2": "codec_type: AUTO"},
+    }
+    with kind(tmp_path, certificate, backend, **changes[kind.PROGRAM]) as proxy:
+        trusting = ssl.create_default_context(cafile=str(certificate.chain))
+
+        def ask(method: str) -> tuple[int, str | None, str | None]:
+            connection = http.client.HTTPSConnection("localhost", proxy.port, context=trusting, timeout=PATIENCE)
+            connection.request("POST", method, headers={"content-type": "application/grpc", "te": "trailers"})
+            answer = connection.getresponse()
+            answer.read()
+            connection.close()
+            return answer.status, answer.getheader("content-type"), answer.getheader("grpc-status")
+
+        assert ask("/tidegate.v1.AdminService/Drain") == (200, "application/grpc", "12")
+        assert ask("/") == (200, "application/grpc", "12")
+        backend.stop()
+        deadline = time.monotonic() + PATIENCE
+        while (answer := ask("/tidegate.v1.EventService/Publish")) != (200, "application/grpc", "14"):
+            # HAProxy notices after a moment, and until then has a page with 503.
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.1)
 
 
 # ===== Bodies =====
@@ -174,13 +253,10 @@ def test_nginx_needs_to_be_told_that_bodies_have_no_end(binary, backend, certifi
     """The reason for `client_max_body_size` in packaging/nginx/tidegate.conf."""
     if shutil.which("nginx") is None:
         pytest.skip("nginx is missing: scripts/test unpacks it from Debian's package")
-    proxy = Nginx(tmp_path, certificate, backend, **{"client_max_body_size 0;": ""})
-    client = ProxyClient(proxy, certificate)
-    with pytest.raises(grpc.RpcError):
-        batches = (pb.PublishRequest(events=[new_event("a", bytes(64 << 10))]) for _ in range(64))
-        list(client.stub.PublishStream(batches, timeout=PATIENCE))
-    client.close()
-    proxy.stop()
+    batches = (pb.PublishRequest(events=[new_event("a", bytes(64 << 10))]) for _ in range(64))
+    with Nginx(tmp_path, certificate, backend, **{"client_max_body_size 0;": ""}) as proxy:
+        with ProxyClient(proxy, certificate) as client, pytest.raises(grpc.RpcError):
+            list(client.stub.PublishStream(batches, timeout=PATIENCE))
 
 
 # ===== Slow clients =====
@@ -229,17 +305,8 @@ def sharing(backend, certificate, tmp_path) -> Iterator[Callable[[], ProxyClient
         pytest.skip("haproxy is missing: scripts/test unpacks it from Debian's package")
     # Each thread has connections of its own.
     changes = {" max-reuse 0": "", "mode http": "mode http\n http-reuse always", "global\n": "global\n nbthread 1\n"}
-    proxy = HaProxy(tmp_path, certificate, backend, **changes)
-    clients = []
-
-    def connect() -> ProxyClient:
-        clients.append(ProxyClient(proxy, certificate))
-        return clients[-1]
-
-    yield connect
-    for client in clients:
-        client.close()
-    proxy.stop()
+    with HaProxy(tmp_path, certificate, backend, **changes) as proxy, ExitStack() as clients:
+        yield lambda: clients.enter_context(ProxyClient(proxy, certificate))
 
 
 def test_many_subscriptions_of_many_clients_over_one_connection_to_the_server(sharing, backend):
@@ -264,6 +331,31 @@ def test_haproxy_needs_a_connection_for_each_call(sharing, backend):
         read_beside_a_stream_that_is_not_read(sharing(), direct, timeout=3)
     assert caught.value.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN)
     direct.close()
+
+
+# ===== Connections that are passed on as they are =====
+
+
+def test_tls_and_the_certificates_of_clients_are_the_servers_where_haproxy_passes_connections_on(
+    binary, certificate, tmp_path
+):
+    if shutil.which("haproxy") is None:
+        pytest.skip("haproxy is missing: scripts/test unpacks it from Debian's package")
+    (tmp_path / "rules").write_text(
+        '[[rule]]\nprincipals = ["localhost"]\npublish = { allow = [">"] }\nsubscribe = { allow = [">"] }\n'
+    )
+    # The certificate is its own authority, and the client shows it too.
+    arguments = f"--tls-certificate {certificate.chain} --tls-key {certificate.key} --tls-client-ca {certificate.chain}"
+    arguments += f" --auth-rules {tmp_path}/rules --connections-max-age 1h"
+    with Backend(binary, *arguments.split()) as backend, HaProxyTcp(tmp_path, certificate, backend) as proxy:
+        with ProxyClient(proxy, certificate) as stranger, pytest.raises(grpc.RpcError) as caught:
+            stranger.publish(new_event("a"))
+        # Without a certificate there is no connection.
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        with ProxyClient(proxy, certificate, shows_it=True) as client, ProxyClient(
+            proxy, certificate, shows_it=True
+        ) as publisher:
+            read_beside_a_stream_that_is_not_read(client, publisher)
 
 
 # ===== The server goes =====
@@ -294,6 +386,19 @@ def test_a_drain_tells_publishers(client, backend):
     assert_status(caught.value, grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     outgoing.put(None)
     backend.stop()
+
+
+def test_connections_that_end_by_their_age_cost_no_call(kind, binary, certificate, tmp_path):
+    """The connections between proxy and server end while calls are made: each has its answer, each stream its reason."""
+    with Backend(binary, "--connections-max-age", "1s") as backend, kind(tmp_path, certificate, backend) as proxy:
+        with ProxyClient(proxy, certificate) as client:
+            stream = client.subscribe("b")
+            published, until = 0, time.monotonic() + 3
+            while time.monotonic() < until:
+                client.publish(new_event("a"))
+                published += 1
+            assert backend.metric("tidegate_events_published_total") == published
+            assert_status(stream.ending(), grpc.StatusCode.UNAVAILABLE, "MAX_CONNECTION_AGE")
 
 
 def test_server_that_is_killed_ends_streams_as_unavailable_or_internal(client, backend):
@@ -347,25 +452,25 @@ def test_sub_comes_back_when_the_server_does(binary, proxy, certificate, backend
 STATUSES = {
     "nginx": {"error_page 502 503 504 = @unavailable;": ""},
     "haproxy": {"if { nbsrv(tidegate) eq 0 }": "if FALSE"},
+    # It has none for calls of gRPC.
+    "envoy": {},
 }
 
 
 @pytest.fixture
 def with_pages(kind: type[Proxy], backend, certificate, tmp_path) -> Iterator[Proxy]:
     """A proxy that answers with pages for people where the server does not answer, as proxies do."""
-    proxy = kind(tmp_path, certificate, backend, **STATUSES[kind.PROGRAM])
-    yield proxy
-    proxy.stop()
+    with kind(tmp_path, certificate, backend, **STATUSES[kind.PROGRAM]) as proxy:
+        yield proxy
 
 
 def test_page_of_a_proxy_is_unavailable_too(with_pages, binary, certificate, backend):
-    client = ProxyClient(with_pages, certificate)
-    comes_back(binary, with_pages, certificate, backend, client)
-    backend.stop()
-    with pytest.raises(grpc.RpcError) as caught:
-        client.publish(new_event("a"))
+    with ProxyClient(with_pages, certificate) as client:
+        comes_back(binary, with_pages, certificate, backend, client)
+        backend.stop()
+        with pytest.raises(grpc.RpcError) as caught:
+            client.publish(new_event("a"))
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    client.close()
 
 
 @pytest.mark.parametrize(
@@ -386,22 +491,19 @@ def test_pages_of_nginx_mean_what_grpc_says(binary, backend, certificate, tmp_pa
     if shutil.which("nginx") is None:
         pytest.skip("nginx is missing: scripts/test unpacks it from Debian's package")
     changes = STATUSES["nginx"] | {"/tidegate.v1.EventService/ {": f"/tidegate.v1.EventService/ {{ return {answer};"}
-    proxy = Nginx(tmp_path, certificate, backend, **changes)
-    client = ProxyClient(proxy, certificate)
-    with pytest.raises(grpc.RpcError) as caught:
-        client.publish(new_event("a"))
-    assert caught.value.code().name == code
-    child = follow(binary, proxy, certificate, "a")
-    if exit_code is None:
-        said = json.loads(child.stdout.readline())
-        assert (said["type"], said["code"]) == ("reconnecting", code) and str(answer) in said["message"], said
-        child.kill()
-        child.communicate()
-    else:
-        _, errors = child.communicate(timeout=PATIENCE)
-        assert child.returncode == exit_code and str(answer) in errors, errors
-    client.close()
-    proxy.stop()
+    with Nginx(tmp_path, certificate, backend, **changes) as proxy:
+        with ProxyClient(proxy, certificate) as client, pytest.raises(grpc.RpcError) as caught:
+            client.publish(new_event("a"))
+        assert caught.value.code().name == code
+        child = follow(binary, proxy, certificate, "a")
+        if exit_code is None:
+            said = json.loads(child.stdout.readline())
+            child.kill()
+            child.communicate()
+            assert (said["type"], said["code"]) == ("reconnecting", code) and str(answer) in said["message"], said
+        else:
+            _, errors = child.communicate(timeout=PATIENCE)
+            assert child.returncode == exit_code and str(answer) in errors, errors
 
 
 def comes_back(binary, proxy, certificate, backend, client):

@@ -91,6 +91,12 @@ fn start(cli: Cli, log: &LogWriter) -> Result<ExitCode, Failure> {
 async fn run(command: Command, log: Option<String>, logs: Logs) -> Result<(), Failure> {
     #[cfg(unix)]
     signals::outlive_file_limits()?;
+    // A server refuses them.
+    if !matches!(command, Command::Serve(_) | Command::CheckConfig(_)) {
+        for warning in settings::misspelled_variables() {
+            tracing::warn!("{warning}");
+        }
+    }
     match command {
         Command::Serve(args) => serve::run(args, log, logs).await,
         Command::CheckConfig(args) => check_config::run(&args),

@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use tidegate_server::{
     Controls, Server,
-    settings::{Configuration, reload},
+    settings::{Configuration, Written, reload},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -16,6 +16,8 @@ use crate::{exit::Failure, logging::Logs, settings::SettingArgs};
 /// Everything that a reload needs.
 struct Reloader {
     asked: SettingArgs,
+    /// Whether the file had a setting when it was read last.
+    file_has_settings: bool,
     /// The settings in force.
     running: Configuration,
     controls: Controls,
@@ -27,7 +29,7 @@ struct Reloader {
 /// file, nothing could change, and the signal keeps its default action: it ends the process.
 pub(crate) fn on_hangup(
     asked: SettingArgs,
-    running: Configuration,
+    (running, written): (Configuration, &Written),
     server: &Server,
     logs: Logs,
 ) -> io::Result<()> {
@@ -37,6 +39,7 @@ pub(crate) fn on_hangup(
     let hangups = signal(SignalKind::hangup())?;
     let reloader = Reloader {
         asked,
+        file_has_settings: written.has_settings_of_a_file(),
         running,
         controls: server.controls().clone(),
         files: server.reloader().clone(),
@@ -75,6 +78,14 @@ impl Reloader {
                 for warning in written.warnings() {
                     tracing::warn!("{warning}");
                 }
+                // A file may be emptied on purpose. An editor, or a `>` in a shell, does it by accident.
+                let has_settings = written.has_settings_of_a_file();
+                if self.file_has_settings && !has_settings {
+                    tracing::warn!(
+                        "the file of the configuration has become empty: its settings are at their defaults"
+                    );
+                }
+                self.file_has_settings = has_settings;
                 next
             }
             Err(failure) => {

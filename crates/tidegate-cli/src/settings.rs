@@ -9,7 +9,8 @@ use clap::{
 use tidegate_server::{
     read_configuration,
     settings::{
-        Configuration, Problem, SEPARATOR, SETTINGS, Setting, Sources, Written, check, read,
+        Configuration, Problem, SEPARATOR, SETTINGS, Setting, Sources, VARIABLES, Written, check,
+        read,
     },
 };
 
@@ -204,8 +205,52 @@ impl FromArgMatches for SettingArgs {
 pub(crate) fn explain(error: clap::Error) -> clap::Error {
     match error.kind() {
         ErrorKind::InvalidUtf8 => name_what_is_not_utf_8(error),
+        ErrorKind::UnknownArgument => advise_on_switches(suggest(error)),
         _ => suggest(error),
     }
+}
+
+/// Says of a flag without a value that it has none, where one was given: `--print-config false`.
+fn advise_on_switches(mut error: clap::Error) -> clap::Error {
+    const ANSWERS: &[&str] = &["true", "false", "yes", "no", "on", "off"];
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    if !ANSWERS.contains(&&*word.to_lowercase()) {
+        return error;
+    }
+    let arguments: Vec<_> = env::args_os().collect();
+    let pair = arguments
+        .windows(2)
+        .find(|pair| pair[1] == **word && pair[0].to_string_lossy().starts_with("--"));
+    if let Some([flag, _]) = pair {
+        let advice = format!(
+            "{} takes no value: write it, or leave it out",
+            flag.to_string_lossy()
+        );
+        error.insert(
+            ContextKind::Suggested,
+            ContextValue::StyledStrs(vec![advice.into()]),
+        );
+    }
+    error
+}
+
+/// The warnings about variables that come near one of those that commands other than `serve` read, and are none.
+pub(crate) fn misspelled_variables() -> impl Iterator<Item = String> {
+    let set = env::vars_os().filter(|(_, value)| !value.is_empty());
+    set.filter_map(|(name, _)| {
+        let name = name.to_str()?.to_owned();
+        let is_known = NO_SETTINGS.contains(&&*name)
+            || SETTINGS.iter().any(|setting| setting.variable() == name);
+        let near = |other: &&&str| {
+            let distance = strsim::osa_distance(&name.to_uppercase(), other);
+            // All of them have nine letters in common.
+            distance <= 2 && distance * 2 < other.len() - VARIABLES.len()
+        };
+        let meant = NO_SETTINGS.iter().find(near).filter(|_| !is_known)?;
+        Some(format!("{name}: it is ignored; did you mean {meant}?"))
+    })
 }
 
 /// Names the argument or the variable that is not UTF-8, which clap leaves to its user to find.

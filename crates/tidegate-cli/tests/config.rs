@@ -693,3 +693,12 @@ fn check_config_takes_its_file_as_serve_does_and_from_a_pipe() {
         "{told}"
     );
 }
+
+#[test]
+fn a_switch_that_is_given_a_value_says_that_it_takes_none() {
+    let refused = tidegate(&["serve", "--print-config", "false"]).output();
+    let refused = refused.unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let told = said(&refused.stderr);
+    assert!(told.contains("--print-config takes no value"), "{told}");
+}

@@ -355,3 +355,64 @@ fn client_of_the_program_is_judged_by_hand_and_by_its_requests() {
     assert!(rest[1].starts_with("ok    position-batch"), "{rest:?}");
     assert_eq!(rest[2], "1 passed, 0 failed");
 }
+
+#[test]
+fn client_below_a_shell_ends_with_its_scenario() {
+    let pid_file = folder("below", &[]).join("pid");
+    let sub = env!("CARGO_BIN_EXE_tidegate");
+    let script = format!("echo $$ >{}; {sub} sub \"$@\" & wait", pid_file.display());
+    let output = conformance(&["--only", "position-batch", "--", "sh", "-c", &script, "sh"]);
+    assert!(output.status.success(), "{}", stdout(&output));
+    let shell = fs::read_to_string(&pid_file).unwrap();
+    let group = shell
+        .trim()
+        .parse()
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .unwrap();
+    // Those that were killed may still be on their way out.
+    while rustix::process::test_kill_process_group(group).is_ok() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn flood_of_lines_ends_with_a_verdict() {
+    let script = "yes '{\"type\":\"heartbeat\",\"position\":\"1:1\"}'";
+    let output = conformance(&[
+        "--scenarios",
+        flooded().to_str().unwrap(),
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = stdout(&output);
+    assert!(
+        told.contains("expected a call of Subscribe within 1 s; seen: no call"),
+        "{told}"
+    );
+    assert!(told.len() < 200_000, "{}", told.len());
+}
+
+fn flooded() -> PathBuf {
+    let text = "title = 'x'\n[[stream]]\nexpect.within_ms = 1000\nplay = [{ subscribed = { head = 1 } }]\n";
+    folder("flooded", &[("flood.toml", text)])
+}
+
+#[test]
+fn client_that_ends_early_is_noticed_by_its_requests_alone() {
+    let output = conformance(&[
+        "--requests-only",
+        "--only",
+        "position-batch",
+        "--",
+        "sh",
+        "-c",
+        "echo no >&2; exit 4",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = stdout(&output);
+    assert!(told.contains("exit code 4; its last words: no"), "{told}");
+}

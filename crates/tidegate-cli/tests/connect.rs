@@ -1,5 +1,9 @@
 //! Why `tidegate sub` and its siblings cannot connect: one line that says so, and an exit code by what can heal.
 #![cfg(target_os = "linux")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "what is waited for is in other processes, and no other task waits on these threads"
+)]
 
 mod child;
 
@@ -165,6 +169,30 @@ fn certificate_that_is_not_accepted_says_why() {
 }
 
 #[test]
+fn client_certificate_that_is_missing_or_not_accepted_is_named_every_time() {
+    let certificates = Certificates::new("client-certificates");
+    let ca = certificates.ca();
+    let server = certificates.serve("127.0.0.1", 2100, &["--tls-client-ca", &ca]);
+    let url = https(&server);
+    let other = rcgen::generate_simple_self_signed(["me".to_owned()]).unwrap();
+    let (chain, key) = (certificates.path("me.pem"), certificates.path("me.key"));
+    fs::write(&chain, other.cert.pem()).unwrap();
+    fs::write(&key, other.signing_key.serialize_pem()).unwrap();
+    // The alert comes after the handshake, and races with the call.
+    for _ in 0..5 {
+        let trusting = ["sub", "a", "--server", &url, "--tls-ca", &ca];
+        fails(&trusting, 4, "the server requires a client certificate");
+        let own = ["--tls-certificate", &chain, "--tls-key", &key];
+        let arguments = [&trusting[..], &own].concat();
+        fails(
+            &arguments,
+            4,
+            "the server does not accept the client certificate",
+        );
+    }
+}
+
+#[test]
 fn missing_server_heals_and_is_named_once() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -266,6 +294,34 @@ fn kicked_one_reads_that_an_operator_did_it() {
     let said = stderr(&output);
     assert!(said.contains("its operator ended the stream"), "{said}");
     assert!(!said.contains("another stream"), "{said}");
+}
+
+#[test]
+fn json_has_the_reason_of_the_end() {
+    let server = Serve::start(&[]);
+    let url = server.url();
+    let arguments = ["sub", "a", "--client-id", "ann", "--output", "json"];
+    let arguments = [&arguments[..], &["--server", &url]].concat();
+    for (end, reason) in [("kick", "DISCONNECTED"), ("sub", "TAKEN_OVER")] {
+        let mut child = command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        lines.next().unwrap().unwrap();
+        let mut other = match end {
+            "kick" => command(&["kick", "ann", "--server", &url]),
+            _ => command(&arguments),
+        };
+        let mut other = other.stdout(Stdio::null()).spawn().unwrap();
+        let ended: serde_json::Value =
+            serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(ended["type"], "ended");
+        assert_eq!(ended["code"], "ABORTED");
+        assert_eq!(ended["reason"], reason);
+        assert!(lines.next().is_none());
+        assert_eq!(child.wait().unwrap().code(), Some(6));
+        // The one that took over goes on.
+        let _ = other.kill();
+        other.wait().unwrap();
+    }
 }
 
 // ===== Variables =====

@@ -191,3 +191,22 @@ fn values_with_line_ends_and_white_space_around_them_are_refused() {
         }
     }
 }
+
+#[test]
+fn variables_of_other_commands_that_are_misspelled_are_warned_of() {
+    for (name, meant) in [
+        ("TIDEGATE_TOKN", "TIDEGATE_TOKEN"),
+        ("TIDEGATE_TOKENFILE", "TIDEGATE_TOKEN_FILE"),
+        ("TIDEGATE_TLSCA", "TIDEGATE_TLS_CA"),
+        ("tidegate_token", "TIDEGATE_TOKEN"),
+        ("TIDEGATE_SERVR", "TIDEGATE_SERVER"),
+    ] {
+        let (_, told) = run(program(["stats", "--server", "127.0.0.1:1"]).env(name, "x"));
+        let expected = format!("{name}: it is ignored; did you mean {meant}?");
+        assert!(told.contains(&expected), "{told}");
+    }
+    for name in ["TIDEGATE_LISTEN", "TIDEGATE_SERVICE_HOST", "TIDEGATE_PORT"] {
+        let (_, told) = run(program(["stats", "--server", "127.0.0.1:1"]).env(name, "x"));
+        assert!(!told.contains(name), "{told}");
+    }
+}

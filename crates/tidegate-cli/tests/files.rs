@@ -330,3 +330,32 @@ async fn a_file_system_that_does_not_answer_is_told_and_holds_up_neither_other_f
     let said = told(&refused);
     assert!(said.contains("could not be read in time"), "{said}");
 }
+
+#[test]
+fn a_configuration_that_becomes_empty_is_warned_of() {
+    let folder = Folder::new("config-empty");
+    let config = folder.write("config", "[quotas.address]\nsubscriptions = 1\n");
+    let (server, mut log) = Serve::logging(program([
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--config",
+        &config,
+    ]));
+    folder.write("config", "");
+    kill_process(server.pid(), Signal::HUP).unwrap();
+    log.until("the file of the configuration has become empty");
+    ends_at_once(server);
+}
+
+#[test]
+fn an_endless_configuration_is_refused() {
+    let script = "exec \"$0\" check-config <(yes)";
+    let refused = Command::new("bash")
+        .args(["-c", script, env!("CARGO_BIN_EXE_tidegate")])
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let told = told(&refused);
+    assert!(told.contains("has more than 1 MiB"), "{told}");
+}

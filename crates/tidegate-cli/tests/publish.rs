@@ -1,5 +1,9 @@
 //! `tidegate pub` as a pipe uses it: whatever ends it, each line that it took is accounted for.
 #![cfg(target_os = "linux")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "what is waited for is in other processes, and no other task waits on these threads"
+)]
 
 mod child;
 

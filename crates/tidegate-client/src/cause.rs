@@ -19,7 +19,10 @@ use rustls::{AlertDescription, CertificateError, Error as TlsError};
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
-use crate::reason::{Advice, RETRY_TRAILER};
+use crate::{
+    reason::{Advice, RETRY_TRAILER},
+    tls::NO_HTTP2,
+};
 
 /// Bytes of a page that are read for its words.
 const PAGE_BYTES: usize = 4096;
@@ -250,14 +253,18 @@ fn shown(text: &str) -> String {
 
 // ===== Connections =====
 
-/// Makes a status of a connection that failed. `greeting` has the first bytes that the peer has sent on it.
+/// Makes a status of a connection that failed. `greeting` has the first bytes that the peer has sent on it, and
+/// `tls_error` what TLS said of it after the handshake.
 pub(crate) fn of_connection(
     error: &(dyn StdError + 'static),
     server: &Uri,
     greeting: &[u8],
+    tls_error: Option<&TlsError>,
 ) -> Status {
     let is_tls = server.scheme_str() == Some("https");
-    let found = of_greeting(greeting, is_tls).or_else(|| of_chain(error));
+    let found = of_greeting(greeting, is_tls);
+    let found = found.or_else(|| tls_error.map(of_tls));
+    let found = found.or_else(|| of_chain(error));
     let (why, advice) = found.unwrap_or_else(|| {
         let root = chain(error).last().map(ToString::to_string);
         (root.unwrap_or_default(), Advice::Resume)
@@ -326,16 +333,7 @@ fn of_chain(error: &(dyn StdError + 'static)) -> Option<(String, Advice)> {
     }
     let texts = chain(error).map(ToString::to_string);
     let texts: Vec<_> = texts.collect();
-    // On an open connection, h2 keeps the text of an error alone.
-    let alert = texts.iter().find_map(|text| text.split_once(ALERT));
-    if let Some(tls) = alert.and_then(|(_, name)| alert_by_name(name)) {
-        return Some(of_tls(&tls));
-    }
-    // The error of tonic is private.
-    if texts
-        .iter()
-        .any(|text| text.contains("HTTP/2 was not negotiated"))
-    {
+    if texts.iter().any(|text| text == NO_HTTP2) {
         let why = "the server speaks TLS, but not HTTP/2 over it: use the port of the server, or let the proxy offer \"h2\" (ALPN)";
         return Some((why.into(), Advice::Stop));
     }
@@ -359,29 +357,6 @@ fn of_chain(error: &(dyn StdError + 'static)) -> Option<(String, Advice)> {
         _ => return None,
     };
     Some((format!("{}{hint}", texts.last()?), Advice::Resume))
-}
-
-/// The words of rustls before the name of an alert that the peer has sent.
-const ALERT: &str = "received fatal alert: ";
-
-/// Finds an alert that tells of a client certificate: with TLS 1.3 it comes after the handshake.
-fn alert_by_name(name: &str) -> Option<TlsError> {
-    let alerts = [
-        AlertDescription::CertificateRequired,
-        AlertDescription::BadCertificate,
-        AlertDescription::UnsupportedCertificate,
-        AlertDescription::CertificateRevoked,
-        AlertDescription::CertificateExpired,
-        AlertDescription::CertificateUnknown,
-        AlertDescription::UnknownCA,
-        AlertDescription::AccessDenied,
-        AlertDescription::HandshakeFailure,
-    ];
-    let alerts = alerts.into_iter().map(TlsError::AlertReceived);
-    let name = name.trim_end();
-    alerts
-        .into_iter()
-        .find(|alert| alert.to_string().strip_prefix(ALERT) == Some(name))
 }
 
 /// Tells what TLS says, and whether it may say something else another time.
@@ -419,6 +394,7 @@ fn of_tls(error: &TlsError) -> (String, Advice) {
             | Alert::CertificateExpired
             | Alert::CertificateUnknown
             | Alert::UnknownCA
+            | Alert::DecryptError
             | Alert::AccessDenied => {
                 format!("the server does not accept the client certificate ({error})")
             }

@@ -29,6 +29,7 @@ use crate::{
     cause,
     credentials::Credentials,
     liveness::{Activity, Watched, keep_alive_bytes},
+    tls::{Tls, Transport},
 };
 
 /// The event service, with credentials added to each call.
@@ -42,6 +43,10 @@ pub(crate) type AdminService = AdminServiceClient<InterceptedService<Connection,
 pub(crate) struct Connector {
     /// Opens connections. All settings are applied to it.
     pub(crate) endpoint: Endpoint,
+    /// Address of the server, as it was given.
+    pub(crate) server: Uri,
+    /// TLS, if the address is of `https`.
+    pub(crate) tls: Option<Tls>,
     pub(crate) credentials: Credentials,
     /// The largest message that is accepted from the server.
     pub(crate) max_message_bytes: usize,
@@ -63,6 +68,7 @@ pub(crate) struct Connection {
 /// Opens the socket of a connection.
 struct Dialer {
     http: HttpConnector,
+    tls: Option<Tls>,
     activity: Activity,
     life_limit: Duration,
 }
@@ -78,19 +84,20 @@ impl Connector {
 
     fn connect_with(&self, activity: Activity) -> Connection {
         let mut http = HttpConnector::new();
-        // TLS is a matter of the endpoint, above this socket.
+        // TLS is above this socket.
         http.enforce_http(false);
         http.set_nodelay(self.endpoint.get_tcp_nodelay());
         // A part of it for each address of the server, besides the endpoint's own for the whole.
         http.set_connect_timeout(self.endpoint.get_connect_timeout());
         let dialer = Dialer {
             http,
+            tls: self.tls.clone(),
             activity: activity.clone(),
             life_limit: self.life_limit,
         };
         Connection {
             channel: self.endpoint.connect_with_connector_lazy(dialer),
-            server: self.endpoint.uri().clone(),
+            server: self.server.clone(),
             activity,
         }
     }
@@ -134,7 +141,13 @@ impl Connector {
 impl Connection {
     /// Returns the status of a call that failed before there was a response.
     fn failed(&self, error: &transport::Error) -> Status {
-        cause::of_connection(error, &self.server, &self.activity.greeting())
+        let activity = &self.activity;
+        cause::of_connection(
+            error,
+            &self.server,
+            &activity.greeting(),
+            activity.tls_error().as_ref(),
+        )
     }
 
     /// Whether the server, or whatever is in its place, has sent anything.
@@ -182,21 +195,25 @@ impl Service<Request<Body>> for Connection {
 }
 
 impl Service<Uri> for Dialer {
-    type Response = TokioIo<Watched<TcpStream>>;
-    type Error = <HttpConnector as Service<Uri>>::Error;
+    type Response = TokioIo<Transport<TcpStream>>;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
     type Future = Boxed<Self::Response, Self::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.http.poll_ready(cx)
+        self.http.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, server: Uri) -> Self::Future {
         let dial = self.http.call(server);
         let activity = self.activity.clone();
-        let limit = self.life_limit;
+        let (tls, limit) = (self.tls.clone(), self.life_limit);
         Box::pin(async move {
             let socket = dial.await?.into_inner();
-            Ok(TokioIo::new(Watched::new(socket, activity, limit)))
+            let socket = Watched::new(socket, activity.clone(), limit);
+            Ok(TokioIo::new(match tls {
+                Some(tls) => tls.connect(socket, activity).await?,
+                None => Transport::Plain(socket),
+            }))
         })
     }
 }

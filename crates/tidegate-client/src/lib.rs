@@ -82,6 +82,7 @@ mod position;
 mod publisher;
 mod reason;
 mod subscription;
+mod tls;
 mod tracker;
 
 pub use admin::{Admin, ListOptions};
@@ -93,6 +94,7 @@ pub use position::{ParsePositionError, Position};
 pub use publisher::{
     Closed, Progress, PublishFailure, Publisher, PublisherOptions, PublisherState, Refusal,
 };
+pub use reason::reason;
 pub use subscription::{Subscription, Update};
 
 /// The protocol's own messages, as this crate takes and returns them.

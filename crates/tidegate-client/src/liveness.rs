@@ -49,6 +49,8 @@ struct Moments {
     progress: Instant,
     /// First bytes that the peer has sent.
     greeting: Vec<u8>,
+    /// Error by which TLS has ended the connection.
+    tls_error: Option<rustls::Error>,
     /// Bytes read since, which pings may explain up to `keep_alive_bytes`.
     unexplained: usize,
     keep_alive_bytes: usize,
@@ -81,6 +83,7 @@ impl Activity {
         Self(Arc::new(Mutex::new(Moments {
             progress: now,
             greeting: Vec::new(),
+            tls_error: None,
             unexplained: 0,
             keep_alive_bytes,
             life: now,
@@ -96,6 +99,16 @@ impl Activity {
     /// Returns the first bytes that the peer has sent.
     pub(crate) fn greeting(&self) -> Vec<u8> {
         self.moments().greeting.clone()
+    }
+
+    /// Notes the error by which TLS ends the connection.
+    pub(crate) fn tls_failed(&self, error: rustls::Error) {
+        self.moments().tls_error = Some(error);
+    }
+
+    /// Returns the error by which TLS has ended the connection.
+    pub(crate) fn tls_error(&self) -> Option<rustls::Error> {
+        self.moments().tls_error.clone()
     }
 
     /// Notes that a part of a response has come out of the connection.
@@ -116,6 +129,7 @@ impl Activity {
         let mut moments = self.moments();
         moments.life = Instant::now();
         moments.greeting.clear();
+        moments.tls_error = None;
     }
 
     fn bytes_read(&self, bytes: &[u8]) {

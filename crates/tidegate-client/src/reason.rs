@@ -82,8 +82,9 @@ pub(crate) const REASONS: [(&str, Code, Advice); 29] = [
     ("INTERNAL", Code::Internal, Advice::Resume),
 ];
 
-/// Returns the reason that the server gave, known or not: the one in the rich details, or else in the trailer.
-pub(crate) fn reason(status: &Status) -> Option<String> {
+/// Returns the reason that the server gave for a status, such as `STALLED`, known or not: the one in the rich details, or
+/// else in the trailer.
+pub fn reason(status: &Status) -> Option<String> {
     let details = status.get_details_error_info();
     details
         .filter(|info| info.domain == DOMAIN && !info.reason.is_empty())

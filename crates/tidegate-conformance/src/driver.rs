@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    output::{Output, OutputReceiver, OutputSender, output},
+    output::{Output, OutputSender, output},
     player::Player,
     position::At,
     scenario::Scenario,
@@ -58,6 +58,28 @@ pub enum DriverError {
     },
 }
 
+/// The processes of a client, which end with it.
+#[cfg(unix)]
+struct Group(Option<rustix::process::Pid>);
+
+#[cfg(unix)]
+impl Group {
+    fn of(child: &Child) -> Self {
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        Self(id.and_then(rustix::process::Pid::from_raw))
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // It fails if nobody is left, which is well.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+    }
+}
+
 impl Driver {
     /// Runs this command.
     pub fn new(words: impl IntoIterator<Item = impl Into<String>>) -> Self {
@@ -85,36 +107,37 @@ impl Driver {
             .map_err(|error| DriverError::Listen { address, error })?;
         let words = self.command(scenario, &player);
         let (program, arguments) = words.split_first().ok_or(DriverError::NoCommand)?;
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(match self.reads_output {
                 true => Stdio::piped(),
                 false => Stdio::null(),
             })
-            .stderr(match self.reads_output {
-                true => Stdio::piped(),
-                false => Stdio::null(),
-            })
+            .stderr(Stdio::piped())
             // Ended with its scenario, whatever becomes of it.
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| DriverError::Start {
-                program: program.clone(),
-                error,
-            })?;
-        if !self.reads_output {
-            let verdict = player.play(None).await;
-            drop(child);
-            return Ok(verdict);
-        }
+            .kill_on_drop(true);
+        // And so are the processes that it starts, such as a client below a shell.
+        #[cfg(unix)]
+        command.process_group(0);
+        let child = command.spawn().map_err(|error| DriverError::Start {
+            program: program.clone(),
+            error,
+        })?;
+        #[cfg(unix)]
+        let _group = Group::of(&child);
         let (sender, receiver) = output();
-        let watch = watch(child, sender);
-        let play = play(player, receiver);
+        let play = async {
+            match self.reads_output {
+                true => player.play_and_read(receiver).await,
+                false => player.play_and_watch(receiver).await,
+            }
+        };
         tokio::pin!(play);
         let verdict = tokio::select! {
             verdict = &mut play => verdict,
-            () = watch => play.await,
+            () = watch(child, sender) => play.await,
         };
         Ok(verdict)
     }
@@ -164,17 +187,15 @@ impl Driver {
     }
 }
 
-async fn play(player: Player<'_>, receiver: OutputReceiver) -> Verdict {
-    player.play(Some(receiver)).await
-}
-
 /// Hands over the output of a program, and its end.
 async fn watch(mut child: Child, sender: OutputSender) {
-    let stdout = child.stdout.take().expect("it is piped");
-    let stderr = child.stderr.take().expect("it is piped");
-    let lines = lines(stdout, &sender, Output::Line);
-    let words = lines_of_words(stderr, &sender);
-    let reading = async { tokio::join!(lines, words) };
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let reading = async {
+        tokio::join!(
+            lines(stdout, &sender, Output::Line),
+            lines(stderr, &sender, Output::Words),
+        )
+    };
     tokio::pin!(reading);
     let status = tokio::select! {
         status = child.wait() => {
@@ -188,11 +209,12 @@ async fn watch(mut child: Child, sender: OutputSender) {
     sender.send(Output::Exit(code)).await;
 }
 
-async fn lines_of_words(pipe: impl AsyncRead + Unpin, sender: &OutputSender) {
-    lines(pipe, sender, Output::Words).await;
-}
-
-async fn lines(pipe: impl AsyncRead + Unpin, sender: &OutputSender, kind: fn(String) -> Output) {
+async fn lines(
+    pipe: Option<impl AsyncRead + Unpin>,
+    sender: &OutputSender,
+    kind: fn(String) -> Output,
+) {
+    let Some(pipe) = pipe else { return };
     let mut pipe = BufReader::new(pipe);
     loop {
         let mut line = Vec::new();

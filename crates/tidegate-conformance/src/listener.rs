@@ -23,6 +23,9 @@ const SUBSCRIBE: &str = "/tidegate.v1.EventService/Subscribe";
 /// Bytes of a request that are read. The largest that a scenario asks for has a few hundred.
 const MAX_REQUEST: usize = 64 * 1024;
 
+/// Streams of a connection that may be open at once. A client needs one.
+const MAX_STREAMS: u32 = 100;
+
 /// Calls that wait to be taken. A client that opens more waits.
 const WAITING: usize = 64;
 
@@ -99,7 +102,9 @@ impl Control {
 /// Serves one connection until one side closes it.
 async fn serve(socket: TcpStream, number: u64, calls: mpsc::Sender<Call>) {
     let _ = socket.set_nodelay(true);
-    let Ok(mut connection) = server::handshake(socket).await else {
+    let mut builder = server::Builder::new();
+    builder.max_concurrent_streams(MAX_STREAMS);
+    let Ok(mut connection) = builder.handshake(socket).await else {
         return;
     };
     let (control, mut commands) = mpsc::channel(1);

@@ -50,6 +50,9 @@ const EQUAL_WAITS: Duration = Duration::from_millis(30);
 /// Fewest waits of a run of failures that are compared with those of another.
 const COMPARED_WAITS: usize = 4;
 
+/// Parts of an output that may be taken beyond a deadline.
+const FLOOD: usize = 1000;
+
 /// Bytes of output that are searched for the words about an ending.
 const MAX_WORDS: usize = 64 * 1024;
 
@@ -60,6 +63,8 @@ pub struct Player<'a> {
     listener: Listener,
     token_file: Option<NamedTempFile>,
     output: Option<OutputReceiver>,
+    /// Whether the client is judged by its output too.
+    reads_lines: bool,
     /// Whether the program of the client has ended, and its exit code.
     exit: Option<Option<i32>>,
     account: Account,
@@ -130,6 +135,7 @@ impl<'a> Player<'a> {
             listener,
             token_file,
             output: None,
+            reads_lines: false,
             exit: None,
             account: Account::default(),
             has_complained: false,
@@ -159,9 +165,26 @@ impl<'a> Player<'a> {
         self.token_file.as_ref().map(NamedTempFile::path)
     }
 
-    /// Plays the scenario to the client that connects, and judges it by its calls and by its output, if there is one.
-    pub async fn play(mut self, output: Option<OutputReceiver>) -> Verdict {
-        self.output = output;
+    /// Plays the scenario to the client that connects, and judges it by its calls alone.
+    pub async fn play(self) -> Verdict {
+        self.run().await
+    }
+
+    /// Plays the scenario to the client that connects, and judges it by its calls and its output.
+    pub async fn play_and_read(mut self, output: OutputReceiver) -> Verdict {
+        self.output = Some(output);
+        self.reads_lines = true;
+        self.run().await
+    }
+
+    /// Plays the scenario to the client that connects, and judges it by its calls alone. The output says when its program
+    /// has ended, and has words for the transcript.
+    pub async fn play_and_watch(mut self, output: OutputReceiver) -> Verdict {
+        self.output = Some(output);
+        self.run().await
+    }
+
+    async fn run(mut self) -> Verdict {
         self.transcript = Transcript::new();
         let problems = match self.play_streams().await {
             Ok(()) => Vec::new(),
@@ -507,7 +530,7 @@ impl<'a> Player<'a> {
 
     /// Waits until the client has told of all that was sent.
     async fn expect_told(&mut self, open: &mut Open) -> Result<(), (String, String)> {
-        if self.output.is_none() {
+        if !self.reads_lines {
             return self.stay(open, TAKING).await;
         }
         let deadline = Instant::now() + TELLING;
@@ -700,7 +723,7 @@ impl<'a> Player<'a> {
     async fn expect_complaint(&mut self, mut open: Open) -> Result<(), (String, String)> {
         let expected = "the client to report loudly that the server broke the protocol: an exit code other than 0, or a line of the type `error`";
         let quiet = Duration::from_millis(self.scenario.quiet_ms);
-        if self.output.is_none() {
+        if !self.reads_lines {
             // Whether it reported anything cannot be seen.
             self.until(Some(&mut open), Instant::now() + TAKING, |_| false)
                 .await;
@@ -746,7 +769,7 @@ impl<'a> Player<'a> {
 
     /// Fails unless the client has told why it stopped.
     fn check_stopped(&mut self, words: &[String]) -> Result<(), (String, String)> {
-        if self.output.is_none() {
+        if !self.reads_lines {
             return Ok(());
         }
         if self.exit == Some(Some(0)) {
@@ -783,9 +806,14 @@ impl<'a> Player<'a> {
         deadline: Instant,
         is_done: impl Fn(&Self) -> bool,
     ) -> Happening {
+        let mut taken = 0;
         loop {
             if self.mistake.is_some() || is_done(self) {
                 return Happening::Done;
+            }
+            // The output goes first, so a client that floods it would put off everything else.
+            if taken > FLOOD && Instant::now() >= deadline {
+                return Happening::Deadline;
             }
             if let Some(call) = self.early.take().or_else(|| self.waiting_call()) {
                 return self.called(open, call).await;
@@ -809,7 +837,10 @@ impl<'a> Player<'a> {
                 // The output first: it says why a client leaves.
                 biased;
                 output = output => match output {
-                    Some((at, output)) => self.take(at, output),
+                    Some((at, output)) => {
+                        taken += 1;
+                        self.take(at, output);
+                    }
                     None => self.exit = Some(None),
                 },
                 () = left => return Happening::Left,

@@ -178,7 +178,7 @@ async fn play(scenario: &Scenario, fault: Option<Fault>) -> Verdict {
         sender,
     );
     let run = tokio::spawn(client.run());
-    let verdict = player.play(Some(receiver)).await;
+    let verdict = player.play_and_read(receiver).await;
     run.abort();
     verdict
 }

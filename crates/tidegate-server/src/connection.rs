@@ -30,6 +30,9 @@ pub(crate) struct Connections {
     pub(crate) cut: CancellationToken,
 }
 
+/// A connection that has begun, its protocol, and the certificates of its client.
+type Begun = (Prefaced<Transport>, &'static str, Option<Certificates>);
+
 impl Connections {
     pub(crate) fn new(
         config: Http2Config,
@@ -95,26 +98,25 @@ impl Connections {
     // Not part of `serve`, whose future would keep its temporaries as long as the connection lasts.
     fn connection(
         &self,
-        (begun, certificates): (Prefaced<Transport>, Option<Certificates>),
+        (begun, protocol, certificates): Begun,
         peer: SocketAddr,
     ) -> (Connection, Calls) {
-        let (service, calls) = self.routes.for_connection(peer, certificates);
+        let routes = &self.routes;
+        let (service, calls) = routes.for_connection(peer, protocol, certificates);
         (Connection::new(begun, service, &self.config), calls)
     }
 
     /// Waits for the TLS handshake, if there is TLS, and the HTTP/2 preface. One time-out covers both, and a drain ends
     /// the wait: nothing was asked of the server yet.
-    async fn handshake(
-        &self,
-        stream: TcpStream,
-    ) -> Option<(Prefaced<Transport>, Option<Certificates>)> {
+    async fn handshake(&self, stream: TcpStream) -> Option<Begun> {
         let begun = async {
             let transport = match &self.tls {
                 Some(tls) => tls.accept(stream).await?,
                 None => Transport::Plain(stream),
             };
             let certificates = transport.certificates();
-            io::Result::Ok((read_preface(transport).await?, certificates))
+            let protocol = transport.protocol();
+            io::Result::Ok((read_preface(transport).await?, protocol, certificates))
         };
         tokio::select! {
             begun = timeout(self.config.preface_timeout, begun) => match begun {

@@ -34,6 +34,7 @@
 //! except calls to `grpc.health.v1.Health`, and no call may do more than a [`Rule`] allows. Any principal may use
 //! reflection. The [`Reloader`] reads certificates, tokens, keys and rules again when their files change.
 
+mod access_log;
 mod address;
 mod config;
 mod connection;

@@ -6,7 +6,7 @@
 //! the root of what the process sees, and a slice or a node may have a lower one above it.
 //!
 //! # What may be hidden
-//! A unit with `ProcSubset=pid` has no `/proc/meminfo`, so the machine's memory comes from `sysinfo(2)`. Where control
+//! A unit with `ProcSubset=pid` has no `/proc/meminfo`, so the machine's memory comes from `sysinfo(2)` too. Where control
 //! groups are mounted is read from `/proc/self/mountinfo`: version 1, version 2, or both. If the group of the process
 //! cannot be looked up, that is a warning, because its limit may be less than what is assumed.
 //!
@@ -90,11 +90,14 @@ impl Budget {
 
 impl MemoryLimit {
     fn of_this_process() -> Self {
-        let machine = machine().map(|bytes| Limit {
+        // A container may show less in the file than the system call tells, and the file may be hidden.
+        let file = fs::read_to_string("/proc/meminfo").ok();
+        let file = file.and_then(|text| total_of(&text));
+        let machine = file.into_iter().chain(machine()).map(|bytes| Limit {
             bytes,
             source: "the machine's memory".into(),
         });
-        Self::least_of(Path::new("/"), machine.into_iter().chain(of_resources()))
+        Self::least_of(Path::new("/"), machine.chain(of_resources()))
     }
 
     /// The least of `others` and the limits of control groups, which are looked for below `root`.
@@ -105,6 +108,14 @@ impl MemoryLimit {
             unknown,
         }
     }
+}
+
+/// `MemTotal` of `/proc/meminfo`, in bytes.
+fn total_of(meminfo: &str) -> Option<u64> {
+    let mut lines = meminfo.lines();
+    let line = lines.find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    kibibytes.checked_mul(1_024).filter(|bytes| *bytes > 0)
 }
 
 /// The machine's memory, by `sysinfo(2)`, which needs no file.
@@ -175,6 +186,7 @@ fn of_groups(root: &Path) -> (Vec<Limit>, Option<String>) {
     let mounts = mounts(&own);
     let mut limits = Vec::new();
     let mut unknown = None;
+    let (mut is_in_groups, mut is_any_known) = (false, false);
     for line in groups.lines() {
         let Some((version, path)) = group(line) else {
             continue;
@@ -190,6 +202,8 @@ fn of_groups(root: &Path) -> (Vec<Limit>, Option<String>) {
                 limits.extend(of_folder(version, &folder, &group));
             }
         }
+        is_in_groups = true;
+        is_any_known |= is_known;
         // The root has no limits, and is what a process without a group of its own is in.
         if !is_known && path != "/" {
             unknown = Some(format!(
@@ -197,6 +211,14 @@ fn of_groups(root: &Path) -> (Vec<Limit>, Option<String>) {
                  to a quarter of it, or let the process see /sys/fs/cgroup"
             ));
         }
+    }
+    // In a namespace of control groups, the group of a container is the root of what it sees, if it sees it.
+    if is_in_groups && !is_any_known && unknown.is_none() {
+        unknown = Some(
+            "no control group can be looked up, so a limit on memory is not known: set memory_budget to a quarter of it, \
+             or let the process see /sys/fs/cgroup"
+                .into(),
+        );
     }
     (limits, unknown)
 }
@@ -483,8 +505,19 @@ mod tests {
         assert_eq!(budget.bytes, 16 * GIB);
         let warning = "/system.slice/tidegate.service cannot be looked up";
         assert!(budget.warnings[0].contains(warning), "{budget:?}");
+        // So is the group of a container, which is the root of its namespace.
+        let files = [("proc/self/cgroup", "0::/\n"), ("proc/self/mountinfo", "")];
+        let limit = Root::new("unmounted", &files).limit(64 * GIB);
+        assert!(limit.unknown.is_some());
         // A kernel without control groups has nothing to hide.
         assert_eq!(Root::new("none", &[]).limit(GIB).unknown, None);
+    }
+
+    #[test]
+    fn meminfo_is_read() {
+        let text = "MemTotal:       24575 kB\nMemFree: 1 kB\n";
+        assert_eq!(total_of(text), Some(24_575 * 1_024));
+        assert_eq!(total_of("MemFree: 1 kB\n"), None);
     }
 
     #[test]

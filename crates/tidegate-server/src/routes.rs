@@ -1,11 +1,17 @@
 //! The services of one connection: events, and beside them the admin service, health (`grpc.health.v1`) for load
 //! balancers, and reflection (`grpc.reflection.v1` and `v1alpha`) for tools.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    task::Poll,
+    time::Duration,
+};
 
 use http::Uri;
 use tidegate::{
-    Access, Calls, EventService, Reason, ResponseBody, ResponseFuture,
+    Access, Calls, EventService, Reason, ResponseFuture,
     proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN_NAME},
     request_timed_out,
 };
@@ -17,6 +23,7 @@ use tonic_reflection::pb::v1::server_reflection_server::ServerReflectionServer;
 use tower::Service;
 
 use crate::{
+    access_log::{self, CountedBody, Record, RecordedBody, RecordedFuture},
     config::ServerConfig,
     identity::{Authenticator, peer::Peer},
     network::tls::Certificates,
@@ -54,6 +61,9 @@ const SUBSCRIBE: &str = "/tidegate.v1.EventService/Subscribe";
 /// The beginning of the health service's paths.
 const HEALTH: &str = "/grpc.health.v1.Health/";
 
+/// The body of a request.
+type RequestBytes = CountedBody<RequestBody>;
+
 /// The services that all connections share.
 #[derive(Debug, Clone)]
 pub(crate) struct Routes {
@@ -71,6 +81,8 @@ pub(crate) struct ConnectionRoutes {
     calls: Calls,
     /// The remote address of the connection.
     address: SocketAddr,
+    /// The protocol of the connection, for the access log.
+    protocol: &'static str,
     /// `None` if calls need no credentials.
     peer: Option<Arc<Peer>>,
 }
@@ -127,6 +139,7 @@ impl Routes {
     pub(crate) fn for_connection(
         &self,
         address: SocketAddr,
+        protocol: &'static str,
         certificates: Option<Certificates>,
     ) -> (ConnectionRoutes, Calls) {
         let (events, calls) = self.events.for_connection();
@@ -140,6 +153,7 @@ impl Routes {
             side: Arc::clone(&self.side),
             calls: calls.clone(),
             address,
+            protocol,
             peer,
         };
         (routes, calls)
@@ -149,22 +163,41 @@ impl Routes {
 // ===== impl ConnectionRoutes =====
 
 impl Service<http::Request<RequestBody>> for ConnectionRoutes {
-    type Response = http::Response<ResponseBody>;
+    type Response = http::Response<RecordedBody>;
     type Error = Infallible;
-    type Future = ResponseFuture;
+    type Future = RecordedFuture<ResponseFuture>;
 
     fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: http::Request<RequestBody>) -> ResponseFuture {
+    fn call(&mut self, request: http::Request<RequestBody>) -> Self::Future {
+        let record = access_log::is_on().then(|| {
+            let path = request.uri().path();
+            Box::new(Record::new(path, self.address, self.protocol))
+        });
+        let received = record.as_ref().map(|record| record.received());
+        let principal = record.as_ref().map(|record| record.principal());
+        let request = request.map(|body| CountedBody::new(body, received));
+        let response = self.respond(request, principal);
+        RecordedFuture::new(response, record, self.side.controls.subscribers())
+    }
+}
+
+impl ConnectionRoutes {
+    /// Answers a call, and notes its principal for the access log.
+    fn respond(
+        &mut self,
+        mut request: http::Request<RequestBytes>,
+        principal: Option<Arc<OnceLock<Arc<str>>>>,
+    ) -> ResponseFuture {
         let peer = self.peer.clone();
         let Some(peer) = peer.filter(|_| !PUBLIC_METHODS.contains(&request.uri().path())) else {
             return self.route(request, None);
         };
         let mut routes = self.clone();
         Box::pin(async move {
-            match routes.authorize(&peer, &request).await {
+            match routes.authorize(&peer, &request, principal).await {
                 Ok(access) => {
                     request.extensions_mut().insert(access.clone());
                     routes.route(request, Some(access)).await
@@ -173,9 +206,7 @@ impl Service<http::Request<RequestBody>> for ConnectionRoutes {
             }
         })
     }
-}
 
-impl ConnectionRoutes {
     /// Authenticates the call, and authorizes its method. Topics, filters and client ids are for the service to check.
     ///
     /// # Errors
@@ -183,7 +214,8 @@ impl ConnectionRoutes {
     async fn authorize(
         &self,
         peer: &Peer,
-        request: &http::Request<RequestBody>,
+        request: &http::Request<RequestBytes>,
+        principal: Option<Arc<OnceLock<Arc<str>>>>,
     ) -> Result<Access, Status> {
         let path = request.uri().path();
         let claim = match path {
@@ -198,6 +230,10 @@ impl ConnectionRoutes {
                         self.side.controls.note_auth_failure();
                     }
                 })?;
+        if let Some(known) = principal {
+            // A call has one principal.
+            let _ = known.set(Arc::clone(authenticated.access.principal()));
+        }
         if PRINCIPAL_METHODS.contains(&path) || authenticated.may_administer() {
             return Ok(authenticated.access);
         }
@@ -210,7 +246,7 @@ impl ConnectionRoutes {
     /// Hands the request to its service.
     fn route(
         &mut self,
-        mut request: http::Request<RequestBody>,
+        mut request: http::Request<RequestBytes>,
         access: Option<Access>,
     ) -> ResponseFuture {
         let path = request.uri().path();

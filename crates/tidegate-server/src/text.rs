@@ -38,9 +38,22 @@ pub(crate) fn lines_of_text(content: &[u8]) -> Result<&str, String> {
 /// The contents of a file in PEM: without a byte order mark at its beginning, or anywhere.
 ///
 /// # Errors
-/// When it is UTF-16, or there is a byte order mark that is not at the beginning: the block behind it would be skipped.
+/// When it is UTF-16, there is a byte order mark that is not at the beginning, or a block is indented: such a block
+/// would be skipped, and a chain or a list of authorities would lack it without a word.
 pub(crate) fn pem(content: &[u8]) -> Result<&[u8], String> {
-    without_further_marks(without_mark(content)?)
+    let content = without_further_marks(without_mark(content)?)?;
+    let mut lines = content.split(|byte| *byte == b'\n').enumerate();
+    let is_indented = |line: &[u8]| {
+        let bare = line.trim_ascii_start();
+        bare.len() < line.len() && bare.starts_with(b"-----BEGIN")
+    };
+    match lines.find(|(_, line)| is_indented(line)) {
+        Some((i, _)) => Err(format!(
+            "line {}: the beginning of a block is indented: remove the white space before it",
+            i + 1
+        )),
+        None => Ok(content),
+    }
 }
 
 /// `content` without a byte order mark at its beginning.
@@ -98,6 +111,14 @@ mod tests {
             assert!(pem(joined).unwrap_err().starts_with("line 2: "));
         }
         assert!(has_mark(b"\xef\xbb\xbfa") && has_mark(b"\xff\xfea\0") && !has_mark(b"a"));
+    }
+
+    #[test]
+    fn indented_block_is_named() {
+        let one = b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
+        let two = [&one[..], b"  ", one].concat();
+        assert!(pem(one).is_ok());
+        assert!(pem(&two).unwrap_err().starts_with("line 4: "));
     }
 
     #[test]

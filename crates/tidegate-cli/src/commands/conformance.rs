@@ -1,10 +1,6 @@
 //! `tidegate conformance`: walks a client through the protocol, and says which rule it broke.
 
-use std::{
-    io::{self, Write as _},
-    net::SocketAddr,
-    path::PathBuf,
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::mpsc};
 
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use serde::Serialize;
@@ -12,9 +8,11 @@ use tidegate_conformance::{
     Ability, Driver, Player, Scenario, Suite, Verdict, read_folder, scenarios,
 };
 
+use tokio::task::{JoinHandle, spawn_blocking};
+
 use crate::{
     exit::{Exit, Failure},
-    signals,
+    signals, stdio,
 };
 
 /// Similarity of a name to the one that was meant.
@@ -248,7 +246,7 @@ async fn listen(
         });
         print_json(&line)?;
     }
-    let verdict = player.play(None).await;
+    let verdict = player.play().await;
     report(&verdict, format)?;
     Ok(verdict)
 }
@@ -287,24 +285,58 @@ async fn drive(args: &ConformanceArgs, scenarios: Vec<Scenario>) -> Result<Vec<V
         scenarios,
         jobs: args.jobs.into(),
     };
-    let mut printed = Ok(());
-    let verdicts = suite.run(&driver, |verdict| {
-        let result = report(verdict, args.output);
-        if printed.is_ok() {
-            printed = result;
-        }
-    });
+    let printer = Printer::start();
+    let format = args.output;
+    let verdicts = suite.run(&driver, |verdict| printer.print(rendered(verdict, format)));
     let verdicts = verdicts
         .await
-        .map_err(|error| Failure::new(Exit::Other, error))?;
-    printed?;
-    Ok(verdicts)
+        .map_err(|error| Failure::new(Exit::Other, error));
+    printer.finish().await?;
+    verdicts
+}
+
+/// Prints from a thread of its own: a reader of the output that is slow, or a terminal that is stopped, must not stop the
+/// servers and be taken for the silence of one.
+struct Printer {
+    sender: mpsc::Sender<Result<String, Failure>>,
+    thread: JoinHandle<Result<(), Failure>>,
+}
+
+impl Printer {
+    fn start() -> Self {
+        let (sender, receiver) = mpsc::channel();
+        let print_all = move || {
+            receiver
+                .into_iter()
+                .try_for_each(|text: Result<String, _>| print(&text?))
+        };
+        Self {
+            sender,
+            thread: spawn_blocking(print_all),
+        }
+    }
+
+    fn print(&self, text: Result<String, Failure>) {
+        // It fails once the output cannot be written, which `finish` tells.
+        let _ = self.sender.send(text);
+    }
+
+    async fn finish(self) -> Result<(), Failure> {
+        drop(self.sender);
+        self.thread
+            .await
+            .map_err(|error| Failure::new(Exit::Other, error))?
+    }
 }
 
 fn report(verdict: &Verdict, format: Format) -> Result<(), Failure> {
+    print(&rendered(verdict, format)?)
+}
+
+fn rendered(verdict: &Verdict, format: Format) -> Result<String, Failure> {
     match format {
-        Format::Text => print(&verdict.to_string()),
-        Format::Json => print_json(&Line::Scenario {
+        Format::Text => Ok(verdict.to_string()),
+        Format::Json => json(&Line::Scenario {
             passed: verdict.is_passed(),
             verdict,
         }),
@@ -358,12 +390,13 @@ fn conclude(
 }
 
 fn print(text: &str) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{text}")?;
-    Ok(stdout.flush()?)
+    Ok(stdio::print(format!("{text}\n"))?)
 }
 
 fn print_json(line: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string(line).map_err(io::Error::other)?;
-    print(&text)
+    print(&json(line)?)
+}
+
+fn json(line: &impl Serialize) -> Result<String, Failure> {
+    Ok(serde_json::to_string(line).map_err(io::Error::other)?)
 }

@@ -70,7 +70,7 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
     // Before anyone knows the address, so that no signal is missed.
     let mut signals = Signals::listen()?;
     #[cfg(unix)]
-    reload::on_hangup(asked, configuration, &server, logs)?;
+    reload::on_hangup(asked, (configuration, &written), &server, logs)?;
     announce(server.local_addr(), server.http_addr());
     let (controls, hub) = (server.controls().clone(), server.hub().clone());
     tokio::spawn(async move {

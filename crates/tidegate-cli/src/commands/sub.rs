@@ -121,7 +121,8 @@ JSON output:
     heartbeat     position
     caught_up     position: the replay has ended
     going_away    resume_after, reconnect_after, reason
-    reconnecting  code, message, retry_in, attempt
+    reconnecting  code, message, retry_in, attempt; reason if the server gave one
+    ended         code, message; reason if the server gave one: an error follows
   A position is EPOCH:SEQUENCE, as --resume takes it. To resume after an event,
   take the epoch of the last `subscribed` and the event's sequence. Durations are
   seconds with an `s`, such as 0.25s.
@@ -214,6 +215,7 @@ impl Printer {
             match update {
                 Ok(update) => self.print(&update).await?,
                 Err(error) => {
+                    self.renderer.render_end(&mut self.ready, &error)?;
                     self.flush().await?;
                     return Err(error.into());
                 }

@@ -7,7 +7,7 @@ use std::io;
 
 use clap::ValueEnum;
 use jiff::Timestamp;
-use tidegate_client::{Code, Gap, GapReason, Position, Update};
+use tidegate_client::{Code, Error, Gap, GapReason, Position, Update};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Format {
@@ -81,6 +81,16 @@ impl Renderer {
             },
         }
         Ok(Target::Output)
+    }
+}
+
+impl Renderer {
+    /// Appends the line for the error that ends the subscription, if the form shows it: people read it on standard error.
+    pub(crate) fn render_end(&self, out: &mut Vec<u8>, error: &Error) -> io::Result<()> {
+        match self {
+            Self::Json => json::render_end(out, error),
+            Self::Text { .. } | Self::Raw(_) => Ok(()),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     env,
     error::Error,
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -33,7 +33,10 @@ use super::{
     policy::Policies,
     refusal::quoted,
 };
-use crate::{files::SecurityError, network::tls, reading::read_file};
+use crate::{
+    files::{Files, SecurityError},
+    network::tls,
+};
 
 /// The most bytes of a key set. One key has less than 1 KiB.
 const MAX_BYTES: usize = 1 << 20;
@@ -77,6 +80,8 @@ pub(crate) struct Fetcher {
     uri: Uri,
     /// `None` without TLS.
     tls: Option<Arc<ClientConfig>>,
+    /// The authorities of a file, in place of those that `tls` trusts.
+    authorities: Option<Arc<Authorities>>,
 }
 
 /// An answer that was read to its end.
@@ -85,6 +90,14 @@ struct Answer {
     body: Vec<u8>,
     /// Whether the body was longer than may be, and is cut.
     is_cut: bool,
+}
+
+/// The authorities in a file, which is read again when it has changed.
+#[derive(Debug)]
+struct Authorities {
+    path: PathBuf,
+    file: Files,
+    in_force: Mutex<Arc<ClientConfig>>,
 }
 
 // ===== impl KeySets =====
@@ -222,8 +235,17 @@ impl Fetcher {
             || host
                 .parse()
                 .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+        let mut authorities = None;
         let (default_port, tls) = match uri.scheme_str() {
-            Some("https") => (443, Some(client_config(config.ca.as_ref())?)),
+            Some("https") => {
+                let read = config.ca.as_deref().map(Authorities::new).transpose()?;
+                authorities = read.map(Arc::new);
+                let trusted = match &authorities {
+                    Some(authorities) => authorities.in_force(),
+                    None => client_config_of(tls::system_roots()),
+                };
+                (443, Some(trusted))
+            }
             Some("http") if is_local => (80, None),
             Some("http") => {
                 return Err(invalid(
@@ -237,6 +259,7 @@ impl Fetcher {
             host,
             uri,
             tls,
+            authorities,
             config,
         })
     }
@@ -267,6 +290,20 @@ impl Fetcher {
             })
     }
 
+    /// The TLS of a fetch, with the authorities as they are now.
+    async fn client_config(&self) -> Option<Arc<ClientConfig>> {
+        let Some(authorities) = &self.authorities else {
+            return self.tls.clone();
+        };
+        let authorities = Arc::clone(authorities);
+        let read = tokio::task::spawn_blocking(move || {
+            authorities.read_again();
+            authorities.in_force()
+        });
+        // Only a runtime that shuts down drops the task before it has run.
+        read.await.ok().or_else(|| self.tls.clone())
+    }
+
     /// Asks for the key set.
     ///
     /// # Errors
@@ -288,10 +325,10 @@ impl Fetcher {
         )
         .await?
         .map_err(|error| format!("cannot connect to {place}: {error}"))?;
-        match &self.tls {
+        match self.client_config().await {
             None => self.exchange(TokioIo::new(stream), deadline).await,
             Some(config) => {
-                let connector = TlsConnector::from(Arc::clone(config));
+                let connector = TlsConnector::from(config);
                 let name = ServerName::try_from(self.host.clone()).map_err(|_| {
                     format!("{} is no name that a certificate could have", self.host)
                 })?;
@@ -454,15 +491,49 @@ fn explained(error: &io::Error) -> String {
     format!("{error}{hint}")
 }
 
-/// TLS that trusts the authorities in `ca`, or those of the system.
-fn client_config(ca: Option<&PathBuf>) -> Result<Arc<ClientConfig>, SecurityError> {
-    let roots = match ca {
-        Some(path) => tls::roots(path, &read_file(path)?)?,
-        None => tls::system_roots(),
-    };
-    Ok(client_config_of(roots))
+// ===== impl Authorities =====
+
+impl Authorities {
+    /// Reads the file.
+    fn new(path: &Path) -> Result<Self, SecurityError> {
+        let file = Files::new([path.to_owned()]);
+        let content = file.read(true).and_then(|mut contents| contents.pop());
+        let roots = tls::roots(path, &content.expect("a forced read has contents")?)?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            in_force: Mutex::new(client_config_of(roots)),
+        })
+    }
+
+    /// Reads the file again if it has changed. Blocks.
+    fn read_again(&self) {
+        let Some(content) = self
+            .file
+            .read(false)
+            .and_then(|mut contents| contents.pop())
+        else {
+            return;
+        };
+        match content.and_then(|content| tls::roots(&self.path, &content)) {
+            Ok(roots) => {
+                let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+                *in_force = client_config_of(roots);
+            }
+            Err(error) => tracing::error!(
+                error = %error.with_cause(),
+                "cannot read the authorities of a key set again; the previous ones stay in force"
+            ),
+        }
+    }
+
+    fn in_force(&self) -> Arc<ClientConfig> {
+        let in_force = self.in_force.lock();
+        Arc::clone(&in_force.unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
+/// TLS that trusts these authorities.
 fn client_config_of(roots: RootCertStore) -> Arc<ClientConfig> {
     let config = ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()
@@ -738,6 +809,31 @@ mod tests {
         let fetcher = Fetcher::new(JwksUrl::new(format!("https://localhost:{port}/keys"))).unwrap();
         let plain = fetcher.fetch().await.map_err(|error| error.to_string());
         fails_with(plain, &["does it speak TLS"]);
+    }
+
+    #[tokio::test]
+    async fn authorities_are_read_again_when_their_file_changes() {
+        let pem = || {
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params
+                .self_signed(&KeyPair::generate().unwrap())
+                .unwrap()
+                .pem()
+        };
+        let path = env::temp_dir().join(format!("tidegate-authorities-{}", std::process::id()));
+        std::fs::write(&path, pem()).unwrap();
+        let mut set = JwksUrl::new("https://localhost/keys");
+        set.ca = Some(path.clone());
+        let fetcher = Fetcher::new(set).unwrap();
+        let now = async || fetcher.client_config().await.unwrap();
+        let first = now().await;
+        assert!(Arc::ptr_eq(&first, &now().await), "it was not changed");
+        std::fs::write(&path, "none").unwrap();
+        assert!(Arc::ptr_eq(&first, &now().await), "the last good ones stay");
+        std::fs::write(&path, pem()).unwrap();
+        assert!(!Arc::ptr_eq(&first, &now().await), "the new ones hold");
+        std::fs::remove_file(path).unwrap();
     }
 
     #[tokio::test]

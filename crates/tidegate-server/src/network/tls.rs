@@ -28,7 +28,7 @@ use std::{
 };
 
 use rustls::{
-    RootCertStore, ServerConfig,
+    ProtocolVersion, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, CertificateRevocationListDer},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
@@ -423,6 +423,18 @@ impl Transport {
     pub(crate) fn certificates(&self) -> Option<Certificates> {
         let Self::Tls(stream) = self else { return None };
         stream.get_ref().1.peer_certificates().map(Arc::from)
+    }
+
+    /// The name of the protocol, for a log.
+    pub(crate) fn protocol(&self) -> &'static str {
+        let Self::Tls(stream) = self else {
+            return "h2";
+        };
+        match stream.get_ref().1.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "h2 over TLS 1.2",
+            Some(ProtocolVersion::TLSv1_3) => "h2 over TLS 1.3",
+            _ => "h2 over TLS",
+        }
     }
 }
 

@@ -300,6 +300,10 @@ impl Controls {
         &self.shared.subscribers.quotas
     }
 
+    pub(crate) fn subscribers(&self) -> &Arc<Subscribers> {
+        &self.shared.subscribers
+    }
+
     pub(crate) fn histograms(&self) -> &Histograms {
         &self.shared.histograms
     }

@@ -16,6 +16,7 @@ use prometheus_client::{
 use super::{
     controls::{Controls, ServerStats},
     lags::Histograms,
+    process::Process,
 };
 use crate::quotas::CONNECTIONS;
 
@@ -33,7 +34,10 @@ struct Family {
 /// The values of a metric.
 enum Values {
     Counter(u64),
+    /// Of a number that is no whole one.
+    Seconds(f64),
     Gauge(u64),
+    GaugeSeconds(f64),
     /// The name of the label, and a counter for each of its values.
     Counters(&'static str, Vec<(&'static str, u64)>),
     /// Labels of a gauge that is always 1.
@@ -44,9 +48,16 @@ enum Values {
 #[derive(Debug)]
 struct Reader(Controls);
 
+/// The collector of the metrics of the process.
+#[derive(Debug)]
+struct ProcessReader;
+
 /// All metrics in the OpenMetrics text format, which Prometheus reads.
 pub(crate) fn text(controls: &Controls) -> Result<String, fmt::Error> {
-    let mut registry = Registry::with_prefix(PREFIX);
+    let mut all = Registry::default();
+    // By the names that they have everywhere.
+    all.register_collector(Box::new(ProcessReader));
+    let registry = all.sub_registry_with_prefix(PREFIX);
     let Histograms { backlog, lag } = controls.histograms();
     registry.register(
         "subscription_backlog_events",
@@ -60,7 +71,7 @@ pub(crate) fn text(controls: &Controls) -> Result<String, fmt::Error> {
     );
     registry.register_collector(Box::new(Reader(controls.clone())));
     let mut text = String::new();
-    encode(&mut text, &registry)?;
+    encode(&mut text, &all)?;
     Ok(text)
 }
 
@@ -72,16 +83,26 @@ impl Collector for Reader {
     }
 }
 
+impl Collector for ProcessReader {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        process_families(&Process::read())
+            .iter()
+            .try_for_each(|family| family.encode(&mut encoder))
+    }
+}
+
 impl Family {
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let kind = match self.values {
-            Values::Counter(_) | Values::Counters(..) => MetricType::Counter,
-            Values::Gauge(_) | Values::Info(_) => MetricType::Gauge,
+            Values::Counter(_) | Values::Seconds(_) | Values::Counters(..) => MetricType::Counter,
+            Values::Gauge(_) | Values::GaugeSeconds(_) | Values::Info(_) => MetricType::Gauge,
         };
         let mut encoder = encoder.encode_descriptor(self.name, self.help, None, kind)?;
         match &self.values {
             Values::Counter(value) => ConstCounter::new(*value).encode(encoder),
+            Values::Seconds(value) => ConstCounter::new(*value).encode(encoder),
             Values::Gauge(value) => encode_gauge(*value, encoder),
+            Values::GaugeSeconds(value) => ConstGauge::new(*value).encode(encoder),
             Values::Counters(label, values) => values.iter().try_for_each(|(name, value)| {
                 let labels = [(*label, *name)];
                 ConstCounter::new(*value).encode(encoder.encode_family(&labels)?)
@@ -349,4 +370,47 @@ fn quota_families(stats: &ServerStats) -> Vec<Family> {
             observed,
         ),
     ]
+}
+
+fn process_families(process: &Process) -> Vec<Family> {
+    let seconds = |name, help, value: Option<f64>| {
+        let values = Values::Seconds(value?);
+        Some(Family { name, help, values })
+    };
+    let start = process.start_seconds.map(|start| Family {
+        name: "process_start_time_seconds",
+        help: "The time at which the process started, in seconds since 1970",
+        values: Values::GaugeSeconds(start),
+    });
+    let number = |name, help, value: Option<u64>| Some(gauge(name, help, value?));
+    let families = [
+        seconds(
+            "process_cpu_seconds",
+            "Processor time of the process, in user and system mode",
+            process.cpu_seconds,
+        ),
+        number(
+            "process_resident_memory_bytes",
+            "Resident memory of the process",
+            process.resident_bytes,
+        ),
+        number(
+            "process_virtual_memory_bytes",
+            "Virtual memory of the process",
+            process.virtual_bytes,
+        ),
+        number(
+            "process_open_fds",
+            "Open file descriptors",
+            process.open_fds,
+        ),
+        number(
+            "process_max_fds",
+            "The most file descriptors that the process may open",
+            process.max_fds,
+        ),
+        number("process_threads", "Threads of the process", process.threads),
+        start,
+    ];
+    families.into_iter().flatten().collect()
 }

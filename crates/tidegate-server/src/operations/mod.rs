@@ -7,6 +7,7 @@ pub(crate) mod health;
 pub(crate) mod http;
 pub(crate) mod lags;
 pub(crate) mod metrics;
+pub(crate) mod process;
 pub(crate) mod reflection;
 pub(crate) mod reload;
 pub(crate) mod supervision;

@@ -8,6 +8,8 @@ use strsim::osa_distance;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
+use crate::access_log::TARGET as ACCESS;
+
 /// The crates of this program.
 const OWN: &[&str] = &[
     "tidegate",
@@ -44,7 +46,8 @@ const MEANT: &[(&str, &str)] = &[
     ("all", "trace"),
 ];
 
-/// Reads a filter: levels, and modules with levels, with commas between them.
+/// Reads a filter: levels, and modules with levels, with commas between them. The access log, `tidegate::access`, is off
+/// unless the filter names it.
 ///
 /// # Errors
 /// The end of a sentence that says how to write it.
@@ -57,6 +60,11 @@ pub fn log_filter(text: &str) -> Result<EnvFilter, String> {
         return Err("must not be empty: write off to log nothing".into());
     }
     parts.try_for_each(check)?;
+    let text = match text.contains(ACCESS) {
+        true => text.into(),
+        // Lines about each call come only where they are asked for: `info` is for the state of the server.
+        false => format!("{text},{ACCESS}=off"),
+    };
     EnvFilter::try_new(text)
         .map_err(|error| format!("{error}: write it as info, or as warn,tidegate=debug"))
 }
@@ -88,13 +96,20 @@ fn check(part: &str) -> Result<(), String> {
                 false => Err(no_level(level)),
             }
         }
-        None if is_level(before) || is_known(before) => Ok(()),
+        None if is_level(before) => Ok(()),
+        None if is_known(before) => module(before),
         None => Err(no_level(before)),
     }
 }
 
 /// Checks that a name comes near no module of this program without being one.
 fn module(name: &str) -> Result<(), String> {
+    // Not by `near`: other modules of that crate differ from it by no more than a word.
+    if name != ACCESS && osa_distance(name, ACCESS) <= 2 {
+        return Err(format!(
+            "there is no module `{name}`; did you mean `{ACCESS}`?"
+        ));
+    }
     let crate_name = name.split("::").next().unwrap_or_default();
     let is_like_ours = crate_name.starts_with("tidegate") || near(crate_name, OWN).is_some();
     if is_known(name) || !is_like_ours {
@@ -170,6 +185,8 @@ mod tests {
             ("info, debug", "white space"),
             ("info\n", "control characters"),
             ("tidegat[span]=info", "`tidegate`"),
+            ("warn,tidegate::acess=info", "`tidegate::access`"),
+            ("warn,tidegate::acces", "`tidegate::access`"),
         ] {
             let error = log_filter(text).unwrap_err();
             assert!(error.contains(meant), "{text:?}: {error}");
@@ -188,6 +205,8 @@ mod tests {
             "warn,tidegate=debug",
             "tidegate",
             "tidegate_server::identity=trace",
+            "warn,tidegate::access=info",
+            "tidegate::chunks=debug",
             "h2",
             "hyper=debug,info",
             "sqlx=debug",

@@ -78,6 +78,13 @@ impl Written {
         self.values.get(key).map(|(_, origin)| origin)
     }
 
+    /// Whether a file has at least one setting that no stronger source sets.
+    #[must_use]
+    pub fn has_settings_of_a_file(&self) -> bool {
+        let mut origins = self.values.values().map(|(_, origin)| origin);
+        origins.any(|origin| matches!(origin, Origin::File(..)))
+    }
+
     /// Everything in the sources that is no error and yet may be a mistake.
     #[must_use]
     pub fn warnings(&self) -> &[Problem] {

@@ -475,7 +475,7 @@ fn document(path: &str) -> String {
 /// Every word of a text that begins like the name of a metric.
 fn named_in(text: &str) -> Vec<&str> {
     text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
-        .filter(|word| word.starts_with("tidegate_"))
+        .filter(|word| word.starts_with("tidegate_") || word.starts_with("process_"))
         .collect()
 }
 

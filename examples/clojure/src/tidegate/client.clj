@@ -310,7 +310,7 @@
                      :message (or (.. ending getStatus getDescription) "")
                      :retry_in pause})
             (when (= step :begin-anew)
-              (reset! cursor {}))
+              (swap! cursor dissoc :position))
             (Thread/sleep pause)
             (recur (inc failures)))
           ending)))))
