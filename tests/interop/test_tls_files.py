@@ -181,6 +181,8 @@ BAD_KEYS = {
     "utf-16": (utf16, "utf16.key", ["UTF-16"]),
     "cut": (cut, "cut.key", ["is damaged", "-----END"]),
     "certificate": ("x509 -in server.pem -out bad", "bad", ["a certificate, and no private key", "swapped?"]),
+    "no signatures": ("genpkey -algorithm X25519 -out bad", "bad", ["the key cannot be used", "use one of RSA"]),
+    "short": ("genrsa -out bad 1024", "bad", ["the key cannot be used", "use one of RSA with 2048"]),
     "empty": (garbage, "empty", ["is empty", "private key"]),
     "text": (garbage, "text", ["no private key in PEM", "-----BEGIN PRIVATE KEY-----"]),
     "binary": (garbage, "binary", ["binary data of a form that is not known"]),

@@ -18,6 +18,12 @@ const MIN_RSA_BITS: usize = 2_048;
 /// The most bits of an RSA key that the cryptography of the server takes.
 const MAX_RSA_BITS: usize = 8_192;
 
+/// The curves of keys that the cryptography of the server takes: P-256, P-384 and P-521.
+const GOOD_CURVES: [&str; 3] = ["1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"];
+
+/// The most authorities of a file that are named. A file may have all those of a system.
+const MAX_NAMED: usize = 3;
+
 /// The end of a command that makes a certificate which every client takes.
 const GOOD: &str = "`openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -days 90 -subj /CN=NAME \
                     -addext subjectAltName=DNS:NAME -addext basicConstraints=critical,CA:FALSE -keyout KEY -out \
@@ -170,7 +176,18 @@ pub(crate) fn expired(authorities: &[CertificateDer<'_>]) -> Vec<String> {
             authority.subject().to_string()
         ))
     });
-    notices.collect()
+    let mut notices: Vec<_> = notices.collect();
+    if let Some(more) = notices
+        .len()
+        .checked_sub(MAX_NAMED)
+        .filter(|more| *more > 0)
+    {
+        notices.truncate(MAX_NAMED);
+        notices.push(format!(
+            "{more} more authorities of the file are not valid now"
+        ));
+    }
+    notices
 }
 
 /// Checks that `key` belongs to the first certificate of a chain, whose file is at `path`.
@@ -211,7 +228,10 @@ pub(crate) fn unusable_key(chain: &[CertificateDer<'_>], error: &TlsError) -> St
         let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
         kind_of(certificate.public_key())
     });
-    let kind = kind.unwrap_or_else(|| format!("the key cannot be used ({error})"));
+    let kind = kind.unwrap_or_else(|| match error {
+        TlsError::General(error) => format!("the key cannot be used: {error}"),
+        error => format!("the key cannot be used: {error}"),
+    });
     format!(
         "{kind}: use one of RSA with {MIN_RSA_BITS} to {MAX_RSA_BITS} bits, of ECDSA on P-256, P-384 or P-521, or of \
          Ed25519"
@@ -230,6 +250,8 @@ fn kind_of(key: &SubjectPublicKeyInfo<'_>) -> Option<String> {
         }
         PublicKey::EC(_) => {
             let curve = key.algorithm.parameters.as_ref()?.as_oid().ok()?;
+            // Where these are no fault, the key is another one than that of the certificate.
+            (!GOOD_CURVES.contains(&&curve.to_id_string()[..])).then_some(())?;
             Some(format!(
                 "its certificate has a key on the elliptic curve {curve}"
             ))
