@@ -19,10 +19,10 @@ use rustls::{AlertDescription, CertificateError, Error as TlsError};
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
-use crate::{
-    reason::{Advice, RETRY_TRAILER},
-    tls::NO_HTTP2,
-};
+use crate::{advice::Advice, tls::NO_HTTP2};
+
+/// Trailer with the delay before the next attempt in milliseconds, beside the rich details.
+pub(crate) const RETRY_TRAILER: &str = "tidegate-retry-after-ms";
 
 /// Bytes of a page that are read for its words.
 const PAGE_BYTES: usize = 4096;

@@ -4,11 +4,7 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
-use crate::{
-    GapReason, Position,
-    cause::Cause,
-    reason::{self, Advice},
-};
+use crate::{GapReason, Position, advice::Advice, cause::Cause, reason};
 
 /// The reason why a subscription ended or a call failed.
 ///

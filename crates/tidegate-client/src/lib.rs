@@ -69,6 +69,7 @@
 //! it is yielding.
 
 mod admin;
+mod advice;
 mod backoff;
 mod cause;
 mod client;
@@ -89,11 +90,9 @@ pub use admin::{Admin, ListOptions};
 pub use backoff::Backoff;
 pub use client::{Client, ClientBuilder};
 pub use error::{Error, Violation};
-pub use options::{OutOfRange, SubscribeOptions};
+pub use options::{OutOfRange, PublisherOptions, SubscribeOptions};
 pub use position::{ParsePositionError, Position};
-pub use publisher::{
-    Closed, Progress, PublishFailure, Publisher, PublisherOptions, PublisherState, Refusal,
-};
+pub use publisher::{Closed, Progress, PublishFailure, Publisher, PublisherState, Refusal};
 pub use reason::reason;
 pub use subscription::{Subscription, Update};
 

@@ -15,7 +15,7 @@ use prost::Message as _;
 use tidegate_proto::v1::{PublishRequest, PublishResponse};
 use tokio::sync::mpsc;
 
-use crate::{NewEvent, PublisherOptions, Violation};
+use crate::{NewEvent, Violation, options::PublisherOptions};
 
 /// An event, with the bytes of the budget that it holds until it is acknowledged.
 #[derive(Debug)]

@@ -24,11 +24,13 @@ use tonic::{Code, Status};
 
 use crate::{
     Backoff, Error, NewEvent, Violation,
+    advice::Advice,
     backoff::Attempts,
     connector::{Connection, Connector},
     error::with_cause,
+    options::PublisherOptions,
     outbox::{Outbox, Queued, Refused},
-    reason::{self, Advice},
+    reason,
 };
 
 /// Time that a server has for the headers of its response, from the moment at which it can read the call. It sends them
@@ -38,28 +40,6 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Refusals that a program has not taken yet, at most. Those beyond it are only counted.
 const MAX_REFUSALS: usize = 100;
-
-/// Limits of a [`Publisher`]. Keep a batch below the server's limits, by default 1,000 events and 4 MiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PublisherOptions {
-    /// The most events in one request; at least 1. Default: 1,000.
-    pub max_batch_events: usize,
-    /// The most bytes of events in one request. A larger event is sent alone. Default: 256 KiB.
-    pub max_batch_bytes: usize,
-    /// The most unanswered requests; at least 1. Default: 8.
-    pub max_in_flight: usize,
-    /// The most bytes of events that [`send`](Publisher::send) has taken and the server has not acknowledged. A larger
-    /// event waits until all others are acknowledged. Default: 4 MiB.
-    pub max_unacknowledged_bytes: u32,
-    /// The back-off between streams, where the publisher reconnects. Default: `None`, the first failure ends it.
-    pub reconnect: Option<Backoff>,
-    /// Whether events that were sent and not answered when a connection broke are sent again. The server may have stored
-    /// them, and then has them twice. Without it such a failure ends the publisher. Needs `reconnect`. Default: no.
-    pub resend: bool,
-    /// Whether an event that the server refuses as invalid is left out. [`Progress::take_refusals`] says which. Without it
-    /// the first ends the publisher. Default: no.
-    pub skip_refused: bool,
-}
 
 /// Publishes events in order, on one `PublishStream` at a time.
 ///
@@ -205,22 +185,6 @@ enum Next {
 struct AbortOnDrop {
     task: JoinHandle<Result<(), Error>>,
     shared: Arc<Shared>,
-}
-
-// ===== impl PublisherOptions =====
-
-impl Default for PublisherOptions {
-    fn default() -> Self {
-        Self {
-            max_batch_events: 1000,
-            max_batch_bytes: 256 * 1024,
-            max_in_flight: 8,
-            max_unacknowledged_bytes: 4 * 1024 * 1024,
-            reconnect: None,
-            resend: false,
-            skip_refused: false,
-        }
-    }
 }
 
 // ===== impl Publisher =====

@@ -7,31 +7,16 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::cause::Cause;
+use crate::{
+    advice::Advice,
+    cause::{Cause, RETRY_TRAILER},
+};
 
 /// Domain of the reasons in `google.rpc.ErrorInfo`. A proxy may answer with reasons of another domain.
 const DOMAIN: &str = "tidegate";
 
 /// Trailer with the reason, beside the rich details.
 const REASON_TRAILER: &str = "tidegate-reason";
-
-/// Trailer with the delay before the next attempt in milliseconds, beside the rich details.
-pub(crate) const RETRY_TRAILER: &str = "tidegate-retry-after-ms";
-
-/// Next step for a subscription whose call was refused or whose stream has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Advice {
-    /// Stop: the same request would be refused again.
-    Correct,
-    /// Stop until a person or the application decides otherwise.
-    Stop,
-    /// Resume after the back-off, and after the delay that the server asked for, if any.
-    Resume,
-    /// Resume with new credentials, and stop if those are refused too.
-    Authenticate,
-    /// Forget the position, if the application allows it.
-    StartAnew,
-}
 
 /// Each reason of the protocol, with its code and the next step.
 pub(crate) const REASONS: [(&str, Code, Advice); 29] = [

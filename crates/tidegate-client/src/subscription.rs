@@ -16,14 +16,8 @@ use tonic::{Status, Streaming};
 
 use crate::{
     Backoff, Error, Event, Gap, GoingAway, OutOfRange, Position, SubscribeOptions, Subscribed,
-    Violation,
-    backoff::Attempts,
-    connector::Connector,
-    error::with_cause,
-    liveness::Activity,
-    options::Start,
-    reason::{self, Advice},
-    tracker::Tracker,
+    Violation, advice::Advice, backoff::Attempts, connector::Connector, error::with_cause,
+    liveness::Activity, options::Start, reason, tracker::Tracker,
 };
 
 /// Heartbeat intervals of silence after which a stream counts as broken. At three, two heartbeats in a row may be late.

@@ -424,7 +424,7 @@ async fn refuse_most(server: &mut FakeServer) -> Vec<NewEvent> {
             let Ok(Some(request)) = call.requests.message().await else {
                 return stored;
             };
-            let is_bad = |event: &NewEvent| event.payload[7] % 3 != 0;
+            let is_bad = |event: &NewEvent| !event.payload[7].is_multiple_of(3);
             if request.events.iter().any(is_bad) {
                 let status = Status::invalid_argument("not a multiple of 3");
                 call.responses.send(Err(status)).await.unwrap();

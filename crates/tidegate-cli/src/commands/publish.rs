@@ -212,7 +212,7 @@ struct LeftOut {
     unreported: VecDeque<String>,
 }
 
-/// What became of all that was read.
+/// The account of all that was read.
 struct Account {
     read: u64,
     accepted: u64,
