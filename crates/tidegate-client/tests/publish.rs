@@ -471,8 +471,8 @@ async fn invalid_events_are_left_out_and_told_if_asked_for() {
     }
     let (accepted, stored) = tokio::join!(publisher.finish(), refuse_most(&mut server));
     assert_eq!(accepted.unwrap(), 7);
-    let expected: Vec<_> = (0..20)
-        .filter(|number| number % 3 == 0)
+    let expected: Vec<_> = (0..20_u64)
+        .filter(|number| number.is_multiple_of(3))
         .map(event)
         .collect();
     assert_eq!(stored, expected);
@@ -484,6 +484,8 @@ async fn invalid_events_are_left_out_and_told_if_asked_for() {
         .collect();
     assert_eq!(
         refused,
-        (0..20).filter(|number| number % 3 != 0).collect::<Vec<_>>()
+        (0..20_u64)
+            .filter(|number| !number.is_multiple_of(3))
+            .collect::<Vec<_>>()
     );
 }
