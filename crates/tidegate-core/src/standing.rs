@@ -13,6 +13,7 @@ use crate::{
     backlog::Backlog,
     event::Payload,
     feed::Feed,
+    info::Pending,
     limits::{Limits, Overflow},
 };
 
@@ -36,15 +37,6 @@ struct Place<P> {
 
 /// The place of a cursor that is not in its feed: history is being replayed to it.
 const NOWHERE: u64 = u64::MAX;
-
-/// The events behind the cursors of a subscription that it will not see, at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Pending {
-    /// Lost: beyond its limits, or evicted.
-    pub(crate) lost: u64,
-    /// Replaced by newer ones.
-    pub(crate) conflated: u64,
-}
 
 impl<P: Payload> Standing<P> {
     /// The standing of a subscription that has cursors nowhere yet.
@@ -147,7 +139,7 @@ struct Seen {
     kept: Backlog,
     /// Events that they no longer keep, or that go with those.
     gone: u64,
-    /// Those of them that the memory budget took.
+    /// The part of them that the memory budget took.
     evicted: u64,
     /// Events that newer ones replaced.
     replaced: u64,
