@@ -8,15 +8,6 @@ use std::sync::{
 
 use crate::topic::ClientId;
 
-/// The events behind the cursors of a subscription that it will not see, at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Pending {
-    /// Lost: beyond its limits, or evicted.
-    pub(crate) lost: u64,
-    /// Replaced by newer ones.
-    pub(crate) conflated: u64,
-}
-
 /// A subscription of a hub, as its last poll left it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriptionInfo {
@@ -73,6 +64,15 @@ pub(crate) struct Tally {
     pub(crate) conflated: AtomicCounter,
     /// Whether the last sweep found it stalled and left it as it is. Written by sweeps.
     pub(crate) is_stalled: AtomicBool,
+}
+
+/// The events behind the cursors of a subscription that it will not see, at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Pending {
+    /// Lost: beyond its limits, or evicted.
+    pub(crate) lost: u64,
+    /// Replaced by newer ones.
+    pub(crate) conflated: u64,
 }
 
 impl Tally {
