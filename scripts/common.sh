@@ -61,6 +61,9 @@ report() {
     [[ -z $outermost ]] || rm -f "$STEPS_TABLE"
 }
 trap report EXIT
+# Without these, a run that is cut off would report the code of the last step that had passed.
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 # Runs the parts that are named, or `parts`. `--list` prints the names of all.
 run_parts() {

@@ -1,5 +1,9 @@
 //! `tidegate conformance`, with clients that are no clients.
 #![cfg(unix)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "what is waited for is in other processes, and no other task waits on these threads"
+)]
 
 use std::{
     fs,

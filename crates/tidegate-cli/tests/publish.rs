@@ -123,7 +123,9 @@ fn stderr(output: &Output) -> String {
 
 async fn subscribed(server: &Serve) -> Subscription {
     let client = Client::connect_lazy(server.url()).unwrap();
-    let mut subscription = client.subscribe(SubscribeOptions::new(["a.>"]));
+    // Whoever publishes meanwhile may be faster.
+    let options = SubscribeOptions::new(["a.>"]).replay_last(100);
+    let mut subscription = client.subscribe(options);
     let first = subscription.next().await.unwrap().unwrap();
     assert!(matches!(first, Update::Subscribed(_)));
     subscription
