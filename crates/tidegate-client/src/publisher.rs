@@ -403,15 +403,9 @@ impl Progress {
 // ===== impl Streams =====
 
 impl Streams {
-    /// Opens streams until every event is answered, or a failure cannot be mended. Then closes the budget and the queue,
-    /// so that `send` fails instead of waiting forever.
+    /// Opens streams until every event is answered, or a failure cannot be mended.
     async fn run(mut self) -> Result<(), Error> {
-        let outcome = self.exchange_all().await;
-        self.shared.outbox.close_stream();
-        self.shared.outbox.close();
-        self.shared.budget.close();
-        self.shared.state.send_replace(PublisherState::Ended);
-        outcome
+        self.exchange_all().await
     }
 
     async fn exchange_all(&mut self) -> Result<(), Error> {
@@ -594,6 +588,17 @@ fn ended_with_ok() -> Status {
 
 fn budget_bytes(options: PublisherOptions) -> usize {
     (options.max_unacknowledged_bytes as usize).clamp(1, Semaphore::MAX_PERMITS)
+}
+
+/// Closes the budget and the queue, so that `send` fails instead of waiting forever, whatever ended the task: a panic in a
+/// credential of the application, too.
+impl Drop for Streams {
+    fn drop(&mut self) {
+        self.shared.outbox.close_stream();
+        self.shared.outbox.close();
+        self.shared.budget.close();
+        self.shared.state.send_replace(PublisherState::Ended);
+    }
 }
 
 impl Drop for AbortOnDrop {
