@@ -5,12 +5,13 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, task::Poll, time::Dur
 
 use tidegate::{
     Access, Calls, EventService, FILE_DESCRIPTOR_SET, Reason, ResponseBody, ResponseFuture,
+    check_encoding,
     proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN_NAME},
     request_timed_out,
 };
 use tidegate_transport::RequestBody;
 use tokio::time::timeout;
-use tonic::{Code, Status, server::NamedService as _};
+use tonic::{Code, Status, codec::CompressionEncoding, server::NamedService as _};
 use tonic_health::{
     ServingStatus,
     pb::health_server::HealthServer,
@@ -52,6 +53,10 @@ const SUBSCRIBE: &str = "/tidegate.v1.EventService/Subscribe";
 const HEALTH: &str = "/grpc.health.v1.Health/";
 /// The beginning of the reflection service's paths.
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/";
+
+/// The largest request of the services beside the events. tonic keeps the room of the largest message of a stream, and
+/// compressed it may take a thousandth of it to send.
+const MAX_SIDE_REQUEST_BYTES: usize = 16 << 10;
 
 /// The reflection service, boxed because its own type cannot be named.
 type Reflection = BoxCloneSyncService<
@@ -123,14 +128,22 @@ impl Routes {
             .chain(&own_names)
             .fold(reflection, |builder, name| builder.with_service_name(*name))
             .build_v1()
-            .expect("descriptors that the build made can be read");
+            .expect("descriptors that the build made can be read")
+            .accept_compressed(CompressionEncoding::Gzip)
+            .max_decoding_message_size(MAX_SIDE_REQUEST_BYTES);
         names.push("");
         let side = SideServices {
-            admin: admin.map(AdminServiceServer::new),
+            admin: admin.map(|admin| {
+                AdminServiceServer::new(admin)
+                    .accept_compressed(CompressionEncoding::Gzip)
+                    .max_decoding_message_size(MAX_SIDE_REQUEST_BYTES)
+            }),
             request_timeout: config.service.request_timeout,
             controls,
             names,
-            health: HealthServer::new(HealthService::from_health_reporter(reporter.clone())),
+            health: HealthServer::new(HealthService::from_health_reporter(reporter.clone()))
+                .accept_compressed(CompressionEncoding::Gzip)
+                .max_decoding_message_size(MAX_SIDE_REQUEST_BYTES),
             reporter,
             reflection: BoxCloneSyncService::new(reflection),
         };
@@ -187,6 +200,10 @@ impl Service<http::Request<RequestBody>> for ConnectionRoutes {
     }
 
     fn call(&mut self, mut request: http::Request<RequestBody>) -> ResponseFuture {
+        // For all services alike, so that each says what is wrong in the same words.
+        if let Err(status) = check_encoding(request.headers()) {
+            return Box::pin(async { Ok(status.into_http()) });
+        }
         let peer = self.peer.clone();
         let Some(peer) = peer.filter(|_| !PUBLIC_METHODS.contains(&request.uri().path())) else {
             return self.route(request, None);

@@ -195,7 +195,15 @@ impl Server {
     fn upkeep(&mut self) {
         let now = Instant::now();
         self.hub.expire_history(now);
-        let swept = self.hub.sweep(&self.controls.live().sweep, now);
+        let rules = self.controls.live().sweep;
+        let swept = self.hub.sweep(&rules, now);
+        let publishers = self.controls.sweep_publish_streams(rules.stall_timeout);
+        if publishers > 0 {
+            tracing::warn!(
+                publishers,
+                "reset publish streams whose clients did not read the answers: a client has to read them while it sends"
+            );
+        }
         if swept.closed + swept.reset > 0 {
             tracing::info!(
                 closed = swept.closed,
@@ -299,7 +307,7 @@ impl Server {
         drop(acceptor);
         let open = tasks.len();
         let before = hub.stats();
-        let cut_streams = drain(&hub, &connections, &tasks, &sweep, drain_timeout).await;
+        let cut_streams = drain(&hub, &controls, &connections, &tasks, &sweep, drain_timeout).await;
         let connections_cut = cut.load(Relaxed);
         let streams_cut = cut_streams + (hub.stats().reset - before.reset);
         DrainReport {
@@ -339,6 +347,7 @@ fn upkeep_interval(rules: &SweepRules) -> Duration {
 /// number of streams that were cut.
 async fn drain(
     hub: &Hub<Encoded>,
+    controls: &Controls,
     connections: &Connections,
     tasks: &TaskTracker,
     rules: &SweepRules,
@@ -357,7 +366,7 @@ async fn drain(
     tokio::select! {
         () = tasks.wait() => return 0,
         () = time::sleep(timeout) => {}
-        () = sweep_forever(hub, &rules) => {}
+        () = sweep_forever(hub, controls, &rules) => {}
     }
     let streams = hub.stats().subscriptions;
     let connections_left = tasks.len();
@@ -372,10 +381,11 @@ async fn drain(
 }
 
 /// Resets streams whose client takes no notice of their end, so that their connections need not wait for the time-out.
-async fn sweep_forever(hub: &Hub<Encoded>, rules: &SweepRules) {
+async fn sweep_forever(hub: &Hub<Encoded>, controls: &Controls, rules: &SweepRules) {
     let mut ticks = time::interval(upkeep_interval(rules));
     loop {
         ticks.tick().await;
         hub.sweep(rules, Instant::now());
+        controls.sweep_publish_streams(Some(rules.reset_grace));
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 
@@ -14,6 +15,7 @@ use super::{
     calls::{CallBody, Calls},
     drainer::Drainer,
 };
+use crate::status::{ACCEPT_ENCODING, ACCEPTED_ENCODINGS};
 
 /// Body of a response of [`EventService`](crate::EventService). It always ends with a status, and a
 /// subscription never with OK.
@@ -40,8 +42,17 @@ impl Calls {
         response: http::Response<tonic::body::Body>,
     ) -> http::Response<ResponseBody> {
         let calls = Some(self.clone());
-        response.map(|body| ResponseBody::Other(CallBody::new(body, calls, access)))
+        accepting(response.map(|body| ResponseBody::Other(CallBody::new(body, calls, access))))
     }
+}
+
+/// Adds how requests may be compressed to a response.
+pub(super) fn accepting(
+    mut response: http::Response<ResponseBody>,
+) -> http::Response<ResponseBody> {
+    let accepted = HeaderValue::from_static(ACCEPTED_ENCODINGS);
+    response.headers_mut().insert(ACCEPT_ENCODING, accepted);
+    response
 }
 
 // ===== impl ResponseBody =====
