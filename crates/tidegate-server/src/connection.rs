@@ -4,14 +4,14 @@ use std::{future::pending, io, net::SocketAddr, pin::pin, sync::Arc, time::Durat
 
 use tidegate::{Calls, CloseReason};
 use tidegate_transport::{Connection, Http2Config, Prefaced, read_preface};
-use tokio::{
-    net::TcpStream,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    network::tls::{Certificates, Tls, Transport},
+    network::{
+        listener::Socket,
+        tls::{Certificates, Tls, Transport},
+    },
     routes::Routes,
 };
 
@@ -50,8 +50,8 @@ impl Connections {
     }
 
     /// Serves one connection until it ends or `cut` is cancelled. Returns whether it was cut by that.
-    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) -> bool {
-        if let Err(error) = self.config.set_socket_options(&stream) {
+    pub(crate) async fn serve(self: Arc<Self>, stream: Socket, peer: SocketAddr) -> bool {
+        if let Err(error) = stream.set_options(&self.config) {
             tracing::debug!(%error, "connection lost before it began");
             return false;
         }
@@ -106,7 +106,7 @@ impl Connections {
     /// the wait: nothing was asked of the server yet.
     async fn handshake(
         &self,
-        stream: TcpStream,
+        stream: Socket,
     ) -> Option<(Prefaced<Transport>, Option<Certificates>)> {
         let begun = async {
             let transport = match &self.tls {

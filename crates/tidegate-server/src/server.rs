@@ -11,10 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use socket2::SockRef;
 use tidegate::{CloseReason, Encoded, EventService, Hub, HubConfig, SweepRules, random_epoch};
-use tidegate_transport::Acceptor;
-use tokio::{net::TcpStream, time};
+use tokio::time;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::{
@@ -25,6 +23,7 @@ use crate::{
     network::{
         admission::{Admission, ConnectionStats},
         descriptors::room_for_connections,
+        listener::{LOCAL_PEER, ListenAddress, Listener, Socket},
     },
     operations::{
         controls::{Controls, LiveConfig},
@@ -45,8 +44,8 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// A server that is bound to its address and not yet serving.
 #[derive(Debug)]
 pub struct Server {
-    acceptor: Acceptor,
-    local_addr: SocketAddr,
+    listener: Listener,
+    listening: ListenAddress,
     admission: Admission,
     /// The counts of refused connections that have been logged.
     logged: ConnectionStats,
@@ -94,9 +93,7 @@ impl Server {
             ..HubConfig::new(epoch)
         });
         let cannot_listen = |address| move |source| BindError::Listen { address, source };
-        let listen = cannot_listen(config.listen);
-        let listener = tidegate_transport::listen(config.listen, config.backlog).map_err(listen)?;
-        let local_addr = listener.local_addr().map_err(listen)?;
+        let (listener, listening) = listen(&config.listen, config.backlog)?;
         let http = match config.http {
             Some(address) => {
                 let bound = HttpListener::bind(address);
@@ -130,14 +127,14 @@ impl Server {
         );
         routes.set_serving(true).await;
         tracing::info!(
-            %local_addr,
+            address = %listening,
             epoch = format_args!("{epoch:016x}"),
             max_connections,
             "listening"
         );
         Ok(Self {
-            acceptor: Acceptor::new(listener),
-            local_addr,
+            listener,
+            listening,
             admission,
             logged: ConnectionStats::default(),
             hub,
@@ -155,10 +152,20 @@ impl Server {
         })
     }
 
-    /// The address that the server listens on, with the port that it got.
+    /// The address that the server listens on, with the port that it got. `[::]:0` if it listens on the file of a
+    /// socket: see [`listening`](Self::listening).
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+        match &self.listening {
+            ListenAddress::Tcp(address) => *address,
+            ListenAddress::Unix(_) => LOCAL_PEER,
+        }
+    }
+
+    /// Where the server listens, with the port that it got.
+    #[must_use]
+    pub const fn listening(&self) -> &ListenAddress {
+        &self.listening
     }
 
     /// The hub behind the event service. You can publish to it and read its numbers from within the process.
@@ -231,7 +238,7 @@ impl Server {
     /// being cut.
     fn spawn_connection(
         &self,
-        stream: TcpStream,
+        socket: Socket,
         peer: SocketAddr,
         tasks: &TaskTracker,
         cut: &Arc<AtomicUsize>,
@@ -240,9 +247,8 @@ impl Server {
             Ok(permit) => permit,
             Err(refusal) => {
                 tracing::debug!(%peer, %refusal, "connection refused");
-                // A reset instead of a close: it leaves no state in the kernel. If the option cannot be set, the
-                // socket closes normally.
-                let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                // A reset instead of a close.
+                socket.reset();
                 return;
             }
         };
@@ -250,7 +256,7 @@ impl Server {
         let cut = Arc::clone(cut);
         tasks.spawn(async move {
             // The future is made inside the task: one that is made outside and awaited here takes its room twice.
-            if connections.serve(stream, peer).await {
+            if connections.serve(socket, peer).await {
                 cut.fetch_add(1, Relaxed);
             }
             drop(permit);
@@ -278,7 +284,7 @@ impl Server {
         let mut batch = Vec::new();
         loop {
             tokio::select! {
-                () = self.acceptor.accept_batch(&mut batch) => {
+                () = self.listener.accept_batch(&mut batch) => {
                     for (stream, peer) in batch.drain(..) {
                         self.spawn_connection(stream, peer, &tasks, &cut);
                     }
@@ -290,7 +296,7 @@ impl Server {
             }
         }
         let Self {
-            acceptor,
+            listener,
             hub,
             routes,
             connections,
@@ -304,7 +310,7 @@ impl Server {
         } = controls.live();
         // First the health, so that load balancers send nothing new, then the listener.
         routes.set_serving(false).await;
-        drop(acceptor);
+        drop(listener);
         let open = tasks.len();
         let before = hub.stats();
         let cut_streams = drain(&hub, &controls, &connections, &tasks, &sweep, drain_timeout).await;
@@ -317,6 +323,30 @@ impl Server {
             streams_cut,
         }
     }
+}
+
+/// Listens on `address`. Returns it with the port that it got.
+fn listen(
+    address: &ListenAddress,
+    backlog: Option<u32>,
+) -> Result<(Listener, ListenAddress), BindError> {
+    let bound = Listener::bind(address, backlog).and_then(|listener| {
+        let address = match &listener {
+            Listener::Tcp(acceptor) => ListenAddress::Tcp(acceptor.local_addr()?),
+            Listener::Unix(_) => address.clone(),
+        };
+        Ok((listener, address))
+    });
+    bound.map_err(|source| match address {
+        ListenAddress::Tcp(address) => BindError::Listen {
+            address: *address,
+            source,
+        },
+        ListenAddress::Unix(path) => BindError::ListenUnix {
+            path: path.clone(),
+            source,
+        },
+    })
 }
 
 /// Warns of a memory budget that is less than one publish may have: such a publish evicts everything before it, and its

@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::Args;
-use tidegate_server::{BindError, Server};
+use tidegate_server::{BindError, ListenAddress, Server};
 use tokio::sync::oneshot;
 
 #[cfg(unix)]
@@ -61,7 +61,7 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
     let mut signals = Signals::listen()?;
     #[cfg(unix)]
     reload::on_hangup(asked, configuration, &server, logs)?;
-    announce(server.local_addr(), server.http_addr())?;
+    announce(server.listening(), server.http_addr())?;
     tokio::spawn(memory::release_freed(server.hub().clone()));
     let (stop, stopped) = oneshot::channel::<()>();
     let mut serving = pin!(server.serve(async { _ = stopped.await }));
@@ -89,7 +89,7 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
 
 /// Programs that start a server read its address here, so it goes out at once, and in one piece: who has read the
 /// first line may close the pipe.
-fn announce(address: SocketAddr, http: Option<SocketAddr>) -> io::Result<()> {
+fn announce(address: &ListenAddress, http: Option<SocketAddr>) -> io::Result<()> {
     let mut lines = format!("listening on {address}\n");
     if let Some(address) = http {
         lines.push_str(&format!("HTTP on {address}\n"));

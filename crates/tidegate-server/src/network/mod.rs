@@ -2,4 +2,5 @@
 
 pub(crate) mod admission;
 pub(crate) mod descriptors;
+pub(crate) mod listener;
 pub(crate) mod tls;

@@ -31,12 +31,10 @@ use rustls::{
     pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
+use super::listener::Socket;
 use crate::files::{Files, SecurityError};
 
 /// HTTP/2 as ALPN names it (RFC 9113, section 3.2): the only protocol of the server.
@@ -90,8 +88,8 @@ struct Current {
 /// The bytes of a connection, with TLS or without.
 #[derive(Debug)]
 pub(crate) enum Transport {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 /// The certificates of a client, beginning with its own.
@@ -228,7 +226,7 @@ impl Tls {
     }
 
     /// Makes the handshake. The peer must choose HTTP/2 by ALPN: one that names no protocol may expect another server.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<Transport> {
+    pub(crate) async fn accept(&self, stream: Socket) -> io::Result<Transport> {
         let acceptor = TlsAcceptor::from(self.current().server);
         let stream = acceptor.accept(stream).await?;
         if stream.get_ref().1.alpn_protocol() != Some(H2) {

@@ -1,5 +1,7 @@
 //! `tidegate.v1.AdminService`: the [`Controls`] over gRPC.
 
+use std::net::SocketAddr;
+
 use tidegate::{
     ClientId, PublishStream, Reason, limits_in_force,
     proto::{
@@ -12,6 +14,7 @@ use tidegate::{
 use tonic::{Request, Response, Status};
 
 use super::controls::{Controls, ServerStats, SubscriptionState};
+use crate::network::listener::LOCAL_PEER;
 
 /// The number of subscriptions on a page if the request does not say.
 const DEFAULT_PAGE_SIZE: u32 = 100;
@@ -191,7 +194,7 @@ fn bad_page_token() -> Status {
 }
 
 fn publish_stream(stream: &PublishStream) -> proto::PublishStreamState {
-    let address = stream.address.map(|address| address.to_string());
+    let address = stream.address.map(told);
     proto::PublishStreamState {
         publish_stream_id: stream.id.to_string(),
         principal: stream.principal.as_deref().unwrap_or_default().into(),
@@ -210,10 +213,7 @@ fn to_proto(state: SubscriptionState) -> proto::SubscriptionState {
         subscription_id: info.id.to_string(),
         client_id: info.client_id.to_string(),
         principal: info.principal.as_deref().unwrap_or_default().into(),
-        address: state
-            .address
-            .map(|address| address.to_string())
-            .unwrap_or_default(),
+        address: state.address.map(told).unwrap_or_default(),
         filters: state.filters.iter().map(ToString::to_string).collect(),
         limits: Some(limits_in_force(&state.limits)),
         since: Some(state.since.into()),
@@ -225,6 +225,14 @@ fn to_proto(state: SubscriptionState) -> proto::SubscriptionState {
         conflated_events: info.conflated,
         stalled: info.is_stalled,
     }
+}
+
+/// An address in words: `unix` for peers that came through the file of a socket.
+fn told(address: SocketAddr) -> String {
+    if address == LOCAL_PEER {
+        return "unix".to_owned();
+    }
+    address.to_string()
 }
 
 fn statistics(stats: &ServerStats) -> Statistics {
