@@ -153,3 +153,21 @@ def test_socket_path_that_cannot_be_used_is_told(serve, listen, words):
     server = serve(listen)
     assert server.process.wait(PATIENCE) in (1, 2)
     assert words in server.process.stderr.read()
+
+
+def test_command_line_works_over_a_socket_file(binary, serve, tmp_path):
+    path = tmp_path / "tg.sock"
+    url = f"unix:{path}"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [binary, *arguments, "--server", url]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+
+    unreachable = run("pub", "a", "x")
+    assert unreachable.returncode == 3 and str(path) in unreachable.stderr
+    serve(url)
+    published = run("pub", "a", "hello")
+    assert published.stdout == "1 event accepted\n", published.stderr
+    seen = run("sub", "a", "--replay", "1", "--count", "1")
+    assert "hello" in seen.stdout, seen.stderr
+    assert run("stats").returncode == 0
