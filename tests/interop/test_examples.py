@@ -8,7 +8,7 @@ import sys
 import threading
 
 import pytest
-from support import PATIENCE, Server, pb
+from support import PATIENCE, Client, Server, pb
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples" / "python"
 STUBS = pathlib.Path(pb.__file__).parents[2]
@@ -19,9 +19,9 @@ def command(name, *arguments):
     return [sys.executable, str(EXAMPLES / name), *arguments]
 
 
-def publish(server, topic, payload):
+def publish(server, topic, *payloads):
     subprocess.run(
-        command("publish.py", topic, payload, "--server", server.address),
+        command("publish.py", topic, *payloads, "--server", server.address),
         env=ENVIRONMENT,
         check=True,
         timeout=PATIENCE,
@@ -79,3 +79,37 @@ def test_example_subscriber_survives_a_restart(binary, output):
     publish(server, "orders.us", "second")
     assert "orders.us" in await_line("second")
     server.stop()
+
+
+def test_example_subscriber_waits_for_its_quota(binary, output):
+    with Server(binary, "--quotas-address-subscriptions", "1") as server:
+        client = Client(server.address)
+        holder = client.subscribe("orders.>")
+        await_line = output(server, "orders.>")
+        assert "quota" in await_line("QUOTA_EXCEEDED")
+        holder.cancel()
+        await_line("subscribed")
+        publish(server, "orders.eu", "first")
+        await_line("first")
+        client.close()
+
+
+def test_example_publisher_waits_for_its_quota(binary):
+    with Server(binary, "--quotas-address-publish-events", "1") as server:
+        for _ in range(2):
+            publish(server, "orders.eu", "a", "b")
+
+
+def test_examples_end_with_words_and_no_traceback(binary):
+    with Server(binary) as server:
+        for arguments, reason in ((["subscribe.py", "a..b"], "INVALID_FILTER"), (["publish.py", "a..b", "x"], "INVALID_TOPIC")):
+            ended = subprocess.run(
+                command(*arguments, "--server", server.address),
+                env=ENVIRONMENT,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+            )
+            assert ended.returncode == 1
+            assert ended.stderr.startswith(f"{reason}: ")
+            assert "Traceback" not in ended.stderr

@@ -28,8 +28,18 @@ def test_the_jobs_together_run_every_part():
     for row in workflow()["jobs"]["check"]["strategy"]["matrix"]["include"]:
         command = [word for word in shlex.split(row["run"]) if not re.match(r"\w+=", word)]
         ran[command[0]] |= set(command[1:])
-    assert ran["scripts/test"] == parts("scripts/test")
+    # That part runs where it is named alone, and `.ci/run` names it.
+    assert ran["scripts/test"] == parts("scripts/test") - {"slow"}
     assert ran[".ci/run"] == parts(".ci/run") - {"test"}
+
+
+def test_everything_that_is_slow_runs_before_a_change_lands():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert re.search(r"^part_slow\(\) \{\n    run_step '[^']*' scripts/test slow\n\}", script, re.MULTILINE)
+    # A test that waits for longer than a minute has the marker, and the other parts leave it out.
+    tests = (ROOT / "scripts" / "test").read_text()
+    assert re.search(r"run_pytest .*-m 'not slow' tests/proxies$", tests, re.MULTILINE)
+    assert re.search(r"run_pytest -m slow tests/proxies$", tests, re.MULTILINE)
 
 
 def test_one_job_is_green_only_if_all_are():

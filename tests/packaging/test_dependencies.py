@@ -39,6 +39,8 @@ NEVER = {
     "tidegate-client": {"tidegate-core", "tidegate", "tidegate-transport", "tidegate-server"},
     "tidegate-server": {"tidegate-client", "tidegate-bench", "tidegate-cli"},
     "tidegate-bench": {"tidegate-core", "tidegate", "tidegate-client", "tidegate-server"},
+    # It knows what any author of a client may know, and nothing that the client of ours does.
+    "tidegate-conformance": {"tidegate-core", "tidegate", "tidegate-transport", "tidegate-client", "tidegate-server"},
 }
 
 

@@ -15,7 +15,7 @@ DOCUMENT = ROOT / "docs" / "security.md"
 RUST_TEST = r"#\[(?:tokio::)?test[^\]]*\]\s*(?:#\[[^\]]*\]\s*)*(?:async )?fn (\w+)"
 
 # The documents that say which test proves something.
-PROVING = [ROOT / "ARCHITECTURE.md"] + [ROOT / "docs" / name for name in ("found.md", "guarantees.md", "security.md")]
+PROVING = [ROOT / "ARCHITECTURE.md"] + [ROOT / "docs" / name for name in ("found.md", "guarantees.md", "protocol.md", "security.md")]
 
 # Where a path that a document shortens may begin: "core/tests/model.rs" is in crates/tidegate-core.
 BEGINNINGS = ("", "crates/", "crates/tidegate-")

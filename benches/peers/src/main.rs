@@ -3,7 +3,11 @@
 //! `broadcast`, `mpsc`, `typed`, `typed-transport` and `raw` are servers, each as small as if written by hand for one
 //! service. `compare` starts one server after another, puts the same load on each, and writes medians and ratios to a
 //! document. `grow` measures the cost of a delivery of tidegate as the load grows.
-#![expect(clippy::print_stdout, reason = "this is a program for the terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is a program for the terminal"
+)]
 
 mod amount;
 mod baselines;

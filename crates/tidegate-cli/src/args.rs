@@ -7,6 +7,7 @@ use crate::{
         admin::{ClientsArgs, KickArgs, StatsArgs},
         check_config::CheckConfigArgs,
         completions::CompletionsArgs,
+        conformance::ConformanceArgs,
         publish::PubArgs,
         serve::ServeArgs,
         sub::SubArgs,
@@ -50,6 +51,7 @@ pub(crate) enum Command {
     #[cfg(target_os = "linux")]
     Bench(crate::commands::bench::BenchArgs),
     Token(TokenArgs),
+    Conformance(ConformanceArgs),
     Completions(CompletionsArgs),
 }
 
@@ -60,7 +62,7 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
-    use crate::settings::{FILE_VARIABLE, NO_SETTINGS, suggest};
+    use crate::settings::{NO_SETTINGS, suggest};
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -96,19 +98,26 @@ mod tests {
         }
     }
 
-    fn variables(command: &clap::Command) -> Vec<String> {
-        let own = command.get_arguments().filter_map(clap::Arg::get_env);
-        let own = own.map(|name| name.to_str().unwrap().to_owned());
-        own.chain(command.get_subcommands().flat_map(variables))
+    /// The variables that the help of some command names.
+    fn variables(mut command: clap::Command) -> HashSet<String> {
+        let help = command.render_long_help().to_string();
+        // Where a line is wrapped is up to the terminal.
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        let names = help.split("[env: ").skip(1);
+        let own = names.filter_map(|rest| rest.split(']').next());
+        let own: HashSet<_> = own.map(ToOwned::to_owned).collect();
+        let commands = command.get_subcommands().cloned().collect::<Vec<_>>();
+        commands
+            .into_iter()
+            .flat_map(variables)
+            .chain(own)
             .collect()
     }
 
     #[test]
     fn variables_of_other_commands_are_known() {
         let known: HashSet<_> = NO_SETTINGS.iter().map(ToString::to_string).collect();
-        let of_commands = variables(&Cli::command()).into_iter();
-        let used: HashSet<_> = of_commands.chain([FILE_VARIABLE.to_owned()]).collect();
-        assert_eq!(known, used);
+        assert_eq!(known, variables(Cli::command()));
     }
 
     #[test]

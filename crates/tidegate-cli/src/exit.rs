@@ -1,12 +1,10 @@
 //! Exit codes and error messages. Scripts rely on the codes, so they never change.
 
-use std::{
-    fmt,
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::{fmt, io, process::ExitCode};
 
 use tidegate_client::Error;
+
+use crate::stdio;
 
 /// The list of exit codes at the end of `--help`.
 pub(crate) const HELP: &str = "\
@@ -15,12 +13,15 @@ Exit codes:
     1  any other failure
     2  the command line or the configuration is wrong
     3  the server cannot be reached or went away
-    4  credentials are missing or wrong, or do not permit the request
+    4  credentials or certificates are missing, wrong or not trusted, or do not
+       permit the request; or something else than the server is at its address
     5  the server refused the request as invalid
-    6  the client id is in use, or another client took it over
+    6  the client id is in use, another client took it over, or an operator
+       disconnected it
     7  too slow under --overflow disconnect, or over a quota
     8  the position to resume from is ahead of the server
     9  the server broke the protocol
+   10  `serve` was drained by a call over the network, AdminService.Drain: start it again
   130  `pub` was interrupted before the server had accepted everything, or `serve`
        was stopped by a second signal";
 
@@ -37,6 +38,7 @@ pub(crate) enum Exit {
     Exhausted = 7,
     PositionAhead = 8,
     Violation = 9,
+    Drained = 10,
     Interrupted = 130,
 }
 
@@ -56,13 +58,20 @@ impl Failure {
         Self::Reported(exit, message.to_string())
     }
 
-    /// Writes the message to standard error and returns the code to exit with.
+    /// Adds what became of the input to the message.
+    pub(crate) fn with(self, account: &impl fmt::Display) -> Self {
+        match self {
+            Self::Reported(exit, message) => Self::Reported(exit, format!("{message}; {account}")),
+            Self::ClosedPipe => Self::ClosedPipe,
+        }
+    }
+
+    /// Leaves the message for standard error, and returns the code to exit with.
     pub(crate) fn report(self) -> ExitCode {
         match self {
             Self::ClosedPipe => ExitCode::SUCCESS,
             Self::Reported(exit, message) => {
-                // If standard error is closed too, there is nowhere left to report to.
-                let _ = writeln!(io::stderr(), "tidegate: {message}");
+                stdio::report(message);
                 ExitCode::from(exit as u8)
             }
         }
@@ -90,10 +99,13 @@ impl From<&Error> for Exit {
             Error::InvalidEndpoint { .. } => Self::Usage,
             Error::Unavailable(_) => Self::Unavailable,
             Error::InvalidCredentials(_)
+            | Error::CannotConnect(_)
             | Error::Unauthenticated(_)
             | Error::PermissionDenied(_) => Self::Credentials,
             Error::InvalidArgument(_) => Self::Refused,
-            Error::ClientIdInUse(_) | Error::Superseded(_) => Self::ClientId,
+            Error::ClientIdInUse(_) | Error::Superseded(_) | Error::Disconnected(_) => {
+                Self::ClientId
+            }
             Error::ResourceExhausted(_) => Self::Exhausted,
             Error::PositionAhead { .. } => Self::PositionAhead,
             Error::Violation(_) => Self::Violation,
@@ -118,6 +130,7 @@ mod tests {
             Exit::Exhausted,
             Exit::PositionAhead,
             Exit::Violation,
+            Exit::Drained,
             Exit::Interrupted,
         ] {
             let line = format!("{:>5}  ", exit as u8);

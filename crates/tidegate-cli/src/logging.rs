@@ -3,9 +3,13 @@
 use std::{env, fmt, io, sync::Arc};
 
 use clap::{Args, ValueEnum};
+use tidegate_server::settings::log_filter;
 use tracing_subscriber::{EnvFilter, reload};
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    exit::{Exit, Failure},
+    log_writer::LogWriter,
+};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
@@ -33,55 +37,79 @@ const DEFAULT: &str = "warn";
 
 /// Changes the log filter of the running program. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Logs(Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+pub(crate) struct Logs {
+    reload: Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
+    writer: LogWriter,
+}
 
-/// Sends logs to standard error from here on. To be called once.
-pub(crate) fn init(args: &LogArgs) -> Result<Logs, Failure> {
-    let directives = args.log.as_deref().unwrap_or(DEFAULT);
-    let directives = from_environment().unwrap_or_else(|| directives.into());
+/// Sends logs to `writer` from here on. To be called once.
+pub(crate) fn init(args: &LogArgs, writer: &LogWriter) -> Result<Logs, Failure> {
+    let filter = match from_environment()? {
+        Some(filter) => filter,
+        None => filter("--log", args.log.as_deref().unwrap_or(DEFAULT))?,
+    };
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter(&directives)?)
-        .with_writer(io::stderr);
-    Ok(match args.log_format {
+        .with_env_filter(filter)
+        // It would print to standard error by itself, and panic if that cannot be written.
+        .log_internal_errors(false)
+        .with_writer(writer.clone());
+    let reload: Arc<dyn Fn(_) -> _ + Send + Sync> = match args.log_format {
         LogFormat::Text => {
             let choice = anstream::AutoStream::choice(&io::stderr());
             let color = choice != anstream::ColorChoice::Never;
             let subscriber = subscriber.with_ansi(color).with_filter_reloading();
             let handle = subscriber.reload_handle();
             subscriber.init();
-            Logs(Arc::new(move |filter| handle.reload(filter)))
+            Arc::new(move |filter| handle.reload(filter))
         }
         LogFormat::Json => {
+            writer.use_json();
             let subscriber = subscriber.json().with_filter_reloading();
             let handle = subscriber.reload_handle();
             subscriber.init();
-            Logs(Arc::new(move |filter| handle.reload(filter)))
+            Arc::new(move |filter| handle.reload(filter))
         }
+    };
+    Ok(Logs {
+        reload,
+        writer: writer.clone(),
     })
 }
 
 /// The filter in `RUST_LOG`, which takes precedence over every other.
-fn from_environment() -> Option<String> {
-    let directives = env::var(EnvFilter::DEFAULT_ENV).ok();
-    directives.filter(|directives| !directives.is_empty())
+fn from_environment() -> Result<Option<EnvFilter>, Failure> {
+    let name = EnvFilter::DEFAULT_ENV;
+    match env::var(name) {
+        Ok(directives) if !directives.is_empty() => filter(name, &directives).map(Some),
+        Ok(_) | Err(env::VarError::NotPresent) => Ok(None),
+        Err(env::VarError::NotUnicode(_)) => Err(Failure::new(
+            Exit::Usage,
+            format!("{name}: the value is not UTF-8"),
+        )),
+    }
 }
 
-fn filter(directives: &str) -> Result<EnvFilter, Failure> {
-    EnvFilter::try_new(directives).map_err(|error| {
-        Failure::new(
-            Exit::Usage,
-            format!("invalid log filter {directives:?}: {error}"),
-        )
+/// The filter that `origin` sets.
+fn filter(origin: &str, directives: &str) -> Result<EnvFilter, Failure> {
+    log_filter(directives).map_err(|problem| {
+        let message = format!("{origin}: {directives:?} is no log filter: {problem}");
+        Failure::new(Exit::Usage, message)
     })
 }
 
 impl Logs {
+    /// Counts the lines that were lost so far.
+    pub(crate) fn lost_lines(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
+        let writer = self.writer.clone();
+        move || writer.lost()
+    }
+
     /// Applies the filter in `directives`, unless `RUST_LOG` is set.
     pub(crate) fn set(&self, directives: &str) -> Result<(), Failure> {
-        if from_environment().is_some() {
+        if from_environment()?.is_some() {
             return Ok(());
         }
-        (self.0)(filter(directives)?).map_err(|error| Failure::new(Exit::Other, error))
+        (self.reload)(filter("log", directives)?).map_err(|error| Failure::new(Exit::Other, error))
     }
 }
 

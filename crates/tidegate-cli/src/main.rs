@@ -1,12 +1,14 @@
-//! The `tidegate` command: `serve`, `check-config`, `sub`, `pub`, `clients`, `kick`, `stats`, `bench`, `token` and
-//! `completions`.
+//! The `tidegate` command: `serve`, `check-config`, `sub`, `pub`, `clients`, `kick`, `stats`, `bench`, `token`,
+//! `conformance` and `completions`.
 //!
 //! Each command is a module of [`commands`], with its arguments and a `run`; [`exit`] turns its result into an exit code.
 
 mod args;
 mod commands;
+mod environment;
 mod exit;
 mod lines;
+mod log_writer;
 mod logging;
 mod memory;
 mod output;
@@ -16,39 +18,85 @@ mod security;
 mod server_args;
 mod settings;
 mod signals;
+mod stdio;
 
-use std::process::ExitCode;
+use std::{
+    io::Write as _,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::{
     args::{Cli, Command},
-    commands::{admin, check_config, completions, publish, serve, sub, token},
+    commands::{admin, check_config, completions, conformance, publish, serve, sub, token},
     exit::Failure,
+    log_writer::LogWriter,
     logging::Logs,
+    stdio::StandardError,
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| settings::suggest(error).exit());
-    match start(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+    memory::init();
+    let log = match LogWriter::start(StandardError) {
+        Ok(log) => log,
+        Err(error) => {
+            // There is no thread that could write it.
+            let _ = writeln!(StandardError, "tidegate: cannot start a thread: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    stdio::report_through(&log);
+    log.report_panics();
+    let outcome = match Cli::try_parse() {
+        Ok(cli) => start(cli, &log),
+        Err(error) => say(&settings::explain(error)),
+    };
+    let code = match outcome {
+        Ok(code) => code,
         Err(failure) => failure.report(),
+    };
+    // The last lines, "ended" among them.
+    log.flush();
+    code
+}
+
+/// Prints help, the version, or a fault of the command line.
+fn say(error: &clap::Error) -> Result<ExitCode, Failure> {
+    match error.print() {
+        // Where standard error takes nothing, the code has to do.
+        Err(failed) if !error.use_stderr() => Err(stdio::in_words(failed).into()),
+        _ => Ok(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))),
     }
 }
 
-fn start(cli: Cli) -> Result<(), Failure> {
-    let logs = logging::init(&cli.log)?;
-    memory::init();
+fn start(cli: Cli, log: &LogWriter) -> Result<ExitCode, Failure> {
+    let logs = logging::init(&cli.log, log)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let outcome = runtime.block_on(run(cli.command, cli.log.log, logs));
+    // A panic goes on only when the runtime is gone: it would wait for its threads, as described below.
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        runtime.block_on(run(cli.command, cli.log.log, logs))
+    }));
     // A read of standard input, or a write to a pipe that nobody reads, blocks a thread of the runtime; waiting for it
     // would keep the program from ending.
     runtime.shutdown_background();
-    outcome
+    match outcome {
+        Ok(outcome) => outcome.map(|()| ExitCode::SUCCESS),
+        Err(panic) => resume_unwind(panic),
+    }
 }
 
 /// Runs one command. `log` is the value of --log on the command line.
 async fn run(command: Command, log: Option<String>, logs: Logs) -> Result<(), Failure> {
+    #[cfg(unix)]
+    signals::outlive_file_limits()?;
+    // A server refuses them.
+    if !matches!(command, Command::Serve(_) | Command::CheckConfig(_)) {
+        for warning in settings::misspelled_variables() {
+            tracing::warn!("{warning}");
+        }
+    }
     match command {
         Command::Serve(args) => serve::run(args, log, logs).await,
         Command::CheckConfig(args) => check_config::run(&args),
@@ -60,6 +108,7 @@ async fn run(command: Command, log: Option<String>, logs: Logs) -> Result<(), Fa
         #[cfg(target_os = "linux")]
         Command::Bench(args) => commands::bench::run(args).await,
         Command::Token(args) => token::run(&args),
+        Command::Conformance(args) => conformance::run(args).await,
         Command::Completions(args) => completions::run(&args, Cli::command()),
     }
 }

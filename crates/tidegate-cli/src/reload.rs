@@ -1,18 +1,23 @@
 //! Reloading the configuration, and the files that it names, on SIGHUP.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use tidegate_server::{
     Controls, Server,
-    settings::{Configuration, reload},
+    settings::{Configuration, Written, reload},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Mutex,
+};
 
 use crate::{exit::Failure, logging::Logs, settings::SettingArgs};
 
 /// Everything that a reload needs.
 struct Reloader {
     asked: SettingArgs,
+    /// Whether the file had a setting when it was read last.
+    file_has_settings: bool,
     /// The settings in force.
     running: Configuration,
     controls: Controls,
@@ -24,35 +29,65 @@ struct Reloader {
 /// file, nothing could change, and the signal keeps its default action: it ends the process.
 pub(crate) fn on_hangup(
     asked: SettingArgs,
-    running: Configuration,
+    (running, written): (Configuration, &Written),
     server: &Server,
     logs: Logs,
 ) -> io::Result<()> {
     if !asked.has_file() && !server.reloader().has_files() {
         return Ok(());
     }
-    let mut hangups = signal(SignalKind::hangup())?;
-    let mut reloader = Reloader {
+    let hangups = signal(SignalKind::hangup())?;
+    let reloader = Reloader {
         asked,
+        file_has_settings: written.has_settings_of_a_file(),
         running,
         controls: server.controls().clone(),
         files: server.reloader().clone(),
         logs,
     };
+    let controls = server.controls().clone();
+    // Outside of the task, which may panic: it goes on with the settings that are in force, and no signal is missed.
+    let state = Arc::new(Mutex::new((hangups, reloader)));
     tokio::spawn(async move {
-        while hangups.recv().await.is_some() {
-            reloader.reload();
-            reloader.reload_files().await;
-        }
+        let obey = || {
+            let state = Arc::clone(&state);
+            async move {
+                let mut state = state.lock().await;
+                let (hangups, reloader) = &mut *state;
+                while hangups.recv().await.is_some() {
+                    reloader.reload().await;
+                    reloader.reload_files().await;
+                }
+            }
+        };
+        controls.supervise("reload", obey).await;
     });
     Ok(())
 }
 
 impl Reloader {
     /// Applies the settings that can change in a running server. A configuration with an error changes nothing.
-    fn reload(&mut self) {
-        let next = match self.asked.read() {
-            Ok((next, _)) => next,
+    async fn reload(&mut self) {
+        let asked = self.asked.clone();
+        // A file on a network file system may take its time, and the runtime has other things to do.
+        let read = tokio::task::spawn_blocking(move || asked.read_again()).await;
+        // Only a runtime that shuts down drops the task before it has run.
+        let Ok(read) = read else { return };
+        let next = match read {
+            Ok((next, written)) => {
+                for warning in written.warnings() {
+                    tracing::warn!("{warning}");
+                }
+                // A file may be emptied on purpose. An editor, or a `>` in a shell, does it by accident.
+                let has_settings = written.has_settings_of_a_file();
+                if self.file_has_settings && !has_settings {
+                    tracing::warn!(
+                        "the file of the configuration has become empty: its settings are at their defaults"
+                    );
+                }
+                self.file_has_settings = has_settings;
+                next
+            }
             Err(failure) => {
                 log_failure(&failure);
                 tracing::error!("the configuration was not reloaded; nothing has changed");

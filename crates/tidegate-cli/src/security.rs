@@ -1,33 +1,40 @@
 //! TLS and credentials of the commands that connect to a server.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs::File,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use tidegate_client::{Client, ClientBuilder};
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    environment,
+    exit::{Exit, Failure},
+    stdio,
+};
+
+/// Bytes of the largest file of certificates or keys.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
 
 /// The client's credentials, and the certificates that it trusts.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "TLS and credentials")]
 pub(crate) struct CredentialArgs {
     /// Bearer token to send. Other users of this machine can see command lines: prefer the environment or a file.
-    #[arg(
-        long,
-        global = true,
-        env = "TIDEGATE_TOKEN",
-        hide_env_values = true,
-        conflicts_with = "token_file"
-    )]
+    /// [env: TIDEGATE_TOKEN]
+    #[arg(long, global = true, conflicts_with = "token_file")]
     token: Option<String>,
 
-    /// File with the bearer token to send.
-    #[arg(long, global = true, value_name = "FILE", env = "TIDEGATE_TOKEN_FILE")]
+    /// File with the bearer token to send. It is read for each call, so that a token can be renewed.
+    /// [env: TIDEGATE_TOKEN_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
     /// Certificates to trust as authorities for the server's certificate, in PEM, for an https:// URL [default: those
-    /// that the system trusts].
-    #[arg(long, global = true, value_name = "FILE", env = "TIDEGATE_TLS_CA")]
+    /// that the system trusts]. [env: TIDEGATE_TLS_CA]
+    #[arg(long, global = true, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
 
     /// The client's own certificate chain, in PEM.
@@ -39,24 +46,34 @@ pub(crate) struct CredentialArgs {
     tls_key: Option<PathBuf>,
 }
 
+/// Where the token comes from.
+enum Token {
+    Text(String),
+    File(PathBuf),
+}
+
 impl CredentialArgs {
-    /// Returns the same credentials for a benchmark, which reads a token file once.
+    /// Returns the same credentials for a benchmark of the server at `url`, or of one that it starts. It reads a token file
+    /// once.
     #[cfg(target_os = "linux")]
-    pub(crate) fn for_benchmark(&self) -> Result<tidegate_bench::Credentials, Failure> {
-        let token = match (&self.token, &self.token_file) {
-            (Some(token), _) => Some(token.clone()),
-            (None, Some(path)) => {
-                let token = String::from_utf8_lossy(&read(path)?).into_owned();
-                Some(token.trim_end().to_owned())
+    pub(crate) fn for_benchmark(
+        &self,
+        url: Option<&str>,
+    ) -> Result<tidegate_bench::Credentials, Failure> {
+        let token = match self.token()? {
+            Some(Token::Text(token)) => Some(token),
+            Some(Token::File(path)) => {
+                let token = String::from_utf8_lossy(&read(&path)?).into_owned();
+                Some(token.trim_start_matches('\u{feff}').trim_end().to_owned())
             }
-            (None, None) => None,
+            None => None,
         };
         let pair = self.tls_certificate.as_ref().zip(self.tls_key.as_ref());
         let identity =
             pair.map(|(certificate, key)| Ok::<_, Failure>((read(certificate)?, read(key)?)));
         Ok(tidegate_bench::Credentials {
             token,
-            ca: self.tls_ca.as_ref().map(read).transpose()?,
+            ca: self.authorities(url)?,
             identity: identity.transpose()?,
         })
     }
@@ -64,18 +81,71 @@ impl CredentialArgs {
     /// Returns a client for the server at `url`, with these credentials.
     pub(crate) fn client(&self, url: &str) -> Result<Client, Failure> {
         let mut client = Client::builder(url);
-        if let Some(token) = &self.token {
-            client = client.token(token);
+        match self.token()? {
+            Some(Token::Text(token)) => client = client.token(token),
+            Some(Token::File(path)) => {
+                if path
+                    .metadata()
+                    .is_ok_and(|file| !file.is_file() && !file.is_dir())
+                {
+                    let path = path.display();
+                    stdio::report(format!(
+                        "{path} is no regular file: the token is read from it once, and will not be renewed"
+                    ));
+                }
+                client = client.token_file(path);
+            }
+            None => {}
         }
-        if let Some(path) = &self.token_file {
-            client = client.token_file(path);
-        }
-        Ok(self.with_certificates(client)?.connect_lazy()?)
+        Ok(self.with_certificates(client, url)?.connect_lazy()?)
     }
 
-    fn with_certificates(&self, mut client: ClientBuilder) -> Result<ClientBuilder, Failure> {
+    /// The token of the command line, or else of the environment.
+    fn token(&self) -> Result<Option<Token>, Failure> {
+        if let Some(token) = &self.token {
+            return Ok(Some(Token::Text(token.clone())));
+        }
+        if let Some(path) = &self.token_file {
+            return Ok(Some(Token::File(path.clone())));
+        }
+        let token = environment::text(environment::TOKEN)?;
+        match (token, environment::path(environment::TOKEN_FILE)) {
+            (Some(_), Some(_)) => {
+                let (token, file) = (environment::TOKEN, environment::TOKEN_FILE);
+                let message = format!(
+                    "the environment variables {token} and {file} are both set: unset one, or give --token or --token-file"
+                );
+                Err(Failure::new(Exit::Usage, message))
+            }
+            (Some(token), None) => Ok(Some(Token::Text(token))),
+            (None, path) => Ok(path.map(Token::File)),
+        }
+    }
+
+    /// The authorities to trust: those of the command line, or else of the environment, if there is TLS.
+    fn authorities(&self, url: Option<&str>) -> Result<Option<Vec<u8>>, Failure> {
         if let Some(path) = &self.tls_ca {
-            client = client.tls_ca(read(path)?);
+            return read(path).map(Some);
+        }
+        let Some(path) = environment::path(environment::TLS_CA) else {
+            return Ok(None);
+        };
+        if url.is_none_or(|url| url.starts_with("http://")) {
+            // It is for all servers of this user, of which this one needs none.
+            let name = environment::TLS_CA;
+            tracing::info!("{name} is set, and not used: the connection is without TLS");
+            return Ok(None);
+        }
+        read(&path).map(Some)
+    }
+
+    fn with_certificates(
+        &self,
+        mut client: ClientBuilder,
+        url: &str,
+    ) -> Result<ClientBuilder, Failure> {
+        if let Some(pem) = self.authorities(Some(url))? {
+            client = client.tls_ca(pem);
         }
         if let (Some(certificate), Some(key)) = (&self.tls_certificate, &self.tls_key) {
             client = client.tls_identity(read(certificate)?, read(key)?);
@@ -84,11 +154,19 @@ impl CredentialArgs {
     }
 }
 
-fn read(path: &PathBuf) -> Result<Vec<u8>, Failure> {
-    fs::read(path).map_err(|error| {
-        Failure::new(
-            Exit::Credentials,
-            format!("cannot read {}: {error}", path.display()),
-        )
-    })
+/// Reads a file of certificates, a key or a token.
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    let failed = |problem: &dyn std::fmt::Display| {
+        let message = format!("cannot read {}: {problem}", path.display());
+        Failure::new(Exit::Credentials, message)
+    };
+    let file = File::open(path).map_err(|error| failed(&error))?;
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_FILE + 1).read_to_end(&mut bytes);
+    read.map_err(|error| failed(&error))?;
+    match bytes.len() as u64 {
+        0 => Err(failed(&"it is empty")),
+        size if size > MAX_FILE => Err(failed(&"it is too large for what it should hold")),
+        _ => Ok(bytes),
+    }
 }

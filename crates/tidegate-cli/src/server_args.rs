@@ -3,20 +3,21 @@
 use clap::Args;
 use tidegate_client::Client;
 
-use crate::{exit::Failure, security::CredentialArgs};
+use crate::{
+    environment,
+    exit::{Exit, Failure},
+    security::CredentialArgs,
+};
+
+/// The server where none is given.
+const DEFAULT: &str = "http://127.0.0.1:50051";
 
 /// The server to connect to, and the credentials for it.
 #[derive(Debug, Args)]
 pub(crate) struct ServerArgs {
-    /// URL of the server, or unix:PATH.
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "TIDEGATE_SERVER",
-        default_value = "http://127.0.0.1:50051",
-        value_parser = server_url
-    )]
-    pub(crate) server: String,
+    /// URL of the server, or unix:PATH [default: http://127.0.0.1:50051]. [env: TIDEGATE_SERVER]
+    #[arg(long, value_name = "URL", value_parser = server_url)]
+    server: Option<String>,
 
     #[command(flatten)]
     pub(crate) credentials: CredentialArgs,
@@ -25,7 +26,21 @@ pub(crate) struct ServerArgs {
 impl ServerArgs {
     /// Returns a client for the server; its first call connects.
     pub(crate) fn client(&self) -> Result<Client, Failure> {
-        self.credentials.client(&self.server)
+        self.credentials.client(&self.url()?)
+    }
+
+    /// The URL of the command line, or else of the environment.
+    fn url(&self) -> Result<String, Failure> {
+        if let Some(url) = &self.server {
+            return Ok(url.clone());
+        }
+        let Some(text) = environment::text(environment::SERVER)? else {
+            return Ok(DEFAULT.into());
+        };
+        server_url(&text).map_err(|problem| {
+            let message = format!("{}: {problem}", environment::SERVER);
+            Failure::new(Exit::Usage, message)
+        })
     }
 }
 

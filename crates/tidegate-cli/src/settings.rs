@@ -1,24 +1,46 @@
 //! The settings of the server as flags, and the reading of all sources.
 
-use std::{collections::BTreeMap, env, ffi::OsString, fs, io, path::PathBuf};
+use std::{collections::BTreeMap, env, ffi::OsString, path::PathBuf};
 
 use clap::{
     Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches,
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use tidegate_server::settings::{
-    Configuration, Problem, SEPARATOR, SETTINGS, Setting, Sources, VARIABLES, Written, check, read,
+use tidegate_server::{
+    read_configuration,
+    settings::{
+        Configuration, Problem, SEPARATOR, SETTINGS, Setting, Sources, VARIABLES, Written, check,
+        read,
+    },
 };
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    environment,
+    exit::{Exit, Failure},
+};
 
 /// The flags of all settings, and the file. The flags come from the table that reads the file, so neither has a setting
 /// that the other lacks.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SettingArgs {
-    file: Option<PathBuf>,
+    file: Option<ConfigFile>,
     /// The key and the text of each flag on the command line.
     given: Vec<(&'static str, String)>,
+}
+
+/// The file of the settings.
+#[derive(Debug, Clone)]
+struct ConfigFile {
+    path: PathBuf,
+    /// The flag or the variable that names it, for errors.
+    named_by: &'static str,
+}
+
+/// Settings as they were read.
+pub(crate) struct Read<T> {
+    pub(crate) value: T,
+    /// The path of the file if it was a pipe, which cannot be read again.
+    pub(crate) pipe: Option<PathBuf>,
 }
 
 /// The flag of the file.
@@ -30,20 +52,33 @@ pub(crate) const FILE_VARIABLE: &str = "TIDEGATE_CONFIG";
 /// Variables of the program that are no settings of the server, so that none is taken for a misspelled one.
 pub(crate) const NO_SETTINGS: &[&str] = &[
     FILE_VARIABLE,
-    "TIDEGATE_SERVER",
-    "TIDEGATE_TLS_CA",
-    "TIDEGATE_TOKEN",
-    "TIDEGATE_TOKEN_FILE",
+    environment::SERVER,
+    environment::TLS_CA,
+    environment::TOKEN,
+    environment::TOKEN_FILE,
 ];
 
 /// The key of the one setting that is a flag of every command.
 const LOG: &str = "log";
 
+impl ConfigFile {
+    /// The file at `path`, or standard input for `-`.
+    fn new(path: PathBuf, named_by: &'static str) -> Self {
+        let path = match path.as_os_str() == "-" {
+            true => "/dev/stdin".into(),
+            false => path,
+        };
+        Self { path, named_by }
+    }
+}
+
 impl SettingArgs {
-    /// The settings of a file and the environment, without flags.
-    pub(crate) fn of_file(file: Option<PathBuf>) -> Self {
+    /// The settings of a file and the environment, without flags. `named_by` is what names the file.
+    pub(crate) fn of_file(file: Option<PathBuf>, named_by: &'static str) -> Self {
         Self {
-            file: file.or_else(file_of_environment),
+            file: file
+                .map(|path| ConfigFile::new(path, named_by))
+                .or_else(file_of_environment),
             given: Vec::new(),
         }
     }
@@ -60,33 +95,43 @@ impl SettingArgs {
         self.file.is_some()
     }
 
-    /// Reads all sources as they are now.
-    pub(crate) fn read(&self) -> Result<(Configuration, Written), Failure> {
-        self.with(read)
+    /// Reads all sources for the first time. The file may be a pipe. Blocks.
+    pub(crate) fn read(&self) -> Result<Read<(Configuration, Written)>, Failure> {
+        self.with(true, read)
     }
 
-    /// Checks all sources, and the files that they name.
-    pub(crate) fn check(&self) -> Result<(), Failure> {
-        self.with(check)
+    /// Reads all sources as they are now, in a server that runs. Blocks.
+    #[cfg(unix)]
+    pub(crate) fn read_again(&self) -> Result<(Configuration, Written), Failure> {
+        self.with(false, read).map(|read| read.value)
+    }
+
+    /// Checks all sources, and the files that they name. Returns what a server would warn of. Blocks.
+    pub(crate) fn check(&self) -> Result<Vec<Problem>, Failure> {
+        self.with(true, check).map(|read| read.value)
     }
 
     fn with<T>(
         &self,
+        is_first: bool,
         read: impl FnOnce(Sources<'_>) -> Result<T, Vec<Problem>>,
-    ) -> Result<T, Failure> {
-        let text = self.file.as_ref().map(fs::read_to_string);
-        let text = text.transpose().map_err(|error| self.unreadable(&error))?;
-        read(Sources {
-            file: self.file.as_ref().zip(text.as_deref()),
-            environment: &environment(),
+    ) -> Result<Read<T>, Failure> {
+        let file = self.file.as_ref().map(|ConfigFile { path, named_by }| {
+            read_configuration(path, is_first).map_err(|error| {
+                Failure::new(Exit::Usage, format!("{named_by}: {}", error.with_cause()))
+            })
+        });
+        let file = file.transpose()?;
+        let path = self.file.as_ref().map(|file| &file.path);
+        let value = read(Sources {
+            file: path.zip(file.as_ref().map(|file| &*file.text)),
+            environment: &variables(),
             flags: &self.given,
         })
-        .map_err(|problems| Failure::new(Exit::Usage, report(&problems)))
-    }
-
-    fn unreadable(&self, error: &io::Error) -> Failure {
-        let path = self.file.as_deref().unwrap_or_else(|| "".as_ref());
-        Failure::new(Exit::Usage, format!("{}: {error}", path.display()))
+        .map_err(|problems| Failure::new(Exit::Usage, report(&problems)))?;
+        let is_from_pipe = file.is_some_and(|file| file.is_from_pipe);
+        let pipe = path.filter(|_| is_from_pipe).cloned();
+        Ok(Read { value, pipe })
     }
 }
 
@@ -103,21 +148,21 @@ fn report(problems: &[Problem]) -> String {
     )
 }
 
-/// The variables that are settings, or look like settings.
-fn environment() -> BTreeMap<String, String> {
-    // A value that is not Unicode must not be ignored. With U+FFFD in it, the setting refuses it or finds no such file.
-    let text = |text: OsString| text.to_string_lossy().into_owned();
+/// The variables of the environment, but for those that other commands read.
+fn variables() -> BTreeMap<OsString, OsString> {
+    let is_of_others = |name: &OsString| {
+        let mut others = NO_SETTINGS.iter();
+        others.any(|other| name.eq_ignore_ascii_case(other))
+    };
     env::vars_os()
-        .map(|(name, value)| (text(name), text(value)))
-        .filter(|(name, _)| name.starts_with(VARIABLES) && !NO_SETTINGS.contains(&name.as_str()))
+        .filter(|(name, _)| !is_of_others(name))
         .collect()
 }
 
 /// The file that the environment names.
-fn file_of_environment() -> Option<PathBuf> {
-    env::var_os(FILE_VARIABLE)
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from)
+fn file_of_environment() -> Option<ConfigFile> {
+    let path = env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty())?;
+    Some(ConfigFile::new(path.into(), FILE_VARIABLE))
 }
 
 /// The settings that are flags of `tidegate serve` alone.
@@ -152,8 +197,8 @@ impl FromArgMatches for SettingArgs {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        let file = matches.get_one::<PathBuf>(FILE);
-        self.file = file.cloned().or_else(file_of_environment);
+        let file = matches.get_one::<PathBuf>(FILE).cloned();
+        self.file = Self::of_file(file, "--config").file;
         let given = flags().filter_map(|setting| {
             let texts = matches.get_many::<String>(setting.key)?;
             let texts: Vec<_> = texts.map(String::as_str).collect();
@@ -162,6 +207,73 @@ impl FromArgMatches for SettingArgs {
         self.given = given.collect();
         Ok(())
     }
+}
+
+/// Makes an error of the command line say what was meant.
+pub(crate) fn explain(error: clap::Error) -> clap::Error {
+    match error.kind() {
+        ErrorKind::InvalidUtf8 => name_what_is_not_utf_8(error),
+        ErrorKind::UnknownArgument => advise_on_switches(suggest(error)),
+        _ => suggest(error),
+    }
+}
+
+/// Says of a flag without a value that it has none, where one was given: `--print-config false`.
+fn advise_on_switches(mut error: clap::Error) -> clap::Error {
+    const ANSWERS: &[&str] = &["true", "false", "yes", "no", "on", "off"];
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    if !ANSWERS.contains(&&*word.to_lowercase()) {
+        return error;
+    }
+    let arguments: Vec<_> = env::args_os().collect();
+    let pair = arguments
+        .windows(2)
+        .find(|pair| pair[1] == **word && pair[0].to_string_lossy().starts_with("--"));
+    if let Some([flag, _]) = pair {
+        let advice = format!(
+            "{} takes no value: write it, or leave it out",
+            flag.to_string_lossy()
+        );
+        error.insert(
+            ContextKind::Suggested,
+            ContextValue::StyledStrs(vec![advice.into()]),
+        );
+    }
+    error
+}
+
+/// The warnings about variables that come near one of those that commands other than `serve` read, and are none.
+pub(crate) fn misspelled_variables() -> impl Iterator<Item = String> {
+    let set = env::vars_os().filter(|(_, value)| !value.is_empty());
+    set.filter_map(|(name, _)| {
+        let name = name.to_str()?.to_owned();
+        let is_known = NO_SETTINGS.contains(&&*name)
+            || SETTINGS.iter().any(|setting| setting.variable() == name);
+        let near = |other: &&&str| {
+            let distance = strsim::osa_distance(&name.to_uppercase(), other);
+            // All of them have nine letters in common.
+            distance <= 2 && distance * 2 < other.len() - VARIABLES.len()
+        };
+        let meant = NO_SETTINGS.iter().find(near).filter(|_| !is_known)?;
+        Some(format!("{name}: it is ignored; did you mean {meant}?"))
+    })
+}
+
+/// Names the argument or the variable that is not UTF-8, which clap leaves to its user to find.
+fn name_what_is_not_utf_8(error: clap::Error) -> clap::Error {
+    let argument = env::args_os().find(|argument| argument.to_str().is_none());
+    let variable = NO_SETTINGS.iter().find(|name| {
+        let value = env::var_os(name);
+        value.is_some_and(|value| value.to_str().is_none())
+    });
+    let message = match (argument, variable) {
+        (Some(argument), _) => format!("the argument {argument:?} is not UTF-8\n"),
+        (None, Some(name)) => format!("the value of {name} is not UTF-8\n"),
+        (None, None) => return error,
+    };
+    clap::Error::raw(ErrorKind::InvalidUtf8, message)
 }
 
 /// Names the nearest setting in the error about an unknown flag of `tidegate serve`. clap's own suggestion compares
@@ -198,12 +310,14 @@ fn flag(setting: &'static Setting) -> Arg {
             setting.about.trim_end_matches('.'),
             setting.default()
         ))
-        .value_parser(|text: &str| setting.check(text).map(|()| text.to_owned()));
+        .value_parser(|text: &str| match text {
+            // In the environment it is how a value is taken away; here it is a slip of a script.
+            "" => Err("must not be empty: leave the flag out".to_owned()),
+            text => setting.check(text).map(|()| text.to_owned()),
+        });
     let arg = match setting.value_name {
-        "BOOL" => arg
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true"),
+        // `--admin`, `--admin false` and `--admin=false`: `serve` takes no other words that the second could mean.
+        "BOOL" => arg.num_args(0..=1).default_missing_value("true"),
         _ if setting.takes_several() => arg.action(ArgAction::Append),
         _ => arg,
     };

@@ -53,3 +53,13 @@ pub(crate) async fn interrupted() -> io::Result<()> {
     Signals::listen()?.next().await;
     Ok(())
 }
+
+/// Lets a write beyond the greatest file size fail, from here on, where it would end the process by SIGXFSZ.
+#[cfg(unix)]
+pub(crate) fn outlive_file_limits() -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let exceeded = rustix::process::Signal::XFSZ.as_raw();
+    // Its handler stays when the value is dropped.
+    signal(SignalKind::from_raw(exceeded)).map(drop)
+}

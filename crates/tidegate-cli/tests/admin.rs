@@ -6,6 +6,7 @@ mod child;
 use std::process::{Command, Output};
 
 use child::Serve;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tidegate_client::{Client, Error, NewEvent, SubscribeOptions, Subscription, Update};
 
@@ -45,6 +46,53 @@ async fn publish(client: &Client, payload: &'static [u8], count: usize) {
         ..NewEvent::default()
     };
     client.publish(vec![event; count]).await.unwrap();
+}
+
+/// Waits until a line of `clients` in JSON is as wanted.
+async fn until_listed(server: &Serve, wanted: impl Fn(&Value) -> bool) -> Value {
+    loop {
+        let listed = json_lines(&run(server, &["clients", "--output", "json"]));
+        if let Some(row) = listed.into_iter().find(|row| wanted(row)) {
+            return row;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_that_was_stopped_is_listed_with_what_it_has_lost() {
+    let server = Serve::start(&[]);
+    let mut stopped = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(["sub", "t", "--client-id", "stopped", "--max-events", "100"])
+        .args(["--server", &server.url()])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    until_listed(&server, |row| row["client_id"] == "stopped").await;
+    let signal = |signal| kill_process(Pid::from_child(&stopped), signal).unwrap();
+    signal(Signal::STOP);
+    let client = Client::connect_lazy(server.url()).unwrap();
+    static PAYLOAD: [u8; 10_000] = [b'x'; 10_000];
+    const PUBLISHED: u64 = 2_000;
+    for _ in 0..PUBLISHED / 100 {
+        publish(&client, &PAYLOAD, 100).await;
+    }
+    let row = until_listed(&server, |row| row["pending_lost_events"] != 0).await;
+    let number = |name: &str| row[name].as_u64().unwrap();
+    // 100 events of 10,000 bytes are less than the limit of 1 MiB.
+    assert_eq!(number("backlog"), 100, "{row}");
+    assert_eq!(number("lost_events"), 0, "{row}");
+    let lost = PUBLISHED - 100 - number("delivered_events");
+    assert_eq!(number("pending_lost_events"), lost, "{row}");
+    let table = run(&server, &["clients"]);
+    assert!(said(&table).contains("PENDING LOSS"), "{table:?}");
+    // Told, it is no longer pending.
+    signal(Signal::CONT);
+    let row = until_listed(&server, |row| row["backlog"] == 0).await;
+    assert_eq!(row["lost_events"], lost, "{row}");
+    assert_eq!(row["pending_lost_events"], 0, "{row}");
+    stopped.kill().unwrap();
+    stopped.wait().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,7 +145,7 @@ async fn kick_ends_a_client_and_reports_an_unknown_one() {
     assert_eq!(said(&run(&server, &["kick", "kicked"])), "1 stream ended\n");
     let error = kicked.next().await.unwrap().unwrap_err();
     // It does not reconnect.
-    assert!(matches!(error, Error::Superseded(_)), "{error}");
+    assert!(matches!(error, Error::Disconnected(_)), "{error}");
     drop(kicked);
     let none = run(&server, &["kick", "nobody", "--output", "json"]);
     assert_eq!(none.status.code(), Some(1));

@@ -209,7 +209,12 @@ fn check_config_takes_the_example_and_names_a_file_that_is_not_there() {
         .output()
         .unwrap();
     assert_eq!(missing.status.code(), Some(2));
-    assert!(said(&missing.stderr).contains("/not/there.toml: No such file"));
+    let told = said(&missing.stderr);
+    assert!(
+        told.contains("check-config: cannot read /not/there.toml: ")
+            && told.contains("No such file"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -449,4 +454,253 @@ fn the_http_address_is_the_second_line_and_answers() {
     );
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn log_filters_with_slips_are_refused_wherever_they_are_written() {
+    let refused = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let told = said(&output.stderr).to_owned();
+        assert!(told.contains("did you mean `info`?"), "{told}");
+        told
+    };
+    let file = File::new("slip", "log = \"inof\"\n");
+    refused(&mut tidegate(&["serve", "--log", "inof"]));
+    refused(&mut tidegate(&["--log", "warn,inof", "stats"]));
+    refused(&mut tidegate(&["serve", "--config", file.path()]));
+    refused(&mut tidegate(&["check-config", file.path()]));
+    refused(tidegate(&["serve"]).env("TIDEGATE_LOG", "tidegate=inof"));
+    for command in ["serve", "check-config", "stats"] {
+        let told = refused(tidegate(&[command]).env("RUST_LOG", "inof"));
+        assert!(told.contains("RUST_LOG: "), "{told}");
+    }
+    // In a server that runs, it changes nothing.
+    let file = File::new("slip-later", "log = \"info\"\n");
+    let (server, mut log) = logging(&file);
+    file.write("log = \"inof\"\n");
+    kill_process(server.pid(), Signal::HUP).unwrap();
+    let told = until_logged(&mut log, "nothing has changed");
+    assert!(told.contains("did you mean `info`?"), "{told}");
+    file.write("log = \"info\"\n");
+    kill_process(server.pid(), Signal::HUP).unwrap();
+    until_logged(&mut log, "configuration reloaded");
+}
+
+#[test]
+fn flags_for_yes_and_no_are_written_as_anyone_would() {
+    let value = |arguments: &[&str], key: &str| {
+        let mut command = tidegate(&["serve", "--print-config"]);
+        let printed = command.args(arguments).output().unwrap();
+        assert!(printed.status.success(), "{printed:?}");
+        let text = said(&printed.stdout).to_owned();
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        let line = line.unwrap().strip_prefix(" = ").unwrap();
+        line.split(" # ")
+            .next()
+            .unwrap()
+            .trim_matches('"')
+            .to_owned()
+    };
+    let settings = SETTINGS.iter();
+    let mut count = 0;
+    for setting in settings.filter(|setting| setting.value_name == "BOOL") {
+        let (flag, key) = (format!("--{}", setting.flag()), setting.key);
+        let name = key.rsplit('.').next().unwrap();
+        for (arguments, expected) in [
+            (vec![&*flag], "true"),
+            (vec![&*flag, "false"], "false"),
+            (vec![&*flag, "true"], "true"),
+            (vec![&*format!("{flag}=false")], "false"),
+            (vec![&*flag, "--heartbeat", "5s"], "true"),
+        ] {
+            assert_eq!(value(&arguments, name), expected, "{arguments:?}");
+        }
+        let refused = tidegate(&["serve", &*flag, "maybe"]).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2));
+        let told = said(&refused.stderr);
+        assert!(told.contains("must be true or false"), "{told}");
+        count += 1;
+    }
+    assert!(count >= 3);
+}
+
+#[test]
+fn an_address_that_cannot_be_taken_is_told_with_its_cause() {
+    let told = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        said(&output.stderr).to_owned()
+    };
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap().to_string();
+    for arguments in [
+        &["serve", "--listen", &*taken][..],
+        &["serve", "--listen", "127.0.0.1:0", "--http", &*taken],
+    ] {
+        let told = told(&mut tidegate(arguments));
+        assert!(told.contains("the address is in use"), "{told}");
+    }
+    drop(holder);
+    // An address for documentation (RFC 5737), which no machine has.
+    for arguments in [
+        &["serve", "--listen", "192.0.2.1:0"][..],
+        &["serve", "--listen", "127.0.0.1:0", "--http", "192.0.2.1:0"],
+    ] {
+        let told = told(&mut tidegate(arguments));
+        assert!(told.contains("this machine has no such address"), "{told}");
+    }
+    let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    if first.is_ok_and(|first| first.trim() == "1024") {
+        // By its descriptor, because the folder of the program may be closed to another user.
+        let script = match rustix::process::geteuid().is_root() {
+            true => {
+                "exec 9<\"$0\"; exec setpriv --reuid=65534 --clear-groups -- /proc/self/fd/9 \"$@\""
+            }
+            false => "exec \"$0\" \"$@\"",
+        };
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script, env!("CARGO_BIN_EXE_tidegate")]);
+        shell.args(["serve", "--listen", "127.0.0.1:80"]);
+        let told = told(&mut shell);
+        assert!(told.contains("ports below 1024"), "{told}");
+    }
+}
+
+/// The texts of the warnings that `check-config` prints.
+fn warnings(checked: &Output) -> Vec<String> {
+    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    assert_eq!(said(&checked.stdout), "configuration is valid\n");
+    said(&checked.stderr)
+        .lines()
+        .map(|line| line.strip_prefix("warning: ").unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn check_config_warns_of_what_a_server_warns_of_when_it_starts() {
+    let tokens = File::new("no-tokens", "# none yet\n");
+    let folder = tokens.path();
+    for (text, expected) in [
+        (
+            "memory_budget = \"1KiB\"\nlog = \"info\"\n".to_owned(),
+            vec!["memory_budget"],
+        ),
+        (
+            "memory_budget = \"1000000GiB\"\nlog = \"info\"\n".to_owned(),
+            vec!["is above"],
+        ),
+        (
+            format!("log = \"info\"\n[auth]\ntokens = {folder:?}\n"),
+            vec!["no rules are configured", "has no token"],
+        ),
+        (
+            format!(
+                "listen = \"0.0.0.0:0\"\nlog = \"info\"\n[auth]\ninsecure = true\ntokens = {folder:?}\n"
+            ),
+            vec!["no rules are configured", "has no token", "without TLS"],
+        ),
+        (
+            "listen = \"0.0.0.0:0\"\nlog = \"info\"\nadmin = true\n".to_owned(),
+            vec!["anyone who reaches the server may administer it"],
+        ),
+    ] {
+        let text = match text.contains("listen") {
+            true => text,
+            false => format!("listen = \"127.0.0.1:0\"\n{text}"),
+        };
+        let file = File::new("warned", &text);
+        let checked = tidegate(&["check-config", file.path()])
+            .env("TIDEGATE_FOO", "1")
+            .output()
+            .unwrap();
+        let warned = warnings(&checked);
+        assert_eq!(warned.len(), expected.len() + 1, "{warned:?}");
+        for part in expected {
+            assert!(
+                warned.iter().any(|line| line.contains(part)),
+                "{part}: {warned:?}"
+            );
+        }
+        let mut command = tidegate(&["serve", "--config", file.path()]);
+        command.env("TIDEGATE_FOO", "1").stderr(Stdio::piped());
+        let mut server = Serve::spawn(command);
+        let mut log = BufReader::new(server.child.stderr.take().unwrap());
+        let log = until_logged(&mut log, "listening");
+        for line in &warned {
+            // Behind its origin, which is `file:line`, a variable or a key.
+            let (_, message) = line.split_once(": ").unwrap();
+            assert!(log.contains(message), "{message} is not in:\n{log}");
+        }
+        let logged = log.lines().filter(|line| line.contains(" WARN "));
+        assert_eq!(logged.count(), warned.len(), "{log}");
+    }
+}
+
+#[test]
+fn check_config_refuses_what_a_server_refuses_before_it_binds() {
+    let file = File::new("refused", "");
+    for (text, problem) in [
+        (
+            "[connections]\nmax = 100000000\n",
+            ":2: the connection limit needs",
+        ),
+        (
+            "listen = \"127.0.0.1:5051\"\nhttp = \"127.0.0.1:5051\"\n",
+            ":2: http = 127.0.0.1:5051 is taken by listen",
+        ),
+        (
+            "listen = \"0.0.0.0:5051\"\nhttp = \"127.0.0.1:5051\"\n",
+            ":2: http = 127.0.0.1:5051 is taken by listen",
+        ),
+    ] {
+        file.write(text);
+        let checked = check(&file);
+        assert_eq!(checked.status.code(), Some(2), "{text}");
+        let told = said(&checked.stderr);
+        assert!(told.contains(problem), "{told}");
+        let refused = tidegate(&["serve", "--config", file.path()])
+            .output()
+            .unwrap();
+        assert_ne!(refused.status.code(), Some(0));
+        let (_, message) = problem.split_once(": ").unwrap();
+        let told = said(&refused.stderr);
+        assert!(told.contains(message), "{told}");
+    }
+}
+
+#[test]
+fn check_config_takes_its_file_as_serve_does_and_from_a_pipe() {
+    let file = File::new("by-flag", "heartbeet = \"5s\"\n");
+    let arguments = ["check-config", "--config", file.path()];
+    let checked = tidegate(&arguments).output().unwrap();
+    assert_eq!(checked.status.code(), Some(2));
+    assert!(said(&checked.stderr).contains(":1: there is no setting `heartbeet`"));
+    for name in ["/dev/stdin", "-"] {
+        let mut piped = tidegate(&["check-config", name]);
+        let mut piped = piped
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = piped.stdin.take().unwrap();
+        input.write_all(b"heartbeet = \"5s\"\n").unwrap();
+        drop(input);
+        let checked = piped.wait_with_output().unwrap();
+        assert_eq!(checked.status.code(), Some(2));
+        let told = said(&checked.stderr);
+        assert!(
+            told.contains("/dev/stdin:1: there is no setting `heartbeet`"),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn a_switch_that_is_given_a_value_says_that_it_takes_none() {
+    let refused = tidegate(&["serve", "--print-config", "false"]).output();
+    let refused = refused.unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let told = said(&refused.stderr);
+    assert!(told.contains("--print-config takes no value"), "{told}");
 }

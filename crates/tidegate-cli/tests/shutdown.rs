@@ -54,3 +54,27 @@ fn hostile_peers_delay_the_end_by_at_most_the_drain_timeout() {
     let took = began.elapsed();
     assert!(took < Duration::from_secs(3), "{took:?}");
 }
+
+#[tokio::test]
+async fn drain_by_a_call_ends_with_a_code_that_supervisors_restart() {
+    let mut server = Serve::start(&[]);
+    let client = Client::connect_lazy(server.url()).unwrap();
+    assert!(client.admin().drain().await.unwrap());
+    drop(client);
+    let status = tokio::task::spawn_blocking(move || server.child.wait().unwrap());
+    assert_eq!(status.await.unwrap().code(), Some(10));
+}
+
+#[tokio::test]
+async fn signal_in_a_drain_by_a_call_ends_with_success() {
+    let mut server = Serve::start(&["--drain-timeout", "1s"]);
+    // This peer ignores GOAWAY, and so delays the end of the drain.
+    let mut deaf = TcpStream::connect(server.address()).unwrap();
+    deaf.write_all(PREFACE).unwrap();
+    deaf.read_exact(&mut [0; 9]).unwrap();
+    let client = Client::connect_lazy(server.url()).unwrap();
+    assert!(client.admin().drain().await.unwrap());
+    kill_process(server.pid(), Signal::TERM).unwrap();
+    let status = tokio::task::spawn_blocking(move || server.child.wait().unwrap());
+    assert_eq!(status.await.unwrap().code(), Some(0));
+}

@@ -6,13 +6,15 @@ use std::{
     time::Duration,
 };
 
+use http::Uri;
 use tidegate_proto::v1::{NewEvent, PublishRequest, PublishResponse};
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::Endpoint;
 
 use crate::{
     Admin, Error, Publisher, PublisherOptions, SubscribeOptions, Subscription,
     connector::{Connection, Connector},
     credentials::Credentials,
+    tls::Tls,
 };
 
 /// The connection's window, as a multiple of the stream's.
@@ -48,7 +50,8 @@ pub struct ClientBuilder {
     token: Option<String>,
     token_file: Option<PathBuf>,
     tls_ca: Option<Vec<u8>>,
-    tls_identity: Option<Identity>,
+    /// The chain of certificates, and the private key.
+    tls_identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 // ===== impl Client =====
@@ -188,8 +191,7 @@ impl Client {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn publisher(&self, options: PublisherOptions) -> Publisher {
-        let service = self.connector.event_service(self.connector.connect_lazy());
-        Publisher::new(service, options)
+        Publisher::new(self.connector.clone(), options)
     }
 
     /// Returns a client of the server's admin service, on the connection for unary calls.
@@ -250,7 +252,8 @@ impl ClientBuilder {
     }
 
     /// Sets a file with the bearer token to send. The client reads it for each call, so that a token can be renewed: a
-    /// subscription whose token expires resumes with the token that the file has then. Default: none.
+    /// subscription whose token expires resumes with the token that the file has then. A path that is no regular file, such
+    /// as a pipe, is read once, when the client is made. Default: none.
     ///
     /// Excludes [`token`](Self::token).
     #[must_use]
@@ -270,7 +273,7 @@ impl ClientBuilder {
     /// Sets the client's own certificate chain and its private key, in PEM, for an `https` endpoint. Default: none.
     #[must_use]
     pub fn tls_identity(mut self, certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
-        self.tls_identity = Some(Identity::from_pem(certificate, key));
+        self.tls_identity = Some((certificate.as_ref().to_vec(), key.as_ref().to_vec()));
         self
     }
 
@@ -289,8 +292,14 @@ impl ClientBuilder {
             .saturating_mul(CONNECTION_WINDOW_FACTOR)
             .min(MAX_WINDOW);
         let credentials = self.credentials()?;
-        let endpoint = self
-            .tls_endpoint()?
+        let endpoint = self.parse_endpoint()?;
+        let server = endpoint.uri().clone();
+        let tls = self.tls(&server)?;
+        let endpoint = match tls {
+            Some(_) => without_tls(&server).unwrap_or(endpoint),
+            None => endpoint,
+        };
+        let endpoint = endpoint
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(self.keep_alive_interval)
@@ -302,6 +311,8 @@ impl ClientBuilder {
             .initial_connection_window_size(connection_window);
         let connector = Connector {
             endpoint,
+            server,
+            tls,
             credentials,
             max_message_bytes: self.max_message_bytes,
             keep_alive_interval: self.keep_alive_interval,
@@ -328,38 +339,21 @@ impl ClientBuilder {
         }
     }
 
-    /// Returns the endpoint, with TLS if its scheme is `https`.
-    fn tls_endpoint(&self) -> Result<Endpoint, Error> {
-        let endpoint = self.parse_endpoint()?;
-        let has_certificates = self.tls_ca.is_some() || self.tls_identity.is_some();
-        if endpoint.uri().scheme_str() == Some("http") {
-            return match has_certificates {
+    /// Returns the TLS for a server, if its address is of `https`.
+    fn tls(&self, server: &Uri) -> Result<Option<Tls>, Error> {
+        if server.scheme_str() == Some("http") {
+            return match self.tls_ca.is_some() || self.tls_identity.is_some() {
                 true => Err(Error::InvalidCredentials(
                     "certificates need an https endpoint, and this one is http".into(),
                 )),
-                false => Ok(endpoint),
+                false => Ok(None),
             };
         }
-        let mut tls = match &self.tls_ca {
-            // Without this check, tonic makes a client that trusts nobody.
-            Some(pem) if !has_certificate(pem) => {
-                return Err(Error::InvalidCredentials(
-                    "the certificates cannot be used: the authorities to trust contain no certificate in PEM"
-                        .into(),
-                ));
-            }
-            Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
-            None => ClientTlsConfig::new().with_native_roots(),
-        };
-        if let Some(identity) = &self.tls_identity {
-            tls = tls.identity(identity.clone());
-        }
-        let invalid = |error: tonic::transport::Error| {
-            let cause = std::error::Error::source(&error);
-            let problem = cause.map_or_else(|| error.to_string(), ToString::to_string);
+        let host = server.host().unwrap_or_default();
+        let tls = Tls::new(host, self.tls_ca.as_deref(), self.tls_identity.as_ref());
+        tls.map(Some).map_err(|problem| {
             Error::InvalidCredentials(format!("the certificates cannot be used: {problem}"))
-        };
-        endpoint.tls_config(tls).map_err(invalid)
+        })
     }
 
     /// Path of the file of a socket, if the endpoint is one: `unix:/path`, or `unix:///path`.
@@ -394,10 +388,13 @@ impl ClientBuilder {
     }
 }
 
-/// Whether `pem` contains a certificate (RFC 7468, section 5).
-fn has_certificate(pem: &[u8]) -> bool {
-    const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
-    pem.windows(BEGIN.len()).any(|bytes| bytes == BEGIN)
+/// The endpoint for tonic, which must not do TLS: the same address of `http`, with requests as to the address itself.
+fn without_tls(server: &Uri) -> Option<Endpoint> {
+    let authority = server.authority()?;
+    let host = authority.host();
+    let port = server.port_u16().unwrap_or(443);
+    let endpoint = Endpoint::from_shared(format!("http://{host}:{port}")).ok()?;
+    Some(endpoint.origin(server.clone()))
 }
 
 /// Never prints the token or the key.

@@ -1,7 +1,6 @@
 //! New connections to a server, with the settings and credentials of a client.
 
 use std::{
-    error::Error,
     future::Future,
     io, mem,
     path::Path,
@@ -29,8 +28,10 @@ use tonic::{
 use tower_service::Service;
 
 use crate::{
+    cause,
     credentials::Credentials,
     liveness::{Activity, Watched, keep_alive_bytes},
+    tls::{Tls, Transport},
 };
 
 /// The event service, with credentials added to each call.
@@ -44,6 +45,10 @@ pub(crate) type AdminService = AdminServiceClient<InterceptedService<Connection,
 pub(crate) struct Connector {
     /// Opens connections. All settings are applied to it.
     pub(crate) endpoint: Endpoint,
+    /// Address of the server, as it was given.
+    pub(crate) server: Uri,
+    /// TLS, if the address is of `https`.
+    pub(crate) tls: Option<Tls>,
     pub(crate) credentials: Credentials,
     /// The largest message that is accepted from the server.
     pub(crate) max_message_bytes: usize,
@@ -64,6 +69,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
     channel: Channel,
+    /// Address of the server.
+    server: Uri,
     activity: Activity,
 }
 
@@ -72,6 +79,7 @@ struct Dialer {
     http: HttpConnector,
     /// Path of the file of the server's socket, if it has no address.
     socket_file: Option<Arc<Path>>,
+    tls: Option<Tls>,
     activity: Activity,
     life_limit: Duration,
 }
@@ -87,7 +95,7 @@ impl Connector {
 
     fn connect_with(&self, activity: Activity) -> Connection {
         let mut http = HttpConnector::new();
-        // TLS is a matter of the endpoint, above this socket.
+        // TLS is above this socket.
         http.enforce_http(false);
         http.set_nodelay(self.endpoint.get_tcp_nodelay());
         // A part of it for each address of the server, besides the endpoint's own for the whole.
@@ -95,11 +103,13 @@ impl Connector {
         let dialer = Dialer {
             http,
             socket_file: self.socket_file.clone(),
+            tls: self.tls.clone(),
             activity: activity.clone(),
             life_limit: self.life_limit,
         };
         Connection {
             channel: self.endpoint.connect_with_connector_lazy(dialer),
+            server: self.server.clone(),
             activity,
         }
     }
@@ -140,21 +150,46 @@ impl Connector {
     }
 }
 
+impl Connection {
+    /// Returns the status of a call that failed before there was a response.
+    fn failed(&self, error: &transport::Error) -> Status {
+        let activity = &self.activity;
+        cause::of_connection(
+            error,
+            &self.server,
+            &activity.greeting(),
+            activity.tls_error().as_ref(),
+        )
+    }
+
+    /// Whether the server, or whatever is in its place, has sent anything.
+    pub(crate) fn has_heard(&self) -> bool {
+        !self.activity.greeting().is_empty()
+    }
+}
+
 impl Service<Request<Body>> for Connection {
     type Response = Response<Body>;
-    type Error = transport::Error;
+    type Error = Status;
     type Future = Boxed<Self::Response, Self::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.channel.poll_ready(cx)
+        let ready = self.channel.poll_ready(cx);
+        ready.map_err(|error| self.failed(&error))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let call = self.channel.call(request);
-        let activity = self.activity.clone();
+        let connection = self.clone();
         Box::pin(async move {
-            let (mut head, body) = call.await?.into_parts();
+            let response = call.await.map_err(|error| connection.failed(&error))?;
+            let (mut head, body) = response.into_parts();
+            let activity = connection.activity;
             activity.sign_of_life();
+            // tonic looks neither at the HTTP status nor at the media type, and takes a page for messages.
+            if !cause::is_grpc(head.status, &head.headers) {
+                return Err(cause::of_answer(head.status, &head.headers, body).await);
+            }
             drop_unreadable_details(&mut head.headers);
             let body = body.map_frame(move |mut frame| {
                 match frame.data_ref() {
@@ -172,8 +207,8 @@ impl Service<Request<Body>> for Connection {
 }
 
 impl Service<Uri> for Dialer {
-    type Response = TokioIo<Watched<Box<dyn Socket>>>;
-    type Error = Box<dyn Error + Send + Sync>;
+    type Response = TokioIo<Transport<Box<dyn Socket>>>;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
     type Future = Boxed<Self::Response, Self::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -184,13 +219,17 @@ impl Service<Uri> for Dialer {
         let socket_file = self.socket_file.clone();
         let dial = self.http.clone().call(server);
         let activity = self.activity.clone();
-        let limit = self.life_limit;
+        let (tls, limit) = (self.tls.clone(), self.life_limit);
         Box::pin(async move {
             let socket: Box<dyn Socket> = match socket_file {
                 None => Box::new(dial.await?.into_inner()),
                 Some(path) => connect_to_file(&path).await?,
             };
-            Ok(TokioIo::new(Watched::new(socket, activity, limit)))
+            let socket = Watched::new(socket, activity.clone(), limit);
+            Ok(TokioIo::new(match tls {
+                Some(tls) => tls.connect(socket, activity).await?,
+                None => Transport::Plain(socket),
+            }))
         })
     }
 }

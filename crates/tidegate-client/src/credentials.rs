@@ -1,7 +1,9 @@
 //! The bearer token that a client sends.
 
 use std::{
-    fmt, fs,
+    fmt,
+    fs::File,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -32,8 +34,12 @@ impl Credentials {
     }
 
     pub(crate) fn token_file(path: &Path) -> Result<Self, Error> {
-        read(path).map_err(Error::InvalidCredentials)?;
-        Ok(Self(Some(Token::File(path.into()))))
+        let value = read(path).map_err(Error::InvalidCredentials)?;
+        // What comes out of a pipe is gone then.
+        Ok(Self(Some(match path.is_file() {
+            true => Token::File(path.into()),
+            false => Token::Fixed(value),
+        })))
     }
 
     /// Whether the next call may send another token than the last.
@@ -64,10 +70,35 @@ impl fmt::Debug for Token {
     }
 }
 
+/// The largest token file in bytes. A longer token fits into no header.
+const MAX_FILE: u64 = 64 * 1024;
+
 fn read(path: &Path) -> Result<MetadataValue<Ascii>, String> {
-    let token = fs::read_to_string(path)
-        .map_err(|error| format!("cannot read the token in {}: {error}", path.display()))?;
-    header(token.trim_end())
+    let failed = |problem: &str| format!("cannot use the token in {}: {problem}", path.display());
+    let unreadable = |error: io::Error| failed(&error.to_string());
+    let file = File::open(path).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_FILE + 1).read_to_end(&mut bytes);
+    read.map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(failed("the file is longer than 64 KiB"));
+    }
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(failed("the file is UTF-16; save it as UTF-8"));
+    }
+    // Some editors begin a file with this mark.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let token = str::from_utf8(bytes).map_err(|_| failed("it is not valid UTF-8"))?;
+    let token = token.trim_end();
+    if token.is_empty() {
+        return Err(failed("the file is empty"));
+    }
+    if token.contains('\n') {
+        return Err(failed(
+            "the file has several lines; leave the token alone in it",
+        ));
+    }
+    header(token).map_err(|problem| failed(&problem))
 }
 
 fn header(token: &str) -> Result<MetadataValue<Ascii>, String> {
@@ -104,5 +135,41 @@ mod tests {
             assert!(matches!(error, Error::InvalidCredentials(_)), "{bad:?}");
         }
         assert!(Credentials::token_file(Path::new("/nowhere/token")).is_err());
+    }
+
+    #[test]
+    fn token_file_is_read_as_editors_write_it_or_named() {
+        let path = std::env::temp_dir().join(format!("tidegate-token-{}", std::process::id()));
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            read(&path)
+        };
+        for good in [
+            &b"secret"[..],
+            b"secret\n",
+            b"secret\r\n\r\n",
+            b"\xef\xbb\xbfsecret\r\n",
+        ] {
+            assert_eq!(read(good).unwrap(), "Bearer secret", "{good:?}");
+        }
+        for (bad, problem) in [
+            (&b""[..], "empty"),
+            (b"\xef\xbb\xbf\n", "empty"),
+            (b"one\ntwo\n", "several lines"),
+            (b"\xff\xfes\0", "UTF-16"),
+            (b"\xe9", "UTF-8"),
+            (b"two words", "white space"),
+            (&[b'a'; 70_000], "64 KiB"),
+        ] {
+            let error = read(bad).unwrap_err();
+            assert!(error.contains(problem), "{error}");
+            assert!(error.contains(path.to_str().unwrap()), "{error}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(
+            super::read(Path::new("/"))
+                .unwrap_err()
+                .contains("directory")
+        );
     }
 }

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
-use crate::{GapReason, Position, reason};
+use crate::{
+    GapReason, Position,
+    cause::Cause,
+    reason::{self, Advice},
+};
 
 /// The reason why a subscription ended or a call failed.
 ///
@@ -36,6 +40,11 @@ pub enum Error {
     #[error("the server cannot be reached or went away, try again later: {}", .0.message())]
     Unavailable(Status),
 
+    /// No connection can be made, and another attempt would not change that: the server's certificate is not trusted, it
+    /// does not accept the client's, or something else than a server of gRPC is at the address.
+    #[error("{}", .0.message())]
+    CannotConnect(Status),
+
     /// `UNAUTHENTICATED`: credentials are missing, wrong or expired. Get new ones first.
     #[error("the credentials are missing, wrong or expired; get new ones first: {}", .0.message())]
     Unauthenticated(Status),
@@ -52,10 +61,15 @@ pub enum Error {
     #[error("the client id is in use, choose another or end the other stream first: {}", .0.message())]
     ClientIdInUse(Status),
 
-    /// `ABORTED`: a newer stream with the same client id took over, or an operator disconnected the client.
-    /// Reconnecting would take the id back from the newer stream, and the two would do so forever.
+    /// `ABORTED`: a newer stream with the same client id took over. Reconnecting would take the id back from the newer
+    /// stream, and the two would do so forever.
     #[error("{}: {}", superseded(.0), .0.message())]
     Superseded(Status),
+
+    /// `ABORTED` with the reason `DISCONNECTED`: the service, or its operator, ended the stream. Ask them before you
+    /// reconnect.
+    #[error("the service or its operator ended the stream; ask them before you reconnect: {}", .0.message())]
+    Disconnected(Status),
 
     /// `RESOURCE_EXHAUSTED`: a call over a quota, a subscription that was too slow for an overflow policy of
     /// `DISCONNECT`, or one that was not read for too long. A subscription resumes by itself, after the delay that the
@@ -151,12 +165,17 @@ impl Error {
     /// Converts a status, of every call but a subscribe that resumes.
     pub(crate) fn from_status(status: Status) -> Self {
         let status = with_cause(status);
-        match reason::meaning(&status).0 {
+        let (code, advice) = reason::meaning(&status);
+        if advice == Advice::Stop && Cause::of(&status).is_some_and(|cause| cause.is_connection) {
+            return Self::CannotConnect(status);
+        }
+        match code {
             Code::Unavailable => Self::Unavailable(status),
             Code::Unauthenticated => Self::Unauthenticated(status),
             Code::PermissionDenied => Self::PermissionDenied(status),
             Code::InvalidArgument => Self::InvalidArgument(status),
             Code::AlreadyExists => Self::ClientIdInUse(status),
+            Code::Aborted if is_disconnected(&status) => Self::Disconnected(status),
             Code::Aborted => Self::Superseded(status),
             Code::ResourceExhausted => Self::ResourceExhausted(status),
             _ => Self::Failed(status),
@@ -181,11 +200,13 @@ impl Error {
         match self {
             Self::InvalidEndpoint { .. } | Self::InvalidCredentials(_) | Self::Violation(_) => None,
             Self::Unavailable(status)
+            | Self::CannotConnect(status)
             | Self::Unauthenticated(status)
             | Self::PermissionDenied(status)
             | Self::InvalidArgument(status)
             | Self::ClientIdInUse(status)
             | Self::Superseded(status)
+            | Self::Disconnected(status)
             | Self::ResourceExhausted(status)
             | Self::PositionAhead { status, .. }
             | Self::Failed(status) => Some(status),
@@ -199,14 +220,16 @@ impl From<Violation> for Error {
     }
 }
 
+/// Whether `ABORTED` is no takeover.
+fn is_disconnected(status: &Status) -> bool {
+    reason::reason(status).as_deref() == Some("DISCONNECTED")
+}
+
 /// The words for `ABORTED`, by the reason.
 fn superseded(status: &Status) -> &'static str {
     match reason::reason(status).as_deref() {
         Some("TAKEN_OVER") => {
             "a newer stream took over the client id; give each client an id of its own"
-        }
-        Some("DISCONNECTED") => {
-            "the service or its operator ended the stream; ask them before you reconnect"
         }
         _ => {
             "another stream took over the client id, or an operator ended it; give each client an id of its own"

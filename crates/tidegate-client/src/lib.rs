@@ -70,16 +70,19 @@
 
 mod admin;
 mod backoff;
+mod cause;
 mod client;
 mod connector;
 mod credentials;
 mod error;
 mod liveness;
 mod options;
+mod outbox;
 mod position;
 mod publisher;
 mod reason;
 mod subscription;
+mod tls;
 mod tracker;
 
 pub use admin::{Admin, ListOptions};
@@ -88,7 +91,10 @@ pub use client::{Client, ClientBuilder};
 pub use error::{Error, Violation};
 pub use options::{OutOfRange, SubscribeOptions};
 pub use position::{ParsePositionError, Position};
-pub use publisher::{Closed, Progress, PublishFailure, Publisher, PublisherOptions};
+pub use publisher::{
+    Closed, Progress, PublishFailure, Publisher, PublisherOptions, PublisherState, Refusal,
+};
+pub use reason::reason;
 pub use subscription::{Subscription, Update};
 
 /// The protocol's own messages, as this crate takes and returns them.

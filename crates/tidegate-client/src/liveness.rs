@@ -36,6 +36,9 @@ const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
 /// Longest time for that. It is enough for 1 MiB, more than which is rarely on its way: the windows of HTTP/2 bound it.
 const LONGEST_SENDING: Duration = Duration::from_secs(16);
 
+/// First bytes of a peer that are kept, by which a server is told from something else.
+const GREETING: usize = 64;
+
 /// Moments at which bytes last moved on one connection. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Activity(Arc<Mutex<Moments>>);
@@ -44,6 +47,10 @@ pub(crate) struct Activity(Arc<Mutex<Moments>>);
 struct Moments {
     /// Last progress of a response.
     progress: Instant,
+    /// First bytes that the peer has sent.
+    greeting: Vec<u8>,
+    /// Error by which TLS has ended the connection.
+    tls_error: Option<rustls::Error>,
     /// Bytes read since, which pings may explain up to `keep_alive_bytes`.
     unexplained: usize,
     keep_alive_bytes: usize,
@@ -64,6 +71,8 @@ pub(crate) struct Watched<T> {
     timer: Pin<Box<Sleep>>,
     /// Whether the last write had to wait for the peer.
     is_write_blocked: bool,
+    /// Whether the peer takes nothing more. What it has said before is still to be read, such as why.
+    is_write_closed: bool,
 }
 
 impl Activity {
@@ -73,6 +82,8 @@ impl Activity {
         let now = Instant::now();
         Self(Arc::new(Mutex::new(Moments {
             progress: now,
+            greeting: Vec::new(),
+            tls_error: None,
             unexplained: 0,
             keep_alive_bytes,
             life: now,
@@ -83,6 +94,21 @@ impl Activity {
     /// Returns the moment of the last progress.
     pub(crate) fn last_progress(&self) -> Instant {
         self.moments().progress
+    }
+
+    /// Returns the first bytes that the peer has sent.
+    pub(crate) fn greeting(&self) -> Vec<u8> {
+        self.moments().greeting.clone()
+    }
+
+    /// Notes the error by which TLS ends the connection.
+    pub(crate) fn tls_failed(&self, error: rustls::Error) {
+        self.moments().tls_error = Some(error);
+    }
+
+    /// Returns the error by which TLS has ended the connection.
+    pub(crate) fn tls_error(&self) -> Option<rustls::Error> {
+        self.moments().tls_error.clone()
     }
 
     /// Notes that a part of a response has come out of the connection.
@@ -98,10 +124,23 @@ impl Activity {
         self.moments().life = Instant::now();
     }
 
-    fn bytes_read(&self, count: usize) {
+    /// Notes that a connection was opened, by which the peer is alive and has sent nothing.
+    fn begin(&self) {
+        let mut moments = self.moments();
+        moments.life = Instant::now();
+        moments.greeting.clear();
+        moments.tls_error = None;
+    }
+
+    fn bytes_read(&self, bytes: &[u8]) {
         let mut moments = self.moments();
         let now = Instant::now();
+        let count = bytes.len();
         moments.life = now;
+        let missing = GREETING - moments.greeting.len();
+        if missing > 0 {
+            moments.greeting.extend(bytes.iter().take(missing));
+        }
         moments.unexplained = moments.unexplained.saturating_add(count);
         if moments.unexplained > moments.keep_alive_bytes {
             moments.progress(now);
@@ -148,13 +187,14 @@ impl Moments {
 impl<T> Watched<T> {
     /// Watches a connection that was just opened.
     pub(crate) fn new(inner: T, activity: Activity, limit: Duration) -> Self {
-        activity.sign_of_life();
+        activity.begin();
         Self {
             inner,
             activity,
             limit,
             timer: Box::pin(sleep(limit)),
             is_write_blocked: false,
+            is_write_closed: false,
         }
     }
 
@@ -172,7 +212,23 @@ impl<T> Watched<T> {
         }
     }
 
-    fn note_write(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    /// Notes a write of `length` bytes.
+    fn note_write(
+        &mut self,
+        result: Poll<io::Result<usize>>,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        // A peer that refuses a connection says why and closes it. A write that fails meanwhile would end the connection
+        // before that is read. The end is read right after it, so the write is as lost as one that the kernel took.
+        if let Poll::Ready(Err(error)) = &result
+            && matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            )
+        {
+            self.is_write_closed = true;
+            return Poll::Ready(Ok(length));
+        }
         // A write that finds room at once proves nothing: the kernel takes some for a dead peer too.
         if self.is_write_blocked && result.is_ready() {
             self.activity.sign_of_life();
@@ -194,9 +250,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         let this = self.get_mut();
         let before = buf.filled().len();
         if let Poll::Ready(result) = Pin::new(&mut this.inner).poll_read(cx, buf) {
-            match buf.filled().len() - before {
-                0 => {}
-                count => this.activity.bytes_read(count),
+            match &buf.filled()[before..] {
+                [] => {}
+                bytes => this.activity.bytes_read(bytes),
             }
             return Poll::Ready(result);
         }
@@ -212,8 +268,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.is_write_closed {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let result = Pin::new(&mut this.inner).poll_write(cx, buf);
-        this.note_write(result)
+        this.note_write(result, buf.len())
     }
 
     fn poll_write_vectored(
@@ -222,8 +281,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        let length = bufs.iter().map(|buf| buf.len()).sum();
+        if this.is_write_closed {
+            return Poll::Ready(Ok(length));
+        }
         let result = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
-        this.note_write(result)
+        this.note_write(result, length)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -263,13 +326,13 @@ mod tests {
             let begin = activity.last_progress();
             advance(second(1)).await;
             for _ in 0..=silence.as_secs() / interval.as_secs() {
-                activity.bytes_read(2 * 39);
+                activity.bytes_read(&[0; 2 * 39]);
             }
             assert_eq!(activity.last_progress(), begin);
-            activity.bytes_read(allowance);
+            activity.bytes_read(&vec![0; allowance]);
             assert_eq!(activity.last_progress(), begin + second(1));
             advance(second(1)).await;
-            activity.bytes_read(39);
+            activity.bytes_read(&[0; 39]);
             assert_eq!(activity.last_progress(), begin + second(1));
             activity.data_arrived();
             assert_eq!(activity.last_progress(), begin + second(2));

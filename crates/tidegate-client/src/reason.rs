@@ -7,6 +7,8 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::cause::Cause;
+
 /// Domain of the reasons in `google.rpc.ErrorInfo`. A proxy may answer with reasons of another domain.
 const DOMAIN: &str = "tidegate";
 
@@ -14,7 +16,7 @@ const DOMAIN: &str = "tidegate";
 const REASON_TRAILER: &str = "tidegate-reason";
 
 /// Trailer with the delay before the next attempt in milliseconds, beside the rich details.
-const RETRY_TRAILER: &str = "tidegate-retry-after-ms";
+pub(crate) const RETRY_TRAILER: &str = "tidegate-retry-after-ms";
 
 /// Next step for a subscription whose call was refused or whose stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +88,9 @@ pub(crate) const REASONS: [(&str, Code, Advice); 31] = [
     ("INTERNAL", Code::Internal, Advice::Resume),
 ];
 
-/// Returns the reason that the server gave, known or not: the one in the rich details, or else in the trailer.
-pub(crate) fn reason(status: &Status) -> Option<String> {
+/// Returns the reason that the server gave for a status, such as `STALLED`, known or not: the one in the rich details, or
+/// else in the trailer.
+pub fn reason(status: &Status) -> Option<String> {
     let details = status.get_details_error_info();
     details
         .filter(|info| info.domain == DOMAIN && !info.reason.is_empty())
@@ -109,6 +112,9 @@ pub(crate) fn retry_delay(status: &Status) -> Option<Duration> {
 /// The reason decides, since one code has reasons with opposite steps. A reason that is newer than this client leaves
 /// the decision to the code, which the server has chosen by what the client should do.
 pub(crate) fn meaning(status: &Status) -> (Code, Advice) {
+    if let Some(cause) = Cause::of(status) {
+        return (cause.code, cause.advice);
+    }
     if is_transport(status) {
         return (Code::Unavailable, Advice::Resume);
     }

@@ -34,6 +34,7 @@ enum Variant {
     Ahead,
     IdInUse,
     Superseded,
+    Disconnected,
     NotAllowed,
     Unauthenticated,
     Failed,
@@ -45,6 +46,7 @@ fn variant(error: &Error) -> Variant {
         Error::PositionAhead { .. } => Variant::Ahead,
         Error::ClientIdInUse(_) => Variant::IdInUse,
         Error::Superseded(_) => Variant::Superseded,
+        Error::Disconnected(_) => Variant::Disconnected,
         Error::PermissionDenied(_) => Variant::NotAllowed,
         Error::Unauthenticated(_) => Variant::Unauthenticated,
         Error::Failed(_) => Variant::Failed,
@@ -153,7 +155,7 @@ const REASONS: [(&str, Code, Step, &str); 31] = [
     (
         "DISCONNECTED",
         Code::Aborted,
-        GiveUp(Variant::Superseded),
+        GiveUp(Variant::Disconnected),
         "ask them before you reconnect",
     ),
     (

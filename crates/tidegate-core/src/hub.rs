@@ -30,8 +30,9 @@ use crate::{
     predicate::Predicate,
     publish::{Numbering, PublishError, Published, Shared, check_sequence},
     publishing::Publishing,
-    registry::{Feeds, Listed, Refusal, SweepRules, Swept},
+    registry::{Listed, Refusal, SweepRules, Swept},
     signal::Signal,
+    standing::Standing,
     subscription::{Parts, Subscription},
     topic::ClientId,
 };
@@ -442,8 +443,8 @@ impl<P: Payload> Hub<P> {
         };
         loop {
             // Before the registry, where entering ends the subscription that it takes over from: this may refuse.
-            let feeds: Feeds<P> = match shared.join(kinds) {
-                Ok(feeds) => feeds.into(),
+            let feeds = match shared.join(kinds) {
+                Ok(feeds) => feeds,
                 Err(FilterBytesExceeded) => {
                     return Err(SubscribeError::FilterMemoryExceeded {
                         max: shared.max_filter_bytes,
@@ -468,19 +469,21 @@ impl<P: Payload> Hub<P> {
                 limits,
                 signal,
             };
+            let standing = Arc::new(Standing::new(limits, &feeds));
             let subscription = {
                 // No event is published while the cursors are put down: what came before is history, what comes
                 // after is live, and nothing is both or neither.
                 let state = shared.publish.lock();
                 (state.epoch == epoch).then(|| {
                     let shared = Arc::clone(shared);
-                    Subscription::begin(shared, parts, &feeds, options.start, &state)
+                    let standing = Arc::clone(&standing);
+                    Subscription::begin(shared, parts, standing, options.start, &state)
                 })
             };
             if let Some(subscription) = subscription {
                 // After the publish lock, for the same reason as above. Until then listings leave it out, since they
                 // could not say how far it is behind.
-                shared.registry.joined(id, feeds);
+                shared.registry.joined(id, standing);
                 return Ok(subscription);
             }
             // Another epoch has begun since, with other feeds; it may have ended this subscription already.

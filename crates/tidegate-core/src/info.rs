@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64 as AtomicCounter, Ordering::Relaxed},
 };
 
-use crate::topic::ClientId;
+use crate::{standing::Pending, topic::ClientId};
 
 /// A subscription of a hub, as its last poll left it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,13 @@ pub struct SubscriptionInfo {
     /// Matching events that it has still to see. During a replay: the rest of the current round, and the
     /// live events since the round began.
     pub backlog: u64,
+    /// Events of the backlog that are lost already, beyond its limits or evicted, and that the gaps of its next poll will
+    /// count. Estimated where the limit in bytes cuts through several filters; otherwise exact. A subscription that asked
+    /// for [`Overflow::Disconnect`](crate::Overflow::Disconnect) ends instead.
+    pub pending_loss: u64,
+    /// Events of the backlog that newer ones have replaced already, because it asked for
+    /// [`Overflow::Conflate`](crate::Overflow::Conflate).
+    pub pending_conflation: u64,
     /// Events that it was handed.
     pub handed_off: u64,
     /// Events that gaps counted for it, those of [`GapReason::Conflated`](crate::GapReason::Conflated) aside.
@@ -47,6 +54,8 @@ pub(crate) struct Tally {
     /// The numbers of its cursors, summed, less what a replay has still to give. The backlog is the sum of
     /// the ends of its feeds less this.
     pub(crate) stands_at: AtomicCounter,
+    /// Events that its cursors have passed because they were replaced, and that no gap has told of yet.
+    pub(crate) untold: AtomicCounter,
     /// Events that were handed out.
     pub(crate) handed_off: AtomicCounter,
     /// Events that were counted by gaps, those of conflation aside.
@@ -58,13 +67,25 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// The public form of these counts, with a `backlog` that the caller has computed.
-    pub(crate) fn info(&self, id: u64, holder: &Holder, backlog: u64) -> SubscriptionInfo {
+    /// The public form of these counts, with a `backlog` that the caller has computed, and the part of it that the
+    /// subscription will not see.
+    pub(crate) fn info(
+        &self,
+        id: u64,
+        holder: &Holder,
+        backlog: u64,
+        pending: Pending,
+    ) -> SubscriptionInfo {
+        // A poll may have gone on between the two.
+        let pending_loss = pending.lost.min(backlog);
+        let replaced = pending.conflated + self.untold.load(Relaxed);
         SubscriptionInfo {
             id,
             client_id: holder.client.clone(),
             principal: holder.principal.clone(),
             backlog,
+            pending_loss,
+            pending_conflation: replaced.min(backlog - pending_loss),
             handed_off: self.handed_off.load(Relaxed),
             lost: self.lost.load(Relaxed),
             conflated: self.conflated.load(Relaxed),

@@ -104,6 +104,7 @@ mod sending;
 mod sequencing;
 mod shards;
 mod signal;
+mod standing;
 mod subject;
 pub mod subscription;
 mod survivors;

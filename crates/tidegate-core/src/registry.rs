@@ -16,9 +16,9 @@ use std::{
 use crate::{
     close::CloseReason,
     event::Payload,
-    feed::Feed,
     info::{Holder, SubscriptionInfo},
     signal::Signal,
+    standing::Standing,
     sync::Mutex,
     topic::ClientId,
     wake::{for_all, wake_all},
@@ -82,9 +82,6 @@ pub struct Swept {
     pub reset: u64,
 }
 
-/// The feeds of a subscription, for how far it is behind.
-pub(crate) type Feeds<P> = Arc<[Arc<Feed<P>>]>;
-
 /// A subscription as a listing takes it along from under the registry's lock. Its feeds are asked after that, since
 /// each has a lock of its own.
 #[derive(Debug)]
@@ -95,8 +92,8 @@ pub(crate) struct Listed<P> {
     holder: Holder,
     /// Its signal, which has its tally.
     signal: Arc<Signal>,
-    /// Its feeds, whose ends tell how far it is behind.
-    feeds: Feeds<P>,
+    /// Its places in its feeds, whose ends tell how far it is behind.
+    standing: Arc<Standing<P>>,
 }
 
 /// The reason why a subscription was not let in.
@@ -139,8 +136,8 @@ struct Registration<P> {
     holder: Holder,
     /// The place to reach it.
     signal: Arc<Signal>,
-    /// `None` until it has joined them.
-    feeds: Option<Feeds<P>>,
+    /// Its places in its feeds. `None` until it has joined them.
+    standing: Option<Arc<Standing<P>>>,
     /// Its progress at the last sweep.
     progress: u64,
     /// The time of the first sweep that found it with events to take, or ended, at this progress.
@@ -191,10 +188,10 @@ impl<P> Registry<P> {
         Ok(id)
     }
 
-    /// Notes the feeds that the subscription `id` has joined. From here on it is listed.
-    pub(crate) fn joined(&self, id: u64, feeds: Feeds<P>) {
+    /// Notes the places of the subscription `id` in the feeds that it has joined. From here on it is listed.
+    pub(crate) fn joined(&self, id: u64, standing: Arc<Standing<P>>) {
         if let Some(registration) = self.state.lock().registrations.get_mut(&id) {
-            registration.feeds = Some(feeds);
+            registration.standing = Some(standing);
         }
     }
 
@@ -206,7 +203,7 @@ impl<P> Registry<P> {
                 id: *id,
                 holder: registration.holder.clone(),
                 signal: Arc::clone(&registration.signal),
-                feeds: registration.feeds.clone()?,
+                standing: registration.standing.clone()?,
             })
         });
         listed.collect()
@@ -458,7 +455,7 @@ impl<P> Registration<P> {
         Self {
             holder,
             signal,
-            feeds: None,
+            standing: None,
             progress: 0,
             stuck_since: None,
         }
@@ -507,9 +504,8 @@ impl<P: Payload> Listed<P> {
         let tally = self.signal.tally();
         // Before the ends are read, which only rise: a poll in between makes the backlog too large, never negative.
         let stands_at = tally.stands_at.load(Relaxed);
-        let ends = self.feeds.iter().map(|feed| feed.lock().end());
-        let ends = ends.fold(0, u64::wrapping_add);
-        tally.info(self.id, &self.holder, ends.wrapping_sub(stands_at))
+        let (ends, pending) = self.standing.look();
+        tally.info(self.id, &self.holder, ends.wrapping_sub(stands_at), pending)
     }
 }
 

@@ -18,7 +18,8 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tidegate_core::{
     Batch, ClientId, CloseReason, Filter, Gap, GapReason, HistoryLimits, Hub, HubConfig, Limits,
-    NewEvent, Overflow, Position, Room, Start, SubscribeOptions, Subscription, Topic,
+    NewEvent, Overflow, Position, Room, Start, SubscribeOptions, Subscription, SubscriptionInfo,
+    Topic,
 };
 
 /// The first epoch of a hub.
@@ -660,6 +661,7 @@ impl Both {
             ..
         } = &mut self.model;
         let entry = clients.get_mut(&client).unwrap();
+        entry.check_pending(&subscription.info())?;
         let mut batch = Batch::default();
         let polled =
             subscription.poll_next(&mut Context::from_waker(Waker::noop()), room, &mut batch);
@@ -736,6 +738,31 @@ impl Both {
 }
 
 impl Client {
+    /// Listings know what is lost and replaced before the client is told.
+    fn check_pending(&self, info: &SubscriptionInfo) -> Result<(), TestCaseError> {
+        if self.replay.is_some() {
+            // In its last round the limits hold for what is live, and that cannot be seen from outside.
+            return Ok(());
+        }
+        let (mut lost, queued) = (self.lost.len() as u64, self.queue.len() as u64);
+        let bytes: u64 = self.queue.iter().map(|sent| sent.size).sum();
+        if self.limits.overflow == Overflow::Disconnect {
+            prop_assert_eq!(info.pending_loss, 0, "it ends instead");
+            return Ok(());
+        }
+        // Those of a conflating client go when it is drained.
+        let is_over = queued > 1 && bytes > self.limits.max_bytes.get();
+        lost += queued.saturating_sub(self.limits.max_events.get());
+        let is_lost = lost > 0 || is_over;
+        prop_assert_eq!(info.pending_loss > 0, is_lost, "{:?}", self.queue);
+        if self.limits.max_bytes.get() == 1 << 20 {
+            prop_assert_eq!(info.pending_loss, lost);
+        }
+        let replaced = self.replaced.len() as u64 - self.told_replaced;
+        prop_assert_eq!(info.pending_conflation, replaced);
+        Ok(())
+    }
+
     /// Takes the gap of what was replaced out of the batch.
     fn check_replaced(&mut self, batch: &mut Batch<Bytes>, head: u64) -> Result<(), TestCaseError> {
         if let Some(at) = batch

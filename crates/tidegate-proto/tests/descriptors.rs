@@ -3,6 +3,7 @@
 use std::{env, fs, path::Path};
 
 use prost::Message as _;
+use prost_types::FileDescriptorSet;
 
 const FILES: [&str; 2] = [
     "tidegate/v1/admin_service.proto",
@@ -23,4 +24,31 @@ fn descriptors_equal_the_proto_files() {
         fs::read(path).unwrap() == descriptors,
         "a .proto file was changed: run UPDATE_EXPECT=1 cargo test -p tidegate-proto, then build again"
     );
+}
+
+/// Generators of code for other languages refuse a file, or make one class of everything, where these are missing.
+#[test]
+fn every_file_names_its_package_in_each_language() {
+    let set = FileDescriptorSet::decode(tidegate_proto::FILE_DESCRIPTOR_SET).unwrap();
+    let own = set.file.iter().filter(|file| FILES.contains(&file.name()));
+    let mut classes = Vec::new();
+    for file in own {
+        let options = file.options.as_ref().unwrap();
+        assert_eq!(
+            options.go_package(),
+            "github.com/tidegate/tidegate/gen/go/tidegate/v1;tidegatev1"
+        );
+        assert_eq!(options.java_package(), "com.tidegate.v1");
+        assert!(options.java_multiple_files());
+        assert_eq!(options.csharp_namespace(), "Tidegate.V1");
+        assert_eq!(options.objc_class_prefix(), "TXX");
+        assert_eq!(options.php_namespace(), "Tidegate\\V1");
+        assert_eq!(
+            options.php_metadata_namespace(),
+            "Tidegate\\V1\\GPBMetadata"
+        );
+        assert_eq!(options.ruby_package(), "Tidegate::V1");
+        classes.push(options.java_outer_classname());
+    }
+    assert_eq!(classes, ["EventServiceProto", "AdminServiceProto"]);
 }

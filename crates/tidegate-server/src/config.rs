@@ -27,7 +27,8 @@ pub struct ServerConfig {
     /// The answer to a subscription under a client id that is in use. Default: the newest stream takes over.
     pub client_ids: ClientIdPolicy,
     /// The most bytes that events may hold: [`HubConfig::memory_budget`](tidegate::HubConfig). `None` is a quarter of
-    /// the machine's memory, or of the control group's limit if that is less. Default: `None`.
+    /// the machine's memory, or of the least limit of the process and its control groups if that is less. Default:
+    /// `None`.
     pub memory_budget: Option<u64>,
     /// The most bytes that the filters of all subscriptions may hold, besides the budget:
     /// [`HubConfig::max_filter_bytes`](tidegate::HubConfig). `None` is a quarter of the memory budget. Default: `None`.

@@ -1,6 +1,14 @@
 //! One connection of the server: its handshake, its calls, its age, its end.
 
-use std::{future::pending, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    future::pending,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tidegate::{Calls, CloseReason};
 use tidegate_transport::{Connection, Http2Config, Prefaced, read_preface};
@@ -10,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     network::{
         listener::Socket,
+        metered::{Metered, Traffic},
         tls::{Certificates, Tls, Transport},
     },
     routes::Routes,
@@ -24,11 +33,16 @@ pub(crate) struct Connections {
     tls: Option<Arc<Tls>>,
     max_age: Option<Duration>,
     max_age_grace: Duration,
+    /// The count of their bytes.
+    traffic: Arc<Traffic>,
     /// Cancelled when connections are to end in good order.
     pub(crate) drain: CancellationToken,
     /// Cancelled when connections are to end at once.
     pub(crate) cut: CancellationToken,
 }
+
+/// A connection that has begun, its protocol, and the certificates of its client.
+type Begun = (Prefaced<Transport>, &'static str, Option<Certificates>);
 
 impl Connections {
     pub(crate) fn new(
@@ -37,6 +51,7 @@ impl Connections {
         tls: Option<Arc<Tls>>,
         max_age: Option<Duration>,
         max_age_grace: Duration,
+        traffic: Arc<Traffic>,
     ) -> Self {
         Self {
             config,
@@ -44,6 +59,7 @@ impl Connections {
             tls,
             max_age,
             max_age_grace,
+            traffic,
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
         }
@@ -51,25 +67,30 @@ impl Connections {
 
     /// Serves one connection until it ends or `cut` is cancelled. Returns whether it was cut by that.
     pub(crate) async fn serve(self: Arc<Self>, stream: Socket, peer: SocketAddr) -> bool {
+        let began = Instant::now();
+        tracing::debug!(%peer, "connection accepted");
+        let (is_cut, reason) = self.serve_to_the_end(stream, peer).await;
+        let seconds = began.elapsed().as_secs_f64();
+        tracing::debug!(%peer, seconds, reason, "connection ended");
+        is_cut
+    }
+
+    /// Serves one connection. Returns whether it was cut, and why it ended, if not in good order.
+    async fn serve_to_the_end(&self, stream: Socket, peer: SocketAddr) -> (bool, Option<String>) {
         if let Err(error) = stream.set_options(&self.config) {
-            tracing::debug!(%error, "connection lost before it began");
-            return false;
+            return (false, Some(format!("lost before it began: {error}")));
         }
         // Boxed, so that its room is freed when it is done: the task would keep it as long as the connection lasts.
-        let Some(begun) = Box::pin(self.handshake(stream)).await else {
-            return false;
+        let begun = match Box::pin(self.handshake(stream)).await {
+            Ok(begun) => begun,
+            Err(reason) => return (false, Some(reason)),
         };
         let (mut connection, calls) = self.connection(begun, peer);
         let mut old_age = pin!(sleep_or_forever(self.max_age.map(jittered)));
         let (mut drained, mut is_old) = (false, false);
         loop {
             tokio::select! {
-                ended = &mut connection => {
-                    if let Err(error) = ended {
-                        tracing::debug!(error, "connection ended");
-                    }
-                    return false;
-                }
+                ended = &mut connection => return (false, ended.err().map(|error| in_full(&*error))),
                 // Without the guard it would be ready forever, and the loop would spin.
                 () = self.drain.cancelled(), if !drained => {
                     calls.end(CloseReason::ShuttingDown);
@@ -78,8 +99,8 @@ impl Connections {
                 }
                 () = &mut old_age => {
                     if is_old {
-                        tracing::debug!("connection cut: it did not end within the grace after its greatest age");
-                        return false;
+                        let reason = "it did not end within the grace after its greatest age";
+                        return (false, Some(reason.into()));
                     }
                     calls.end(CloseReason::MaxConnectionAge);
                     connection.graceful_shutdown();
@@ -87,7 +108,7 @@ impl Connections {
                     // The same timer measures the grace.
                     old_age.set(sleep_or_forever(Some(self.max_age_grace)));
                 }
-                () = self.cut.cancelled() => return true,
+                () = self.cut.cancelled() => return (true, Some("cut at the end of the drain".into())),
             }
         }
     }
@@ -95,37 +116,50 @@ impl Connections {
     // Not part of `serve`, whose future would keep its temporaries as long as the connection lasts.
     fn connection(
         &self,
-        (begun, certificates): (Prefaced<Transport>, Option<Certificates>),
+        (begun, protocol, certificates): Begun,
         peer: SocketAddr,
     ) -> (Connection, Calls) {
-        let (service, calls) = self.routes.for_connection(peer, certificates);
+        let routes = &self.routes;
+        let (service, calls) = routes.for_connection(peer, protocol, certificates);
         (Connection::new(begun, service, &self.config), calls)
     }
 
     /// Waits for the TLS handshake, if there is TLS, and the HTTP/2 preface. One time-out covers both, and a drain ends
     /// the wait: nothing was asked of the server yet.
-    async fn handshake(
-        &self,
-        stream: Socket,
-    ) -> Option<(Prefaced<Transport>, Option<Certificates>)> {
+    ///
+    /// # Errors
+    /// The reason why the connection ends before it began.
+    async fn handshake(&self, stream: Socket) -> Result<Begun, String> {
+        let stream = Metered::new(stream, Arc::clone(&self.traffic));
         let begun = async {
             let transport = match &self.tls {
                 Some(tls) => tls.accept(stream).await?,
                 None => Transport::Plain(stream),
             };
             let certificates = transport.certificates();
-            io::Result::Ok((read_preface(transport).await?, certificates))
+            let protocol = transport.protocol();
+            io::Result::Ok((read_preface(transport).await?, protocol, certificates))
         };
         tokio::select! {
             begun = timeout(self.config.preface_timeout, begun) => match begun {
-                Ok(Ok(begun)) => return Some(begun),
-                Ok(Err(error)) => tracing::debug!(%error, "connection ended before it began"),
-                Err(_) => tracing::debug!("connection ended: no handshake or preface came in time"),
+                Ok(Ok(begun)) => Ok(begun),
+                Ok(Err(error)) => Err(format!("before it began: {error}")),
+                Err(_) => Err("no handshake or preface came in time".into()),
             },
-            () = self.drain.cancelled() => {}
+            () = self.drain.cancelled() => Err("a drain came before it began".into()),
         }
-        None
     }
+}
+
+/// An error with its causes, which those of hyper do not tell by themselves.
+fn in_full(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }
 
 async fn sleep_or_forever(duration: Option<Duration>) {

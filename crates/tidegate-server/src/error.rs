@@ -1,20 +1,20 @@
-//! The error of a server that cannot start.
+//! The errors of a server that cannot start, and of the files that it reads.
 
-use std::{io, net::SocketAddr, path::PathBuf};
-
-use crate::{
-    files::SecurityError,
-    network::{descriptors::TooFewDescriptors, listener::ListenAddress},
+use std::{
+    error::Error as _,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
 };
+
+use crate::network::{descriptors::TooFewDescriptors, listener::ListenAddress};
 
 /// The error of a server that cannot start. Its `Display` says what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
     /// The server cannot listen on the address.
-    #[error(
-        "cannot listen on {address}: is another server running there? Port 0 takes a free port"
-    )]
+    #[error("cannot listen on {address}: {}", advice(source, *address))]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -59,8 +59,82 @@ pub enum BindError {
     Randomness(#[source] io::Error),
 }
 
+/// A certificate, a credential, a key or a rule that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SecurityError {
+    /// A file could not be read.
+    #[error("cannot read {}: does it exist, and may this user read it?", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// The contents of a file, or of a key set at an address, cannot be used.
+    #[error("{}: {problem}", path.display())]
+    Invalid {
+        /// The file, or the URL.
+        path: PathBuf,
+        /// The fault, and the way to correct it.
+        problem: String,
+    },
+    /// The configuration contradicts itself: the fault, and the way to correct it.
+    #[error("{0}")]
+    Configuration(&'static str),
+}
+
+impl SecurityError {
+    /// The error and its cause in one line, for a log.
+    #[must_use]
+    pub fn with_cause(&self) -> String {
+        match self.source() {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
+
+    pub(crate) fn invalid(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+        Self::Invalid {
+            path: path.as_ref().into(),
+            problem: problem.into(),
+        }
+    }
+}
+
 impl From<TooFewDescriptors> for BindError {
     fn from(TooFewDescriptors { allowed, needed }: TooFewDescriptors) -> Self {
         Self::Descriptors { allowed, needed }
     }
 }
+
+/// The advice for an error of listening.
+fn advice(error: &io::Error, address: SocketAddr) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "the address is in use: end the server that is running there, or take another port; port 0 takes a free one"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine has no such address: take one that `ip address` lists, or 0.0.0.0 or [::] for all of them"
+        }
+        io::ErrorKind::PermissionDenied if (1..1_024).contains(&address.port()) => {
+            "this user may not listen on ports below 1024: take a port from 1024 on, or give the program the capability \
+             CAP_NET_BIND_SERVICE (AmbientCapabilities= of systemd)"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "the system does not permit it: look at the unit's sandbox or the container's security profile"
+        }
+        // Its kind is not told apart by the standard library.
+        _ if error.raw_os_error() == AF_NOT_SUPPORTED => {
+            "this machine, or the sandbox of the unit, has no such addresses: take one of the other family (IPv4 or IPv6)"
+        }
+        _ => "the system refuses it",
+    }
+}
+
+/// The error of an address whose family the system does not have.
+#[cfg(unix)]
+const AF_NOT_SUPPORTED: Option<i32> = Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+
+#[cfg(not(unix))]
+const AF_NOT_SUPPORTED: Option<i32> = None;

@@ -25,7 +25,7 @@
 //!
 //! # Services beside the events
 //! Every server answers `grpc.health.v1.Health`, for the names `""` and `tidegate.v1.EventService`, and
-//! `grpc.reflection.v1.ServerReflection`. With [`ServerConfig::admin`] it answers `tidegate.v1.AdminService` too, which
+//! `grpc.reflection.v1.ServerReflection` with its `v1alpha`. With [`ServerConfig::admin`] it answers `tidegate.v1.AdminService` too, which
 //! offers the [`Controls`] over gRPC; with [`ServerConfig::http`] it answers `/metrics`, `/healthz` and `/readyz` over
 //! HTTP.
 //!
@@ -34,6 +34,7 @@
 //! except calls to `grpc.health.v1.Health`, and no call may do more than a [`Rule`] allows. Any principal may use
 //! reflection. The [`Reloader`] reads certificates, tokens, keys and rules again when their files change.
 
+mod access_log;
 mod address;
 mod config;
 mod connection;
@@ -44,18 +45,20 @@ mod identity;
 mod memory;
 mod network;
 mod operations;
+mod prepare;
 mod quotas;
+mod reading;
 mod routes;
 mod server;
 pub mod settings;
+mod text;
 
 pub use tidegate::{ClientIdPolicy, Encoded, Hub, StallPolicy, SweepRules, TopicSet};
 pub use tidegate_transport::Http2Config;
 
 pub use crate::{
     config::ServerConfig,
-    error::BindError,
-    files::SecurityError,
+    error::{BindError, SecurityError},
     identity::{
         AuthConfig,
         jwt::{JwksUrl, JwtConfig, JwtKeys},
@@ -72,5 +75,6 @@ pub use crate::{
         reload::Reloader,
     },
     quotas::{Quota, QuotaConfig, QuotaCount},
+    reading::{ReadConfiguration, read_configuration, read_file},
     server::{DrainReport, Server},
 };

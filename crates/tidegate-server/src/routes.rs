@@ -1,30 +1,38 @@
 //! The services of one connection: events, and beside them the admin service, health (`grpc.health.v1`) for load
-//! balancers, and reflection (`grpc.reflection.v1`) for tools.
+//! balancers, and reflection (`grpc.reflection.v1` and `v1alpha`) for tools.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    task::Poll,
+    time::Duration,
+};
 
+use http::Uri;
 use tidegate::{
-    Access, Calls, EventService, FILE_DESCRIPTOR_SET, Reason, ResponseBody, ResponseFuture,
-    check_encoding,
+    Access, Calls, EventService, Reason, ResponseFuture, check_encoding,
     proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN_NAME},
     request_timed_out,
 };
 use tidegate_transport::RequestBody;
 use tokio::time::timeout;
-use tonic::{Code, Status, codec::CompressionEncoding, server::NamedService as _};
-use tonic_health::{
-    ServingStatus,
-    pb::health_server::HealthServer,
-    server::{HealthReporter, HealthService},
-};
-use tonic_reflection::server::Builder;
-use tower::{Service, util::BoxCloneSyncService};
+use tonic::{Code, Status, body::Body, codec::CompressionEncoding, server::NamedService as _};
+use tonic_health::pb::health_server::HealthServer;
+use tonic_reflection::pb::v1::server_reflection_server::ServerReflectionServer;
+use tower::Service;
 
 use crate::{
+    access_log::{self, CountedBody, Record, RecordedBody, RecordedFuture},
     config::ServerConfig,
     identity::{Authenticator, peer::Peer},
     network::tls::Certificates,
-    operations::{admin::Admin, controls::Controls},
+    operations::{
+        admin::Admin,
+        controls::Controls,
+        health::Health,
+        reflection::{METHOD as REFLECT, OLDER_METHOD as REFLECT_ALPHA, Reflection},
+    },
     quotas::Claim,
 };
 
@@ -39,8 +47,9 @@ const PUBLIC_METHODS: [&str; 2] = [
 
 /// The methods that every principal may call. The event service checks which topics its rights cover. Any method that
 /// is in neither list, known or not, is for administrators.
-const PRINCIPAL_METHODS: [&str; 4] = [
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+const PRINCIPAL_METHODS: [&str; 5] = [
+    REFLECT,
+    REFLECT_ALPHA,
     "/tidegate.v1.EventService/Publish",
     "/tidegate.v1.EventService/PublishStream",
     SUBSCRIBE,
@@ -51,19 +60,13 @@ const SUBSCRIBE: &str = "/tidegate.v1.EventService/Subscribe";
 
 /// The beginning of the health service's paths.
 const HEALTH: &str = "/grpc.health.v1.Health/";
-/// The beginning of the reflection service's paths.
-const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/";
 
 /// The largest request of the services beside the events. tonic keeps the room of the largest message of a stream, and
 /// compressed it may take a thousandth of it to send.
 const MAX_SIDE_REQUEST_BYTES: usize = 16 << 10;
 
-/// The reflection service, boxed because its own type cannot be named.
-type Reflection = BoxCloneSyncService<
-    http::Request<tidegate::RequestBody<RequestBody>>,
-    http::Response<tonic::body::Body>,
-    Infallible,
->;
+/// The body of a request.
+type RequestBytes = CountedBody<RequestBody>;
 
 /// The services that all connections share.
 #[derive(Debug, Clone)]
@@ -82,6 +85,8 @@ pub(crate) struct ConnectionRoutes {
     calls: Calls,
     /// The remote address of the connection.
     address: SocketAddr,
+    /// The protocol of the connection, for the access log.
+    protocol: &'static str,
     /// `None` if calls need no credentials.
     peer: Option<Arc<Peer>>,
 }
@@ -91,15 +96,13 @@ pub(crate) struct ConnectionRoutes {
 struct SideServices {
     /// `None` if the configuration does not serve it.
     admin: Option<AdminServiceServer<Admin>>,
-    /// The time that a call of the admin service has to send its request.
+    /// The time that a call of the admin service, or for health, has to send its request.
     request_timeout: Duration,
     /// Count calls whose credentials are not accepted.
     controls: Controls,
-    /// The names that health is served under: each service, and `""` for the server as a whole.
-    names: Vec<&'static str>,
-    reporter: HealthReporter,
-    health: HealthServer<HealthService>,
-    reflection: Reflection,
+    health: Health,
+    health_server: HealthServer<Health>,
+    reflection: ServerReflectionServer<Reflection>,
 }
 
 // ===== impl Routes =====
@@ -112,26 +115,10 @@ impl Routes {
         controls: Controls,
         config: &ServerConfig,
     ) -> Self {
-        let reporter = HealthReporter::new();
         let admin = config.serves_admin().then(|| Admin(controls.clone()));
-        let mut names = vec![EventService::NAME];
-        names.extend(admin.is_some().then_some(ADMIN_NAME));
-        let reflection = Builder::configure()
-            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-        let own_names = [
-            tonic_health::pb::health_server::SERVICE_NAME,
-            "grpc.reflection.v1.ServerReflection",
-        ];
-        let reflection = names
-            .iter()
-            .chain(&own_names)
-            .fold(reflection, |builder, name| builder.with_service_name(*name))
-            .build_v1()
-            .expect("descriptors that the build made can be read")
-            .accept_compressed(CompressionEncoding::Gzip)
-            .max_decoding_message_size(MAX_SIDE_REQUEST_BYTES);
-        names.push("");
+        let mut services = vec![EventService::NAME];
+        services.extend(admin.is_some().then_some(ADMIN_NAME));
+        let health = Health::new(&services);
         let side = SideServices {
             admin: admin.map(|admin| {
                 AdminServiceServer::new(admin)
@@ -140,12 +127,15 @@ impl Routes {
             }),
             request_timeout: config.service.request_timeout,
             controls,
-            names,
-            health: HealthServer::new(HealthService::from_health_reporter(reporter.clone()))
+            health_server: health
+                .server()
                 .accept_compressed(CompressionEncoding::Gzip)
                 .max_decoding_message_size(MAX_SIDE_REQUEST_BYTES),
-            reporter,
-            reflection: BoxCloneSyncService::new(reflection),
+            health,
+            reflection: Reflection::new(&services)
+                .server()
+                .accept_compressed(CompressionEncoding::Gzip)
+                .max_decoding_message_size(MAX_SIDE_REQUEST_BYTES),
         };
         Self {
             events,
@@ -155,20 +145,15 @@ impl Routes {
     }
 
     /// Sets the health of the server and all its services, and tells clients that watch it.
-    pub(crate) async fn set_serving(&self, is_serving: bool) {
-        let status = match is_serving {
-            true => ServingStatus::Serving,
-            false => ServingStatus::NotServing,
-        };
-        for name in &self.side.names {
-            self.side.reporter.set_service_status(name, status).await;
-        }
+    pub(crate) fn set_serving(&self, is_serving: bool) {
+        self.side.health.set_serving(is_serving);
     }
 
     /// The services of a connection from `address`, whose client showed `certificates`.
     pub(crate) fn for_connection(
         &self,
         address: SocketAddr,
+        protocol: &'static str,
         certificates: Option<Certificates>,
     ) -> (ConnectionRoutes, Calls) {
         let (events, calls) = self.events.for_connection();
@@ -182,6 +167,7 @@ impl Routes {
             side: Arc::clone(&self.side),
             calls: calls.clone(),
             address,
+            protocol,
             peer,
         };
         (routes, calls)
@@ -191,15 +177,34 @@ impl Routes {
 // ===== impl ConnectionRoutes =====
 
 impl Service<http::Request<RequestBody>> for ConnectionRoutes {
-    type Response = http::Response<ResponseBody>;
+    type Response = http::Response<RecordedBody>;
     type Error = Infallible;
-    type Future = ResponseFuture;
+    type Future = RecordedFuture<ResponseFuture>;
 
     fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: http::Request<RequestBody>) -> ResponseFuture {
+    fn call(&mut self, request: http::Request<RequestBody>) -> Self::Future {
+        let record = access_log::is_on().then(|| {
+            let path = request.uri().path();
+            Box::new(Record::new(path, self.address, self.protocol))
+        });
+        let received = record.as_ref().map(|record| record.received());
+        let principal = record.as_ref().map(|record| record.principal());
+        let request = request.map(|body| CountedBody::new(body, received));
+        let response = self.respond(request, principal);
+        RecordedFuture::new(response, record, self.side.controls.subscribers())
+    }
+}
+
+impl ConnectionRoutes {
+    /// Answers a call, and notes its principal for the access log.
+    fn respond(
+        &mut self,
+        mut request: http::Request<RequestBytes>,
+        principal: Option<Arc<OnceLock<Arc<str>>>>,
+    ) -> ResponseFuture {
         // For all services alike, so that each says what is wrong in the same words.
         if let Err(status) = check_encoding(request.headers()) {
             return Box::pin(async { Ok(status.into_http()) });
@@ -210,7 +215,7 @@ impl Service<http::Request<RequestBody>> for ConnectionRoutes {
         };
         let mut routes = self.clone();
         Box::pin(async move {
-            match routes.authorize(&peer, &request).await {
+            match routes.authorize(&peer, &request, principal).await {
                 Ok(access) => {
                     request.extensions_mut().insert(access.clone());
                     routes.route(request, Some(access)).await
@@ -219,9 +224,7 @@ impl Service<http::Request<RequestBody>> for ConnectionRoutes {
             }
         })
     }
-}
 
-impl ConnectionRoutes {
     /// Authenticates the call, and authorizes its method. Topics, filters and client ids are for the service to check.
     ///
     /// # Errors
@@ -229,7 +232,8 @@ impl ConnectionRoutes {
     async fn authorize(
         &self,
         peer: &Peer,
-        request: &http::Request<RequestBody>,
+        request: &http::Request<RequestBytes>,
+        principal: Option<Arc<OnceLock<Arc<str>>>>,
     ) -> Result<Access, Status> {
         let path = request.uri().path();
         let claim = match path {
@@ -244,6 +248,10 @@ impl ConnectionRoutes {
                         self.side.controls.note_auth_failure();
                     }
                 })?;
+        if let Some(known) = principal {
+            // A call has one principal.
+            let _ = known.set(Arc::clone(authenticated.access.principal()));
+        }
         if PRINCIPAL_METHODS.contains(&path) || authenticated.may_administer() {
             return Ok(authenticated.access);
         }
@@ -256,22 +264,15 @@ impl ConnectionRoutes {
     /// Hands the request to its service.
     fn route(
         &mut self,
-        mut request: http::Request<RequestBody>,
+        mut request: http::Request<RequestBytes>,
         access: Option<Access>,
     ) -> ResponseFuture {
         let path = request.uri().path();
         if let Some(admin) = &self.side.admin
             && path.starts_with(ADMIN)
         {
-            let calls = self.calls.clone();
-            let response = timeout(self.side.request_timeout, admin.clone().call(request));
-            return Box::pin(async move {
-                let response = match response.await {
-                    Ok(response) => response?,
-                    Err(_) => request_timed_out().into_http(),
-                };
-                Ok(calls.respond(access.as_ref(), response))
-            });
+            let response = admin.clone().call(request);
+            return self.in_time(response, access);
         }
         if !path.starts_with("/grpc.") {
             request.extensions_mut().insert(tidegate::Caller {
@@ -282,15 +283,35 @@ impl ConnectionRoutes {
         }
         let calls = self.calls.clone();
         if path.starts_with(HEALTH) {
-            let response = self.side.health.clone().call(request);
-            return Box::pin(async move { Ok(calls.respond(access.as_ref(), response.await?)) });
+            let health = self.side.health_server.clone().call(request);
+            return self.in_time(health, access);
         }
-        if path.starts_with(REFLECTION) {
-            let request = request.map(|body| calls.request(body));
+        if [REFLECT, REFLECT_ALPHA].contains(&path) {
+            // The messages of both versions are the same, and the generated service knows the newer path.
+            *request.uri_mut() = Uri::from_static(REFLECT);
             let response = self.side.reflection.clone().call(request);
-            return Box::pin(async move { Ok(calls.respond(access.as_ref(), response.await?)) });
+            return Box::pin(async move {
+                Ok(calls.respond_until_ended(access.as_ref(), response.await?))
+            });
         }
         // An unknown service of gRPC: the event service answers it as it does any unknown method.
         self.events.call(request)
+    }
+
+    /// The response of a service to a request that has to come within the time for it.
+    fn in_time(
+        &self,
+        response: impl Future<Output = Result<http::Response<Body>, Infallible>> + Send + 'static,
+        access: Option<Access>,
+    ) -> ResponseFuture {
+        let calls = self.calls.clone();
+        let response = timeout(self.side.request_timeout, response);
+        Box::pin(async move {
+            let response = match response.await {
+                Ok(response) => response?,
+                Err(_) => request_timed_out().into_http(),
+            };
+            Ok(calls.respond(access.as_ref(), response))
+        })
     }
 }

@@ -12,17 +12,15 @@ use std::{
 };
 
 use tidegate::{CloseReason, Encoded, EventService, Hub, HubConfig, SweepRules, random_epoch};
-use tokio::time;
+use tokio::{sync::Mutex, time};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::{
     config::ServerConfig,
     connection::Connections,
     error::BindError,
-    memory,
     network::{
         admission::{Admission, ConnectionStats},
-        descriptors::room_for_connections,
         listener::{LOCAL_PEER, ListenAddress, Listener, Socket},
     },
     operations::{
@@ -30,6 +28,7 @@ use crate::{
         http::HttpListener,
         reload::Reloader,
     },
+    prepare::{Prepared, Warning},
     quotas::{
         Quotas,
         subscribers::{QuotaGate, Subscribers},
@@ -40,6 +39,9 @@ use crate::{
 /// The longest time between two sweeps for old events and stuck subscriptions, and the time between two samples of the
 /// subscriptions' lags.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The name of the sweeps and samples among the work whose panics are counted.
+const UPKEEP: &str = "upkeep";
 
 /// A server that is bound to its address and not yet serving.
 #[derive(Debug)]
@@ -68,6 +70,10 @@ pub struct DrainReport {
     pub streams_drained: u64,
     /// Streams whose client took no notice of their end, so that the server reset them or cut their connection.
     pub streams_cut: u64,
+    /// Whether the drain was begun by [`Controls::drain`], as a call of `tidegate.v1.AdminService.Drain` begins it, and
+    /// not by the future given to [`Server::serve`]. Whoever stopped the process does not want it back; a call over the
+    /// network wants it emptied, and somebody has to start it again.
+    pub is_by_controls: bool,
 }
 
 impl Server {
@@ -79,10 +85,16 @@ impl Server {
     /// # Errors
     /// [`BindError`], when an address is taken, a file cannot be used, or the process may open too few files.
     pub async fn bind(config: ServerConfig) -> Result<Self, BindError> {
-        let reloader = Reloader::new(&config)?;
-        let max_connections = room_for_connections(config.max_connections)?;
-        let memory_budget = config.memory_budget.unwrap_or_else(memory::default_budget);
-        warn_of_small_budget(memory_budget, &config);
+        let Prepared {
+            reloader,
+            max_connections,
+            memory,
+            warnings,
+        } = Prepared::new(&config)?;
+        for Warning { key, message } in &warnings {
+            tracing::warn!(setting = key, "{message}");
+        }
+        let memory_budget = memory.bytes;
         let epoch = random_epoch().map_err(BindError::Randomness)?;
         let hub = Hub::new(HubConfig {
             history: config.history,
@@ -115,7 +127,7 @@ impl Server {
             events.clone(),
             admission.clone(),
             subscribers,
-            reloader.authenticator.clone(),
+            (reloader.authenticator.clone(), reloader.tls.clone()),
             memory_budget,
             &config,
         );
@@ -125,17 +137,19 @@ impl Server {
             controls.clone(),
             &config,
         );
-        routes.set_serving(true).await;
+        routes.set_serving(true);
         tracing::info!(
             address = %listening,
             epoch = format_args!("{epoch:016x}"),
             max_connections,
+            memory_budget,
+            memory_budget_is = memory.source,
             "listening"
         );
         Ok(Self {
             listener,
             listening,
-            admission,
+            admission: admission.clone(),
             logged: ConnectionStats::default(),
             hub,
             routes: routes.clone(),
@@ -145,6 +159,7 @@ impl Server {
                 reloader.tls.clone(),
                 config.max_connection_age,
                 config.max_connection_age_grace,
+                Arc::clone(admission.traffic()),
             )),
             controls,
             http,
@@ -271,30 +286,33 @@ impl Server {
     pub async fn serve(mut self, stop: impl Future<Output = ()>) -> DrainReport {
         let tasks = TaskTracker::new();
         let cut = Arc::new(AtomicUsize::new(0));
-        let _refresh = self.reloader.spawn_refresh();
+        let _refresh = self.reloader.spawn_refresh(self.controls.clone());
         let _cut_when_dropped = self.connections.cut.clone().drop_guard();
         let controls = self.controls.clone();
         let _http_until_the_end = self.http.take().map(|http| {
-            let serving = tokio::spawn(http.serve(controls.clone()));
+            let serving = tokio::spawn(serve_http(http, controls.clone()));
             AbortOnDropHandle::new(serving)
         });
+        controls.panics().watch(UPKEEP);
         let mut stop = pin!(stop);
         let mut sweeps = time::interval(upkeep_interval(&controls.live().sweep));
         let mut samples = time::interval(UPKEEP_INTERVAL);
         let mut batch = Vec::new();
-        loop {
+        let is_by_controls = loop {
             tokio::select! {
                 () = self.listener.accept_batch(&mut batch) => {
                     for (stream, peer) in batch.drain(..) {
                         self.spawn_connection(stream, peer, &tasks, &cut);
                     }
                 }
-                _ = sweeps.tick() => self.upkeep(),
-                _ = samples.tick() => controls.upkeep(Instant::now()),
-                () = &mut stop => break,
-                () = controls.draining() => break,
+                _ = sweeps.tick() => controls.panics().guard(UPKEEP, || self.upkeep()),
+                _ = samples.tick() => {
+                    controls.panics().guard(UPKEEP, || controls.upkeep(Instant::now()));
+                }
+                () = &mut stop => break false,
+                () = controls.draining() => break true,
             }
-        }
+        };
         let Self {
             listener,
             hub,
@@ -309,7 +327,7 @@ impl Server {
             drain_timeout,
         } = controls.live();
         // First the health, so that load balancers send nothing new, then the listener.
-        routes.set_serving(false).await;
+        routes.set_serving(false);
         drop(listener);
         let open = tasks.len();
         let before = hub.stats();
@@ -321,6 +339,7 @@ impl Server {
             connections_cut,
             streams_drained: before.subscriptions.saturating_sub(streams_cut),
             streams_cut,
+            is_by_controls,
         }
     }
 }
@@ -349,18 +368,14 @@ fn listen(
     })
 }
 
-/// Warns of a memory budget that is less than one publish may have: such a publish evicts everything before it, and its
-/// own beginning too.
-fn warn_of_small_budget(budget: u64, config: &ServerConfig) {
-    let max_publish = config.service.publish.max_batch_bytes as u64;
-    if budget < max_publish {
-        tracing::warn!(
-            budget,
-            max_publish,
-            "the memory budget is less than one publish may have, and such a publish evicts everything else: raise \
-             memory_budget, or lower limits.max_publish_bytes"
-        );
-    }
+/// Serves HTTP forever. The listener outlives a panic of the task that accepts its connections.
+async fn serve_http(http: HttpListener, controls: Controls) {
+    let http = Arc::new(Mutex::new(http));
+    let serve = || {
+        let (http, controls) = (Arc::clone(&http), controls.clone());
+        async move { http.lock().await.serve(controls).await }
+    };
+    controls.supervise("http", serve).await;
 }
 
 /// The time between two sweeps: a quarter of the shortest time that they enforce, from 10 ms to [`UPKEEP_INTERVAL`].

@@ -10,10 +10,17 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 /// First bytes of a client.
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Empty SETTINGS, by which HTTP/2 begins, and GOAWAY with `PROTOCOL_ERROR` (RFC 9113, section 3.4).
+const REFUSAL: [u8; 26] = [
+    0, 0, 0, 4, 0, 0, 0, 0, 0, // SETTINGS
+    0, 0, 8, 7, 0, 0, 0, 0, 0, // GOAWAY
+    0, 0, 0, 0, 0, 0, 0, 1,
+];
 
 /// A transport whose preface was read, and which yields it once more: hyper reads it too. [`read_preface`] makes it.
 #[derive(Debug)]
@@ -26,15 +33,22 @@ pub struct Prefaced<T> {
 /// Reads the connection preface from a transport.
 ///
 /// It sets no timeout: give it [`Http2Config::preface_timeout`](crate::Http2Config::preface_timeout). Dropping
-/// its future drops the transport, with the bytes that were read.
+/// its future drops the transport, with the bytes that were read. A peer that begins with something else is told what is
+/// spoken here: to a client with TLS, a connection that is closed without a word looks like that of a server that went away.
 ///
 /// # Errors
 /// When the transport ends or fails before the preface is complete, and with [`io::ErrorKind::InvalidData`]
 /// when its first 24 bytes are something else.
-pub async fn read_preface<T: AsyncRead + Unpin>(mut transport: T) -> io::Result<Prefaced<T>> {
+pub async fn read_preface<T>(mut transport: T) -> io::Result<Prefaced<T>>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
     let mut received = [0; PREFACE.len()];
     transport.read_exact(&mut received).await?;
     if received != *PREFACE {
+        // Whether it arrives or not, the connection is over.
+        let _ = transport.write_all(&REFUSAL).await;
+        let _ = transport.flush().await;
         let problem = "the peer does not speak HTTP/2; TLS may be on at one end only";
         return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
     }
@@ -82,8 +96,6 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Prefaced<T> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt as _;
-
     use super::*;
 
     #[tokio::test]
@@ -109,5 +121,8 @@ mod tests {
             .unwrap();
         let refused = read_preface(transport).await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+        let mut told = Vec::new();
+        peer.read_to_end(&mut told).await.unwrap();
+        assert_eq!(told, REFUSAL);
     }
 }

@@ -69,6 +69,10 @@ impl<S> ChunkBody<S> {
             state: State::Streaming,
         }
     }
+
+    pub(crate) const fn source(&self) -> &S {
+        &self.source
+    }
 }
 
 impl<S: PollChunk + Unpin> Body for ChunkBody<S> {

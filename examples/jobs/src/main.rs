@@ -1,5 +1,9 @@
 //! The jobs as a program: `jobs serve`, `jobs watch`, `jobs run build 100`.
-#![expect(clippy::print_stdout, reason = "this is a program for the terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is a program for the terminal"
+)]
 
 use std::{error::Error, net::SocketAddr};
 

@@ -15,7 +15,7 @@ pub fn config(bytes: &[u8]) {
     let file = parts.next().unwrap_or_default();
     let environment = pairs(parts.next().unwrap_or_default())
         .into_iter()
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .map(|(name, value)| (name.into(), value.into()))
         .collect();
     let given = pairs(parts.next().unwrap_or_default());
     // The command line refuses unknown flags before they come here.

@@ -68,6 +68,7 @@ fn root() -> std::path::PathBuf {
 
 /// The public items of a crate, or `None` where this toolchain writes its documentation in a form that is not
 /// known here.
+#[expect(clippy::print_stderr, reason = "for the one who reads the tests")]
 fn public_api(package: &str) -> Option<PublicApi> {
     let json = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .with_file_name("api/doc")

@@ -1,9 +1,6 @@
 //! `tidegate clients`, `kick` and `stats`: inspect a running server, and disconnect its clients.
 
-use std::{
-    io::{self, Write as _},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use clap::{Args, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
@@ -16,11 +13,13 @@ use tidegate_client::{
 use crate::{
     exit::{Exit, Failure},
     server_args::ServerArgs,
+    stdio,
 };
 
 /// List subscriptions, the worst first
 ///
-/// Shows each stream with its client, address and principal, its backlog and lag, and its losses. The server must offer
+/// Shows each stream with its client, address and principal, its backlog and lag, and its losses: those that it was told
+/// of, and those that are certain and that its next gap will tell of. The server must offer
 /// the admin service: it does on a loopback address, where callers must authenticate, or with --admin. Where callers
 /// must authenticate, your principal needs a rule with `admin = true`.
 #[derive(Debug, Args)]
@@ -106,7 +105,7 @@ pub(crate) async fn clients(args: ClientsArgs) -> Result<(), Failure> {
     let subscriptions = admin.subscriptions(&options).await?;
     let rows: Vec<_> = subscriptions.iter().map(Row::of).collect();
     match args.output.output {
-        Output::Json => rows.iter().try_for_each(print_json),
+        Output::Json => print_json_lines(&rows),
         Output::Table => print_table(&COLUMNS, rows.iter().map(Row::cells)),
     }
 }
@@ -116,8 +115,8 @@ pub(crate) async fn kick(args: KickArgs) -> Result<(), Failure> {
     let disconnected = admin.disconnect(&*args.client_id).await?;
     match args.output.output {
         Output::Json => print_json(&Kicked { disconnected })?,
-        Output::Table if disconnected == 1 => writeln!(io::stdout(), "1 stream ended")?,
-        Output::Table => writeln!(io::stdout(), "{disconnected} streams ended")?,
+        Output::Table if disconnected == 1 => stdio::print("1 stream ended\n")?,
+        Output::Table => stdio::print(format!("{disconnected} streams ended\n"))?,
     }
     match disconnected {
         0 => Err(Failure::new(
@@ -172,6 +171,8 @@ struct Row<'a> {
     delivered_events: u64,
     lost_events: u64,
     conflated_events: u64,
+    pending_lost_events: u64,
+    pending_conflated_events: u64,
     stalled: bool,
 }
 
@@ -224,7 +225,8 @@ numbers!(
     connections,
     refused_connections,
     quota_refusals,
-    quota_observed
+    quota_observed,
+    pending_lost_events
 );
 
 impl<'a> Row<'a> {
@@ -246,6 +248,8 @@ impl<'a> Row<'a> {
             delivered_events: state.delivered_events,
             lost_events: state.lost_events,
             conflated_events: state.conflated_events,
+            pending_lost_events: state.pending_lost_events,
+            pending_conflated_events: state.pending_conflated_events,
             stalled: state.stalled,
         }
     }
@@ -260,6 +264,7 @@ impl<'a> Row<'a> {
             self.backlog.to_string(),
             format!("{lag:#}").replace(' ', ""),
             self.lost_events.to_string(),
+            self.pending_lost_events.to_string(),
             self.conflated_events.to_string(),
             self.next_index.to_string(),
             self.overflow.into(),
@@ -270,13 +275,14 @@ impl<'a> Row<'a> {
     }
 }
 
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 13] = [
     "CLIENT",
     "ADDRESS",
     "PRINCIPAL",
     "BACKLOG",
     "LAG",
     "LOST",
+    "PENDING LOSS",
     "CONFLATED",
     "INDEX",
     "OVERFLOW",
@@ -331,9 +337,16 @@ fn lag(lag: prost_types::Duration) -> Duration {
 // ===== printing =====
 
 fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    let line = serde_json::to_string(value).map_err(io::Error::from)?;
-    writeln!(io::stdout(), "{line}")?;
-    Ok(())
+    print_json_lines(&[value])
+}
+
+fn print_json_lines(values: &[impl Serialize]) -> Result<(), Failure> {
+    let mut lines = String::new();
+    for value in values {
+        lines.push_str(&serde_json::to_string(value).map_err(io::Error::from)?);
+        lines.push('\n');
+    }
+    Ok(stdio::print(lines)?)
 }
 
 /// Prints columns as wide as their widest cell, without control characters: a client chooses its own id and filters, and
@@ -344,11 +357,8 @@ fn print_table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Result
         .chain(rows.map(without_controls))
         .collect();
     let widths = widths(&rows);
-    let mut out = io::stdout().lock();
-    for row in &rows {
-        writeln!(out, "{}", padded_line(row, &widths))?;
-    }
-    Ok(())
+    let lines = rows.iter().map(|row| padded_line(row, &widths) + "\n");
+    Ok(stdio::print(lines.collect::<String>())?)
 }
 
 fn without_controls(row: Vec<String>) -> Vec<String> {

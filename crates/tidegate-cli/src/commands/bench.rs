@@ -1,6 +1,6 @@
 //! `tidegate bench`: measures a server.
 
-use std::{io, io::Write as _, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -13,6 +13,7 @@ use tidegate_server::settings::duration;
 use crate::{
     exit::{Exit, Failure},
     security::CredentialArgs,
+    stdio,
 };
 
 /// Measure a server: deliveries, processor time, latency, memory
@@ -273,7 +274,7 @@ pub(crate) async fn run(args: BenchArgs) -> Result<(), Failure> {
     if !text.ends_with('\n') {
         text.push('\n');
     }
-    io::stdout().write_all(text.as_bytes())?;
+    stdio::print(text)?;
     Ok(())
 }
 
@@ -333,7 +334,7 @@ impl SetupArgs {
             Some(url) => ServerChoice::Running {
                 url: url.clone(),
                 pid: self.server_pid,
-                credentials: credentials.for_benchmark()?,
+                credentials: credentials.for_benchmark(self.server.as_deref())?,
             },
             None => ServerChoice::Child(self.launch()?),
         };

@@ -1,11 +1,9 @@
 //! `tidegate completions`: prints completion scripts for shells.
 
-use std::io::{self, Write as _};
-
 use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::exit::Failure;
+use crate::{exit::Failure, stdio};
 
 /// Print a completion script for a shell
 ///
@@ -23,6 +21,5 @@ pub(crate) struct CompletionsArgs {
 pub(crate) fn run(args: &CompletionsArgs, mut command: Command) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "tidegate", &mut script);
-    io::stdout().write_all(&script)?;
-    Ok(())
+    Ok(stdio::print(script)?)
 }

@@ -5,6 +5,7 @@ pub(crate) mod admin;
 pub(crate) mod bench;
 pub(crate) mod check_config;
 pub(crate) mod completions;
+pub(crate) mod conformance;
 pub(crate) mod publish;
 pub(crate) mod serve;
 pub(crate) mod sub;

@@ -1,43 +1,61 @@
 //! `tidegate pub`: publishes one event, or one for each line of standard input.
 
 use std::{
-    fmt,
-    io::{self, IsTerminal as _, Write as _},
+    collections::VecDeque,
+    fmt, fs,
+    io::{self, IsTerminal as _, Read as _},
+    path::{Path, PathBuf},
     time::Duration,
 };
 
+use bytes::Bytes;
 use clap::Args;
 use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 use tidegate_client::{
-    Client, Closed, NewEvent, Progress, PublishFailure, Publisher, PublisherOptions,
+    Backoff, Client, Error, NewEvent, Progress, PublishFailure, Publisher, PublisherOptions,
+    PublisherState,
 };
-use tokio::io::{AsyncBufRead, BufReader};
+use tokio::time::{sleep, timeout};
 
 use crate::{
     exit::{Exit, Failure},
-    lines::Lines,
+    lines::{Line, Lines},
     server_args::ServerArgs,
-    signals,
+    signals::Signals,
+    stdio::{self, Stdin},
 };
 
-/// The longest line, in bytes: 64 times what a server accepts for an event by default (1 MiB).
-const MAX_LINE: u64 = 64 * 1024 * 1024;
+/// The largest event, in bytes: 64 times what a server accepts by default (1 MiB).
+const MAX_EVENT: usize = 64 * 1024 * 1024;
+
+/// Time for the server to answer what is in flight, after a signal.
+const INTERRUPT_GRACE: Duration = Duration::from_secs(5);
+
+/// Lines that were left out and are reported one by one. Those after them are only counted.
+const MAX_REPORTS: u64 = 100;
 
 /// Publish one event, or one for each line of standard input
 ///
-/// With PAYLOAD, publishes one event. Without it, publishes each line of standard
-/// input as an event, as soon as it arrives. A line may hold any bytes; an empty
-/// line is an event with an empty payload; the line ending (LF or CR LF) is not
-/// part of the payload.
+/// With PAYLOAD or --file, publishes one event. Without, publishes each line of
+/// standard input as an event, as soon as it arrives. A line may hold any bytes; an
+/// empty line is an event with an empty payload; the line ending (LF or CR LF) is
+/// not part of the payload.
 ///
-/// The output says how many events the server accepted, even if publishing failed
-/// in the middle: those are the first N lines. Nothing is sent twice: events that the
-/// server had not answered when the connection broke may or may not have been
-/// published. Lines go out in batches, each accepted as a whole or not at all.
+/// Lines are taken only while the server accepts them. When the connection breaks,
+/// the command reconnects and goes on. If it broke while lines were sent and not
+/// answered, they may or may not have been published, and the command ends with 3,
+/// unless --resend says to publish them again. Lines go out in batches, each accepted
+/// as a whole or not at all.
+///
+/// At its end, whatever ended it, the command says how many events the server
+/// accepted, and on standard error how many may have been published, were left out, or
+/// were read and not published. None is read and not counted.
 ///
 /// Examples:
 ///
 ///   tidegate pub orders.eu.created '{"order": 17}' --key 17
+///   tidegate pub pictures.cat --file cat.jpeg
+///   tidegate pub reports.daily - < report.txt
 ///   tail -F /var/log/syslog | tidegate pub logs.myhost --attribute source=syslog
 #[derive(Debug, Args)]
 #[command(
@@ -48,8 +66,14 @@ pub(crate) struct PubArgs {
     /// Topic: dot-separated tokens, without wildcards. `$client.ID` reaches only the client ID.
     topic: String,
 
-    /// Payload of the event. Without it, each line of standard input is an event.
+    /// Payload of the event; `-` stands for all of standard input. Without it, each line of standard input is an event.
+    /// Put `--` before a payload that begins with a hyphen; a number needs none.
+    #[arg(allow_negative_numbers = true)]
     payload: Option<String>,
+
+    /// File whose bytes, as they are, are the payload of the event; `-` stands for standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "payload")]
+    file: Option<PathBuf>,
 
     /// Key of the event: conflating subscribers keep the newest event of each topic and key.
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -58,6 +82,19 @@ pub(crate) struct PubArgs {
     /// Attribute of the event. Can be given several times.
     #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = attribute)]
     attributes: Vec<(String, String)>,
+
+    /// Leave out lines that the server refuses as invalid, such as those that are too large, and go on. Their numbers go
+    /// to standard error. Without it the first such line ends the command, and those before it are published.
+    #[arg(long, conflicts_with_all = ["payload", "file"])]
+    skip_invalid: bool,
+
+    /// Publish lines again that were sent and not answered when the connection broke. Subscribers may see them twice.
+    #[arg(long, conflicts_with_all = ["payload", "file", "no_reconnect"])]
+    resend: bool,
+
+    /// End with 3 when the connection breaks or there is none, instead of reconnecting. One event is never waited for.
+    #[arg(long, conflicts_with_all = ["payload", "file"])]
+    no_reconnect: bool,
 
     #[command(flatten)]
     server: ServerArgs,
@@ -72,95 +109,458 @@ fn attribute(text: &str) -> Result<(String, String), String> {
 }
 
 pub(crate) async fn run(args: PubArgs) -> Result<(), Failure> {
+    let source = args.source()?;
     let client = args.server.client()?;
-    let mut event = NewEvent {
+    let options = args.publisher_options();
+    let template = NewEvent {
         topic: args.topic,
         key: args.key,
         attributes: args.attributes.into_iter().collect(),
         ..Default::default()
     };
-    match args.payload {
-        Some(payload) => {
-            event.payload = payload.into();
-            let response = client.publish(vec![event]).await?;
-            print_accepted(u64::from(response.count))
+    publish(&client, options, source, template).await
+}
+
+impl PubArgs {
+    /// Returns where the payloads come from. A file is read before anything is sent.
+    fn source(&self) -> Result<Source, Failure> {
+        match (&self.payload, &self.file) {
+            (Some(payload), _) if payload == "-" => Ok(Source::Whole),
+            (_, Some(file)) if file == Path::new("-") => Ok(Source::Whole),
+            (Some(payload), _) => Ok(Source::Payload(payload.clone().into())),
+            (None, Some(file)) => Ok(Source::Payload(read_file(file)?)),
+            (None, None) => Ok(Source::Lines(Lines::new(MAX_EVENT))),
         }
-        None => publish_lines(&client, &event).await,
+    }
+
+    fn publisher_options(&self) -> PublisherOptions {
+        let is_stream = self.payload.is_none() && self.file.is_none();
+        let reconnects = is_stream && !self.no_reconnect;
+        PublisherOptions {
+            reconnect: reconnects.then(Backoff::default),
+            resend: self.resend,
+            skip_refused: self.skip_invalid,
+            ..Default::default()
+        }
     }
 }
 
-async fn publish_lines(client: &Client, template: &NewEvent) -> Result<(), Failure> {
-    let publisher = client.publisher(PublisherOptions::default());
+fn read_file(path: &Path) -> Result<Bytes, Failure> {
+    let failed = |problem: &dyn fmt::Display| {
+        let message = format!("cannot publish {}: {problem}", path.display());
+        Failure::new(Exit::Usage, message)
+    };
+    let file = fs::File::open(path).map_err(|error| failed(&error))?;
+    let mut bytes = Vec::new();
+    let limit = MAX_EVENT as u64 + 1;
+    let read = file.take(limit).read_to_end(&mut bytes);
+    read.map_err(|error| failed(&error))?;
+    match bytes.len() > MAX_EVENT {
+        true => Err(failed(&too_large())),
+        false => Ok(bytes.into()),
+    }
+}
+
+fn too_large() -> String {
+    format!("it is larger than {} MiB", MAX_EVENT >> 20)
+}
+
+/// Where the payloads come from.
+enum Source {
+    Payload(Bytes),
+    /// All of standard input is one.
+    Whole,
+    /// Each line of standard input is one.
+    Lines(Lines),
+}
+
+/// The reason why no more is published.
+enum End {
+    /// Everything was sent.
+    Sent,
+    /// The publisher has failed, and will say why.
+    Failed,
+    Interrupted,
+    /// The input cannot be read, or an event cannot be sent.
+    Invalid(Failure),
+}
+
+/// Sends the payloads of a source, and knows what became of each.
+struct Sender {
+    /// Copied for each event.
+    template: NewEvent,
+    publisher: Publisher,
+    progress: Progress,
+    signals: Signals,
+    skips_invalid: bool,
+    /// Whether events are lines of the input, which have numbers.
+    has_lines: bool,
+    left_out: LeftOut,
+}
+
+/// Lines that were left out.
+#[derive(Default)]
+struct LeftOut {
+    /// Events that had been sent when a line was left out unsent, for each such line: by these an event has the number
+    /// of its line.
+    unsent: Vec<u64>,
+    /// Events that the server has refused and that were added.
+    collected: u64,
+    /// Lines that were added.
+    added: u64,
+    /// Messages about them that are still to be written.
+    unreported: VecDeque<String>,
+}
+
+/// What became of all that was read.
+struct Account {
+    read: u64,
+    accepted: u64,
+    left_out: u64,
+    unknown: u64,
+    is_line: bool,
+}
+
+async fn publish(
+    client: &Client,
+    options: PublisherOptions,
+    source: Source,
+    template: NewEvent,
+) -> Result<(), Failure> {
+    // Before the connection: a signal must not end the program without a word.
+    let signals = Signals::listen()?;
+    let publisher = client.publisher(options);
     let progress = publisher.progress();
+    let sender = Sender {
+        template,
+        progress: progress.clone(),
+        publisher,
+        signals,
+        skips_invalid: options.skip_refused,
+        has_lines: matches!(source, Source::Lines(_)),
+        left_out: LeftOut::default(),
+    };
     let bar = ProgressLine::new();
-    let outcome = tokio::select! {
-        biased;
-        interrupted = signals::interrupted() => Err(match interrupted {
-            Ok(()) => Failure::new(Exit::Interrupted, interruption(&progress)),
-            Err(error) => error.into(),
-        }),
-        outcome = send_lines(publisher, stdin(), template) => outcome,
+    let (outcome, account) = tokio::select! {
+        ended = sender.run(source) => ended,
+        () = report_state(progress.clone()) => unreachable!("it follows forever"),
         () = bar.follow(&progress) => unreachable!("it follows forever"),
     };
     bar.clear();
-    print_accepted(progress.acknowledged())?;
-    outcome
+    conclude(outcome, &account)
 }
 
-fn stdin() -> impl AsyncBufRead + Unpin {
-    BufReader::with_capacity(64 * 1024, tokio::io::stdin())
+/// Says on standard error when the publisher loses its connection and why, each time the reason changes.
+async fn report_state(mut progress: Progress) {
+    let mut reason = None;
+    loop {
+        match progress.changed().await {
+            Some(PublisherState::Reconnecting {
+                status, retry_in, ..
+            }) if reason.as_deref() != Some(status.message()) => {
+                let message = status.message();
+                stdio::report_aside(format!(
+                    "{message}; trying again in {retry_in:.1?}, and nothing is read until then"
+                ))
+                .await;
+                reason = Some(message.to_owned());
+            }
+            Some(PublisherState::Open) if reason.take().is_some() => {
+                stdio::report_aside("connected again".into()).await;
+            }
+            Some(_) => {}
+            None => std::future::pending().await,
+        }
+    }
 }
 
-/// Publishes all lines of `input`. After a failure to read, still publishes the lines before it.
-async fn send_lines(
-    mut publisher: Publisher,
-    input: impl AsyncBufRead + Unpin,
-    template: &NewEvent,
-) -> Result<(), Failure> {
-    let mut lines = Lines::new(input, MAX_LINE);
-    let read = loop {
-        let line = match lines.next().await {
-            Ok(Some(line)) => line,
-            Ok(None) => break Ok(()),
-            Err(error) => break Err(error),
+/// Says how many events were accepted, and fails with the account of the others if there are any.
+fn conclude(outcome: Result<(), Failure>, account: &Account) -> Result<(), Failure> {
+    let printed = stdio::print(format!("{}\n", accepted(account.accepted)));
+    if outcome.is_ok() && account.left_out > 0 {
+        stdio::report(account);
+    }
+    match (outcome, printed) {
+        (Ok(()), Ok(())) => Ok(()),
+        (Err(failure), _) => Err(failure.with(account)),
+        (Ok(()), Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            stdio::report(accepted(account.accepted));
+            Ok(())
+        }
+        (Ok(()), Err(error)) => Err(Failure::from(error).with(account)),
+    }
+}
+
+impl Sender {
+    /// Publishes everything, and returns why that ended and the account.
+    async fn run(mut self, source: Source) -> (Result<(), Failure>, Account) {
+        let progress = self.progress.clone();
+        let is_line = self.has_lines;
+        let (end, read) = match source {
+            Source::Payload(payload) => (self.send_one(payload).await, 1),
+            Source::Whole => self.send_whole().await,
+            Source::Lines(lines) => self.send_lines(lines).await,
         };
+        let (outcome, left_out) = self.finish(end).await;
+        // The publisher is gone, so the counts are final.
+        let in_flight = progress.in_flight();
+        let account = |unknown| Account {
+            read,
+            accepted: progress.acknowledged(),
+            left_out,
+            unknown,
+            is_line,
+        };
+        match outcome {
+            Ok(()) => (Ok(()), account(in_flight)),
+            Err((failure, unknown)) => (Err(failure), account(unknown.max(in_flight))),
+        }
+    }
+
+    async fn send_one(&mut self, payload: Bytes) -> End {
+        match self.send(payload).await {
+            Ok(()) => End::Sent,
+            Err(end) => end,
+        }
+    }
+
+    /// Sends one event, unless the publisher fails or a signal comes first: then it was not taken.
+    async fn send(&mut self, payload: Bytes) -> Result<(), End> {
         let event = NewEvent {
-            payload: line.into(),
-            ..template.clone()
+            payload,
+            ..self.template.clone()
         };
-        if let Err(Closed(_)) = publisher.send(event).await {
-            break Ok(());
+        tokio::select! {
+            biased;
+            () = self.signals.next() => Err(End::Interrupted),
+            sent = self.publisher.send(event) => sent.map_err(|_| End::Failed),
         }
-    };
-    match publisher.finish().await {
-        Ok(_) => Ok(read?),
-        Err(failure) => Err(explain(&failure)),
+    }
+
+    /// Sends all of standard input as one event. Returns the number of events that were read, too.
+    async fn send_whole(&mut self) -> (End, u64) {
+        let mut stdin = match Stdin::open() {
+            Ok(stdin) => stdin,
+            Err(error) => return (End::Invalid(error.into()), 0),
+        };
+        let mut payload = Vec::new();
+        loop {
+            let read = tokio::select! {
+                biased;
+                () = self.signals.next() => return (End::Interrupted, u64::from(!payload.is_empty())),
+                () = self.publisher.closed() => return (End::Failed, u64::from(!payload.is_empty())),
+                read = stdin.read() => read,
+            };
+            match read {
+                Ok(chunk) if chunk.is_empty() => break,
+                Ok(chunk) => payload.extend_from_slice(&chunk),
+                Err(error) => return (End::Invalid(unreadable(&error)), 1),
+            }
+            if payload.len() > MAX_EVENT {
+                let message = format!("cannot publish standard input: {}", too_large());
+                return (End::Invalid(Failure::new(Exit::Refused, message)), 1);
+            }
+        }
+        (self.send_one(payload.into()).await, 1)
+    }
+
+    /// Sends lines of standard input until one of them cannot be sent. Returns the number of lines that were read, too.
+    async fn send_lines(&mut self, mut lines: Lines) -> (End, u64) {
+        let mut stdin = match Stdin::open() {
+            Ok(stdin) => stdin,
+            Err(error) => return (End::Invalid(error.into()), 0),
+        };
+        let end = loop {
+            if let Err(end) = self.send_ready(&mut lines).await {
+                break end;
+            }
+            if lines.is_done() {
+                break End::Sent;
+            }
+            let read = async {
+                // Nothing is taken while nobody accepts it.
+                self.progress.opened().await;
+                stdin.read().await
+            };
+            tokio::select! {
+                biased;
+                () = self.signals.next() => break End::Interrupted,
+                () = self.publisher.closed() => break End::Failed,
+                read = read => match read {
+                    Ok(chunk) => lines.push(&chunk),
+                    Err(error) => break End::Invalid(unreadable(&error)),
+                },
+                () = self.left_out.follow(&self.progress) => unreachable!("it follows forever"),
+            }
+        };
+        let rest = stdin.stop().await;
+        if !rest.is_empty() {
+            lines.push(&rest);
+        }
+        (end, lines.begun())
+    }
+
+    async fn send_ready(&mut self, lines: &mut Lines) -> Result<(), End> {
+        while let Some(line) = lines.next() {
+            match line {
+                Line::Whole(payload) => {
+                    self.send(payload).await?;
+                    self.left_out.collect(&self.progress);
+                }
+                Line::TooLong => {
+                    let problem = format!("line {}: {}", lines.number(), too_large());
+                    if !self.skips_invalid {
+                        return Err(End::Invalid(Failure::new(Exit::Refused, problem)));
+                    }
+                    self.left_out.unsent.push(self.progress.sent());
+                    self.left_out.add(&problem);
+                    self.left_out.report().await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the answers to what was sent. Returns the failure with the number of events that are unknown by it, and
+    /// the number of those that were left out.
+    async fn finish(mut self, end: End) -> (Result<(), (Failure, u64)>, u64) {
+        let interrupted = |words: &str| Failure::new(Exit::Interrupted, words);
+        let is_lost = !matches!(self.progress.state(), PublisherState::Open)
+            && self.progress.in_flight() == 0;
+        let finish = self.publisher.finish();
+        let outcome = match end {
+            End::Interrupted if is_lost => {
+                drop(finish);
+                Err((interrupted("interrupted"), 0))
+            }
+            End::Interrupted => {
+                tokio::select! {
+                    biased;
+                    () = self.signals.next() => {}
+                    _ = timeout(INTERRUPT_GRACE, finish) => {}
+                }
+                Err((interrupted("interrupted"), 0))
+            }
+            end => tokio::select! {
+                biased;
+                () = self.signals.next() => Err((interrupted("interrupted"), 0)),
+                finished = finish => match (finished, end) {
+                    (_, End::Invalid(failure)) => Err((failure, 0)),
+                    (Ok(_), _) => Ok(()),
+                    (Err(failure), _) if self.has_lines => {
+                        Err(self.left_out.explain(&failure, &self.progress))
+                    }
+                    (Err(failure), _) => {
+                        let unknown = failure.unknown.len() as u64;
+                        Err((failure.error.into(), unknown))
+                    }
+                },
+            },
+        };
+        self.left_out.collect(&self.progress);
+        self.left_out.report().await;
+        let left_out = self.progress.refused() + self.left_out.unsent.len() as u64;
+        (outcome, left_out)
     }
 }
 
-fn explain(failure: &PublishFailure) -> Failure {
-    let exit = Exit::from(&failure.error);
-    Failure::new(exit, format!("{failure}: {}", failure.error))
-}
+impl LeftOut {
+    /// Returns the number of the line of an event.
+    fn line(&self, index: u64) -> u64 {
+        let before = self.unsent.partition_point(|sent| *sent <= index);
+        index + before as u64 + 1
+    }
 
-fn interruption(progress: &Progress) -> String {
-    match progress.sent().saturating_sub(progress.acknowledged()) {
-        0 => "interrupted".into(),
-        unknown => {
-            format!("interrupted; {unknown} more were sent and may or may not have been accepted")
+    /// Adds the lines that the server has refused since the last call.
+    fn collect(&mut self, progress: &Progress) {
+        if progress.refused() == self.collected {
+            return;
         }
+        self.collected = progress.refused();
+        for refusal in progress.take_refusals() {
+            let line = self.line(refusal.index);
+            self.add(&format!("line {line}: {}", refusal.error));
+        }
+    }
+
+    fn add(&mut self, problem: &str) {
+        self.added += 1;
+        if self.added <= MAX_REPORTS {
+            self.unreported.push_back(format!("left out {problem}"));
+        } else if self.added == MAX_REPORTS + 1 {
+            let rest = "more lines are left out; they are counted at the end";
+            self.unreported.push_back(rest.into());
+        }
+    }
+
+    /// Reports what was added. Cancel-safe: what was not reported stays.
+    async fn report(&mut self) {
+        while let Some(message) = self.unreported.pop_front() {
+            stdio::report_aside(message).await;
+        }
+    }
+
+    /// Reports the lines that the server refuses, until it is dropped.
+    async fn follow(&mut self, progress: &Progress) {
+        loop {
+            self.collect(progress);
+            self.report().await;
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn explain(&self, failure: &PublishFailure, progress: &Progress) -> (Failure, u64) {
+        let exit = Exit::from(&failure.error);
+        let unknown = failure.unknown.len() as u64;
+        let is_refused = matches!(failure.error, Error::InvalidArgument(_));
+        let message = match is_refused && !failure.unpublished.is_empty() {
+            true => {
+                let line = self.line(progress.acknowledged() + progress.refused());
+                format!("line {line}: {}", failure.error)
+            }
+            false => failure.error.to_string(),
+        };
+        (Failure::new(exit, message), unknown)
     }
 }
 
-fn print_accepted(count: u64) -> Result<(), Failure> {
-    writeln!(io::stdout(), "{}", accepted(count))?;
-    Ok(())
+fn unreadable(error: &io::Error) -> Failure {
+    Failure::new(Exit::Other, format!("cannot read standard input: {error}"))
 }
 
 fn accepted(count: u64) -> String {
     match count {
         1 => "1 event accepted".into(),
         count => format!("{count} events accepted"),
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known = self.accepted + self.left_out + self.unknown;
+        let unpublished = self.read.saturating_sub(known);
+        if !self.is_line {
+            return f.write_str(match (self.accepted, self.unknown) {
+                (0, 0) => "the event was not published",
+                (0, _) => "the event was sent and not answered, so it is perhaps published",
+                _ => "the event was published",
+            });
+        }
+        match self.read {
+            1 => f.write_str("1 line was read")?,
+            count => write!(f, "{count} lines were read")?,
+        }
+        for (count, what) in [
+            (self.accepted, "accepted"),
+            (self.left_out, "left out as invalid"),
+            (self.unknown, "sent and not answered, so perhaps published"),
+            (unpublished, "not published"),
+        ] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -218,6 +618,33 @@ mod tests {
         assert_eq!(attribute("a=b=c"), pair("a", "b=c"));
         assert!(attribute("a").is_err());
         assert!(attribute("=b").is_err());
+    }
+
+    #[test]
+    fn account_is_of_everything_that_was_read() {
+        let account = Account {
+            read: 10,
+            accepted: 3,
+            left_out: 1,
+            unknown: 2,
+            is_line: true,
+        };
+        assert_eq!(
+            account.to_string(),
+            "10 lines were read, 3 accepted, 1 left out as invalid, 2 sent and not answered, so perhaps published, \
+             4 not published"
+        );
+    }
+
+    #[test]
+    fn event_has_the_number_of_its_line() {
+        let left_out = LeftOut {
+            unsent: vec![0, 2, 2],
+            ..LeftOut::default()
+        };
+        // Lines 1, 4 and 5 were not sent.
+        let lines = [0, 1, 2, 3].map(|index| left_out.line(index));
+        assert_eq!(lines, [2, 3, 6, 7]);
     }
 
     #[test]

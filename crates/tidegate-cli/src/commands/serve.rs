@@ -1,11 +1,6 @@
 //! `tidegate serve`: the server.
 
-use std::{
-    error::Error as _,
-    io::{self, Write as _},
-    net::SocketAddr,
-    pin::pin,
-};
+use std::{error::Error as _, io, net::SocketAddr, pin::pin, thread};
 
 use clap::Args;
 use tidegate_server::{BindError, ListenAddress, Server};
@@ -17,14 +12,17 @@ use crate::{
     exit::{Exit, Failure},
     logging::Logs,
     memory,
-    settings::SettingArgs,
+    settings::{Read, SettingArgs},
     signals::Signals,
+    stdio,
 };
 
 /// Run the server
 ///
-/// Prints the address it listens on as its first line, and that of --http as its second. On SIGINT or SIGTERM it tells every client where
-/// to resume and ends when all have gone, or after --drain-timeout; a second signal ends it at once.
+/// Prints the address it listens on as its first line, and that of --http as its second. On SIGINT or SIGTERM it tells
+/// every client where to resume and ends when all have gone, or after --drain-timeout, with exit code 0; a second signal
+/// ends it at once. A drain that was asked for over the network, by AdminService.Drain, ends it with exit code 10, so
+/// that a supervisor which restarts on failure starts it again.
 ///
 /// A flag wins over the environment (TIDEGATE_DRAIN_TIMEOUT for --drain-timeout), and the environment over the
 /// file of --config, which is read again on SIGHUP. Durations are written 5s, 250ms or 1m30s, sizes 64KiB, 2GiB or
@@ -50,24 +48,42 @@ Try it, from two other terminals:
 /// `log` is what was given on the command line.
 pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Result<(), Failure> {
     let asked = args.settings.with_log(log);
-    let (configuration, written) = asked.read()?;
+    let Read {
+        value: (configuration, written),
+        pipe,
+    } = asked.read()?;
     if args.print_config {
-        write!(io::stdout(), "{}", written.effective(&configuration))?;
-        return Ok(());
+        return Ok(stdio::print(written.effective(&configuration))?);
     }
     logs.set(&configuration.log)?;
+    if let Some(path) = pipe {
+        tracing::warn!(
+            path = %path.display(),
+            "the configuration came from a pipe, so it cannot be read again on SIGHUP"
+        );
+    }
+    for warning in written.warnings() {
+        tracing::warn!("{warning}");
+    }
     let server = Server::bind(configuration.server.clone()).await?;
+    server.controls().count_lost_log_lines(logs.lost_lines());
     // Before anyone knows the address, so that no signal is missed.
     let mut signals = Signals::listen()?;
     #[cfg(unix)]
-    reload::on_hangup(asked, configuration, &server, logs)?;
-    announce(server.listening(), server.http_addr())?;
-    tokio::spawn(memory::release_freed(server.hub().clone()));
+    reload::on_hangup(asked, (configuration, &written), &server, logs)?;
+    announce(server.listening(), server.http_addr());
+    let (controls, hub) = (server.controls().clone(), server.hub().clone());
+    tokio::spawn(async move {
+        let release = || memory::release_freed(hub.clone());
+        controls.supervise("release_memory", release).await;
+    });
     let (stop, stopped) = oneshot::channel::<()>();
     let mut serving = pin!(server.serve(async { _ = stopped.await }));
+    let mut is_stopped = false;
     let report = tokio::select! {
         report = &mut serving => report,
         () = signals.next() => {
+            is_stopped = true;
             drop(stop);
             tokio::select! {
                 report = &mut serving => report,
@@ -84,19 +100,44 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
         streams_cut = report.streams_cut,
         "ended"
     );
+    // A supervisor that restarts what has failed must not take it for the wish of its operator.
+    if report.is_by_controls && !is_stopped {
+        return Err(Failure::new(
+            Exit::Drained,
+            "drained by a call over the network; start it again",
+        ));
+    }
     Ok(())
 }
 
 /// Programs that start a server read its address here, so it goes out at once, and in one piece: who has read the
 /// first line may close the pipe.
-fn announce(address: &ListenAddress, http: Option<SocketAddr>) -> io::Result<()> {
+///
+/// A thread of its own writes it, because nobody may read a pipe that is full, and the server serves all the same.
+fn announce(address: &ListenAddress, http: Option<SocketAddr>) {
     let mut lines = format!("listening on {address}\n");
     if let Some(address) = http {
         lines.push_str(&format!("HTTP on {address}\n"));
     }
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(lines.as_bytes())?;
-    stdout.flush()
+    let announced = address.clone();
+    let write = move || {
+        if let Err(error) = stdio::print(&lines) {
+            warn_of_silence(&error, &announced, http);
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("announce".into()).spawn(write) {
+        warn_of_silence(&error, address, http);
+    }
+}
+
+fn warn_of_silence(error: &io::Error, address: &ListenAddress, http: Option<SocketAddr>) {
+    let http = http.map(tracing::field::display);
+    tracing::warn!(
+        %error,
+        %address,
+        http,
+        "the addresses cannot be announced on standard output; the server serves all the same"
+    );
 }
 
 impl From<BindError> for Failure {

@@ -1,18 +1,17 @@
 //! `tidegate sub`: prints the updates of a subscription.
 
-use std::{io, time::Duration};
+use std::{io, mem, time::Duration};
 
 use clap::{Args, ValueEnum};
 use futures_util::FutureExt as _;
 use tidegate_client::{Error, Overflow, Position, SubscribeOptions, Subscription, Update};
 use tidegate_server::settings::{bytes, duration};
-use tokio::io::{AsyncWriteExt as _, Stdout};
 
 use crate::{
     exit::Failure,
-    output::{Format, Renderer},
+    output::{Format, Renderer, Target},
     server_args::ServerArgs,
-    signals,
+    signals, stdio,
 };
 
 /// Bytes of output that are written at once; fewer when nothing more is ready.
@@ -37,8 +36,9 @@ const BUFFER: usize = 64 * 1024;
 ///   The newest price of each item, at most twice a second:
 ///     tidegate sub 'prices.>' --overflow conflate --min-interval 500ms
 ///   One payload, for a script:
-///     tidegate sub jobs.17.done --count 1 --output json |
-///       jq -r 'select(.type == "event").payload'
+///     tidegate sub jobs.17.done --count 1 --output raw
+///   From one server to another:
+///     tidegate sub 'logs.>' --output raw | tidegate pub logs.copy --server b:50051
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = AFTER_HELP)]
 pub(crate) struct SubArgs {
@@ -101,8 +101,14 @@ Text output:
   One line per event: time, topic, [key] and {attributes} if it has any, payload.
   Control characters are escaped, and so is everything that is not ASCII in a
   payload that is not UTF-8. Lines that begin with `#` report on the connection; a
-  line that begins with `!` is a gap. Heartbeats are not shown. Colors are for
-  terminals only, and not if NO_COLOR is set.
+  line that begins with `!` is a gap. Heartbeats are not shown, and while the server
+  cannot be reached the reason is shown when it changes. Colors are for terminals
+  only, and not if NO_COLOR is set.
+
+Raw output:
+  The bytes of each payload as they are, and a newline, which tells payloads apart
+  only if they have none in them. Gaps and changes of the connection go to standard
+  error.
 
 JSON output:
   One object per line, with a `type`:
@@ -115,7 +121,8 @@ JSON output:
     heartbeat     position
     caught_up     position: the replay has ended
     going_away    resume_after, reconnect_after, reason
-    reconnecting  code, message, retry_in, attempt
+    reconnecting  code, message, retry_in, attempt; reason if the server gave one
+    ended         code, message; reason if the server gave one: an error follows
   A position is EPOCH:SEQUENCE, as --resume takes it. To resume after an event,
   take the epoch of the last `subscribed` and the event's sequence. Durations are
   seconds with an `s`, such as 0.25s.
@@ -135,7 +142,6 @@ enum OverflowArg {
 /// Writes updates to standard output.
 struct Printer {
     renderer: Renderer,
-    stdout: Stdout,
     /// Rendered bytes that are not written yet.
     ready: Vec<u8>,
     /// Events until the end; `None` without --count.
@@ -147,7 +153,6 @@ pub(crate) async fn run(args: SubArgs) -> Result<(), Failure> {
     let subscription = client.subscribe(args.options());
     let printer = Printer {
         renderer: Renderer::for_stdout(args.output),
-        stdout: tokio::io::stdout(),
         ready: Vec::new(),
         events_left: args.count,
     };
@@ -210,6 +215,7 @@ impl Printer {
             match update {
                 Ok(update) => self.print(&update).await?,
                 Err(error) => {
+                    self.renderer.render_end(&mut self.ready, &error)?;
                     self.flush().await?;
                     return Err(error.into());
                 }
@@ -231,7 +237,12 @@ impl Printer {
     }
 
     async fn print(&mut self, update: &Update) -> io::Result<()> {
-        self.renderer.render(&mut self.ready, update)?;
+        let before = self.ready.len();
+        if self.renderer.render(&mut self.ready, update)? == Target::Report {
+            let line = self.ready.split_off(before);
+            let line = String::from_utf8_lossy(&line);
+            stdio::report_aside(line.trim_end().to_owned()).await;
+        }
         if let (Update::Event(_), Some(left)) = (update, &mut self.events_left) {
             *left -= 1;
         }
@@ -242,11 +253,12 @@ impl Printer {
     }
 
     async fn flush(&mut self) -> io::Result<()> {
-        if !self.ready.is_empty() {
-            self.stdout.write_all(&self.ready).await?;
-            self.stdout.flush().await?;
-            self.ready.clear();
+        if self.ready.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let (ready, written) = stdio::print_aside(mem::take(&mut self.ready)).await;
+        self.ready = ready;
+        self.ready.clear();
+        written
     }
 }

@@ -1,10 +1,11 @@
 //! `tidegate token`: hashes a token for a token file.
 
-use std::io::{self, BufRead as _, Write as _};
-
 use clap::Args;
 
-use crate::exit::{Exit, Failure};
+use crate::{
+    exit::{Exit, Failure},
+    stdio,
+};
 
 /// Print a token file's line for a token
 ///
@@ -26,11 +27,13 @@ pub(crate) struct TokenArgs {
     principal: String,
 }
 
+/// The longest token in bytes. Longer ones fit into no header.
+const MAX_TOKEN: usize = 64 * 1024;
+
 pub(crate) fn run(args: &TokenArgs) -> Result<(), Failure> {
-    let mut token = String::new();
-    io::stdin().lock().read_line(&mut token)?;
+    let token = stdio::read_line(MAX_TOKEN)?;
+    let token = String::from_utf8_lossy(&token);
     let line = tidegate_server::token_line(&args.principal, token.trim_end())
         .map_err(|problem| Failure::new(Exit::Usage, problem))?;
-    writeln!(io::stdout(), "{line}")?;
-    Ok(())
+    Ok(stdio::print(format!("{line}\n"))?)
 }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, io, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::Serialize;
-use tidegate_client::{Event, Gap, GoingAway, Limits, Overflow, Subscribed, Update};
+use tidegate_client::{Error, Event, Gap, GoingAway, Limits, Overflow, Subscribed, Update};
 
 use super::{code_name, position, reason, timestamp};
 
@@ -43,6 +43,15 @@ enum Line<'a> {
         message: &'a str,
         retry_in: String,
         attempt: u32,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    Ended {
+        /// None if no server has said so.
+        code: Option<String>,
+        message: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
 }
 
@@ -78,6 +87,18 @@ pub(super) fn render(out: &mut Vec<u8>, update: &Update) -> io::Result<()> {
     Ok(())
 }
 
+/// Appends the line for the error that ends the subscription.
+pub(super) fn render_end(out: &mut Vec<u8>, error: &Error) -> io::Result<()> {
+    let line = Line::Ended {
+        code: error.status().map(|status| code_name(status.code())),
+        message: error.to_string(),
+        reason: error.reason(),
+    };
+    serde_json::to_writer(&mut *out, &line)?;
+    out.push(b'\n');
+    Ok(())
+}
+
 impl<'a> Line<'a> {
     /// Returns `None` for a kind of update that is newer than this command.
     fn new(update: &'a Update) -> Option<Self> {
@@ -101,6 +122,7 @@ impl<'a> Line<'a> {
                 message: status.message(),
                 retry_in: seconds(*retry_in),
                 attempt: *attempt,
+                reason: tidegate_client::reason(status),
             },
             _ => return None,
         })

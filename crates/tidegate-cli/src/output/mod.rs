@@ -7,7 +7,7 @@ use std::io;
 
 use clap::ValueEnum;
 use jiff::Timestamp;
-use tidegate_client::{Code, Gap, GapReason, Position, Update};
+use tidegate_client::{Code, Error, Gap, GapReason, Position, Update};
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Format {
@@ -15,31 +15,99 @@ pub(crate) enum Format {
     Text,
     /// For programs: one JSON object per line.
     Json,
+    /// For pipes: the bytes of each payload and a newline. Everything else goes to standard error.
+    Raw,
 }
 
 /// Turns updates into lines.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) enum Renderer {
-    Text(text::Styles),
+    Text {
+        styles: text::Styles,
+        repeated: Repeated,
+    },
     Json,
+    Raw(Repeated),
+}
+
+/// The reason for which a subscription is not connected, to say it once and not at each attempt.
+#[derive(Debug, Default)]
+pub(crate) struct Repeated(Option<String>);
+
+/// Where an update was rendered to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Output,
+    /// The line is not of the output, and for people.
+    Report,
 }
 
 impl Renderer {
     /// Returns a renderer for standard output: with colors if it can show them and NO_COLOR is not set.
     pub(crate) fn for_stdout(format: Format) -> Self {
         let choice = anstream::AutoStream::choice(&io::stdout());
-        match (format, choice) {
-            (Format::Json, _) => Self::Json,
-            (Format::Text, anstream::ColorChoice::Never) => Self::Text(text::Styles::plain()),
-            (Format::Text, _) => Self::Text(text::Styles::colored()),
+        let styles = match choice {
+            anstream::ColorChoice::Never => text::Styles::plain(),
+            _ => text::Styles::colored(),
+        };
+        let repeated = Repeated::default();
+        match format {
+            Format::Json => Self::Json,
+            Format::Text => Self::Text { styles, repeated },
+            Format::Raw => Self::Raw(repeated),
         }
     }
 
-    /// Appends the line for `update` to `out`, or nothing if the form does not show such updates.
-    pub(crate) fn render(&self, out: &mut Vec<u8>, update: &Update) -> io::Result<()> {
+    /// Appends the line for `update` to `out`, or nothing if the form does not show such updates. Returns where it is to
+    /// go.
+    pub(crate) fn render(&mut self, out: &mut Vec<u8>, update: &Update) -> io::Result<Target> {
+        let is_known = match self {
+            Self::Text { repeated, .. } | Self::Raw(repeated) => repeated.is_known(update),
+            Self::Json => false,
+        };
         match self {
-            Self::Text(styles) => text::render(out, update, styles),
-            Self::Json => json::render(out, update),
+            _ if is_known => {}
+            Self::Json => json::render(out, update)?,
+            Self::Text { styles, .. } => text::render(out, update, styles)?,
+            Self::Raw(_) => match update {
+                Update::Event(event) => {
+                    out.extend_from_slice(&event.payload);
+                    out.push(b'\n');
+                }
+                update => {
+                    text::render(out, update, &text::Styles::plain())?;
+                    return Ok(Target::Report);
+                }
+            },
+        }
+        Ok(Target::Output)
+    }
+}
+
+impl Renderer {
+    /// Appends the line for the error that ends the subscription, if the form shows it: people read it on standard error.
+    pub(crate) fn render_end(&self, out: &mut Vec<u8>, error: &Error) -> io::Result<()> {
+        match self {
+            Self::Json => json::render_end(out, error),
+            Self::Text { .. } | Self::Raw(_) => Ok(()),
+        }
+    }
+}
+
+impl Repeated {
+    /// Whether `update` is another attempt that failed for the same reason as the one before.
+    fn is_known(&mut self, update: &Update) -> bool {
+        match update {
+            Update::Reconnecting { status, .. } => {
+                let message = status.message();
+                let is_known = self.0.as_deref() == Some(message);
+                self.0 = Some(message.to_owned());
+                is_known
+            }
+            _ => {
+                self.0 = None;
+                false
+            }
         }
     }
 }
@@ -163,6 +231,36 @@ mod samples {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn rendered(renderer: &mut Renderer, update: &Update) -> (String, Target) {
+        let mut out = Vec::new();
+        let target = renderer.render(&mut out, update).unwrap();
+        (String::from_utf8(out).unwrap(), target)
+    }
+
+    #[test]
+    fn raw_output_is_payloads_and_reports_go_elsewhere() {
+        let mut raw = Renderer::Raw(Repeated::default());
+        let event = rendered(&mut raw, &samples::event(b"a b"));
+        assert_eq!(event, ("a b\n".into(), Target::Output));
+        let (gap, target) = rendered(&mut raw, &samples::gap(12, GapReason::Overflow));
+        assert!(gap.contains("12 events are missing"), "{gap}");
+        assert_eq!(target, Target::Report);
+    }
+
+    #[test]
+    fn same_reason_is_told_once() {
+        let styles = text::Styles::plain();
+        let repeated = Repeated::default();
+        let mut text = Renderer::Text { styles, repeated };
+        let told = |text: &mut Renderer, update: &Update| !rendered(text, update).0.is_empty();
+        assert!(told(&mut text, &samples::reconnecting()));
+        assert!(!told(&mut text, &samples::reconnecting()));
+        assert!(told(&mut text, &samples::subscribed()));
+        assert!(told(&mut text, &samples::reconnecting()));
+        assert!(told(&mut Renderer::Json, &samples::reconnecting()));
+        assert!(told(&mut Renderer::Json, &samples::reconnecting()));
+    }
 
     #[test]
     fn names_are_those_of_the_protocol() {

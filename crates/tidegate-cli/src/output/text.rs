@@ -63,13 +63,11 @@ pub(super) fn render(out: &mut Vec<u8>, update: &Update, styles: &Styles) -> io:
         ),
         Update::GoingAway(going_away) => render_going_away(out, going_away, styles),
         Update::Reconnecting {
-            status,
-            retry_in,
-            attempt,
+            status, retry_in, ..
         } => {
             let (code, message) = (code_name(status.code()), Escaped(status.message()));
             let text = format_args!(
-                "# {code}: {message}; reconnecting in {retry_in:.1?} (attempt {attempt})"
+                "# {code}: {message}; reconnecting, for the first time in {retry_in:.1?}"
             );
             line(out, styles.warning, text)
         }
@@ -223,7 +221,7 @@ mod tests {
         );
         assert_eq!(
             plain(&samples::reconnecting()),
-            "# UNAVAILABLE: gone\\n; reconnecting in 250.0ms (attempt 2)\n"
+            "# UNAVAILABLE: gone\\n; reconnecting, for the first time in 250.0ms\n"
         );
         assert_eq!(plain(&Update::Heartbeat(samples::POSITION)), "");
     }

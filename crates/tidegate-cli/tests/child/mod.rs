@@ -7,8 +7,11 @@
 )]
 
 use std::{
+    ffi::OsStr,
+    fs,
     io::{BufRead as _, BufReader},
-    process::{Child, Command, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, Command, Stdio},
 };
 
 use rustix::process::Pid;
@@ -18,7 +21,88 @@ pub struct Serve {
     address: String,
 }
 
+/// The program with these arguments.
+pub fn program(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    command.args(arguments);
+    command
+}
+
+/// Says that a test, or a part of it, was not run, and why.
+#[expect(clippy::print_stderr, reason = "whoever runs the tests reads it there")]
+pub fn skipped(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
+/// A folder that goes with the test.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Self {
+        let name = format!("{name}-{}", std::process::id());
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    pub fn at(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Writes a file, in place of another one as `mv` does, and returns its path.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+        let (path, new) = (self.at(name), self.at(&format!("{name}.new")));
+        fs::write(&new, content).unwrap();
+        fs::rename(new, &path).unwrap();
+        path
+    }
+
+    /// Makes a pipe, in place of what was there, and returns its path.
+    pub fn pipe(&self, name: &str) -> String {
+        let (path, new) = (self.at(name), self.at(&format!("{name}.new")));
+        let made = Command::new("mkfifo").arg(&new).status().unwrap();
+        assert!(made.success());
+        fs::rename(new, &path).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Nothing is lost if it stays.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The log of a server.
+pub struct Log(BufReader<ChildStderr>);
+
+impl Log {
+    /// Reads up to a line with this part, and returns what was read.
+    pub fn until(&mut self, part: &str) -> String {
+        let mut read = String::new();
+        loop {
+            let before = read.len();
+            assert!(
+                self.0.read_line(&mut read).unwrap() > 0,
+                "{part} is not in:\n{read}"
+            );
+            if read[before..].contains(part) {
+                return read;
+            }
+        }
+    }
+}
+
 impl Serve {
+    /// A server whose log is read.
+    pub fn logging(mut command: Command) -> (Self, Log) {
+        command.stderr(Stdio::piped());
+        let mut server = Self::spawn(command);
+        let log = BufReader::new(server.child.stderr.take().expect("it is piped"));
+        (server, Log(log))
+    }
+
     pub fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command.args(Self::arguments(arguments));

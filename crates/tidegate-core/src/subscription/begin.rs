@@ -9,13 +9,13 @@ use super::{Cursor, CursorState, Parts, Subscription, index, losses::Loss};
 use crate::{
     counters::add,
     event::{Payload, Position},
-    feed::Feed,
     freed::Freed,
     gap::{Gap, GapReason},
     limits::Overflow,
     options::Start,
     publish::{Shared, State},
     replay::{Opening, Replay},
+    standing::Standing,
 };
 
 /// The ways in which a subscription begins.
@@ -33,7 +33,7 @@ impl<P: Payload> Subscription<P> {
     pub(crate) fn begin(
         shared: Arc<Shared<P>>,
         parts: Parts,
-        feeds: &[Arc<Feed<P>>],
+        standing: Arc<Standing<P>>,
         start: Start,
         state: &State<P>,
     ) -> Self {
@@ -46,7 +46,7 @@ impl<P: Payload> Subscription<P> {
         if parts.limits.overflow == Overflow::Conflate {
             shared.conflates.store(true, Relaxed);
         }
-        let mut cursors: Box<[_]> = feeds.iter().cloned().map(Cursor::new).collect();
+        let mut cursors: Box<[_]> = standing.feeds().cloned().map(Cursor::new).collect();
         for (i, cursor) in cursors.iter_mut().enumerate() {
             let mut feed = cursor.feed.lock();
             // Before the publish lock goes: a feed that nobody has joined may be forgotten.
@@ -58,6 +58,7 @@ impl<P: Payload> Subscription<P> {
                 let (_, key) =
                     feed.attach(&parts.limits, &shared.max_limits, &parts.signal, index(i));
                 cursor.state = CursorState::Parked(key);
+                standing.put(i, cursor.next);
             }
         }
         let (replay, opening) = match beginning {
@@ -83,6 +84,7 @@ impl<P: Payload> Subscription<P> {
             epoch,
             shared,
             parts,
+            standing,
             cursors,
             ready: BinaryHeap::new(),
             arrivals: Vec::new(),
@@ -149,8 +151,9 @@ impl<P: Payload> Drop for Subscription<P> {
         let mut views = Vec::new();
         let replaying = self.replay.as_ref().map_or(0, |replay| replay.remaining());
         let mut abandoned = replaying + self.replaced.count;
-        for cursor in &self.cursors {
+        for (i, cursor) in self.cursors.iter().enumerate() {
             let mut feed = cursor.feed.lock();
+            self.standing.lift(i);
             abandoned += feed.end() - cursor.next;
             let limits = &self.parts.limits;
             let view = match cursor.state {

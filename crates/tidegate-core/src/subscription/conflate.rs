@@ -110,6 +110,7 @@ impl<P: Payload> Subscription<P> {
                 .add(to - from - dropped.count, not_before, next_sequence - 1);
             let moved = feed.advance_conflating(cursor.next, to, &self.parts.signal, i, freed);
             let has_unwanted = feed.latest().has_unwanted();
+            self.standing.put(i as usize, to);
             drop(feed);
             if has_unwanted {
                 cursor.feed.free_unwanted(freed);
@@ -170,6 +171,7 @@ impl<P: Payload> Subscription<P> {
             let moved =
                 feed.advance_conflating(cursor.next, to, &self.parts.signal, i, &mut filling.freed);
             let has_unwanted = feed.latest().has_unwanted();
+            self.standing.put(i as usize, to);
             drop(feed);
             if has_unwanted {
                 cursor.feed.free_unwanted(&mut filling.freed);

@@ -135,6 +135,7 @@ impl<P: Payload> Subscription<P> {
         if feed.has_unwanted() {
             filling.freed.crowded(Arc::clone(&cursor.feed) as _);
         }
+        self.standing.put(i as usize, to);
         drop(feed);
         cursor.next = to;
         self.note_moved(i, moved);
@@ -243,6 +244,7 @@ impl<P: Payload> Subscription<P> {
             if feed.has_unwanted() {
                 freed.crowded(Arc::clone(&cursor.feed) as _);
             }
+            self.standing.put(i as usize, to);
             drop(feed);
             cursor.next = to;
             self.note_moved(i, moved);
@@ -277,6 +279,7 @@ impl<P: Payload> Subscription<P> {
             if feed.has_unwanted() {
                 freed.crowded(Arc::clone(&cursor.feed) as _);
             }
+            self.standing.put(i as usize, to);
             drop(feed);
             cursor.next = to;
             self.note_moved(i, moved);
@@ -316,6 +319,7 @@ impl<P: Payload> Subscription<P> {
             if feed.has_unwanted() {
                 filling.freed.crowded(Arc::clone(&cursor.feed) as _);
             }
+            self.standing.put(i as usize, to);
             drop(feed);
             cursor.next = to;
             self.note_moved(i, moved);

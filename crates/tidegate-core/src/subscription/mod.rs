@@ -105,6 +105,7 @@ use crate::{
     replay::Replay,
     sending::Sending,
     signal::{Ready, Signal},
+    standing::Standing,
     topic::ClientId,
 };
 
@@ -119,6 +120,8 @@ pub struct Subscription<P: Payload> {
     shared: Arc<Shared<P>>,
     /// Identity, holder, limits and signal.
     parts: Parts,
+    /// Its places in its feeds, for listings.
+    standing: Arc<Standing<P>>,
     /// One in each feed, in the order of the feeds; that of the client's own topic is the last.
     cursors: Box<[Cursor<P>]>,
     /// The cursors that stand before an event, by the sequence of the event numbered `next` in their feed, lowest first:
@@ -460,7 +463,8 @@ impl<P: Payload> Subscription<P> {
     #[must_use]
     pub fn info(&self) -> SubscriptionInfo {
         let tally = self.parts.signal.tally();
-        tally.info(self.parts.id, &self.parts.holder, self.backlog())
+        let Parts { id, holder, .. } = &self.parts;
+        tally.info(*id, holder, self.backlog(), self.standing.look().1)
     }
 
     /// The limits in force.
@@ -669,11 +673,9 @@ impl<P: Payload> Subscription<P> {
         let replaying = self.replay.as_ref().map_or(0, |replay| replay.remaining());
         let untold = replaying + self.replaced.count;
         let stands_at = next.fold(0, u64::wrapping_add).wrapping_sub(untold);
-        self.parts
-            .signal
-            .tally()
-            .stands_at
-            .store(stands_at, Relaxed);
+        let tally = self.parts.signal.tally();
+        tally.stands_at.store(stands_at, Relaxed);
+        tally.untold.store(self.replaced.count, Relaxed);
     }
 
     /// Takes the ready list again, in the middle of a poll. The publish lock, which guards `_state`, is held:

@@ -133,11 +133,10 @@ impl<P: Payload> Subscription<P> {
     fn attach(&mut self, _state: &State<P>) {
         for (i, cursor) in self.cursors.iter_mut().enumerate() {
             let Parts { limits, signal, .. } = &self.parts;
-            let (next, key) =
-                cursor
-                    .feed
-                    .lock()
-                    .attach(limits, &self.shared.max_limits, signal, index(i));
+            let mut feed = cursor.feed.lock();
+            let (next, key) = feed.attach(limits, &self.shared.max_limits, signal, index(i));
+            self.standing.put(i, next);
+            drop(feed);
             cursor.next = next;
             cursor.state = CursorState::Parked(key);
         }

@@ -4,40 +4,51 @@
 //! Each key has one algorithm, which follows from its kind: HS256 for a secret, RS256 for an RSA key, ES256 for a P-256
 //! key, EdDSA for an Ed25519 key. A token whose header names another algorithm is refused, so a public key is never
 //! used as a secret, and `none` is never accepted (RFC 8725, section 3.1). Keys and addresses of keys in a header
-//! (`jwk`, `jku`, `x5u`) are ignored.
+//! (`jwk`, `jku`, `x5u`) are ignored. A header with `crit` is refused.
 //!
 //! # Claims
 //! A token needs `iss` and `aud` as configured, `exp`, and the principal as `sub`. `nbf` is enforced if it is there.
+//! Times need not be whole seconds.
 //! The claim `tidegate` may grant rights, in the form of a [rule](crate::Rule) without principals: `{"publish":
 //! {"allow": [], "deny": []}, "subscribe": {"allow": []}, "admin": false}`.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use jsonwebtoken::{
-    Algorithm, DecodingKey, Validation, decode, decode_header,
-    errors::ErrorKind,
+    Algorithm, DecodingKey, crypto,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse},
 };
-use serde::Deserialize;
 use x509_parser::{
     oid_registry::{
         OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_PKCS1_RSAENCRYPTION, OID_SIG_ED25519,
     },
-    pem::Pem,
     prelude::FromDer as _,
+    public_key::PublicKey,
     x509::SubjectPublicKeyInfo,
 };
 
-use super::rules::Rights;
+use super::{
+    refusal::{Cause, quoted},
+    rules::Rights,
+    token::{ClaimError, Expected, Token},
+};
 use crate::{
     digest::{Digest, digest},
     files::SecurityError,
+    network::pem,
+    text,
 };
+
+/// The least bits of a key of RSA: the cryptography verifies with no shorter one.
+const MIN_RSA_BITS: usize = 2_048;
+
+/// The most keys of a set without a usable one that a message describes.
+const MAX_SHOWN_KEYS: usize = 4;
 
 /// The least bytes of a secret for HS256 (RFC 7518, section 3.2).
 const MIN_SECRET_BYTES: usize = 32;
@@ -116,22 +127,22 @@ pub(crate) struct VerifiedToken {
 }
 
 /// The error of a token that is not accepted.
+#[derive(Debug)]
+pub(crate) struct TokenError {
+    pub(crate) kind: TokenErrorKind,
+    /// For the log. The client is not told more than the kind, which would help attackers only.
+    pub(crate) cause: Cause,
+}
+
+/// The answer that a token gets which is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TokenError {
+pub(crate) enum TokenErrorKind {
     /// The token is good, but has expired.
     Expired,
     /// The token may be signed with a key that is not known.
     UnknownKey,
-    /// Anything else. The client is not told more, which would help attackers only; the log has it.
+    /// Anything else.
     Invalid,
-}
-
-/// The claims of a token that are read here. `jsonwebtoken` checks the others.
-#[derive(Debug, Deserialize)]
-struct Claims {
-    sub: String,
-    exp: u64,
-    tidegate: Option<Rights>,
 }
 
 impl JwtConfig {
@@ -146,54 +157,38 @@ impl JwtConfig {
         }
     }
 
-    fn validation(&self, algorithm: Algorithm) -> Validation {
-        let mut validation = Validation::new(algorithm);
-        validation.set_issuer(&[&self.issuer]);
-        validation.set_audience(&[&self.audience]);
-        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        validation.validate_nbf = true;
-        validation.leeway = self.leeway.as_secs();
-        validation
-    }
-
     /// Verifies `token` with those of `keys` that may have signed it.
-    pub(crate) fn verify(&self, keys: &Keys, token: &str) -> Result<VerifiedToken, TokenError> {
-        let header = decode_header(token).map_err(|_| TokenError::Invalid)?;
-        // With a name, or without any key here, another fetch may bring the key.
-        let mut refused = match header.kid.is_some() || keys.0.is_empty() {
-            true => TokenError::UnknownKey,
-            false => TokenError::Invalid,
+    pub(crate) fn verify(
+        &self,
+        keys: &Keys,
+        token: &str,
+        now: SystemTime,
+    ) -> Result<VerifiedToken, TokenError> {
+        let invalid = TokenError::of(TokenErrorKind::Invalid);
+        let token = Token::parse(token).map_err(invalid)?;
+        let key = keys.signer_of(&token)?;
+        let expected = Expected {
+            issuer: &self.issuer,
+            audience: &self.audience,
+            leeway: self.leeway,
+            now,
         };
-        // The algorithm is that of the key, never that of the header.
-        for key in keys.named(header.kid.as_deref()) {
-            match decode::<Claims>(token, &key.key, &self.validation(key.algorithm)) {
-                Ok(token) => return self.accept(token.claims, key),
-                Err(error) => {
-                    tracing::debug!(%error, "token refused");
-                    refused = match error.kind() {
-                        ErrorKind::ExpiredSignature => return Err(TokenError::Expired),
-                        // A key without a name may not be the one that the token names.
-                        _ if key.id.is_none() && refused == TokenError::UnknownKey => refused,
-                        _ => TokenError::Invalid,
-                    };
-                }
-            }
-        }
-        Err(refused)
-    }
-
-    fn accept(&self, claims: Claims, key: &Key) -> Result<VerifiedToken, TokenError> {
-        let end = Duration::from_secs(claims.exp).checked_add(self.leeway);
-        let expires = end.and_then(|end| SystemTime::UNIX_EPOCH.checked_add(end));
-        if claims.sub.is_empty() {
-            return Err(TokenError::Invalid);
-        }
+        let claims = token.claims(&expected).map_err(|error| match error {
+            ClaimError::Expired(cause) => TokenError::of(TokenErrorKind::Expired)(cause),
+            ClaimError::Invalid(cause) => invalid(cause),
+        })?;
         Ok(VerifiedToken {
-            principal: claims.sub.into(),
-            expires: expires.ok_or(TokenError::Invalid)?,
-            rights: claims.tidegate,
+            principal: claims.principal.into(),
+            expires: claims.expires,
+            rights: claims.rights,
             key: key.fingerprint,
         })
+    }
+}
+
+impl TokenError {
+    fn of(kind: TokenErrorKind) -> impl Fn(Cause) -> Self + Copy {
+        move |cause| Self { kind, cause }
     }
 }
 
@@ -222,15 +217,14 @@ impl JwtKeys {
 
     /// Parses the keys in `content`.
     pub(crate) fn parse(&self, content: &[u8]) -> Result<Keys, SecurityError> {
-        let keys = match self {
-            Self::Pem(_) => Key::from_pem(content).map(Keys::one),
-            Self::Secret(_) => Key::from_secret(content).map(Keys::one),
-            Self::JwksFile(_) => Keys::from_set(content, true),
-            Self::JwksUrl(_) => Keys::from_set(content, false),
-        };
-        let path = match self {
-            Self::JwksUrl(set) => Path::new(&set.url),
-            file => file.path().unwrap_or(Path::new("")),
+        let (path, keys) = match self {
+            Self::Pem(path) => {
+                let der = pem::public_key(path, content)?;
+                (&**path, Key::from_pem(content, &der).map(Keys::one))
+            }
+            Self::Secret(path) => (&**path, Key::from_secret(content).map(Keys::one)),
+            Self::JwksFile(path) => (&**path, Keys::from_set(content, true)),
+            Self::JwksUrl(set) => (Path::new(&set.url), Keys::from_set(content, false)),
         };
         keys.map_err(|problem| SecurityError::invalid(path, problem))
     }
@@ -260,33 +254,145 @@ impl Keys {
     }
 
     /// The keys that may have signed a token whose header names `id`.
-    fn named<'a>(&'a self, id: Option<&'a str>) -> impl Iterator<Item = &'a Key> {
+    fn named<'a>(&'a self, id: Option<&str>) -> impl Iterator<Item = &'a Key> {
         let keys = self.0.iter().map(|key| &**key);
         keys.filter(move |key| id.is_none() || key.id.is_none() || key.id.as_deref() == id)
+    }
+
+    /// The key that signed a token.
+    ///
+    /// # Errors
+    /// When none of these has. With a name, or without any key here, another fetch may bring the key.
+    fn signer_of(&self, token: &Token<'_>) -> Result<&Key, TokenError> {
+        let id = token.key.as_deref();
+        let (mut tried, mut others) = (0, BTreeSet::new());
+        let mut kind = match id.is_some() || self.is_empty() {
+            true => TokenErrorKind::UnknownKey,
+            false => TokenErrorKind::Invalid,
+        };
+        for key in self.named(id) {
+            // The algorithm is that of the key, never that of the header.
+            let names = names_of(key.algorithm);
+            if names.contains(&&token.algorithm[..]) {
+                tried += 1;
+                let (signature, signed) = (token.signature, token.signed.as_bytes());
+                // An error is a signature that is not in base64url.
+                if crypto::verify(signature, signed, &key.key, key.algorithm).unwrap_or(false) {
+                    return Ok(key);
+                }
+            } else {
+                others.insert(names[0]);
+            }
+            // A key without a name may not be the one that the token names.
+            if key.id.is_some() {
+                kind = TokenErrorKind::Invalid;
+            }
+        }
+        let named = id.map(|id| format!(" with the name {}", quoted(id)));
+        let named = named.unwrap_or_default();
+        let cause = match (tried, others.is_empty()) {
+            (0, true) => Cause::new("unknown_key", format!("the server has no key{named}")),
+            (0, false) => {
+                let (algorithm, others) = (quoted(&token.algorithm), Vec::from_iter(others));
+                Cause::new(
+                    "algorithm",
+                    format!(
+                        "its header says {algorithm}, and the server's keys{named} are for {}",
+                        others.join(" and ")
+                    ),
+                )
+            }
+            _ => Cause::new(
+                "signature",
+                format!("none of the server's keys{named} has signed it"),
+            ),
+        };
+        Err(TokenError { kind, cause })
     }
 
     /// Parses a JSON Web Key Set. Entries that are not keys for signatures, of a kind that the server uses, are
     /// skipped.
     fn from_set(content: &[u8], with_secrets: bool) -> Result<Self, String> {
-        #[derive(Deserialize)]
-        struct Set {
-            keys: Vec<serde_json::Value>,
-        }
-        let set: Set = serde_json::from_slice(content)
+        // Editors and some servers put a mark there, which JSON does not have.
+        let content = text::without_mark(content)?;
+        let set: serde_json::Value = serde_json::from_slice(content)
             .map_err(|error| format!("not a JSON Web Key Set: {error}"))?;
-        let keys = set.keys.into_iter();
-        let keys = keys.filter_map(|key| Key::from_jwk(&serde_json::from_value(key).ok()?));
-        let keys = keys.filter(|key| with_secrets || key.algorithm != Algorithm::HS256);
-        let keys = Self(keys.map(Arc::new).collect());
-        if keys.0.is_empty() {
-            return Err("contains no key for RS256, ES256 or EdDSA".into());
+        let Some(written) = set.get("keys").and_then(|keys| keys.as_array()) else {
+            return Err(no_keys(&set));
+        };
+        let (mut keys, mut skipped) = (Vec::new(), Vec::new());
+        for key in written {
+            let parsed = serde_json::from_value(key.clone()).ok();
+            let parsed = parsed.and_then(|key| Key::from_jwk(&key));
+            match parsed.filter(|key| with_secrets || key.algorithm != Algorithm::HS256) {
+                Some(key) => keys.push(Arc::new(key)),
+                None => skipped.push(described_key(key)),
+            }
         }
-        Ok(keys)
+        if !keys.is_empty() {
+            if !skipped.is_empty() {
+                tracing::debug!(
+                    used = keys.len(),
+                    skipped = skipped.len(),
+                    first_skipped = skipped[0],
+                    "a key set has keys of kinds that the server does not use"
+                );
+            }
+            return Ok(Self(keys));
+        }
+        let shown = &skipped[..skipped.len().min(MAX_SHOWN_KEYS)];
+        let more = skipped.len() - shown.len();
+        let what = match (shown.is_empty(), more) {
+            (true, _) => "it has none at all".into(),
+            (false, 0) => format!("it has: {}", shown.join("; ")),
+            (false, more) => format!("it has: {}; and {more} more", shown.join("; ")),
+        };
+        Err(format!("contains no key for RS256, ES256 or EdDSA; {what}"))
+    }
+}
+
+/// The words for JSON that is no key set.
+fn no_keys(set: &serde_json::Value) -> String {
+    match set.get("jwks_uri").and_then(|address| address.as_str()) {
+        // Both addresses are on the same page of an issuer's manual.
+        Some(address) => format!(
+            "the configuration of an issuer, and not its key set; set the address that it gives: {}",
+            quoted(address)
+        ),
+        None => "not a JSON Web Key Set: it has no list `keys`".into(),
+    }
+}
+
+/// The kind of a key in a set, for a message.
+fn described_key(key: &serde_json::Value) -> String {
+    let parts = ["kty", "crv", "alg", "use"].into_iter().filter_map(|name| {
+        let value = key.get(name)?.as_str()?;
+        Some(format!("{name} {}", quoted(value)))
+    });
+    let parts: Vec<_> = parts.collect();
+    match parts.is_empty() {
+        true => "one without a kind".into(),
+        false => parts.join(" "),
     }
 }
 
 impl Key {
     fn from_secret(content: &[u8]) -> Result<Self, String> {
+        // A secret is any bytes, but hardly these, which the other side of the secret will not have.
+        if text::has_mark(content) {
+            return Err(
+                "begins with a byte order mark, which would be part of the secret: save it without one"
+                    .into(),
+            );
+        }
+        // Whoever has the public key could sign with it.
+        if content.trim_ascii_start().starts_with(b"-----BEGIN ") {
+            return Err(
+                "is PEM, and no secret: a public key goes into `auth.jwt.public_keys`, and a secret is random bytes, such as \
+                 `openssl rand -base64 32` makes them"
+                    .into(),
+            );
+        }
         let secret = content.strip_suffix(b"\n").unwrap_or(content);
         let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
         if secret.len() < MIN_SECRET_BYTES {
@@ -302,14 +408,17 @@ impl Key {
         })
     }
 
-    fn from_pem(content: &[u8]) -> Result<Self, String> {
-        let expected = "must be one public key in PEM: RSA, P-256 or Ed25519";
-        let pem = Pem::iter_from_buffer(content).next();
-        let pem = pem.and_then(Result::ok).ok_or(expected)?;
-        if pem.label != "PUBLIC KEY" {
-            return Err(format!("{expected}, not `{}`", pem.label));
+    /// The key of a file, and of what is in it in DER.
+    fn from_pem(content: &[u8], der: &[u8]) -> Result<Self, String> {
+        let expected = "must be a public key of RSA with at least 2048 bits, P-256 or Ed25519";
+        let content = text::without_mark(content)?;
+        let (_, info) = SubjectPublicKeyInfo::from_der(der).map_err(|_| expected)?;
+        // The signatures of a shorter one would all be refused.
+        if let Ok(PublicKey::RSA(key)) = info.parsed()
+            && key.key_size() < MIN_RSA_BITS
+        {
+            return Err(format!("{expected}, and has {} bits", key.key_size()));
         }
-        let (_, info) = SubjectPublicKeyInfo::from_der(&pem.contents).map_err(|_| expected)?;
         let curve = info.algorithm.parameters.as_ref();
         let curve = curve.and_then(|parameters| parameters.as_oid().ok());
         let kind = &info.algorithm.algorithm;
@@ -326,7 +435,7 @@ impl Key {
             id: None,
             algorithm,
             key: key.map_err(|error| error.to_string())?,
-            fingerprint: digest(&pem.contents),
+            fingerprint: digest(der),
         })
     }
 
@@ -361,6 +470,17 @@ impl Key {
             key,
             fingerprint: digest(&serde_json::to_vec(&jwk.algorithm).ok()?),
         })
+    }
+}
+
+/// The names of an algorithm in the header of a token.
+fn names_of(algorithm: Algorithm) -> &'static [&'static str] {
+    match algorithm {
+        Algorithm::RS256 => &["RS256"],
+        Algorithm::ES256 => &["ES256"],
+        // The second is the name since RFC 9864.
+        Algorithm::EdDSA => &["EdDSA", "Ed25519"],
+        _ => &["HS256"],
     }
 }
 

@@ -18,13 +18,15 @@ mod known_tokens;
 mod made_ids;
 pub(crate) mod peer;
 mod policy;
+mod refusal;
 pub(crate) mod rules;
 mod session;
+mod token;
 pub(crate) mod tokens;
 
 use std::{
-    path::PathBuf,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -36,16 +38,17 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 pub use self::config::AuthConfig;
 use self::{
     jwks::KeySets,
-    jwt::{JwksUrl, JwtKeys, Keys, TokenError, VerifiedToken},
+    jwt::{JwksUrl, JwtKeys, Keys, TokenError, TokenErrorKind, VerifiedToken},
     known_tokens::KnownTokens,
     policy::{Credential, Policies, Policy},
+    refusal::{Cause, RefusalLog},
     rules::{Rights, Rules},
     session::{Authenticated, Session},
     tokens::Tokens,
 };
 use crate::{
     digest::Digest,
-    files::{Files, SecurityError},
+    files::{Contents, Files, SecurityError},
     network::tls::{Certificates, Tls},
 };
 
@@ -56,9 +59,21 @@ pub(crate) struct Authenticator {
     tokens: Files,
     rules: Files,
     keys: Files,
+    /// The keys in force, by file.
+    keys_in_force: Mutex<Vec<Keys>>,
     key_sets: KeySets,
     policies: Arc<Policies>,
     known_tokens: KnownTokens,
+    refusals: RefusalLog,
+}
+
+/// Credentials that are not accepted.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// The answer to the client.
+    pub(crate) status: Status,
+    /// For the log.
+    pub(crate) cause: Cause,
 }
 
 // ===== impl Authenticator =====
@@ -102,17 +117,14 @@ impl Authenticator {
             tokens: Files::new(config.tokens.clone()),
             rules: Files::new(config.rules_file.clone()),
             keys,
+            keys_in_force: Mutex::default(),
             key_sets,
             policies: Arc::new(Policies::new(policy)),
             known_tokens: KnownTokens::default(),
+            refusals: RefusalLog::default(),
             config,
         };
         authenticator.reload(true).into_iter().try_for_each(Err)?;
-        if authenticator.policies.current().rules.is_empty() && authenticator.config.jwt.is_none() {
-            tracing::warn!(
-                "no rules are configured: every request will be denied; set `auth.rules`"
-            );
-        }
         Ok(Some(Arc::new(authenticator)))
     }
 
@@ -121,23 +133,47 @@ impl Authenticator {
         &self.known_tokens
     }
 
+    /// The log of credentials that were not accepted.
+    pub(crate) fn refusals(&self) -> &RefusalLog {
+        &self.refusals
+    }
+
+    /// Whether there is no rule.
+    pub(crate) fn has_no_rules(&self) -> bool {
+        self.policies.current().rules.is_empty()
+    }
+
+    /// Whether there is no token in a file.
+    pub(crate) fn has_no_tokens(&self) -> bool {
+        self.policies.current().tokens.is_empty()
+    }
+
+    /// The files of tokens, rules and keys.
+    pub(crate) fn files(&self) -> [&Files; 3] {
+        [&self.tokens, &self.rules, &self.keys]
+    }
+
     /// Reads again the files that have changed, or all of them with `force`. A file that cannot be used leaves its
     /// previous contents in force, and does not keep the other files from taking effect. Returns one error for each.
     pub(crate) fn reload(&self, force: bool) -> Vec<SecurityError> {
-        let parts = [
-            self.reload_tokens(force),
-            self.reload_rules(force),
-            self.reload_keys(force),
-        ];
-        parts.into_iter().filter_map(Result::err).collect()
+        let parts = [self.reload_tokens(force), self.reload_rules(force)];
+        let errors = parts.into_iter().filter_map(Result::err);
+        errors.chain(self.reload_keys(force)).collect()
     }
 
     fn reload_tokens(&self, force: bool) -> Result<(), SecurityError> {
         let (Some(path), Some(contents)) = (&self.config.tokens, self.tokens.read(force)) else {
             return Ok(());
         };
-        let tokens = Tokens::parse(&contents?.concat());
+        let tokens = Tokens::parse(&only(contents)?);
         let tokens = tokens.map_err(|problem| SecurityError::invalid(path, problem))?;
+        // A file may be emptied on purpose. An editor, or a `>` in a shell, does it by accident.
+        if tokens.is_empty() && !self.policies.current().tokens.is_empty() {
+            tracing::warn!(
+                path = %path.display(),
+                "the file of tokens has become empty: none of its tokens is accepted any more"
+            );
+        }
         self.policies
             .amend(|policy| policy.tokens = Arc::new(tokens));
         Ok(())
@@ -150,25 +186,43 @@ impl Authenticator {
         };
         let rules = match &self.config.rules_file {
             None => Rules::from(rules),
-            Some(path) => Rules::parse(&contents?.concat(), rules)
+            Some(path) => Rules::parse(&only(contents)?, rules)
                 .map_err(|problem| SecurityError::invalid(path, problem))?,
         };
+        if rules.is_empty() && !self.policies.current().rules.is_empty() {
+            let path = self.config.rules_file.as_deref().unwrap_or(Path::new(""));
+            tracing::warn!(
+                path = %path.display(),
+                "the file of rules has become empty: it allows nobody anything any more"
+            );
+        }
         self.policies.amend(|policy| policy.rules = Arc::new(rules));
         Ok(())
     }
 
-    fn reload_keys(&self, force: bool) -> Result<(), SecurityError> {
+    fn reload_keys(&self, force: bool) -> Vec<SecurityError> {
         let Some(contents) = self.keys.read(force) else {
-            return Ok(());
+            return Vec::new();
         };
         let sources = self.config.key_sources().iter();
         let files = sources.filter(|source| source.path().is_some());
-        let mut keys = Keys::default();
-        for (source, content) in files.zip(contents?) {
-            keys.extend(&source.parse(&content)?);
+        let mut errors = Vec::new();
+        let mut in_force = self
+            .keys_in_force
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        in_force.resize_with(contents.len(), Keys::default);
+        // One by one: a key that is withdrawn must not stay good because the file of another cannot be read.
+        for ((source, content), keys) in files.zip(contents).zip(in_force.iter_mut()) {
+            match content.and_then(|content| source.parse(&content)) {
+                Ok(new) => *keys = new,
+                Err(error) => errors.push(error),
+            }
         }
+        let mut keys = Keys::default();
+        in_force.iter().for_each(|of_file| keys.extend(of_file));
         self.policies.amend(|policy| policy.keys = Arc::new(keys));
-        Ok(())
+        errors
     }
 
     /// Replaces the verifier of clients' certificates.
@@ -189,13 +243,12 @@ impl Authenticator {
     /// Verifies a token, whose SHA-256 is `hash`.
     ///
     /// # Errors
-    /// The status to answer with: the credentials are not accepted, have expired, or cannot be verified because keys
-    /// cannot be fetched.
+    /// When the credentials are not accepted, have expired, or cannot be verified because keys cannot be fetched.
     pub(crate) async fn authenticate_token(
         &self,
         token: &str,
         hash: Digest,
-    ) -> Result<Authenticated, Status> {
+    ) -> Result<Authenticated, Refused> {
         let policy = self.policies.current();
         if let Some(principal) = policy.tokens.principal(&hash) {
             return Ok(self.begin_session(
@@ -206,14 +259,17 @@ impl Authenticator {
             ));
         }
         let Some(jwt) = &self.config.jwt else {
-            return Err(credentials_invalid());
+            let cause = Cause::new("unknown", "no file lists the token");
+            return Err(Refused::invalid(cause));
         };
-        let mut verified = jwt.verify(&policy.all_keys(), token);
-        if matches!(verified, Err(TokenError::UnknownKey)) && !self.key_sets.is_empty() {
+        let verify = |policy: &Policy| jwt.verify(&policy.all_keys(), token, SystemTime::now());
+        let mut verified = verify(&policy);
+        let may_be_new = |error: &TokenError| error.kind == TokenErrorKind::UnknownKey;
+        if verified.as_ref().is_err_and(may_be_new) && !self.key_sets.is_empty() {
             // Fetches at most once in the interval, however many calls ask. All of them wait for that one fetch, and
             // may find the key then.
             self.fetch(|set| set.unknown_key_interval).await;
-            verified = jwt.verify(&self.policies.current().all_keys(), token);
+            verified = verify(&self.policies.current());
         }
         match verified {
             Ok(VerifiedToken {
@@ -222,16 +278,21 @@ impl Authenticator {
                 rights,
                 key,
             }) => Ok(self.begin_session(principal, Credential::Jwt(key), Some(expires), rights)),
-            Err(TokenError::Expired) => {
-                Err(Reason::CredentialsExpired.status("the token has expired; get a new one"))
+            Err(TokenError { kind, cause }) => Err(self.refused(kind, cause)),
+        }
+    }
+
+    fn refused(&self, kind: TokenErrorKind, cause: Cause) -> Refused {
+        let status = match kind {
+            TokenErrorKind::Expired => {
+                Reason::CredentialsExpired.status("the token has expired; get a new one")
             }
             // The token may be good. The fault is with the address of the keys, so the client should try again.
-            Err(TokenError::UnknownKey) if !self.key_sets.are_trusted() => {
-                Err(Reason::KeysUnavailable
-                    .status("the keys that verify tokens cannot be fetched; try again later"))
-            }
-            Err(TokenError::UnknownKey | TokenError::Invalid) => Err(credentials_invalid()),
-        }
+            TokenErrorKind::UnknownKey if !self.key_sets.are_trusted() => Reason::KeysUnavailable
+                .status("the keys that verify tokens cannot be fetched; try again later"),
+            TokenErrorKind::UnknownKey | TokenErrorKind::Invalid => credentials_invalid(),
+        };
+        Refused { status, cause }
     }
 
     /// The principal of a certificate that the handshake verified. `None` if the certificate names nobody.
@@ -264,9 +325,25 @@ impl Authenticator {
     }
 }
 
+// ===== impl Refused =====
+
+impl Refused {
+    fn invalid(cause: Cause) -> Self {
+        Self {
+            status: credentials_invalid(),
+            cause,
+        }
+    }
+}
+
+/// The contents of the one file there is.
+fn only(mut contents: Contents) -> Result<Vec<u8>, SecurityError> {
+    contents.pop().unwrap_or_else(|| Ok(Vec::new()))
+}
+
 /// The status for bad credentials of any kind. It does not say what is wrong with them, which would help attackers
 /// only.
-pub(crate) fn credentials_invalid() -> Status {
+fn credentials_invalid() -> Status {
     Reason::CredentialsInvalid.status("the credentials are not accepted")
 }
 

@@ -11,16 +11,12 @@ use subtle::ConstantTimeEq as _;
 use tidegate::{CloseReason, Reason};
 use tonic::{Code, Status};
 
-use super::{Authenticator, credentials_invalid, session::Authenticated};
+use super::{Authenticator, Refused, refusal::Cause, session::Authenticated};
 use crate::{
     digest::{Digest, digest},
     network::tls::Certificates,
     quotas::{Claim, OwnedConnection, Quotas},
 };
-
-/// The longest token that is hashed and verified. A JSON Web Token has about 1 KiB; the limit on headers as a whole
-/// (`http2.max_header_list_size`) is higher.
-const MAX_TOKEN_BYTES: usize = 8 << 10;
 
 /// The client at the other end of a connection.
 #[derive(Debug)]
@@ -72,23 +68,30 @@ impl Peer {
         headers: &HeaderMap,
         claim: Claim,
     ) -> Result<Authenticated, Status> {
-        let authenticated = self.authenticate(headers).await?;
+        let authenticated = self.authenticate(headers).await.map_err(|refused| {
+            let Refused { status, cause } = refused;
+            let log = self.authenticator.refusals();
+            log.log(self.address.ip(), &cause);
+            status
+        })?;
         // The principal of the certificate comes before that of the call.
         let owner = self.by_certificate.as_ref().unwrap_or(&authenticated);
         self.owned.claim(owner.access.principal(), claim)?;
         Ok(authenticated)
     }
 
-    async fn authenticate(&self, headers: &HeaderMap) -> Result<Authenticated, Status> {
+    async fn authenticate(&self, headers: &HeaderMap) -> Result<Authenticated, Refused> {
         let mut given = headers.get_all(AUTHORIZATION).iter();
         let Some(header) = given.next() else {
             return self.by_certificate();
         };
+        let malformed = |text: &'static str| Refused::invalid(Cause::new("authorization", text));
+        if given.next().is_some() {
+            return Err(malformed("the call has more than one `authorization`"));
+        }
         let token = header.to_str().ok().and_then(bearer);
-        let token = token.filter(|token| token.len() <= MAX_TOKEN_BYTES);
-        let (Some(token), None) = (token, given.next()) else {
-            return Err(credentials_invalid());
-        };
+        let token = token.ok_or_else(|| malformed("`authorization` is not `Bearer TOKEN`"))?;
+        // As long as the headers may be: `http2.max_header_list_size` bounds the work of a token.
         let hash = digest(token.as_bytes());
         if let Some(authenticated) = self.remembered(&hash) {
             return Ok(authenticated);
@@ -101,15 +104,22 @@ impl Peer {
 
     /// Verifies a token. Beyond the rate of bad ones from this address, only tokens that were accepted from it before
     /// are verified.
-    async fn verify_token(&self, token: &str, hash: Digest) -> Result<Authenticated, Status> {
+    async fn verify_token(&self, token: &str, hash: Digest) -> Result<Authenticated, Refused> {
         let (quotas, known_tokens) = (&self.quotas, self.authenticator.known_tokens());
         if !known_tokens.contains(self.address.ip(), hash) {
-            quotas.check_auth_failures(self.address.ip(), Instant::now())?;
+            let checked = quotas.check_auth_failures(self.address.ip(), Instant::now());
+            checked.map_err(|status| Refused {
+                status: status.into(),
+                cause: Cause::new(
+                    "rate",
+                    "too many bad tokens came from this address, so new ones are not verified",
+                ),
+            })?;
         }
         let found = self.authenticator.authenticate_token(token, hash).await;
         match &found {
             Ok(_) => known_tokens.insert(self.address.ip(), hash),
-            Err(status) if status.code() == Code::Unauthenticated => {
+            Err(refused) if refused.status.code() == Code::Unauthenticated => {
                 known_tokens.remove(self.address.ip(), hash);
                 quotas.note_auth_failure(self.address.ip(), Instant::now());
             }
@@ -120,17 +130,30 @@ impl Peer {
     }
 
     /// The principal of the certificate, for a call without a token.
-    fn by_certificate(&self) -> Result<Authenticated, Status> {
-        let authenticated = self.by_certificate.clone().ok_or_else(|| {
-            Reason::CredentialsMissing.status(
-                "the call has no credentials; send a token as `authorization: Bearer TOKEN`",
-            )
-        })?;
+    fn by_certificate(&self) -> Result<Authenticated, Refused> {
+        let Some(authenticated) = self.by_certificate.clone() else {
+            return Err(Refused {
+                status: Reason::CredentialsMissing.status(
+                    "the call has no credentials; send a token as `authorization: Bearer TOKEN`",
+                ),
+                cause: Cause::new(
+                    "missing",
+                    "the call has no `authorization`, and its connection no certificate that names a principal",
+                ),
+            });
+        };
         match authenticated.access.ended() {
             None => Ok(authenticated),
-            Some(CloseReason::CredentialsExpired) => Err(Reason::CredentialsExpired
-                .status("the certificate of this connection has expired; connect with a new one")),
-            Some(_) => Err(credentials_invalid()),
+            Some(CloseReason::CredentialsExpired) => Err(Refused {
+                status: Reason::CredentialsExpired.status(
+                    "the certificate of this connection has expired; connect with a new one",
+                ),
+                cause: Cause::new("expired", "the certificate of the connection has expired"),
+            }),
+            Some(_) => Err(Refused::invalid(Cause::new(
+                "certificate",
+                "the certificate of the connection is no longer accepted",
+            ))),
         }
     }
 

@@ -13,6 +13,8 @@
 use serde::Deserialize;
 use tidegate::{ClientId, Filter, Topic, TopicSet};
 
+use crate::text;
+
 /// The name in a rule that stands for all principals.
 const EVERYONE: &str = "*";
 
@@ -73,8 +75,9 @@ impl Rules {
     /// # Errors
     /// The fault, with its line.
     pub(crate) fn parse(text: &[u8], mut rules: Vec<Rule>) -> Result<Self, String> {
-        let text = std::str::from_utf8(text).map_err(|_| "not UTF-8 text")?;
-        let file: RuleFile = toml::from_str(text).map_err(|error| error.to_string())?;
+        let file: RuleFile =
+            toml::from_str(text::text(text)?).map_err(|error| error.to_string())?;
+        file.rule.iter().try_for_each(Rule::check)?;
         rules.extend(file.rule);
         Ok(Self(rules))
     }
@@ -102,6 +105,20 @@ impl From<Vec<Rule>> for Rules {
 }
 
 impl Rule {
+    /// Checks that each name may be somebody's: a slip in one makes a rule that denies nothing.
+    fn check(&self) -> Result<(), String> {
+        let slips = self
+            .principals
+            .iter()
+            .find(|name| name.is_empty() || name.trim() != *name || name.contains(text::is_unseen));
+        slips.map_or(Ok(()), |name| {
+            Err(format!(
+                "the principal {name:?} is empty, or has white space around it or characters that cannot be seen: \
+                 correct it, or the rule is about nobody"
+            ))
+        })
+    }
+
     fn is_about(&self, principal: &str) -> bool {
         let mut principals = self.principals.iter();
         principals.any(|named| named == principal || named == EVERYONE)
@@ -246,6 +263,9 @@ mod tests {
                 "[[rule]]\npublish = { allow = ['a.>.b'] }",
                 "pattern: `>` before the last token at byte 2 of \"a.>.b\"",
             ),
+            ("[[rule]]\nprincipals = ['a', 'b ']", "the principal \"b \""),
+            ("[[rule]]\nprincipals = ['']", "the principal \"\""),
+            ("[[rule]]\nprincipals = ['a\u{200b}']", "the principal \"a"),
             ("rules = 1", "unknown field `rules`"),
             ("[[rule]]\nadmin = 'yes'", "line 2"),
         ] {

@@ -17,7 +17,10 @@ use std::sync::Arc;
 
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
-use crate::digest::{Digest, digest};
+use crate::{
+    digest::{Digest, digest},
+    text::{is_unseen, lines_of_text},
+};
 
 /// The text before each hash in the file.
 const SCHEME: &str = "sha256:";
@@ -38,9 +41,13 @@ struct Token {
 /// When the principal is empty, contains white space or begins with `#`, or the token is empty or is not printable
 /// ASCII. The error says how it has to be.
 pub fn token_line(principal: &str, token: &str) -> Result<String, &'static str> {
-    if principal.is_empty() || principal.starts_with('#') || principal.contains(char::is_whitespace)
+    if principal.is_empty()
+        || principal.starts_with('#')
+        || principal.contains(|character: char| character.is_whitespace() || is_unseen(character))
     {
-        return Err("a principal is one word, and does not begin with `#`");
+        return Err(
+            "a principal is one word of characters that can be seen, and does not begin with `#`",
+        );
     }
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("a token is printable ASCII without white space, and not empty");
@@ -56,9 +63,10 @@ impl Tokens {
     /// # Errors
     /// The number of the first bad line, and its form.
     pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(text).map_err(|_| "not UTF-8 text")?;
+        let text = lines_of_text(text)?;
         let lines = text.lines().enumerate();
-        let lines = lines.filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
+        let lines = lines.map(|(i, line)| (i, line.trim()));
+        let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
         let tokens = lines.map(|(i, line)| {
             Token::parse(line).ok_or_else(|| {
                 let line = i + 1;
@@ -66,6 +74,10 @@ impl Tokens {
             })
         });
         Ok(Self(tokens.collect::<Result<_, _>>()?))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The principal of the token with this hash. Takes the same time whichever token it is, and if there is none.
@@ -86,6 +98,7 @@ impl Token {
         let mut words = line.split_whitespace();
         let (principal, hash) = (words.next()?, words.next()?.strip_prefix(SCHEME)?);
         let is_whole = words.next().is_none()
+            && !principal.contains(is_unseen)
             && hash.len() == 64
             && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
         is_whole.then_some(())?;

@@ -13,6 +13,7 @@ use std::{
     },
 };
 
+use super::metered::Traffic;
 use crate::address::network_of;
 
 /// The connections of a server in numbers. Cheap to clone; all clones read the same numbers.
@@ -33,6 +34,10 @@ pub struct ConnectionStats {
     pub refused_by_address: u64,
     /// Connections beyond the limit of their address that were admitted, because quotas are only observed.
     pub observed_by_address: u64,
+    /// Bytes that were written to the sockets of connections, with what TLS adds.
+    pub bytes_sent: u64,
+    /// Bytes that were read from them.
+    pub bytes_received: u64,
 }
 
 /// The place of one open connection, which is freed when this is dropped.
@@ -60,6 +65,7 @@ struct Shared {
     refused: AtomicU64,
     refused_by_address: AtomicU64,
     observed_by_address: AtomicU64,
+    traffic: Arc<Traffic>,
     /// Whether connections beyond the limit of their address are counted and admitted.
     observe_only: AtomicBool,
 }
@@ -84,6 +90,7 @@ impl Admission {
             refused: AtomicU64::new(0),
             refused_by_address: AtomicU64::new(0),
             observed_by_address: AtomicU64::new(0),
+            traffic: Arc::default(),
             observe_only: AtomicBool::new(false),
         };
         Self {
@@ -99,7 +106,14 @@ impl Admission {
             refused: self.shared.refused.load(Relaxed),
             refused_by_address: self.shared.refused_by_address.load(Relaxed),
             observed_by_address: self.shared.observed_by_address.load(Relaxed),
+            bytes_sent: self.shared.traffic.sent.load(Relaxed),
+            bytes_received: self.shared.traffic.received.load(Relaxed),
         }
+    }
+
+    /// The count of the bytes of connections.
+    pub(crate) fn traffic(&self) -> &Arc<Traffic> {
+        &self.shared.traffic
     }
 
     /// Sets whether connections beyond the limit of their address are counted and admitted.

@@ -2,7 +2,8 @@
 //!
 //! # Reloading
 //! A new certificate serves new connections; open connections go on with the old one. If the files cannot be used, an
-//! error is logged and the old ones stay in force: a half-written file must not stop the server.
+//! error is logged and the old ones stay in force: a half-written file must not stop the server, and a certificate that
+//! is not valid now must not replace one that is.
 //!
 //! # Revocation
 //! Lists of revoked certificates are read with the other files. New connections are checked against them in the
@@ -21,24 +22,34 @@ use std::{
     io,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::SystemTime,
 };
 
 use rustls::{
-    RootCertStore, ServerConfig,
+    ProtocolVersion, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _},
+    pki_types::{CertificateDer, CertificateRevocationListDer},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::listener::Socket;
-use crate::files::{Files, SecurityError};
+use super::{
+    certificate::{self, Examined},
+    expiry::{Notice, Notices},
+    listener,
+    metered::Metered,
+    pem::{certificates, lists, private_key},
+};
+use crate::files::{Contents, Files, SecurityError};
 
 /// HTTP/2 as ALPN names it (RFC 9113, section 3.2): the only protocol of the server.
 const H2: &[u8] = b"h2";
+
+/// The number of files of the server's own certificate, which are the first.
+const OWN: usize = 2;
 
 /// The files and rules of TLS.
 #[derive(Debug, Clone)]
@@ -74,8 +85,12 @@ pub enum ClientAuth {
 pub(crate) struct Tls {
     config: TlsConfig,
     files: Files,
+    /// The contents of the files that are in force.
+    in_force: Mutex<Vec<Vec<u8>>>,
     /// Held to clone or replace it only, never during a handshake.
     current: Mutex<Current>,
+    /// The notices of the certificate's expiry.
+    notices: Mutex<Notices>,
 }
 
 /// The contents of the files, parsed.
@@ -83,7 +98,14 @@ pub(crate) struct Tls {
 struct Current {
     server: Arc<ServerConfig>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
+    /// The findings about the server's own certificate chain.
+    own: Arc<Examined>,
+    /// The faults of the authorities for clients.
+    authorities: Arc<[String]>,
 }
+
+/// The socket of a connection.
+pub(crate) type Socket = Metered<listener::Socket>;
 
 /// The bytes of a connection, with TLS or without.
 #[derive(Debug)]
@@ -118,11 +140,8 @@ impl TlsConfig {
 
     /// Reads the files, and checks that they can be used together.
     pub(crate) fn check(&self) -> Result<(), SecurityError> {
-        let contents = self
-            .files()
-            .read(true)
-            .expect("a forced read has contents")?;
-        self.make(&contents).map(|_| ())
+        let contents = self.files().read(true).expect("a forced read has contents");
+        self.make(&whole(contents)?).map(|_| ())
     }
 
     /// The lists of revoked certificates. None without authorities for clients, which they would be about.
@@ -142,11 +161,26 @@ impl TlsConfig {
         };
         let chain = certificates(&self.certificate, chain)?;
         let key = private_key(&self.key, key)?;
+        let own = certificate::examine(&self.certificate, &chain)?;
+        // Loaded once to see what is wrong with it: below, a key that cannot be used and one of another certificate are
+        // the same error.
+        let provider = provider();
+        let loaded = provider
+            .key_provider
+            .load_private_key(key.clone_key())
+            .map_err(|error| {
+                SecurityError::invalid(&self.key, certificate::unusable_key(&chain, &error))
+            })?;
+        certificate::check_key(&self.certificate, &chain, &*loaded, &self.key)?;
+        let mut authorities = Vec::new();
         let verifier = match (&self.client_ca, ca) {
-            (Some(path), [ca, crls @ ..]) => Some(self.verifier(path, ca, crls)?),
+            (Some(path), [ca, crls @ ..]) => {
+                authorities = certificate::expired(&certificates(path, ca)?);
+                Some(self.verifier(path, ca, crls)?)
+            }
             _ => None,
         };
-        let builder = ServerConfig::builder_with_provider(provider())
+        let builder = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("the provider has what these versions need");
         let builder = match &verifier {
@@ -154,13 +188,14 @@ impl TlsConfig {
             None => builder.with_no_client_auth(),
         };
         let mut server = builder.with_single_cert(chain, key).map_err(|error| {
-            let problem = format!("does not match the key in {}: {error}", self.key.display());
-            SecurityError::invalid(&self.certificate, problem)
+            SecurityError::invalid(&self.certificate, certificate::unusable(&error))
         })?;
         server.alpn_protocols = vec![H2.to_vec()];
         Ok(Current {
             server: Arc::new(server),
             verifier,
+            own: Arc::new(own),
+            authorities: authorities.into(),
         })
     }
 
@@ -192,22 +227,113 @@ impl Tls {
     /// Reads the files.
     pub(crate) fn new(config: TlsConfig) -> Result<Self, SecurityError> {
         let files = config.files();
-        let contents = files.read(true).expect("a forced read has contents")?;
+        let contents = whole(files.read(true).expect("a forced read has contents"))?;
         Ok(Self {
             current: Mutex::new(config.make(&contents)?),
             files,
+            in_force: Mutex::new(contents),
+            notices: Mutex::default(),
             config,
         })
     }
 
-    /// Reads the files again if they have changed, or in any case with `force`. Returns whether new ones are in force.
-    pub(crate) fn reload(&self, force: bool) -> Result<bool, SecurityError> {
+    /// The warnings about the files that are in force, each with the key of its setting. The notice of the certificate's
+    /// expiry is not due again for a day.
+    pub(crate) fn warnings(&self) -> Vec<(&'static str, String)> {
+        let current = self.current();
+        let now = SystemTime::now();
+        let own = current.own.warnings.iter().cloned();
+        let mut warnings: Vec<_> = own.map(|warning| ("tls.certificate", warning)).collect();
+        if let Some(notice) = current.own.validity.notice(now) {
+            // A warning is too little for what clients refuse: the next look at the clock makes it an error.
+            if !notice.is_error {
+                self.notices().note(&notice, now);
+            }
+            warnings.push(("tls.certificate", notice.text));
+        }
+        let authorities = current.authorities.iter().cloned();
+        warnings.extend(authorities.map(|warning| ("tls.client_ca", warning)));
+        warnings
+    }
+
+    /// The notice of the certificate's expiry, if one is due at `now`.
+    pub(crate) fn due_notice(&self, now: SystemTime) -> Option<Notice> {
+        let notice = self.current().own.validity.notice(now)?;
+        self.notices().is_due(&notice, now).then_some(notice)
+    }
+
+    /// The expiry of the certificate, in seconds since 1970.
+    pub(crate) fn expiry(&self) -> i64 {
+        self.current().own.validity.until()
+    }
+
+    /// The files of certificates, keys and lists.
+    pub(crate) fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// Reads the files again if they have changed, or in any case with `force`. Returns whether new ones are in force,
+    /// and an error for each that is not.
+    ///
+    /// A file that cannot be used leaves its previous contents in force: a new list of revoked certificates must hold
+    /// also while a key does not match its certificate.
+    pub(crate) fn reload(&self, force: bool) -> (bool, Vec<SecurityError>) {
         let Some(contents) = self.files.read(force) else {
-            return Ok(false);
+            return (false, Vec::new());
         };
-        let new = self.config.make(&contents?)?;
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = new;
-        Ok(true)
+        let mut errors = Vec::new();
+        let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = contents.into_iter().zip(in_force.iter());
+        let new: Vec<_> = read
+            .map(|(content, previous)| {
+                content.unwrap_or_else(|error| {
+                    errors.push(error);
+                    previous.clone()
+                })
+            })
+            .collect();
+        // The certificate and its key go together, and so do authorities and lists.
+        let mixed = |own: &[Vec<u8>], clients: &[Vec<u8>]| -> Vec<Vec<u8>> {
+            own[..OWN].iter().chain(&clients[OWN..]).cloned().collect()
+        };
+        let attempts = [
+            mixed(&new, &new),
+            mixed(&in_force, &new),
+            mixed(&new, &in_force),
+        ];
+        for contents in attempts {
+            if contents == *in_force && !errors.is_empty() {
+                // Nothing of it is new.
+                return (false, errors);
+            }
+            let made = self.config.make(&contents);
+            match made.and_then(|made| self.check_replacement(made)) {
+                Ok(made) => {
+                    *self.current.lock().unwrap_or_else(PoisonError::into_inner) = made;
+                    *in_force = contents;
+                    return (true, errors);
+                }
+                // The later attempts may fail for the same reason.
+                Err(error) if errors.is_empty() => errors.push(error),
+                Err(_) => {}
+            }
+        }
+        (false, errors)
+    }
+
+    /// Refuses to replace a certificate that is valid now by one that is not.
+    fn check_replacement(&self, made: Current) -> Result<Current, SecurityError> {
+        let now = SystemTime::now();
+        match made.own.validity.notice(now) {
+            Some(notice) if notice.is_error && self.current().own.validity.contains(now) => {
+                let problem = format!(
+                    "{}; the previous one, which is valid, stays in force",
+                    notice.text
+                );
+                Err(SecurityError::invalid(&self.config.certificate, problem))
+            }
+            _ => Ok(made),
+        }
     }
 
     /// Whether clients may show certificates.
@@ -218,6 +344,10 @@ impl Tls {
     /// The verifier of clients' certificates that is in force. `None` if clients have none.
     pub(crate) fn verifier(&self) -> Option<Arc<dyn ClientCertVerifier>> {
         self.current().verifier
+    }
+
+    fn notices(&self) -> MutexGuard<'_, Notices> {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn current(&self) -> Current {
@@ -235,6 +365,11 @@ impl Tls {
         }
         Ok(Transport::Tls(Box::new(stream)))
     }
+}
+
+/// The contents of all files, or the first error.
+fn whole(contents: Contents) -> Result<Vec<Vec<u8>>, SecurityError> {
+    contents.into_iter().collect()
 }
 
 /// The cryptography of all TLS here: that of aws-lc.
@@ -256,32 +391,16 @@ pub(crate) fn system_roots() -> RootCertStore {
 /// The authorities in a file.
 pub(crate) fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, SecurityError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path, pem)? {
+    for (i, certificate) in certificates(path, pem)?.into_iter().enumerate() {
         let added = roots.add(certificate);
-        added.map_err(|error| SecurityError::invalid(path, error.to_string()))?;
+        added.map_err(|error| {
+            let number = i + 1;
+            let problem =
+                format!("certificate {number} of the file is not that of an authority: {error}");
+            SecurityError::invalid(path, problem)
+        })?;
     }
     Ok(roots)
-}
-
-/// The private key in a file.
-pub(crate) fn private_key(
-    path: &Path,
-    pem: &[u8],
-) -> Result<PrivateKeyDer<'static>, SecurityError> {
-    PrivateKeyDer::from_pem_slice(pem)
-        .map_err(|_| SecurityError::invalid(path, "contains no private key in PEM"))
-}
-
-/// The lists of revoked certificates in a file, unchecked.
-pub(crate) fn lists(
-    path: &Path,
-    pem: &[u8],
-) -> Result<Vec<CertificateRevocationListDer<'static>>, SecurityError> {
-    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
-    let lists = lists.ok().filter(|lists| !lists.is_empty());
-    lists.ok_or_else(|| {
-        SecurityError::invalid(path, "contains no certificate revocation list in PEM")
-    })
 }
 
 /// The lists of revoked certificates in a file, checked for use with some of `roots`.
@@ -299,21 +418,6 @@ pub(crate) fn revoked(
     }
 }
 
-/// The certificates in a file, at least one.
-pub(crate) fn certificates(
-    path: &Path,
-    pem: &[u8],
-) -> Result<Vec<CertificateDer<'static>>, SecurityError> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match certificates {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(SecurityError::invalid(
-            path,
-            "contains no certificate in PEM",
-        )),
-    }
-}
-
 // ===== impl Transport =====
 
 impl Transport {
@@ -321,6 +425,18 @@ impl Transport {
     pub(crate) fn certificates(&self) -> Option<Certificates> {
         let Self::Tls(stream) = self else { return None };
         stream.get_ref().1.peer_certificates().map(Arc::from)
+    }
+
+    /// The name of the protocol, for a log.
+    pub(crate) fn protocol(&self) -> &'static str {
+        let Self::Tls(stream) = self else {
+            return "h2";
+        };
+        match stream.get_ref().1.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "h2 over TLS 1.2",
+            Some(ProtocolVersion::TLSv1_3) => "h2 over TLS 1.3",
+            _ => "h2 over TLS",
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use prost::Message as _;
 use tidegate::{
     ClientId, PublishStream, Reason, limits_in_force,
     proto::{
@@ -21,6 +22,10 @@ const DEFAULT_PAGE_SIZE: u32 = 100;
 
 /// The most subscriptions on a page, whatever the request says.
 const MAX_PAGE_SIZE: u32 = 1_000;
+
+/// The bytes after which a page ends, whatever its size is to be. A subscription may have 1,024 filters of 256 bytes, and
+/// a client of gRPC refuses a message of more than 4 MiB.
+const PAGE_BYTES: usize = 2 << 20;
 
 /// The implementation of the generated service.
 #[derive(Debug, Clone)]
@@ -141,15 +146,23 @@ fn page(
         .filter(|(cursor, _)| after.is_none_or(|after| *cursor > after))
         .collect();
     ordered.sort_unstable_by_key(|(cursor, _)| *cursor);
-    let is_last = ordered.len() <= size;
-    ordered.truncate(size);
-    let last = ordered.last().filter(|_| !is_last);
+    let (mut subscriptions, mut bytes, mut last) = (Vec::new(), 0, None);
+    let mut rest = ordered.into_iter().peekable();
+    while let Some((cursor, state)) =
+        rest.next_if(|_| subscriptions.len() < size && bytes < PAGE_BYTES)
+    {
+        let state = to_proto(state);
+        bytes += state.encoded_len();
+        subscriptions.push(state);
+        last = Some(cursor);
+    }
+    let is_last = rest.peek().is_none();
     ListSubscriptionsResponse {
-        next_page_token: last.map(|(cursor, _)| cursor.token()).unwrap_or_default(),
-        subscriptions: ordered
-            .into_iter()
-            .map(|(_, state)| to_proto(state))
-            .collect(),
+        next_page_token: last
+            .filter(|_| !is_last)
+            .map(Cursor::token)
+            .unwrap_or_default(),
+        subscriptions,
         total,
     }
 }
@@ -162,7 +175,7 @@ impl Cursor {
             SubscriptionOrder::Unspecified | SubscriptionOrder::Since => 0,
             SubscriptionOrder::Backlog => state.info.backlog,
             SubscriptionOrder::Lag => u64::try_from(state.lag.as_millis()).unwrap_or(u64::MAX),
-            SubscriptionOrder::Losses => state.info.lost,
+            SubscriptionOrder::Losses => state.info.lost + state.info.pending_loss,
         };
         Self {
             value: std::cmp::Reverse(value),
@@ -218,12 +231,14 @@ fn to_proto(state: SubscriptionState) -> proto::SubscriptionState {
         limits: Some(limits_in_force(&state.limits)),
         since: Some(state.since.into()),
         next_index: state.next_index,
-        backlog: info.backlog,
+        backlog: info.backlog - info.pending_loss - info.pending_conflation,
         lag: state.lag.try_into().ok(),
         delivered_events: info.handed_off,
         lost_events: info.lost,
         conflated_events: info.conflated,
         stalled: info.is_stalled,
+        pending_lost_events: info.pending_loss,
+        pending_conflated_events: info.pending_conflation,
     }
 }
 
@@ -257,6 +272,7 @@ fn statistics(stats: &ServerStats) -> Statistics {
         connections: stats.connections.open as u64,
         refused_connections: stats.connections.refused + stats.connections.refused_by_address,
         quota_refusals: stats.quotas.iter().map(|count| count.refused).sum(),
+        pending_lost_events: stats.pending_loss,
         quota_observed: stats.quotas.iter().map(|count| count.observed).sum(),
     }
 }

@@ -1,9 +1,11 @@
 //! The one handle that reads the state of a running server and steers it.
 
 use std::{
+    fmt,
+    future::Future,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
@@ -15,11 +17,18 @@ use tidegate::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::lags::{Histograms, Lags, index};
+use super::{
+    drops::{DropTotals, Drops},
+    lags::{Histograms, Lags, index},
+    supervision::Panics,
+};
 use crate::{
     config::ServerConfig,
     identity::Authenticator,
-    network::admission::{Admission, ConnectionStats},
+    network::{
+        admission::{Admission, ConnectionStats},
+        tls::Tls,
+    },
     quotas::{
         QuotaCount, Quotas,
         subscribers::{Subscriber, Subscribers},
@@ -38,6 +47,12 @@ pub struct Controls {
 pub struct ServerStats {
     /// The numbers of the hub.
     pub hub: Stats,
+    /// Events that open subscriptions have lost and were not told of, as of the last sample: the server looks about once a
+    /// second, if it has an HTTP listener or serves the admin service.
+    pub pending_loss: u64,
+    /// Events that subscriptions have lost, told of it or not, as of the last sample. Losses of a subscription that ends
+    /// after it are not in here.
+    pub dropped: u64,
     /// The chunks that subscriptions shared, or that were made for one.
     pub chunks: ChunkStats,
     /// The numbers of connections.
@@ -57,6 +72,12 @@ pub struct ServerStats {
     pub auth_failures: u64,
     /// Attempts to fetch a JSON Web Key Set that failed.
     pub key_fetch_failures: u64,
+    /// The expiry of the server's certificate, in seconds since 1970. `None` without TLS.
+    pub certificate_expiry: Option<i64>,
+    /// Panics of the server's work in the background, by its name. The work goes on after each.
+    pub task_panics: Vec<(&'static str, u64)>,
+    /// Lines of the log that were lost. `None` if nobody counts them: see [`Controls::count_lost_log_lines`].
+    pub lost_log_lines: Option<u64>,
     /// The most bytes that events may hold: [`ServerConfig::memory_budget`], or its default.
     pub memory_budget: u64,
     /// Whether the server is ready for new calls: no drain has begun.
@@ -101,10 +122,15 @@ struct Shared {
     subscribers: Arc<Subscribers>,
     /// `None` if calls need no credentials.
     authenticator: Option<Arc<Authenticator>>,
+    /// `None` without TLS.
+    tls: Option<Arc<Tls>>,
     live: Mutex<LiveConfig>,
     lags: Mutex<Lags>,
+    drops: Mutex<Drops>,
     histograms: Histograms,
     auth_failures: AtomicU64,
+    panics: Panics,
+    lost_log_lines: OnceLock<LogLosses>,
     /// Cancelled when a drain begins.
     drain: CancellationToken,
     memory_budget: u64,
@@ -114,6 +140,9 @@ struct Shared {
     is_watched: bool,
 }
 
+/// Tells how many lines of the log were lost.
+struct LogLosses(Box<dyn Fn() -> u64 + Send + Sync>);
+
 // ===== impl Controls =====
 
 impl Controls {
@@ -122,7 +151,7 @@ impl Controls {
         events: EventService,
         admission: Admission,
         subscribers: Arc<Subscribers>,
-        authenticator: Option<Arc<Authenticator>>,
+        (authenticator, tls): (Option<Arc<Authenticator>>, Option<Arc<Tls>>),
         memory_budget: u64,
         config: &ServerConfig,
     ) -> Self {
@@ -132,10 +161,14 @@ impl Controls {
             admission,
             subscribers,
             authenticator,
+            tls,
             live: Mutex::new(LiveConfig::of(config)),
             lags: Mutex::default(),
+            drops: Mutex::default(),
             histograms: Histograms::default(),
             auth_failures: AtomicU64::new(0),
+            panics: Panics::default(),
+            lost_log_lines: OnceLock::new(),
             drain: CancellationToken::new(),
             memory_budget,
             started: (Instant::now(), SystemTime::now()),
@@ -156,8 +189,11 @@ impl Controls {
             subscribers,
             ..
         } = &*self.shared;
+        let DropTotals { pending, dropped } = self.drops().totals();
         ServerStats {
             hub: hub.stats(),
+            pending_loss: pending,
+            dropped,
             chunks: events.chunk_stats(),
             publish_streams: events.open_publish_streams() as u64,
             publish_streams_stalled: events.stalled_publish_streams(),
@@ -171,6 +207,9 @@ impl Controls {
                 .authenticator
                 .as_ref()
                 .map_or(0, |authenticator| authenticator.fetch_failures()),
+            certificate_expiry: self.shared.tls.as_ref().map(|tls| tls.expiry()),
+            task_panics: self.shared.panics.all(),
+            lost_log_lines: self.shared.lost_log_lines.get().map(|count| (count.0)()),
             memory_budget: self.shared.memory_budget,
             is_ready: self.is_ready(),
             uptime: self.shared.started.0.elapsed(),
@@ -247,6 +286,25 @@ impl Controls {
             .set_observe_only(config.quotas.observe_only);
     }
 
+    /// Runs a task of the program beside the server, until this future is dropped or the task ends by itself. If it
+    /// panics, that is logged and counted by its name, and `begin` makes another after a pause.
+    pub async fn supervise<F>(&self, task: &'static str, begin: impl FnMut() -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.shared.panics.supervise(task, begin).await;
+    }
+
+    /// Has the lines of the log that were lost among the metrics. `lost` returns their number so far, and is called at
+    /// each scrape. Only the first call counts.
+    pub fn count_lost_log_lines(&self, lost: impl Fn() -> u64 + Send + Sync + 'static) {
+        let _ = self.shared.lost_log_lines.set(LogLosses(Box::new(lost)));
+    }
+
+    pub(crate) fn panics(&self) -> &Panics {
+        &self.shared.panics
+    }
+
     /// The time at which the server was made.
     pub(crate) fn started(&self) -> SystemTime {
         self.shared.started.1
@@ -258,6 +316,10 @@ impl Controls {
 
     pub(crate) fn quotas(&self) -> &Arc<Quotas> {
         &self.shared.subscribers.quotas
+    }
+
+    pub(crate) fn subscribers(&self) -> &Arc<Subscribers> {
+        &self.shared.subscribers
     }
 
     pub(crate) fn histograms(&self) -> &Histograms {
@@ -273,18 +335,21 @@ impl Controls {
         self.shared.drain.cancelled().await;
     }
 
-    /// Samples the lag of every subscription, if anyone can read it, and lets the quotas forget idle users.
+    /// Samples the lag and the losses of every subscription, if anyone can read them, and lets the quotas forget idle
+    /// users.
     pub(crate) fn upkeep(&self, now: Instant) {
         self.shared.subscribers.quotas.upkeep(now);
         if !self.shared.is_watched {
             return;
         }
         let infos = self.shared.hub.subscriptions();
+        self.drops().sample(&infos);
         let mut lags = self.lags();
         lags.sample(&infos, now);
         for info in &infos {
             let lag = lags.of(info.id, now);
-            self.shared.histograms.observe(info.backlog, lag);
+            let waiting = info.backlog - info.pending_loss - info.pending_conflation;
+            self.shared.histograms.observe(waiting, lag);
         }
     }
 
@@ -293,9 +358,20 @@ impl Controls {
         live.unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn drops(&self) -> MutexGuard<'_, Drops> {
+        let drops = self.shared.drops.lock();
+        drops.unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lags(&self) -> MutexGuard<'_, Lags> {
         let lags = self.shared.lags.lock();
         lags.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for LogLosses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LogLosses")
     }
 }
 

@@ -73,7 +73,7 @@ impl HttpListener {
     }
 
     /// Serves forever. Dropping the future ends the connections.
-    pub(crate) async fn serve(mut self, controls: Controls) {
+    pub(crate) async fn serve(&mut self, controls: Controls) {
         let mut tasks = JoinSet::new();
         let mut open: Vec<Open> = Vec::with_capacity(MAX_CONNECTIONS);
         let asked_in_all = Arc::new(AtomicU64::new(0));

@@ -121,6 +121,8 @@ mod tests {
             lost: 0,
             conflated: 0,
             is_stalled: false,
+            pending_loss: 0,
+            pending_conflation: 0,
         }]
     }
 

@@ -16,6 +16,7 @@ use prometheus_client::{
 use super::{
     controls::{Controls, ServerStats},
     lags::Histograms,
+    process::Process,
 };
 use crate::quotas::CONNECTIONS;
 
@@ -33,7 +34,10 @@ struct Family {
 /// The values of a metric.
 enum Values {
     Counter(u64),
+    /// Of a number that is no whole one.
+    Seconds(f64),
     Gauge(u64),
+    GaugeSeconds(f64),
     /// The name of the label, and a counter for each of its values.
     Counters(&'static str, Vec<(&'static str, u64)>),
     /// Labels of a gauge that is always 1.
@@ -44,9 +48,16 @@ enum Values {
 #[derive(Debug)]
 struct Reader(Controls);
 
+/// The collector of the metrics of the process.
+#[derive(Debug)]
+struct ProcessReader;
+
 /// All metrics in the OpenMetrics text format, which Prometheus reads.
 pub(crate) fn text(controls: &Controls) -> Result<String, fmt::Error> {
-    let mut registry = Registry::with_prefix(PREFIX);
+    let mut all = Registry::default();
+    // By the names that they have everywhere.
+    all.register_collector(Box::new(ProcessReader));
+    let registry = all.sub_registry_with_prefix(PREFIX);
     let Histograms { backlog, lag } = controls.histograms();
     registry.register(
         "subscription_backlog_events",
@@ -60,7 +71,7 @@ pub(crate) fn text(controls: &Controls) -> Result<String, fmt::Error> {
     );
     registry.register_collector(Box::new(Reader(controls.clone())));
     let mut text = String::new();
-    encode(&mut text, &registry)?;
+    encode(&mut text, &all)?;
     Ok(text)
 }
 
@@ -72,16 +83,26 @@ impl Collector for Reader {
     }
 }
 
+impl Collector for ProcessReader {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        process_families(&Process::read())
+            .iter()
+            .try_for_each(|family| family.encode(&mut encoder))
+    }
+}
+
 impl Family {
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let kind = match self.values {
-            Values::Counter(_) | Values::Counters(..) => MetricType::Counter,
-            Values::Gauge(_) | Values::Info(_) => MetricType::Gauge,
+            Values::Counter(_) | Values::Seconds(_) | Values::Counters(..) => MetricType::Counter,
+            Values::Gauge(_) | Values::GaugeSeconds(_) | Values::Info(_) => MetricType::Gauge,
         };
         let mut encoder = encoder.encode_descriptor(self.name, self.help, None, kind)?;
         match &self.values {
             Values::Counter(value) => ConstCounter::new(*value).encode(encoder),
+            Values::Seconds(value) => ConstCounter::new(*value).encode(encoder),
             Values::Gauge(value) => encode_gauge(*value, encoder),
+            Values::GaugeSeconds(value) => ConstGauge::new(*value).encode(encoder),
             Values::Counters(label, values) => values.iter().try_for_each(|(name, value)| {
                 let labels = [(*label, *name)];
                 ConstCounter::new(*value).encode(encoder.encode_family(&labels)?)
@@ -131,7 +152,14 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
         ("address", connections.refused_by_address),
     ];
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
-    vec![
+    let expiry = stats.certificate_expiry.map(|expiry| {
+        gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "Seconds from 1970 to the expiry of the server's certificate",
+            u64::try_from(expiry).unwrap_or(0),
+        )
+    });
+    let mut families = vec![
         Family {
             name: "build_info",
             help: "Always 1; the version of the server is in the label",
@@ -148,6 +176,16 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
             stats.is_ready.into(),
         ),
         gauge("connections", "Open connections", connections.open as u64),
+        counter(
+            "bytes_sent",
+            "Bytes written to the sockets of connections, with what TLS adds",
+            connections.bytes_sent,
+        ),
+        counter(
+            "bytes_received",
+            "Bytes read from the sockets of connections, with what TLS adds",
+            connections.bytes_received,
+        ),
         counters(
             "reason",
             "connections_refused",
@@ -164,7 +202,22 @@ fn server_families(stats: &ServerStats) -> Vec<Family> {
             "Failed attempts to fetch a JSON Web Key Set",
             stats.key_fetch_failures,
         ),
-    ]
+        counters(
+            "task",
+            "task_panics",
+            "Panics of work in the background, which goes on",
+            stats.task_panics.as_slice(),
+        ),
+    ];
+    families.extend(stats.lost_log_lines.map(|lost| {
+        counter(
+            "log_lines_lost",
+            "Lines of the log that were lost, because standard error took no more",
+            lost,
+        )
+    }));
+    families.extend(expiry);
+    families
 }
 
 fn event_families(stats: &ServerStats) -> Vec<Family> {
@@ -229,6 +282,16 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
             "events_lost",
             "Events lost to subscriptions, as gaps reported",
             lost,
+        ),
+        counter(
+            "events_dropped",
+            "Events lost to subscriptions, sampled once a second, whether they were told or not",
+            stats.dropped,
+        ),
+        gauge(
+            "events_pending_loss",
+            "Events that open subscriptions have lost and were not told of, sampled once a second",
+            stats.pending_loss,
         ),
         counters("reason", "gaps", "Gaps sent to subscriptions", gaps),
         gauge(
@@ -327,4 +390,47 @@ fn quota_families(stats: &ServerStats) -> Vec<Family> {
             observed,
         ),
     ]
+}
+
+fn process_families(process: &Process) -> Vec<Family> {
+    let seconds = |name, help, value: Option<f64>| {
+        let values = Values::Seconds(value?);
+        Some(Family { name, help, values })
+    };
+    let start = process.start_seconds.map(|start| Family {
+        name: "process_start_time_seconds",
+        help: "The time at which the process started, in seconds since 1970",
+        values: Values::GaugeSeconds(start),
+    });
+    let number = |name, help, value: Option<u64>| Some(gauge(name, help, value?));
+    let families = [
+        seconds(
+            "process_cpu_seconds",
+            "Processor time of the process, in user and system mode",
+            process.cpu_seconds,
+        ),
+        number(
+            "process_resident_memory_bytes",
+            "Resident memory of the process",
+            process.resident_bytes,
+        ),
+        number(
+            "process_virtual_memory_bytes",
+            "Virtual memory of the process",
+            process.virtual_bytes,
+        ),
+        number(
+            "process_open_fds",
+            "Open file descriptors",
+            process.open_fds,
+        ),
+        number(
+            "process_max_fds",
+            "The most file descriptors that the process may open",
+            process.max_fds,
+        ),
+        number("process_threads", "Threads of the process", process.threads),
+        start,
+    ];
+    families.into_iter().flatten().collect()
 }

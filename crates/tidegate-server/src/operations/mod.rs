@@ -2,7 +2,12 @@
 
 pub(crate) mod admin;
 pub(crate) mod controls;
+pub(crate) mod drops;
+pub(crate) mod health;
 pub(crate) mod http;
 pub(crate) mod lags;
 pub(crate) mod metrics;
+pub(crate) mod process;
+pub(crate) mod reflection;
 pub(crate) mod reload;
+pub(crate) mod supervision;

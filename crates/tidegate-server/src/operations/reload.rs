@@ -1,12 +1,21 @@
 //! The reload of certificates, credentials, keys and rules when their files change.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::resume_unwind,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, SystemTime},
+};
 
 use tokio::time;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::controls::Controls;
 use crate::{
-    config::ServerConfig, error::BindError, files::SecurityError, identity::Authenticator,
+    config::ServerConfig,
+    error::BindError,
+    files::{Files, Look, SecurityError},
+    identity::Authenticator,
     network::tls::Tls,
 };
 
@@ -14,11 +23,24 @@ use crate::{
 /// the change, and this leaves 3 s for a slow machine.
 const INTERVAL: Duration = Duration::from_secs(2);
 
+/// The time between two looks at files that have changed, until two agree. An editor or a copy truncates a file before it
+/// writes it, and what is between the two says that nobody may do anything.
+const SETTLING: Duration = Duration::from_millis(250);
+
+/// The most looks at files that have changed. What changes all the time must not hold off what it says.
+const MAX_LOOKS: u32 = 5;
+
+/// The time between two looks at the expiry of the certificate.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
+
 /// A handle that reads certificates, tokens, keys and rules again. Cheap to clone; all clones are of the same server.
 #[derive(Debug, Clone)]
 pub struct Reloader {
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) authenticator: Option<Arc<Authenticator>>,
+    /// Held while files are read and put in force. Of two reloads at once, the one that read earlier could put its
+    /// contents in force last, and a token that had been withdrawn would be good again.
+    turn: Arc<Mutex<()>>,
 }
 
 impl Reloader {
@@ -35,7 +57,11 @@ impl Reloader {
             return Err(BindError::PlaintextCredentials { address });
         }
         let authenticator = Authenticator::new(auth.clone(), tls.as_deref())?;
-        Ok(Self { tls, authenticator })
+        Ok(Self {
+            tls,
+            authenticator,
+            turn: Arc::default(),
+        })
     }
 
     /// Reads all files again and fetches all key sets, whether or not they have changed. The server does so by itself
@@ -66,9 +92,14 @@ impl Reloader {
 
     /// Spawns a task that reloads files when they change and fetches key sets when they are due, until the handle is
     /// dropped. `None` if there are no files.
-    pub(crate) fn spawn_refresh(&self) -> Option<AbortOnDropHandle<()>> {
+    pub(crate) fn spawn_refresh(&self, controls: Controls) -> Option<AbortOnDropHandle<()>> {
+        let reloader = self.clone();
+        let supervised = async move {
+            let refresh = || reloader.clone().refresh();
+            controls.supervise("refresh", refresh).await;
+        };
         self.has_files()
-            .then(|| AbortOnDropHandle::new(tokio::spawn(self.clone().refresh())))
+            .then(|| AbortOnDropHandle::new(tokio::spawn(supervised)))
     }
 
     async fn refresh(self) {
@@ -77,6 +108,7 @@ impl Reloader {
             let mut ticks = time::interval_at(time::Instant::now() + INTERVAL, INTERVAL);
             loop {
                 ticks.tick().await;
+                self.until_settled().await;
                 for error in self.clone().reload_files(false).await {
                     tracing::error!(error = %error.with_cause(), "cannot reload a file; its previous contents stay in force");
                 }
@@ -89,27 +121,82 @@ impl Reloader {
                 authenticator.fetch(|set| set.refresh_interval).await;
             }
         };
-        tokio::join!(files, keys);
+        let expiry = async {
+            let mut ticks = time::interval(EXPIRY_INTERVAL);
+            while let Some(tls) = &self.tls {
+                ticks.tick().await;
+                match tls.due_notice(SystemTime::now()) {
+                    Some(notice) if notice.is_error => tracing::error!("{}", notice.text),
+                    Some(notice) => tracing::warn!("{}", notice.text),
+                    None => {}
+                }
+            }
+        };
+        tokio::join!(files, keys, expiry);
     }
 
     async fn reload_files(self, force: bool) -> Vec<SecurityError> {
-        let reloaded = tokio::task::spawn_blocking(move || self.reload_now(force));
-        // Only a runtime that shuts down drops the task before it has run.
-        reloaded.await.unwrap_or_default()
+        let reloaded = tokio::task::spawn_blocking(move || self.reload_now(force)).await;
+        reloaded.unwrap_or_else(|error| match error.try_into_panic() {
+            // It must not look as if nothing had changed: whoever runs this counts it, and begins again.
+            Ok(panic) => resume_unwind(panic),
+            // A runtime that shuts down has dropped it before it ran.
+            Err(_) => Vec::new(),
+        })
+    }
+
+    /// Waits while the files are being written: until two looks at them agree, or none has changed.
+    async fn until_settled(&self) {
+        let mut last = None;
+        for _ in 0..MAX_LOOKS {
+            let files = self.clone();
+            let look = tokio::task::spawn_blocking(move || files.look_for_changes()).await;
+            // Only a runtime that shuts down drops the task before it has run.
+            let now = look.ok().flatten();
+            if now.is_none() || now == last {
+                return;
+            }
+            last = now;
+            time::sleep(SETTLING).await;
+        }
+    }
+
+    /// How the files look. Nothing if none of them has changed since it was read.
+    fn look_for_changes(&self) -> Option<Vec<Look>> {
+        // All at once: where several are late, as on one file system, they are so together.
+        let looks: Vec<_> = thread::scope(|scope| {
+            let begun = self
+                .files()
+                .map(|files| (files, scope.spawn(|| files.look())));
+            let begun: Vec<_> = begun.collect();
+            let looks = begun.into_iter();
+            looks
+                .map(|(files, look)| (files, look.join().unwrap_or_default()))
+                .collect()
+        });
+        let has_changed = looks.iter().any(|(files, look)| files.has_changed(look));
+        has_changed.then(|| looks.into_iter().map(|(_, look)| look).collect())
+    }
+
+    fn files(&self) -> impl Iterator<Item = &Files> {
+        let own = self.tls.iter().map(|tls| tls.files());
+        own.chain(self.authenticator.iter().flat_map(|auth| auth.files()))
     }
 
     fn reload_now(&self, force: bool) -> Vec<SecurityError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut errors = Vec::new();
         if let Some(tls) = &self.tls {
-            match tls.reload(force) {
-                Ok(false) => {}
-                Ok(true) => {
-                    tracing::info!("certificates reloaded");
-                    if let Some(authenticator) = &self.authenticator {
-                        authenticator.set_verifier(tls.verifier());
-                    }
+            let (is_new, failed) = tls.reload(force);
+            errors.extend(failed);
+            if is_new {
+                tracing::info!("certificates reloaded");
+                for (setting, message) in tls.warnings() {
+                    tracing::warn!(setting, "{message}");
                 }
-                Err(error) => errors.push(error),
+                if let Some(authenticator) = &self.authenticator {
+                    authenticator.set_verifier(tls.verifier());
+                }
             }
         }
         if let Some(authenticator) = &self.authenticator {

@@ -12,10 +12,14 @@ use super::{
 };
 use crate::{
     error::BindError,
-    files::{self, SecurityError},
+    files::SecurityError,
     identity::{jwks::Fetcher, jwt::JwtKeys, rules::Rules, tokens::Tokens},
-    network::tls::{self, TlsConfig},
-    operations::reload::Reloader,
+    network::{
+        pem,
+        tls::{self, TlsConfig},
+    },
+    prepare::{Prepared, Warning},
+    reading::read_file,
 };
 
 /// The problems of the files that `configuration` names, each file checked alone.
@@ -36,24 +40,37 @@ pub(super) fn problems(configuration: &Configuration, written: &Written) -> Vec<
     checks.problems
 }
 
-/// The problem for which a server would refuse files that pass alone.
-pub(super) fn together(configuration: &Configuration, written: &Written) -> Option<Problem> {
-    let error = Reloader::new(&configuration.server).err()?;
-    let keys: &[&str] = match &error {
-        BindError::PlaintextCredentials { .. } => &["listen", "auth.tokens", "auth.jwt.issuer"],
-        _ => &["auth.rules", "auth.jwt.issuer", "tls.certificate"],
-    };
-    let origin = keys.iter().find_map(|key| written.origin(key));
-    let message = match &error {
-        BindError::Security(error) => error.with_cause(),
-        other => other.to_string(),
-    };
-    Some(Problem {
-        origin: origin
-            .cloned()
-            .unwrap_or_else(|| Origin::Flag("auth-insecure".into())),
-        message,
-    })
+/// The warnings of a server with this configuration, each at its setting.
+///
+/// # Errors
+/// The problem for which a server would refuse what passes alone.
+pub(super) fn together(
+    configuration: &Configuration,
+    written: &Written,
+) -> Result<Vec<Problem>, Problem> {
+    let prepared = Prepared::new(&configuration.server).map_err(|error| {
+        let keys: &[&'static str] = match &error {
+            BindError::PlaintextCredentials { .. } => &["listen", "auth.tokens", "auth.jwt.issuer"],
+            BindError::Descriptors { .. } => &["connections.max"],
+            _ => &["auth.rules", "auth.jwt.issuer", "tls.certificate"],
+        };
+        let origin = keys.iter().find_map(|key| written.origin(key));
+        let message = match &error {
+            BindError::Security(error) => error.with_cause(),
+            other => other.to_string(),
+        };
+        Problem {
+            origin: origin.cloned().unwrap_or(Origin::Default(keys[0])),
+            message,
+        }
+    })?;
+    let warnings = prepared.warnings.into_iter();
+    Ok(warnings
+        .map(|Warning { key, message }| Problem {
+            origin: written.origin(key).cloned().unwrap_or(Origin::Default(key)),
+            message,
+        })
+        .collect())
 }
 
 /// The checks so far.
@@ -66,8 +83,8 @@ impl FileChecks<'_> {
     /// Checks the files of TLS, and that the key belongs to the certificate.
     fn tls(&mut self, settings: &Tls) {
         let certificate = settings.certificate.as_ref();
-        let chain = self.file("tls.certificate", certificate, tls::certificates);
-        let key = self.file("tls.key", settings.key.as_ref(), tls::private_key);
+        let chain = self.file("tls.certificate", certificate, pem::certificates);
+        let key = self.file("tls.key", settings.key.as_ref(), pem::private_key);
         if let (Some(_), Some(_), Some(chain), Some(key)) = (chain, key, certificate, &settings.key)
         {
             let made = TlsConfig::new(chain, key).check();
@@ -81,7 +98,7 @@ impl FileChecks<'_> {
                 Some(path),
                 |path, content| match &roots {
                     Some(roots) => tls::revoked(path, content, roots),
-                    None => tls::lists(path, content),
+                    None => pem::lists(path, content),
                 },
             );
         }
@@ -124,7 +141,7 @@ impl FileChecks<'_> {
         parse: impl FnOnce(&Path, &[u8]) -> Result<T, SecurityError>,
     ) -> Option<T> {
         let path = path?.as_ref();
-        let parsed = files::read(path).and_then(|content| parse(path, &content));
+        let parsed = read_file(path).and_then(|content| parse(path, &content));
         self.record(key, parsed)
     }
 

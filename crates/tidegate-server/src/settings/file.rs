@@ -1,6 +1,6 @@
 //! The configuration file: TOML, read with the line of every value.
 
-use std::{ops::Range, path::PathBuf};
+use std::{collections::HashSet, ops::Range, path::PathBuf};
 
 use toml::{
     Spanned,
@@ -28,12 +28,41 @@ pub(super) fn values(
         found: Vec::new(),
         problems,
     };
+    let mut explained = HashSet::new();
     for error in errors {
         let at = error.span().unwrap_or_default();
-        reader.report(&at, error.message().into());
+        let line = reader.line(&at);
+        match text.lines().nth(line - 1).and_then(unquoted) {
+            // The parser may find several errors in such a value.
+            Some(message) if explained.insert(line) => reader.report(&at, message),
+            Some(_) => {}
+            None => reader.report(&at, error.message().into()),
+        }
     }
     reader.table("", table.get_ref());
     reader.found
+}
+
+/// The advice for a line whose value lacks its quotes; `None` for other lines.
+fn unquoted(line: &str) -> Option<String> {
+    let (key, value) = line.split_once('=')?;
+    let key = key.trim();
+    let value = value.split(" #").next().unwrap_or_default().trim();
+    // Editors for prose make them.
+    let bare = value.trim_matches(['\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}']);
+    let is_bare = !value.is_empty() && !value.starts_with(['"', '\'', '[', '{', '=']);
+    if !is_bare || key.contains(['"', '#']) || bare.contains('"') {
+        return None;
+    }
+    // A number, true and false need no quotes: the fault is another.
+    if bare.parse::<f64>().is_ok() || bare.parse::<bool>().is_ok() {
+        return None;
+    }
+    let lower = bare.to_lowercase();
+    Some(match &*lower {
+        "true" | "false" => format!("write it in small letters: {key} = {lower}"),
+        _ => format!("a text stands in quotes: write {key} = \"{bare}\""),
+    })
 }
 
 /// A walk through the sections of a file.
@@ -82,6 +111,8 @@ impl Reader<'_> {
     /// Takes the value of a setting as text.
     fn value(&mut self, setting: &'static Setting, at: &Range<usize>, value: &DeValue<'_>) {
         let text = match value {
+            // An empty list says that there is none; an empty text is no file's name.
+            DeValue::String(text) if text.is_empty() && setting.takes_several() => None,
             DeValue::Array(values) if setting.takes_several() => text_of_several(values),
             _ => text_of(value),
         };

@@ -5,8 +5,8 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use bytesize::ByteSize;
 use jiff::SignedDuration;
 use tidegate::{ClientIdPolicy, StallPolicy};
-use tracing_subscriber::EnvFilter;
 
+use super::log::log_filter;
 use crate::network::{listener::ListenAddress, tls::ClientAuth};
 
 /// The separator of the values of a list, in the environment and in a flag.
@@ -75,7 +75,7 @@ pub(super) struct OnStall;
 /// A filter of the log, without control characters.
 pub(super) struct Log;
 
-/// A text that has no control characters and is not empty.
+/// A text that has no control characters, no white space around it, and is not empty.
 pub(super) struct Text;
 
 /// The path of a file.
@@ -366,13 +366,7 @@ impl Form<StallPolicy> for OnStall {
 
 impl Form<String> for Log {
     fn read(text: &str) -> Result<String, String> {
-        match EnvFilter::try_new(text) {
-            Ok(_) if !text.contains(char::is_control) => Ok(text.into()),
-            Ok(_) => Err("must not have control characters".into()),
-            Err(error) => Err(format!(
-                "{error}: write it as info, or as warn,tidegate=debug"
-            )),
-        }
+        log_filter(text).map(|_| text.into())
     }
 
     fn write(value: &String) -> String {
@@ -387,6 +381,8 @@ impl Form<String> for Text {
             text if text.contains(char::is_control) => {
                 Err("must not have control characters".into())
             }
+            // It comes from a file that a variable was made of, or from quotes that are set too wide.
+            text if text.trim() != text => Err("must not begin or end with white space".into()),
             text => Ok(text.into()),
         }
     }

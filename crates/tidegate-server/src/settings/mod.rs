@@ -15,25 +15,31 @@
 //! # Names
 //! Flag and variable follow from the key: `http2.stream_window` in the file is `--http2-stream-window` and
 //! `TIDEGATE_HTTP2_STREAM_WINDOW`. No row can differ. A key, a variable or a flag without a setting is an error that
-//! names the nearest setting; only variables that come near none are ignored.
+//! names the nearest setting; a variable that comes near none is warned of, unless it is one that orchestrators set.
+//! An empty variable is as if it were not set.
 
 mod contents;
 mod example;
 mod file;
 mod forms;
+mod log;
 mod names;
 mod reload;
 mod security;
 mod setting;
 mod table;
+mod variables;
 mod written;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
 
 use self::security::NEEDS;
+use crate::network::listener::ListenAddress;
+
 pub use self::{
     example::example,
     forms::{SEPARATOR, bytes, duration},
+    log::log_filter,
     reload::{Reloaded, reload},
     setting::{Configuration, Setting, VARIABLES},
     table::SETTINGS,
@@ -45,8 +51,8 @@ pub use self::{
 pub struct Sources<'a> {
     /// The path and the text of the file. The path only names origins. `None` is no file.
     pub file: Option<(&'a PathBuf, &'a str)>,
-    /// The variables of the environment, by name. Names that do not begin with [`VARIABLES`] are ignored.
-    pub environment: &'a BTreeMap<String, String>,
+    /// The variables of the environment, by name. Those that have nothing to do with [`VARIABLES`] are ignored.
+    pub environment: &'a BTreeMap<OsString, OsString>,
     /// The key and the text of each flag on the command line. Of two with one key, the last counts.
     pub flags: &'a [(&'static str, String)],
 }
@@ -66,7 +72,8 @@ pub fn read(sources: Sources<'_>) -> Result<(Configuration, Written), Vec<Proble
     }
 }
 
-/// Reads all sources, and checks the files of certificates, keys, tokens and rules that they name.
+/// Reads all sources, and makes everything that a server makes at its start, but for its listeners and its hub: it
+/// reads the files of certificates, keys, tokens and rules that the settings name. Returns what a server would warn of.
 ///
 /// Blocks on the file system. Fetches nothing and binds no address, so a server that takes the configuration may still
 /// fail to start.
@@ -77,16 +84,21 @@ pub fn read(sources: Sources<'_>) -> Result<(Configuration, Written), Vec<Proble
 ///
 /// # Panics
 /// If the key of a flag is not in [`SETTINGS`].
-pub fn check(sources: Sources<'_>) -> Result<(), Vec<Problem>> {
+pub fn check(sources: Sources<'_>) -> Result<Vec<Problem>, Vec<Problem>> {
     let (configuration, written, mut problems) = read_leniently(sources);
     problems.extend(contents::problems(&configuration, &written));
+    let mut warnings = written.warnings().to_vec();
     // With an error in one of them, the server would find that error again, and no other.
     if problems.is_empty() {
-        problems.extend(contents::together(&configuration, &written));
+        match contents::together(&configuration, &written) {
+            Ok(further) => warnings.extend(further),
+            Err(problem) => problems.push(problem),
+        }
     }
     problems.sort_by_key(Problem::place);
+    warnings.sort_by_key(Problem::place);
     match problems[..] {
-        [] => Ok(()),
+        [] => Ok(warnings),
         _ => Err(problems),
     }
 }
@@ -106,19 +118,7 @@ fn read_leniently(sources: Sources<'_>) -> (Configuration, Written, Vec<Problem>
         }
         problems.sort_by_key(Problem::place);
     }
-    for setting in SETTINGS {
-        let variable = setting.variable();
-        if let Some(text) = sources.environment.get(&variable) {
-            let origin = Origin::Environment(variable);
-            written.set(setting, text.clone(), origin, &mut problems);
-        }
-    }
-    problems.extend(
-        sources
-            .environment
-            .keys()
-            .filter_map(|name| misspelled(name)),
-    );
+    variables::read(sources.environment, &mut written, &mut problems);
     for (key, text) in sources.flags {
         let setting = Setting::of(key).expect("flags are made from the table");
         let origin = Origin::Flag(setting.flag());
@@ -129,23 +129,14 @@ fn read_leniently(sources: Sources<'_>) -> (Configuration, Written, Vec<Problem>
     (configuration, written, problems)
 }
 
-/// The problem of a variable that is no setting and comes near one. Variables that come near none are left alone:
-/// orchestrators set `TIDEGATE_PORT` and the like for a service named `tidegate`.
-fn misspelled(variable: &str) -> Option<Problem> {
-    let name = variable.strip_prefix(VARIABLES)?;
-    let meant = Setting::nearest(name).map(Setting::variable)?;
-    (meant != variable).then(|| Problem {
-        origin: Origin::Environment(variable.into()),
-        message: format!("there is no such setting; did you mean {meant}?"),
-    })
-}
-
 /// The problems of values that are right alone and wrong together.
 fn contradictions<'a>(
     configuration: &'a Configuration,
     written: &'a Written,
 ) -> impl Iterator<Item = Problem> + 'a {
-    missing(configuration, written).chain(too_large(configuration, written))
+    missing(configuration, written)
+        .chain(too_large(configuration, written))
+        .chain(taken(configuration, written))
 }
 
 /// The problems of settings that need another setting, which is at its default.
@@ -175,6 +166,27 @@ fn too_large(configuration: &Configuration, written: &Written) -> Option<Problem
         message: "limits.max_event_bytes is above limits.max_publish_bytes, so the largest events could not be \
                   published: lower it, or raise the other"
             .into(),
+    })
+}
+
+/// The problem of two listeners at one address.
+fn taken(configuration: &Configuration, written: &Written) -> Option<Problem> {
+    let ListenAddress::Tcp(listen) = configuration.server.listen else {
+        return None;
+    };
+    let http = configuration.server.http?;
+    // An address that stands for all of them takes the port of each.
+    let is_same = listen.ip() == http.ip()
+        || (listen.is_ipv4() == http.is_ipv4()
+            && (listen.ip().is_unspecified() || http.ip().is_unspecified()));
+    (is_same && listen.port() == http.port() && http.port() != 0).then(|| Problem {
+        origin: written
+            .origin("http")
+            .cloned()
+            .unwrap_or(Origin::Default("http")),
+        message: format!(
+            "http = {http} is taken by listen = {listen}: give one of them another port"
+        ),
     })
 }
 

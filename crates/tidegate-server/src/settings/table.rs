@@ -68,7 +68,7 @@ pub static SETTINGS: &[Setting] = rows! {
     "Memory that events may hold, in history and for clients that are behind. Over the budget the oldest events are \
      evicted, and a client that had not seen them gets a gap. Half of it is for large events that streams are in the \
      middle of; over that, the streams that have taken the longest are reset. auto is a quarter of the machine's \
-     memory, or of the control group's limit if that is less.";
+     memory, or of the least limit of the process and its control groups if that is less.";
 
     "filter_budget", "SIZE", OrAuto<Size>, server.filter_budget, RESTARTS,
     "Memory that the filters of all subscriptions may hold, besides memory_budget. Over it subscriptions with new \
@@ -196,7 +196,8 @@ pub static SETTINGS: &[Setting] = rows! {
     "Maximum size of one publish request: its events, encoded.";
 
     "limits.max_event_bytes", "SIZE", NonZeroSize, server.service.publish.max_event_bytes, RESTARTS,
-    "Maximum size of one event: encoded, with topic, key and attributes.";
+    "Maximum size of one event: encoded, with topic, key and attributes. Beyond 4,194,270 bytes, clients need a higher \
+     limit on messages than gRPC's default of 4 MiB, or they fail at such an event again and again.";
 
     "quotas.observe_only", "BOOL", Boolean, server.quotas.observe_only, RELOADS,
     "Whether the server only counts and logs uses beyond a quota, and lets them pass. It holds for \

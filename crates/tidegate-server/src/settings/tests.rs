@@ -13,10 +13,10 @@ use crate::{
     network::tls::ClientAuth,
 };
 
-static NOTHING: BTreeMap<String, String> = BTreeMap::new();
+static NOTHING: BTreeMap<OsString, OsString> = BTreeMap::new();
 
-fn environment<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
-    BTreeMap::from(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())))
+fn environment<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<OsString, OsString> {
+    BTreeMap::from(pairs.map(|(name, value)| (name.into(), value.into())))
 }
 
 /// The problems of a file, each with its line.
@@ -450,4 +450,51 @@ fn a_reload_changes_what_it_may_and_names_the_rest() {
     let again = reload(&mut running, &next);
     assert_eq!(again.changed, [""; 0]);
     assert_eq!(again.needs_restart, ["limits.max_filters"]);
+}
+
+#[test]
+fn a_value_without_its_quotes_is_told_with_them() {
+    for (text, expected) in [
+        ("heartbeat = 5s", "heartbeat = \"5s\""),
+        ("heartbeat=5s # a comment", "heartbeat = \"5s\""),
+        ("memory_budget = 2GiB", "memory_budget = \"2GiB\""),
+        ("listen = 0.0.0.0:50051", "listen = \"0.0.0.0:50051\""),
+        ("log = info", "log = \"info\""),
+        ("heartbeat = \u{201c}5s\u{201d}", "heartbeat = \"5s\""),
+        ("admin = True", "admin = true"),
+    ] {
+        let told = problems(&format!("# first\n{text}\n"));
+        assert_eq!(told[0].0, 2, "{told:?}");
+        assert!(told[0].1.ends_with(expected), "{told:?}");
+        let hints = told
+            .iter()
+            .filter(|(_, message)| message.contains("write "));
+        assert!(hints.count() <= 2, "{told:?}");
+    }
+    // A number needs none, and the fault is another.
+    let told = problems("heartbeat = \"5s\"\nheartbeat.x = 1\n");
+    assert!(
+        told.iter()
+            .all(|(_, message)| !message.contains("quotes: write")),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn orchestrators_are_not_even_warned_of() {
+    let environment = environment([
+        ("TIDEGATE_PORT", "tcp://10.0.0.1:50051"),
+        ("TIDEGATE_PORT_50051_TCP_PORT", "50051"),
+        ("TIDEGATE_SERVICE_PORT_HTTP_PLAIN", "50051"),
+        ("TIDEGATE_FOO", "1"),
+    ]);
+    let (_, written) = read(Sources {
+        file: None,
+        environment: &environment,
+        flags: &[],
+    })
+    .unwrap();
+    let warned: Vec<_> = written.warnings().iter().map(ToString::to_string).collect();
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    assert!(warned[0].starts_with("TIDEGATE_FOO: "), "{warned:?}");
 }

@@ -6,12 +6,14 @@ use super::{
     example::write_sections,
     setting::{Configuration, Setting},
 };
+use crate::memory::Budget;
 
 /// A configuration as it is written: the text and the origin of each [`Setting`] that a source sets.
 #[derive(Debug, Clone, Default)]
 pub struct Written {
     /// By key, the text of the strongest source. Every text has passed [`Setting::check`].
     values: BTreeMap<&'static str, (String, Origin)>,
+    warnings: Vec<Problem>,
 }
 
 /// The place where a value is written.
@@ -23,9 +25,11 @@ pub enum Origin {
     Environment(String),
     /// The name of the flag, without dashes before it.
     Flag(String),
+    /// The key of a setting that no source sets.
+    Default(&'static str),
 }
 
-/// An error in a configuration. Displays as its origin, a colon and its message.
+/// An error in a configuration, or something to warn of. Displays as its origin, a colon and its message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{origin}: {message}")]
 pub struct Problem {
@@ -40,7 +44,7 @@ impl Problem {
     pub(super) fn place(&self) -> usize {
         match self.origin {
             Origin::File(_, line) => line,
-            Origin::Environment(_) | Origin::Flag(_) => usize::MAX,
+            Origin::Environment(_) | Origin::Flag(_) | Origin::Default(_) => usize::MAX,
         }
     }
 }
@@ -54,7 +58,16 @@ impl Written {
         write_sections(&mut text, |setting, text| {
             let origin = self.origin(setting.key);
             let origin = origin.map_or_else(|| "default".into(), ToString::to_string);
-            text.push_str(&format!("{} # {origin}\n", setting.line(configuration)));
+            // The one value whose meaning differs from process to process.
+            let meaning = match setting.key {
+                "memory_budget" if configuration.server.memory_budget.is_none() => {
+                    let Budget { bytes, source, .. } = Budget::new(None);
+                    format!(": {bytes} bytes, {source}")
+                }
+                _ => String::new(),
+            };
+            let line = setting.line(configuration);
+            text.push_str(&format!("{line} # {origin}{meaning}\n"));
         });
         text
     }
@@ -63,6 +76,24 @@ impl Written {
     #[must_use]
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         self.values.get(key).map(|(_, origin)| origin)
+    }
+
+    /// Whether a file has at least one setting that no stronger source sets.
+    #[must_use]
+    pub fn has_settings_of_a_file(&self) -> bool {
+        let mut origins = self.values.values().map(|(_, origin)| origin);
+        origins.any(|origin| matches!(origin, Origin::File(..)))
+    }
+
+    /// Everything in the sources that is no error and yet may be a mistake.
+    #[must_use]
+    pub fn warnings(&self) -> &[Problem] {
+        &self.warnings
+    }
+
+    /// Adds a warning.
+    pub(super) fn warn(&mut self, warning: Problem) {
+        self.warnings.push(warning);
     }
 
     /// Puts a value over those of weaker sources. A value with an error goes to `problems` instead.
@@ -101,6 +132,7 @@ impl fmt::Display for Origin {
             Self::File(path, line) => write!(f, "{}:{line}", path.display()),
             Self::Environment(variable) => f.write_str(variable),
             Self::Flag(flag) => write!(f, "--{flag}"),
+            Self::Default(key) => write!(f, "{key} (default)"),
         }
     }
 }

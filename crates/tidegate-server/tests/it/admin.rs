@@ -336,6 +336,43 @@ async fn reflected(server: &Running) -> Vec<String> {
     }
 }
 
+/// gRPC's libraries refuse messages of more than 4 MiB, and a subscription may have 256 KiB of filters.
+#[tokio::test]
+async fn pages_are_no_larger_than_every_client_takes() {
+    let server = Running::start(ServerConfig::default()).await;
+    let mut client = server.client().await;
+    let mut streams = Vec::new();
+    for i in 0..20 {
+        // One token each, so that there are no more of them than allowed.
+        let long = (0..1_024).map(|j| format!("{j:05}{}", "x".repeat(240)));
+        let request = SubscribeRequest {
+            client_id: format!("c{i}"),
+            filters: long.collect(),
+            ..Default::default()
+        };
+        streams.push(subscribe(&mut client, request).await);
+    }
+    // A client with the limit of 4 MiB.
+    let mut admin = admin(&server).await;
+    let (mut seen, mut pages, mut page_token) = (Vec::new(), 0, String::new());
+    loop {
+        let request = ListSubscriptionsRequest {
+            page_size: 1_000,
+            page_token,
+            ..Default::default()
+        };
+        let page = list(&mut admin, request).await;
+        seen.extend(ids(&page).into_iter().map(ToOwned::to_owned));
+        pages += 1;
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(seen, (0..20).map(|i| format!("c{i}")).collect::<Vec<_>>());
+    assert!((2..=4).contains(&pages), "{pages} pages");
+}
+
 #[tokio::test]
 async fn a_taken_http_address_stops_the_start() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

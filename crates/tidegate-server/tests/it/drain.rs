@@ -1,4 +1,4 @@
-//! Health, reflection, and the end of a server with peers of every kind, over real sockets.
+//! Reflection, and the end of a server with peers of every kind, over real sockets.
 
 use std::time::Duration;
 
@@ -6,10 +6,6 @@ use tidegate::SweepRules;
 use tidegate_server::ServerConfig;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -17,35 +13,7 @@ use tonic_reflection::pb::v1::{
 
 use crate::common::*;
 
-fn about(service: &str) -> HealthCheckRequest {
-    let service = service.into();
-    HealthCheckRequest { service }
-}
-
 const SERVICE: &str = "tidegate.v1.EventService";
-
-#[tokio::test]
-async fn health_turns_to_not_serving_as_the_drain_begins() {
-    let server = Running::start(ServerConfig::default()).await;
-    let mut health = HealthClient::new(server.endpoint().connect().await.unwrap());
-    for name in ["", SERVICE] {
-        let answer = health.check(about(name)).await.unwrap().into_inner();
-        assert_eq!(answer.status(), ServingStatus::Serving);
-    }
-    let unknown = health.check(about("other")).await.unwrap_err();
-    assert_eq!(unknown.code(), Code::NotFound);
-
-    let mut watch = health.watch(about(SERVICE)).await.unwrap().into_inner();
-    let status = watch.message().await.unwrap().unwrap();
-    assert_eq!(status.status(), ServingStatus::Serving);
-    let report = tokio::spawn(server.stop());
-    let status = watch.message().await.unwrap().unwrap();
-    assert_eq!(status.status(), ServingStatus::NotServing);
-    // It holds up nothing.
-    let ended = watch.message().await.unwrap_err();
-    assert_eq!(ended.code(), Code::Unavailable);
-    assert_eq!(report.await.unwrap().connections_cut, 0);
-}
 
 #[tokio::test]
 async fn reflection_describes_the_service_and_delays_no_drain() {
@@ -76,6 +44,7 @@ async fn reflection_describes_the_service_and_delays_no_drain() {
     let expected = [
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
         // Served on a loopback address.
         "tidegate.v1.AdminService",
         SERVICE,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tidegate::{StallPolicy, SweepRules, proto::*};
-use tidegate_server::{Quota, QuotaConfig, ServerConfig};
+use tidegate_server::{Quota, QuotaConfig, ServerConfig, TlsConfig};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -17,7 +17,10 @@ use tokio::{
 };
 use tonic::Code;
 
-use crate::common::*;
+use crate::{
+    common::*,
+    pki::{Authority, Folder},
+};
 
 /// The status and the body that a GET is answered with.
 async fn get(address: SocketAddr, path: &str) -> (u16, String) {
@@ -109,6 +112,15 @@ async fn metrics_follow_events_and_subscriptions() {
         assert_eq!(now[name], value, "{name}");
     }
     for name in [
+        "tidegate_bytes_received_total",
+        "tidegate_bytes_sent_total",
+        "process_cpu_seconds_total",
+        "process_max_fds",
+        "process_open_fds",
+        "process_resident_memory_bytes",
+        "process_start_time_seconds",
+        "process_threads",
+        "process_virtual_memory_bytes",
         "tidegate_history_bytes",
         "tidegate_retained_bytes",
         "tidegate_memory_budget_bytes",
@@ -129,6 +141,27 @@ async fn metrics_follow_events_and_subscriptions() {
     let left = "tidegate_streams_ended_total{reason=\"CLIENT_LEFT\"}";
     until_metric(&server, left, 2.0).await;
     assert_eq!(scrape(&server).await["tidegate_subscriptions"], 0.0);
+}
+
+#[tokio::test]
+async fn bytes_are_counted_as_they_cross_the_sockets() {
+    let server = Running::start(watched()).await;
+    let mut client = server.client().await;
+    let mut stream = subscribe(&mut client, filters(&["t"])).await;
+    let counts = async || {
+        let now = scrape(&server).await;
+        ["sent", "received"].map(|way| now[&format!("tidegate_bytes_{way}_total")])
+    };
+    let [sent, received] = counts().await;
+    publish(&mut client, vec![event("t", vec![b'x'; 100_000])])
+        .await
+        .unwrap();
+    stream.events(1).await;
+    // It came in once and went out once, with little around it.
+    let now = counts().await;
+    for bytes in [now[0] - sent, now[1] - received] {
+        assert!((100_000.0..102_000.0).contains(&bytes), "{bytes}");
+    }
 }
 
 #[tokio::test]
@@ -178,6 +211,14 @@ async fn metrics_count_losses_by_reason_and_observe_lag() {
     assert!(behind["tidegate_subscription_backlog_events_sum"] > 0.0);
     assert!(behind["tidegate_subscription_lag_seconds_sum"] > 0.0);
     assert!(behind["tidegate_subscription_backlog_events_bucket{le=\"1.0\"}"] < samples);
+    // What the limits cost is certain, though nobody was told.
+    let lost = "tidegate_events_lost_total{reason=\"overflow\"}";
+    let pending = behind["tidegate_events_pending_loss"];
+    assert!(pending > 0.0);
+    assert_eq!(
+        behind["tidegate_events_dropped_total"],
+        pending + behind[lost]
+    );
 
     while stream.counted == 0 {
         stream.next().await.unwrap();
@@ -464,13 +505,22 @@ fn document(path: &str) -> String {
 /// Every word of a text that begins like the name of a metric.
 fn named_in(text: &str) -> Vec<&str> {
     text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
-        .filter(|word| word.starts_with("tidegate_"))
+        .filter(|word| word.starts_with("tidegate_") || word.starts_with("process_"))
         .collect()
 }
 
 /// The names of all metrics as they are scraped, those of a histogram by its three.
 async fn names() -> Vec<String> {
-    let server = Running::start(watched()).await;
+    // Some are there with TLS only.
+    let folder = Folder::new();
+    let (certificate, key) = folder.write_pair(&Authority::new("authority").server());
+    let server = Running::start(ServerConfig {
+        tls: Some(TlsConfig::new(certificate, key)),
+        ..watched()
+    })
+    .await;
+    // As the program does.
+    server.controls.count_lost_log_lines(|| 0);
     let mut names: Vec<_> = scrape(&server)
         .await
         .into_keys()

@@ -475,3 +475,42 @@ async fn an_authority_without_a_list_is_refused_where_others_have_one() {
     let endpoint = tls_endpoint(server.address, &authority, Some(&pair));
     is_refused(endpoint.connect().await).await;
 }
+
+#[tokio::test]
+async fn a_changed_list_holds_while_the_key_does_not_match() {
+    let Mutual {
+        folder,
+        authority,
+        clients,
+        server,
+    } = Mutual::start_with_revoked(ClientAuth::Required, Some(&[])).await;
+    let connect = async |serial| {
+        let pair = clients.numbered_client("billing", serial);
+        tls_endpoint(server.address, &authority, Some(&pair))
+            .connect()
+            .await
+    };
+    let doomed = Bearer::new(connect(7).await.unwrap(), None);
+    doomed.publish("t").await.unwrap();
+    let key = std::fs::read(folder.write_pair(&authority.server()).1).unwrap();
+    server.reloader.reload().await.unwrap();
+    // The key of another certificate, as in the middle of a renewal by hand.
+    folder.write("server.key", &authority.server().key);
+    folder.write("crl.pem", clients.revoked(&[7]));
+    let errors = server.reloader.reload().await.unwrap_err();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    let told = errors[0].to_string();
+    assert!(told.contains("server.pem"), "{told}");
+    let refused = doomed.publish("t").await.unwrap_err();
+    assert_eq!(reason(&refused), "CREDENTIALS_INVALID");
+    is_refused(connect(7).await).await;
+    connect(8).await.unwrap();
+    // And the other way around: a new pair holds while there is no list.
+    folder.write("server.key", key);
+    folder.write("crl.pem", "no list");
+    let errors = server.reloader.reload().await.unwrap_err();
+    let told = errors[0].to_string();
+    assert!(errors.len() == 1 && told.contains("crl.pem"), "{errors:?}");
+    is_refused(connect(7).await).await;
+    connect(8).await.unwrap();
+}

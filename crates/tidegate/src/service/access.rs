@@ -8,7 +8,14 @@
 //! [`Authority::changed`] completes: a subscription that would no longer be allowed ends then, with the
 //! position to resume from, and so does any call whose credentials are no longer accepted.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{
+    fmt,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::Arc,
+    thread,
+};
 
 use tidegate_core::{ClientId, CloseReason, Filter, Hub, SubscribeOptions, Topic};
 use tokio_util::task::AbortOnDropHandle;
@@ -67,6 +74,12 @@ pub(super) struct Scope {
 pub(super) struct AccessWatch {
     /// Held for its drop.
     _task: AbortOnDropHandle<()>,
+}
+
+/// Ends a subscription if its watch panics: nobody would notice that its rights are withdrawn.
+struct Unwatched<'a> {
+    hub: &'a Hub<Encoded>,
+    id: u64,
 }
 
 // ===== impl Access =====
@@ -207,11 +220,103 @@ impl AccessWatch {
     pub(super) fn new(access: &Access, scope: Scope, hub: Hub<Encoded>, id: u64) -> Self {
         let authority = Arc::clone(&access.0);
         let watch = async move {
+            let unwatched = Unwatched { hub: &hub, id };
             let reason = wait_for(authority, |authority| scope.end_under(authority)).await;
+            drop(unwatched);
             hub.end(id, reason);
         };
         Self {
             _task: AbortOnDropHandle::new(tokio::spawn(watch)),
         }
+    }
+}
+
+// ===== impl Unwatched =====
+
+impl Drop for Unwatched<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // A waker that panics too would end the process.
+            let end = || self.hub.end(self.id, CloseReason::CredentialsRevoked);
+            let _ = catch_unwind(AssertUnwindSafe(end));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, poll_fn},
+        sync::atomic::{AtomicBool, Ordering::Relaxed},
+        task::Context,
+        time::Instant,
+    };
+
+    use tidegate_core::{Batch, HubConfig, Room};
+
+    use super::*;
+
+    /// Rights that panic at the second question.
+    #[derive(Debug)]
+    struct Broken {
+        principal: Arc<str>,
+        was_asked: AtomicBool,
+    }
+
+    impl Authority for Broken {
+        fn principal(&self) -> &Arc<str> {
+            &self.principal
+        }
+
+        fn may_publish(&self, _: &Topic) -> bool {
+            true
+        }
+
+        fn may_subscribe(&self, _: &Filter) -> bool {
+            true
+        }
+
+        fn may_be_client(&self, _: &ClientId) -> bool {
+            true
+        }
+
+        fn new_client_id(&self, _: u64) -> ClientId {
+            ClientId::new("made").unwrap()
+        }
+
+        fn ended(&self) -> Option<CloseReason> {
+            assert!(!self.was_asked.swap(true, Relaxed), "on purpose");
+            None
+        }
+
+        fn changed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+            if self.was_asked.load(Relaxed) {
+                return Box::pin(pending());
+            }
+            Box::pin(async {})
+        }
+    }
+
+    #[tokio::test]
+    async fn stream_whose_rights_cannot_be_watched_ends() {
+        let hub = Hub::new(HubConfig::new(1));
+        let options =
+            SubscribeOptions::new(ClientId::new("c").unwrap(), vec![Filter::new("a").unwrap()]);
+        let scope = Scope::of(&options, true);
+        let mut subscription = hub.subscribe(options, Instant::now()).unwrap();
+        let access = Access::new(Arc::new(Broken {
+            principal: "p".into(),
+            was_asked: AtomicBool::new(false),
+        }));
+        let _watch = AccessWatch::new(&access, scope, hub.clone(), subscription.id());
+        let mut batch = Batch::default();
+        let room = Room {
+            events: 1,
+            bytes: 1,
+            overhead: 0,
+            up_to: u64::MAX,
+        };
+        let ended = poll_fn(|cx: &mut Context<'_>| subscription.poll_next(cx, room, &mut batch));
+        assert_eq!(ended.await, Err(CloseReason::CredentialsRevoked));
     }
 }

@@ -44,6 +44,19 @@ impl Calls {
         let calls = Some(self.clone());
         accepting(response.map(|body| ResponseBody::Other(CallBody::new(body, calls, access))))
     }
+
+    /// Does what [`respond`](Self::respond) does, for a service that only answers questions: the end does not wait for
+    /// answers that are ready, since a client that goes on asking would hold it up forever.
+    #[must_use]
+    pub fn respond_until_ended(
+        &self,
+        access: Option<&Access>,
+        response: http::Response<tonic::body::Body>,
+    ) -> http::Response<ResponseBody> {
+        let calls = Some(self.clone());
+        response
+            .map(|body| ResponseBody::Other(CallBody::new(body, calls, access).ending_at_once()))
+    }
 }
 
 /// Adds how requests may be compressed to a response.

@@ -15,7 +15,10 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -61,8 +64,10 @@ struct State {
 
 /// Response body of a call that is no subscription.
 ///
-/// It ends when its service ends it. It also ends, with a status that says why, when it has nothing ready and the calls
-/// of its connection were ended or the credentials of its caller are no longer accepted.
+/// It ends when its service ends it. It also ends, with a status that says why, when the calls of its connection were
+/// ended or the credentials of its caller are no longer accepted: once it has nothing ready and the service is not in the
+/// middle of a request, or at once, whichever its service wants. So whatever was stored has been answered before such a
+/// status.
 #[derive(Debug)]
 pub struct CallBody {
     body: tonic::body::Body,
@@ -70,18 +75,15 @@ pub struct CallBody {
     /// Ready when the calls are ended. Made when the body first has to wait: most never do.
     ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     credentials_end: Option<CredentialsEnd>,
+    /// Whether the end comes before frames that are ready.
+    ends_at_once: bool,
+    /// Set while the service is in the middle of something that it will answer.
+    is_busy: Arc<AtomicBool>,
     has_ended: bool,
 }
 
 /// Ready when credentials are no longer accepted.
 struct CredentialsEnd(Pin<Box<dyn Future<Output = CloseReason> + Send>>);
-
-/// Request body that ends when the calls of its connection are ended. [`Calls::request`] makes it.
-#[derive(Debug)]
-pub struct RequestBody<B> {
-    body: B,
-    ended: Pin<Box<WaitForCancellationFutureOwned>>,
-}
 
 // ===== impl Calls =====
 
@@ -114,16 +116,6 @@ impl Calls {
             self.shared.hub.end(id, reason);
         }
         self.shared.ended.cancel();
-    }
-
-    /// Wraps the body of a request, for a service that goes on reading when nobody waits for its response. The
-    /// body ends when the calls are ended; otherwise the connection would wait for that service.
-    #[must_use]
-    pub fn request<B>(&self, body: B) -> RequestBody<B> {
-        RequestBody {
-            body,
-            ended: Box::pin(self.shared.ended.clone().cancelled_owned()),
-        }
     }
 
     /// Enters a subscription of the hub by its identity. If the calls were ended, so is the subscription.
@@ -167,8 +159,23 @@ impl CallBody {
             calls,
             ended: None,
             credentials_end: access.map(|access| CredentialsEnd(access.until_ended())),
+            ends_at_once: false,
+            is_busy: Arc::default(),
             has_ended: false,
         }
+    }
+
+    /// The same body, whose end does not wait for frames that are ready.
+    pub(super) fn ending_at_once(self) -> Self {
+        Self {
+            ends_at_once: true,
+            ..self
+        }
+    }
+
+    /// Sets the flag that its service sets while it is in the middle of a request.
+    pub(super) fn with_busy(self, is_busy: Arc<AtomicBool>) -> Self {
+        Self { is_busy, ..self }
     }
 
     /// Ready with trailers when something other than its service ends the body.
@@ -218,9 +225,23 @@ impl Body for CallBody {
         if self.has_ended {
             return Poll::Ready(None);
         }
+        // Before the answers to questions that a client can ask without end, and so keep ready forever.
+        if self.ends_at_once
+            && let Poll::Ready(trailers) = self.poll_ended(cx)
+        {
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
         // A ready frame goes first: it may be the answer to something that was done, such as a published batch.
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             return Poll::Ready(frame);
+        }
+        if self.ends_at_once {
+            return Poll::Pending;
+        }
+        // An answer will follow, and wakes this task. To end before it would leave the client in doubt over a batch that
+        // is stored. Only this task sets the flag, so no ordering is needed.
+        if self.is_busy.load(Ordering::Relaxed) {
+            return Poll::Pending;
         }
         self.poll_ended(cx)
             .map(|trailers| Some(Ok(Frame::trailers(trailers))))
@@ -235,27 +256,30 @@ impl Body for CallBody {
     }
 }
 
-// ===== impl RequestBody =====
+#[cfg(test)]
+mod tests {
+    use futures_util::task::noop_waker_ref;
+    use tidegate_core::HubConfig;
 
-impl<B: Body + Unpin> Body for RequestBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
+    use super::*;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            return Poll::Ready(frame);
-        }
-        self.ended.as_mut().poll(cx).map(|()| None)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    #[test]
+    fn body_ends_between_requests_and_not_in_the_middle_of_one() {
+        let hub = Hub::new(HubConfig::new(1));
+        let calls = Calls::new(hub);
+        let is_busy = Arc::new(AtomicBool::new(true));
+        let idle = tonic::body::Body::new(http_body_util::StreamBody::new(
+            futures_util::stream::pending::<Result<Frame<Bytes>, Status>>(),
+        ));
+        let body = CallBody::new(idle, Some(calls.clone()), None).with_busy(Arc::clone(&is_busy));
+        let mut body = std::pin::pin!(body);
+        let mut cx = Context::from_waker(noop_waker_ref());
+        calls.end(CloseReason::ShuttingDown);
+        assert!(body.as_mut().poll_frame(&mut cx).is_pending());
+        is_busy.store(false, Ordering::Relaxed);
+        let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(&mut cx) else {
+            panic!("it goes on")
+        };
+        assert!(frame.is_trailers());
     }
 }

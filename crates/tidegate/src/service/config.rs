@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::gate::Gate;
+use super::{gate::Gate, wire::RESPONSE_OVERHEAD};
+use crate::framing::CHUNK_BYTES;
 
 /// Limits and intervals of an [`EventService`](crate::EventService). The hub has limits of its own:
 /// [`HubConfig`](crate::HubConfig).
@@ -62,6 +63,21 @@ impl Default for PublishLimits {
             max_attributes: 16_384,
             max_batch_bytes: 4 << 20,
             max_event_bytes: 1 << 20,
+        }
+    }
+}
+
+impl PublishLimits {
+    /// Returns the most bytes that a response to a subscriber may have: one with a single event of the greatest size, or
+    /// with as many smaller events as are sent together. gRPC's libraries refuse messages of more than 4 MiB, unless they
+    /// are told otherwise.
+    #[must_use]
+    pub const fn max_response_bytes(&self) -> usize {
+        let largest = self.max_event_bytes.saturating_add(RESPONSE_OVERHEAD);
+        if largest > CHUNK_BYTES {
+            largest
+        } else {
+            CHUNK_BYTES
         }
     }
 }

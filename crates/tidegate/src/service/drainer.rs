@@ -23,7 +23,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::Frame;
-use tidegate_core::{Batch, CloseReason, Room, Subscription};
+use tidegate_core::{Batch, CloseReason, Position, Room, Subscription, SubscriptionInfo};
 use tidegate_proto::v1::{
     CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response,
 };
@@ -196,6 +196,27 @@ impl Drainer {
                 .map(|deadline| Box::pin(sleep_until(deadline))),
             phase: Phase::Opening,
         }))
+    }
+}
+
+impl Drainer {
+    /// Returns the subscription's entry in [`Hub::subscriptions`](tidegate_core::Hub::subscriptions): its client, and
+    /// what it was handed and has lost.
+    #[must_use]
+    pub fn info(&self) -> SubscriptionInfo {
+        self.0.source().subscription.info()
+    }
+
+    /// Returns the position to resume after. `None` while a replay of the newest events has not found its first.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        self.0.source().subscription.position()
+    }
+
+    /// Returns why the stream has ended, or is about to, and `None` as long as only its client can end it.
+    #[must_use]
+    pub fn ending(&self) -> Option<Reason> {
+        self.0.source().ending()
     }
 }
 

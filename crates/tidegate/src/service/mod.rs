@@ -38,7 +38,7 @@ use tower_service::Service;
 pub use self::{
     access::{Access, Authority},
     body::ResponseBody,
-    calls::{CallBody, Calls, RequestBody},
+    calls::{CallBody, Calls},
     config::{PublishLimits, ServiceConfig},
     convert::{EncodeError, encode, limits_in_force},
     drainer::Drainer,

@@ -6,7 +6,10 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -71,6 +74,8 @@ struct Call {
     access: Option<Access>,
     /// Caller that quotas are counted for.
     caller: Caller,
+    /// Set while a request of a stream is being published.
+    is_busy: Arc<AtomicBool>,
 }
 
 // ===== impl Publisher =====
@@ -109,6 +114,7 @@ impl Publisher {
         let is_stream = request.uri().path() == PUBLISH_STREAM;
         let call = Call::new(self, request.extensions());
         let access = call.access.clone();
+        let is_busy = Arc::clone(&call.is_busy);
         let body = match call.clone().requests(request) {
             Ok(requests) if is_stream => {
                 let open = call.publisher.publishers.open(call.caller.clone());
@@ -123,7 +129,8 @@ impl Publisher {
         };
         match body {
             Ok(body) => {
-                let body = ResponseBody::Other(CallBody::new(body, calls, access.as_ref()));
+                let body = CallBody::new(body, calls, access.as_ref()).with_busy(is_busy);
+                let body = ResponseBody::Other(body);
                 let mut response = http::Response::new(body);
                 let grpc = HeaderValue::from_static("application/grpc");
                 response.headers_mut().insert(CONTENT_TYPE, grpc);
@@ -142,6 +149,7 @@ impl Call {
             publisher,
             access: extensions.get().cloned(),
             caller: caller(extensions),
+            is_busy: Arc::default(),
         }
     }
 
@@ -300,7 +308,12 @@ impl Call {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
         let answer = match requests.next().await {
-            Ok(Some(request)) => self.publish(request).await.map(Some),
+            Ok(Some(request)) => {
+                self.is_busy.store(true, Ordering::Relaxed);
+                let answer = self.publish(request).await;
+                self.is_busy.store(false, Ordering::Relaxed);
+                answer.map(Some)
+            }
             Ok(None) => Ok(None),
             Err(status) => Err(status),
         };

@@ -27,6 +27,9 @@ pub(super) const BATCH_OVERHEAD: usize = PREFIX + (1 + 5) + (1 + 10);
 /// Maximum number of bytes that an event takes besides its own: tag, length, and the sequence with its tag.
 pub(super) const EVENT_OVERHEAD: usize = (1 + 5) + (1 + 10);
 
+/// Maximum number of bytes that a response takes besides a single event in it. gRPC's prefix is no part of the message.
+pub(super) const RESPONSE_OVERHEAD: usize = BATCH_OVERHEAD - PREFIX + EVENT_OVERHEAD;
+
 /// An event of `tidegate.v1` in its encoded form, without the sequence. [`encode`](crate::encode) makes it.
 /// Cheap to clone: clones share the bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,6 +150,7 @@ mod tests {
     use tidegate_proto::v1 as proto;
 
     use super::*;
+    use crate::{framing::CHUNK_BYTES, service::config::PublishLimits};
 
     fn encoded(event: proto::NewEvent) -> NewEvent<Encoded> {
         let topic = Topic::new(&event.topic).unwrap();
@@ -178,6 +182,31 @@ mod tests {
             let _ = subscription.poll_next(&mut cx, Room::events(events), &mut batch);
         }
         batch
+    }
+
+    #[test]
+    fn a_response_is_no_larger_than_the_limits_say() {
+        let mut limits = PublishLimits::default();
+        let mut event = proto::Event {
+            topic: "t".into(),
+            payload: vec![7; 1 << 20].into(),
+            ..Default::default()
+        };
+        // As it is published.
+        limits.max_event_bytes = event.encoded_len();
+        event.sequence = u64::MAX;
+        let response = SubscribeResponse {
+            response: Some(Response::Batch(proto::Batch {
+                events: vec![event],
+                first_index: u64::MAX,
+            })),
+        };
+        let max = limits.max_response_bytes();
+        let len = response.encoded_len();
+        // The lengths of the lengths may be less than they are reckoned with.
+        assert!(len <= max && max - len <= 4, "{len}, at most {max}");
+        limits.max_event_bytes = 1;
+        assert_eq!(limits.max_response_bytes(), CHUNK_BYTES);
     }
 
     proptest! {

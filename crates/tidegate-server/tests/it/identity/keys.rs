@@ -19,7 +19,7 @@ use tokio::{
 };
 use tonic::Code;
 
-use super::{Signer, auth, bearer, claims, jwt, start};
+use super::{Signer, auth, base64url, bearer, claims, jwt, start};
 use crate::{
     common::*,
     pki::{Folder, end},
@@ -98,21 +98,6 @@ async fn a_token_needs_the_algorithm_of_its_key() {
             .unwrap_err();
         assert_eq!(reason(&status), "CREDENTIALS_INVALID", "{token}");
     }
-}
-
-fn base64url(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let bits = chunk
-            .iter()
-            .fold(0, |bits, byte| bits << 8 | u32::from(*byte))
-            << (8 * (3 - chunk.len()));
-        for i in 0..=chunk.len() {
-            text.push(char::from(ALPHABET[(bits >> (18 - 6 * i) & 63) as usize]));
-        }
-    }
-    text
 }
 
 /// Serves a key set over HTTP, and counts how often it is asked for.
@@ -269,4 +254,23 @@ async fn a_key_is_used_under_its_own_name_only() {
         let published = bearer(&server, &token).await.publish("orders.a").await;
         assert_eq!(published.is_ok(), is_good, "{token}");
     }
+}
+
+#[tokio::test]
+async fn withdrawn_key_ends_its_tokens_while_another_file_cannot_be_read() {
+    let (folder, first, second) = (Folder::new(), Signer::p256(), Signer::p256());
+    let keys = [("first.pem", &first), ("second.pem", &second)];
+    let keys = keys.map(|(name, signer)| JwtKeys::Pem(folder.write(name, &signer.public)));
+    let server = start(auth(&folder, Some(jwt(keys.into())))).await;
+    let dora = bearer(&server, &first.sign(&claims("dora"))).await;
+    let erin = bearer(&server, &second.sign(&claims("erin"))).await;
+    erin.publish("orders.a").await.unwrap();
+    folder.write("first.pem", "no key");
+    folder.write("second.pem", &Signer::p256().public);
+    let errors = server.reloader.reload().await.unwrap_err();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].to_string().contains("first.pem"), "{errors:?}");
+    let status = erin.publish("orders.a").await.unwrap_err();
+    assert_eq!(reason(&status), "CREDENTIALS_INVALID");
+    dora.publish("orders.a").await.unwrap();
 }

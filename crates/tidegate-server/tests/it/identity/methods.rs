@@ -18,6 +18,7 @@ fn methods() -> Vec<String> {
         tidegate::FILE_DESCRIPTOR_SET,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
     ];
     let files = sets
         .iter()
@@ -53,7 +54,8 @@ fn expected(method: &str) -> (Vec<u8>, Access, Code) {
             (Vec::new(), Access::Open, Code::Ok)
         }
         // Field 7: list the services.
-        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo" => {
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+        | "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo" => {
             (vec![7 << 3 | 2, 0], Access::ForPrincipals, Code::Ok)
         }
         "/tidegate.v1.AdminService/GetServer"

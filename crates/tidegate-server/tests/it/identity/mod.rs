@@ -7,10 +7,12 @@ mod methods;
 mod quotas;
 mod rules;
 mod startup;
+mod tokens;
 
 use std::time::{Duration, SystemTime};
 
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, crypto, encode};
 use rcgen::{KeyPair, PKCS_ED25519, PKCS_RSA_SHA256, PublicKeyData as _, RsaKeySize};
 use serde_json::{Value, json};
 use tidegate_server::{AuthConfig, JwtConfig, JwtKeys, QuotaConfig, ServerConfig, token_line};
@@ -83,6 +85,15 @@ impl Signer {
         encode(&header, claims, &self.key).unwrap()
     }
 
+    /// A token of these very texts.
+    fn sign_text(&self, header: &str, claims: &str) -> String {
+        let signed = [header, claims]
+            .map(|part| base64url(part.as_bytes()))
+            .join(".");
+        let signature = crypto::sign(signed.as_bytes(), &self.key, self.algorithm).unwrap();
+        format!("{signed}.{signature}")
+    }
+
     /// Its public key as a JSON Web Key. For P-256 only.
     fn jwk(&self, id: &str) -> Value {
         use jsonwebtoken::jwk::Jwk;
@@ -91,6 +102,10 @@ impl Signer {
         assert!(!self.pair.der_bytes().is_empty());
         serde_json::to_value(jwk).unwrap()
     }
+}
+
+fn base64url(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
 }
 
 fn in_seconds(seconds: i64) -> i64 {

@@ -1,0 +1,126 @@
+//! The environment: its settings, and the variables that look like settings.
+//!
+//! Nothing that begins like a setting is passed over in silence. The exception is what orchestrators set for a service
+//! named `tidegate`, or `tidegate-something`: Kubernetes sets `TIDEGATE_PORT=tcp://10.0.0.1:50051` and the like.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+};
+
+use super::{
+    setting::{Setting, VARIABLES},
+    table::SETTINGS,
+    written::{Origin, Problem, Written},
+};
+
+/// Reads the variables.
+pub(super) fn read(
+    environment: &BTreeMap<OsString, OsString>,
+    written: &mut Written,
+    problems: &mut Vec<Problem>,
+) {
+    // An empty variable is how a unit, a manifest or a shell takes one away.
+    let set = environment.iter().filter(|(_, value)| !value.is_empty());
+    let set: BTreeMap<_, _> = set
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value))
+        .collect();
+    for setting in SETTINGS {
+        let variable = setting.variable();
+        let Some(value) = set.get(&variable) else {
+            continue;
+        };
+        let origin = Origin::Environment(variable);
+        match value.to_str() {
+            Some(text) => written.set(setting, text.to_owned(), origin, problems),
+            None => problems.push(Problem {
+                origin,
+                message: format!(
+                    "{}: the value is not UTF-8: write it in UTF-8, and rename a file whose name is not",
+                    setting.key
+                ),
+            }),
+        }
+    }
+    for (name, value) in &set {
+        match further(name, value) {
+            Further::None => {}
+            Further::Misspelled(meant) => problems.push(Problem {
+                origin: Origin::Environment(name.clone()),
+                message: format!(
+                    "there is no such setting; did you mean {}?",
+                    meant.variable()
+                ),
+            }),
+            Further::Unknown(message) => written.warn(Problem {
+                origin: Origin::Environment(name.clone()),
+                message: message.into(),
+            }),
+        }
+    }
+}
+
+/// The kind of a variable.
+enum Further {
+    /// A setting, a variable that an orchestrator sets, or one that has nothing to do with this program.
+    None,
+    /// No setting, and it comes near this one.
+    Misspelled(&'static Setting),
+    /// No setting, and it comes near none. The warning.
+    Unknown(&'static str),
+}
+
+fn further(name: &str, value: &OsStr) -> Further {
+    let Some(rest) = after_prefix(name) else {
+        return Further::None;
+    };
+    if comes_from_an_orchestrator(name, value) {
+        return Further::None;
+    }
+    match Setting::nearest(rest) {
+        Some(setting) if setting.variable() == name => Further::None,
+        Some(setting) => Further::Misspelled(setting),
+        None if rest.eq_ignore_ascii_case("PORT") => Further::Unknown(
+            "there is no such setting, so this is ignored: the port is part of TIDEGATE_LISTEN, such as 0.0.0.0:50051",
+        ),
+        None => Further::Unknown(
+            "there is no such setting, so this is ignored: unset it, or correct its name; docs/tidegate.example.toml \
+             has every setting",
+        ),
+    }
+}
+
+/// The part behind the beginning that all variables have, in whatever case and with whatever behind `TIDEGATE`.
+fn after_prefix(name: &str) -> Option<&str> {
+    let (prefix, rest) = name.split_at_checked(VARIABLES.len())?;
+    let word = VARIABLES.trim_end_matches('_');
+    let is_ours =
+        prefix.get(..word.len())?.eq_ignore_ascii_case(word) && prefix.ends_with(['_', '-', '.']);
+    is_ours.then_some(rest)
+}
+
+/// Whether a variable is one of those that Kubernetes and Docker set for each service.
+fn comes_from_an_orchestrator(name: &str, value: &OsStr) -> bool {
+    let words: Vec<_> = name.split('_').skip(1).collect();
+    let is_number = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    let is_protocol = |word: &str| matches!(word, "TCP" | "UDP" | "SCTP");
+    let ends_with_service = |words: &[&str]| {
+        // The name of the port may have several words.
+        let place = words
+            .windows(2)
+            .position(|pair| matches!(pair, ["SERVICE", "HOST" | "PORT"]));
+        place.is_some_and(|place| words[place + 1] == "PORT" || place + 2 == words.len())
+    };
+    match words[..] {
+        _ if ends_with_service(&words) => true,
+        [.., "PORT", number, protocol, "PROTO" | "PORT" | "ADDR"]
+        | [.., "PORT", number, protocol]
+            if is_number(number) && is_protocol(protocol) =>
+        {
+            true
+        }
+        // A person writes a number.
+        [.., "PORT"] => value.to_str().is_some_and(|value| value.contains("://")),
+        _ => false,
+    }
+}

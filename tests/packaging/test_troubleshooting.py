@@ -1,0 +1,60 @@
+"""docs/troubleshooting.md has every exit code and every reason, and the settings and metrics that it names exist."""
+
+from __future__ import annotations
+
+import re
+
+from packages import ROOT
+
+DOCUMENT = ROOT / "docs" / "troubleshooting.md"
+
+
+def section(title: str) -> str:
+    return re.search(rf"^## {title}$(.*?)(?=^## |\Z)", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The rows of the tables, without their heads."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [line.strip("| ").split(" | ") for line in lines]
+
+
+def test_every_exit_code_is_explained():
+    source = (ROOT / "crates" / "tidegate-cli" / "src" / "exit.rs").read_text()
+    codes = {"0", *re.findall(r"^    \w+ = (\d+),$", source, re.MULTILINE)}
+    assert len(codes) > 10
+    assert codes <= {row[0] for row in rows(section("Exit codes"))}
+
+
+def test_every_reason_is_explained_once():
+    source = (ROOT / "crates" / "tidegate" / "src" / "reason.rs").read_text()
+    reasons = re.findall(r'"([A-Z][A-Z_]+)",\s*Code::', source)
+    assert len(reasons) > 25
+    explained = [reason for row in rows(section("Reasons"))[1:] for reason in re.findall(r"`([A-Z_]+)`", row[0])]
+    assert set(reasons) <= set(explained)
+    assert len(explained) == len(set(explained))
+
+
+def test_every_row_says_what_to_do():
+    for title in re.findall(r"^## (.*)$", DOCUMENT.read_text(), re.MULTILINE):
+        for row in rows(section(title)):
+            assert len(row) == len(rows(section(title))[0]), row
+            assert all(cell.strip() for cell in row), row
+
+
+def test_the_settings_and_metrics_that_it_names_exist():
+    text = DOCUMENT.read_text()
+    example = (ROOT / "docs" / "tidegate.example.toml").read_text()
+    table, settings = "", set()
+    for line in example.splitlines():
+        if match := re.match(r"\[(.*)\]$", line):
+            table = match[1] + "."
+        elif match := re.match(r"(\w+) = ", line):
+            settings.add(table + match[1])
+    sections = {setting.split(".")[0] for setting in settings if "." in setting}
+    named = {name for name in re.findall(r"`([a-z][\w.]+)`", text) if name.split(".")[0] in sections and "." in name}
+    assert len(named) > 10
+    assert named <= settings
+    assert {name for name in re.findall(r"`(\w+) = ", text)} <= settings
+    metrics = (ROOT / "docs" / "metrics.md").read_text()
+    assert all(f"`{name}`" in metrics for name in re.findall(r"`(tidegate_\w+)`", text))
