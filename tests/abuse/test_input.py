@@ -17,6 +17,7 @@ from frames import (
     header_block,
     message,
     request_headers,
+    window_update,
 )
 from siege import publish_request, subscribe_request
 from support import new_event, pb
@@ -99,14 +100,58 @@ def test_claimed_length_reserves_no_memory(besiege):
             assert peer.wait(stream).status == DEADLINE_EXCEEDED
 
 
-def test_compressed_request_is_refused_without_decompression(besiege):
+def test_compressed_bomb_is_refused_at_the_limit_of_what_it_becomes(besiege):
     with besiege() as siege:
         peer = siege.greeted()
         bomb = gzip.compress(publish_request(new_event("attack.bomb", bytes(64 * MIB))))
         for path in (SUBSCRIBE, PUBLISH, PUBLISH_STREAM):
-            call = peer.wait(peer.call(path, message(bomb[:200_000], flag=1), ("grpc-encoding", "gzip")))
-            assert call.status == UNIMPLEMENTED, call
-        assert siege.growth_kib < 16 << 10
+            call = peer.wait(peer.call(path, message(bomb, flag=1), ("grpc-encoding", "gzip")))
+            assert call.status == INVALID_ARGUMENT, call
+        # On every stream of several connections at once.
+        peers = [siege.greeted() for _ in range(4)]
+        for peer in peers:
+            for _ in range(250):
+                peer.call(PUBLISH, message(bomb, flag=1), ("grpc-encoding", "gzip"))
+                peer.send(window_update(0, 1 << 20))
+        for peer in peers:
+            for call in list(peer.calls.values()):
+                peer.until(lambda: call.is_over, "the end of a call")
+        siege.note("bombs", f"+{siege.growth_kib >> 10} MiB for 1,000")
+        # 64 KiB of each are received, and four of them at once inflated.
+        assert siege.growth_kib < 160 << 10
+
+
+def test_streams_hold_nothing_of_messages_that_were_large(besiege):
+    # Room that the allocator keeps, and not a buffer of 4 MiB for each.
+    slack = 96 << 10
+    with besiege("--history-events", "0", "--history-bytes", "1MiB", memory_slack_kib=slack) as siege:
+        # Close to the limit of a batch, and 3 KiB to send.
+        inflated = publish_request(*[new_event("attack.large", bytes(1_000_000))] * 4)
+        large = message(gzip.compress(inflated), flag=1)
+        peer = siege.greeted()
+        streams = [peer.call(PUBLISH_STREAM, large, ("grpc-encoding", "gzip"), ends=False) for _ in range(100)]
+        for stream in streams:
+            peer.until(lambda: len(peer.calls[stream].messages()) == 1, "an answer")
+        siege.note("held", f"{siege.held().resident_kib - siege.before.resident_kib >> 10} MiB by 100 streams")
+        assert siege.held().resident_kib < siege.before.resident_kib + slack
+
+
+def test_other_compressions_are_refused_with_a_reason(besiege):
+    with besiege() as siege:
+        peer = siege.greeted()
+        paths = [SUBSCRIBE, PUBLISH, PUBLISH_STREAM, "/grpc.health.v1.Health/Check", "/tidegate.v1.AdminService/GetServer"]
+        for path in paths:
+            for encoding in ("deflate", "zstd", "snappy", "x" * 1_000, "gzip, identity", "\xff"):
+                call = peer.wait(peer.call(path, message(b"", flag=1), ("grpc-encoding", encoding)))
+                assert call.status == UNIMPLEMENTED, call
+                assert call.headers["tidegate-reason"] == "COMPRESSION_UNSUPPORTED"
+                assert call.headers["grpc-accept-encoding"] == "identity,gzip"
+        # What is no gzip, and what is said to be none.
+        for path in (SUBSCRIBE, PUBLISH, PUBLISH_STREAM):
+            for encoding, body in (("gzip", b"no gzip"), ("identity", gzip.compress(b""))):
+                call = peer.wait(peer.call(path, message(body, flag=1), ("grpc-encoding", encoding)))
+                assert (call.status, call.headers["tidegate-reason"]) == (INTERNAL, "MALFORMED_MESSAGE")
+        assert peer.answers()
 
 
 def test_many_small_message_parts_do_not_multiply_in_memory(besiege):

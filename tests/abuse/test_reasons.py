@@ -224,6 +224,11 @@ def publish_stream(calling, files, binary) -> Call:
     return caller.peer.wait(caller.peer.call(PUBLISH_STREAM, requests))
 
 
+def malformed(calling, files, binary) -> Call:
+    caller = calling()
+    return caller.peer.wait(caller.peer.call(PUBLISH, message(b"", flag=7)))
+
+
 def admin_not_allowed(calling, files, binary) -> Call:
     request = admin_pb.DisconnectClientRequest(client_id="ann").SerializeToString()
     return calling(*with_tokens(files)).call(DISCONNECT_CLIENT, request, *bearer("annann"))
@@ -248,6 +253,11 @@ PROVOKED: list[tuple[str, Callable[..., Call]]] = [
             *[new_event("a")] * 4
         ),
     ),
+    (
+        "COMPRESSION_UNSUPPORTED",
+        lambda calling, *_: calling().publish(new_event("a"), headers=(("grpc-encoding", "deflate"),)),
+    ),
+    ("MALFORMED_MESSAGE", malformed),
     ("CLIENT_ID_TAKEN", taken),
     ("TAKEN_OVER", taken_over),
     ("TOO_SLOW", too_slow),

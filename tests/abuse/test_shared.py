@@ -338,3 +338,13 @@ def test_empty_frames_of_many_calls_spare_the_connection(proxy):
         shared.peer.send(frame(DATA, 0, stream) + frame(DATA, END_STREAM, stream))
         assert shared.peer.wait(stream).status == 0
     shared.leave()
+
+
+@pytest.mark.parametrize("authority", AUTHORITIES)
+@pytest.mark.xfail(strict=True, reason="h2 refuses an `:authority` that is no host and port")
+def test_odd_authorities_are_served(proxy, authority):
+    shared = proxy()
+    check = message(empty_pb2.Empty().SerializeToString())
+    call = shared.peer.wait(shared.peer.call(HEALTH_CHECK, check, authority=authority))
+    assert call.status == 0, call
+    shared.leave()

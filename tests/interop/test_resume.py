@@ -183,3 +183,14 @@ def test_replay_that_ends_before_its_first_event_states_no_position(binary):
             early += not stream.ledger.is_settled
         assert early > 0, "all replays had ended before the server did"
         client.close()
+
+
+def test_epochs_are_exact_as_doubles(binary):
+    epochs = set()
+    for _ in range(8):
+        with Server(binary) as server:
+            client = Client(server.address)
+            epochs.add(client.publish(new_event("a")).epoch)
+            client.close()
+    assert len(epochs) == 8
+    assert all(0 < epoch < 1 << 53 and int(float(epoch)) == epoch for epoch in epochs)

@@ -15,7 +15,7 @@ const DEFAULT: &str = "http://127.0.0.1:50051";
 /// The server to connect to, and the credentials for it.
 #[derive(Debug, Args)]
 pub(crate) struct ServerArgs {
-    /// URL of the server [default: http://127.0.0.1:50051]. [env: TIDEGATE_SERVER]
+    /// URL of the server, or unix:PATH [default: http://127.0.0.1:50051]. [env: TIDEGATE_SERVER]
     #[arg(long, value_name = "URL", value_parser = server_url)]
     server: Option<String>,
 
@@ -44,11 +44,11 @@ impl ServerArgs {
     }
 }
 
-/// Parses a URL; `host:port` means `http://host:port`.
+/// Parses a URL; `host:port` means `http://host:port`, and `unix:` and a path is the file of a socket.
 fn server_url(text: &str) -> Result<String, String> {
     match text {
         "" => Err("write it as http://HOST:PORT".into()),
-        url if url.contains("://") => Ok(url.into()),
+        url if url.contains("://") || url.starts_with("unix:") => Ok(url.into()),
         authority => Ok(format!("http://{authority}")),
     }
 }
@@ -60,7 +60,9 @@ mod tests {
     #[test]
     fn the_scheme_may_be_left_out() {
         assert_eq!(server_url("host:1"), Ok("http://host:1".into()));
-        assert_eq!(server_url("http://host:1"), Ok("http://host:1".into()));
+        for whole in ["http://host:1", "unix:/run/tidegate.sock"] {
+            assert_eq!(server_url(whole), Ok(whole.into()));
+        }
         assert!(server_url("").is_err());
     }
 }

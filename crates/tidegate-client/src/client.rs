@@ -1,6 +1,10 @@
 //! The client: endpoint, credentials, connections and their settings.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use http::Uri;
 use tidegate_proto::v1::{NewEvent, PublishRequest, PublishResponse};
@@ -58,7 +62,7 @@ impl Client {
     /// Connects on first use, and so succeeds if there is no server.
     ///
     /// # Errors
-    /// [`Error::InvalidEndpoint`] if `endpoint` is not an `http` or `https` URL.
+    /// [`Error::InvalidEndpoint`] if `endpoint` is not an `http` or `https` URL, and no `unix:` and a path.
     ///
     /// # Panics
     /// Outside a Tokio runtime.
@@ -66,7 +70,8 @@ impl Client {
         Self::builder(endpoint).connect_lazy()
     }
 
-    /// Returns the default settings for the server at `endpoint`, such as `http://127.0.0.1:50051`.
+    /// Returns the default settings for the server at `endpoint`, such as `http://127.0.0.1:50051`, or
+    /// `unix:/run/tidegate.sock` for the file of a socket.
     pub fn builder(endpoint: impl Into<String>) -> ClientBuilder {
         ClientBuilder {
             endpoint: endpoint.into(),
@@ -275,7 +280,7 @@ impl ClientBuilder {
     /// Creates the client. It connects on first use, and so succeeds if there is no server.
     ///
     /// # Errors
-    /// [`Error::InvalidEndpoint`] if the endpoint is not an `http` or `https` URL, and
+    /// [`Error::InvalidEndpoint`] if the endpoint is not an `http` or `https` URL, and no `unix:` and a path, and
     /// [`Error::InvalidCredentials`] if the token or the certificates cannot be used, or the token file cannot be read.
     ///
     /// # Panics
@@ -314,6 +319,7 @@ impl ClientBuilder {
             life_limit: self
                 .keep_alive_interval
                 .saturating_add(self.keep_alive_timeout),
+            socket_file: self.socket_file().map(Into::into),
         };
         Ok(Client {
             connection: connector.connect_lazy(),
@@ -350,11 +356,26 @@ impl ClientBuilder {
         })
     }
 
+    /// Path of the file of a socket, if the endpoint is one: `unix:/path`, or `unix:///path`.
+    fn socket_file(&self) -> Option<&Path> {
+        let path = self.endpoint.strip_prefix("unix:")?;
+        Some(Path::new(path.strip_prefix("//").unwrap_or(path)))
+    }
+
     fn parse_endpoint(&self) -> Result<Endpoint, Error> {
         let invalid = |reason: &str| Error::InvalidEndpoint {
             endpoint: self.endpoint.clone(),
             reason: reason.into(),
         };
+        if let Some(path) = self.socket_file() {
+            return match path.is_absolute() {
+                // The name of the server is that of this machine: a path is none.
+                true => Ok(Endpoint::from_static("http://localhost")),
+                false => Err(invalid(
+                    "it must have the whole path, such as unix:/run/tidegate.sock",
+                )),
+            };
+        }
         let endpoint =
             Endpoint::from_shared(self.endpoint.clone()).map_err(|_| invalid("it is not a URL"))?;
         match endpoint.uri().scheme_str() {
@@ -362,7 +383,7 @@ impl ClientBuilder {
                 Some(host) if !host.is_empty() => Ok(endpoint),
                 _ => Err(invalid("it has no host")),
             },
-            _ => Err(invalid("it must begin with https:// or http://")),
+            _ => Err(invalid("it must begin with https://, http:// or unix:")),
         }
     }
 }
@@ -398,6 +419,8 @@ mod tests {
             "http://[::1]:1",
             "http://host",
             "https://host",
+            "unix:/run/tidegate.sock",
+            "unix:///run/tidegate.sock",
         ] {
             assert!(Client::connect_lazy(good).is_ok(), "{good}");
         }
@@ -408,6 +431,9 @@ mod tests {
             "https://",
             "ftp://host",
             "http://a b",
+            "unix:",
+            "unix:run/tidegate.sock",
+            "unix://host/path",
         ] {
             let error = Client::connect_lazy(bad).unwrap_err();
             assert!(

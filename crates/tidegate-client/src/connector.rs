@@ -2,8 +2,10 @@
 
 use std::{
     future::Future,
-    mem,
+    io, mem,
+    path::Path,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -15,7 +17,7 @@ use tidegate_proto::v1::{
     SubscribeRequest, SubscribeResponse, admin_service_client::AdminServiceClient,
     event_service_client::EventServiceClient,
 };
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{
     Status, Streaming,
     body::Body,
@@ -54,7 +56,14 @@ pub(crate) struct Connector {
     pub(crate) keep_alive_interval: Duration,
     /// Time without a sign of life after which a connection has failed.
     pub(crate) life_limit: Duration,
+    /// Path of the file of the server's socket, if it has no address.
+    pub(crate) socket_file: Option<Arc<Path>>,
 }
+
+/// Bytes of a connection, of TCP or through the file of a socket.
+trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 
 /// A connection whose bytes are watched. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -68,6 +77,8 @@ pub(crate) struct Connection {
 /// Opens the socket of a connection.
 struct Dialer {
     http: HttpConnector,
+    /// Path of the file of the server's socket, if it has no address.
+    socket_file: Option<Arc<Path>>,
     tls: Option<Tls>,
     activity: Activity,
     life_limit: Duration,
@@ -91,6 +102,7 @@ impl Connector {
         http.set_connect_timeout(self.endpoint.get_connect_timeout());
         let dialer = Dialer {
             http,
+            socket_file: self.socket_file.clone(),
             tls: self.tls.clone(),
             activity: activity.clone(),
             life_limit: self.life_limit,
@@ -195,7 +207,7 @@ impl Service<Request<Body>> for Connection {
 }
 
 impl Service<Uri> for Dialer {
-    type Response = TokioIo<Transport<TcpStream>>;
+    type Response = TokioIo<Transport<Box<dyn Socket>>>;
     type Error = Box<dyn std::error::Error + Send + Sync>;
     type Future = Boxed<Self::Response, Self::Error>;
 
@@ -204,11 +216,15 @@ impl Service<Uri> for Dialer {
     }
 
     fn call(&mut self, server: Uri) -> Self::Future {
-        let dial = self.http.call(server);
+        let socket_file = self.socket_file.clone();
+        let dial = self.http.clone().call(server);
         let activity = self.activity.clone();
         let (tls, limit) = (self.tls.clone(), self.life_limit);
         Box::pin(async move {
-            let socket = dial.await?.into_inner();
+            let socket: Box<dyn Socket> = match socket_file {
+                None => Box::new(dial.await?.into_inner()),
+                Some(path) => connect_to_file(&path).await?,
+            };
             let socket = Watched::new(socket, activity.clone(), limit);
             Ok(TokioIo::new(match tls {
                 Some(tls) => tls.connect(socket, activity).await?,
@@ -216,6 +232,23 @@ impl Service<Uri> for Dialer {
             }))
         })
     }
+}
+
+#[cfg(unix)]
+async fn connect_to_file(path: &Path) -> io::Result<Box<dyn Socket>> {
+    match tokio::net::UnixStream::connect(path).await {
+        Ok(stream) => Ok(Box::new(stream)),
+        // The path is what a user looks for in the words of the error.
+        Err(error) => Err(io::Error::new(
+            error.kind(),
+            format!("unix:{}: {error}", path.display()),
+        )),
+    }
+}
+
+#[cfg(not(unix))]
+async fn connect_to_file(_: &Path) -> io::Result<Box<dyn Socket>> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Removes the rich details of a status if they are not base64: tonic panics at those, in the task of the application.

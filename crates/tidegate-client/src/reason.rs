@@ -19,7 +19,7 @@ const DOMAIN: &str = "tidegate";
 const REASON_TRAILER: &str = "tidegate-reason";
 
 /// Each reason of the protocol, with its code and the next step.
-pub(crate) const REASONS: [(&str, Code, Advice); 29] = [
+pub(crate) const REASONS: [(&str, Code, Advice); 31] = [
     ("INVALID_FILTER", Code::InvalidArgument, Advice::Correct),
     ("INVALID_TOPIC", Code::InvalidArgument, Advice::Correct),
     ("INVALID_CLIENT_ID", Code::InvalidArgument, Advice::Correct),
@@ -31,6 +31,12 @@ pub(crate) const REASONS: [(&str, Code, Advice); 29] = [
     ("TOO_MANY_EVENTS", Code::InvalidArgument, Advice::Correct),
     ("EVENT_TOO_LARGE", Code::InvalidArgument, Advice::Correct),
     ("BATCH_TOO_LARGE", Code::InvalidArgument, Advice::Correct),
+    (
+        "COMPRESSION_UNSUPPORTED",
+        Code::Unimplemented,
+        Advice::Correct,
+    ),
+    ("MALFORMED_MESSAGE", Code::Internal, Advice::Correct),
     ("CLIENT_ID_TAKEN", Code::AlreadyExists, Advice::Stop),
     ("TAKEN_OVER", Code::Aborted, Advice::Stop),
     ("TOO_SLOW", Code::ResourceExhausted, Advice::Resume),

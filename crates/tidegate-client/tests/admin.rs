@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use tidegate_client::{Client, Error, ListOptions, Violation};
 use tidegate_proto::v1::{
     DisconnectClientRequest, DisconnectClientResponse, DrainRequest, DrainResponse,
-    GetServerRequest, GetServerResponse, ListSubscriptionsRequest, ListSubscriptionsResponse,
-    SubscriptionState,
+    GetServerRequest, GetServerResponse, ListPublishStreamsRequest, ListPublishStreamsResponse,
+    ListSubscriptionsRequest, ListSubscriptionsResponse, SubscriptionState,
     admin_service_server::{AdminService, AdminServiceServer},
 };
 use tokio::net::TcpListener;
@@ -38,6 +38,13 @@ impl AdminService for Pages {
             next_page_token: pages.remove(0).into(),
             ..Default::default()
         }))
+    }
+
+    async fn list_publish_streams(
+        &self,
+        _: Request<ListPublishStreamsRequest>,
+    ) -> Result<Response<ListPublishStreamsResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
     }
 
     async fn disconnect_client(

@@ -55,7 +55,7 @@ fn variant(error: &Error) -> Variant {
 }
 
 /// Each reason of docs/protocol.md, with its code, the step, and words of the error.
-const REASONS: [(&str, Code, Step, &str); 29] = [
+const REASONS: [(&str, Code, Step, &str); 31] = [
     (
         "INVALID_FILTER",
         Code::InvalidArgument,
@@ -121,6 +121,18 @@ const REASONS: [(&str, Code, Step, &str); 29] = [
         Code::InvalidArgument,
         GiveUp(Variant::Refused),
         "correct it first",
+    ),
+    (
+        "COMPRESSION_UNSUPPORTED",
+        Code::Unimplemented,
+        GiveUp(Variant::Failed),
+        "the server answered Unimplemented",
+    ),
+    (
+        "MALFORMED_MESSAGE",
+        Code::Internal,
+        GiveUp(Variant::Failed),
+        "the server answered Internal",
     ),
     (
         "POSITION_AHEAD",

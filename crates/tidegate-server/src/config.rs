@@ -8,13 +8,17 @@ use std::{
 use tidegate::{ClientIdPolicy, HistoryLimits, ServiceConfig, SweepRules};
 use tidegate_transport::Http2Config;
 
-use crate::{identity::AuthConfig, network::tls::TlsConfig, quotas::QuotaConfig};
+use crate::{
+    identity::AuthConfig,
+    network::{listener::ListenAddress, tls::TlsConfig},
+    quotas::QuotaConfig,
+};
 
 /// The configuration of a server.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
-    /// The address to listen on. Port 0 takes a free port. Default: `127.0.0.1:50051`.
-    pub listen: SocketAddr,
+    /// The address to listen on, or the path of a socket's file. Port 0 takes a free port. Default: `127.0.0.1:50051`.
+    pub listen: ListenAddress,
     /// The most connections that wait in the kernel until the server accepts them; it lowers what is beyond its own limit
     /// (`net.core.somaxconn` on Linux). `None` is as many as it allows. Default: `None`.
     pub backlog: Option<u32>,
@@ -40,7 +44,7 @@ pub struct ServerConfig {
     /// anyone, without credentials. Default: `None`, no such listener.
     pub http: Option<SocketAddr>,
     /// Whether to serve `tidegate.v1.AdminService`. Where calls need credentials, it is for principals whose rule says
-    /// `admin`. `None` serves it if calls need credentials or `listen` is a loopback address. Default: `None`.
+    /// `admin`. `None` serves it if calls need credentials or `listen` is a loopback address or a socket's file. Default: `None`.
     pub admin: Option<bool>,
     /// The quotas of each address and each principal. Default: none, except for bad credentials.
     pub quotas: QuotaConfig,
@@ -74,7 +78,7 @@ pub struct ServerConfig {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)).into(),
             backlog: None,
             history: HistoryLimits::default(),
             client_ids: ClientIdPolicy::default(),
@@ -102,7 +106,7 @@ impl ServerConfig {
     /// Whether a server with this configuration serves the admin service.
     #[must_use]
     pub fn serves_admin(&self) -> bool {
-        let is_guarded = self.asks_for_credentials() || self.listen.ip().is_loopback();
+        let is_guarded = self.asks_for_credentials() || self.listen.is_local();
         self.admin.unwrap_or(is_guarded)
     }
 

@@ -12,14 +12,12 @@ use std::{
 
 use tidegate::{Calls, CloseReason};
 use tidegate_transport::{Connection, Http2Config, Prefaced, read_preface};
-use tokio::{
-    net::TcpStream,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     network::{
+        listener::Socket,
         metered::{Metered, Traffic},
         tls::{Certificates, Tls, Transport},
     },
@@ -68,7 +66,7 @@ impl Connections {
     }
 
     /// Serves one connection until it ends or `cut` is cancelled. Returns whether it was cut by that.
-    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) -> bool {
+    pub(crate) async fn serve(self: Arc<Self>, stream: Socket, peer: SocketAddr) -> bool {
         let began = Instant::now();
         tracing::debug!(%peer, "connection accepted");
         let (is_cut, reason) = self.serve_to_the_end(stream, peer).await;
@@ -78,12 +76,8 @@ impl Connections {
     }
 
     /// Serves one connection. Returns whether it was cut, and why it ended, if not in good order.
-    async fn serve_to_the_end(
-        &self,
-        stream: TcpStream,
-        peer: SocketAddr,
-    ) -> (bool, Option<String>) {
-        if let Err(error) = self.config.set_socket_options(&stream) {
+    async fn serve_to_the_end(&self, stream: Socket, peer: SocketAddr) -> (bool, Option<String>) {
+        if let Err(error) = stream.set_options(&self.config) {
             return (false, Some(format!("lost before it began: {error}")));
         }
         // Boxed, so that its room is freed when it is done: the task would keep it as long as the connection lasts.
@@ -135,7 +129,7 @@ impl Connections {
     ///
     /// # Errors
     /// The reason why the connection ends before it began.
-    async fn handshake(&self, stream: TcpStream) -> Result<Begun, String> {
+    async fn handshake(&self, stream: Socket) -> Result<Begun, String> {
         let stream = Metered::new(stream, Arc::clone(&self.traffic));
         let begun = async {
             let transport = match &self.tls {

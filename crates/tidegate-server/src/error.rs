@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::network::descriptors::TooFewDescriptors;
+use crate::network::{descriptors::TooFewDescriptors, listener::ListenAddress};
 
 /// The error of a server that cannot start. Its `Display` says what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,14 @@ pub enum BindError {
         /// The address.
         address: SocketAddr,
         /// The error of the operating system.
+        source: io::Error,
+    },
+    /// The server cannot listen on the file of a socket.
+    #[error("cannot listen on unix:{}", .path.display())]
+    ListenUnix {
+        /// The path of the file.
+        path: PathBuf,
+        /// The error of the operating system, or why the file that is there stays.
         source: io::Error,
     },
     /// The process may not open as many files as
@@ -41,7 +49,7 @@ pub enum BindError {
     )]
     PlaintextCredentials {
         /// The address, which is not a loopback address.
-        address: SocketAddr,
+        address: ListenAddress,
     },
     /// Certificates, credentials, keys or rules cannot be used.
     #[error(transparent)]

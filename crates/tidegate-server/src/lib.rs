@@ -7,7 +7,7 @@
 //!
 //! let config = ServerConfig { listen: "127.0.0.1:0".parse()?, ..ServerConfig::default() };
 //! let server = Server::bind(config).await?;
-//! println!("listening on {}", server.local_addr());
+//! println!("listening on {}", server.listening());
 //! // A real program passes a future that is done when it is told to stop.
 //! let report = server.serve(async {}).await;
 //! assert_eq!(report.connections_cut, 0);
@@ -67,6 +67,7 @@ pub use crate::{
     },
     network::{
         admission::{Admission, ConnectionStats},
+        listener::ListenAddress,
         tls::{ClientAuth, TlsConfig},
     },
     operations::{

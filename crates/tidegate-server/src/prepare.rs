@@ -98,7 +98,7 @@ impl Warnings {
     }
 
     fn of_access(&mut self, reloader: &Reloader, config: &ServerConfig) {
-        let is_open = !config.listen.ip().is_loopback();
+        let is_open = !config.listen.is_local();
         let Some(authenticator) = &reloader.authenticator else {
             if is_open && config.serves_admin() {
                 self.add(

@@ -11,13 +11,13 @@ use std::{
 
 use http::Uri;
 use tidegate::{
-    Access, Calls, EventService, Reason, ResponseFuture,
+    Access, Calls, EventService, Reason, ResponseFuture, check_encoding,
     proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN_NAME},
     request_timed_out,
 };
 use tidegate_transport::RequestBody;
 use tokio::time::timeout;
-use tonic::{Code, Status, body::Body, server::NamedService as _};
+use tonic::{Code, Status, body::Body, codec::CompressionEncoding, server::NamedService as _};
 use tonic_health::pb::health_server::HealthServer;
 use tonic_reflection::pb::v1::server_reflection_server::ServerReflectionServer;
 use tower::Service;
@@ -60,6 +60,10 @@ const SUBSCRIBE: &str = "/tidegate.v1.EventService/Subscribe";
 
 /// The beginning of the health service's paths.
 const HEALTH: &str = "/grpc.health.v1.Health/";
+
+/// The largest request of the services beside the events. tonic keeps the room of the largest message of a stream, and
+/// compressed it may take a thousandth of it to send.
+const MAX_SIDE_REQUEST_BYTES: usize = 16 << 10;
 
 /// The body of a request.
 type RequestBytes = CountedBody<RequestBody>;
@@ -116,12 +120,22 @@ impl Routes {
         services.extend(admin.is_some().then_some(ADMIN_NAME));
         let health = Health::new(&services);
         let side = SideServices {
-            admin: admin.map(AdminServiceServer::new),
+            admin: admin.map(|admin| {
+                AdminServiceServer::new(admin)
+                    .accept_compressed(CompressionEncoding::Gzip)
+                    .max_decoding_message_size(MAX_SIDE_REQUEST_BYTES)
+            }),
             request_timeout: config.service.request_timeout,
             controls,
-            health_server: health.server(),
+            health_server: health
+                .server()
+                .accept_compressed(CompressionEncoding::Gzip)
+                .max_decoding_message_size(MAX_SIDE_REQUEST_BYTES),
             health,
-            reflection: Reflection::new(&services).server(),
+            reflection: Reflection::new(&services)
+                .server()
+                .accept_compressed(CompressionEncoding::Gzip)
+                .max_decoding_message_size(MAX_SIDE_REQUEST_BYTES),
         };
         Self {
             events,
@@ -191,6 +205,10 @@ impl ConnectionRoutes {
         mut request: http::Request<RequestBytes>,
         principal: Option<Arc<OnceLock<Arc<str>>>>,
     ) -> ResponseFuture {
+        // For all services alike, so that each says what is wrong in the same words.
+        if let Err(status) = check_encoding(request.headers()) {
+            return Box::pin(async { Ok(status.into_http()) });
+        }
         let peer = self.peer.clone();
         let Some(peer) = peer.filter(|_| !PUBLIC_METHODS.contains(&request.uri().path())) else {
             return self.route(request, None);

@@ -11,17 +11,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use socket2::SockRef;
 use tidegate::{CloseReason, Encoded, EventService, Hub, HubConfig, SweepRules, random_epoch};
-use tidegate_transport::Acceptor;
-use tokio::{net::TcpStream, sync::Mutex, time};
+use tokio::{sync::Mutex, time};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::{
     config::ServerConfig,
     connection::Connections,
     error::BindError,
-    network::admission::{Admission, ConnectionStats},
+    network::{
+        admission::{Admission, ConnectionStats},
+        listener::{LOCAL_PEER, ListenAddress, Listener, Socket},
+    },
     operations::{
         controls::{Controls, LiveConfig},
         http::HttpListener,
@@ -45,8 +46,8 @@ const UPKEEP: &str = "upkeep";
 /// A server that is bound to its address and not yet serving.
 #[derive(Debug)]
 pub struct Server {
-    acceptor: Acceptor,
-    local_addr: SocketAddr,
+    listener: Listener,
+    listening: ListenAddress,
     admission: Admission,
     /// The counts of refused connections that have been logged.
     logged: ConnectionStats,
@@ -104,9 +105,7 @@ impl Server {
             ..HubConfig::new(epoch)
         });
         let cannot_listen = |address| move |source| BindError::Listen { address, source };
-        let listen = cannot_listen(config.listen);
-        let listener = tidegate_transport::listen(config.listen, config.backlog).map_err(listen)?;
-        let local_addr = listener.local_addr().map_err(listen)?;
+        let (listener, listening) = listen(&config.listen, config.backlog)?;
         let http = match config.http {
             Some(address) => {
                 let bound = HttpListener::bind(address);
@@ -140,7 +139,7 @@ impl Server {
         );
         routes.set_serving(true);
         tracing::info!(
-            %local_addr,
+            address = %listening,
             epoch = format_args!("{epoch:016x}"),
             max_connections,
             memory_budget,
@@ -148,8 +147,8 @@ impl Server {
             "listening"
         );
         Ok(Self {
-            acceptor: Acceptor::new(listener),
-            local_addr,
+            listener,
+            listening,
             admission: admission.clone(),
             logged: ConnectionStats::default(),
             hub,
@@ -168,10 +167,20 @@ impl Server {
         })
     }
 
-    /// The address that the server listens on, with the port that it got.
+    /// The address that the server listens on, with the port that it got. `[::]:0` if it listens on the file of a
+    /// socket: see [`listening`](Self::listening).
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+        match &self.listening {
+            ListenAddress::Tcp(address) => *address,
+            ListenAddress::Unix(_) => LOCAL_PEER,
+        }
+    }
+
+    /// Where the server listens, with the port that it got.
+    #[must_use]
+    pub const fn listening(&self) -> &ListenAddress {
+        &self.listening
     }
 
     /// The hub behind the event service. You can publish to it and read its numbers from within the process.
@@ -208,7 +217,15 @@ impl Server {
     fn upkeep(&mut self) {
         let now = Instant::now();
         self.hub.expire_history(now);
-        let swept = self.hub.sweep(&self.controls.live().sweep, now);
+        let rules = self.controls.live().sweep;
+        let swept = self.hub.sweep(&rules, now);
+        let publishers = self.controls.sweep_publish_streams(rules.stall_timeout);
+        if publishers > 0 {
+            tracing::warn!(
+                publishers,
+                "reset publish streams whose clients did not read the answers: a client has to read them while it sends"
+            );
+        }
         if swept.closed + swept.reset > 0 {
             tracing::info!(
                 closed = swept.closed,
@@ -236,7 +253,7 @@ impl Server {
     /// being cut.
     fn spawn_connection(
         &self,
-        stream: TcpStream,
+        socket: Socket,
         peer: SocketAddr,
         tasks: &TaskTracker,
         cut: &Arc<AtomicUsize>,
@@ -245,9 +262,8 @@ impl Server {
             Ok(permit) => permit,
             Err(refusal) => {
                 tracing::debug!(%peer, %refusal, "connection refused");
-                // A reset instead of a close: it leaves no state in the kernel. If the option cannot be set, the
-                // socket closes normally.
-                let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                // A reset instead of a close.
+                socket.reset();
                 return;
             }
         };
@@ -255,7 +271,7 @@ impl Server {
         let cut = Arc::clone(cut);
         tasks.spawn(async move {
             // The future is made inside the task: one that is made outside and awaited here takes its room twice.
-            if connections.serve(stream, peer).await {
+            if connections.serve(socket, peer).await {
                 cut.fetch_add(1, Relaxed);
             }
             drop(permit);
@@ -284,7 +300,7 @@ impl Server {
         let mut batch = Vec::new();
         let is_by_controls = loop {
             tokio::select! {
-                () = self.acceptor.accept_batch(&mut batch) => {
+                () = self.listener.accept_batch(&mut batch) => {
                     for (stream, peer) in batch.drain(..) {
                         self.spawn_connection(stream, peer, &tasks, &cut);
                     }
@@ -298,7 +314,7 @@ impl Server {
             }
         };
         let Self {
-            acceptor,
+            listener,
             hub,
             routes,
             connections,
@@ -312,10 +328,10 @@ impl Server {
         } = controls.live();
         // First the health, so that load balancers send nothing new, then the listener.
         routes.set_serving(false);
-        drop(acceptor);
+        drop(listener);
         let open = tasks.len();
         let before = hub.stats();
-        let cut_streams = drain(&hub, &connections, &tasks, &sweep, drain_timeout).await;
+        let cut_streams = drain(&hub, &controls, &connections, &tasks, &sweep, drain_timeout).await;
         let connections_cut = cut.load(Relaxed);
         let streams_cut = cut_streams + (hub.stats().reset - before.reset);
         DrainReport {
@@ -326,6 +342,30 @@ impl Server {
             is_by_controls,
         }
     }
+}
+
+/// Listens on `address`. Returns it with the port that it got.
+fn listen(
+    address: &ListenAddress,
+    backlog: Option<u32>,
+) -> Result<(Listener, ListenAddress), BindError> {
+    let bound = Listener::bind(address, backlog).and_then(|listener| {
+        let address = match &listener {
+            Listener::Tcp(acceptor) => ListenAddress::Tcp(acceptor.local_addr()?),
+            Listener::Unix(_) => address.clone(),
+        };
+        Ok((listener, address))
+    });
+    bound.map_err(|source| match address {
+        ListenAddress::Tcp(address) => BindError::Listen {
+            address: *address,
+            source,
+        },
+        ListenAddress::Unix(path) => BindError::ListenUnix {
+            path: path.clone(),
+            source,
+        },
+    })
 }
 
 /// Serves HTTP forever. The listener outlives a panic of the task that accepts its connections.
@@ -352,6 +392,7 @@ fn upkeep_interval(rules: &SweepRules) -> Duration {
 /// number of streams that were cut.
 async fn drain(
     hub: &Hub<Encoded>,
+    controls: &Controls,
     connections: &Connections,
     tasks: &TaskTracker,
     rules: &SweepRules,
@@ -370,7 +411,7 @@ async fn drain(
     tokio::select! {
         () = tasks.wait() => return 0,
         () = time::sleep(timeout) => {}
-        () = sweep_forever(hub, &rules) => {}
+        () = sweep_forever(hub, controls, &rules) => {}
     }
     let streams = hub.stats().subscriptions;
     let connections_left = tasks.len();
@@ -385,10 +426,11 @@ async fn drain(
 }
 
 /// Resets streams whose client takes no notice of their end, so that their connections need not wait for the time-out.
-async fn sweep_forever(hub: &Hub<Encoded>, rules: &SweepRules) {
+async fn sweep_forever(hub: &Hub<Encoded>, controls: &Controls, rules: &SweepRules) {
     let mut ticks = time::interval(upkeep_interval(rules));
     loop {
         ticks.tick().await;
         hub.sweep(rules, Instant::now());
+        controls.sweep_publish_streams(Some(rules.reset_grace));
     }
 }

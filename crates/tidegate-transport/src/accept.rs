@@ -65,6 +65,14 @@ impl Acceptor {
         }
     }
 
+    /// The address that it listens on.
+    ///
+    /// # Errors
+    /// When the operating system does not tell it.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
     /// Waits for the next connection, and adds it to `batch` with its peer's address; then also those that are
     /// there already, up to 64 in all. Cancel safe.
     ///

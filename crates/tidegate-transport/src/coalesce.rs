@@ -279,7 +279,7 @@ mod tests {
     }
 
     fn watch() -> Watch {
-        Watch::new(0, &crate::Http2Config::default())
+        Watch::new(0, crate::Http2Config::default().flood_limits())
     }
 
     fn context() -> Context<'static> {

@@ -7,7 +7,7 @@ use hyper_util::rt::TokioTimer;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use crate::driver::StreamExecutor;
+use crate::{driver::StreamExecutor, watch::FloodLimits};
 
 /// More streams than begin and are reset before h2 has them accepted: the smallest of them take 27 bytes of a read, which
 /// brings 16 KiB at most.
@@ -92,6 +92,13 @@ impl Http2Config {
             socket.set_tcp_notsent_lowat(self.tcp_notsent_lowat)?;
         }
         Ok(())
+    }
+
+    pub(crate) const fn flood_limits(&self) -> FloodLimits {
+        FloodLimits {
+            faults: self.max_local_error_reset_streams,
+            cancellations: self.max_pending_accept_reset_streams,
+        }
     }
 
     pub(crate) fn builder(&self, streams: StreamExecutor) -> http2::Builder<StreamExecutor> {

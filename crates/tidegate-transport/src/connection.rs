@@ -76,7 +76,7 @@ impl Connection {
     {
         let mut transport = TimeoutStream::new(transport);
         transport.set_write_timeout(Some(config.write_timeout));
-        let watch = Watch::new(PREFACE.len(), config);
+        let watch = Watch::new(PREFACE.len(), config.flood_limits());
         let (transport, flusher) = coalesce(Box::pin(transport), watch);
         let (driver, streams) = Driver::new();
         let lingering = Lingering::new(streams.clone(), config.max_concurrent_streams);

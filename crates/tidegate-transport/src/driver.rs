@@ -303,7 +303,7 @@ mod tests {
     use crate::{coalesce::coalesce, config::Http2Config, watch::Watch};
 
     fn watch() -> Watch {
-        Watch::new(0, &Http2Config::default())
+        Watch::new(0, Http2Config::default().flood_limits())
     }
 
     /// Names of what was polled, in order, and the wakers of the last polls.

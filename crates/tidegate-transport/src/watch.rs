@@ -24,11 +24,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    config::Http2Config,
-    frames::{
-        DATA, END_STREAM, GOAWAY, HEADERS, Head, PRIORITY, RST_STREAM, Scanner, WINDOW_UPDATE,
-    },
+use crate::frames::{
+    DATA, END_STREAM, GOAWAY, HEADERS, Head, PRIORITY, RST_STREAM, Scanner, WINDOW_UPDATE,
 };
 
 /// Time in which an empty budget becomes a full one.
@@ -46,11 +43,17 @@ const LATE_UNWRITTEN: usize = 10_000;
 /// Codes of RST_STREAM that do not say that the peer is at fault: NO_ERROR, INTERNAL_ERROR, REFUSED_STREAM and CANCEL.
 const NO_FAULTS: [u32; 4] = [0, 2, 7, 8];
 
-/// What is known of a stream that is open.
+/// Marks of an open stream: its request is complete; a response has begun; the peer has sent something but the request.
 const REQUEST_ENDED: u8 = 1;
 const ANSWERED: u8 = 2;
-/// The peer has sent something but the request.
 const TOUCHED: u8 = 4;
+
+/// Numbers from which on streams are a flood, each in 10 s.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FloodLimits {
+    pub(crate) faults: usize,
+    pub(crate) cancellations: usize,
+}
 
 /// The frames of one connection.
 #[derive(Debug)]
@@ -113,7 +116,7 @@ impl Budget {
 
 impl Watch {
     /// Makes the watch of a connection whose peer's first `preface` bytes are no frame.
-    pub(crate) fn new(preface: usize, config: &Http2Config) -> Self {
+    pub(crate) fn new(preface: usize, limits: FloodLimits) -> Self {
         Self {
             incoming: Scanner::behind(preface),
             outgoing: Scanner::behind(0),
@@ -124,8 +127,8 @@ impl Watch {
                 begun: 0,
                 late: 0,
                 late_unwritten: 0,
-                faults: Budget::new(config.max_local_error_reset_streams),
-                cancellations: Budget::new(config.max_pending_accept_reset_streams),
+                faults: Budget::new(limits.faults),
+                cancellations: Budget::new(limits.cancellations),
                 flood: None,
             },
         }
@@ -261,12 +264,11 @@ mod tests {
     }
 
     fn watch() -> Watch {
-        let config = Http2Config {
-            max_local_error_reset_streams: 10,
-            max_pending_accept_reset_streams: 20,
-            ..Http2Config::default()
+        let limits = FloodLimits {
+            faults: 10,
+            cancellations: 20,
         };
-        Watch::new(0, &config)
+        Watch::new(0, limits)
     }
 
     /// The number of streams after which `exchange` is a flood, of 100.

@@ -76,8 +76,8 @@ pub use crate::{
     reset::{Progress, resettable},
     service::{
         Access, Authority, CallBody, Caller, Calls, Drainer, EncodeError, Encoded, EventService,
-        Gate, Permit, PublishLimits, ResponseBody, ResponseFuture, ServiceConfig, encode,
-        limits_in_force,
+        Gate, Permit, PublishLimits, PublishStream, ResponseBody, ResponseFuture, ServiceConfig,
+        check_encoding, encode, limits_in_force,
     },
     status::request_timed_out,
 };

@@ -38,6 +38,10 @@ pub enum Reason {
     EventTooLarge,
     /// The batch has more bytes than the server allows. Send several batches.
     BatchTooLarge,
+    /// The request is compressed in a way that the server does not read. Send it with gzip, or without compression.
+    CompressionUnsupported,
+    /// The bytes of the request are no messages of gRPC. Correct what makes them.
+    MalformedMessage,
     /// The client id is in use. Use another, or wait until it is free.
     ClientIdTaken,
     /// A newer stream of this client id took over. Do not reconnect.
@@ -123,6 +127,12 @@ impl Reason {
             Self::TooManyEvents => ("TOO_MANY_EVENTS", Code::InvalidArgument, Advice::Correct),
             Self::EventTooLarge => ("EVENT_TOO_LARGE", Code::InvalidArgument, Advice::Correct),
             Self::BatchTooLarge => ("BATCH_TOO_LARGE", Code::InvalidArgument, Advice::Correct),
+            Self::CompressionUnsupported => (
+                "COMPRESSION_UNSUPPORTED",
+                Code::Unimplemented,
+                Advice::Correct,
+            ),
+            Self::MalformedMessage => ("MALFORMED_MESSAGE", Code::Internal, Advice::Correct),
             Self::ClientIdTaken => ("CLIENT_ID_TAKEN", Code::AlreadyExists, Advice::Stop),
             Self::TakenOver => ("TAKEN_OVER", Code::Aborted, Advice::Stop),
             Self::TooSlow => ("TOO_SLOW", Code::ResourceExhausted, Advice::Resume),
@@ -191,7 +201,7 @@ impl Reason {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) const ALL: [Reason; 29] = [
+    pub(crate) const ALL: [Reason; 31] = [
         Reason::InvalidFilter,
         Reason::InvalidTopic,
         Reason::InvalidClientId,
@@ -203,6 +213,8 @@ pub(crate) mod tests {
         Reason::TooManyEvents,
         Reason::EventTooLarge,
         Reason::BatchTooLarge,
+        Reason::CompressionUnsupported,
+        Reason::MalformedMessage,
         Reason::ClientIdTaken,
         Reason::TakenOver,
         Reason::TooSlow,

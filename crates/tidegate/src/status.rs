@@ -10,7 +10,7 @@ use std::{collections::HashMap, time::Duration};
 use http::HeaderMap;
 use tidegate_core::{CloseReason, NameError, Payload, PublishError, SubscribeError, Subscription};
 use tonic::{
-    Code, Status,
+    Status,
     metadata::{MetadataMap, MetadataValue},
 };
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -22,6 +22,12 @@ const REASON_TRAILER: &str = "tidegate-reason";
 
 /// Trailer with the delay before the next attempt, in whole milliseconds, beside the details.
 const RETRY_TRAILER: &str = "tidegate-retry-after-ms";
+
+/// Header of a response that says how requests may be compressed.
+pub(crate) const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+
+/// Ways in which requests may be compressed.
+pub(crate) const ACCEPTED_ENCODINGS: &str = "identity,gzip";
 
 /// Delay that a refusal asks for where all filters hold as much memory as they may. Nobody knows when another subscription
 /// ends, so it is a guess, short beside the life of a stream.
@@ -195,16 +201,31 @@ pub fn request_timed_out() -> Status {
     Reason::DeadlineExceeded.status("the request did not arrive in time")
 }
 
-/// Status of a call whose message tonic could not read.
-///
-/// For a message that is too large tonic says `OUT_OF_RANGE`, which here means that a position is ahead. So that code
-/// becomes `too_large`.
-pub(crate) fn unreadable(status: Status, too_large: Reason) -> Status {
-    match (status.code(), too_large) {
-        (Code::OutOfRange, Reason::BatchTooLarge) => too_large.in_field("events", status.message()),
-        (Code::OutOfRange, _) => too_large.status(status.message()),
-        _ => status,
+/// Status of a call whose message has more bytes than `max`: `bytes`, if they are known.
+pub(crate) fn too_large(reason: Reason, bytes: Option<usize>, max: usize) -> Status {
+    let problem = match bytes {
+        Some(bytes) => format!("the message has {bytes} bytes; at most {max} are allowed"),
+        None => format!("the message has more than {max} bytes when it is inflated"),
+    };
+    match reason {
+        Reason::BatchTooLarge => reason.in_field("events", problem),
+        _ => reason.status(problem),
     }
+}
+
+/// Status of a call whose bytes are no messages of gRPC.
+pub(crate) fn malformed(problem: impl Into<String>) -> Status {
+    Reason::MalformedMessage.status(problem)
+}
+
+/// Status of a call whose messages are compressed in another way than this crate reads. It says which ways those are.
+pub(crate) fn unsupported_encoding(encoding: &str) -> Status {
+    let mut status = Reason::CompressionUnsupported.status(format!(
+        "compression `{encoding}` is not supported; send the request with gzip or without compression"
+    ));
+    let accepted = MetadataValue::from_static(ACCEPTED_ENCODINGS);
+    status.metadata_mut().insert(ACCEPT_ENCODING, accepted);
+    status
 }
 
 /// Status of a subscription that the hub refused.

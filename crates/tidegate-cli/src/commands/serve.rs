@@ -3,7 +3,7 @@
 use std::{error::Error as _, io, net::SocketAddr, pin::pin, thread};
 
 use clap::Args;
-use tidegate_server::{BindError, Server};
+use tidegate_server::{BindError, ListenAddress, Server};
 use tokio::sync::oneshot;
 
 #[cfg(unix)]
@@ -71,7 +71,7 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
     let mut signals = Signals::listen()?;
     #[cfg(unix)]
     reload::on_hangup(asked, (configuration, &written), &server, logs)?;
-    announce(server.local_addr(), server.http_addr());
+    announce(server.listening(), server.http_addr());
     let (controls, hub) = (server.controls().clone(), server.hub().clone());
     tokio::spawn(async move {
         let release = || memory::release_freed(hub.clone());
@@ -114,14 +114,15 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
 /// first line may close the pipe.
 ///
 /// A thread of its own writes it, because nobody may read a pipe that is full, and the server serves all the same.
-fn announce(address: SocketAddr, http: Option<SocketAddr>) {
+fn announce(address: &ListenAddress, http: Option<SocketAddr>) {
     let mut lines = format!("listening on {address}\n");
     if let Some(address) = http {
         lines.push_str(&format!("HTTP on {address}\n"));
     }
+    let announced = address.clone();
     let write = move || {
         if let Err(error) = stdio::print(&lines) {
-            warn_of_silence(&error, address, http);
+            warn_of_silence(&error, &announced, http);
         }
     };
     if let Err(error) = thread::Builder::new().name("announce".into()).spawn(write) {
@@ -129,7 +130,7 @@ fn announce(address: SocketAddr, http: Option<SocketAddr>) {
     }
 }
 
-fn warn_of_silence(error: &io::Error, address: SocketAddr, http: Option<SocketAddr>) {
+fn warn_of_silence(error: &io::Error, address: &ListenAddress, http: Option<SocketAddr>) {
     let http = http.map(tracing::field::display);
     tracing::warn!(
         %error,

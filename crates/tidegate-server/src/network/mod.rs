@@ -4,6 +4,7 @@ pub(crate) mod admission;
 pub(crate) mod certificate;
 pub(crate) mod descriptors;
 pub(crate) mod expiry;
+pub(crate) mod listener;
 pub(crate) mod metered;
 pub(crate) mod pem;
 pub(crate) mod tls;

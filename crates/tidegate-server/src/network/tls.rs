@@ -33,15 +33,13 @@ use rustls::{
     pki_types::{CertificateDer, CertificateRevocationListDer},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     certificate::{self, Examined},
     expiry::{Notice, Notices},
+    listener,
     metered::Metered,
     pem::{certificates, lists, private_key},
 };
@@ -107,7 +105,7 @@ struct Current {
 }
 
 /// The socket of a connection.
-pub(crate) type Socket = Metered<TcpStream>;
+pub(crate) type Socket = Metered<listener::Socket>;
 
 /// The bytes of a connection, with TLS or without.
 #[derive(Debug)]

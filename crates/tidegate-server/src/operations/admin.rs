@@ -1,17 +1,21 @@
 //! `tidegate.v1.AdminService`: the [`Controls`] over gRPC.
 
+use std::net::SocketAddr;
+
 use prost::Message as _;
 use tidegate::{
-    ClientId, Reason, limits_in_force,
+    ClientId, PublishStream, Reason, limits_in_force,
     proto::{
         self, DisconnectClientRequest, DisconnectClientResponse, DrainRequest, DrainResponse,
-        GetServerRequest, GetServerResponse, ListSubscriptionsRequest, ListSubscriptionsResponse,
-        Statistics, SubscriptionOrder, admin_service_server,
+        GetServerRequest, GetServerResponse, ListPublishStreamsRequest, ListPublishStreamsResponse,
+        ListSubscriptionsRequest, ListSubscriptionsResponse, Statistics, SubscriptionOrder,
+        admin_service_server,
     },
 };
 use tonic::{Request, Response, Status};
 
 use super::controls::{Controls, ServerStats, SubscriptionState};
+use crate::network::listener::LOCAL_PEER;
 
 /// The number of subscriptions on a page if the request does not say.
 const DEFAULT_PAGE_SIZE: u32 = 100;
@@ -72,8 +76,33 @@ impl admin_service_server::AdminService for Admin {
             states,
             order,
             after,
-            page_size(&request),
+            page_size(request.page_size),
         )))
+    }
+
+    async fn list_publish_streams(
+        &self,
+        request: Request<ListPublishStreamsRequest>,
+    ) -> Result<Response<ListPublishStreamsResponse>, Status> {
+        let request = request.into_inner();
+        let after = match &*request.page_token {
+            "" => None,
+            token => Some(token.parse().map_err(|_| bad_page_token())?),
+        };
+        let streams = self.0.publish_streams();
+        let total = streams.len() as u64;
+        let size = page_size(request.page_size);
+        // In the order of their identities.
+        let mut rest = streams
+            .into_iter()
+            .filter(|stream| after.is_none_or(|after: u64| stream.id > after));
+        let page: Vec<_> = rest.by_ref().take(size).collect();
+        let last = page.last().filter(|_| rest.next().is_some());
+        Ok(Response::new(ListPublishStreamsResponse {
+            next_page_token: last.map(|last| last.id.to_string()).unwrap_or_default(),
+            publish_streams: page.iter().map(publish_stream).collect(),
+            total,
+        }))
     }
 
     async fn disconnect_client(
@@ -95,8 +124,8 @@ impl admin_service_server::AdminService for Admin {
     }
 }
 
-fn page_size(request: &ListSubscriptionsRequest) -> usize {
-    let size = match request.page_size {
+fn page_size(asked: u32) -> usize {
+    let size = match asked {
         0 => DEFAULT_PAGE_SIZE,
         size => size.min(MAX_PAGE_SIZE),
     };
@@ -168,12 +197,26 @@ impl Cursor {
                 id: id.parse().ok()?,
             })
         });
-        cursor.map(Some).ok_or_else(|| {
-            Reason::InvalidRequest.in_field(
-                "page_token",
-                "must be next_page_token of the previous page, unchanged",
-            )
-        })
+        cursor.map(Some).ok_or_else(bad_page_token)
+    }
+}
+
+fn bad_page_token() -> Status {
+    let problem = "must be next_page_token of the previous page, unchanged";
+    Reason::InvalidRequest.in_field("page_token", problem)
+}
+
+fn publish_stream(stream: &PublishStream) -> proto::PublishStreamState {
+    let address = stream.address.map(told);
+    proto::PublishStreamState {
+        publish_stream_id: stream.id.to_string(),
+        principal: stream.principal.as_deref().unwrap_or_default().into(),
+        address: address.unwrap_or_default(),
+        since: Some(stream.since.into()),
+        requests: stream.requests,
+        events: stream.events,
+        unread_bytes: stream.unread_bytes,
+        unread_for: stream.unread_for.and_then(|time| time.try_into().ok()),
     }
 }
 
@@ -183,10 +226,7 @@ fn to_proto(state: SubscriptionState) -> proto::SubscriptionState {
         subscription_id: info.id.to_string(),
         client_id: info.client_id.to_string(),
         principal: info.principal.as_deref().unwrap_or_default().into(),
-        address: state
-            .address
-            .map(|address| address.to_string())
-            .unwrap_or_default(),
+        address: state.address.map(told).unwrap_or_default(),
         filters: state.filters.iter().map(ToString::to_string).collect(),
         limits: Some(limits_in_force(&state.limits)),
         since: Some(state.since.into()),
@@ -200,6 +240,14 @@ fn to_proto(state: SubscriptionState) -> proto::SubscriptionState {
         pending_lost_events: info.pending_loss,
         pending_conflated_events: info.pending_conflation,
     }
+}
+
+/// An address in words: `unix` for peers that came through the file of a socket.
+fn told(address: SocketAddr) -> String {
+    if address == LOCAL_PEER {
+        return "unix".to_owned();
+    }
+    address.to_string()
 }
 
 fn statistics(stats: &ServerStats) -> Statistics {

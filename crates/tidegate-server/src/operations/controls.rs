@@ -12,8 +12,8 @@ use std::{
 };
 
 use tidegate::{
-    ChunkStats, ClientId, Encoded, EventService, Filter, Hub, Limits, Stats, SubscriptionInfo,
-    SweepRules,
+    ChunkStats, ClientId, Encoded, EventService, Filter, Hub, Limits, PublishStream, Stats,
+    SubscriptionInfo, SweepRules,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +57,10 @@ pub struct ServerStats {
     pub chunks: ChunkStats,
     /// The numbers of connections.
     pub connections: ConnectionStats,
+    /// Calls of `PublishStream` that are open.
+    pub publish_streams: u64,
+    /// Calls of `PublishStream` that were reset because their client did not read the answers.
+    pub publish_streams_stalled: u64,
     /// The refusals of each quota.
     pub quotas: Vec<QuotaCount>,
     /// Streams of subscriptions that have begun.
@@ -191,6 +195,8 @@ impl Controls {
             pending_loss: pending,
             dropped,
             chunks: events.chunk_stats(),
+            publish_streams: events.open_publish_streams() as u64,
+            publish_streams_stalled: events.stalled_publish_streams(),
             connections: admission.stats(),
             quotas: subscribers.quotas.counts().into(),
             streams_begun: subscribers.begun(),
@@ -208,6 +214,18 @@ impl Controls {
             is_ready: self.is_ready(),
             uptime: self.shared.started.0.elapsed(),
         }
+    }
+
+    /// All calls of `PublishStream` that are open, in the order in which they began.
+    #[must_use]
+    pub fn publish_streams(&self) -> Vec<PublishStream> {
+        self.shared.events.publish_streams()
+    }
+
+    /// Resets the publish streams whose client has not read for the stall timeout. Returns their number.
+    pub(crate) fn sweep_publish_streams(&self, stall_timeout: Option<Duration>) -> u64 {
+        let events = &self.shared.events;
+        events.sweep_publish_streams(stall_timeout, Instant::now())
     }
 
     /// All subscriptions, in the order in which they began.

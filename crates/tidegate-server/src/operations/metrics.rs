@@ -237,6 +237,16 @@ fn event_families(stats: &ServerStats) -> Vec<Family> {
     ];
     vec![
         counter("events_published", "Events published", hub.published),
+        gauge(
+            "publish_streams",
+            "Open calls of PublishStream",
+            stats.publish_streams,
+        ),
+        counter(
+            "publish_streams_stalled",
+            "Calls of PublishStream reset because their client did not read the answers",
+            stats.publish_streams_stalled,
+        ),
         counter(
             "deliveries_matched",
             "Matches of published events with subscriptions",

@@ -51,9 +51,9 @@ impl Reloader {
     pub(crate) fn new(config: &ServerConfig) -> Result<Self, BindError> {
         let tls = config.tls.clone().map(Tls::new).transpose()?.map(Arc::new);
         let auth = &config.auth;
-        let is_open = tls.is_none() && !config.listen.ip().is_loopback();
+        let is_open = tls.is_none() && !config.listen.is_local();
         if auth.takes_tokens() && is_open && !auth.insecure {
-            let address = config.listen;
+            let address = config.listen.clone();
             return Err(BindError::PlaintextCredentials { address });
         }
         let authenticator = Authenticator::new(auth.clone(), tls.as_deref())?;

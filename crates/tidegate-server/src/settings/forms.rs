@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 use tidegate::{ClientIdPolicy, StallPolicy};
 
 use super::log::log_filter;
-use crate::network::tls::ClientAuth;
+use crate::network::{listener::ListenAddress, tls::ClientAuth};
 
 /// The separator of the values of a list, in the environment and in a flag.
 pub const SEPARATOR: &str = ",";
@@ -23,6 +23,9 @@ pub(super) trait Form<T> {
 
 /// A socket address: `127.0.0.1:50051`.
 pub(super) struct Address;
+
+/// An address, or `unix:` and a path.
+pub(super) struct Listen;
 
 /// `true` or `false`.
 pub(super) struct Boolean;
@@ -117,6 +120,16 @@ impl Form<SocketAddr> for Address {
     }
 
     fn write(value: &SocketAddr) -> String {
+        value.to_string()
+    }
+}
+
+impl Form<ListenAddress> for Listen {
+    fn read(text: &str) -> Result<ListenAddress, String> {
+        text.parse()
+    }
+
+    fn write(value: &ListenAddress) -> String {
         value.to_string()
     }
 }

@@ -34,6 +34,8 @@ mod written;
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
 
 use self::security::NEEDS;
+use crate::network::listener::ListenAddress;
+
 pub use self::{
     example::example,
     forms::{SEPARATOR, bytes, duration},
@@ -169,7 +171,10 @@ fn too_large(configuration: &Configuration, written: &Written) -> Option<Problem
 
 /// The problem of two listeners at one address.
 fn taken(configuration: &Configuration, written: &Written) -> Option<Problem> {
-    let (listen, http) = (configuration.server.listen, configuration.server.http?);
+    let ListenAddress::Tcp(listen) = configuration.server.listen else {
+        return None;
+    };
+    let http = configuration.server.http?;
     // An address that stands for all of them takes the port of each.
     let is_same = listen.ip() == http.ip()
         || (listen.is_ipv4() == http.is_ipv4()

@@ -2,9 +2,9 @@
 
 use super::{
     forms::{
-        Address, Boolean, ClientIds, Count, File, Form, Heartbeat, List, Log, NonZero, NonZeroSize,
-        NonZeroTime, OnStall, OrAuto, OrNone, Requirement, Size, Size32, Text, Time, TimeOrNone,
-        Window,
+        Address, Boolean, ClientIds, Count, File, Form, Heartbeat, List, Listen, Log, NonZero,
+        NonZeroSize, NonZeroTime, OnStall, OrAuto, OrNone, Requirement, Size, Size32, Text, Time,
+        TimeOrNone, Window,
     },
     setting::{Configuration, Setting},
 };
@@ -33,8 +33,9 @@ macro_rules! rows {
 
 /// Every setting, those of one section together.
 pub static SETTINGS: &[Setting] = rows! {
-    "listen", "ADDRESS", Address, server.listen, RESTARTS,
-    "Address to listen on. Port 0 takes a free port.";
+    "listen", "ADDRESS", Listen, server.listen, RESTARTS,
+    "Address to listen on, or unix:PATH for the file of a socket. Port 0 takes a free port. The server makes the file with the \
+     permissions that its umask leaves, replaces one that nobody listens on, and removes it at the end.";
 
     "http", "ADDRESS", OrNone<Address>, server.http, RESTARTS,
     "Address of a listener that serves /metrics, /healthz and /readyz over HTTP, to anyone who reaches it. none means \
@@ -43,7 +44,7 @@ pub static SETTINGS: &[Setting] = rows! {
     "admin", "BOOL", OrAuto<Boolean>, server.admin, RESTARTS,
     "Whether to serve tidegate.v1.AdminService, which `tidegate clients`, `kick` and `stats` call. Where callers must \
      prove who they are, they need a rule with admin = true for it. auto serves it if callers must prove who they \
-     are, or if `listen` is a loopback address.";
+     are, or if `listen` is a loopback address or the file of a socket.";
 
     "log", "FILTER", Log, log, RELOADS,
     "Filter of the log: error, warn, info, debug or trace, also by module, as in warn,tidegate=debug. The environment \

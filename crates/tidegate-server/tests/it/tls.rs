@@ -13,7 +13,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
 };
 use tidegate_server::{
-    AuthConfig, BindError, ClientAuth, Http2Config, Server, ServerConfig, TlsConfig,
+    AuthConfig, BindError, ClientAuth, Http2Config, ListenAddress, Server, ServerConfig, TlsConfig,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -360,7 +360,7 @@ async fn a_stream_ends_when_the_authority_of_its_certificate_goes() {
 async fn unusable_tls_files_stop_the_start() {
     let (folder, authority) = (Folder::new(), Authority::new("test"));
     let good = authority.server();
-    let listen = "127.0.0.1:0".parse().unwrap();
+    let listen: ListenAddress = "127.0.0.1:0".parse().unwrap();
     for (certificate, key) in [
         (&good.certificate, "no key"),
         (&String::from("no certificate"), &good.key),
@@ -371,7 +371,7 @@ async fn unusable_tls_files_stop_the_start() {
             key: key.into(),
         };
         let config = ServerConfig {
-            listen,
+            listen: listen.clone(),
             ..config(&folder, &pair)
         };
         let error = Server::bind(config).await.unwrap_err();

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 
@@ -14,6 +15,7 @@ use super::{
     calls::{CallBody, Calls},
     drainer::Drainer,
 };
+use crate::status::{ACCEPT_ENCODING, ACCEPTED_ENCODINGS};
 
 /// Body of a response of [`EventService`](crate::EventService). It always ends with a status, and a
 /// subscription never with OK.
@@ -40,7 +42,7 @@ impl Calls {
         response: http::Response<tonic::body::Body>,
     ) -> http::Response<ResponseBody> {
         let calls = Some(self.clone());
-        response.map(|body| ResponseBody::Other(CallBody::new(body, calls, access)))
+        accepting(response.map(|body| ResponseBody::Other(CallBody::new(body, calls, access))))
     }
 
     /// Does what [`respond`](Self::respond) does, for a service that only answers questions: the end does not wait for
@@ -55,6 +57,15 @@ impl Calls {
         response
             .map(|body| ResponseBody::Other(CallBody::new(body, calls, access).ending_at_once()))
     }
+}
+
+/// Adds how requests may be compressed to a response.
+pub(super) fn accepting(
+    mut response: http::Response<ResponseBody>,
+) -> http::Response<ResponseBody> {
+    let accepted = HeaderValue::from_static(ACCEPTED_ENCODINGS);
+    response.headers_mut().insert(ACCEPT_ENCODING, accepted);
+    response
 }
 
 // ===== impl ResponseBody =====

@@ -1,8 +1,8 @@
 //! `tidegate.v1.EventService` as a tower service.
 //!
 //! `Subscribe` is answered with a [`Drainer`], outside of tonic, whose routes box a body twice: see
-//! `subscribe.rs`. tonic serves the other methods, but not through its generated service, which decodes a
-//! request before anyone can ask how much it holds: see `publish.rs` and `precheck.rs`.
+//! `subscribe.rs`. The other methods are not served by tonic's generated service either, which decodes a
+//! request before anyone can ask how much it holds, and keeps its room: see `publish.rs`, `messages.rs` and `precheck.rs`.
 
 mod access;
 mod body;
@@ -12,8 +12,10 @@ mod convert;
 mod deadline;
 mod drainer;
 mod gate;
+mod messages;
 mod precheck;
 mod publish;
+mod publishers;
 mod subscribe;
 mod wire;
 
@@ -22,6 +24,7 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -40,10 +43,13 @@ pub use self::{
     convert::{EncodeError, encode, limits_in_force},
     drainer::Drainer,
     gate::{Caller, Gate, Permit},
+    messages::check_encoding,
+    publishers::PublishStream,
     wire::Encoded,
 };
 
 use self::{
+    body::accepting,
     publish::{PUBLISH, PUBLISH_STREAM, Publisher},
     subscribe::{SUBSCRIBE, Subscriber},
 };
@@ -100,6 +106,30 @@ impl EventService {
         (service, calls)
     }
 
+    /// Lists the publish streams that are open, the oldest first.
+    #[must_use]
+    pub fn publish_streams(&self) -> Vec<PublishStream> {
+        self.publisher.publishers().list(Instant::now())
+    }
+
+    /// Returns the number of publish streams that are open.
+    #[must_use]
+    pub fn open_publish_streams(&self) -> usize {
+        self.publisher.publishers().count()
+    }
+
+    /// Returns the number of publish streams that [`sweep_publish_streams`](Self::sweep_publish_streams) has reset.
+    #[must_use]
+    pub fn stalled_publish_streams(&self) -> u64 {
+        self.publisher.publishers().stalled()
+    }
+
+    /// Resets the publish streams whose client took none of the answers that wait for it for `stall_timeout`, and returns
+    /// their number. Call it about as often as [`Hub::sweep`], also with `None`, which resets none.
+    pub fn sweep_publish_streams(&self, stall_timeout: Option<Duration>, now: Instant) -> u64 {
+        self.publisher.publishers().sweep(stall_timeout, now)
+    }
+
     /// Returns how often subscriptions of this service and its clones shared a chunk.
     #[must_use]
     pub fn chunk_stats(&self) -> ChunkStats {
@@ -131,10 +161,10 @@ where
         let calls = self.calls.clone();
         if path == SUBSCRIBE {
             let response = self.subscriber.clone().call(request, calls);
-            return Box::pin(response.map(Ok));
+            return Box::pin(response.map(accepting).map(Ok));
         }
         let response = self.publisher.clone().call(request, calls);
-        Box::pin(response.map(Ok))
+        Box::pin(response.map(accepting).map(Ok))
     }
 }
 

@@ -2,21 +2,16 @@
 //!
 //! A message of two-byte parts takes a hundred times its size when it is decoded: 8 MiB of empty events are 4,194,304
 //! structs. So the limits are checked on the bytes first, where counting is one walk over them that allocates nothing,
-//! and only a request within its limits is decoded. `convert` checks the values once more; the rules are there.
+//! and only a request within its limits is decoded, by [`messages`](super::messages). `convert` checks the values once more; the rules are there.
 
-use std::{fmt, marker::PhantomData, sync::Arc};
+use std::fmt;
 
-use bytes::Buf as _;
 use prost::{
     Message,
     encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
 };
 use tidegate_proto::v1::{PublishRequest, SubscribeRequest};
-use tonic::{
-    Status,
-    codec::{Codec, DecodeBuf, Decoder},
-};
-use tonic_prost::ProstEncoder;
+use tonic::Status;
 
 use super::config::{PublishLimits, ServiceConfig};
 use crate::reason::Reason;
@@ -122,56 +117,6 @@ impl<'a> Iterator for Parts<'a> {
             skip_field(wire_type, number, &mut self.rest, DecodeContext::default()).ok()?;
         }
         None
-    }
-}
-
-/// Codec that encodes responses as prost does, and decodes requests that are within their limits.
-#[derive(Debug)]
-pub(super) struct PrecheckingCodec<T, U: Precheck> {
-    limits: Arc<U::Limits>,
-    responses: PhantomData<fn() -> T>,
-}
-
-/// The half of a [`PrecheckingCodec`] that decodes.
-#[derive(Debug)]
-pub(super) struct PrecheckingDecoder<U: Precheck>(Arc<U::Limits>);
-
-impl<T, U: Precheck> PrecheckingCodec<T, U> {
-    pub(super) const fn new(limits: Arc<U::Limits>) -> Self {
-        Self {
-            limits,
-            responses: PhantomData,
-        }
-    }
-}
-
-impl<T: Message + 'static, U: Precheck> Codec for PrecheckingCodec<T, U> {
-    type Encode = T;
-    type Decode = U;
-    type Encoder = ProstEncoder<T>;
-    type Decoder = PrecheckingDecoder<U>;
-
-    fn encoder(&mut self) -> ProstEncoder<T> {
-        ProstEncoder::default()
-    }
-
-    fn decoder(&mut self) -> PrecheckingDecoder<U> {
-        PrecheckingDecoder(Arc::clone(&self.limits))
-    }
-}
-
-impl<U: Precheck> Decoder for PrecheckingDecoder<U> {
-    type Item = U;
-    type Error = Status;
-
-    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // tonic hands over one message, in one piece: a walk over the first piece is a walk over all of it.
-        debug_assert_eq!(bytes.chunk().len(), bytes.remaining());
-        U::precheck(bytes.chunk(), &self.0)?;
-        let decoded = U::decode(bytes);
-        decoded
-            .map(Some)
-            .map_err(|error| Reason::InvalidRequest.status(error.to_string()))
     }
 }
 

@@ -1,29 +1,27 @@
-//! `Publish` and `PublishStream`, served by tonic with requests that are [checked](super::precheck) before they are
-//! decoded.
+//! `Publish` and `PublishStream`, with requests that are [checked](super::precheck) before they are decoded.
 //!
 //! A batch passes in this order: the rules of events, the rights of the caller, the gate, the hub. Each is all or
 //! nothing, so a batch that is refused anywhere is not published in part, and one that is not allowed uses up no quota.
 
 use std::{
-    future::{Ready, ready},
+    future::Future,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use http::{HeaderValue, header::CONTENT_TYPE};
 use http_body::Body;
+use prost::Message as _;
 use tidegate_core::{Hub, NewEvent, Payload as _, PublishError, Published, Publishing};
 use tidegate_proto::v1::{PublishRequest, PublishResponse};
 use tokio::{runtime::Handle, task::yield_now, time::timeout};
-use tokio_stream::{Stream, StreamExt as _};
-use tonic::{
-    Code, Request, Response, Status, Streaming,
-    server::{Grpc, StreamingService, UnaryService},
-};
+use tonic::Status;
 
 use super::{
     access::{Access, caller},
@@ -32,12 +30,15 @@ use super::{
     config::PublishLimits,
     convert,
     gate::{Caller, Gate},
-    precheck::PrecheckingCodec,
+    messages::Messages,
+    publishers::{OpenStream, Publishers},
     wire::Encoded,
 };
 use crate::{
+    chunk_body::{ChunkBody, PollChunk, Step},
+    framing::{PREFIX, write_prefix},
     reason::Reason,
-    status::{not_published, request_timed_out, unreadable},
+    status::{not_published, request_timed_out},
 };
 
 /// Path of `Publish`.
@@ -49,6 +50,9 @@ pub(super) const PUBLISH_STREAM: &str = "/tidegate.v1.EventService/PublishStream
 /// Maximum number of bytes of a length in protobuf, if the length is below 4 GiB as that of a gRPC message is.
 const MAX_LENGTH_BYTES: usize = 5;
 
+/// Requests of one call.
+type Requests<B> = Messages<Pin<Box<B>>, PublishRequest>;
+
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Publisher for every call of both methods. Cheap to clone.
@@ -59,6 +63,7 @@ pub(super) struct Publisher {
     /// Time that a call of `Publish` may take to send its request. Those of `PublishStream` may wait between requests.
     request_timeout: Duration,
     gate: Option<Arc<dyn Gate>>,
+    publishers: Publishers,
 }
 
 /// One call of either method, on behalf of its caller.
@@ -67,7 +72,7 @@ struct Call {
     publisher: Publisher,
     /// Rights of the caller. `None` allows everything.
     access: Option<Access>,
-    /// Caller that quotas are counted for. Anonymous where there is no gate.
+    /// Caller that quotas are counted for.
     caller: Caller,
     /// Set while a request of a stream is being published.
     is_busy: Arc<AtomicBool>,
@@ -87,7 +92,13 @@ impl Publisher {
             limits: Arc::new(limits),
             request_timeout,
             gate,
+            publishers: Publishers::default(),
         }
+    }
+
+    /// The publish streams that are open.
+    pub(super) const fn publishers(&self) -> &Publishers {
+        &self.publishers
     }
 
     /// Answers one call of `Publish` or `PublishStream`. The response ends with the calls of its connection.
@@ -101,38 +112,32 @@ impl Publisher {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
         let is_stream = request.uri().path() == PUBLISH_STREAM;
-        let mut grpc = self.grpc();
-        let request_timeout = self.request_timeout;
         let call = Call::new(self, request.extensions());
         let access = call.access.clone();
         let is_busy = Arc::clone(&call.is_busy);
-        let response = if is_stream {
-            grpc.streaming(call, request).await
-        } else {
-            match timeout(request_timeout, grpc.unary(call, request)).await {
-                Ok(response) => response,
-                Err(_) => return request_timed_out().into_http(),
+        let body = match call.clone().requests(request) {
+            Ok(requests) if is_stream => {
+                let open = call.publisher.publishers.open(call.caller.clone());
+                Ok(tonic::body::Body::new(ChunkBody::new(Answers {
+                    call,
+                    next: Next::Requests(requests),
+                    open,
+                })))
             }
+            Ok(requests) => call.answer(requests).await,
+            Err(status) => Err(status),
         };
-        match Status::from_header_map(response.headers()) {
-            // tonic itself refused to read the request. It calls no code of ours then, so its response is all
-            // there is to see it by.
-            Some(status) if status.code() == Code::OutOfRange => {
-                unreadable(status, Reason::BatchTooLarge).into_http()
+        match body {
+            Ok(body) => {
+                let body = CallBody::new(body, calls, access.as_ref()).with_busy(is_busy);
+                let body = ResponseBody::Other(body);
+                let mut response = http::Response::new(body);
+                let grpc = HeaderValue::from_static("application/grpc");
+                response.headers_mut().insert(CONTENT_TYPE, grpc);
+                response
             }
-            _ => response
-                .map(|body| CallBody::new(body, calls, access.as_ref()).with_busy(is_busy))
-                .map(ResponseBody::Other),
+            Err(status) => status.into_http(),
         }
-    }
-
-    fn grpc(&self) -> Grpc<PrecheckingCodec<PublishResponse, PublishRequest>> {
-        // The largest message that can hold a batch within its limits: its bytes, and for each event a tag and
-        // a length.
-        let framing = self.limits.max_events.saturating_mul(1 + MAX_LENGTH_BYTES);
-        let max_message = self.limits.max_batch_bytes.saturating_add(framing);
-        let codec = PrecheckingCodec::new(Arc::clone(&self.limits));
-        Grpc::new(codec).apply_max_message_size_config(Some(max_message), None)
     }
 }
 
@@ -140,13 +145,51 @@ impl Publisher {
 
 impl Call {
     fn new(publisher: Publisher, extensions: &http::Extensions) -> Self {
-        let caller = publisher.gate.as_ref().map(|_| caller(extensions));
         Self {
             publisher,
             access: extensions.get().cloned(),
-            caller: caller.unwrap_or_default(),
+            caller: caller(extensions),
             is_busy: Arc::default(),
         }
+    }
+
+    /// Returns the reader of the call's requests.
+    fn requests<B>(self, request: http::Request<B>) -> Result<Requests<B>, Status>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let limits = self.publisher.limits;
+        // The largest message that can hold a batch within its limits: its bytes, and for each event a tag and
+        // a length.
+        let framing = limits.max_events.saturating_mul(1 + MAX_LENGTH_BYTES);
+        let max_bytes = limits.max_batch_bytes.saturating_add(framing);
+        let (parts, body) = request.into_parts();
+        let body = Box::pin(body);
+        Messages::of(
+            &parts.headers,
+            body,
+            limits,
+            max_bytes,
+            Reason::BatchTooLarge,
+        )
+    }
+
+    /// Answers a call of `Publish`.
+    async fn answer<B>(self, requests: Requests<B>) -> Result<tonic::body::Body, Status>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let request = timeout(
+            self.publisher.request_timeout,
+            requests.only("PublishRequest"),
+        );
+        let request = request.await.map_err(|_| request_timed_out())??;
+        let response = self.publish(request).await?;
+        Ok(tonic::body::Body::new(ChunkBody::new(Answer(encode(
+            &response,
+        )))))
     }
 
     /// Publishes one batch: all of it or, with an error, nothing. Cancelled, it has published all of it or nothing.
@@ -218,36 +261,90 @@ impl Drop for InTurns {
     }
 }
 
-impl UnaryService<PublishRequest> for Call {
-    type Response = PublishResponse;
-    type Future = BoxFuture<Result<Response<PublishResponse>, Status>>;
+/// Returns a response as one gRPC message.
+fn encode(response: &PublishResponse) -> Bytes {
+    let length = response.encoded_len();
+    let mut message = Vec::with_capacity(PREFIX + length);
+    write_prefix(length, &mut message);
+    response.encode(&mut message).expect("a vector has room");
+    message.into()
+}
 
-    fn call(&mut self, request: Request<PublishRequest>) -> Self::Future {
-        let call = self.clone();
-        Box::pin(async move { call.publish(request.into_inner()).await.map(Response::new) })
+/// The answer to a call of `Publish`.
+struct Answer(Bytes);
+
+impl PollChunk for Answer {
+    fn poll_chunk(&mut self, _: &mut Context<'_>) -> Poll<Step> {
+        Poll::Ready(Step::LastChunk(std::mem::take(&mut self.0), Status::ok("")))
     }
 }
 
-/// One response per request, in order. The next request is read when the transport asks for the next response, so the
-/// server does not read from a client that does not read its responses.
-impl StreamingService<PublishRequest> for Call {
-    type Response = PublishResponse;
-    type ResponseStream = Pin<Box<dyn Stream<Item = Result<PublishResponse, Status>> + Send>>;
-    type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
+/// The answers to a call of `PublishStream`: one per request, in order. The next request is read when the transport asks for
+/// the next answer, so the server does not read from a client that does not read its answers.
+struct Answers<B> {
+    call: Call,
+    next: Next<B>,
+    open: OpenStream,
+}
 
-    fn call(&mut self, requests: Request<Streaming<PublishRequest>>) -> Self::Future {
-        let call = self.clone();
-        let responses = requests.into_inner().then(move |request| {
-            let call = call.clone();
-            async move {
-                let request =
-                    request.map_err(|status| unreadable(status, Reason::BatchTooLarge))?;
-                call.is_busy.store(true, Ordering::Relaxed);
-                let answer = call.publish(request).await;
-                call.is_busy.store(false, Ordering::Relaxed);
-                answer
+/// The reader of the requests, and the answer to one of them. `None`: there was none.
+type Answered<B> = (Requests<B>, Result<Option<PublishResponse>, Status>);
+
+/// The state of a publish stream.
+enum Next<B> {
+    /// The next request is to be read.
+    Requests(Requests<B>),
+    /// It is being read and published. The reader comes back with the answer.
+    Answer(BoxFuture<Answered<B>>),
+    /// The stream is at its end.
+    Ended,
+}
+
+impl Call {
+    /// Reads and publishes the next request of a stream. `None`: there is none.
+    async fn answer_next<B>(self, mut requests: Requests<B>) -> Answered<B>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let answer = match requests.next().await {
+            Ok(Some(request)) => {
+                self.is_busy.store(true, Ordering::Relaxed);
+                let answer = self.publish(request).await;
+                self.is_busy.store(false, Ordering::Relaxed);
+                answer.map(Some)
             }
-        });
-        ready(Ok(Response::new(Box::pin(responses))))
+            Ok(None) => Ok(None),
+            Err(status) => Err(status),
+        };
+        (requests, answer)
+    }
+}
+
+impl<B> PollChunk for Answers<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+{
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        let mut answer = match std::mem::replace(&mut self.next, Next::Ended) {
+            Next::Requests(requests) => Box::pin(self.call.clone().answer_next(requests)),
+            Next::Answer(answer) => answer,
+            Next::Ended => return Poll::Ready(Step::End(Status::ok(""))),
+        };
+        let Poll::Ready((requests, answer)) = answer.as_mut().poll(cx) else {
+            self.next = Next::Answer(answer);
+            return Poll::Pending;
+        };
+        Poll::Ready(match answer {
+            Ok(Some(response)) => {
+                self.next = Next::Requests(requests);
+                let chunk = encode(&response);
+                self.open.answered(u64::from(response.count), chunk.len());
+                Step::Chunk(chunk)
+            }
+            Ok(None) => Step::End(Status::ok("")),
+            Err(status) => Step::End(status),
+        })
     }
 }

@@ -11,18 +11,15 @@
 use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
+use http::{HeaderValue, header::CONTENT_TYPE};
 use http_body::Body;
 use tidegate_core::{Filter, Hub, SubscribeOptions, Subscription};
-use tidegate_proto::v1::{SubscribeRequest, SubscribeResponse};
+use tidegate_proto::v1::SubscribeRequest;
 use tokio::{
     task::coop::consume_budget,
     time::{self, timeout_at},
 };
-use tonic::{
-    Status,
-    codec::{Codec as _, Streaming},
-};
+use tonic::Status;
 
 use super::{
     access::{Access, AccessWatch, Scope, caller},
@@ -33,7 +30,7 @@ use super::{
     deadline,
     drainer::{Drainer, Registrations, Timing},
     gate::{Caller, HeldPermit},
-    precheck::PrecheckingCodec,
+    messages::Messages,
     wire::Encoded,
 };
 use crate::{
@@ -41,7 +38,7 @@ use crate::{
     pace::Pacer,
     reason::Reason,
     reset,
-    status::{not_subscribed, reconnect_delay, request_timed_out, unreadable},
+    status::{not_subscribed, reconnect_delay, request_timed_out},
 };
 
 /// Path of the method.
@@ -241,7 +238,7 @@ async fn take_turn_for(filters: &[Filter]) {
     }
 }
 
-/// Reads the one message of a `Subscribe` call.
+/// Reads the one message of a `Subscribe` call. What follows it is nobody's business: the stream belongs to the first.
 async fn read_message<B>(
     request: http::Request<B>,
     config: Arc<ServiceConfig>,
@@ -250,23 +247,9 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    if is_compressed(request.headers()) {
-        return Err(Status::unimplemented(
-            "compressed requests are not supported; send this one with `identity`",
-        ));
-    }
-    let decoder = PrecheckingCodec::<SubscribeResponse, SubscribeRequest>::new(config).decoder();
-    let mut messages =
-        Streaming::new_request(decoder, request.into_body(), None, Some(MAX_REQUEST_BYTES));
-    let message = messages
-        .message()
-        .await
-        .map_err(|status| unreadable(status, Reason::InvalidRequest))?;
+    let (parts, body) = request.into_parts();
+    let (body, reason) = (Box::pin(body), Reason::InvalidRequest);
+    let mut messages = Messages::of(&parts.headers, body, config, MAX_REQUEST_BYTES, reason)?;
+    let message: Option<SubscribeRequest> = messages.next().await?;
     message.ok_or_else(|| Reason::InvalidRequest.status("the call carries no SubscribeRequest"))
-}
-
-/// Whether the messages of a request may be compressed.
-fn is_compressed(headers: &HeaderMap) -> bool {
-    let encoding = headers.get("grpc-encoding");
-    encoding.is_some_and(|encoding| *encoding != "identity")
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The codes and reasons with which the protocol lets a stream end, or be refused.
-const DOCUMENTED: [(Code, &str); 22] = [
+const DOCUMENTED: [(Code, &str); 24] = [
     (Code::InvalidArgument, "INVALID_FILTER"),
     (Code::InvalidArgument, "INVALID_TOPIC"),
     (Code::InvalidArgument, "INVALID_CLIENT_ID"),
@@ -21,6 +21,8 @@ const DOCUMENTED: [(Code, &str); 22] = [
     (Code::InvalidArgument, "TOO_MANY_EVENTS"),
     (Code::InvalidArgument, "EVENT_TOO_LARGE"),
     (Code::InvalidArgument, "BATCH_TOO_LARGE"),
+    (Code::Unimplemented, "COMPRESSION_UNSUPPORTED"),
+    (Code::Internal, "MALFORMED_MESSAGE"),
     (Code::OutOfRange, "POSITION_AHEAD"),
     (Code::AlreadyExists, "CLIENT_ID_TAKEN"),
     (Code::Aborted, TAKEN_OVER),

@@ -58,9 +58,9 @@ fn expected(method: &str) -> (Vec<u8>, Access, Code) {
         | "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo" => {
             (vec![7 << 3 | 2, 0], Access::ForPrincipals, Code::Ok)
         }
-        "/tidegate.v1.AdminService/GetServer" | "/tidegate.v1.AdminService/ListSubscriptions" => {
-            (Vec::new(), Access::ByRule, Code::Ok)
-        }
+        "/tidegate.v1.AdminService/GetServer"
+        | "/tidegate.v1.AdminService/ListSubscriptions"
+        | "/tidegate.v1.AdminService/ListPublishStreams" => (Vec::new(), Access::ByRule, Code::Ok),
         "/tidegate.v1.AdminService/DisconnectClient" => {
             let client_id = "nobody".into();
             let request = DisconnectClientRequest { client_id };

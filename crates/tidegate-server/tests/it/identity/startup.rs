@@ -1,7 +1,9 @@
 //! The start of a server: credentials that it takes, and credentials that it refuses to start with.
 
 use rcgen::KeyPair;
-use tidegate_server::{AuthConfig, BindError, JwksUrl, JwtKeys, Server, ServerConfig};
+use tidegate_server::{
+    AuthConfig, BindError, JwksUrl, JwtKeys, ListenAddress, Server, ServerConfig,
+};
 
 use super::{auth, jwt};
 use crate::pki::Folder;
@@ -31,9 +33,9 @@ fn the_admin_service_is_served_where_callers_authenticate() {
 #[tokio::test]
 async fn credentials_need_tls_or_loopback_or_insecure() {
     let folder = Folder::new();
-    let listen = "0.0.0.0:0".parse().unwrap();
+    let listen: ListenAddress = "0.0.0.0:0".parse().unwrap();
     let config = |insecure| ServerConfig {
-        listen,
+        listen: listen.clone(),
         auth: AuthConfig {
             insecure,
             ..auth(&folder, None)

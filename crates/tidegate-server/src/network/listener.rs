@@ -1,0 +1,273 @@
+//! The sockets that the server listens on: TCP, or a file for peers on the same machine.
+//!
+//! # Files of sockets
+//! A process that is killed leaves the file of its socket, and nobody can bind it again. So a file that nobody listens on
+//! is replaced, and one that somebody listens on is an error. A file that is no socket is never removed. When the listener
+//! is dropped, it removes its file, unless that has been replaced meanwhile.
+
+use std::{
+    fmt, io,
+    net::{Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    pin::Pin,
+    str::FromStr,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tidegate_transport::{Acceptor, Http2Config};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixListener, UnixStream},
+    time::{Instant, sleep_until},
+};
+
+/// Pause after a connection to the file of a socket could not be accepted, as when the process is out of descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Address of every peer that connects through the file of a socket: they have none of their own, and count as one. No peer
+/// on a network has it.
+pub(crate) const LOCAL_PEER: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
+
+/// An address to listen on. It is read from `127.0.0.1:50051`, `[::]:50051` or `unix:/run/tidegate.sock`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ListenAddress {
+    /// An address and a port. Port 0 takes a free port.
+    Tcp(SocketAddr),
+    /// The path of a socket's file, which the server makes, and removes when it ends.
+    Unix(PathBuf),
+}
+
+/// The listener of a server.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    Tcp(Acceptor),
+    Unix(LocalListener),
+}
+
+/// The listener of a socket's file.
+#[derive(Debug)]
+pub(crate) struct LocalListener {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and number of the file.
+    identity: (u64, u64),
+    paused_until: Instant,
+}
+
+/// A connection of either kind.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+// ===== impl ListenAddress =====
+
+impl ListenAddress {
+    /// Whether only peers on this machine reach it.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+}
+
+impl From<SocketAddr> for ListenAddress {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+impl From<([u8; 4], u16)> for ListenAddress {
+    fn from(address: ([u8; 4], u16)) -> Self {
+        Self::Tcp(address.into())
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for ListenAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(path) = text.strip_prefix("unix:") else {
+            let address = text.parse().map_err(|_| {
+                "write it as ADDRESS:PORT, such as 127.0.0.1:50051 or [::]:50051, or as unix:PATH"
+            });
+            return Ok(Self::Tcp(address?));
+        };
+        // The form that URLs have: nothing between the slashes, and then the path.
+        let path = path.strip_prefix("//").unwrap_or(path);
+        if !path.starts_with('/') {
+            return Err("write the whole path, such as unix:/run/tidegate.sock".into());
+        }
+        Ok(Self::Unix(path.into()))
+    }
+}
+
+// ===== impl Listener =====
+
+impl Listener {
+    pub(crate) fn bind(address: &ListenAddress, backlog: Option<u32>) -> io::Result<Self> {
+        match address {
+            ListenAddress::Tcp(address) => {
+                let listener = tidegate_transport::listen(*address, backlog)?;
+                Ok(Self::Tcp(Acceptor::new(listener)))
+            }
+            ListenAddress::Unix(path) => Ok(Self::Unix(LocalListener::bind(path)?)),
+        }
+    }
+
+    /// Waits for the next connection, and adds it and those that are there already to `batch`. Cancel safe.
+    pub(crate) async fn accept_batch(&mut self, batch: &mut Vec<(Socket, SocketAddr)>) {
+        match self {
+            Self::Tcp(acceptor) => {
+                let mut accepted = Vec::new();
+                acceptor.accept_batch(&mut accepted).await;
+                // Nothing is awaited from here on, so what was accepted is not lost.
+                let sockets = accepted.into_iter();
+                batch.extend(sockets.map(|(stream, peer)| (Socket::Tcp(stream), peer)));
+            }
+            Self::Unix(listener) => batch.push((Socket::Unix(listener.accept().await), LOCAL_PEER)),
+        }
+    }
+}
+
+impl LocalListener {
+    fn bind(path: &Path) -> io::Result<Self> {
+        make_way(path)?;
+        let listener = UnixListener::bind(path)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            identity: identity(path)?,
+            paused_until: Instant::now(),
+        })
+    }
+
+    async fn accept(&mut self) -> UnixStream {
+        loop {
+            sleep_until(self.paused_until).await;
+            match self.listener.accept().await {
+                Ok((stream, _)) => return stream,
+                Err(error) => {
+                    tracing::warn!(%error, pause = ?PAUSE, "cannot accept connections; pausing");
+                    self.paused_until = Instant::now() + PAUSE;
+                }
+            }
+        }
+    }
+}
+
+/// Removes the file of a socket that nobody listens on.
+fn make_way(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let kind = match path.symlink_metadata() {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let taken = |problem: &str| Err(io::Error::new(io::ErrorKind::AddrInUse, problem.to_owned()));
+    if !kind.is_socket() {
+        return taken(
+            "there is a file that is no socket; it stays as it is: choose another path, or move it away",
+        );
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => taken("a process listens on it: end that one first, or choose another path"),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            tracing::info!(path = %path.display(), "replacing the file of a socket that nobody listens on");
+            std::fs::remove_file(path)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = path.symlink_metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+impl Drop for LocalListener {
+    fn drop(&mut self) {
+        // Another server may have taken the path in the meantime.
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(%error, path = %self.path.display(), "cannot remove the file of the socket");
+        }
+    }
+}
+
+// ===== impl Socket =====
+
+impl Socket {
+    /// Sets the options of a TCP socket. Others have none of these.
+    pub(crate) fn set_options(&self, config: &Http2Config) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => config.set_socket_options(stream),
+            Self::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Closes with a reset, where there is such a thing.
+    pub(crate) fn reset(self) {
+        if let Self::Tcp(stream) = self {
+            // It leaves no state in the kernel. If the option cannot be set, the socket closes normally.
+            let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,173 @@
+"""The file of a socket: what sidecars use, on one machine and without a network."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from support import CHANNEL_OPTIONS, PATIENCE, Client, new_event, payloads
+from tidegate.v1 import admin_service_pb2 as admin_pb
+from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
+from tidegate.v1.event_service_pb2_grpc import EventServiceStub
+
+
+class Local:
+    """`tidegate serve` on the file of a socket."""
+
+    def __init__(self, binary: str, listen: str, *arguments: str, umask: int = 0o022) -> None:
+        self.process = subprocess.Popen(
+            [binary, "serve", "--listen", listen, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            umask=umask,
+        )
+        readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        self.announced = self.process.stdout.readline().rstrip("\n") if readable else ""
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+
+@pytest.fixture
+def serve(binary: str) -> Iterator:
+    servers: list[Local] = []
+
+    def serve(listen: str, *arguments: str, **options) -> Local:
+        servers.append(Local(binary, listen, *arguments, **options))
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.process.kill()
+        server.process.wait()
+        server.process.stdout.close()
+        server.process.stderr.close()
+
+
+def client(path: Path, *, authority: str | None = "localhost") -> Client:
+    made = Client.__new__(Client)
+    options = [*CHANNEL_OPTIONS, *([] if authority is None else [("grpc.default_authority", authority)])]
+    made.channel = grpc.insecure_channel(f"unix:{path}", options=options)
+    made.stub = EventServiceStub(made.channel)
+    return made
+
+
+@pytest.mark.parametrize("form", ["unix:{}", "unix://{}"])
+def test_grpcio_publishes_and_subscribes_over_a_socket_file(serve, tmp_path, form):
+    path = tmp_path / "tg.sock"
+    server = serve(form.format(path))
+    assert server.announced == f"listening on unix:{path}"
+    caller = client(path)
+    stream = caller.subscribe("a")
+    caller.publish(new_event("a", b"1"))
+    assert payloads(stream.take(1)) == [b"1"]
+    # It is local, so the admin service is there, and says where the client came from.
+    admin = AdminServiceStub(caller.channel)
+    [state] = admin.ListSubscriptions(admin_pb.ListSubscriptionsRequest(), timeout=PATIENCE).subscriptions
+    assert state.address == "unix"
+    caller.close()
+    assert server.stop() == 0
+    assert not path.exists()
+
+
+@pytest.mark.xfail(strict=True, reason="h2 refuses `:authority` as gRPC makes it of a path")
+def test_grpcio_needs_no_option_over_a_socket_file(serve, tmp_path):
+    path = tmp_path / "tg.sock"
+    serve(f"unix:{path}")
+    caller = client(path, authority=None)
+    try:
+        caller.publish(new_event("a", b"1"))
+    finally:
+        caller.close()
+
+
+def test_socket_file_has_the_permissions_that_the_umask_leaves(serve, tmp_path):
+    path = tmp_path / "tg.sock"
+    serve(f"unix:{path}", umask=0o077)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_socket_file_that_a_killed_server_left_is_replaced(serve, tmp_path):
+    path = tmp_path / "tg.sock"
+    serve(f"unix:{path}").stop(signal.SIGKILL)
+    assert path.is_socket()
+    assert serve(f"unix:{path}").announced == f"listening on unix:{path}"
+    caller = client(path)
+    caller.publish(new_event("a"))
+    caller.close()
+
+
+def test_socket_file_of_a_running_server_is_left_to_it(serve, tmp_path):
+    path = tmp_path / "tg.sock"
+    serve(f"unix:{path}")
+    second = serve(f"unix:{path}")
+    assert second.process.wait(PATIENCE) == 1
+    assert "a process listens on it" in second.process.stderr.read()
+    caller = client(path)
+    caller.publish(new_event("a"))
+    caller.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_file_that_is_no_socket_is_never_removed(serve, tmp_path, kind):
+    path = tmp_path / "precious"
+    if kind == "file":
+        path.write_text("content")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        (tmp_path / "target").write_text("content")
+        path.symlink_to(tmp_path / "target")
+    server = serve(f"unix:{path}")
+    assert server.process.wait(PATIENCE) == 1
+    assert "no socket" in server.process.stderr.read()
+    assert os.path.lexists(path)
+
+
+def test_path_that_another_server_took_meanwhile_is_left_to_it(serve, tmp_path):
+    path = tmp_path / "tg.sock"
+    server = serve(f"unix:{path}")
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        assert server.stop() == 0
+        assert path.is_socket()
+
+
+@pytest.mark.parametrize(
+    ("listen", "words"),
+    [("unix:", "whole path"), ("unix:run/tg.sock", "whole path"), ("unix:/" + "x" * 200, "SUN_LEN"), ("unix:/nowhere/tg.sock", "No such file")],
+)
+def test_socket_path_that_cannot_be_used_is_told(serve, listen, words):
+    server = serve(listen)
+    assert server.process.wait(PATIENCE) in (1, 2)
+    assert words in server.process.stderr.read()
+
+
+def test_command_line_works_over_a_socket_file(binary, serve, tmp_path):
+    path = tmp_path / "tg.sock"
+    url = f"unix:{path}"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [binary, *arguments, "--server", url]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+
+    unreachable = run("pub", "a", "x")
+    assert unreachable.returncode == 3 and str(path) in unreachable.stderr
+    serve(url)
+    published = run("pub", "a", "hello")
+    assert published.stdout == "1 event accepted\n", published.stderr
+    seen = run("sub", "a", "--replay", "1", "--count", "1")
+    assert "hello" in seen.stdout, seen.stderr
+    assert run("stats").returncode == 0
