@@ -299,7 +299,6 @@ impl Drop for Silent {
 }
 
 #[tokio::test]
-#[expect(clippy::print_stderr, reason = "for the one who reads the tests")]
 async fn a_file_system_that_does_not_answer_is_told_and_holds_up_neither_other_files_nor_the_end() {
     let folder = Folder::new("hangs");
     let Some(silent) = Silent::mount(&folder) else {

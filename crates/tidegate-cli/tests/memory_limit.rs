@@ -58,7 +58,6 @@ impl Drop for Groups {
 }
 
 /// The output of a script that runs the program as `$0`, of both streams. `None` if its own commands fail.
-#[expect(clippy::print_stderr, reason = "for the one who reads the tests")]
 fn output(mut shell: Command, script: &str) -> Option<String> {
     let output = shell
         .args(["-c", script, env!("CARGO_BIN_EXE_tidegate")])
@@ -86,7 +85,6 @@ fn namespace() -> Command {
 const PRINT: &str = "\"$0\" serve --print-config";
 
 #[test]
-#[expect(clippy::print_stderr, reason = "for the one who reads the tests")]
 fn the_limit_of_a_group_above_counts() {
     let Some(groups) = Groups::new("above") else {
         child::skipped("this user may not make control groups");
@@ -131,7 +129,6 @@ fn the_machine_and_the_group_are_known_where_proc_has_processes_only() {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "for the one who reads the tests")]
 fn a_group_that_cannot_be_looked_up_is_warned_of() {
     let Some(groups) = Groups::new("unseen") else {
         child::skipped("this user may not make control groups");
