@@ -21,7 +21,7 @@ use crate::{
     error::BindError,
     network::{
         admission::{Admission, ConnectionStats},
-        listener::{LOCAL_PEER, ListenAddress, Listener, Socket},
+        listener::{LOCAL_PEER, ListenAddress, Listener, PeerAddress, Socket},
     },
     operations::{
         controls::{Controls, LiveConfig},
@@ -261,7 +261,7 @@ impl Server {
         let permit = match self.admission.admit(peer.ip()) {
             Ok(permit) => permit,
             Err(refusal) => {
-                tracing::debug!(%peer, %refusal, "connection refused");
+                tracing::debug!(peer = %PeerAddress(peer), %refusal, "connection refused");
                 // A reset instead of a close.
                 socket.reset();
                 return;

@@ -30,6 +30,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) const LOCAL_PEER: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
 
+/// The address of a peer in words: `unix` for those that come through the file of a socket. `{:#}` leaves out the port.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerAddress(pub(crate) SocketAddr);
+
 /// An address to listen on. It is read from `127.0.0.1:50051`, `[::]:50051` or `unix:/run/tidegate.sock`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -62,6 +66,18 @@ pub(crate) struct LocalListener {
 pub(crate) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+// ===== impl PeerAddress =====
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            LOCAL_PEER => f.write_str("unix"),
+            address if f.alternate() => address.ip().fmt(f),
+            address => address.fmt(f),
+        }
+    }
 }
 
 // ===== impl ListenAddress =====
