@@ -119,13 +119,13 @@ impl FromStr for ListenAddress {
 // ===== impl Listener =====
 
 impl Listener {
-    pub(crate) fn bind(address: &ListenAddress, backlog: Option<u32>) -> io::Result<Self> {
+    pub(crate) async fn bind(address: &ListenAddress, backlog: Option<u32>) -> io::Result<Self> {
         match address {
             ListenAddress::Tcp(address) => {
                 let listener = tidegate_transport::listen(*address, backlog)?;
                 Ok(Self::Tcp(Acceptor::new(listener)))
             }
-            ListenAddress::Unix(path) => Ok(Self::Unix(LocalListener::bind(path)?)),
+            ListenAddress::Unix(path) => Ok(Self::Unix(LocalListener::bind(path).await?)),
         }
     }
 

@@ -12,7 +12,8 @@ pub(crate) struct LocalListener(Infallible);
 impl LocalListener {
     /// # Errors
     /// Always.
-    pub(super) fn bind(_: &Path) -> io::Result<Self> {
+    #[expect(clippy::unused_async, reason = "it has the face of the other")]
+    pub(super) async fn bind(_: &Path) -> io::Result<Self> {
         Err(io::Error::new(
             io::ErrorKind::Unsupported,
             "the server cannot listen on the file of a socket on this system; listen on an address, such as 127.0.0.1:50051",
