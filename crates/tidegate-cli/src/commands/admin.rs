@@ -124,7 +124,7 @@ enum Sort {
 enum PublisherSort {
     /// The oldest first.
     Since,
-    /// Those first that have taken no answer for the longest time.
+    /// The one that has taken no answer for the longest time first.
     Unread,
 }
 
