@@ -129,6 +129,7 @@ impl Logs {
     /// Warns of a filter that turns the log off without saying so, once. Not in the log, which is off.
     fn warn_of_silence(&self, origin: &str, directives: &str) {
         let warning = log_silence(directives);
+        // Held while it is said: a server says at most two at the same time, and in order.
         let mut last = self.warning.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(warning) = warning.as_ref().filter(|_| *last != warning) {
             stdio::report(format_args!("warning: {origin}: {warning}"));

@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     exit::{Exit, Failure},
-    log_writer::LogWriter,
+    log_writer::{LogWriter, message_of},
     stdio::StandardError,
 };
 
@@ -31,8 +31,7 @@ pub(crate) fn start(log: &LogWriter) -> Result<Runtime, Failure> {
     // The runtime panics when it gets no thread, and then waits for those that it has, which never end. A panic is seen
     // here before it does. None of its threads has any work yet that could panic.
     panic::set_hook(Box::new(move |info| {
-        let payload = info.payload_as_str().unwrap_or("no reason is known");
-        own.report(format_args!("tidegate: {}", no_thread(&payload)));
+        own.report(format_args!("tidegate: {}", no_thread(&message_of(info))));
         process::exit(i32::from(Exit::Other as u8));
     }));
     let runtime = Builder::new_multi_thread()
@@ -47,7 +46,12 @@ pub(crate) fn start(log: &LogWriter) -> Result<Runtime, Failure> {
         let _ = is_started.recv();
     }
     log.report_panics();
-    runtime.map_err(|error| Failure::new(Exit::Other, no_thread(&error)))
+    runtime.map_err(|error| {
+        let message = format!(
+            "cannot start the runtime of the program: {error}; is the limit on open files (`ulimit -n`) too low?"
+        );
+        Failure::new(Exit::Other, message)
+    })
 }
 
 /// Says, without a thread, that the one of the log could not be started.
