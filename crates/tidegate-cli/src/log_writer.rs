@@ -94,6 +94,14 @@ struct Worker<W> {
     is_mid_line: bool,
 }
 
+/// The message of a panic.
+pub(crate) fn message_of<'a>(info: &'a PanicHookInfo<'_>) -> &'a str {
+    let payload = info.payload();
+    (payload.downcast_ref::<String>().map(String::as_str))
+        .or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("a value that is no text")
+}
+
 /// `text` without control characters.
 fn escaped(text: &str) -> String {
     let escape = |c: char| match c {
@@ -303,10 +311,7 @@ impl Shared {
     }
 
     fn panic_line(&self, info: &PanicHookInfo<'_>) -> Vec<u8> {
-        let payload = info.payload();
-        let message = (payload.downcast_ref::<String>().map(String::as_str))
-            .or_else(|| payload.downcast_ref::<&str>().copied())
-            .unwrap_or("a value that is no text");
+        let message = message_of(info);
         let thread = thread::current();
         let thread = thread.name().unwrap_or("unnamed").to_owned();
         let place = info.location().map(ToString::to_string).unwrap_or_default();

@@ -1,14 +1,18 @@
 //! Logs, on standard error.
 
-use std::{env, fmt, io, sync::Arc};
+use std::{
+    env, fmt, io,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use clap::{Args, ValueEnum};
-use tidegate_server::settings::log_filter;
+use tidegate_server::settings::{log_filter, log_silence};
 use tracing_subscriber::{EnvFilter, reload};
 
 use crate::{
     exit::{Exit, Failure},
     log_writer::LogWriter,
+    stdio,
 };
 
 #[derive(Debug, Args)]
@@ -40,14 +44,18 @@ const DEFAULT: &str = "warn";
 pub(crate) struct Logs {
     reload: Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
     writer: LogWriter,
+    /// The warning about the filter in force, if it was worth one.
+    warning: Arc<Mutex<Option<String>>>,
 }
 
 /// Sends logs to `writer` from here on. To be called once.
 pub(crate) fn init(args: &LogArgs, writer: &LogWriter) -> Result<Logs, Failure> {
-    let filter = match from_environment()? {
-        Some(filter) => filter,
-        None => filter("--log", args.log.as_deref().unwrap_or(DEFAULT))?,
+    let given = args.log.as_deref().unwrap_or(DEFAULT);
+    let (origin, directives) = match from_environment()? {
+        Some(directives) => (EnvFilter::DEFAULT_ENV, directives),
+        None => ("--log", given.into()),
     };
+    let filter = filter(origin, &directives)?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         // It would print to standard error by itself, and panic if that cannot be written.
@@ -70,17 +78,20 @@ pub(crate) fn init(args: &LogArgs, writer: &LogWriter) -> Result<Logs, Failure> 
             Arc::new(move |filter| handle.reload(filter))
         }
     };
-    Ok(Logs {
+    let logs = Logs {
         reload,
         writer: writer.clone(),
-    })
+        warning: Arc::default(),
+    };
+    logs.warn_of_silence(origin, &directives);
+    Ok(logs)
 }
 
 /// The filter in `RUST_LOG`, which takes precedence over every other.
-fn from_environment() -> Result<Option<EnvFilter>, Failure> {
+fn from_environment() -> Result<Option<String>, Failure> {
     let name = EnvFilter::DEFAULT_ENV;
     match env::var(name) {
-        Ok(directives) if !directives.is_empty() => filter(name, &directives).map(Some),
+        Ok(directives) if !directives.is_empty() => Ok(Some(directives)),
         Ok(_) | Err(env::VarError::NotPresent) => Ok(None),
         Err(env::VarError::NotUnicode(_)) => Err(Failure::new(
             Exit::Usage,
@@ -109,7 +120,21 @@ impl Logs {
         if from_environment()?.is_some() {
             return Ok(());
         }
-        (self.reload)(filter("log", directives)?).map_err(|error| Failure::new(Exit::Other, error))
+        (self.reload)(filter("log", directives)?)
+            .map_err(|error| Failure::new(Exit::Other, error))?;
+        self.warn_of_silence("log", directives);
+        Ok(())
+    }
+
+    /// Warns of a filter that turns the log off without saying so, once. Not in the log, which is off.
+    fn warn_of_silence(&self, origin: &str, directives: &str) {
+        let warning = log_silence(directives);
+        // Held while it is said: a server says at most two at the same time, and in order.
+        let mut last = self.warning.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(warning) = warning.as_ref().filter(|_| *last != warning) {
+            stdio::report(format_args!("warning: {origin}: {warning}"));
+        }
+        *last = warning;
     }
 }
 

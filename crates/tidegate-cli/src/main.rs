@@ -14,6 +14,7 @@ mod memory;
 mod output;
 #[cfg(unix)]
 mod reload;
+mod runtime;
 mod security;
 mod server_args;
 mod settings;
@@ -21,7 +22,6 @@ mod signals;
 mod stdio;
 
 use std::{
-    io::Write as _,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     process::ExitCode,
 };
@@ -42,8 +42,7 @@ fn main() -> ExitCode {
     let log = match LogWriter::start(StandardError) {
         Ok(log) => log,
         Err(error) => {
-            // There is no thread that could write it.
-            let _ = writeln!(StandardError, "tidegate: cannot start a thread: {error}");
+            runtime::say_that_none_starts(&error);
             return ExitCode::FAILURE;
         }
     };
@@ -73,7 +72,7 @@ fn say(error: &clap::Error) -> Result<ExitCode, Failure> {
 
 fn start(cli: Cli, log: &LogWriter) -> Result<ExitCode, Failure> {
     let logs = logging::init(&cli.log, log)?;
-    let runtime = tokio::runtime::Runtime::new()?;
+    let runtime = runtime::start(log)?;
     // A panic goes on only when the runtime is gone: it would wait for its threads, as described below.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(run(cli.command, cli.log.log, logs))

@@ -1,6 +1,12 @@
 //! Reloading the configuration, and the files that it names, on SIGHUP.
 
-use std::{io, sync::Arc};
+use std::{
+    fs, io,
+    os::unix::fs::FileTypeExt as _,
+    panic::resume_unwind,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tidegate_server::{
     Controls, Server,
@@ -16,6 +22,8 @@ use crate::{exit::Failure, logging::Logs, settings::SettingArgs};
 /// Everything that a reload needs.
 struct Reloader {
     asked: SettingArgs,
+    /// The pipe that the configuration came from, if it came from one.
+    pipe: Option<PathBuf>,
     /// Whether the file had a setting when it was read last.
     file_has_settings: bool,
     /// The settings in force.
@@ -28,7 +36,7 @@ struct Reloader {
 /// Reloads the configuration, certificates, credentials and rules at each SIGHUP from here on. If none of them is in a
 /// file, nothing could change, and the signal keeps its default action: it ends the process.
 pub(crate) fn on_hangup(
-    asked: SettingArgs,
+    (asked, pipe): (SettingArgs, Option<PathBuf>),
     (running, written): (Configuration, &Written),
     server: &Server,
     logs: Logs,
@@ -39,6 +47,7 @@ pub(crate) fn on_hangup(
     let hangups = signal(SignalKind::hangup())?;
     let reloader = Reloader {
         asked,
+        pipe,
         file_has_settings: written.has_settings_of_a_file(),
         running,
         controls: server.controls().clone(),
@@ -69,10 +78,28 @@ impl Reloader {
     /// Applies the settings that can change in a running server. A configuration with an error changes nothing.
     async fn reload(&mut self) {
         let asked = self.asked.clone();
+        let pipe = self.pipe.clone();
+        let read = move || match pipe.is_some_and(|path| is_spent(&path)) {
+            true => None,
+            false => Some(asked.read_again()),
+        };
         // A file on a network file system may take its time, and the runtime has other things to do.
-        let read = tokio::task::spawn_blocking(move || asked.read_again()).await;
-        // Only a runtime that shuts down drops the task before it has run.
-        let Ok(read) = read else { return };
+        let read = match tokio::task::spawn_blocking(read).await {
+            Ok(Some(read)) => read,
+            Ok(None) => {
+                tracing::warn!(
+                    "the configuration came from a pipe, which can be read only once: it is kept as it is. Put it into a \
+                     file to change it while the server runs"
+                );
+                return;
+            }
+            Err(error) => match error.try_into_panic() {
+                // Whoever runs this counts it, and begins again.
+                Ok(panic) => resume_unwind(panic),
+                // A runtime that shuts down has dropped it before it ran.
+                Err(_) => return,
+            },
+        };
         let next = match read {
             Ok((next, written)) => {
                 for warning in written.warnings() {
@@ -122,6 +149,11 @@ impl Reloader {
             }),
         }
     }
+}
+
+/// Whether a pipe that was read is still there, or gone. A file may have taken its place.
+fn is_spent(path: &Path) -> bool {
+    fs::metadata(path).map_or(true, |found| found.file_type().is_fifo())
 }
 
 fn log_failure(failure: &Failure) {

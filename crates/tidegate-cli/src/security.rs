@@ -117,7 +117,18 @@ impl CredentialArgs {
                 );
                 Err(Failure::new(Exit::Usage, message))
             }
-            (Some(token), None) => Ok(Some(Token::Text(token))),
+            (Some(token), None) if token.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                Ok(Some(Token::Text(token)))
+            }
+            (Some(_), None) => {
+                let message = format!(
+                    "the environment variable {} is no token: it must be printable ASCII without white space, a line end \
+                     or a byte order mark; set it anew, or name the file of the token in {}",
+                    environment::TOKEN,
+                    environment::TOKEN_FILE
+                );
+                Err(Failure::new(Exit::Usage, message))
+            }
             (None, path) => Ok(path.map(Token::File)),
         }
     }

@@ -12,7 +12,7 @@ use std::{
     process::{ChildStderr, Command, Output, Stdio},
 };
 
-use child::Serve;
+use child::{Folder, Serve};
 use rustix::process::{Signal, kill_process};
 use tidegate_client::{Client, Error, SubscribeOptions, Subscription, Update};
 use tidegate_server::settings::SETTINGS;
@@ -703,4 +703,96 @@ fn a_switch_that_is_given_a_value_says_that_it_takes_none() {
     assert_eq!(refused.status.code(), Some(2));
     let told = said(&refused.stderr);
     assert!(told.contains("--print-config takes no value"), "{told}");
+}
+
+#[test]
+fn filters_that_turn_the_log_off_without_a_word_are_refused_or_warned_of() {
+    for slip in [
+        "TIDEGATE=debug",
+        "tidegate::nosuch",
+        "tidegate_server::nosuch",
+        "access=info",
+        "warn,tidegate::access_log=info",
+        "warn,tidegate_server::access_log=info",
+        "tidegate::ACCESS=info",
+        "server=debug",
+        "[nosuch]",
+        "[{x=1}]=info",
+    ] {
+        let refused = tidegate(&["check-config", "--log", slip]).output().unwrap();
+        let told = said(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{slip}: {told}");
+        assert!(told.contains(slip), "{told}");
+    }
+    let warning = "gives no level to the program's own modules";
+    let file = File::new("silent", "log = \"h2=debug\"\n");
+    for mut command in [
+        tidegate(&["check-config", "--log", "h2=debug"]),
+        tidegate(&["check-config", file.path()]),
+    ] {
+        let checked = command.output().unwrap();
+        let told = said(&checked.stderr);
+        assert_eq!(checked.status.code(), Some(0), "{told}");
+        assert_eq!(told.matches(warning).count(), 1, "{told}");
+    }
+    let arguments = ["serve", "--listen", "127.0.0.1:0", "--config", file.path()];
+    let (_server, mut log) = Serve::logging(tidegate(&arguments));
+    log.until(warning);
+    let meant = tidegate(&["check-config", "--log", "off,h2=debug"]).output();
+    assert!(meant.unwrap().stderr.is_empty());
+}
+
+#[test]
+fn authorities_that_are_none_and_keys_beside_them_are_warned_of() {
+    let made = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+    let (pem, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let (certificate, both) = (
+        File::new("leaf", &pem),
+        File::new("both", &(pem.clone() + &key)),
+    );
+    let key = File::new("leaf-key", &key);
+    let text = format!(
+        "[tls]\ncertificate = {:?}\nkey = {:?}\nclient_ca = {both:?}\n\
+         [auth.jwt]\nissuer = \"i\"\naudience = \"a\"\nkey_sets = [\"https://localhost:1/\"]\nkey_set_ca = {both:?}\n",
+        certificate.path(),
+        key.path(),
+        both = both.path(),
+    );
+    let file = File::new("authorities", &text);
+    let checked = check(&file);
+    let told = said(&checked.stderr);
+    assert_eq!(checked.status.code(), Some(0), "{told}");
+    for line in [":4: ", ":9: "] {
+        for fault in [
+            "not marked as that of an authority",
+            "has a private key beside",
+        ] {
+            let is_told = told
+                .lines()
+                .any(|told| told.contains(line) && told.contains(fault));
+            assert!(is_told, "{line}{fault} is not in:\n{told}");
+        }
+    }
+}
+
+#[test]
+fn a_configuration_from_a_pipe_is_kept_at_a_hangup() {
+    let folder = Folder::new("hangup");
+    let pipe = folder.pipe("pipe");
+    let writer = {
+        let pipe = pipe.clone();
+        std::thread::spawn(move || fs::write(pipe, "log = \"info\"\n").unwrap())
+    };
+    let arguments = ["serve", "--listen", "127.0.0.1:0", "--config", &pipe];
+    let (server, mut log) = Serve::logging(tidegate(&arguments));
+    writer.join().unwrap();
+    for _ in 0..2 {
+        kill_process(server.pid(), Signal::HUP).unwrap();
+        let told = log.until("it is kept as it is");
+        assert!(!told.contains("ERROR"), "{told}");
+    }
+    // A file in its place is read.
+    folder.write("pipe", "log = \"info\"\nheartbeat = \"7s\"\n");
+    kill_process(server.pid(), Signal::HUP).unwrap();
+    log.until("configuration reloaded");
 }

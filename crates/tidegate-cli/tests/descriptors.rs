@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use child::Serve;
+use child::{Serve, limited};
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use tidegate_client::{Client, NewEvent, SubscribeOptions, Subscription, Update};
 use tokio::time;
@@ -111,4 +111,36 @@ fn server_refuses_a_cap_beyond_its_descriptors() {
         "{message}"
     );
     assert!(ended.stdout.is_empty());
+}
+
+#[test]
+fn too_few_descriptors_for_a_server_are_refused_or_warned_of() {
+    for (arguments, code) in [
+        (&["serve", "--listen", "127.0.0.1:0"][..], 1),
+        (&["check-config"], 2),
+    ] {
+        let ended = limited(20, arguments).output().unwrap();
+        let message = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(code), "{message}");
+        let problem = "needs 33 open files, and the process may open 20";
+        assert!(message.contains(problem), "{message}");
+    }
+    let room = "room for no more than 8 connections";
+    let checked = limited(40, &["check-config"]).output().unwrap();
+    let message = String::from_utf8(checked.stderr).unwrap();
+    assert_eq!(checked.status.code(), Some(0), "{message}");
+    assert!(message.contains(room), "{message}");
+    let (_server, mut log) = Serve::logging(Serve::command_with_descriptors(40, &[]));
+    log.until(room);
+    // A number that somebody chose is no surprise.
+    let arguments = ["check-config", "--config", "/dev/stdin"];
+    let mut chosen = limited(40, &arguments);
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    chosen.stdin(reader).env_remove("TIDEGATE_CONNECTIONS_MAX");
+    std::io::Write::write_all(&mut writer, b"[connections]\nmax = 8\n").unwrap();
+    drop(writer);
+    let checked = chosen.output().unwrap();
+    let message = String::from_utf8(checked.stderr).unwrap();
+    assert_eq!(checked.status.code(), Some(0), "{message}");
+    assert!(!message.contains("connections"), "{message}");
 }

@@ -210,3 +210,35 @@ fn variables_of_other_commands_that_are_misspelled_are_warned_of() {
         assert!(!told.contains(name), "{told}");
     }
 }
+
+#[test]
+fn a_token_in_a_variable_with_anything_around_it_is_refused_by_name() {
+    for token in [
+        " tok1",
+        "tok1 ",
+        "tok1\n",
+        "\u{feff}tok1",
+        "to k1",
+        "tok1\r",
+        "\t",
+        "tok\u{e9}",
+    ] {
+        let (code, told) = run(program(["stats"]).env("TIDEGATE_TOKEN", token));
+        assert_eq!(code, Some(2), "{token:?}: {told}");
+        assert!(told.contains("TIDEGATE_TOKEN is no token"), "{told}");
+        assert!(!told.contains("tok1"), "{told}");
+    }
+}
+
+#[test]
+fn a_server_with_a_path_is_refused() {
+    for url in [
+        "http://127.0.0.1:1/path",
+        "https://127.0.0.1:1/?a",
+        "127.0.0.1:1/path",
+    ] {
+        let (code, told) = run(program(["stats"]).env("TIDEGATE_SERVER", url));
+        assert_eq!(code, Some(2), "{url}: {told}");
+        assert!(told.contains("take the path away"), "{told}");
+    }
+}

@@ -379,13 +379,30 @@ impl ClientBuilder {
         }
         let endpoint =
             Endpoint::from_shared(self.endpoint.clone()).map_err(|_| invalid("it is not a URL"))?;
-        match endpoint.uri().scheme_str() {
-            Some("http" | "https") => match endpoint.uri().host() {
-                Some(host) if !host.is_empty() => Ok(endpoint),
-                _ => Err(invalid("it has no host")),
-            },
-            _ => Err(invalid("it must begin with https://, http:// or unix:")),
+        let uri = endpoint.uri();
+        match uri.scheme_str() {
+            Some("http" | "https") => {}
+            _ => return Err(invalid("it must begin with https://, http:// or unix:")),
         }
+        if uri.host().is_none_or(str::is_empty) {
+            return Err(invalid("it has no host"));
+        }
+        if uri
+            .authority()
+            .is_some_and(|authority| authority.as_str().contains('@'))
+        {
+            return Err(invalid(
+                "it must have no user or password: a token says who the client is",
+            ));
+        }
+        // Calls have paths of their own, so this one would be left out. A fragment is no part of what was parsed.
+        if !["", "/"].contains(&uri.path()) || uri.query().is_some() || self.endpoint.contains('#')
+        {
+            return Err(invalid(
+                "it must end with the host and the port: take the path away",
+            ));
+        }
+        Ok(endpoint)
     }
 }
 
@@ -419,6 +436,7 @@ mod tests {
             "http://127.0.0.1:50051",
             "http://[::1]:1",
             "http://host",
+            "http://host/",
             "https://host",
             "unix:/run/tidegate.sock",
             "unix:///run/tidegate.sock",
@@ -431,6 +449,13 @@ mod tests {
             "127.0.0.1:50051",
             "https://",
             "ftp://host",
+            "http://host:1/path",
+            "https://host/path/",
+            "http://host//",
+            "http://host?query",
+            "http://host/#fragment",
+            "http://user@host",
+            "https://user:password@host:1",
             "http://a b",
             "unix:",
             "unix:run/tidegate.sock",

@@ -1,10 +1,13 @@
 //! Files that may change while the server runs, and are read again when they do.
 
 use std::{
+    panic::resume_unwind,
     path::PathBuf,
     sync::{Mutex, PoisonError},
     time::Instant,
 };
+
+use tokio::task::spawn_blocking;
 
 pub(crate) use crate::error::SecurityError;
 use crate::{
@@ -25,6 +28,22 @@ pub(crate) type Look = Vec<Digest>;
 
 /// The contents of [`Files`], in the order of their paths.
 pub(crate) type Contents = Vec<Result<Vec<u8>, SecurityError>>;
+
+/// Does work that blocks, on another thread. Nothing comes of it if the runtime shuts down and has dropped it before it
+/// ran.
+///
+/// # Panics
+/// When the work does: it must not look as if nothing had changed, and whoever runs this counts it and begins again.
+pub(crate) async fn aside<R: Send + 'static>(
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Option<R> {
+    let done = spawn_blocking(work).await;
+    done.map(Some)
+        .unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(_) => None,
+        })
+}
 
 // ===== impl Files =====
 

@@ -14,7 +14,8 @@
 //! whose paths its user knows.
 
 use std::{
-    fs,
+    ffi::OsStr,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -174,7 +175,8 @@ struct Mount {
 /// The limits of the control groups of this process, and what could not be found out about them.
 fn of_groups(root: &Path) -> (Vec<Limit>, Option<String>) {
     let own = root.join("proc/self");
-    let Ok(groups) = fs::read_to_string(own.join("cgroup")) else {
+    // Bytes, as the names of groups are, and not only text.
+    let Ok(groups) = fs::read(own.join("cgroup")) else {
         // A kernel without control groups has everything but this file.
         let unknown = (!own.join("limits").exists() && cfg!(target_os = "linux")).then(|| {
             "/proc/self/cgroup cannot be read, so a limit of the control group on memory is not known: set \
@@ -187,7 +189,7 @@ fn of_groups(root: &Path) -> (Vec<Limit>, Option<String>) {
     let mut limits = Vec::new();
     let mut unknown = None;
     let (mut is_in_groups, mut is_any_known) = (false, false);
-    for line in groups.lines() {
+    for line in groups.split(|byte| *byte == b'\n') {
         let Some((version, path)) = group(line) else {
             continue;
         };
@@ -199,16 +201,22 @@ fn of_groups(root: &Path) -> (Vec<Limit>, Option<String>) {
                 let folder = root.join(folder.strip_prefix("/").unwrap_or(folder));
                 // The first is the group of the process.
                 is_known |= folder.join("cgroup.procs").exists();
-                limits.extend(of_folder(version, &folder, &group));
+                for found in of_folder(version, &folder, &group) {
+                    match found {
+                        Ok(limit) => limits.push(limit),
+                        Err(problem) => unknown = Some(problem),
+                    }
+                }
             }
         }
         is_in_groups = true;
         is_any_known |= is_known;
         // The root has no limits, and is what a process without a group of its own is in.
-        if !is_known && path != "/" {
+        if !is_known && path != Path::new("/") {
             unknown = Some(format!(
-                "the control group {path} cannot be looked up, so its limit on memory is not known: set memory_budget \
-                 to a quarter of it, or let the process see /sys/fs/cgroup"
+                "the control group {} cannot be looked up, so its limit on memory is not known: set memory_budget \
+                 to a quarter of it, or let the process see /sys/fs/cgroup",
+                shown(path)
             ));
         }
     }
@@ -224,21 +232,39 @@ fn of_groups(root: &Path) -> (Vec<Limit>, Option<String>) {
 }
 
 /// The hierarchy and the path of a line of `/proc/self/cgroup`, if it has to do with memory: `4:memory:/a`, `0::/a`.
-fn group(line: &str) -> Option<(Version, &str)> {
-    let mut parts = line.splitn(3, ':');
+fn group(line: &[u8]) -> Option<(Version, &Path)> {
+    let mut parts = line.splitn(3, |byte| *byte == b':');
     let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+    let path = Path::new(name(path)?);
     if controllers.is_empty() {
         return Some((Version::Two, path));
     }
-    let mut controllers = controllers.split(',');
+    let mut controllers = controllers.split(|byte| *byte == b',');
     controllers
-        .any(|controller| controller == "memory")
+        .any(|controller| controller == b"memory")
         .then_some((Version::One, path))
+}
+
+/// The name of a file that has these bytes.
+#[cfg(unix)]
+fn name(bytes: &[u8]) -> Option<&OsStr> {
+    Some(std::os::unix::ffi::OsStrExt::from_bytes(bytes))
+}
+
+#[cfg(not(unix))]
+fn name(bytes: &[u8]) -> Option<&OsStr> {
+    str::from_utf8(bytes).ok().map(OsStr::new)
+}
+
+/// A path for people, who may have chosen control characters for its names.
+fn shown(path: &Path) -> String {
+    let shown = path.display().to_string();
+    shown.escape_debug().to_string()
 }
 
 /// The mounts of control groups that `/proc/self/mountinfo` lists, or else the usual ones.
 fn mounts(own: &Path) -> Vec<Mount> {
-    let Ok(list) = fs::read_to_string(own.join("mountinfo")) else {
+    let Ok(list) = fs::read(own.join("mountinfo")) else {
         let usual = |version, place: &str| Mount {
             version,
             group: "/".into(),
@@ -249,46 +275,57 @@ fn mounts(own: &Path) -> Vec<Mount> {
             usual(Version::One, "/sys/fs/cgroup/memory"),
         ];
     };
-    list.lines().filter_map(mount).collect()
+    list.split(|byte| *byte == b'\n')
+        .filter_map(mount)
+        .collect()
 }
 
 /// A line of `mountinfo`: `35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory`.
-fn mount(line: &str) -> Option<Mount> {
-    let (before, after) = line.split_once(" - ")?;
-    let mut after = after.split(' ');
-    let (kind, _, options) = (after.next()?, after.next()?, after.next()?);
+fn mount(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let mut before = fields.by_ref().take_while(|field| *field != b"-").skip(3);
+    let (group, place) = (before.next()?, before.next()?);
+    before.for_each(drop);
+    let (kind, _, options) = (fields.next()?, fields.next()?, fields.next()?);
+    let mut options = options.split(|byte| *byte == b',');
     let version = match kind {
-        "cgroup2" => Version::Two,
-        "cgroup" if options.split(',').any(|option| option == "memory") => Version::One,
+        b"cgroup2" => Version::Two,
+        b"cgroup" if options.any(|option| option == b"memory") => Version::One,
         _ => return None,
     };
-    let mut before = before.split(' ').skip(3).map(unescaped);
     Some(Mount {
         version,
-        group: before.next()?.into(),
-        place: before.next()?.into(),
+        group: name(&unescaped(group))?.into(),
+        place: name(&unescaped(place))?.into(),
     })
 }
 
-/// A path of `mountinfo`, which writes white space and backslashes as `\040`.
-fn unescaped(text: &str) -> String {
-    [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\134", "\\"),
-    ]
-    .iter()
-    .fold(text.to_owned(), |text, (code, character)| {
-        text.replace(code, character)
-    })
+/// A path of `mountinfo`, which writes white space, backslashes and `#` by their numbers, as in `\040`.
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, after @ ..] = rest {
+        let number = after.get(..3).filter(|_| *first == b'\\');
+        let number = number.and_then(|digits| str::from_utf8(digits).ok());
+        match number.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    bytes
 }
 
 impl Mount {
     /// The folders of a group and of all above it that are mounted here, from the group upwards, and their names.
-    fn folders(&self, path: &str) -> (Vec<PathBuf>, Vec<String>) {
+    fn folders(&self, path: &Path) -> (Vec<PathBuf>, Vec<String>) {
         // A process that sees only a part of the tree may have a path outside of it, `/../a`; all it sees is the mount.
-        let below = Path::new(path).strip_prefix(&self.group);
+        let below = path.strip_prefix(&self.group);
         let below = below.ok().filter(|below| {
             let mut parts = below.components();
             !parts.any(|part| part == std::path::Component::ParentDir)
@@ -298,40 +335,56 @@ impl Mount {
             .ancestors()
             .map(|part| {
                 let name = self.group.join(part);
-                (self.place.join(part), name.display().to_string())
+                (self.place.join(part), shown(&name))
             })
             .unzip()
     }
 }
 
-/// The limits of one group.
-fn of_folder(version: Version, folder: &Path, group: &str) -> Vec<Limit> {
-    let value = |file: &str| {
-        let text = fs::read_to_string(folder.join(file)).ok()?;
-        // The word `max` is no number, and no limit.
-        text.trim().parse().ok()
+/// The limits of one group, and the warnings about those that cannot be read.
+fn of_folder(version: Version, folder: &Path, group: &str) -> Vec<Result<Limit, String>> {
+    let read = |file: &str| match fs::read(folder.join(file)) {
+        Ok(text) => Some(Ok(String::from_utf8_lossy(&text).trim().to_owned())),
+        // The root has none, and no group has those of a controller that is off.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        // A group that goes away meanwhile has none either.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => None,
+        Err(error) => Some(Err(error.to_string())),
     };
-    let of_all_above = || {
-        let text = fs::read_to_string(folder.join("memory.stat")).ok()?;
-        let mut lines = text.lines();
-        let found = lines.find_map(|line| line.strip_prefix("hierarchical_memory_limit "));
-        found?.trim().parse().ok()
+    let of_all_above = || match read("memory.stat")? {
+        Ok(text) => {
+            let mut lines = text.lines();
+            let found = lines.find_map(|line| line.strip_prefix("hierarchical_memory_limit "))?;
+            Some(Ok(found.trim().to_owned()))
+        }
+        Err(error) => Some(Err(error)),
     };
-    let found: [(&str, Option<u64>); 2] = match version {
+    let found = match version {
         Version::Two => [
-            ("memory.max", value("memory.max")),
+            ("memory.max", read("memory.max")),
             // Above it the process is not killed, but slowed until it stands.
-            ("memory.high", value("memory.high")),
+            ("memory.high", read("memory.high")),
         ],
         Version::One => [
-            ("memory.limit_in_bytes", value("memory.limit_in_bytes")),
+            ("memory.limit_in_bytes", read("memory.limit_in_bytes")),
             // It counts groups that are not mounted here, too.
             ("hierarchical_memory_limit", of_all_above()),
         ],
     };
-    let limits = found.into_iter().filter_map(|(name, bytes)| {
+    let limits = found.into_iter().filter_map(|(name, text)| {
         let source = format!("{name} of the control group {group}");
-        bytes.map(|bytes| Limit { bytes, source })
+        let problem = match text? {
+            // No limit.
+            Ok(text) if text == "max" => return None,
+            Ok(text) => match text.parse() {
+                Ok(bytes) => return Some(Ok(Limit { bytes, source })),
+                Err(_) => format!("{:?} is no number", text.chars().take(40).collect::<String>()),
+            },
+            Err(error) => error,
+        };
+        Some(Err(format!(
+            "{source} cannot be read ({problem}), so that limit on memory is not known: set memory_budget to a quarter of it"
+        )))
     });
     limits.collect()
 }
@@ -511,6 +564,70 @@ mod tests {
         assert!(limit.unknown.is_some());
         // A kernel without control groups has nothing to hide.
         assert_eq!(Root::new("none", &[]).limit(GIB).unknown, None);
+    }
+
+    #[test]
+    fn limits_that_cannot_be_read_are_warned_of() {
+        for (text, word) in [
+            ("", "\"\""),
+            ("abc", "\"abc\""),
+            ("-1", "-1"),
+            ("1 GiB", "1 GiB"),
+        ] {
+            let files = [
+                ("proc/self/cgroup", "0::/a\n"),
+                ("proc/self/mountinfo", TWO),
+                ("sys/fs/cgroup/a/memory.max", text),
+                ("sys/fs/cgroup/a/memory.high", "max"),
+            ];
+            let limit = Root::new("unreadable", &files).limit(GIB);
+            let unknown = limit.unknown.expect(text);
+            let begin = "memory.max of the control group /a cannot be read";
+            assert!(
+                unknown.starts_with(begin) && unknown.contains(word),
+                "{unknown}"
+            );
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn names_of_any_bytes_are_followed() {
+        use std::os::unix::ffi::OsStrExt as _;
+
+        let root = Root::new("bytes", &[]);
+        let folder = root
+            .0
+            .join("sys/fs/cgroup#a")
+            .join(OsStr::from_bytes(b"g\xe9"));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("cgroup.procs"), "").unwrap();
+        fs::write(folder.join("memory.max"), "536870912\n").unwrap();
+        fs::write(root.0.join("proc/self/cgroup"), b"0::/g\xe9\n").unwrap();
+        let mounts = b"9 1 0:1 / /mnt/\xe9 rw - ext4 /dev/\xe9 rw\n\
+                       30 23 0:26 / /sys/fs/cgroup\\043a rw - cgroup2 cgroup2 rw\n";
+        fs::write(root.0.join("proc/self/mountinfo"), mounts).unwrap();
+        assert_eq!(root.least().0, GIB / 2);
+        // One that cannot be seen is named.
+        fs::remove_dir_all(&folder).unwrap();
+        let unknown = root.limit(GIB).unknown.unwrap();
+        assert!(
+            unknown.contains("the control group /g\u{fffd} cannot"),
+            "{unknown}"
+        );
+    }
+
+    #[test]
+    fn numbers_of_characters_are_read() {
+        for (text, path) in [
+            ("/a\\040b\\011c\\012d\\134e\\043f", "/a b\tc\nd\\e#f"),
+            ("/a\\134040", "/a\\040"),
+            ("/a\\04", "/a\\04"),
+            ("/a\\9999", "/a\\9999"),
+            ("\\", "\\"),
+        ] {
+            assert_eq!(unescaped(text.as_bytes()), path.as_bytes());
+        }
     }
 
     #[test]

@@ -8,6 +8,9 @@ use crate::{
 /// The largest message that gRPC's libraries receive by default.
 const GRPC_MAX_MESSAGE_BYTES: usize = 4 << 20;
 
+/// The connections below which a limit that nobody chose is too low for a server.
+const FEW_CONNECTIONS: usize = 100;
+
 /// The parts of a server, but for its listeners and its hub.
 #[derive(Debug)]
 pub(crate) struct Prepared {
@@ -35,6 +38,9 @@ impl Prepared {
         let max_connections = room_for_connections(config.max_connections)?;
         let memory = Budget::new(config.memory_budget);
         let mut warnings = Warnings(Vec::new());
+        if config.max_connections.is_none() && max_connections < FEW_CONNECTIONS {
+            warnings.of_few_connections(max_connections);
+        }
         warnings.of_memory(&memory, config);
         warnings.of_messages(config);
         warnings.of_access(&reloader, config);
@@ -57,6 +63,16 @@ impl Warnings {
     fn add(&mut self, key: &'static str, message: impl Into<String>) {
         let message = message.into();
         self.0.push(Warning { key, message });
+    }
+
+    fn of_few_connections(&mut self, room: usize) {
+        self.add(
+            "connections.max",
+            format!(
+                "the process may open so few files that there is room for no more than {room} connections: raise the hard \
+                 limit (`ulimit -Hn`, or LimitNOFILE= of systemd), or set connections.max if that is meant"
+            ),
+        );
     }
 
     fn of_memory(&mut self, memory: &Budget, config: &ServerConfig) {
@@ -109,6 +125,9 @@ impl Warnings {
             }
             return;
         };
+        for fault in authenticator.faults_of_authorities() {
+            self.add("auth.jwt.key_set_ca", fault);
+        }
         if is_open && config.auth.takes_tokens() && config.tls.is_none() {
             self.add(
                 "auth.insecure",

@@ -170,9 +170,12 @@ impl Reading {
             let _ = done.send(read());
         };
         let thread = thread::Builder::new().name("tidegate-file".into());
-        thread.spawn(read).map_err(|source| SecurityError::Read {
-            path: path.into(),
-            source,
+        thread.spawn(read).map_err(|error| {
+            let problem = format!(
+                "could not be read, because no thread could be started for it: {error}; raise the limit on processes and \
+                 threads"
+            );
+            SecurityError::invalid(path, problem)
         })?;
         Ok(Self {
             path: path.into(),

@@ -56,7 +56,7 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
         return Ok(stdio::print(written.effective(&configuration))?);
     }
     logs.set(&configuration.log)?;
-    if let Some(path) = pipe {
+    if let Some(path) = &pipe {
         tracing::warn!(
             path = %path.display(),
             "the configuration came from a pipe, so it cannot be read again on SIGHUP"
@@ -70,7 +70,7 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
     // Before anyone knows the address, so that no signal is missed.
     let mut signals = Signals::listen()?;
     #[cfg(unix)]
-    reload::on_hangup(asked, (configuration, &written), &server, logs)?;
+    reload::on_hangup((asked, pipe), (configuration, &written), &server, logs)?;
     announce(server.listening(), server.http_addr());
     let (controls, hub) = (server.controls().clone(), server.hub().clone());
     tokio::spawn(async move {

@@ -9,7 +9,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Stdio},
 };
@@ -25,6 +25,17 @@ pub struct Serve {
 pub fn program(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
     command.args(arguments);
+    command
+}
+
+/// The program with these arguments and at most `max` file descriptors.
+pub fn limited(max: u32, arguments: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .arg("-c")
+        .arg(format!("ulimit -n {max}; exec \"$0\" \"$@\""))
+        .arg(env!("CARGO_BIN_EXE_tidegate"))
+        .args(arguments);
     command
 }
 
@@ -94,6 +105,15 @@ impl Log {
     }
 }
 
+impl Log {
+    /// Everything up to the end of the program.
+    pub fn rest(&mut self) -> String {
+        let mut rest = String::new();
+        self.0.read_to_string(&mut rest).unwrap();
+        rest
+    }
+}
+
 impl Serve {
     /// A server whose log is read.
     pub fn logging(mut command: Command) -> (Self, Log) {
@@ -115,13 +135,7 @@ impl Serve {
     }
 
     pub fn command_with_descriptors(max: u32, arguments: &[&str]) -> Command {
-        let mut command = Command::new("sh");
-        command
-            .arg("-c")
-            .arg(format!("ulimit -n {max}; exec \"$0\" \"$@\""))
-            .arg(env!("CARGO_BIN_EXE_tidegate"))
-            .args(Self::arguments(arguments));
-        command
+        limited(max, &Self::arguments(arguments))
     }
 
     fn arguments<'a>(arguments: &[&'a str]) -> Vec<&'a str> {

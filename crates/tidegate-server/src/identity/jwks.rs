@@ -5,6 +5,7 @@
 //! answer and the time for it, and says at what it failed.
 
 use std::{
+    collections::BTreeSet,
     env,
     error::Error,
     io,
@@ -34,7 +35,7 @@ use super::{
     refusal::quoted,
 };
 use crate::{
-    files::{Files, SecurityError},
+    files::{Files, SecurityError, aside},
     network::tls,
 };
 
@@ -96,6 +97,8 @@ struct Answer {
 #[derive(Debug)]
 struct Authorities {
     path: PathBuf,
+    /// The faults that the file had when it was read first, for which it is taken all the same.
+    faults: Vec<String>,
     file: Files,
     in_force: Mutex<Arc<ClientConfig>>,
 }
@@ -103,6 +106,15 @@ struct Authorities {
 // ===== impl KeySets =====
 
 impl KeySets {
+    /// The faults of the files of authorities, each once.
+    pub(crate) fn faults_of_authorities(&self) -> BTreeSet<String> {
+        let authorities = self
+            .sets
+            .iter()
+            .filter_map(|set| set.fetcher.authorities.as_ref());
+        authorities.flat_map(|file| file.faults.clone()).collect()
+    }
+
     /// The key sets among `sources`, none of which has been fetched.
     pub(crate) fn new(sources: &[JwtKeys]) -> Result<Self, SecurityError> {
         let sets = sources.iter().filter_map(|source| match source {
@@ -296,12 +308,11 @@ impl Fetcher {
             return self.tls.clone();
         };
         let authorities = Arc::clone(authorities);
-        let read = tokio::task::spawn_blocking(move || {
+        let read = aside(move || {
             authorities.read_again();
             authorities.in_force()
         });
-        // Only a runtime that shuts down drops the task before it has run.
-        read.await.ok().or_else(|| self.tls.clone())
+        read.await.or_else(|| self.tls.clone())
     }
 
     /// Asks for the key set.
@@ -498,9 +509,11 @@ impl Authorities {
     fn new(path: &Path) -> Result<Self, SecurityError> {
         let file = Files::new([path.to_owned()]);
         let content = file.read(true).and_then(|mut contents| contents.pop());
-        let roots = tls::roots(path, &content.expect("a forced read has contents")?)?;
+        let content = content.expect("a forced read has contents")?;
+        let roots = tls::roots(path, &content)?;
         Ok(Self {
             path: path.to_owned(),
+            faults: tls::faults_of_roots(path, &content),
             file,
             in_force: Mutex::new(client_config_of(roots)),
         })
@@ -515,8 +528,12 @@ impl Authorities {
         else {
             return;
         };
-        match content.and_then(|content| tls::roots(&self.path, &content)) {
-            Ok(roots) => {
+        let read = content.and_then(|content| Ok((tls::roots(&self.path, &content)?, content)));
+        match read {
+            Ok((roots, content)) => {
+                for fault in tls::faults_of_roots(&self.path, &content) {
+                    tracing::warn!(setting = "auth.jwt.key_set_ca", "{fault}");
+                }
                 let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
                 *in_force = client_config_of(roots);
             }

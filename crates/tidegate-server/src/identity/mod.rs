@@ -25,6 +25,7 @@ mod token;
 pub(crate) mod tokens;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -146,6 +147,11 @@ impl Authenticator {
     /// Whether there is no token in a file.
     pub(crate) fn has_no_tokens(&self) -> bool {
         self.policies.current().tokens.is_empty()
+    }
+
+    /// The faults of the authorities for key sets.
+    pub(crate) fn faults_of_authorities(&self) -> BTreeSet<String> {
+        self.key_sets.faults_of_authorities()
     }
 
     /// The files of tokens, rules and keys.

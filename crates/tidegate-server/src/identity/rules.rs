@@ -107,6 +107,13 @@ impl From<Vec<Rule>> for Rules {
 impl Rule {
     /// Checks that each name may be somebody's: a slip in one makes a rule that denies nothing.
     fn check(&self) -> Result<(), String> {
+        if self.principals.is_empty() {
+            return Err(
+                "a rule has no principals, and so is about nobody: write `principals`, with \"*\" for everybody, or \
+                 take the rule away"
+                    .into(),
+            );
+        }
         let slips = self
             .principals
             .iter()
@@ -266,6 +273,8 @@ mod tests {
             ("[[rule]]\nprincipals = ['a', 'b ']", "the principal \"b \""),
             ("[[rule]]\nprincipals = ['']", "the principal \"\""),
             ("[[rule]]\nprincipals = ['a\u{200b}']", "the principal \"a"),
+            ("[[rule]]\nprincipals = []\nadmin = true", "no principals"),
+            ("[[rule]]\nadmin = true", "no principals"),
             ("rules = 1", "unknown field `rules`"),
             ("[[rule]]\nadmin = 'yes'", "line 2"),
         ] {

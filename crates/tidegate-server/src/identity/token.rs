@@ -241,6 +241,9 @@ impl WrittenClaims {
         };
         let audiences: Option<Vec<&str>> = audiences.iter().map(Value::as_str).collect();
         let audiences = audiences.ok_or("`aud` is neither a text nor a list of texts")?;
+        if audiences.is_empty() {
+            return Err("`aud` is an empty list".into());
+        }
         if !audiences.contains(&expected.audience) {
             let (audiences, wanted) = (quoted(&audiences.join(", ")), expected.audience);
             return Err(format!(
@@ -555,7 +558,7 @@ mod tests {
                 r#"`aud` is "other", and `auth.jwt.audience` is "you""#,
             ),
             (r#""aud":["other","another"]"#, r#""other, another""#),
-            (r#""aud":[]"#, "`aud` is"),
+            (r#""aud":[]"#, "`aud` is an empty list"),
             (r#""aud":["you",7]"#, "neither a text nor a list"),
             (r#""aud":null"#, "neither a text nor a list"),
             (r#""aud":{"you":1}"#, "neither a text nor a list"),

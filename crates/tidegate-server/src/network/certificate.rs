@@ -162,30 +162,69 @@ fn is_weak(signature: &Oid<'_>) -> bool {
     WEAK.contains(&&signature.to_id_string()[..])
 }
 
-/// The words for authorities that are not valid now. Verifiers look at the dates of what authorities sign, and not at
-/// their own.
-pub(crate) fn expired(authorities: &[CertificateDer<'_>]) -> Vec<String> {
-    let numbered = authorities.iter().enumerate();
-    let notices = numbered.filter_map(|(i, authority)| {
-        let (_, authority) = X509Certificate::from_der(authority).ok()?;
-        let period = Validity::of(&authority).unless_valid()?;
+/// The faults of the file of authorities whose text is `pem`, which is taken in spite of them.
+///
+/// Verifiers look at the dates of what authorities sign, and not at their own. Nor do they look at whether what they are
+/// told to trust is an authority at all.
+pub(crate) fn authority_faults(pem: &[u8], authorities: &[CertificateDer<'_>]) -> Vec<String> {
+    let parsed = authorities
+        .iter()
+        .map(|authority| Some(X509Certificate::from_der(authority).ok()?.1));
+    let parsed: Vec<_> = parsed.collect();
+    let numbered = || {
+        let numbered = parsed.iter().zip(1..);
+        numbered.filter_map(|(authority, number)| Some((number, authority.as_ref()?)))
+    };
+    let expired = numbered().filter_map(|(number, authority): (usize, _)| {
+        let period = Validity::of(authority).unless_valid()?;
         Some(format!(
-            "certificate {} of the file, of the authority {:?}, is valid {period} only; the certificates that it signed \
-             are accepted all the same",
-            i + 1,
+            "certificate {number} of the file, of the authority {:?}, is valid {period} only; the certificates that it \
+             signed are accepted all the same",
             authority.subject().to_string()
         ))
     });
-    let mut notices: Vec<_> = notices.collect();
-    if let Some(more) = notices
-        .len()
-        .checked_sub(MAX_NAMED)
-        .filter(|more| *more > 0)
-    {
+    let mut faults = few(
+        expired.collect(),
+        "authorities of the file are not valid now",
+    );
+    // Version 1 has no word for it, and old authorities are of it.
+    let no_authorities = numbered().filter(|(_, certificate)| {
+        certificate.version() != X509Version::V1 && !certificate.is_ca()
+    });
+    let no_authorities = no_authorities.map(|(number, certificate)| {
+        let subject = certificate.subject().to_string();
+        match certificate.subject() == certificate.issuer() {
+            true => format!(
+                "certificate {number} of the file, {subject:?}, is not marked as that of an authority (CA:TRUE): it \
+                 vouches for itself, and its owner may sign others that are accepted. Is it the right file?"
+            ),
+            false => format!(
+                "certificate {number} of the file, {subject:?}, is not marked as that of an authority (CA:TRUE), and not \
+                 even this certificate is accepted by it: name the file of its issuer, {:?}",
+                certificate.issuer().to_string()
+            ),
+        }
+    });
+    faults.extend(few(
+        no_authorities.collect(),
+        "certificates of the file are not marked as those of authorities",
+    ));
+    if super::pem::has_private_key(pem) {
+        faults.push(
+            "the file has a private key beside the certificates, which is not needed to check what it signed: keep the \
+             certificates alone in it, and the key where nobody else reads it"
+                .into(),
+        );
+    }
+    faults
+}
+
+/// The first of these notices, and the number of the others.
+fn few(mut notices: Vec<String>, others: &str) -> Vec<String> {
+    if notices.len() > MAX_NAMED {
+        let more = notices.len() - MAX_NAMED;
         notices.truncate(MAX_NAMED);
-        notices.push(format!(
-            "{more} more authorities of the file are not valid now"
-        ));
+        notices.push(format!("{more} more {others}"));
     }
     notices
 }

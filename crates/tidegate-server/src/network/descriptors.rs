@@ -15,20 +15,17 @@ pub(crate) struct TooFewDescriptors {
 /// leaves room for: `wanted`, or as many as possible.
 ///
 /// # Errors
-/// When there is no room for `wanted`.
+/// When there is no room for `wanted`, or for any.
 pub(crate) fn room_for_connections(wanted: Option<usize>) -> Result<usize, TooFewDescriptors> {
     room_within(raise_limit(), wanted)
 }
 
 fn room_within(allowed: usize, wanted: Option<usize>) -> Result<usize, TooFewDescriptors> {
-    let Some(wanted) = wanted else {
-        return Ok(allowed.saturating_sub(RESERVE).max(1));
-    };
-    let needed = wanted.saturating_add(RESERVE);
+    let needed = wanted.unwrap_or(1).saturating_add(RESERVE);
     if needed > allowed {
         return Err(TooFewDescriptors { allowed, needed });
     }
-    Ok(wanted)
+    Ok(wanted.unwrap_or(allowed - RESERVE))
 }
 
 /// Raises the soft limit to the hard one, and returns the limit that is in force then. The soft limit is low for the
@@ -69,7 +66,14 @@ mod tests {
         let too_few = TooFewDescriptors { allowed, needed };
         assert_eq!(room_within(1_024, Some(993)), Err(too_few));
         assert!(room_within(1_024, Some(usize::MAX)).is_err());
-        assert_eq!(room_within(16, None), Ok(1));
+        assert_eq!(room_within(33, None), Ok(1));
+        for allowed in [0, 16, 32] {
+            let too_few = TooFewDescriptors {
+                allowed,
+                needed: 33,
+            };
+            assert_eq!(room_within(allowed, None), Err(too_few));
+        }
         assert_eq!(room_within(usize::MAX, Some(5)), Ok(5));
     }
 }

@@ -70,6 +70,12 @@ pub(crate) fn private_key(
     })
 }
 
+/// Whether a file has a private key among other things, of whatever form.
+pub(crate) fn has_private_key(content: &[u8]) -> bool {
+    let mut blocks = blocks(content).into_iter();
+    blocks.any(|block| block.label.ends_with("PRIVATE KEY"))
+}
+
 /// The public key in a file.
 pub(crate) fn public_key(
     path: &Path,

@@ -175,7 +175,7 @@ impl TlsConfig {
         let mut authorities = Vec::new();
         let verifier = match (&self.client_ca, ca) {
             (Some(path), [ca, crls @ ..]) => {
-                authorities = certificate::expired(&certificates(path, ca)?);
+                authorities = certificate::authority_faults(ca, &certificates(path, ca)?);
                 Some(self.verifier(path, ca, crls)?)
             }
             _ => None,
@@ -386,6 +386,12 @@ pub(crate) fn system_roots() -> RootCertStore {
     }
     roots.add_parsable_certificates(found.certs);
     roots
+}
+
+/// The faults of a file of authorities that [`roots`] takes.
+pub(crate) fn faults_of_roots(path: &Path, pem: &[u8]) -> Vec<String> {
+    let certificates = certificates(path, pem).unwrap_or_default();
+    certificate::authority_faults(pem, &certificates)
 }
 
 /// The authorities in a file.

@@ -14,7 +14,7 @@ use super::controls::Controls;
 use crate::{
     config::ServerConfig,
     error::BindError,
-    files::{Files, Look, SecurityError},
+    files::{Files, Look, SecurityError, aside},
     identity::Authenticator,
     network::tls::Tls,
 };
@@ -136,13 +136,8 @@ impl Reloader {
     }
 
     async fn reload_files(self, force: bool) -> Vec<SecurityError> {
-        let reloaded = tokio::task::spawn_blocking(move || self.reload_now(force)).await;
-        reloaded.unwrap_or_else(|error| match error.try_into_panic() {
-            // It must not look as if nothing had changed: whoever runs this counts it, and begins again.
-            Ok(panic) => resume_unwind(panic),
-            // A runtime that shuts down has dropped it before it ran.
-            Err(_) => Vec::new(),
-        })
+        let reloaded = aside(move || self.reload_now(force)).await;
+        reloaded.unwrap_or_default()
     }
 
     /// Waits while the files are being written: until two looks at them agree, or none has changed.
@@ -150,9 +145,7 @@ impl Reloader {
         let mut last = None;
         for _ in 0..MAX_LOOKS {
             let files = self.clone();
-            let look = tokio::task::spawn_blocking(move || files.look_for_changes()).await;
-            // Only a runtime that shuts down drops the task before it has run.
-            let now = look.ok().flatten();
+            let now = aside(move || files.look_for_changes()).await.flatten();
             if now.is_none() || now == last {
                 return;
             }
@@ -165,14 +158,21 @@ impl Reloader {
     fn look_for_changes(&self) -> Option<Vec<Look>> {
         // All at once: where several are late, as on one file system, they are so together.
         let looks: Vec<_> = thread::scope(|scope| {
-            let begun = self
-                .files()
-                .map(|files| (files, scope.spawn(|| files.look())));
+            let begun = self.files().map(|files| {
+                let thread = thread::Builder::new().name("tidegate-look".into());
+                (files, thread.spawn_scoped(scope, || files.look()))
+            });
             let begun: Vec<_> = begun.collect();
-            let looks = begun.into_iter();
-            looks
-                .map(|(files, look)| (files, look.join().unwrap_or_default()))
-                .collect()
+            let looks = begun.into_iter().map(|(files, look)| {
+                let look = match look {
+                    // It must not look as if nothing had changed.
+                    Ok(look) => look.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                    // No thread is left for it, so they are late one after the other.
+                    Err(_) => files.look(),
+                };
+                (files, look)
+            });
+            looks.collect()
         });
         let has_changed = looks.iter().any(|(files, look)| files.has_changed(look));
         has_changed.then(|| looks.into_iter().map(|(_, look)| look).collect())

@@ -39,7 +39,7 @@ use crate::network::listener::ListenAddress;
 pub use self::{
     example::example,
     forms::{SEPARATOR, bytes, duration},
-    log::log_filter,
+    log::{log_filter, log_silence},
     reload::{Reloaded, reload},
     setting::{Configuration, Setting, VARIABLES},
     table::SETTINGS,
@@ -88,6 +88,16 @@ pub fn check(sources: Sources<'_>) -> Result<Vec<Problem>, Vec<Problem>> {
     let (configuration, written, mut problems) = read_leniently(sources);
     problems.extend(contents::problems(&configuration, &written));
     let mut warnings = written.warnings().to_vec();
+    // A server says it by itself: its log could not.
+    warnings.extend(log_silence(&configuration.log).map(|message| {
+        Problem {
+            origin: written
+                .origin("log")
+                .cloned()
+                .unwrap_or(Origin::Default("log")),
+            message,
+        }
+    }));
     // With an error in one of them, the server would find that error again, and no other.
     if problems.is_empty() {
         match contents::together(&configuration, &written) {
