@@ -16,6 +16,7 @@ from frames import (
     END_HEADERS,
     END_STREAM,
     HEADERS,
+    PRIORITY,
     PATIENCE,
     PREFACE,
     PUBLISH,
@@ -309,6 +310,44 @@ def test_frames_of_ended_calls_to_a_peer_that_does_not_read_end_the_connection(b
         siege.note("late frames", f"{sent} sent, ended after {time.monotonic() - began:.1f} s")
         assert time.monotonic() - began < PATIENCE, "it goes on forever"
         assert siege.growth_kib < 32 << 10
+
+
+def depending_on_itself(stream: int) -> bytes:
+    return frame(PRIORITY, 0, stream, stream.to_bytes(4) + b"\1")
+
+
+def with_header(name: str, value: str) -> Callable[[int], bytes]:
+    head = block([*request_headers(PUBLISH), (name, value)])
+    return lambda stream: frame(HEADERS, END_HEADERS | END_STREAM, stream, head)
+
+
+@pytest.mark.parametrize("takes_a_little", [False, True], ids=["reads nothing", "reads a little"])
+@pytest.mark.parametrize(
+    "provoke",
+    [depending_on_itself, with_header("connection", "x"), with_header("te", "gzip")],
+    ids=["priority", "connection", "te"],
+)
+def test_frames_that_provoke_resets_end_a_connection_that_does_not_read_them(besiege, provoke, takes_a_little):
+    """h2 keeps each reset until it can be written, and anybody who reaches the port may provoke them."""
+    with besiege() as siege:
+        peer = siege.peer(PREFACE + settings(), receive_buffer=4_096)
+        blob = b"".join(provoke(stream) for stream in range(1, 200_000, 2))
+        sent, began, read = 0, time.monotonic(), 0.0
+        peer.socket.setblocking(False)
+        while sent < len(blob) and time.monotonic() - began < PATIENCE:
+            try:
+                sent += peer.socket.send(blob[sent : sent + (1 << 16)])
+                if takes_a_little and time.monotonic() > read + 0.1:
+                    read = time.monotonic()
+                    peer.socket.recv(400)
+            except BlockingIOError:
+                time.sleep(0.01)
+            except ConnectionError:
+                break
+        siege.note("provoked", f"{sent >> 10} KiB sent, ended after {time.monotonic() - began:.1f} s")
+        assert sent < len(blob), "all of it was taken"
+        assert time.monotonic() - began < PATIENCE, "it goes on forever"
+        assert siege.growth_kib < 48 << 10
 
 
 # ----- what h2 cannot do -----

@@ -146,7 +146,6 @@ impl<T: AsyncWrite + Unpin> Buffered<T> {
             ready!(Pin::new(&mut self.transport).poll_flush(cx))?;
             self.is_unflushed = false;
         }
-        self.watch.written();
         Poll::Ready(Ok(()))
     }
 
@@ -156,7 +155,11 @@ impl<T: AsyncWrite + Unpin> Buffered<T> {
             return Poll::Ready(Err(error));
         }
         if self.bytes.len() >= BUFFER_BYTES {
-            ready!(self.poll_flush_buffer(cx))?;
+            let flushed = self.poll_flush_buffer(cx);
+            if flushed.is_pending() {
+                self.watch.blocked();
+            }
+            ready!(flushed)?;
         }
         Poll::Ready(Ok(BUFFER_BYTES - self.bytes.len()))
     }

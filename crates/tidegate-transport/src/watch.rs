@@ -16,8 +16,12 @@
 //! and holds each stream until it is accepted, and each of its answers until it is written. So reading pauses here:
 //!
 //! * when [`BEGUN_AT_ONCE`] streams began, until they are accepted;
-//! * when [`LATE_AT_ONCE`] frames came to calls that had ended, to each of which h2 may answer with a reset, until that is
-//!   written. A peer that does not read them gets [`LATE_UNWRITTEN`], and then the end.
+//! * when [`LATE_AT_ONCE`] frames came to streams that are not open, to each of which h2 may answer with a reset, until the
+//!   next turn.
+//!
+//! And h2 holds each of its answers until the transport has room. While that is blocked, for as long as the peer reads less
+//! than it provokes, frames are counted, whatever they are: after [`UNWRITTEN`] to streams that were not open, or
+//! [`OPEN_UNWRITTEN`] to those that were, the connection ends. A turn in which h2 found room for all it had begins anew.
 
 use std::{
     collections::HashMap,
@@ -34,11 +38,15 @@ const REFILL: Duration = Duration::from_secs(10);
 /// Number of streams that may begin before those that began are accepted.
 const BEGUN_AT_ONCE: usize = 64;
 
-/// Number of frames to ended calls that may come before what they cause is written.
+/// Number of frames to streams that are not open that may come in one turn.
 const LATE_AT_ONCE: usize = 1_000;
 
-/// Number of such frames that may come while the peer takes no byte. h2 holds some 600 bytes for the answer to each.
-const LATE_UNWRITTEN: usize = 10_000;
+/// Number of frames to streams that are not open, or that open them, while what h2 has to write finds no room. h2 holds
+/// some 600 bytes for the answer to each.
+const UNWRITTEN: usize = 10_000;
+
+/// The same of streams that are open. Honest peers send many, and h2 answers those only that break a rule.
+const OPEN_UNWRITTEN: usize = 50_000;
 
 /// Codes of RST_STREAM that do not say that the peer is at fault: NO_ERROR, INTERNAL_ERROR, REFUSED_STREAM and CANCEL.
 const NO_FAULTS: [u32; 4] = [0, 2, 7, 8];
@@ -73,10 +81,14 @@ struct Streams {
     last_allowed: u32,
     /// Streams that began since the last call of [`Watch::begin_turn`].
     begun: usize,
-    /// Frames to ended calls since then.
+    /// Frames to streams that are not open since then.
     late: usize,
-    /// Frames to ended calls since everything for the peer was written.
-    late_unwritten: usize,
+    /// Whether h2 found no room to write since then.
+    is_blocked: bool,
+    /// Frames to streams that were not open, since a turn in which h2 wrote all it had.
+    unwritten: usize,
+    /// Frames to open streams since then.
+    open_unwritten: usize,
     faults: Budget,
     cancellations: Budget,
     flood: Option<&'static str>,
@@ -126,7 +138,9 @@ impl Watch {
                 last_allowed: u32::MAX,
                 begun: 0,
                 late: 0,
-                late_unwritten: 0,
+                is_blocked: false,
+                unwritten: 0,
+                open_unwritten: 0,
                 faults: Budget::new(limits.faults),
                 cancellations: Budget::new(limits.cancellations),
                 flood: None,
@@ -145,15 +159,21 @@ impl Watch {
         self.outgoing.scan(bytes, |frame| self.streams.sent(frame));
     }
 
-    /// Notes that everything for the peer was written.
-    pub(crate) const fn written(&mut self) {
-        self.streams.late_unwritten = 0;
+    /// Notes that there is no room for something that h2 has to write.
+    pub(crate) const fn blocked(&mut self) {
+        self.streams.is_blocked = true;
     }
 
     /// Notes that the streams that began were accepted, and that what waited for the socket was offered to it.
     pub(crate) const fn begin_turn(&mut self) {
         self.streams.begun = 0;
         self.streams.late = 0;
+        // Not by what the socket took: h2 may hold more than that.
+        if !self.streams.is_blocked {
+            self.streams.unwritten = 0;
+            self.streams.open_unwritten = 0;
+        }
+        self.streams.is_blocked = false;
     }
 
     /// Whether nothing more is to be read in this turn.
@@ -187,24 +207,24 @@ impl Streams {
         }
         let ends = frame.flags & END_STREAM != 0;
         let Some(state) = self.open.get_mut(&stream) else {
-            match kind {
-                HEADERS if stream > self.last => {
-                    self.last = stream;
-                    self.begun += 1;
-                    self.open
-                        .insert(stream, if ends { REQUEST_ENDED } else { 0 });
-                }
-                DATA => {
-                    self.late += 1;
-                    self.late_unwritten += 1;
-                    if self.late_unwritten > LATE_UNWRITTEN {
-                        self.flood = Some("too many frames of ended calls");
-                    }
-                }
-                _ => {}
+            self.unwritten += 1;
+            if self.unwritten > UNWRITTEN {
+                self.flood = Some("too many frames while their answers are not read");
+            }
+            if kind == HEADERS && stream > self.last {
+                self.last = stream;
+                self.begun += 1;
+                self.open
+                    .insert(stream, if ends { REQUEST_ENDED } else { 0 });
+            } else {
+                self.late += 1;
             }
             return;
         };
+        self.open_unwritten += 1;
+        if self.open_unwritten > OPEN_UNWRITTEN {
+            self.flood = Some("too many frames while their answers are not read");
+        }
         match kind {
             HEADERS | DATA if *state & REQUEST_ENDED != 0 => *state |= TOUCHED,
             HEADERS | DATA if ends => *state |= REQUEST_ENDED,
@@ -382,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn late_frames_pause_and_are_a_flood_only_while_nothing_is_written() {
+    fn late_frames_pause_reading_and_are_no_flood_where_their_answers_are_read() {
         let mut watch = watch();
         watch.received(&frame(HEADERS, 0, 1, b""));
         watch.sent(&frame(HEADERS, END_STREAM, 1, b""));
@@ -393,14 +413,47 @@ mod tests {
                 watch.received(&late);
             }
             assert!(watch.is_full());
-            watch.written();
             watch.begin_turn();
         }
         assert_eq!(watch.flood(), None);
-        for _ in 0..=LATE_UNWRITTEN {
-            watch.received(&late);
+    }
+
+    #[test]
+    fn frames_whose_answers_find_no_room_are_a_flood() {
+        // To a call that has ended; to a stream that never began; each opening another; to an open stream.
+        let frames: [fn(u32) -> Vec<u8>; 4] = [
+            |_| frame(DATA, 0, 1, b"x"),
+            |number| frame(PRIORITY, 0, 2 * number + 5, &[0, 0, 0, 7, 1]),
+            |number| frame(HEADERS, 0, 2 * number + 5, b""),
+            |_| frame(WINDOW_UPDATE, 0, 3, &[0; 4]),
+        ];
+        for (provoke, most) in
+            frames
+                .into_iter()
+                .zip([UNWRITTEN, UNWRITTEN, UNWRITTEN, OPEN_UNWRITTEN])
+        {
+            let mut watch = watch();
+            watch.received(&frame(HEADERS, 0, 1, b""));
+            watch.sent(&frame(HEADERS, END_STREAM, 1, b""));
+            watch.received(&frame(HEADERS, 0, 3, b""));
+            // A peer that takes a little now and then leaves no room either.
+            let ended = (0..2 * most).position(|number| {
+                watch.blocked();
+                watch.begin_turn();
+                watch.blocked();
+                watch.received(&provoke(u32::try_from(number).unwrap()));
+                watch.flood().is_some()
+            });
+            assert!(ended.is_some_and(|ended| ended <= most), "{ended:?}");
+            // A peer that reads them may go on.
+            let mut watch = self::watch();
+            watch.received(&frame(HEADERS, 0, 3, b""));
+            for number in 0..2 * most {
+                watch.begin_turn();
+                watch.received(&provoke(u32::try_from(number).unwrap()));
+            }
+            assert_eq!(watch.flood(), None);
         }
-        assert!(watch.flood().is_some());
     }
 
     #[test]
