@@ -744,10 +744,10 @@ fn what_trying_again_does_not_mend_ends_with_2_and_what_it_may_mend_with_1() {
                 "--auth-jwt-audience",
                 "a",
                 "--auth-jwt-key-sets",
-                "http://localhost/keys",
+                "http://keys.example/set",
             ],
             2,
-            "http://localhost/keys",
+            "http://keys.example/set",
         ),
         (&["--heartbeat", "1ms"], 2, "heartbeat"),
         (&["--auth-tokens", "/nowhere/tokens"], 1, "does it exist"),
@@ -811,15 +811,25 @@ fn what_trying_again_does_not_mend_ends_with_2_and_what_it_may_mend_with_1() {
 
 #[test]
 fn too_many_open_files_are_told_as_what_they_are() {
-    let config = File::new("too-many", "");
-    for command in ["serve", "check-config"] {
-        let script = format!("ulimit -n 3; exec \"$0\" {command} --config \"$1\"");
+    let config = File::new("too-many", "heartbeat = \"5s\"\n");
+    let mut seen = 0;
+    // How many are open when the file is read depends on the machine.
+    for max in 4..24 {
+        let script = format!("ulimit -n {max}; exec \"$0\" check-config --config \"$1\"");
         let refused = Command::new("sh")
             .args(["-c", &script, env!("CARGO_BIN_EXE_tidegate"), config.path()])
             .output()
             .unwrap();
         let told = said(&refused.stderr);
-        assert_eq!(refused.status.code(), Some(1), "{told}");
-        assert!(!told.contains("does it exist"), "{told}");
+        if told.contains("cannot read ") && told.contains("os error 24") {
+            assert_eq!(refused.status.code(), Some(1), "{told}");
+            assert!(
+                told.contains("too many files are open: raise the limit"),
+                "{told}"
+            );
+            assert!(!told.contains("does it exist"), "{told}");
+            seen += 1;
+        }
     }
+    assert!(seen > 0);
 }

@@ -128,7 +128,7 @@ fn variables_that_may_be_meant_to_keep_the_server_closed_are_refused() {
         ("TIDEGATE_TLSCERT", "TIDEGATE_TLS_CERTIFICATE"),
         ("TIDEGATE_JWKS_URI", "TIDEGATE_AUTH_JWT_KEY_SETS"),
         ("TIDEGATE_RULES_PATH", "TIDEGATE_AUTH_RULES"),
-        ("tidegate_secret", "TIDEGATE_AUTH_TOKENS"),
+        ("tidegate_password", "TIDEGATE_AUTH_TOKENS"),
     ] {
         for command in ["serve", "check-config"] {
             let (code, told) = run(program([command]).env(name, "/x"));

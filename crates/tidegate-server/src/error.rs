@@ -204,3 +204,34 @@ const AF_NOT_SUPPORTED: Option<i32> = Some(rustix::io::Errno::AFNOSUPPORT.raw_os
 
 #[cfg(not(unix))]
 const AF_NOT_SUPPORTED: Option<i32> = None;
+
+#[cfg(all(test, unix))]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn the_advice_for_a_file_that_cannot_be_read_is_that_of_its_cause() {
+        for (errno, words) in [
+            (Errno::NOENT, "does it exist"),
+            (Errno::ACCESS, "may this user read it"),
+            (Errno::MFILE, "too many files are open"),
+            (Errno::NFILE, "too many files are open"),
+            (Errno::AGAIN, "short of threads"),
+        ] {
+            let error = SecurityError::Read {
+                path: "file".into(),
+                source: errno.into(),
+            };
+            let told = error.to_string();
+            assert!(told.contains(words), "{told}");
+            assert_eq!(
+                told.contains("does it exist"),
+                words.contains("it"),
+                "{told}"
+            );
+            assert!(error.is_temporary());
+        }
+    }
+}
