@@ -410,3 +410,21 @@ fn an_endless_configuration_is_refused() {
     let told = told(&refused);
     assert!(told.contains("has more than 1 MiB"), "{told}");
 }
+
+#[test]
+fn a_client_says_that_the_token_of_an_open_file_is_not_renewed() {
+    let folder = Folder::new("client-input");
+    let token = folder.write("token", "secret\n");
+    for (path, is_told) in [("/dev/stdin", true), (&*token, false)] {
+        let output = program(["stats", "--server", "127.0.0.1:1", "--token-file", path])
+            .stdin(fs::File::open(&token).unwrap())
+            .output()
+            .unwrap();
+        let told = told(&output);
+        assert_eq!(
+            told.contains("is an open file of a process"),
+            is_told,
+            "{told}"
+        );
+    }
+}

@@ -76,7 +76,7 @@ pub enum SecurityError {
     Late {
         /// The file.
         path: PathBuf,
-        /// What held it up.
+        /// The cause of the delay.
         problem: String,
     },
     /// The contents of a file, or of a key set at an address, cannot be used.

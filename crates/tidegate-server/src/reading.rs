@@ -291,7 +291,8 @@ fn check(kind: FileType, path: &Path, once: &Once) -> Result<(), &'static str> {
 
 /// Whether a path leads through an open file of a process: `/dev/stdin`, `/dev/fd/3`, `/proc/self/fd/3`, or a link to one.
 /// The kernel goes from there to the file that was opened, and not by its name.
-fn leads_to_descriptor(path: &Path) -> bool {
+#[must_use]
+pub fn leads_to_descriptor(path: &Path) -> bool {
     /// The most links, as for the kernel.
     const MAX_LINKS: usize = 40;
     let Ok(path) = std::path::absolute(path) else {
