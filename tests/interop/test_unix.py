@@ -108,6 +108,30 @@ def test_socket_file_that_a_killed_server_left_is_replaced(serve, tmp_path):
     caller.close()
 
 
+def test_one_of_many_servers_that_start_at_once_gets_a_stale_socket_file(binary, serve, tmp_path):
+    path = tmp_path / "tg.sock"
+    serve(f"unix:{path}").stop(signal.SIGKILL)
+    command = [binary, "serve", "--listen", f"unix:{path}"]
+    for _ in range(3):
+        assert path.is_socket()
+        started = [
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(10)
+        ]
+        announced = [server.stdout.readline() for server in started]
+        [winner] = [server for server, line in zip(started, announced, strict=True) if line]
+        for loser in started:
+            if loser is not winner:
+                assert "a process listens on it" in loser.communicate(timeout=PATIENCE)[1]
+                assert loser.returncode == 1
+        caller = client(path)
+        caller.publish(new_event("a"))
+        caller.close()
+        winner.kill()
+        winner.communicate(timeout=PATIENCE)
+    assert os.listdir(tmp_path) == [path.name]
+
+
 def test_socket_file_of_a_running_server_is_left_to_it(serve, tmp_path):
     path = tmp_path / "tg.sock"
     serve(f"unix:{path}")

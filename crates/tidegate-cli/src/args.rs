@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     commands::{
-        admin::{ClientsArgs, KickArgs, StatsArgs},
+        admin::{ClientsArgs, KickArgs, PublishersArgs, StatsArgs},
         check_config::CheckConfigArgs,
         completions::CompletionsArgs,
         conformance::ConformanceArgs,
@@ -46,6 +46,7 @@ pub(crate) enum Command {
     Sub(SubArgs),
     Pub(PubArgs),
     Clients(ClientsArgs),
+    Publishers(PublishersArgs),
     Kick(KickArgs),
     Stats(StatsArgs),
     #[cfg(target_os = "linux")]

@@ -1,5 +1,5 @@
-//! The `tidegate` command: `serve`, `check-config`, `sub`, `pub`, `clients`, `kick`, `stats`, `bench`, `token`,
-//! `conformance` and `completions`.
+//! The `tidegate` command: `serve`, `check-config`, `sub`, `pub`, `clients`, `publishers`, `kick`, `stats`, `bench`,
+//! `token`, `conformance` and `completions`.
 //!
 //! Each command is a module of [`commands`], with its arguments and a `run`; [`exit`] turns its result into an exit code.
 
@@ -103,6 +103,7 @@ async fn run(command: Command, log: Option<String>, logs: Logs) -> Result<(), Fa
         Command::Sub(args) => sub::run(args).await,
         Command::Pub(args) => publish::run(args).await,
         Command::Clients(args) => admin::clients(args).await,
+        Command::Publishers(args) => admin::publishers(args).await,
         Command::Kick(args) => admin::kick(args).await,
         Command::Stats(args) => admin::stats(args).await,
         #[cfg(target_os = "linux")]

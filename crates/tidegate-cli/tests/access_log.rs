@@ -9,7 +9,7 @@ use std::{
     process::{ChildStderr, Command, Stdio},
 };
 
-use child::Serve;
+use child::{Folder, Serve};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tidegate_client::{Client, NewEvent, SubscribeOptions, Subscription, Update};
@@ -24,9 +24,13 @@ struct Logged {
 
 impl Logged {
     fn start(arguments: &[&str]) -> Self {
+        Self::start_at("127.0.0.1:0", arguments)
+    }
+
+    fn start_at(listen: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command
-            .args(["serve", "--listen", "127.0.0.1:0", "--drain-timeout", "1s"])
+            .args(["serve", "--listen", listen, "--drain-timeout", "1s"])
             .args(arguments)
             .stderr(Stdio::piped());
         let mut server = Serve::spawn(command);
@@ -296,4 +300,39 @@ async fn connections_are_told_with_their_end_where_debug_is_asked_for() {
     drop(peer);
     let ended = until("connection ended");
     assert!(ended.contains("before it began"), "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_of_a_sockets_file_are_called_unix() {
+    let folder = Folder::new("tidegate-peers");
+    let listen = format!("unix:{}", folder.at("socket"));
+    let line = tidegate_server::token_line("alice", "good").unwrap();
+    let tokens = folder.write("tokens", line);
+    let filter = "warn,tidegate_server=debug,tidegate::access=debug";
+    let arguments = ["--log", filter, "--auth-tokens", &tokens];
+    let connections = ["--connections-max", "1"];
+    let mut logged = Logged::start_at(&listen, &[&arguments[..], &connections].concat());
+    let client = Client::builder(&*listen)
+        .token("bad")
+        .connect_lazy()
+        .unwrap();
+    client.publish(vec![event("news")]).await.unwrap_err();
+    // Its connection ends with it.
+    drop(client);
+    let mut until = |part: &str| loop {
+        let line = logged.line();
+        assert!(!line.contains("[::]") && !line.contains("=::"), "{line}");
+        if line.contains(part) {
+            return line;
+        }
+    };
+    assert!(until("connection accepted").contains("peer=unix"));
+    assert!(until("call begins").contains("address=unix"));
+    assert!(until("credentials refused").contains("address=unix"));
+    assert!(until("call ended").contains("address=unix"));
+    assert!(until("connection ended").contains("peer=unix"));
+    // One may be open, so that another is one too many.
+    let connect = || std::os::unix::net::UnixStream::connect(folder.at("socket")).unwrap();
+    let _open = [connect(), connect()];
+    assert!(until("connection refused").contains("peer=unix"));
 }

@@ -1,9 +1,13 @@
-//! `tidegate clients`, `kick` and `stats` against a server of their own.
+//! `tidegate clients`, `publishers`, `kick` and `stats` against a server of their own.
 #![cfg(target_os = "linux")]
 
 mod child;
 
-use std::process::{Command, Output};
+use std::{
+    io::Write as _,
+    net::TcpStream,
+    process::{Command, Output},
+};
 
 use child::Serve;
 use rustix::process::{Pid, Signal, kill_process};
@@ -48,10 +52,17 @@ async fn publish(client: &Client, payload: &'static [u8], count: usize) {
     client.publish(vec![event; count]).await.unwrap();
 }
 
-/// Waits until a line of `clients` in JSON is as wanted.
-async fn until_listed(server: &Serve, wanted: impl Fn(&Value) -> bool) -> Value {
+/// Waits until something is so.
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until a line of the command in JSON is as wanted.
+async fn until_listed(server: &Serve, command: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     loop {
-        let listed = json_lines(&run(server, &["clients", "--output", "json"]));
+        let listed = json_lines(&run(server, &[command, "--output", "json"]));
         if let Some(row) = listed.into_iter().find(|row| wanted(row)) {
             return row;
         }
@@ -68,7 +79,7 @@ async fn client_that_was_stopped_is_listed_with_what_it_has_lost() {
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    until_listed(&server, |row| row["client_id"] == "stopped").await;
+    until_listed(&server, "clients", |row| row["client_id"] == "stopped").await;
     let signal = |signal| kill_process(Pid::from_child(&stopped), signal).unwrap();
     signal(Signal::STOP);
     let client = Client::connect_lazy(server.url()).unwrap();
@@ -77,7 +88,7 @@ async fn client_that_was_stopped_is_listed_with_what_it_has_lost() {
     for _ in 0..PUBLISHED / 100 {
         publish(&client, &PAYLOAD, 100).await;
     }
-    let row = until_listed(&server, |row| row["pending_lost_events"] != 0).await;
+    let row = until_listed(&server, "clients", |row| row["pending_lost_events"] != 0).await;
     let number = |name: &str| row[name].as_u64().unwrap();
     // 100 events of 10,000 bytes are less than the limit of 1 MiB.
     assert_eq!(number("backlog"), 100, "{row}");
@@ -88,7 +99,7 @@ async fn client_that_was_stopped_is_listed_with_what_it_has_lost() {
     assert!(said(&table).contains("PENDING LOSS"), "{table:?}");
     // Told, it is no longer pending.
     signal(Signal::CONT);
-    let row = until_listed(&server, |row| row["backlog"] == 0).await;
+    let row = until_listed(&server, "clients", |row| row["backlog"] == 0).await;
     assert_eq!(row["lost_events"], lost, "{row}");
     assert_eq!(row["pending_lost_events"], 0, "{row}");
     stopped.kill().unwrap();
@@ -135,6 +146,102 @@ async fn clients_lists_the_worst_first_as_table_and_json() {
     assert_eq!(lines.len(), 2, "{lines:?}");
     assert!(lines[0].starts_with("CLIENT  ADDRESS") && lines[0].ends_with("FILTERS"));
     assert!(lines[1].starts_with("reader  127.0.0.1:") && lines[1].ends_with("t u.*"));
+}
+
+/// A call of `PublishStream` that has sent one request with two events, and whose windows have no room for an answer.
+fn publisher_that_does_not_read(server: &Serve) -> TcpStream {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    let field = |(name, value): (&str, &str)| {
+        let length = |text: &str| u8::try_from(text.len()).unwrap();
+        let (name_length, value_length) = (length(name), length(value));
+        [
+            &[0, name_length],
+            name.as_bytes(),
+            &[value_length],
+            value.as_bytes(),
+        ]
+        .concat()
+    };
+    let headers = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "server"),
+        (":path", "/tidegate.v1.EventService/PublishStream"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    let event = b"\x0a\x03\x0a\x01t";
+    let request = [&[0, 0, 0, 0, 10], &event[..], event].concat();
+    let mut socket = TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
+    let bytes = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        // SETTINGS_INITIAL_WINDOW_SIZE is 0.
+        frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]),
+        frame(1, 4, 1, &headers.map(field).concat()),
+        frame(0, 0, 1, &request),
+    ];
+    socket.write_all(&bytes.concat()).unwrap();
+    socket
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publisher_that_does_not_read_is_listed_first_with_how_long() {
+    let server = Serve::start(&[]);
+    assert_eq!(said(&run(&server, &["publishers", "--output", "json"])), "");
+    let mut reading = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(["pub", "t", "--server", &server.url()])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = reading.stdin.take().unwrap();
+    lines.write_all(b"1\n2\n3\n").unwrap();
+    until_listed(&server, "publishers", |row| row["events"] == 3).await;
+    let socket = publisher_that_does_not_read(&server);
+    let is_unread = |row: &Value| row["unread_seconds"].as_f64().is_some_and(|it| it > 0.0);
+    let unread = until_listed(&server, "publishers", is_unread).await;
+    assert_eq!(
+        (&unread["requests"], &unread["events"]),
+        (&1.into(), &2.into()),
+        "{unread}"
+    );
+    assert!(unread["unread_bytes"].as_u64().unwrap() > 0, "{unread}");
+    let own = socket.local_addr().unwrap().to_string();
+    assert_eq!(unread["address"], own);
+    // The longer it takes none, the longer it says.
+    let seconds = |row: &Value| row["unread_seconds"].as_f64().unwrap_or_default();
+    until_listed(&server, "publishers", |row| seconds(row) > seconds(&unread)).await;
+
+    let listed = json_lines(&run(&server, &["publishers", "--output", "json"]));
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    assert_eq!(listed[0]["address"], own, "{listed:?}");
+    assert_eq!(listed[1]["unread_bytes"], 0, "{listed:?}");
+    assert_eq!(listed[1]["unread_seconds"], Value::Null, "{listed:?}");
+    let arguments = [
+        "publishers",
+        "--sort",
+        "since",
+        "--output",
+        "json",
+        "--limit",
+        "1",
+    ];
+    let oldest = json_lines(&run(&server, &arguments));
+    assert_eq!(oldest.len(), 1, "{oldest:?}");
+    assert_eq!(oldest[0]["events"], 3, "{oldest:?}");
+    let output = run(&server, &["publishers"]);
+    let table: Vec<_> = said(&output).lines().collect();
+    assert_eq!(table.len(), 3, "{table:?}");
+    assert!(table[0].starts_with("STREAM  ADDRESS"), "{table:?}");
+    assert!(table[0].contains("UNREAD FOR"), "{table:?}");
+    assert!(table[1].contains(&own), "{table:?}");
+
+    drop((socket, lines));
+    assert!(reading.wait().unwrap().success());
+    until(|| said(&run(&server, &["publishers", "--output", "json"])).is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

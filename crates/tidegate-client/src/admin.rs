@@ -2,12 +2,13 @@
 
 use tidegate_proto::v1::{
     DisconnectClientRequest, DrainRequest, GetServerRequest, GetServerResponse,
-    ListSubscriptionsRequest, SubscriptionOrder, SubscriptionState,
+    ListPublishStreamsRequest, ListSubscriptionsRequest, PublishStreamState, SubscriptionOrder,
+    SubscriptionState,
 };
 
 use crate::{Error, Violation, connector::AdminService};
 
-/// Subscriptions per page. The most that a server returns in one response.
+/// Subscriptions, or publish streams, per page. The most that a server returns in one response.
 const PAGE_SIZE: u32 = 1_000;
 
 /// Calls the admin service of one server, with the credentials of the client that made it:
@@ -92,6 +93,35 @@ impl Admin {
             listed.extend(page.subscriptions);
             if page.next_page_token.is_empty() || listed.len() >= max_results {
                 listed.truncate(max_results);
+                return Ok(listed);
+            }
+            // Asking for the same page again would never end.
+            if page.next_page_token == request.page_token {
+                return Err(Violation::Page.into());
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    /// Lists the open calls of `PublishStream`, the oldest first, in as many calls as it takes. One that opens or ends
+    /// between two of them may be missing; none comes twice.
+    ///
+    /// A publisher that does not read its answers has [`unread_bytes`](PublishStreamState::unread_bytes), and
+    /// [`unread_for`](PublishStreamState::unread_for) is the time for which it has taken none of them.
+    ///
+    /// # Errors
+    /// As [`server`](Self::server), with `UNIMPLEMENTED` also if the server is older than this call.
+    pub async fn publish_streams(&mut self) -> Result<Vec<PublishStreamState>, Error> {
+        let mut request = ListPublishStreamsRequest {
+            page_size: PAGE_SIZE,
+            ..Default::default()
+        };
+        let mut listed = Vec::new();
+        loop {
+            let answer = self.service.list_publish_streams(request.clone()).await;
+            let page = answer.map_err(Error::from_status)?.into_inner();
+            listed.extend(page.publish_streams);
+            if page.next_page_token.is_empty() {
                 return Ok(listed);
             }
             // Asking for the same page again would never end.

@@ -42,8 +42,18 @@ pub(crate) struct Cause {
     words: String,
     pub(crate) code: Code,
     pub(crate) advice: Advice,
-    /// Whether no connection can be made, as opposed to an answer on one.
-    pub(crate) is_connection: bool,
+    pub(crate) kind: CauseKind,
+}
+
+/// Kind of a [`Cause`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CauseKind {
+    /// No connection can be made.
+    Connection,
+    /// There was an answer, and none of gRPC.
+    Answer,
+    /// A response is larger than this client accepts.
+    TooLarge,
 }
 
 impl fmt::Display for Cause {
@@ -83,6 +93,30 @@ fn chain<'a>(
             None => error.source(),
         }
     })
+}
+
+/// The beginning of tonic's words for a response beyond the limit. They carry nothing else to tell them by.
+const TOO_LARGE: &str = "Error, decoded message length too large: ";
+
+/// Makes a status of tonic's own for a response that is larger than this client accepts, if `status` is that one. Tonic
+/// says `OUT_OF_RANGE`, which is a position here, and no setting.
+pub(crate) fn of_large_response(status: &Status) -> Option<Status> {
+    let found = status.message().strip_prefix(TOO_LARGE)?;
+    // What a server says has headers with it.
+    if status.code() != Code::OutOfRange || !status.metadata().is_empty() {
+        return None;
+    }
+    let words = format!(
+        "a response is larger than this client accepts ({found}): raise `max_message_bytes` of the client's builder, or \
+         lower `limits.max_event_bytes` of the server"
+    );
+    Some(Status::from(Cause {
+        words,
+        code: Code::ResourceExhausted,
+        // The same response would come again.
+        advice: Advice::Stop,
+        kind: CauseKind::TooLarge,
+    }))
 }
 
 // ===== Answers =====
@@ -143,7 +177,7 @@ where
         words,
         code,
         advice,
-        is_connection: false,
+        kind: CauseKind::Answer,
     };
     let mut status = Status::from(cause);
     if let Some(delay) = retry_after(headers, SystemTime::now())
@@ -275,7 +309,7 @@ pub(crate) fn of_connection(
         words: format!("no connection to {server}: {why}"),
         code: Code::Unavailable,
         advice,
-        is_connection: true,
+        kind: CauseKind::Connection,
     }
     .into()
 }

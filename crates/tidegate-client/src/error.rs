@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
-use crate::{GapReason, Position, advice::Advice, cause::Cause, reason};
+use crate::{
+    GapReason, Position,
+    advice::Advice,
+    cause::{self, Cause, CauseKind},
+    reason,
+};
 
 /// The reason why a subscription ended or a call failed.
 ///
@@ -87,6 +92,11 @@ pub enum Error {
         status: Status,
     },
 
+    /// A response is larger than [`ClientBuilder::max_message_bytes`](crate::ClientBuilder::max_message_bytes), and would
+    /// be again. What was published is stored.
+    #[error("{}", .0.message())]
+    ResponseTooLarge(Status),
+
     /// Any other status.
     #[error("the server answered {:?}: {}", .0.code(), .0.message())]
     Failed(Status),
@@ -162,8 +172,12 @@ impl Error {
     pub(crate) fn from_status(status: Status) -> Self {
         let status = with_cause(status);
         let (code, advice) = reason::meaning(&status);
-        if advice == Advice::Stop && Cause::of(&status).is_some_and(|cause| cause.is_connection) {
-            return Self::CannotConnect(status);
+        match Cause::of(&status).map(|cause| cause.kind) {
+            Some(CauseKind::Connection) if advice == Advice::Stop => {
+                return Self::CannotConnect(status);
+            }
+            Some(CauseKind::TooLarge) => return Self::ResponseTooLarge(status),
+            _ => {}
         }
         match code {
             Code::Unavailable => Self::Unavailable(status),
@@ -197,6 +211,7 @@ impl Error {
             Self::InvalidEndpoint { .. } | Self::InvalidCredentials(_) | Self::Violation(_) => None,
             Self::Unavailable(status)
             | Self::CannotConnect(status)
+            | Self::ResponseTooLarge(status)
             | Self::Unauthenticated(status)
             | Self::PermissionDenied(status)
             | Self::InvalidArgument(status)
@@ -245,9 +260,12 @@ fn exhausted(status: &Status) -> &'static str {
     }
 }
 
-/// Adds the root cause to the message of a failed connection: "tcp connect error" alone does not distinguish a refused
-/// connection from an unknown host.
+/// Explains a status that no server has sent. Adds the root cause to the message of a failed connection: "tcp connect
+/// error" alone does not distinguish a refused connection from an unknown host.
 pub(crate) fn with_cause(status: Status) -> Status {
+    if let Some(explained) = cause::of_large_response(&status) {
+        return explained;
+    }
     let causes = std::iter::successors(std::error::Error::source(&status), |cause| cause.source());
     let Some(cause) = causes.last().map(ToString::to_string) else {
         return status;

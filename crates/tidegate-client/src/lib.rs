@@ -99,7 +99,8 @@ pub use subscription::{Subscription, Update};
 /// The protocol's own messages, as this crate takes and returns them.
 pub use tidegate_proto::v1::{
     Event, Gap, GapReason, GetServerResponse, GoingAway, Limits, NewEvent, Overflow,
-    PublishResponse, Statistics, Subscribed, SubscriptionOrder, SubscriptionState,
+    PublishResponse, PublishStreamState, Statistics, Subscribed, SubscriptionOrder,
+    SubscriptionState,
 };
 /// A gRPC status, as it appears in [`Error`] and [`Update`].
 pub use tonic::{Code, Status};

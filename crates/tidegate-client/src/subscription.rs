@@ -288,8 +288,7 @@ impl Subscription {
         let (_, advice) = reason::meaning(&status);
         let is_named = reason::reason(&status).as_deref() == Some("POSITION_AHEAD");
         let ahead = match advice {
-            // Without that very reason, only a refused call says so. On a stream, `OUT_OF_RANGE` is also what this client
-            // itself says of a response that is too large for it.
+            // Without that very reason, only a refused call says so.
             Advice::StartAnew if was_refused || is_named => self.tracker.position(),
             _ => None,
         };

@@ -38,6 +38,7 @@ enum Variant {
     NotAllowed,
     Unauthenticated,
     Failed,
+    TooLarge,
 }
 
 fn variant(error: &Error) -> Variant {
@@ -50,6 +51,7 @@ fn variant(error: &Error) -> Variant {
         Error::PermissionDenied(_) => Variant::NotAllowed,
         Error::Unauthenticated(_) => Variant::Unauthenticated,
         Error::Failed(_) => Variant::Failed,
+        Error::ResponseTooLarge(_) => Variant::TooLarge,
         other => panic!("{other:?}"),
     }
 }
@@ -871,6 +873,18 @@ async fn response_that_is_too_large_is_no_position_ahead() {
     let mut stream = server.call(&mut subscription).await.open();
     stream.bytes(framed(&[0; 2000]));
     let error = subscription.next().await.unwrap().unwrap_err();
-    assert_eq!(variant(&error), Variant::Failed, "{error}");
+    assert_eq!(variant(&error), Variant::TooLarge, "{error}");
+    let words = error.to_string();
+    for part in [
+        "2000",
+        "1000",
+        "`max_message_bytes`",
+        "`limits.max_event_bytes`",
+    ] {
+        assert!(words.contains(part), "{words}");
+    }
     assert_eq!(subscription.position(), Some(at(4)));
+    // It would come again.
+    assert!(subscription.next().await.is_none());
+    assert!(!server.has_call());
 }

@@ -10,7 +10,6 @@
 use std::{
     convert::Infallible,
     future::Future,
-    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc, OnceLock,
@@ -29,7 +28,10 @@ use tidegate::{Reason, ResponseBody, ResponseFuture, proto::PublishResponse};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::quotas::subscribers::{CLIENT_LEFT, Subscribers};
+use crate::{
+    network::listener::PeerAddress,
+    quotas::subscribers::{CLIENT_LEFT, Subscribers},
+};
 
 /// The target of its lines, for filters: `tidegate::access=info`.
 pub(crate) const TARGET: &str = "tidegate::access";
@@ -50,7 +52,7 @@ const PREFIX_BYTES: usize = 5;
 #[derive(Debug)]
 pub(crate) struct Record {
     method: Box<str>,
-    address: SocketAddr,
+    address: PeerAddress,
     protocol: &'static str,
     principal: Arc<OnceLock<Arc<str>>>,
     began: Instant,
@@ -136,7 +138,7 @@ fn cut(text: &str) -> &str {
 // ===== impl Record =====
 
 impl Record {
-    pub(crate) fn new(method: &str, address: SocketAddr, protocol: &'static str) -> Self {
+    pub(crate) fn new(method: &str, address: PeerAddress, protocol: &'static str) -> Self {
         tracing::debug!(target: TARGET, method = cut(method), %address, protocol, "call begins");
         Self {
             method: cut(method).into(),

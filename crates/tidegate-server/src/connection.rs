@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     network::{
-        listener::Socket,
+        listener::{PeerAddress, Socket},
         metered::{Metered, Traffic},
         tls::{Certificates, Tls, Transport},
     },
@@ -74,10 +74,11 @@ impl Connections {
     /// Serves one connection until it ends or `cut` is cancelled. Returns whether it was cut by that.
     pub(crate) async fn serve(self: Arc<Self>, stream: Socket, peer: SocketAddr) -> bool {
         let began = Instant::now();
-        tracing::debug!(%peer, "connection accepted");
+        let name = PeerAddress(peer);
+        tracing::debug!(peer = %name, "connection accepted");
         let (is_cut, reason) = self.serve_to_the_end(stream, peer).await;
         let seconds = began.elapsed().as_secs_f64();
-        tracing::debug!(%peer, seconds, reason, "connection ended");
+        tracing::debug!(peer = %name, seconds, reason, "connection ended");
         is_cut
     }
 

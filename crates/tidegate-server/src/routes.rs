@@ -26,7 +26,7 @@ use crate::{
     access_log::{self, CountedBody, Record, RecordedBody, RecordedFuture},
     config::ServerConfig,
     identity::{Authenticator, peer::Peer},
-    network::tls::Certificates,
+    network::{listener::PeerAddress, tls::Certificates},
     operations::{
         admin::Admin,
         controls::Controls,
@@ -188,7 +188,7 @@ impl Service<http::Request<RequestBody>> for ConnectionRoutes {
     fn call(&mut self, request: http::Request<RequestBody>) -> Self::Future {
         let record = access_log::is_on().then(|| {
             let path = request.uri().path();
-            Box::new(Record::new(path, self.address, self.protocol))
+            Box::new(Record::new(path, PeerAddress(self.address), self.protocol))
         });
         let received = record.as_ref().map(|record| record.received());
         let principal = record.as_ref().map(|record| record.principal());

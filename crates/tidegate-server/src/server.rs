@@ -21,7 +21,7 @@ use crate::{
     error::BindError,
     network::{
         admission::{Admission, ConnectionStats},
-        listener::{LOCAL_PEER, ListenAddress, Listener, Socket},
+        listener::{LOCAL_PEER, ListenAddress, Listener, PeerAddress, Socket},
     },
     operations::{
         controls::{Controls, LiveConfig},
@@ -105,7 +105,7 @@ impl Server {
             ..HubConfig::new(epoch)
         });
         let cannot_listen = |address| move |source| BindError::Listen { address, source };
-        let (listener, listening) = listen(&config.listen, config.backlog)?;
+        let (listener, listening) = listen(&config.listen, config.backlog).await?;
         let http = match config.http {
             Some(address) => {
                 let bound = HttpListener::bind(address);
@@ -261,7 +261,7 @@ impl Server {
         let permit = match self.admission.admit(peer.ip()) {
             Ok(permit) => permit,
             Err(refusal) => {
-                tracing::debug!(%peer, %refusal, "connection refused");
+                tracing::debug!(peer = %PeerAddress(peer), %refusal, "connection refused");
                 // A reset instead of a close.
                 socket.reset();
                 return;
@@ -345,11 +345,11 @@ impl Server {
 }
 
 /// Listens on `address`. Returns it with the port that it got.
-fn listen(
+async fn listen(
     address: &ListenAddress,
     backlog: Option<u32>,
 ) -> Result<(Listener, ListenAddress), BindError> {
-    let bound = Listener::bind(address, backlog).and_then(|listener| {
+    let bound = Listener::bind(address, backlog).await.and_then(|listener| {
         let address = match &listener {
             Listener::Tcp(acceptor) => ListenAddress::Tcp(acceptor.local_addr()?),
             Listener::Unix(_) => address.clone(),

@@ -1,13 +1,13 @@
-//! `tidegate clients`, `kick` and `stats`: inspect a running server, and disconnect its clients.
+//! `tidegate clients`, `publishers`, `kick` and `stats`: inspect a running server, and disconnect its clients.
 
-use std::{io, time::Duration};
+use std::{cmp::Reverse, io, time::Duration};
 
 use clap::{Args, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use tidegate_client::{
-    GetServerResponse, ListOptions, Overflow, Position, Statistics, SubscriptionOrder,
-    SubscriptionState,
+    GetServerResponse, ListOptions, Overflow, Position, PublishStreamState, Statistics,
+    SubscriptionOrder, SubscriptionState,
 };
 
 use crate::{
@@ -35,6 +35,31 @@ pub(crate) struct ClientsArgs {
     /// Show only the streams of this client.
     #[arg(long, value_name = "ID")]
     client_id: Option<String>,
+
+    #[command(flatten)]
+    output: OutputArgs,
+
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// List open publish streams, those that do not read first
+///
+/// Shows each call of PublishStream with its address and principal, the requests and events that it has published, the
+/// bytes of answers that its client has not taken, and the time for which it has taken none of them: after the server's
+/// stall_timeout such a stream is reset. `tidegate pub` with lines on standard input, and the publishers of the client
+/// libraries, are such streams; a single Publish is not. The server must offer the admin service: it does on a loopback
+/// address, where callers must authenticate, or with --admin. Where callers must authenticate, your principal needs a rule
+/// with `admin = true`.
+#[derive(Debug, Args)]
+pub(crate) struct PublishersArgs {
+    /// Order of the list.
+    #[arg(long, value_name = "ORDER", default_value = "unread")]
+    sort: PublisherSort,
+
+    /// Show at most N streams; 0 shows all.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: usize,
 
     #[command(flatten)]
     output: OutputArgs,
@@ -95,6 +120,14 @@ enum Sort {
     Losses,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PublisherSort {
+    /// The oldest first.
+    Since,
+    /// The one that has taken no answer for the longest time first.
+    Unread,
+}
+
 pub(crate) async fn clients(args: ClientsArgs) -> Result<(), Failure> {
     let mut admin = args.server.client()?.admin();
     let options = ListOptions {
@@ -107,6 +140,23 @@ pub(crate) async fn clients(args: ClientsArgs) -> Result<(), Failure> {
     match args.output.output {
         Output::Json => print_json_lines(&rows),
         Output::Table => print_table(&COLUMNS, rows.iter().map(Row::cells)),
+    }
+}
+
+pub(crate) async fn publishers(args: PublishersArgs) -> Result<(), Failure> {
+    let mut admin = args.server.client()?.admin();
+    let streams = admin.publish_streams().await?;
+    let mut rows: Vec<_> = streams.iter().map(PublisherRow::of).collect();
+    // The server lists the oldest first, and the sort keeps that order among equals.
+    if matches!(args.sort, PublisherSort::Unread) {
+        rows.sort_by_key(|row| Reverse(row.unread_for));
+    }
+    if args.limit > 0 {
+        rows.truncate(args.limit);
+    }
+    match args.output.output {
+        Output::Json => print_json_lines(&rows),
+        Output::Table => print_table(&PUBLISHER_COLUMNS, rows.iter().map(PublisherRow::cells)),
     }
 }
 
@@ -174,6 +224,21 @@ struct Row<'a> {
     pending_lost_events: u64,
     pending_conflated_events: u64,
     stalled: bool,
+}
+
+/// A publish stream, as `publishers` prints it.
+#[derive(Debug, Serialize)]
+struct PublisherRow<'a> {
+    publish_stream_id: &'a str,
+    principal: &'a str,
+    address: &'a str,
+    since: Option<String>,
+    requests: u64,
+    events: u64,
+    unread_bytes: u64,
+    unread_seconds: Option<f64>,
+    #[serde(skip)]
+    unread_for: Option<Duration>,
 }
 
 #[derive(Debug, Serialize)]
@@ -244,7 +309,7 @@ impl<'a> Row<'a> {
             since: time(state.since),
             next_index: state.next_index,
             backlog: state.backlog,
-            lag_seconds: state.lag.map_or(Duration::ZERO, lag).as_secs_f64(),
+            lag_seconds: state.lag.map_or(Duration::ZERO, duration).as_secs_f64(),
             delivered_events: state.delivered_events,
             lost_events: state.lost_events,
             conflated_events: state.conflated_events,
@@ -255,14 +320,12 @@ impl<'a> Row<'a> {
     }
 
     fn cells(&self) -> Vec<String> {
-        let lag = Duration::from_secs_f64(self.lag_seconds);
-        let lag = SignedDuration::from_secs(lag.as_secs().try_into().unwrap_or(i64::MAX));
         vec![
             self.client_id.into(),
             self.address.into(),
             self.principal.into(),
             self.backlog.to_string(),
-            format!("{lag:#}").replace(' ', ""),
+            seconds(Duration::from_secs_f64(self.lag_seconds)),
             self.lost_events.to_string(),
             self.pending_lost_events.to_string(),
             self.conflated_events.to_string(),
@@ -289,6 +352,47 @@ const COLUMNS: [&str; 13] = [
     "STATE",
     "SINCE",
     "FILTERS",
+];
+
+impl<'a> PublisherRow<'a> {
+    fn of(state: &'a PublishStreamState) -> Self {
+        let unread_for = state.unread_for.map(duration);
+        Self {
+            publish_stream_id: &state.publish_stream_id,
+            principal: &state.principal,
+            address: &state.address,
+            since: time(state.since),
+            requests: state.requests,
+            events: state.events,
+            unread_bytes: state.unread_bytes,
+            unread_seconds: unread_for.map(|time| time.as_secs_f64()),
+            unread_for,
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.publish_stream_id.into(),
+            self.address.into(),
+            self.principal.into(),
+            self.requests.to_string(),
+            self.events.to_string(),
+            self.unread_bytes.to_string(),
+            self.unread_for.map(seconds).unwrap_or_default(),
+            self.since.clone().unwrap_or_default(),
+        ]
+    }
+}
+
+const PUBLISHER_COLUMNS: [&str; 8] = [
+    "STREAM",
+    "ADDRESS",
+    "PRINCIPAL",
+    "REQUESTS",
+    "EVENTS",
+    "UNREAD",
+    "UNREAD FOR",
+    "SINCE",
 ];
 
 impl Stats {
@@ -330,8 +434,14 @@ fn time(time: Option<prost_types::Timestamp>) -> Option<String> {
     Some(format!("{time:.0}"))
 }
 
-fn lag(lag: prost_types::Duration) -> Duration {
-    lag.try_into().unwrap_or_default()
+fn duration(duration: prost_types::Duration) -> Duration {
+    duration.try_into().unwrap_or_default()
+}
+
+/// A time in whole seconds, as in `1m5s`.
+fn seconds(time: Duration) -> String {
+    let time = SignedDuration::from_secs(time.as_secs().try_into().unwrap_or(i64::MAX));
+    format!("{time:#}").replace(' ', "")
 }
 
 // ===== printing =====

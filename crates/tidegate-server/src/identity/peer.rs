@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use super::{Authenticator, Refused, refusal::Cause, session::Authenticated};
 use crate::{
     digest::{Digest, digest},
-    network::tls::Certificates,
+    network::{listener::PeerAddress, tls::Certificates},
     quotas::{Claim, OwnedConnection, Quotas},
 };
 
@@ -71,7 +71,7 @@ impl Peer {
         let authenticated = self.authenticate(headers).await.map_err(|refused| {
             let Refused { status, cause } = refused;
             let log = self.authenticator.refusals();
-            log.log(self.address.ip(), &cause);
+            log.log(PeerAddress(self.address), &cause);
             status
         })?;
         // The principal of the certificate comes before that of the call.

@@ -7,10 +7,11 @@
 use std::{
     borrow::Cow,
     collections::HashMap,
-    net::IpAddr,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
+
+use crate::network::listener::PeerAddress;
 
 /// The most characters of a quotation.
 const MAX_QUOTED: usize = 64;
@@ -53,17 +54,22 @@ impl Cause {
 
 impl RefusalLog {
     /// Logs the refusal of credentials that came from `address`.
-    pub(crate) fn log(&self, address: IpAddr, cause: &Cause) {
+    pub(crate) fn log(&self, address: PeerAddress, cause: &Cause) {
         let Cause { kind, text } = cause;
         match self.warns(kind, Instant::now()) {
             Some(unlogged) => tracing::warn!(
-                %address,
+                address = format_args!("{address:#}"),
                 kind,
                 cause = %text,
                 unlogged,
                 "credentials refused; the next refusals of this kind are logged at debug for a while"
             ),
-            None => tracing::debug!(%address, kind, cause = %text, "credentials refused"),
+            None => tracing::debug!(
+                address = format_args!("{address:#}"),
+                kind,
+                cause = %text,
+                "credentials refused"
+            ),
         }
     }
 

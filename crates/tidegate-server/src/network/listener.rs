@@ -1,14 +1,9 @@
 //! The sockets that the server listens on: TCP, or a file for peers on the same machine.
-//!
-//! # Files of sockets
-//! A process that is killed leaves the file of its socket, and nobody can bind it again. So a file that nobody listens on
-//! is replaced, and one that somebody listens on is an error. A file that is no socket is never removed. When the listener
-//! is dropped, it removes its file, unless that has been replaced meanwhile.
 
 use std::{
     fmt, io,
     net::{Ipv6Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::Pin,
     str::FromStr,
     task::{Context, Poll},
@@ -18,17 +13,19 @@ use std::{
 use tidegate_transport::{Acceptor, Http2Config};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixListener, UnixStream},
-    time::{Instant, sleep_until},
+    net::TcpStream,
 };
 
-/// Pause after a connection to the file of a socket could not be accepted, as when the process is out of descriptors.
-const PAUSE: Duration = Duration::from_millis(100);
+use super::local::{LocalListener, LocalStream};
 
 /// Address of every peer that connects through the file of a socket: they have none of their own, and count as one. No peer
 /// on a network has it.
 pub(crate) const LOCAL_PEER: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
+
+/// The address of a peer in words: `unix` for those that come through the file of a socket. `{:#}` leaves out the port.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 
 /// An address to listen on. It is read from `127.0.0.1:50051`, `[::]:50051` or `unix:/run/tidegate.sock`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,21 +44,23 @@ pub(crate) enum Listener {
     Unix(LocalListener),
 }
 
-/// The listener of a socket's file.
-#[derive(Debug)]
-pub(crate) struct LocalListener {
-    listener: UnixListener,
-    path: PathBuf,
-    /// Device and number of the file.
-    identity: (u64, u64),
-    paused_until: Instant,
-}
-
 /// A connection of either kind.
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(TcpStream),
-    Unix(UnixStream),
+    Unix(LocalStream),
+}
+
+// ===== impl PeerAddress =====
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            LOCAL_PEER => f.write_str("unix"),
+            address if f.alternate() => address.ip().fmt(f),
+            address => address.fmt(f),
+        }
+    }
 }
 
 // ===== impl ListenAddress =====
@@ -120,13 +119,13 @@ impl FromStr for ListenAddress {
 // ===== impl Listener =====
 
 impl Listener {
-    pub(crate) fn bind(address: &ListenAddress, backlog: Option<u32>) -> io::Result<Self> {
+    pub(crate) async fn bind(address: &ListenAddress, backlog: Option<u32>) -> io::Result<Self> {
         match address {
             ListenAddress::Tcp(address) => {
                 let listener = tidegate_transport::listen(*address, backlog)?;
                 Ok(Self::Tcp(Acceptor::new(listener)))
             }
-            ListenAddress::Unix(path) => Ok(Self::Unix(LocalListener::bind(path)?)),
+            ListenAddress::Unix(path) => Ok(Self::Unix(LocalListener::bind(path).await?)),
         }
     }
 
@@ -141,73 +140,6 @@ impl Listener {
                 batch.extend(sockets.map(|(stream, peer)| (Socket::Tcp(stream), peer)));
             }
             Self::Unix(listener) => batch.push((Socket::Unix(listener.accept().await), LOCAL_PEER)),
-        }
-    }
-}
-
-impl LocalListener {
-    fn bind(path: &Path) -> io::Result<Self> {
-        make_way(path)?;
-        let listener = UnixListener::bind(path)?;
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-            identity: identity(path)?,
-            paused_until: Instant::now(),
-        })
-    }
-
-    async fn accept(&mut self) -> UnixStream {
-        loop {
-            sleep_until(self.paused_until).await;
-            match self.listener.accept().await {
-                Ok((stream, _)) => return stream,
-                Err(error) => {
-                    tracing::warn!(%error, pause = ?PAUSE, "cannot accept connections; pausing");
-                    self.paused_until = Instant::now() + PAUSE;
-                }
-            }
-        }
-    }
-}
-
-/// Removes the file of a socket that nobody listens on.
-fn make_way(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt as _;
-    let kind = match path.symlink_metadata() {
-        Ok(metadata) => metadata.file_type(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let taken = |problem: &str| Err(io::Error::new(io::ErrorKind::AddrInUse, problem.to_owned()));
-    if !kind.is_socket() {
-        return taken(
-            "there is a file that is no socket; it stays as it is: choose another path, or move it away",
-        );
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => taken("a process listens on it: end that one first, or choose another path"),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            tracing::info!(path = %path.display(), "replacing the file of a socket that nobody listens on");
-            std::fs::remove_file(path)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt as _;
-    let metadata = path.symlink_metadata()?;
-    Ok((metadata.dev(), metadata.ino()))
-}
-
-impl Drop for LocalListener {
-    fn drop(&mut self) {
-        // Another server may have taken the path in the meantime.
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity)
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            tracing::warn!(%error, path = %self.path.display(), "cannot remove the file of the socket");
         }
     }
 }

@@ -15,7 +15,7 @@ use tidegate::{
 use tonic::{Request, Response, Status};
 
 use super::controls::{Controls, ServerStats, SubscriptionState};
-use crate::network::listener::LOCAL_PEER;
+use crate::network::listener::PeerAddress;
 
 /// The number of subscriptions on a page if the request does not say.
 const DEFAULT_PAGE_SIZE: u32 = 100;
@@ -207,7 +207,7 @@ fn bad_page_token() -> Status {
 }
 
 fn publish_stream(stream: &PublishStream) -> proto::PublishStreamState {
-    let address = stream.address.map(told);
+    let address = stream.address.map(in_words);
     proto::PublishStreamState {
         publish_stream_id: stream.id.to_string(),
         principal: stream.principal.as_deref().unwrap_or_default().into(),
@@ -226,7 +226,7 @@ fn to_proto(state: SubscriptionState) -> proto::SubscriptionState {
         subscription_id: info.id.to_string(),
         client_id: info.client_id.to_string(),
         principal: info.principal.as_deref().unwrap_or_default().into(),
-        address: state.address.map(told).unwrap_or_default(),
+        address: state.address.map(in_words).unwrap_or_default(),
         filters: state.filters.iter().map(ToString::to_string).collect(),
         limits: Some(limits_in_force(&state.limits)),
         since: Some(state.since.into()),
@@ -242,12 +242,8 @@ fn to_proto(state: SubscriptionState) -> proto::SubscriptionState {
     }
 }
 
-/// An address in words: `unix` for peers that came through the file of a socket.
-fn told(address: SocketAddr) -> String {
-    if address == LOCAL_PEER {
-        return "unix".to_owned();
-    }
-    address.to_string()
+fn in_words(address: SocketAddr) -> String {
+    PeerAddress(address).to_string()
 }
 
 fn statistics(stats: &ServerStats) -> Statistics {

@@ -42,9 +42,9 @@ pub static SETTINGS: &[Setting] = rows! {
      no such listener.";
 
     "admin", "BOOL", OrAuto<Boolean>, server.admin, RESTARTS,
-    "Whether to serve tidegate.v1.AdminService, which `tidegate clients`, `kick` and `stats` call. Where callers must \
-     prove who they are, they need a rule with admin = true for it. auto serves it if callers must prove who they \
-     are, or if `listen` is a loopback address or the file of a socket.";
+    "Whether to serve tidegate.v1.AdminService, which `tidegate clients`, `publishers`, `kick` and `stats` call. Where \
+     callers must prove who they are, they need a rule with admin = true for it. auto serves it if callers must prove \
+     who they are, or if `listen` is a loopback address or the file of a socket.";
 
     "log", "FILTER", Log, log, RELOADS,
     "Filter of the log: error, warn, info, debug or trace, also by module, as in warn,tidegate=debug. The environment \
