@@ -10,7 +10,7 @@ use crate::stdio;
 pub(crate) const HELP: &str = "\
 Exit codes:
     0  success; also when `sub` is interrupted or its output is closed
-    1  any other failure
+    1  any other failure; also a file of the configuration that cannot be read now
     2  the command line or the configuration is wrong
     3  the server cannot be reached or went away
     4  credentials or certificates are missing, wrong or not trusted, or do not

@@ -93,6 +93,12 @@ impl CredentialArgs {
                         "{path} is no regular file: the token is read from it once, and will not be renewed"
                     ));
                 }
+                if path.is_file() && tidegate_server::leads_to_descriptor(&path) {
+                    let path = path.display();
+                    stdio::report(format!(
+                        "{path} is an open file of a process: a token that takes its place is not seen; name the file itself"
+                    ));
+                }
                 client = client.token_file(path);
             }
             None => {}

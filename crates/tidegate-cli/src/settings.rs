@@ -1,6 +1,11 @@
 //! The settings of the server as flags, and the reading of all sources.
 
-use std::{collections::BTreeMap, env, ffi::OsString, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+};
 
 use clap::{
     Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches,
@@ -9,8 +14,8 @@ use clap::{
 use tidegate_server::{
     read_configuration,
     settings::{
-        Configuration, Problem, SEPARATOR, SETTINGS, Setting, Sources, VARIABLES, Written, check,
-        read,
+        Configuration, Origin, Problem, SEPARATOR, SETTINGS, Setting, Sources, VARIABLES, Written,
+        check, read,
     },
 };
 
@@ -39,8 +44,8 @@ struct ConfigFile {
 /// Settings as they were read.
 pub(crate) struct Read<T> {
     pub(crate) value: T,
-    /// The path of the file if it was a pipe, which cannot be read again.
-    pub(crate) pipe: Option<PathBuf>,
+    /// The path of the file if it cannot be read again: a pipe, or standard input.
+    pub(crate) read_once: Option<PathBuf>,
 }
 
 /// The flag of the file.
@@ -57,6 +62,9 @@ pub(crate) const NO_SETTINGS: &[&str] = &[
     environment::TOKEN,
     environment::TOKEN_FILE,
 ];
+
+/// The variable of the log's filter, as all programs of its kind have it.
+const RUST_LOG: &str = "RUST_LOG";
 
 /// The key of the one setting that is a flag of every command.
 const LOG: &str = "log";
@@ -118,20 +126,38 @@ impl SettingArgs {
     ) -> Result<Read<T>, Failure> {
         let file = self.file.as_ref().map(|ConfigFile { path, named_by }| {
             read_configuration(path, is_first).map_err(|error| {
-                Failure::new(Exit::Usage, format!("{named_by}: {}", error.with_cause()))
+                let exit = exit(error.is_temporary());
+                Failure::new(exit, format!("{named_by}: {}", error.with_cause()))
             })
         });
         let file = file.transpose()?;
         let path = self.file.as_ref().map(|file| &file.path);
-        let value = read(Sources {
+        let (environment, strange) = variables();
+        let read = read(Sources {
             file: path.zip(file.as_ref().map(|file| &*file.text)),
-            environment: &variables(),
+            environment: &environment,
             flags: &self.given,
-        })
-        .map_err(|problems| Failure::new(Exit::Usage, report(&problems)))?;
-        let is_from_pipe = file.is_some_and(|file| file.is_from_pipe);
-        let pipe = path.filter(|_| is_from_pipe).cloned();
-        Ok(Read { value, pipe })
+        });
+        let (value, problems) = match read {
+            Ok(value) => (Some(value), strange),
+            Err(problems) => (None, [problems, strange].concat()),
+        };
+        let Some(value) = value.filter(|_| problems.is_empty()) else {
+            let are_temporary = problems.iter().all(|problem| problem.is_temporary);
+            return Err(Failure::new(exit(are_temporary), report(&problems)));
+        };
+        let is_read_once = file.is_some_and(|file| file.is_read_once);
+        let read_once = path.filter(|_| is_read_once).cloned();
+        Ok(Read { value, read_once })
+    }
+}
+
+/// The code for errors of a configuration. A supervisor that does not start a server again after a wrong configuration has
+/// to do so after one that could not be read.
+pub(crate) const fn exit(is_temporary: bool) -> Exit {
+    match is_temporary {
+        true => Exit::Other,
+        false => Exit::Usage,
     }
 }
 
@@ -148,15 +174,32 @@ fn report(problems: &[Problem]) -> String {
     )
 }
 
-/// The variables of the environment, but for those that other commands read.
-fn variables() -> BTreeMap<OsString, OsString> {
-    let is_of_others = |name: &OsString| {
-        let mut others = NO_SETTINGS.iter();
-        others.any(|other| name.eq_ignore_ascii_case(other))
-    };
-    env::vars_os()
-        .filter(|(name, _)| !is_of_others(name))
-        .collect()
+/// The variables of the environment, but for those that other commands read, and the problems of those that are written as
+/// these are, but for their case: the program does not read them.
+fn variables() -> (BTreeMap<OsString, OsString>, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let settings = env::vars_os().filter(|(name, value)| {
+        let meant = differing_in_case(name).filter(|_| !value.is_empty());
+        problems.extend(meant.map(|meant| Problem {
+            origin: Origin::Environment(name.to_string_lossy().into_owned()),
+            message: format!("there is no such variable; did you mean {meant}?"),
+            is_temporary: false,
+        }));
+        meant.is_none() && !NO_SETTINGS.iter().any(|other| name == other)
+    });
+    (settings.collect(), problems)
+}
+
+/// The variable of the program whose name differs from this one in nothing but the case of letters, and, for that of the
+/// file, the signs between its words.
+fn differing_in_case(name: &OsStr) -> Option<&'static str> {
+    let letters = |name: &str| name.replace(['_', '-', '.', ' '], "").to_uppercase();
+    let known = NO_SETTINGS.iter().chain(&[RUST_LOG]);
+    known.copied().find(|known| {
+        let is_file = || letters(&name.to_string_lossy()) == letters(FILE_VARIABLE);
+        name != *known
+            && (name.eq_ignore_ascii_case(known) || (*known == FILE_VARIABLE && is_file()))
+    })
 }
 
 /// The file that the environment names.
@@ -256,7 +299,9 @@ pub(crate) fn misspelled_variables() -> impl Iterator<Item = String> {
             // All of them have nine letters in common.
             distance <= 2 && distance * 2 < other.len() - VARIABLES.len()
         };
-        let meant = NO_SETTINGS.iter().find(near).filter(|_| !is_known)?;
+        let meant = NO_SETTINGS.iter().find(near).copied();
+        let meant = differing_in_case(name.as_ref()).or(meant);
+        let meant = meant.filter(|_| !is_known)?;
         Some(format!("{name}: it is ignored; did you mean {meant}?"))
     })
 }

@@ -105,7 +105,7 @@ fn server_refuses_a_cap_beyond_its_descriptors() {
         .output()
         .unwrap();
     let message = String::from_utf8(ended.stderr).unwrap();
-    assert_eq!(ended.status.code(), Some(1), "{message}");
+    assert_eq!(ended.status.code(), Some(2), "{message}");
     assert!(
         message.contains("needs 132 open files, and the process may open 64"),
         "{message}"

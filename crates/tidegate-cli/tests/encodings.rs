@@ -182,7 +182,7 @@ fn principals_with_characters_that_nobody_sees_are_refused() {
         let output = program(["serve", "--listen", "127.0.0.1:0", "--auth-tokens", &tokens])
             .output()
             .unwrap();
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(2));
         let told = String::from_utf8(output.stderr).unwrap();
         assert!(told.contains(problem), "{told}");
     }

@@ -87,6 +87,62 @@ fn names_that_are_misspelled_or_not_in_capitals_are_refused() {
 }
 
 #[test]
+fn variables_of_the_program_in_another_case_are_refused() {
+    for (name, meant) in [
+        ("tidegate_config", "TIDEGATE_CONFIG"),
+        ("Tidegate_Config", "TIDEGATE_CONFIG"),
+        ("TIDEGATE-CONFIG", "TIDEGATE_CONFIG"),
+        ("TIDEGATE__CONFIG", "TIDEGATE_CONFIG"),
+        ("tidegate_server", "TIDEGATE_SERVER"),
+        ("tidegate_token", "TIDEGATE_TOKEN"),
+        ("tidegate_token_file", "TIDEGATE_TOKEN_FILE"),
+        ("tidegate_tls_ca", "TIDEGATE_TLS_CA"),
+        ("rust_log", "RUST_LOG"),
+    ] {
+        for command in ["serve", "check-config"] {
+            let (code, told) = run(program([command]).env(name, "/x"));
+            assert_eq!(code, Some(2), "{name}: {told}");
+            let expected = format!("{name}: there is no such variable; did you mean {meant}?");
+            assert!(told.contains(&expected), "{told}");
+        }
+        let (_, told) = run(program(["stats", "--server", "127.0.0.1:1"]).env(name, "x"));
+        let expected = format!("{name}: it is ignored; did you mean {meant}?");
+        assert!(told.contains(&expected), "{told}");
+        let (code, told) = run(program(["check-config"]).env(name, ""));
+        assert_eq!((code, &*told), (Some(0), ""), "{name}");
+    }
+}
+
+#[test]
+fn variables_that_may_be_meant_to_keep_the_server_closed_are_refused() {
+    for (name, meant) in [
+        ("TIDEGATE_CONFIG_FILE", "TIDEGATE_CONFIG"),
+        ("TIDEGATE_CONF", "TIDEGATE_CONFIG"),
+        ("TIDEGATE_CONFIGFILE", "TIDEGATE_CONFIG"),
+        ("TIDEGATE_CONFG", "TIDEGATE_CONFIG"),
+        ("TIDEGATE_TOKENS_FILE", "TIDEGATE_AUTH_TOKENS"),
+        ("TIDEGATE_TLS_CERT", "TIDEGATE_TLS_CERTIFICATE"),
+        ("TIDEGATE_TLS_CERT_FILE", "TIDEGATE_TLS_CERTIFICATE"),
+        ("TIDEGATE_SSL", "TIDEGATE_TLS_CERTIFICATE"),
+        ("TIDEGATE_CA_FILE", "TIDEGATE_TLS_CLIENT_CA"),
+        ("TIDEGATE_TLSCERT", "TIDEGATE_TLS_CERTIFICATE"),
+        ("TIDEGATE_JWKS_URI", "TIDEGATE_AUTH_JWT_KEY_SETS"),
+        ("TIDEGATE_RULES_PATH", "TIDEGATE_AUTH_RULES"),
+        ("tidegate_password", "TIDEGATE_AUTH_TOKENS"),
+    ] {
+        for command in ["serve", "check-config"] {
+            let (code, told) = run(program([command]).env(name, "/x"));
+            assert_eq!(code, Some(2), "{name}: {told}");
+            assert!(
+                told.contains(&format!("{name}: "))
+                    && told.contains(&format!("did you mean {meant}?")),
+                "{told}"
+            );
+        }
+    }
+}
+
+#[test]
 fn variables_that_are_no_settings_are_warned_of_but_for_those_of_orchestrators() {
     let ignored = |name: &str, value: &str| {
         let (code, told) = run(program(["check-config"]).env(name, value));
@@ -118,6 +174,9 @@ fn variables_that_are_no_settings_are_warned_of_but_for_those_of_orchestrators()
         ("TIDEGATE_PORT_50051_TCP_ADDR", "10.0.0.1"),
         ("TIDEGATE_PORT_50051_TCP_PORT", "50051"),
         ("TIDEGATE_AUTH_PORT_50051_UDP_PROTO", "udp"),
+        ("TIDEGATE_CONFIG_SERVICE_HOST", "10.0.0.1"),
+        ("TIDEGATE_TLS_PORT", "tcp://10.0.0.1:50051"),
+        ("TIDEGATE_TOKENS_SERVICE_PORT_GRPC", "50051"),
         ("TIDEGATE_SERVER", "http://localhost"),
         ("TIDEGATE_TOKEN", "t"),
         ("TIDEGATED", "1"),

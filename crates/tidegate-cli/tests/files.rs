@@ -132,7 +132,7 @@ fn a_server_refuses_tokens_of_a_process_substitution_and_of_a_pipe_that_nobody_w
             .args(["-c", &script, env!("CARGO_BIN_EXE_tidegate")])
             .output()
             .unwrap();
-        assert_eq!(refused.status.code(), Some(1));
+        assert_eq!(refused.status.code(), Some(2));
         let told = told(&refused);
         assert!(
             told.contains("is a pipe: it can be read only once"),
@@ -142,13 +142,64 @@ fn a_server_refuses_tokens_of_a_process_substitution_and_of_a_pipe_that_nobody_w
 }
 
 #[test]
-fn standard_input_that_is_a_file_can_be_read_again() {
+fn open_files_are_refused_where_a_file_is_read_again() {
     let folder = Folder::new("input");
     let tokens = folder.write("tokens", line("alice"));
-    let mut command = program(["serve", "--listen", "127.0.0.1:0", "--print-config"]);
-    command.args(["--auth-tokens", "/dev/stdin"]);
-    let started = command.stdin(fs::File::open(tokens).unwrap()).output();
-    assert!(started.unwrap().status.success());
+    let link = folder.at("link");
+    symlink("/dev/stdin", &link).unwrap();
+    let through = folder.at("through");
+    symlink("link", &through).unwrap();
+    for path in [
+        "/dev/stdin",
+        "/dev/fd/0",
+        "/proc/self/fd/0",
+        "/proc/thread-self/fd/0",
+        "/proc/../dev/./stdin",
+        &link,
+        &through,
+    ] {
+        let config = folder.write("config.toml", format!("auth.tokens = {path:?}\n"));
+        let mut check = program(["check-config", &*config]);
+        let mut serve = program(["serve", "--listen", "127.0.0.1:0", "--auth-tokens", path]);
+        for command in [&mut check, &mut serve] {
+            let input = fs::File::open(&tokens).unwrap();
+            let refused = command.stdin(input).output().unwrap();
+            assert_eq!(refused.status.code(), Some(2), "{path}");
+            let told = told(&refused);
+            assert!(
+                told.contains(&format!("{path}: is an open file of a process")),
+                "{told}"
+            );
+        }
+    }
+    // A folder may be named like that, and a link may lead to a file.
+    fs::create_dir_all(folder.at("fd")).unwrap();
+    fs::copy(&tokens, folder.at("fd/0")).unwrap();
+    let good = folder.at("good");
+    symlink("fd/0", &good).unwrap();
+    let config = folder.write("config.toml", format!("auth.tokens = {good:?}\n"));
+    let checked = program(["check-config", &*config]).output().unwrap();
+    assert_eq!(checked.status.code(), Some(0), "{}", told(&checked));
+}
+
+#[tokio::test]
+async fn a_configuration_of_standard_input_holds_and_a_hangup_says_that_it_cannot_be_read_again() {
+    let folder = Folder::new("config-input");
+    let text = "listen = \"127.0.0.1:0\"\ndrain_timeout = \"1s\"\nlog = \"warn\"\n";
+    let config = folder.write("config", text);
+    for file in ["-", "/dev/stdin", "/dev/fd/0"] {
+        folder.write("config", text);
+        let script = format!("exec \"$0\" serve --config {file} < {config}");
+        let mut command = Command::new("bash");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_tidegate")]);
+        let (server, mut log) = Serve::logging(command);
+        log.until("so it cannot be read again on SIGHUP");
+        folder.write("config", "log = \"info\"\n");
+        kill_process(server.pid(), Signal::HUP).unwrap();
+        log.until("is an open file of a process");
+        log.until("nothing has changed");
+        ends_at_once(server);
+    }
 }
 
 #[tokio::test]
@@ -358,4 +409,22 @@ fn an_endless_configuration_is_refused() {
     assert_eq!(refused.status.code(), Some(2));
     let told = told(&refused);
     assert!(told.contains("has more than 1 MiB"), "{told}");
+}
+
+#[test]
+fn a_client_says_that_the_token_of_an_open_file_is_not_renewed() {
+    let folder = Folder::new("client-input");
+    let token = folder.write("token", "secret\n");
+    for (path, is_told) in [("/dev/stdin", true), (&*token, false)] {
+        let output = program(["stats", "--server", "127.0.0.1:1", "--token-file", path])
+            .stdin(fs::File::open(&token).unwrap())
+            .output()
+            .unwrap();
+        let told = told(&output);
+        assert_eq!(
+            told.contains("is an open file of a process"),
+            is_told,
+            "{told}"
+        );
+    }
 }

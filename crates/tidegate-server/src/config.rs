@@ -110,6 +110,11 @@ impl ServerConfig {
         self.admin.unwrap_or(is_guarded)
     }
 
+    /// The most bytes that filters may hold, where events may hold `memory_budget`.
+    pub(crate) fn max_filter_bytes(&self, memory_budget: u64) -> u64 {
+        self.filter_budget.unwrap_or(memory_budget / 4)
+    }
+
     /// Whether calls need credentials: tokens, or certificates of clients.
     #[must_use]
     pub fn asks_for_credentials(&self) -> bool {

@@ -6,7 +6,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -24,6 +24,9 @@ use crate::{
     routes::Routes,
 };
 
+/// Least time between two lines about refused options of sockets.
+const OPTIONS_TOLD_EVERY: Duration = Duration::from_secs(10);
+
 /// Serves connections, each with the same limits.
 #[derive(Debug)]
 pub(crate) struct Connections {
@@ -35,6 +38,8 @@ pub(crate) struct Connections {
     max_age_grace: Duration,
     /// The count of their bytes.
     traffic: Arc<Traffic>,
+    /// The time when refused options of a socket were last logged.
+    told_of_options: Mutex<Option<Instant>>,
     /// Cancelled when connections are to end in good order.
     pub(crate) drain: CancellationToken,
     /// Cancelled when connections are to end at once.
@@ -60,6 +65,7 @@ impl Connections {
             max_age,
             max_age_grace,
             traffic,
+            told_of_options: Mutex::default(),
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
         }
@@ -79,6 +85,9 @@ impl Connections {
     /// Serves one connection. Returns whether it was cut, and why it ended, if not in good order.
     async fn serve_to_the_end(&self, stream: Socket, peer: SocketAddr) -> (bool, Option<String>) {
         if let Err(error) = stream.set_options(&self.config) {
+            if !is_of_the_peer(&error) {
+                self.tell_of_options(&error);
+            }
             return (false, Some(format!("lost before it began: {error}")));
         }
         // Boxed, so that its room is freed when it is done: the task would keep it as long as the connection lasts.
@@ -111,6 +120,23 @@ impl Connections {
                 }
                 () = self.cut.cancelled() => return (true, Some("cut at the end of the drain".into())),
             }
+        }
+    }
+
+    /// Logs that options of a socket were refused, which is no fault of its peer and the end of every connection. Once in a
+    /// while: a flood of connections must not become a flood of logs.
+    fn tell_of_options(&self, error: &io::Error) {
+        let mut told = self
+            .told_of_options
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|at| at.elapsed() >= OPTIONS_TOLD_EVERY) {
+            *told = Some(Instant::now());
+            tracing::error!(
+                %error,
+                "the system refuses the options of a socket, so its connection is closed; it will be so for every other: \
+                 look at http2.tcp_user_timeout and http2.tcp_notsent_lowat, and at the sandbox that the server is in"
+            );
         }
     }
 
@@ -149,6 +175,19 @@ impl Connections {
             },
             () = self.drain.cancelled() => Err("a drain came before it began".into()),
         }
+    }
+}
+
+/// Whether an error of a socket's options says that the peer has gone. macOS calls that an invalid argument.
+fn is_of_the_peer(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, InvalidInput, NotConnected,
+    };
+
+    match error.kind() {
+        BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected => true,
+        InvalidInput => !cfg!(target_os = "linux"),
+        _ => false,
     }
 }
 

@@ -64,12 +64,20 @@ pub enum BindError {
 #[non_exhaustive]
 pub enum SecurityError {
     /// A file could not be read.
-    #[error("cannot read {}: does it exist, and may this user read it?", path.display())]
+    #[error("cannot read {}{}", path.display(), reading_advice(source))]
     Read {
         /// The file.
         path: PathBuf,
         /// The error of the operating system.
         source: io::Error,
+    },
+    /// A file was not read in time.
+    #[error("{}: {problem}", path.display())]
+    Late {
+        /// The file.
+        path: PathBuf,
+        /// The cause of the delay.
+        problem: String,
     },
     /// The contents of a file, or of a key set at an address, cannot be used.
     #[error("{}: {problem}", path.display())]
@@ -84,13 +92,44 @@ pub enum SecurityError {
     Configuration(&'static str),
 }
 
+impl BindError {
+    /// Whether the same configuration may work at another time: an address is taken, a file cannot be read now. Errors
+    /// of the configuration, and of the contents of the files that it names, are not temporary.
+    #[must_use]
+    pub const fn is_temporary(&self) -> bool {
+        match self {
+            Self::Listen { .. } | Self::ListenUnix { .. } | Self::Randomness(_) => true,
+            // It depends on the limit of the process, which changes no sooner than the configuration.
+            Self::Descriptors { .. } | Self::PlaintextCredentials { .. } => false,
+            Self::Security(error) => error.is_temporary(),
+        }
+    }
+}
+
 impl SecurityError {
+    /// Whether the error may pass by itself: the system did not give the contents, or not in time. A missing file is
+    /// such an error, because volumes and certificates often come after the server.
+    #[must_use]
+    pub const fn is_temporary(&self) -> bool {
+        match self {
+            Self::Read { .. } | Self::Late { .. } => true,
+            Self::Invalid { .. } | Self::Configuration(_) => false,
+        }
+    }
+
     /// The error and its cause in one line, for a log.
     #[must_use]
     pub fn with_cause(&self) -> String {
         match self.source() {
             Some(source) => format!("{self}: {source}"),
             None => self.to_string(),
+        }
+    }
+
+    pub(crate) fn late(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+        Self::Late {
+            path: path.as_ref().into(),
+            problem: problem.into(),
         }
     }
 
@@ -132,9 +171,67 @@ fn advice(error: &io::Error, address: SocketAddr) -> &'static str {
     }
 }
 
+/// The advice for an error of reading, behind the name of the file.
+fn reading_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound
+        | io::ErrorKind::PermissionDenied
+        | io::ErrorKind::NotADirectory => ": does it exist, and may this user read it?",
+        io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => {
+            ": the system is short of threads or memory: raise the limit (`ulimit -u`, or TasksMax= of systemd), or try \
+             again later"
+        }
+        _ if TOO_MANY_FILES.contains(&error.raw_os_error()) => {
+            ": too many files are open: raise the limit (`ulimit -n`, or LimitNOFILE= of systemd), or try again later"
+        }
+        _ => "",
+    }
+}
+
+/// The errors of a process, and of a system, that has too many open files.
+#[cfg(unix)]
+const TOO_MANY_FILES: [Option<i32>; 2] = [
+    Some(rustix::io::Errno::MFILE.raw_os_error()),
+    Some(rustix::io::Errno::NFILE.raw_os_error()),
+];
+
+#[cfg(not(unix))]
+const TOO_MANY_FILES: [Option<i32>; 0] = [];
+
 /// The error of an address whose family the system does not have.
 #[cfg(unix)]
 const AF_NOT_SUPPORTED: Option<i32> = Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
 
 #[cfg(not(unix))]
 const AF_NOT_SUPPORTED: Option<i32> = None;
+
+#[cfg(all(test, unix))]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn the_advice_for_a_file_that_cannot_be_read_is_that_of_its_cause() {
+        for (errno, words) in [
+            (Errno::NOENT, "does it exist"),
+            (Errno::ACCESS, "may this user read it"),
+            (Errno::MFILE, "too many files are open"),
+            (Errno::NFILE, "too many files are open"),
+            (Errno::AGAIN, "short of threads"),
+        ] {
+            let error = SecurityError::Read {
+                path: "file".into(),
+                source: errno.into(),
+            };
+            let told = error.to_string();
+            assert!(told.contains(words), "{told}");
+            assert_eq!(
+                told.contains("does it exist"),
+                words.contains("it"),
+                "{told}"
+            );
+            assert!(error.is_temporary());
+        }
+    }
+}

@@ -215,7 +215,7 @@ mod tests {
         let read = read_configuration(&path, true).unwrap();
         writer.join().unwrap();
         assert_eq!(read.text, "log = \"info\"\n");
-        assert!(read.is_from_pipe);
+        assert!(read.is_read_once);
         let error = read_configuration(&path, false).unwrap_err().to_string();
         assert!(error.contains("is a pipe"), "{error}");
     }

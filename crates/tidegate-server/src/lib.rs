@@ -75,6 +75,6 @@ pub use crate::{
         reload::Reloader,
     },
     quotas::{Quota, QuotaConfig, QuotaCount},
-    reading::{ReadConfiguration, read_configuration, read_file},
+    reading::{ReadConfiguration, leads_to_descriptor, read_configuration, read_file},
     server::{DrainReport, Server},
 };

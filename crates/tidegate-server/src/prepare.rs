@@ -11,6 +11,9 @@ const GRPC_MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// The connections below which a limit that nobody chose is too low for a server.
 const FEW_CONNECTIONS: usize = 100;
 
+/// Less memory for filters than that is taken for a slip: it is room for some hundred of them.
+const LITTLE_FOR_FILTERS: u64 = 256 << 10;
+
 /// The parts of a server, but for its listeners and its hub.
 #[derive(Debug)]
 pub(crate) struct Prepared {
@@ -42,6 +45,7 @@ impl Prepared {
             warnings.of_few_connections(max_connections);
         }
         warnings.of_memory(&memory, config);
+        warnings.of_filters(&memory, config);
         warnings.of_messages(config);
         warnings.of_access(&reloader, config);
         for (key, message) in reloader.tls.iter().flat_map(|tls| tls.warnings()) {
@@ -88,6 +92,20 @@ impl Warnings {
                     "the memory budget is less than one publish may have ({} and {max_publish} bytes), and such a \
                      publish evicts everything else: raise memory_budget, or lower limits.max_publish_bytes",
                     memory.bytes
+                ),
+            );
+        }
+    }
+
+    fn of_filters(&mut self, memory: &Budget, config: &ServerConfig) {
+        let budget = config.max_filter_bytes(memory.bytes);
+        if budget < LITTLE_FOR_FILTERS {
+            self.add(
+                "filter_budget",
+                format!(
+                    "filters may have {budget} bytes in all, about {} of them, and further subscriptions are refused: \
+                     raise filter_budget, or memory_budget, of which it is a quarter",
+                    budget / 1_024
                 ),
             );
         }

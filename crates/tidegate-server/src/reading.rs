@@ -3,7 +3,9 @@
 //! # Regular files only
 //! A server reads its files again when they change. A pipe gives its contents once, and then blocks or looks empty; a
 //! device may never end; the opening of a pipe without a writer blocks. So anything but a regular file is refused by
-//! name, at the start and at every later read. The configuration alone may come from a pipe at the start, by
+//! name, at the start and at every later read. A path that leads to an open file of a process, such as `/dev/stdin`, is
+//! refused too: it stays with the file that was opened, also when another has taken its name, and credentials that are
+//! withdrawn there would stay good. The configuration alone may come from such a path or a pipe at the start, by
 //! [`read_configuration`].
 //!
 //! # Bounds
@@ -15,7 +17,11 @@ use std::{
     fs::{self, File, FileType, OpenOptions},
     io::{self, Read as _},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -60,15 +66,17 @@ pub(crate) struct Reading {
 pub struct ReadConfiguration {
     /// The text, without a byte order mark.
     pub text: String,
-    /// Whether it came from a pipe, so that it cannot be read again.
-    pub is_from_pipe: bool,
+    /// Whether it came from a pipe, or from an open file of a process such as standard input, so that it cannot be read
+    /// again.
+    pub is_read_once: bool,
 }
 
-/// Whether a pipe may be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pipes {
+/// Whether a file that can be read only once may be read: a pipe, or an open file of a process.
+#[derive(Debug, Clone)]
+enum Once {
     Refused,
-    Read,
+    /// It may, and the flag is set when it is found to be one.
+    Read(Arc<AtomicBool>),
 }
 
 /// Reads a file whole. Blocks for 10 s at most.
@@ -76,27 +84,27 @@ enum Pipes {
 /// # Errors
 /// When it is no regular file, has more than 64 MiB, or cannot be read in time. The error says what to do.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, SecurityError> {
-    let read = Reading::begin(path, Pipes::Refused, MAX_BYTES)?;
+    let read = Reading::begin(path, Once::Refused, MAX_BYTES)?;
     read.wait(DEADLINE_OF_START)
         .unwrap_or_else(|late| Err(late.error()))
 }
 
-/// Reads the text of a configuration. With `is_first` it may come from a pipe, such as `<(...)` of a shell or standard
+/// Reads the text of a configuration. With `is_first` it may come from a pipe, such as `<(...)` of a shell, or from standard
 /// input, which is read to its end. Blocks for 10 s at most.
 ///
 /// # Errors
 /// When it is neither a regular file nor, at the first time, a pipe, has more than 1 MiB, is not UTF-8, or cannot be
 /// read in time. The error says what to do.
 pub fn read_configuration(path: &Path, is_first: bool) -> Result<ReadConfiguration, SecurityError> {
-    let pipes = match is_first {
-        true => Pipes::Read,
-        false => Pipes::Refused,
+    let found = Arc::new(AtomicBool::new(false));
+    let once = match is_first {
+        true => Once::Read(Arc::clone(&found)),
+        false => Once::Refused,
     };
-    let is_from_pipe = is_first && fs::metadata(path).is_ok_and(|found| is_pipe(found.file_type()));
-    let read = Reading::begin(path, pipes, MAX_CONFIGURATION_BYTES)?;
+    let read = Reading::begin(path, once, MAX_CONFIGURATION_BYTES)?;
     let content = read.wait(DEADLINE_OF_START).unwrap_or_else(|late| {
-        Err(match is_from_pipe {
-            true => SecurityError::invalid(
+        Err(match found.load(Ordering::Relaxed) {
+            true => SecurityError::late(
                 path,
                 format!("is a pipe, and nobody wrote it to its end within {DEADLINE_OF_START:?}"),
             ),
@@ -107,7 +115,7 @@ pub fn read_configuration(path: &Path, is_first: bool) -> Result<ReadConfigurati
     let text = text.map_err(|problem| SecurityError::invalid(path, problem))?;
     Ok(ReadConfiguration {
         text: text.into(),
-        is_from_pipe,
+        is_read_once: found.load(Ordering::Relaxed),
     })
 }
 
@@ -138,7 +146,7 @@ impl Reader {
                 Ok(_) | Err(mpsc::TryRecvError::Disconnected) => {}
             }
         }
-        Reading::begin(&self.path, Pipes::Refused, MAX_BYTES)
+        Reading::begin(&self.path, Once::Refused, MAX_BYTES)
     }
 
     /// The outcome of a read that [`begin`](Self::begin) began.
@@ -154,9 +162,9 @@ impl Reader {
 // ===== impl Reading =====
 
 impl Reading {
-    fn begin(path: &Path, pipes: Pipes, max: u64) -> Result<Self, SecurityError> {
+    fn begin(path: &Path, once: Once, max: u64) -> Result<Self, SecurityError> {
         let own = path.to_owned();
-        Self::of(path, move || read_now(&own, pipes, max))
+        Self::of(path, move || read_now(&own, &once, max))
     }
 
     /// A read of `path` by `read`.
@@ -188,7 +196,7 @@ impl Reading {
         match self.done.recv_timeout(deadline) {
             Ok(content) => Ok(content),
             Err(mpsc::RecvTimeoutError::Timeout) => Err(self),
-            Err(mpsc::RecvTimeoutError::Disconnected) => Ok(Err(SecurityError::invalid(
+            Err(mpsc::RecvTimeoutError::Disconnected) => Ok(Err(SecurityError::late(
                 self.path,
                 "could not be read: the thread that read it ended",
             ))),
@@ -196,7 +204,7 @@ impl Reading {
     }
 
     fn error(&self) -> SecurityError {
-        SecurityError::invalid(
+        SecurityError::late(
             &self.path,
             "could not be read in time: is it on a network file system that does not answer?",
         )
@@ -204,12 +212,13 @@ impl Reading {
 }
 
 /// Reads a file in this thread, for as long as that takes.
-fn read_now(path: &Path, pipes: Pipes, max: u64) -> Content {
+fn read_now(path: &Path, once: &Once, max: u64) -> Content {
     let failed = |source| SecurityError::Read {
         path: path.into(),
         source,
     };
-    let check = |kind| check(kind, pipes).map_err(|problem| SecurityError::invalid(path, problem));
+    let check =
+        |kind| check(kind, path, once).map_err(|problem| SecurityError::invalid(path, problem));
     // Looked at before it is opened: to open a device may set it going, and to open a pipe takes the place of its reader.
     let kind = fs::metadata(path).map_err(failed)?.file_type();
     check(kind)?;
@@ -259,11 +268,19 @@ fn open(path: &Path, _: bool) -> io::Result<File> {
 }
 
 /// Checks that a file of this kind can be read.
-fn check(kind: FileType, pipes: Pipes) -> Result<(), &'static str> {
-    if kind.is_file() || (is_pipe(kind) && pipes == Pipes::Read) {
+fn check(kind: FileType, path: &Path, once: &Once) -> Result<(), &'static str> {
+    if kind.is_file() && !leads_to_descriptor(path) {
         return Ok(());
     }
-    Err(if is_pipe(kind) {
+    if let Once::Read(found) = once
+        && (kind.is_file() || is_pipe(kind))
+    {
+        found.store(true, Ordering::Relaxed);
+        return Ok(());
+    }
+    Err(if kind.is_file() {
+        "is an open file of a process: the server would not see a file that takes its place. Name the file itself"
+    } else if is_pipe(kind) {
         "is a pipe: it can be read only once, and the server reads it again when it changes. Put its contents into a \
          file"
     } else if kind.is_dir() {
@@ -273,6 +290,56 @@ fn check(kind: FileType, pipes: Pipes) -> Result<(), &'static str> {
     } else {
         "is a device: name a file, or leave the setting out"
     })
+}
+
+/// Whether a path leads through an open file of a process: `/dev/stdin`, `/dev/fd/3`, `/proc/self/fd/3`, or a link to one.
+/// The kernel goes from there to the file that was opened, and not by its name.
+#[must_use]
+pub fn leads_to_descriptor(path: &Path) -> bool {
+    /// The most links, as for the kernel.
+    const MAX_LINKS: usize = 40;
+    let Ok(path) = std::path::absolute(path) else {
+        return false;
+    };
+    let reversed = |path: &Path| {
+        let parts = path.components().rev();
+        let parts = parts.map(|part| part.as_os_str().to_owned());
+        parts.collect::<Vec<_>>()
+    };
+    let mut rest = reversed(&path);
+    let (mut at, mut links) = (PathBuf::new(), 0);
+    while let Some(part) = rest.pop() {
+        if part == ".." {
+            at.pop();
+            continue;
+        }
+        if is_folder_of_descriptors(&at) {
+            return true;
+        }
+        // A root takes the place of everything before it.
+        let next = at.join(&part);
+        match fs::read_link(&next) {
+            Ok(target) if links < MAX_LINKS => {
+                links += 1;
+                rest.extend(reversed(&target));
+            }
+            _ => at = next,
+        }
+    }
+    false
+}
+
+/// Whether a folder has the open files of a process, whatever process and wherever its file system is mounted.
+#[cfg(target_os = "linux")]
+fn is_folder_of_descriptors(folder: &Path) -> bool {
+    folder.ends_with("fd")
+        && rustix::fs::statfs(folder)
+            .is_ok_and(|system| system.f_type == rustix::fs::PROC_SUPER_MAGIC)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_folder_of_descriptors(folder: &Path) -> bool {
+    folder == Path::new("/dev/fd")
 }
 
 #[cfg(unix)]

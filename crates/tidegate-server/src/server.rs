@@ -101,7 +101,7 @@ impl Server {
             client_ids: config.client_ids,
             memory_budget,
             max_filter_work: config.max_filter_work,
-            max_filter_bytes: config.filter_budget.unwrap_or(memory_budget / 4),
+            max_filter_bytes: config.max_filter_bytes(memory_budget),
             ..HubConfig::new(epoch)
         });
         let cannot_listen = |address| move |source| BindError::Listen { address, source };

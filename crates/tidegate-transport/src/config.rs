@@ -47,7 +47,8 @@ pub struct Http2Config {
     pub keep_alive_timeout: Duration,
     /// Time for which sent bytes may stay unacknowledged before the kernel ends the connection
     /// (`TCP_USER_TIMEOUT`, gRFC A18). Default: 40 s. Keep-alive alone does not find a peer that has its HTTP/2
-    /// window open and does not read its socket: the PING waits behind the data.
+    /// window open and does not read its socket: the PING waits behind the data. Less than 1 ms counts as 1 ms, and more
+    /// than the kernel takes, 596 hours, as that.
     pub tcp_user_timeout: Duration,
     /// Time for which a write to the socket may make no progress before the connection ends. A peer that stops
     /// reading its socket cannot even be sent GOAWAY, and holds the bytes that are buffered for it until then.
@@ -88,7 +89,13 @@ impl Http2Config {
         let socket = SockRef::from(stream);
         #[cfg(target_os = "linux")]
         {
-            socket.set_tcp_user_timeout(Some(self.tcp_user_timeout))?;
+            // Of less than a millisecond the kernel would see zero, which turns the option off, and it refuses more than
+            // its signed number holds.
+            let longest = Duration::from_millis(i32::MAX.unsigned_abs().into());
+            let timeout = self
+                .tcp_user_timeout
+                .clamp(Duration::from_millis(1), longest);
+            socket.set_tcp_user_timeout(Some(timeout))?;
             socket.set_tcp_notsent_lowat(self.tcp_notsent_lowat)?;
         }
         Ok(())

@@ -9,7 +9,8 @@ use crate::{exit::Failure, settings::SettingArgs, stdio};
 /// Check a configuration file and the environment
 ///
 /// Reads the files of certificates, keys, tokens and rules that the configuration names, too, and looks at the memory
-/// and the open files that this process may have. Reports every error with its line and exits with 2, or prints what a
+/// and the open files that this process may have. Reports every error with its line and exits with 2, or with 1 if
+/// all of them are files that cannot be read now and may be later, such as missing ones. Else it prints what a
 /// server would warn of, says that the configuration is valid, and exits with 0. Binds no address, and fetches no keys.
 #[derive(Debug, Args)]
 pub(crate) struct CheckConfigArgs {

@@ -12,7 +12,7 @@ use crate::{
     exit::{Exit, Failure},
     logging::Logs,
     memory,
-    settings::{Read, SettingArgs},
+    settings::{self, Read, SettingArgs},
     signals::Signals,
     stdio,
 };
@@ -50,16 +50,16 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
     let asked = args.settings.with_log(log);
     let Read {
         value: (configuration, written),
-        pipe,
+        read_once,
     } = asked.read()?;
     if args.print_config {
         return Ok(stdio::print(written.effective(&configuration))?);
     }
     logs.set(&configuration.log)?;
-    if let Some(path) = &pipe {
+    if let Some(path) = &read_once {
         tracing::warn!(
             path = %path.display(),
-            "the configuration came from a pipe, so it cannot be read again on SIGHUP"
+            "the configuration came from a pipe or an open file, such as standard input, so it cannot be read again on SIGHUP"
         );
     }
     for warning in written.warnings() {
@@ -70,7 +70,7 @@ pub(crate) async fn run(args: ServeArgs, log: Option<String>, logs: Logs) -> Res
     // Before anyone knows the address, so that no signal is missed.
     let mut signals = Signals::listen()?;
     #[cfg(unix)]
-    reload::on_hangup((asked, pipe), (configuration, &written), &server, logs)?;
+    reload::on_hangup((asked, read_once), (configuration, &written), &server, logs)?;
     announce(server.listening(), server.http_addr());
     let (controls, hub) = (server.controls().clone(), server.hub().clone());
     tokio::spawn(async move {
@@ -146,6 +146,9 @@ impl From<BindError> for Failure {
             .source()
             .map(|source| format!(": {source}"))
             .unwrap_or_default();
-        Self::new(Exit::Other, format!("{error}{cause}"))
+        Self::new(
+            settings::exit(error.is_temporary()),
+            format!("{error}{cause}"),
+        )
     }
 }

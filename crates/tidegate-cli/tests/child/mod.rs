@@ -89,6 +89,13 @@ impl Drop for Folder {
 pub struct Log(BufReader<ChildStderr>);
 
 impl Log {
+    /// Reads up to the end of the program.
+    pub fn rest(&mut self) -> String {
+        let mut read = String::new();
+        std::io::Read::read_to_string(&mut self.0, &mut read).unwrap();
+        read
+    }
+
     /// Reads up to a line with this part, and returns what was read.
     pub fn until(&mut self, part: &str) -> String {
         let mut read = String::new();
@@ -102,15 +109,6 @@ impl Log {
                 return read;
             }
         }
-    }
-}
-
-impl Log {
-    /// Everything up to the end of the program.
-    pub fn rest(&mut self) -> String {
-        let mut rest = String::new();
-        self.0.read_to_string(&mut rest).unwrap();
-        rest
     }
 }
 

@@ -60,6 +60,7 @@ pub(super) fn together(
             other => other.to_string(),
         };
         Problem {
+            is_temporary: error.is_temporary(),
             origin: origin.cloned().unwrap_or(Origin::Default(keys[0])),
             message,
         }
@@ -67,6 +68,7 @@ pub(super) fn together(
     let warnings = prepared.warnings.into_iter();
     Ok(warnings
         .map(|Warning { key, message }| Problem {
+            is_temporary: false,
             origin: written.origin(key).cloned().unwrap_or(Origin::Default(key)),
             message,
         })
@@ -151,6 +153,7 @@ impl FileChecks<'_> {
             (Ok(good), _) => Some(good),
             (Err(error), Some(origin)) => {
                 self.problems.push(Problem {
+                    is_temporary: error.is_temporary(),
                     origin: origin.clone(),
                     message: format!("{key}: {}", error.with_cause()),
                 });

@@ -138,7 +138,11 @@ impl Reader<'_> {
     /// Adds a problem at a place in the text.
     fn report(&mut self, at: &Range<usize>, message: String) {
         let origin = Origin::File(self.path.clone(), self.line(at));
-        self.problems.push(Problem { origin, message });
+        self.problems.push(Problem {
+            origin,
+            message,
+            is_temporary: false,
+        });
     }
 
     /// The line of a place in the text, counted from 1.

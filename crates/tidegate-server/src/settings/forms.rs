@@ -57,6 +57,15 @@ pub(super) struct Window;
 /// A number of bytes from 1 to 4 GiB less 1.
 pub(super) struct Size32;
 
+/// A number of bytes from 1 KiB, which the headers of a call with a short token have, to 4 GiB less 1.
+pub(super) struct Headers;
+
+/// A number of bytes from 1 to 1 GiB: half of what Protocol Buffers allow a message, so that there is room around it.
+pub(super) struct Message;
+
+/// A duration from 1 ms to 596 h: the kernel takes whole milliseconds, as a signed number of 32 bits.
+pub(super) struct KernelTime;
+
 /// `none`, or a value in the form `F`.
 pub(super) struct OrNone<F>(F);
 
@@ -87,6 +96,9 @@ pub(super) struct List<F>(F);
 /// `required` or `optional`.
 pub(super) struct Requirement;
 
+/// The longest duration, 100 years. Far beyond it, moments that are reckoned with it could not be represented.
+const MAX_DURATION: Duration = Duration::from_secs(876_000 * 3_600);
+
 /// Reads a duration with its units, `5s`, `250ms` or `1m30s`, or `0`.
 ///
 /// # Errors
@@ -95,10 +107,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    SignedDuration::from_str(text)
+    let duration = SignedDuration::from_str(text)
         .ok()
         .and_then(|duration| Duration::try_from(duration).ok())
-        .ok_or_else(|| "write it with a unit, such as 5s, 250ms or 1m30s".into())
+        .ok_or("write it with a unit, such as 5s, 250ms or 1m30s")?;
+    match duration <= MAX_DURATION {
+        true => Ok(duration),
+        false => Err("must be at most 876000h, which is 100 years".into()),
+    }
 }
 
 /// Reads a number of bytes, with a unit or without: `65536`, `64KiB`, `1.5GiB`, `10MB`.
@@ -285,6 +301,45 @@ impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for Size32 {
     }
 }
 
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for Headers {
+    fn read(text: &str) -> Result<T, String> {
+        bounded(
+            text,
+            1 << 10..=u64::from(u32::MAX),
+            "must be from 1KiB to less than 4GiB",
+        )
+    }
+
+    fn write(value: &T) -> String {
+        Size::write(value)
+    }
+}
+
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> Form<T> for Message {
+    fn read(text: &str) -> Result<T, String> {
+        bounded(text, 1..=1 << 30, "must be from 1 byte to 1GiB")
+    }
+
+    fn write(value: &T) -> String {
+        Size::write(value)
+    }
+}
+
+impl Form<Duration> for KernelTime {
+    fn read(text: &str) -> Result<Duration, String> {
+        let time = Time::read(text)?;
+        let allowed = Duration::from_millis(1)..=Duration::from_secs(596 * 3_600);
+        match allowed.contains(&time) {
+            true => Ok(time),
+            false => Err("must be from 1ms to 596h, which is what the kernel takes".into()),
+        }
+    }
+
+    fn write(value: &Duration) -> String {
+        Time::write(value)
+    }
+}
+
 /// Reads a number of bytes in a range. Outside of it the error is `message`.
 fn bounded<T: TryFrom<u64> + TryInto<u64> + Copy>(
     text: &str,
@@ -447,7 +502,8 @@ mod tests {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("0"), Ok(Duration::ZERO));
-        for bad in ["", "5", "s", "-5s", "5s ago", "1 fortnight"] {
+        assert_eq!(duration("876000h"), Ok(MAX_DURATION));
+        for bad in ["", "5", "s", "-5s", "5s ago", "1 fortnight", "876001h"] {
             assert!(duration(bad).is_err(), "{bad:?}");
         }
     }

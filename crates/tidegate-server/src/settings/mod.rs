@@ -96,6 +96,7 @@ pub fn check(sources: Sources<'_>) -> Result<Vec<Problem>, Vec<Problem>> {
                 .cloned()
                 .unwrap_or(Origin::Default("log")),
             message,
+            is_temporary: false,
         }
     }));
     // With an error in one of them, the server would find that error again, and no other.
@@ -160,6 +161,7 @@ fn missing<'a>(
     NEEDS.iter().filter_map(move |&(key, needed)| {
         let origin = written.origin(key).filter(|_| is_set(key))?;
         (!is_set(needed)).then(|| Problem {
+            is_temporary: false,
             origin: origin.clone(),
             message: format!("{key} needs {needed}: set it too"),
         })
@@ -172,6 +174,7 @@ fn too_large(configuration: &Configuration, written: &Written) -> Option<Problem
     let origin = written.origin("limits.max_event_bytes");
     let origin = origin.or_else(|| written.origin("limits.max_publish_bytes"))?;
     (publish.max_event_bytes > publish.max_batch_bytes).then(|| Problem {
+is_temporary: false,
         origin: origin.clone(),
         message: "limits.max_event_bytes is above limits.max_publish_bytes, so the largest events could not be \
                   published: lower it, or raise the other"
@@ -190,6 +193,7 @@ fn taken(configuration: &Configuration, written: &Written) -> Option<Problem> {
         || (listen.is_ipv4() == http.is_ipv4()
             && (listen.ip().is_unspecified() || http.ip().is_unspecified()));
     (is_same && listen.port() == http.port() && http.port() != 0).then(|| Problem {
+        is_temporary: false,
         origin: written
             .origin("http")
             .cloned()

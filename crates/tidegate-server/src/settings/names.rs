@@ -37,7 +37,7 @@ pub(super) fn nearest(
 }
 
 /// The words of a name, in lower case.
-fn words(name: &str) -> Vec<String> {
+pub(super) fn words(name: &str) -> Vec<String> {
     name.split(['.', '_', '-']).map(str::to_lowercase).collect()
 }
 
@@ -49,6 +49,6 @@ fn words_without_match(words: &[String], others: &[String]) -> usize {
 
 /// Whether two words differ by no more than a slip of the keyboard, or a plural: one letter, or two that changed places,
 /// in words of three to six letters, two of these in those of seven to ten.
-fn is_near(word: &str, other: &str) -> bool {
+pub(super) fn is_near(word: &str, other: &str) -> bool {
     osa_distance(word, other) <= (word.len().min(other.len()) + 1) / 4
 }

@@ -2,9 +2,9 @@
 
 use super::{
     forms::{
-        Address, Boolean, ClientIds, Count, File, Form, Heartbeat, List, Listen, Log, NonZero,
-        NonZeroSize, NonZeroTime, OnStall, OrAuto, OrNone, Requirement, Size, Size32, Text, Time,
-        TimeOrNone, Window,
+        Address, Boolean, ClientIds, Count, File, Form, Headers, Heartbeat, KernelTime, List,
+        Listen, Log, Message, NonZero, NonZeroSize, NonZeroTime, OnStall, OrAuto, OrNone,
+        Requirement, Size, Size32, Text, Time, TimeOrNone, Window,
     },
     setting::{Configuration, Setting},
 };
@@ -64,13 +64,13 @@ pub static SETTINGS: &[Setting] = rows! {
     "Longest delay after which a drain asks clients to come back. Each client gets a delay between zero and this, so \
      that they do not all come at once.";
 
-    "memory_budget", "SIZE", OrAuto<Size>, server.memory_budget, RESTARTS,
+    "memory_budget", "SIZE", OrAuto<NonZeroSize>, server.memory_budget, RESTARTS,
     "Memory that events may hold, in history and for clients that are behind. Over the budget the oldest events are \
      evicted, and a client that had not seen them gets a gap. Half of it is for large events that streams are in the \
      middle of; over that, the streams that have taken the longest are reset. auto is a quarter of the machine's \
      memory, or of the least limit of the process and its control groups if that is less.";
 
-    "filter_budget", "SIZE", OrAuto<Size>, server.filter_budget, RESTARTS,
+    "filter_budget", "SIZE", OrAuto<NonZeroSize>, server.filter_budget, RESTARTS,
     "Memory that the filters of all subscriptions may hold, besides memory_budget. Over it subscriptions with new \
      filters are refused. auto is a quarter of memory_budget.";
 
@@ -178,7 +178,7 @@ pub static SETTINGS: &[Setting] = rows! {
     "limits.request_timeout", "DURATION", NonZeroTime, server.service.request_timeout, RESTARTS,
     "Time that a Subscribe or Publish call has to send its request.";
 
-    "limits.max_filters", "N", Count, server.service.max_filters, RESTARTS,
+    "limits.max_filters", "N", NonZero, server.service.max_filters, RESTARTS,
     "Maximum number of filters in one subscription.";
 
     "limits.max_filter_work", "N", NonZero, server.max_filter_work, RESTARTS,
@@ -192,10 +192,10 @@ pub static SETTINGS: &[Setting] = rows! {
     "limits.max_publish_attributes", "N", NonZero, server.service.publish.max_attributes, RESTARTS,
     "Maximum number of attributes in one publish, summed over its events.";
 
-    "limits.max_publish_bytes", "SIZE", NonZeroSize, server.service.publish.max_batch_bytes, RESTARTS,
-    "Maximum size of one publish request: its events, encoded.";
+    "limits.max_publish_bytes", "SIZE", Message, server.service.publish.max_batch_bytes, RESTARTS,
+    "Maximum size of one publish request: its events, encoded. At most 1 GiB.";
 
-    "limits.max_event_bytes", "SIZE", NonZeroSize, server.service.publish.max_event_bytes, RESTARTS,
+    "limits.max_event_bytes", "SIZE", Message, server.service.publish.max_event_bytes, RESTARTS,
     "Maximum size of one event: encoded, with topic, key and attributes. Beyond 4,194,270 bytes, clients need a higher \
      limit on messages than gRPC's default of 4 MiB, or they fail at such an event again and again.";
 
@@ -265,8 +265,8 @@ pub static SETTINGS: &[Setting] = rows! {
     "Maximum number of calls in progress that the server resets because their peer broke a rule of HTTP/2, in 10 s. \
      Beyond it the connection ends.";
 
-    "http2.max_header_list_size", "SIZE", Size32, server.http2.max_header_list_size, RESTARTS,
-    "Maximum size of a request's headers.";
+    "http2.max_header_list_size", "SIZE", Headers, server.http2.max_header_list_size, RESTARTS,
+    "Maximum size of a request's headers. At least 1 KiB.";
 
     "http2.stream_window", "SIZE", Window, server.http2.stream_window, RESTARTS,
     "Number of bytes that a peer may send on one stream before the server has read them.";
@@ -287,8 +287,8 @@ pub static SETTINGS: &[Setting] = rows! {
     "http2.keep_alive_timeout", "DURATION", NonZeroTime, server.http2.keep_alive_timeout, RESTARTS,
     "Time that the peer has to answer a ping. Then the connection ends.";
 
-    "http2.tcp_user_timeout", "DURATION", NonZeroTime, server.http2.tcp_user_timeout, RESTARTS,
-    "Time that sent bytes may stay unacknowledged. Then the kernel ends the connection.";
+    "http2.tcp_user_timeout", "DURATION", KernelTime, server.http2.tcp_user_timeout, RESTARTS,
+    "Time that sent bytes may stay unacknowledged. Then the kernel ends the connection. From 1ms to 596h.";
 
     "http2.write_timeout", "DURATION", NonZeroTime, server.http2.write_timeout, RESTARTS,
     "Time that a write to the socket may make no progress. Then the server ends the connection.";

@@ -37,6 +37,9 @@ pub struct Problem {
     pub origin: Origin,
     /// The error, and how to correct it.
     pub message: String,
+    /// Whether it may pass by itself, such as a file that cannot be read now; see
+    /// [`SecurityError::is_temporary`](crate::SecurityError::is_temporary).
+    pub is_temporary: bool,
 }
 
 impl Problem {
@@ -107,6 +110,7 @@ impl Written {
         match setting.check(&text) {
             Ok(()) => _ = self.values.insert(setting.key, (text, origin)),
             Err(message) => problems.push(Problem {
+                is_temporary: false,
                 message: format!("{} = {text:?}: {message}", setting.key),
                 origin,
             }),
