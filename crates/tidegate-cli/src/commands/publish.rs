@@ -499,7 +499,7 @@ impl Sender<'_> {
         let failure = finished
             .as_ref()
             .and_then(|finished| finished.as_ref().err())
-            .map(|failure| explain(failure));
+            .map(explain);
         let interrupted = || match &failure {
             Some(failure) => Failure::new(Exit::Interrupted, format!("interrupted; {failure}")),
             None => Failure::new(Exit::Interrupted, "interrupted"),
