@@ -233,8 +233,11 @@ def credentials(token_file):
     """The metadata of a call. The file is read for each, since whoever renews the token writes it there."""
     if not token_file:
         return None
-    with open(token_file) as file:
-        return [("authorization", f"Bearer {file.read().strip()}")]
+    try:
+        with open(token_file) as file:
+            return [("authorization", f"Bearer {file.read().strip()}")]
+    except (OSError, UnicodeError) as error:
+        sys.exit(f"the token file {token_file} cannot be read: {error}")
 
 
 def cancel_when_silent(call, limit):

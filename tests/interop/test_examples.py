@@ -113,3 +113,14 @@ def test_examples_end_with_words_and_no_traceback(binary):
             assert ended.returncode == 1
             assert ended.stderr.startswith(f"{reason}: ")
             assert "Traceback" not in ended.stderr
+
+
+def test_example_subscriber_names_a_token_file_that_it_cannot_read(binary, tmp_path):
+    binary_file = tmp_path / "binary"
+    binary_file.write_bytes(b"\xff\xfe")
+    with Server(binary) as server:
+        for path in (tmp_path / "nowhere", binary_file, tmp_path):
+            arguments = command("subscribe.py", "a", "--server", server.address, "--token-file", str(path))
+            ended = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+            assert ended.returncode == 1
+            assert str(path) in ended.stderr and "Traceback" not in ended.stderr

@@ -66,6 +66,14 @@ impl Failure {
         }
     }
 
+    /// Returns the code to exit with, other than success.
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        match self {
+            Self::Reported(exit, _) => Some(*exit),
+            Self::ClosedPipe => None,
+        }
+    }
+
     /// Leaves the message for standard error, and returns the code to exit with.
     pub(crate) fn report(self) -> ExitCode {
         match self {

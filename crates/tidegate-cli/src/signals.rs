@@ -2,7 +2,8 @@
 
 use std::io;
 
-/// SIGINT (Ctrl-C) and SIGTERM. From [`listen`](Self::listen) on, neither ends the process by itself.
+/// SIGINT (Ctrl-C), SIGTERM, and SIGHUP where it is asked for. From [`listen`](Self::listen) on, none of them ends the
+/// process by itself.
 ///
 /// Each signal is reported once, even if it arrived while nobody waited. The kernel merges equal signals that arrive
 /// together into one.
@@ -10,6 +11,8 @@ use std::io;
 pub(crate) struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    /// `None`: SIGHUP is left as it is.
+    hangup: Option<tokio::signal::unix::Signal>,
 }
 
 #[cfg(unix)]
@@ -20,7 +23,19 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hangup: None,
         })
+    }
+
+    /// Listens to SIGHUP too, which a terminal sends when it is closed, unless `nohup` or another parent has it ignored.
+    pub(crate) fn listen_with_hangup() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        let mut signals = Self::listen()?;
+        if !is_hangup_ignored() {
+            signals.hangup = Some(signal(SignalKind::hangup())?);
+        }
+        Ok(signals)
     }
 
     /// Returns at the next signal. Cancel-safe.
@@ -28,8 +43,29 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            () = hung_up(&mut self.hangup) => {}
         }
     }
+}
+
+/// Returns at the next SIGHUP, if it is listened to.
+#[cfg(unix)]
+async fn hung_up(hangup: &mut Option<tokio::signal::unix::Signal>) {
+    match hangup {
+        Some(hangup) => drop(hangup.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether SIGHUP does nothing to this process. Where that cannot be known, it is taken for ignored, since a handler would
+/// end what `nohup` has started.
+#[cfg(unix)]
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let bit = 1 << (rustix::process::Signal::HUP.as_raw() - 1);
+    mask.is_none_or(|mask| mask & bit != 0)
 }
 
 /// Ctrl-C. From [`listen`](Self::listen) on, it does not end the process by itself.
@@ -40,6 +76,10 @@ pub(crate) struct Signals(tokio::signal::windows::CtrlC);
 impl Signals {
     pub(crate) fn listen() -> io::Result<Self> {
         tokio::signal::windows::ctrl_c().map(Self)
+    }
+
+    pub(crate) fn listen_with_hangup() -> io::Result<Self> {
+        Self::listen()
     }
 
     /// Returns at the next Ctrl-C. Cancel-safe.

@@ -7,7 +7,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     path::PathBuf,
     process::{Command, Output, Stdio},
 };
@@ -206,6 +206,45 @@ fn wrong_scenario_ends_with_2_and_is_named() {
         assert_eq!(output.status.code(), Some(2), "{path}");
         assert!(stderr(&output).contains(path), "{}", stderr(&output));
     }
+}
+
+#[test]
+fn folder_of_scenarios_may_hold_regular_files_only() {
+    let pipe = folder("pipe", &[]);
+    let made = Command::new("mkfifo").arg(pipe.join("a.toml")).status();
+    assert!(made.unwrap().success());
+    let endless = folder("endless", &[]);
+    std::os::unix::fs::symlink("/dev/zero", endless.join("a.toml")).unwrap();
+    let large = " ".repeat((1 << 20) + 1);
+    let large = folder("large", &[("a.toml", &large)]);
+    for (folder, words) in [
+        (pipe, "no regular file"),
+        (endless, "no regular file"),
+        (large, "larger than 1 MiB"),
+    ] {
+        let output = conformance(&["--scenarios", folder.to_str().unwrap(), "--", "true"]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(stderr(&output).contains(words), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn signal_ends_a_list_that_nobody_reads() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while writer.write(&[b'x'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let mut list = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(["conformance", "--list"])
+        .stdout(writer)
+        .spawn()
+        .unwrap();
+    // It waits for its reader by then; a signal before ends it, too.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let pid = rustix::process::Pid::from_child(&list);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(!list.wait().unwrap().success());
+    drop(reader);
 }
 
 #[test]

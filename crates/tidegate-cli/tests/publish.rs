@@ -9,7 +9,8 @@ mod child;
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
+    os::fd::OwnedFd,
     process::{Child, ChildStdin, Command, Output, Stdio},
     sync::mpsc,
     thread,
@@ -252,6 +253,140 @@ async fn lines_that_were_sent_and_not_answered_are_unknown_and_the_rest_is_not_r
         last.contains("3 lines were read, 1 accepted, 2 sent and not answered"),
         "{said:#?}"
     );
+}
+
+/// Starts a publisher with these flags that has sent two lines to a server which does not answer any more.
+async fn unanswered(flags: &[&str]) -> (Serve, Pub) {
+    let server = Serve::start(&[]);
+    let mut seen = subscribed(&server).await;
+    let address = server.address().to_owned();
+    let mut arguments = vec!["a.x", "--server", &address];
+    arguments.extend(flags);
+    let mut publisher = Pub::start(&arguments);
+    publisher.write("one\n");
+    assert_eq!(next_payload(&mut seen).await, b"one");
+    kill_process(server.pid(), Signal::STOP).unwrap();
+    publisher.write("two\nthree\n");
+    while fionread(&publisher) > 0 {
+        thread::sleep(Duration::from_millis(10));
+    }
+    thread::sleep(Duration::from_millis(200));
+    (server, publisher)
+}
+
+#[track_caller]
+fn assert_two_are_unknown(ended: &(i32, String, Vec<String>), code: i32) {
+    let (found, output, said) = ended;
+    assert_eq!(
+        (*found, &**output),
+        (code, "1 event accepted\n"),
+        "{said:#?}"
+    );
+    let last = said.last().unwrap();
+    assert!(
+        last.contains("3 lines were read, 1 accepted, 2 sent and not answered"),
+        "{said:#?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_are_unknown_if_the_connection_breaks_after_a_signal() {
+    for signal in [Signal::TERM, Signal::HUP] {
+        let (server, publisher) = unanswered(&[]).await;
+        publisher.signal(signal);
+        // The grace of 5 s has begun by then.
+        thread::sleep(Duration::from_millis(300));
+        kill_process(server.pid(), Signal::KILL).unwrap();
+        assert_two_are_unknown(&publisher.wait(), 130);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_that_would_be_sent_again_are_unknown_at_a_signal() {
+    let (server, mut publisher) = unanswered(&["--resend"]).await;
+    kill_process(server.pid(), Signal::KILL).unwrap();
+    publisher.wait_for("trying again");
+    publisher.signal(Signal::TERM);
+    assert_two_are_unknown(&publisher.wait(), 130);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_are_unknown_if_the_connection_breaks_after_the_input() {
+    let server = Serve::start(&[]);
+    let mut seen = subscribed(&server).await;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut input = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut stdin, _) = listener.accept().unwrap();
+    let mut command = command(&["a.x", "--server", server.address()]);
+    command.stdin(OwnedFd::from(stdin.try_clone().unwrap()));
+    let publisher = Pub::spawn(command);
+    input.write_all(b"one\n").unwrap();
+    assert_eq!(next_payload(&mut seen).await, b"one");
+    kill_process(server.pid(), Signal::STOP).unwrap();
+    input.write_all(b"two\nthree\n").unwrap();
+    while rustix::io::ioctl_fionread(&stdin).unwrap() > 0 {
+        thread::sleep(Duration::from_millis(10));
+    }
+    thread::sleep(Duration::from_millis(200));
+    // A socket that is closed with bytes in it resets the connection, so the next read of the input fails.
+    stdin.write_all(b"unread").unwrap();
+    drop(input);
+    thread::sleep(Duration::from_millis(300));
+    kill_process(server.pid(), Signal::KILL).unwrap();
+    let ended = publisher.wait();
+    assert_two_are_unknown(&ended, 1);
+    assert!(
+        ended
+            .2
+            .last()
+            .unwrap()
+            .contains("cannot read standard input"),
+        "{ended:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_waited_for_at_a_signal_after_the_end_of_the_input() {
+    let (server, mut publisher) = unanswered(&[]).await;
+    drop(publisher.stdin.take());
+    thread::sleep(Duration::from_millis(300));
+    publisher.signal(Signal::TERM);
+    thread::sleep(Duration::from_millis(300));
+    kill_process(server.pid(), Signal::CONT).unwrap();
+    let (code, output, said) = publisher.wait();
+    assert_eq!((code, &*output), (0, "3 events accepted\n"), "{said:#?}");
+}
+
+#[test]
+fn signal_ends_a_publisher_whose_output_nobody_reads() {
+    let server = Serve::start(&[]);
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while writer.write(&[b'x'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let mut command = command(&["a.x", "--server", server.address()]);
+    command.stdout(writer);
+    let mut publisher = Pub::spawn(command);
+    publisher.write("one\n");
+    drop(publisher.stdin.take());
+    // It has sent the line and waits for its reader by then; a signal before is a test of less.
+    thread::sleep(Duration::from_secs(2));
+    publisher.signal(Signal::TERM);
+    let (code, _, said) = publisher.wait();
+    assert_eq!(code, 130, "{said:#?}");
+    assert!(said.last().unwrap().contains("1 accepted"), "{said:#?}");
+    let mut first = [0];
+    reader.read_exact(&mut first).unwrap();
+}
+
+#[test]
+fn topic_that_the_server_refuses_is_no_line_to_leave_out() {
+    let server = Serve::start(&[]);
+    let arguments = ["a..x", "--skip-invalid", "--server", server.address()];
+    let mut publisher = Pub::start(&arguments);
+    publisher.write("one\n");
+    let (code, output, said) = publisher.wait();
+    assert_eq!((code, &*output), (5, "0 events accepted\n"), "{said:#?}");
 }
 
 /// Bytes that the publisher has not read yet.

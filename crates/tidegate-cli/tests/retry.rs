@@ -123,3 +123,20 @@ async fn too_slow_ends_a_subscription_that_does_not_reconnect() {
     assert_eq!(error.reason().as_deref(), Some("TOO_SLOW"));
     assert!(slow.next().await.is_none());
 }
+
+/// A server would refuse them, one after the other at each attempt, or never be heard.
+#[test]
+fn intervals_out_of_range_are_faults_of_the_command_line() {
+    for (flag, interval, range) in [
+        ("--heartbeat", "0s", "from 1s to 1h"),
+        ("--heartbeat", "999ms", "from 1s to 1h"),
+        ("--heartbeat", "61m", "from 1s to 1h"),
+        ("--min-interval", "61m", "at most 1h"),
+    ] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        let output = command.args(["sub", "a", flag, interval]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(range), "{said}");
+    }
+}

@@ -33,6 +33,9 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Characters of a page, or of a greeting, that are shown.
 const SHOWN: usize = 120;
 
+/// Bytes of a greeting that tell one protocol from another.
+const TELLING: usize = 4;
+
 /// The first bytes of a TLS record that is an alert, and of one that is a handshake.
 const TLS_RECORDS: [&[u8]; 2] = [&[21, 3], &[22, 3]];
 
@@ -65,7 +68,8 @@ impl fmt::Display for Cause {
 impl StdError for Cause {}
 
 impl From<Cause> for Status {
-    fn from(cause: Cause) -> Self {
+    fn from(mut cause: Cause) -> Self {
+        cause.words = escaped(&cause.words);
         let mut status = Self::new(cause.code, cause.words.clone());
         status.set_source(Arc::new(cause));
         status
@@ -156,7 +160,11 @@ where
     {
         words += &format!(", and points to {location}");
     }
-    let words_of_page = page(body).await;
+    let is_encoded = headers.contains_key(header::CONTENT_ENCODING);
+    let words_of_page = match is_encoded {
+        true => String::new(),
+        false => page(body).await,
+    };
     if !words_of_page.is_empty() {
         words += &format!(": \"{words_of_page}\"");
     }
@@ -272,7 +280,7 @@ fn shown(text: &str) -> String {
     let words: Vec<_> = text.split_whitespace().take(SHOWN).collect();
     let line = words.join(" ");
     let clean = |c: char| {
-        if c.is_control() {
+        if controls(c) {
             char::REPLACEMENT_CHARACTER
         } else {
             c
@@ -287,16 +295,33 @@ fn shown(text: &str) -> String {
 
 // ===== Connections =====
 
-/// Makes a status of a connection that failed. `greeting` has the first bytes that the peer has sent on it, and
-/// `tls_error` what TLS said of it after the handshake.
+/// `text` on one line, without anything that could control a terminal.
+pub(crate) fn escaped(text: &str) -> String {
+    let escape = |c: char| match controls(c) {
+        true => c.escape_default().to_string(),
+        false => c.into(),
+    };
+    text.chars().map(escape).collect()
+}
+
+/// Whether a character controls a terminal, or the order in which it shows what follows.
+pub(crate) fn controls(c: char) -> bool {
+    let reorders = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || reorders
+}
+
+/// Makes a status of a connection that failed. `greeting` has the first bytes that the peer has sent on it,
+/// `plain_greeting` those without TLS, and `tls_error` what TLS said of it after the handshake.
 pub(crate) fn of_connection(
     error: &(dyn StdError + 'static),
     server: &Uri,
     greeting: &[u8],
+    plain_greeting: &[u8],
     tls_error: Option<&TlsError>,
 ) -> Status {
     let is_tls = server.scheme_str() == Some("https");
     let found = of_greeting(greeting, is_tls);
+    let found = found.or_else(|| of_greeting_in_tls(plain_greeting).filter(|_| is_tls));
     let found = found.or_else(|| tls_error.map(of_tls));
     let found = found.or_else(|| of_chain(error));
     let (why, advice) = found.unwrap_or_else(|| {
@@ -319,27 +344,24 @@ fn of_greeting(greeting: &[u8], is_tls: bool) -> Option<(String, Advice)> {
     let is_record = TLS_RECORDS
         .iter()
         .any(|record| greeting.starts_with(record));
-    if greeting.is_empty() || (is_tls && is_record) {
+    // A connection that was cut early is one to try again.
+    if greeting.len() < TELLING || (is_tls && is_record) {
         return None;
     }
     if is_record {
         let why = "the server speaks TLS there: use an https:// address".into();
         return Some((why, Advice::Stop));
     }
-    // HTTP/2 begins with a frame of settings, which is short, and on stream 0.
-    let is_http2 = greeting[0] == 0
-        && greeting.get(3).is_none_or(|kind| *kind == 4)
-        && greeting.iter().take(9).skip(5).all(|byte| *byte == 0);
-    if is_http2 {
+    if is_http2(greeting) {
         let why = || "the server speaks no TLS there: use an http:// address".into();
         return is_tls.then(|| (why(), Advice::Stop));
     }
     let line = shown(&String::from_utf8_lossy(greeting));
+    if b"HTTP/1.".starts_with(greeting) {
+        return None;
+    }
     if let Some(rest) = greeting.strip_prefix(b"HTTP/1.") {
-        // A proxy in front of a server that is away may not know what it was asked.
-        let is_passing = [b"429", b"502", b"503", b"504"]
-            .iter()
-            .any(|status| rest.get(2..5) == Some(&status[..]));
+        let is_passing = is_passing(rest)?;
         let (hint, advice) = match (is_tls, is_passing) {
             (_, true) => ("", Advice::Resume),
             (true, _) => (
@@ -358,6 +380,51 @@ fn of_greeting(greeting: &[u8], is_tls: bool) -> Option<(String, Advice)> {
     }
     let why = format!("no HTTP/2 is spoken there, but \"{line}\": use the address of the server");
     Some((why, Advice::Stop))
+}
+
+/// Tells what else than HTTP/2 is spoken over TLS, if the peer has agreed on HTTP/2 and speaks something else.
+fn of_greeting_in_tls(greeting: &[u8]) -> Option<(String, Advice)> {
+    let is_cut = greeting.len() < TELLING || b"HTTP/1.".starts_with(greeting);
+    if is_cut || is_http2(greeting) {
+        return None;
+    }
+    let is_passing = match greeting.strip_prefix(b"HTTP/1.") {
+        Some(rest) => is_passing(rest)?,
+        None => false,
+    };
+    let line = shown(&String::from_utf8_lossy(greeting));
+    let why = format!(
+        "TLS agrees on HTTP/2 there, and then \"{line}\" is spoken: let the proxy pass HTTP/2 on, or offer it no more"
+    );
+    Some((
+        why,
+        if is_passing {
+            Advice::Resume
+        } else {
+            Advice::Stop
+        },
+    ))
+}
+
+/// Whether these are first bytes of HTTP/2: a frame of settings, or one by which the server leaves at once, which is short
+/// and on stream 0.
+fn is_http2(greeting: &[u8]) -> bool {
+    greeting[0] == 0
+        && greeting
+            .get(3)
+            .is_none_or(|kind| matches!(kind, 4 | 6 | 7 | 8))
+        && greeting.iter().take(9).skip(5).all(|byte| *byte == 0)
+}
+
+/// Whether HTTP/1.1 says that something is away for a while: a proxy in front of a server that is away may not know what
+/// it was asked. `None` if the status is cut off.
+fn is_passing(rest: &[u8]) -> Option<bool> {
+    let status = rest.get(2..5)?;
+    Some(
+        [b"429", b"502", b"503", b"504"]
+            .iter()
+            .any(|passing| status == &passing[..]),
+    )
 }
 
 /// Finds the error that says most.
@@ -610,5 +677,29 @@ mod tests {
         }
         let away = of_greeting(b"HTTP/1.1 503 Service Unavailable\r\n", false);
         assert_eq!(away.unwrap().1, Advice::Resume);
+        let in_tls = of_greeting_in_tls(b"HTTP/1.1 400 Bad Request\r\n").unwrap();
+        assert!(in_tls.0.contains("400 Bad Request"), "{}", in_tls.0);
+        assert_eq!(in_tls.1, Advice::Stop);
+        assert_eq!(of_greeting_in_tls(&settings), None);
+    }
+
+    #[test]
+    fn greeting_that_was_cut_tells_nothing() {
+        let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0];
+        for greeting in [
+            &[21][..],
+            &[22],
+            b"S",
+            b"HTTP",
+            b"HTTP/1.1",
+            b"HTTP/1.1 5",
+            &goaway,
+        ] {
+            assert_eq!(of_greeting(greeting, false), None, "{greeting:?}");
+            assert_eq!(of_greeting_in_tls(greeting), None, "{greeting:?}");
+        }
+        for greeting in [&[21][..], &[22], b"HTTP/1.1 5"] {
+            assert_eq!(of_greeting(greeting, true), None, "{greeting:?}");
+        }
     }
 }

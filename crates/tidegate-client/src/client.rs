@@ -217,7 +217,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets how long connecting may take, TLS handshake included. Default: 10 s.
+    /// Sets how long connecting may take, TLS handshake and the first bytes of HTTP/2 included, which a server sends at once.
+    /// Default: 10 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;

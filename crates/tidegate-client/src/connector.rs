@@ -17,7 +17,10 @@ use tidegate_proto::v1::{
     SubscribeRequest, SubscribeResponse, admin_service_client::AdminServiceClient,
     event_service_client::EventServiceClient,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
 use tonic::{
     Status, Streaming,
     body::Body,
@@ -82,6 +85,7 @@ struct Dialer {
     tls: Option<Tls>,
     activity: Activity,
     life_limit: Duration,
+    connect_timeout: Option<Duration>,
 }
 
 /// Future of a [`Service`], boxed.
@@ -106,6 +110,7 @@ impl Connector {
             tls: self.tls.clone(),
             activity: activity.clone(),
             life_limit: self.life_limit,
+            connect_timeout: self.endpoint.get_connect_timeout(),
         };
         Connection {
             channel: self.endpoint.connect_with_connector_lazy(dialer),
@@ -158,13 +163,14 @@ impl Connection {
             error,
             &self.server,
             &activity.greeting(),
+            &activity.plain_greeting(),
             activity.tls_error().as_ref(),
         )
     }
 
     /// Whether the server, or whatever is in its place, has sent anything.
     pub(crate) fn has_heard(&self) -> bool {
-        !self.activity.greeting().is_empty()
+        self.activity.has_spoken()
     }
 }
 
@@ -220,15 +226,16 @@ impl Service<Uri> for Dialer {
         let dial = self.http.clone().call(server);
         let activity = self.activity.clone();
         let (tls, limit) = (self.tls.clone(), self.life_limit);
+        let first_word = Instant::now() + self.connect_timeout.unwrap_or(limit);
         Box::pin(async move {
             let socket: Box<dyn Socket> = match socket_file {
                 None => Box::new(dial.await?.into_inner()),
                 Some(path) => connect_to_file(&path).await?,
             };
-            let socket = Watched::new(socket, activity.clone(), limit);
+            let socket = Watched::new(socket, activity.clone(), limit, first_word);
             Ok(TokioIo::new(match tls {
                 Some(tls) => tls.connect(socket, activity).await?,
-                None => Transport::Plain(socket),
+                None => Transport::Plain(socket, activity),
             }))
         })
     }

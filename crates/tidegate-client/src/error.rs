@@ -263,6 +263,36 @@ fn exhausted(status: &Status) -> &'static str {
 /// Explains a status that no server has sent. Adds the root cause to the message of a failed connection: "tcp connect
 /// error" alone does not distinguish a refused connection from an unknown host.
 pub(crate) fn with_cause(status: Status) -> Status {
+    plain(explained(status))
+}
+
+/// Makes the message of a status one that can be shown: one line that controls no terminal, and says something.
+fn plain(status: Status) -> Status {
+    let code = status.code();
+    let message = status.message();
+    let words = match message {
+        "" => format!("the status is {code:?}, without a message"),
+        // The words of tonic for a body that is something else.
+        _ if code == Code::Internal && message.contains("invalid compression flag") => format!(
+            "the answer holds no message of gRPC, so a proxy, or a server of something else, is at this address ({message})"
+        ),
+        _ if message.contains(cause::controls) => cause::escaped(message),
+        _ => return status,
+    };
+    // Those of the second kind stay as they are when they come here again.
+    if message.starts_with("the answer holds no message") {
+        return status;
+    }
+    let (details, metadata) = (status.details().to_vec(), status.metadata().clone());
+    let mut plain = Status::with_details_and_metadata(code, words, details.into(), metadata);
+    // A source stands for a failed connection, so there is one only where there was one.
+    if std::error::Error::source(&status).is_some() {
+        plain.set_source(std::sync::Arc::new(status));
+    }
+    plain
+}
+
+fn explained(status: Status) -> Status {
     if let Some(explained) = cause::of_large_response(&status) {
         return explained;
     }
@@ -311,6 +341,25 @@ mod tests {
             Error::Unavailable(_)
         ));
         assert_eq!(with_cause(Status::internal("x")).message(), "x");
+    }
+
+    #[test]
+    fn words_of_a_peer_are_one_line_that_controls_nothing() {
+        let status = Status::unknown("a\n\u{1b}[2J\u{202e}b");
+        let status = with_cause(with_cause(status));
+        assert_eq!(status.message(), r"a\n\u{1b}[2J\u{202e}b");
+        assert!(std::error::Error::source(&status).is_none());
+        let named = with_cause(with_reason(Code::Aborted, "TAKEN_OVER"));
+        assert_eq!(reason::reason(&named).as_deref(), Some("TAKEN_OVER"));
+        let mute = Error::from_status(Status::unknown("")).to_string();
+        assert!(mute.contains("without a message"), "{mute}");
+        let flag = "protocol error: received message with invalid compression flag: 60";
+        let page = with_cause(with_cause(Status::internal(flag)));
+        assert!(
+            page.message()
+                .starts_with("the answer holds no message of gRPC")
+        );
+        assert_eq!(page.message().matches("holds no").count(), 1);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep, sleep},
+    time::{Instant, Sleep, sleep_until},
 };
 
 /// Bytes that the settings of a connection, its windows and the pings of a short silence may take.
@@ -49,6 +49,8 @@ struct Moments {
     progress: Instant,
     /// First bytes that the peer has sent.
     greeting: Vec<u8>,
+    /// First bytes that the peer has sent, without TLS.
+    plain_greeting: Vec<u8>,
     /// Error by which TLS has ended the connection.
     tls_error: Option<rustls::Error>,
     /// Bytes read since, which pings may explain up to `keep_alive_bytes`.
@@ -67,6 +69,8 @@ pub(crate) struct Watched<T> {
     activity: Activity,
     /// Time without a sign of life after which the connection fails.
     limit: Duration,
+    /// The moment until which the peer has to say something, beyond TLS.
+    first_word: Instant,
     /// Fires no later than `limit` after the last sign of life that was looked at.
     timer: Pin<Box<Sleep>>,
     /// Whether the last write had to wait for the peer.
@@ -83,6 +87,7 @@ impl Activity {
         Self(Arc::new(Mutex::new(Moments {
             progress: now,
             greeting: Vec::new(),
+            plain_greeting: Vec::new(),
             tls_error: None,
             unexplained: 0,
             keep_alive_bytes,
@@ -99,6 +104,23 @@ impl Activity {
     /// Returns the first bytes that the peer has sent.
     pub(crate) fn greeting(&self) -> Vec<u8> {
         self.moments().greeting.clone()
+    }
+
+    /// Returns the first bytes that the peer has sent, without TLS.
+    pub(crate) fn plain_greeting(&self) -> Vec<u8> {
+        self.moments().plain_greeting.clone()
+    }
+
+    /// Notes bytes that have come out of the connection, without TLS.
+    pub(crate) fn plain_bytes_read(&self, bytes: &[u8]) {
+        let mut moments = self.moments();
+        let missing = GREETING - moments.plain_greeting.len();
+        moments.plain_greeting.extend(bytes.iter().take(missing));
+    }
+
+    /// Whether a byte has come out of the connection, without TLS.
+    pub(crate) fn has_spoken(&self) -> bool {
+        !self.moments().plain_greeting.is_empty()
     }
 
     /// Notes the error by which TLS ends the connection.
@@ -129,6 +151,7 @@ impl Activity {
         let mut moments = self.moments();
         moments.life = Instant::now();
         moments.greeting.clear();
+        moments.plain_greeting.clear();
         moments.tls_error = None;
     }
 
@@ -185,14 +208,17 @@ impl Moments {
 }
 
 impl<T> Watched<T> {
-    /// Watches a connection that was just opened.
-    pub(crate) fn new(inner: T, activity: Activity, limit: Duration) -> Self {
+    /// Watches a connection that was just opened, whose peer has to say something until `first_word`. A server of HTTP/2
+    /// speaks at once: what takes connections and is silent is none, or one that is stopped.
+    pub(crate) fn new(inner: T, activity: Activity, limit: Duration, first_word: Instant) -> Self {
         activity.begin();
+        let first = first_word.min(Instant::now() + limit);
         Self {
             inner,
             activity,
             limit,
-            timer: Box::pin(sleep(limit)),
+            first_word,
+            timer: Box::pin(sleep_until(first)),
             is_write_blocked: false,
             is_write_closed: false,
         }
@@ -204,6 +230,14 @@ impl<T> Watched<T> {
             ready!(self.timer.as_mut().poll(cx));
             // Moved only when it fires, since a timer that is moved with each read costs more than the read.
             let deadline = self.activity.deadline(self.limit);
+            if !self.activity.has_spoken() && self.first_word <= Instant::now() {
+                let message = "it takes connections and says nothing";
+                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, message));
+            }
+            let deadline = match self.activity.has_spoken() {
+                true => deadline,
+                false => deadline.min(self.first_word),
+            };
             if deadline <= Instant::now() {
                 let message = format!("no byte from the server for {:?}", self.limit);
                 return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, message));
@@ -313,6 +347,11 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(30);
 
+    /// A moment until which every peer has spoken.
+    fn in_an_hour() -> Instant {
+        Instant::now() + second(3600)
+    }
+
     fn second(count: u64) -> Duration {
         Duration::from_secs(count)
     }
@@ -342,7 +381,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn peer_that_sends_nothing_is_dead_at_the_limit() {
         let (near, mut far) = tokio::io::duplex(64);
-        let mut watched = Watched::new(near, Activity::new(0), LIMIT);
+        let mut watched = Watched::new(near, Activity::new(0), LIMIT, in_an_hour());
         let begin = Instant::now();
         let (result, ()) = tokio::join!(watched.read_u8(), async {
             sleep(second(20)).await;
@@ -357,9 +396,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn peer_that_never_says_a_word_is_none() {
+        let (near, _far) = tokio::io::duplex(64);
+        let begin = Instant::now();
+        let word = begin + second(10);
+        let mut watched = Watched::new(near, Activity::new(0), LIMIT, word);
+        // What was sent to it is given time only where there is a peer.
+        watched.write_all(b"preface").await.unwrap();
+        let error = watched.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(begin.elapsed().as_secs(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn peer_that_takes_bytes_slowly_is_alive() {
         let (near, mut far) = tokio::io::duplex(1);
-        let watched = Watched::new(near, Activity::new(0), LIMIT);
+        let watched = Watched::new(near, Activity::new(0), LIMIT, in_an_hour());
         let (mut read, mut write) = tokio::io::split(watched);
         let begin = Instant::now();
         let slow = async {
@@ -381,7 +433,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn written_bytes_get_time_of_their_own() {
         for (seconds, given) in [(3, second(3)), (1000, LONGEST_SENDING)] {
-            let mut watched = Watched::new(tokio::io::empty(), Activity::new(0), LIMIT);
+            let mut watched =
+                Watched::new(tokio::io::empty(), Activity::new(0), LIMIT, in_an_hour());
             let begin = Instant::now();
             for _ in 0..seconds {
                 let written = [0; SLOWEST_BYTES_PER_SECOND as usize];
@@ -399,7 +452,7 @@ mod tests {
     async fn frames_that_are_consumed_late_postpone_the_end() {
         let (near, _far) = tokio::io::duplex(64);
         let activity = Activity::new(0);
-        let mut watched = Watched::new(near, activity.clone(), LIMIT);
+        let mut watched = Watched::new(near, activity.clone(), LIMIT, in_an_hour());
         let begin = Instant::now();
         let (result, ()) = tokio::join!(watched.read_u8(), async {
             sleep(second(29)).await;

@@ -24,6 +24,8 @@ pub(crate) struct Queued {
     pub(crate) charge: usize,
     /// Events that were sent before it.
     pub(crate) index: u64,
+    /// Whether a stream has taken it and broke, so that it may be stored although it is sent again.
+    pub(crate) is_unanswered: bool,
 }
 
 /// The events of one publisher.
@@ -41,6 +43,8 @@ struct Events {
     stream: u64,
     /// Whether the current stream may take events.
     is_open: bool,
+    /// Whether the current stream takes one event only, since it is not known whether a server is there.
+    is_trial: bool,
     /// Whether the current stream has taken the last event there will be.
     has_ended: bool,
     /// Events before this index go alone, so that a refusal is about one event.
@@ -71,6 +75,7 @@ impl Outbox {
             in_flight: VecDeque::new(),
             stream: 0,
             is_open: false,
+            is_trial: false,
             has_ended: false,
             alone_before: 0,
             max_batch_events: options.max_batch_events.max(1),
@@ -91,6 +96,17 @@ impl Outbox {
     pub(crate) fn open(&self) {
         let mut events = self.events();
         events.is_open = true;
+        events.is_trial = false;
+        let waker = events.waker.take();
+        drop(events);
+        wake(waker);
+    }
+
+    /// Lets the current stream take one event, and no other before it is [opened](Self::open).
+    pub(crate) fn open_on_trial(&self) {
+        let mut events = self.events();
+        events.is_open = true;
+        events.is_trial = true;
         let waker = events.waker.take();
         drop(events);
         wake(waker);
@@ -132,15 +148,31 @@ impl Outbox {
         events.in_flight.iter().map(Vec::len).sum::<usize>() as u64
     }
 
+    /// Number of events that may be stored: those in flight, and those that a broken stream had taken and that are to be
+    /// sent again.
+    pub(crate) fn unanswered(&self) -> u64 {
+        let events = self.events();
+        let in_flight = events.in_flight.iter().map(Vec::len).sum::<usize>();
+        let again = events.again.iter().filter(|queued| queued.is_unanswered);
+        (in_flight + again.count()) as u64
+    }
+
     /// Whether the last stream has taken the last event there will be, and every event was answered.
     pub(crate) fn is_done(&self) -> bool {
         let events = self.events();
         events.has_ended && events.in_flight.is_empty() && events.again.is_empty()
     }
 
-    /// Takes the events in flight back, to be sent again. Of a closed stream only.
-    pub(crate) fn take_back(&self) {
-        self.events().take_back();
+    /// Takes the events in flight back, to be sent again. Of a closed stream only. `is_certain`: it has stored none of
+    /// them.
+    pub(crate) fn take_back(&self, is_certain: bool) {
+        let mut events = self.events();
+        if !is_certain {
+            for queued in events.in_flight.iter_mut().flatten() {
+                queued.is_unanswered = true;
+            }
+        }
+        events.take_back();
     }
 
     /// Takes the events in flight back after a refusal, and returns what was refused. A batch that has `too_many` events
@@ -174,16 +206,24 @@ impl Outbox {
         self.events().queue.close();
     }
 
-    /// Removes all events: those in flight, and those that no stream has taken, or that were taken back.
+    /// Removes all events: those that may be stored, and those that no stream has taken, or that were taken back and are
+    /// certainly not stored.
     pub(crate) fn drain(&self) -> (Vec<NewEvent>, Vec<NewEvent>) {
         let mut events = self.events();
         let in_flight = events.in_flight.drain(..).flatten();
-        let in_flight = in_flight.map(|queued| queued.event).collect();
-        let mut rest: Vec<_> = events.again.drain(..).map(|queued| queued.event).collect();
+        let mut unknown: Vec<_> = in_flight.map(|queued| queued.event).collect();
+        let mut rest = Vec::new();
+        // A broken stream had taken the oldest of them, so the order stays.
+        for queued in events.again.drain(..) {
+            match queued.is_unanswered {
+                true => unknown.push(queued.event),
+                false => rest.push(queued.event),
+            }
+        }
         while let Ok(queued) = events.queue.try_recv() {
             rest.push(queued.event);
         }
-        (in_flight, rest)
+        (unknown, rest)
     }
 
     fn events(&self) -> MutexGuard<'_, Events> {
@@ -196,6 +236,7 @@ impl Events {
     fn close_stream(&mut self) {
         self.stream += 1;
         self.is_open = false;
+        self.is_trial = false;
         self.has_ended = false;
         self.waker = None;
     }
@@ -216,7 +257,8 @@ impl Events {
             return Poll::Ready(None);
         }
         // The slot first: events that arrive while all slots are taken then share one larger request.
-        if !self.is_open || self.in_flight.len() >= self.max_in_flight {
+        let max_in_flight = if self.is_trial { 1 } else { self.max_in_flight };
+        if !self.is_open || self.in_flight.len() >= max_in_flight {
             self.waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -236,7 +278,7 @@ impl Events {
 
     /// Returns the events of one request that begins with `first`: those that are ready, up to the limits.
     fn batch(&mut self, first: Queued) -> Vec<Queued> {
-        let is_alone = first.index < self.alone_before;
+        let is_alone = self.is_trial || first.index < self.alone_before;
         let mut bytes = first.event.encoded_len();
         let mut batch = vec![first];
         while !is_alone && batch.len() < self.max_batch_events {
@@ -285,6 +327,7 @@ mod tests {
                 event,
                 charge,
                 index,
+                is_unanswered: false,
             };
             sender.try_send(queued).unwrap();
         }
@@ -313,6 +356,19 @@ mod tests {
             max_batch_bytes: 100,
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn stream_on_trial_takes_one_event_until_it_is_open() {
+        let (sender, outbox) = outbox(options());
+        fill(&sender, &[1, 1, 1, 1]);
+        drop(sender);
+        let stream = outbox.begin_stream();
+        outbox.open_on_trial();
+        assert_eq!(sizes(&outbox, stream), [1]);
+        assert_eq!(outbox.unanswered(), 1);
+        outbox.open();
+        assert_eq!(sizes(&outbox, stream), [3]);
     }
 
     #[test]
@@ -370,7 +426,7 @@ mod tests {
         assert_eq!(sizes(&outbox, stream), [1, 1, 1]);
         outbox.acknowledge(&answer(1)).unwrap();
         outbox.close_stream();
-        outbox.take_back();
+        outbox.take_back(true);
         let (in_flight, rest) = outbox.drain();
         assert!(in_flight.is_empty());
         let sizes: Vec<_> = rest.iter().map(|event| event.payload.len()).collect();

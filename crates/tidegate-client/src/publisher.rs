@@ -35,7 +35,8 @@ use crate::{
 
 /// Time that a server has for the headers of its response, from the moment at which it can read the call. It sends them
 /// at once, before any event: so a call that is refused has taken none. A proxy may hold headers back until there is a
-/// response, so an older stream takes events without them.
+/// response, so an older stream takes one event without them, and the others once they have come: it may as well be a proxy
+/// without a server, which takes what it gets and answers with a page later.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Refusals that a program has not taken yet, at most. Those beyond it are only counted.
@@ -127,7 +128,8 @@ pub struct PublishFailure {
     pub unacknowledged: u64,
     /// Events that were sent and not answered. They are published up to some request, and not after.
     pub unknown: Vec<NewEvent>,
-    /// Events that are certainly not published. If the server refused one as invalid, it is the first.
+    /// Events that are certainly not published. If the server refused one as invalid, it is the first, unless it was sent
+    /// before on a stream that broke: then it is the first in `unknown`.
     pub unpublished: Vec<NewEvent>,
     /// The reason of the failure.
     #[source]
@@ -248,6 +250,7 @@ impl Publisher {
             event,
             charge,
             index,
+            is_unanswered: false,
         });
         Ok(())
     }
@@ -348,10 +351,11 @@ impl Progress {
         self.shared.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of events that were sent to the server, and that it has not answered. Once the publisher was
-    /// dropped, or has failed, they may or may not be published.
+    /// Returns the number of events that were sent to the server, and that it has not answered, those included that are
+    /// to be [sent again](PublisherOptions::resend). Once the publisher was dropped, or has failed, they may or may not be
+    /// published.
     pub fn in_flight(&self) -> u64 {
-        self.shared.outbox.in_flight()
+        self.shared.outbox.unanswered()
     }
 
     /// Returns the number of events that were [left out](PublisherOptions::skip_refused).
@@ -448,12 +452,19 @@ impl Streams {
             biased;
             response = &mut call => response,
             () = headers_overdue(&self.shared, connection) => {
-                self.open();
+                self.shared.outbox.open_on_trial();
+                self.opened();
                 call.await
             }
         };
-        let mut responses = response?.into_inner();
-        self.open();
+        let response = response?;
+        // Headers that are trailers, too: the stream has ended before it was open.
+        if response.metadata().contains_key("grpc-status") {
+            return Ok(());
+        }
+        let mut responses = response.into_inner();
+        self.shared.outbox.open();
+        self.opened();
         // Responses come in the order of the requests, one for each.
         while let Some(response) = responses.message().await? {
             let batch = self.shared.outbox.acknowledge(&response)?;
@@ -470,9 +481,9 @@ impl Streams {
         Ok(())
     }
 
-    fn open(&mut self) {
+    /// Notes that the stream may take events.
+    fn opened(&mut self) {
         self.opened.get_or_insert_with(Instant::now);
-        self.shared.outbox.open();
         self.shared.state.send_if_modified(|state| {
             let is_news = !matches!(state, PublisherState::Open);
             *state = PublisherState::Open;
@@ -495,7 +506,7 @@ impl Streams {
         let is_certain = reason::reason(&status).is_some() && code != Code::Internal;
         let may_resend = self.options.resend && self.attempts.is_some();
         if is_certain || may_resend {
-            self.shared.outbox.take_back();
+            self.shared.outbox.take_back(is_certain);
         }
         let is_unknown = self.shared.outbox.in_flight() > 0;
         let retry = match advice {

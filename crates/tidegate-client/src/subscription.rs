@@ -335,8 +335,10 @@ impl Subscription {
     }
 
     fn silence_limit(&self) -> Duration {
+        // A server refuses a shorter interval, and that answer must have the time to arrive.
         self.options
             .heartbeat_interval
+            .max(Duration::from_secs(1))
             .saturating_mul(SILENT_INTERVALS)
     }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use h2::server;
 use http::Response;
 use support::options;
-use tidegate_client::{Client, Code, Error, NewEvent, PublisherOptions, Update};
+use tidegate_client::{Client, Code, Error, NewEvent, PublisherOptions, PublisherState, Update};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener, task::JoinSet};
 
 /// A proxy that answers every call with one page.
@@ -261,4 +261,159 @@ async fn server_that_is_not_there_may_come() {
         assert!(status.message().contains(words), "{status:?}");
         assert!(status.message().contains(&url), "{status:?}");
     }
+}
+
+/// The first update of a subscription to `url`, as the words of its status.
+async fn first_words(client: &Client) -> String {
+    match client.subscribe(options()).next().await.unwrap() {
+        Ok(Update::Reconnecting { status, .. }) => status.message().to_owned(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn server_that_says_nothing_is_not_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let peer = tokio::spawn(async move {
+        let mut sockets = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            sockets.push(socket);
+        }
+    });
+    let client = Client::builder(url)
+        .connect_timeout(Duration::from_millis(500))
+        .connect_lazy()
+        .unwrap();
+    // Without the limit it is the 30 s of keep-alive.
+    let words = tokio::time::timeout(Duration::from_secs(10), first_words(&client)).await;
+    assert!(words.unwrap().contains("says nothing"));
+    let event = NewEvent::default();
+    let published = tokio::time::timeout(Duration::from_secs(10), client.publish(vec![event]));
+    let error = published.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
+    peer.abort();
+}
+
+#[tokio::test]
+async fn connection_that_was_cut_early_is_tried_again() {
+    for (scheme, greeting) in [
+        ("http", &b"HTTP/1.1 5"[..]),
+        ("http", b"\x16"),
+        ("https", b"\x16"),
+        ("http", b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
+        let peer = tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let mut bytes = [0; 4096];
+                let _ = tokio::io::AsyncReadExt::read(&mut socket, &mut bytes).await;
+                let _ = socket.write_all(greeting).await;
+            }
+        });
+        first_words(&Client::connect_lazy(url).unwrap()).await;
+        peer.abort();
+    }
+}
+
+#[tokio::test]
+async fn words_of_a_peer_control_no_terminal() {
+    let headers = &[
+        ("content-type", "application/grpc"),
+        ("grpc-status", "14"),
+        ("grpc-message", "a%0A%1B[2Jb%E2%80%AE"),
+    ];
+    let proxy = Proxy::start(200, headers).await;
+    let words = first_words(&proxy.client()).await;
+    assert_eq!(words, r"a\n\u{1b}[2Jb\u{202e}");
+}
+
+#[tokio::test]
+async fn page_in_the_name_of_grpc_is_called_no_message() {
+    let proxy = Proxy::start(200, &[("content-type", "application/grpc")]).await;
+    let words = first_words(&proxy.client()).await;
+    assert!(words.contains("no message of gRPC"), "{words}");
+}
+
+#[tokio::test]
+async fn status_without_a_message_is_named() {
+    let headers = &[("content-type", "application/grpc"), ("grpc-status", "14")];
+    let proxy = Proxy::start(200, headers).await;
+    let words = first_words(&proxy.client()).await;
+    assert!(words.contains("Unavailable"), "{words}");
+}
+
+#[tokio::test]
+async fn stream_that_ends_with_its_headers_was_never_open() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let peer = tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut connection = server::handshake(socket).await.unwrap();
+        let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+        let head = Response::builder()
+            .header("content-type", "application/grpc")
+            .header("grpc-status", "0")
+            .body(())
+            .unwrap();
+        // The headers have the whole answer, so the end of the body is not waited for.
+        let _body = respond.send_response(head, false).unwrap();
+        connection.accept().await;
+    });
+    let options = PublisherOptions {
+        reconnect: Some(tidegate_client::Backoff::default()),
+        ..Default::default()
+    };
+    let publisher = Client::connect_lazy(url).unwrap().publisher(options);
+    let state = publisher.progress().changed().await;
+    let is_failure = matches!(state, Some(PublisherState::Reconnecting { .. }));
+    assert!(is_failure, "{state:?}");
+    peer.abort();
+}
+
+#[tokio::test]
+async fn publisher_sends_one_event_to_a_proxy_that_holds_its_answer_back() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let peer = tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut connection = server::handshake(socket).await.unwrap();
+        let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+        let page = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let head = Response::builder().status(504).body(()).unwrap();
+            respond.send_response(head, true).unwrap();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            _ = connection.accept() => {}
+            () = page => {}
+        }
+    });
+    let client = Client::connect_lazy(url).unwrap();
+    let mut publisher = client.publisher(PublisherOptions::default());
+    for _ in 0..10 {
+        let event = NewEvent {
+            topic: "a".into(),
+            ..Default::default()
+        };
+        publisher.send(event).await.unwrap();
+    }
+    let failure = publisher.finish().await.unwrap_err();
+    assert_eq!((failure.unknown.len(), failure.unpublished.len()), (1, 9));
+    peer.abort();
+}
+
+#[tokio::test]
+async fn heartbeat_that_is_too_short_is_refused_by_the_server_and_no_silence() {
+    let headers = &[
+        ("content-type", "application/grpc"),
+        ("grpc-status", "3"),
+        ("grpc-message", "1 s to 1 h"),
+    ];
+    let proxy = Proxy::start(200, headers).await;
+    let options = options().heartbeat_interval(Duration::ZERO);
+    let error = proxy.client().subscribe(options).next().await.unwrap();
+    assert!(matches!(error, Err(Error::InvalidArgument(_))), "{error:?}");
 }

@@ -1,6 +1,10 @@
 //! The scenarios that come with the crate, and those of a folder.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs,
+    io::{self, Read as _},
+    path::Path,
+};
 
 use crate::scenario::{Scenario, ScenarioError};
 
@@ -87,6 +91,28 @@ pub fn scenarios() -> Vec<Scenario> {
     read.expect("a test reads them").concat()
 }
 
+/// The largest file of scenarios, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Reads a file of scenarios. Any other kind is refused before it is opened: a pipe without a writer blocks, and a device
+/// may never end.
+fn read_file(path: &Path) -> io::Result<String> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other(
+            "it is no regular file: write the scenario to one",
+        ));
+    }
+    let mut text = String::new();
+    let mut file = fs::File::open(path)?.take(MAX_FILE + 1);
+    file.read_to_string(&mut text)?;
+    match text.len() as u64 > MAX_FILE {
+        true => Err(io::Error::other(
+            "it is larger than 1 MiB: write its scenarios to several files",
+        )),
+        false => Ok(text),
+    }
+}
+
 /// Reads the scenarios of a folder, in the order of their names.
 ///
 /// # Errors
@@ -113,7 +139,7 @@ pub fn read_folder(folder: &Path) -> Result<Vec<Scenario>, ScenarioError> {
     let mut scenarios = Vec::new();
     for path in paths {
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        let text = fs::read_to_string(&path).map_err(|fault| error(&path, fault.to_string()))?;
+        let text = read_file(&path).map_err(|fault| error(&path, fault.to_string()))?;
         scenarios.extend(Scenario::read(&name, &text)?);
     }
     Ok(scenarios)

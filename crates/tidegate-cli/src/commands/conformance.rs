@@ -151,13 +151,13 @@ async fn run_uninterrupted(args: ConformanceArgs) -> Result<(), Failure> {
         .into_iter()
         .partition(|scenario| args.has_what(scenario));
     if args.list {
-        return list(&selected, args.output);
+        return list(&selected, args.output).await;
     }
     let verdicts = match args.listen {
         Some(address) => vec![listen(&selected, address, args.output).await?],
         None => drive(&args, selected).await?,
     };
-    conclude(&args, &verdicts, &left_out)
+    conclude(&args, &verdicts, &left_out).await
 }
 
 impl ConformanceArgs {
@@ -193,16 +193,19 @@ fn unknown(name: &str, all: &[Scenario]) -> String {
     format!("there is no scenario {name:?}; {hint}")
 }
 
-fn list(scenarios: &[Scenario], format: Format) -> Result<(), Failure> {
+async fn list(scenarios: &[Scenario], format: Format) -> Result<(), Failure> {
     for scenario in scenarios {
         match format {
-            Format::Text => print(&format!("{:<50} {}", scenario.name, scenario.title))?,
-            Format::Json => print_json(&Line::Listed {
-                name: &scenario.name,
-                title: &scenario.title,
-                rows: scenario.covers.rows(),
-                needs: scenario.needs().into_iter().map(Ability::name).collect(),
-            })?,
+            Format::Text => print(&format!("{:<50} {}", scenario.name, scenario.title)).await?,
+            Format::Json => {
+                print_json(&Line::Listed {
+                    name: &scenario.name,
+                    title: &scenario.title,
+                    rows: scenario.covers.rows(),
+                    needs: scenario.needs().into_iter().map(Ability::name).collect(),
+                })
+                .await?
+            }
         }
     }
     Ok(())
@@ -233,21 +236,22 @@ async fn listen(
         Failure::new(Exit::Other, format!("cannot listen at {address}: {error}"))
     })?;
     if format == Format::Text {
-        print(&format!("listening on {}", player.address()))?;
+        print(&format!("listening on {}", player.address())).await?;
         print(&format!(
             "start the client with {}",
             in_words(scenario, &player)
-        ))?;
+        ))
+        .await?;
     } else {
         let line = serde_json::json!({
             "type": "listening",
             "address": player.address().to_string(),
             "token_file": player.token_file(),
         });
-        print_json(&line)?;
+        print_json(&line).await?;
     }
     let verdict = player.play().await;
-    report(&verdict, format)?;
+    report(&verdict, format).await?;
     Ok(verdict)
 }
 
@@ -308,7 +312,7 @@ impl Printer {
         let print_all = move || {
             receiver
                 .into_iter()
-                .try_for_each(|text: Result<String, _>| print(&text?))
+                .try_for_each(|text: Result<String, _>| Ok(stdio::print(format!("{}\n", text?))?))
         };
         Self {
             sender,
@@ -329,8 +333,8 @@ impl Printer {
     }
 }
 
-fn report(verdict: &Verdict, format: Format) -> Result<(), Failure> {
-    print(&rendered(verdict, format)?)
+async fn report(verdict: &Verdict, format: Format) -> Result<(), Failure> {
+    print(&rendered(verdict, format)?).await
 }
 
 fn rendered(verdict: &Verdict, format: Format) -> Result<String, Failure> {
@@ -344,7 +348,7 @@ fn rendered(verdict: &Verdict, format: Format) -> Result<String, Failure> {
 }
 
 /// Prints the sum, and fails if a scenario did, or if nothing was proven.
-fn conclude(
+async fn conclude(
     args: &ConformanceArgs,
     verdicts: &[Verdict],
     left_out: &[Scenario],
@@ -355,11 +359,14 @@ fn conclude(
         .count();
     let passed = verdicts.len() - failed;
     match args.output {
-        Format::Json => print_json(&Line::Summary {
-            passed,
-            failed,
-            left_out: left_out.len(),
-        })?,
+        Format::Json => {
+            print_json(&Line::Summary {
+                passed,
+                failed,
+                left_out: left_out.len(),
+            })
+            .await?
+        }
         Format::Text => {
             let mut sum = format!("{passed} passed, {failed} failed");
             if !left_out.is_empty() {
@@ -373,7 +380,7 @@ fn conclude(
                     names.join(", ")
                 ));
             }
-            print(&sum)?;
+            print(&sum).await?;
         }
     }
     match (failed, passed) {
@@ -389,12 +396,14 @@ fn conclude(
     }
 }
 
-fn print(text: &str) -> Result<(), Failure> {
-    Ok(stdio::print(format!("{text}\n"))?)
+/// Prints from another thread, so that a signal ends the command although nobody reads its output.
+async fn print(text: &str) -> Result<(), Failure> {
+    let (_, printed) = stdio::print_aside(format!("{text}\n").into_bytes()).await;
+    Ok(printed?)
 }
 
-fn print_json(line: &impl Serialize) -> Result<(), Failure> {
-    print(&json(line)?)
+async fn print_json(line: &impl Serialize) -> Result<(), Failure> {
+    print(&json(line)?).await
 }
 
 fn json(line: &impl Serialize) -> Result<String, Failure> {

@@ -5,6 +5,7 @@ use std::{
     fmt, fs,
     io::{self, IsTerminal as _, Read as _},
     path::{Path, PathBuf},
+    pin::pin,
     time::Duration,
 };
 
@@ -186,12 +187,12 @@ enum End {
 }
 
 /// Sends the payloads of a source, and knows what became of each.
-struct Sender {
+struct Sender<'a> {
     /// Copied for each event.
     template: NewEvent,
     publisher: Publisher,
     progress: Progress,
-    signals: Signals,
+    signals: &'a mut Signals,
     skips_invalid: bool,
     /// Whether events are lines of the input, which have numbers.
     has_lines: bool,
@@ -210,6 +211,8 @@ struct LeftOut {
     added: u64,
     /// Messages about them that are still to be written.
     unreported: VecDeque<String>,
+    /// Words for a refusal that every other line would get, too.
+    refused_all: Option<String>,
 }
 
 /// The account of all that was read.
@@ -228,14 +231,14 @@ async fn publish(
     template: NewEvent,
 ) -> Result<(), Failure> {
     // Before the connection: a signal must not end the program without a word.
-    let signals = Signals::listen()?;
+    let mut signals = Signals::listen_with_hangup()?;
     let publisher = client.publisher(options);
     let progress = publisher.progress();
     let sender = Sender {
         template,
         progress: progress.clone(),
         publisher,
-        signals,
+        signals: &mut signals,
         skips_invalid: options.skip_refused,
         has_lines: matches!(source, Source::Lines(_)),
         left_out: LeftOut::default(),
@@ -247,7 +250,7 @@ async fn publish(
         () = bar.follow(&progress) => unreachable!("it follows forever"),
     };
     bar.clear();
-    conclude(outcome, &account)
+    conclude(outcome, &account, &mut signals).await
 }
 
 /// Says on standard error when the publisher loses its connection and why, each time the reason changes.
@@ -275,23 +278,48 @@ async fn report_state(mut progress: Progress) {
 }
 
 /// Says how many events were accepted, and fails with the account of the others if there are any.
-fn conclude(outcome: Result<(), Failure>, account: &Account) -> Result<(), Failure> {
-    let printed = stdio::print(format!("{}\n", accepted(account.accepted)));
+async fn conclude(
+    outcome: Result<(), Failure>,
+    account: &Account,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
+    let line = format!("{}\n", accepted(account.accepted));
+    // Once it was interrupted, nobody may send a second signal.
+    let is_interrupted = outcome
+        .as_ref()
+        .is_err_and(|failure| failure.exit() == Some(Exit::Interrupted));
+    let printed = tokio::select! {
+        biased;
+        (_, printed) = stdio::print_aside(line.into_bytes()) => printed,
+        () = signals.next() => return Err(unread(outcome, account)),
+        () = sleep(INTERRUPT_GRACE), if is_interrupted => return Err(unread(outcome, account)),
+    };
     if outcome.is_ok() && account.left_out > 0 {
-        stdio::report(account);
+        stdio::report_aside(account.to_string()).await;
     }
     match (outcome, printed) {
         (Ok(()), Ok(())) => Ok(()),
         (Err(failure), _) => Err(failure.with(account)),
         (Ok(()), Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-            stdio::report(accepted(account.accepted));
+            stdio::report_aside(accepted(account.accepted)).await;
             Ok(())
         }
         (Ok(()), Err(error)) => Err(Failure::from(error).with(account)),
     }
 }
 
-impl Sender {
+/// The failure when a signal has come, and nobody reads standard output.
+fn unread(outcome: Result<(), Failure>, account: &Account) -> Failure {
+    let nobody_reads = || {
+        Failure::new(
+            Exit::Interrupted,
+            "interrupted while nobody read standard output",
+        )
+    };
+    outcome.err().unwrap_or_else(nobody_reads).with(account)
+}
+
+impl Sender<'_> {
     /// Publishes everything, and returns why that ended and the account.
     async fn run(mut self, source: Source) -> (Result<(), Failure>, Account) {
         let progress = self.progress.clone();
@@ -301,20 +329,16 @@ impl Sender {
             Source::Whole => self.send_whole().await,
             Source::Lines(lines) => self.send_lines(lines).await,
         };
-        let (outcome, left_out) = self.finish(end).await;
+        let (outcome, left_out, unknown) = self.finish(end).await;
         // The publisher is gone, so the counts are final.
-        let in_flight = progress.in_flight();
-        let account = |unknown| Account {
+        let account = Account {
             read,
             accepted: progress.acknowledged(),
             left_out,
             unknown,
             is_line,
         };
-        match outcome {
-            Ok(()) => (Ok(()), account(in_flight)),
-            Err((failure, unknown)) => (Err(failure), account(unknown.max(in_flight))),
-        }
+        (outcome, account)
     }
 
     async fn send_one(&mut self, payload: Bytes) -> End {
@@ -374,6 +398,9 @@ impl Sender {
             if let Err(end) = self.send_ready(&mut lines).await {
                 break end;
             }
+            if let Err(failure) = self.left_out.check() {
+                break End::Invalid(failure);
+            }
             if lines.is_done() {
                 break End::Sent;
             }
@@ -390,7 +417,7 @@ impl Sender {
                     Ok(chunk) => lines.push(&chunk),
                     Err(error) => break End::Invalid(unreadable(&error)),
                 },
-                () = self.left_out.follow(&self.progress) => unreachable!("it follows forever"),
+                () = self.left_out.follow(&self.progress) => {}
             }
         };
         let rest = stdin.stop().await;
@@ -406,6 +433,7 @@ impl Sender {
                 Line::Whole(payload) => {
                     self.send(payload).await?;
                     self.left_out.collect(&self.progress);
+                    self.left_out.check().map_err(End::Invalid)?;
                 }
                 Line::TooLong => {
                     let problem = format!("line {}: {}", lines.number(), too_large());
@@ -421,46 +449,79 @@ impl Sender {
         Ok(())
     }
 
-    /// Waits for the answers to what was sent. Returns the failure with the number of events that are unknown by it, and
-    /// the number of those that were left out.
-    async fn finish(mut self, end: End) -> (Result<(), (Failure, u64)>, u64) {
-        let interrupted = |words: &str| Failure::new(Exit::Interrupted, words);
-        let is_lost = !matches!(self.progress.state(), PublisherState::Open)
-            && self.progress.in_flight() == 0;
-        let finish = self.publisher.finish();
-        let outcome = match end {
-            End::Interrupted if is_lost => {
-                drop(finish);
-                Err((interrupted("interrupted"), 0))
-            }
-            End::Interrupted => {
+    /// Waits for the answers to what was sent: until a signal as long as it takes, and for [`INTERRUPT_GRACE`] from then
+    /// on. Returns the outcome, the number of events that were left out, and of those that are perhaps published.
+    async fn finish(self, end: End) -> (Result<(), Failure>, u64, u64) {
+        let Self {
+            publisher,
+            progress,
+            signals,
+            has_lines,
+            mut left_out,
+            ..
+        } = self;
+        // Without a stream nothing can be answered, and what was sent on none is not waited for.
+        let is_lost =
+            || !matches!(progress.state(), PublisherState::Open) && progress.in_flight() == 0;
+        let mut is_interrupted = matches!(end, End::Interrupted);
+        let finished = {
+            let mut finish = pin!(publisher.finish());
+            let mut finished = None;
+            if !is_interrupted {
                 tokio::select! {
                     biased;
-                    () = self.signals.next() => {}
-                    _ = timeout(INTERRUPT_GRACE, finish) => {}
+                    () = signals.next() => is_interrupted = true,
+                    outcome = &mut finish => finished = Some(outcome),
                 }
-                Err((interrupted("interrupted"), 0))
             }
-            end => tokio::select! {
-                biased;
-                () = self.signals.next() => Err((interrupted("interrupted"), 0)),
-                finished = finish => match (finished, end) {
-                    (_, End::Invalid(failure)) => Err((failure, 0)),
-                    (Ok(_), _) => Ok(()),
-                    (Err(failure), _) if self.has_lines => {
-                        Err(self.left_out.explain(&failure, &self.progress))
-                    }
-                    (Err(failure), _) => {
-                        let unknown = failure.unknown.len() as u64;
-                        Err((failure.error.into(), unknown))
-                    }
-                },
+            if finished.is_none() && !is_lost() {
+                tokio::select! {
+                    biased;
+                    () = signals.next() => {}
+                    outcome = timeout(INTERRUPT_GRACE, &mut finish) => finished = outcome.ok(),
+                }
+            }
+            finished
+        };
+        // A publisher that has failed gives the events back, and one that was dropped leaves the count of them.
+        let unknown = match &finished {
+            Some(Err(failure)) => failure.unknown.len() as u64,
+            Some(Ok(_)) | None => progress.in_flight(),
+        };
+        left_out.collect(&progress);
+        left_out.report().await;
+        let count = progress.refused() + left_out.unsent.len() as u64;
+        let refused_all = left_out.check();
+        let explain = |failure: &PublishFailure| match has_lines {
+            true => left_out.explain(failure, &progress),
+            false => failure.error.to_string(),
+        };
+        let failure = finished
+            .as_ref()
+            .and_then(|finished| finished.as_ref().err())
+            .map(explain);
+        let interrupted = || match &failure {
+            Some(failure) => Failure::new(Exit::Interrupted, format!("interrupted; {failure}")),
+            None => Failure::new(Exit::Interrupted, "interrupted"),
+        };
+        let outcome = match end {
+            End::Invalid(invalid) => Err(match &failure {
+                Some(failure) => invalid.with(failure),
+                None => invalid,
+            }),
+            End::Interrupted => Err(interrupted()),
+            End::Sent | End::Failed => match (&finished, refused_all) {
+                (_, Err(failure)) => Err(failure),
+                (Some(Ok(_)), _) => Ok(()),
+                _ if is_interrupted => Err(interrupted()),
+                (Some(Err(failure)), _) => {
+                    let exit = Exit::from(&failure.error);
+                    Err(Failure::new(exit, explain(failure)))
+                }
+                (None, _) => Err(interrupted()),
             },
         };
-        self.left_out.collect(&self.progress);
-        self.left_out.report().await;
-        let left_out = self.progress.refused() + self.left_out.unsent.len() as u64;
-        (outcome, left_out)
+        (outcome, count, unknown)
     }
 }
 
@@ -480,6 +541,19 @@ impl LeftOut {
         for refusal in progress.take_refusals() {
             let line = self.line(refusal.index);
             self.add(&format!("line {line}: {}", refusal.error));
+            // The topic is the same for every line, so none would be accepted.
+            if refusal.error.reason().as_deref() == Some("INVALID_TOPIC") {
+                let words = || format!("no line can be published: {}", refusal.error);
+                self.refused_all.get_or_insert_with(words);
+            }
+        }
+    }
+
+    /// Fails once a refusal is known that every line would get.
+    fn check(&self) -> Result<(), Failure> {
+        match &self.refused_all {
+            Some(words) => Err(Failure::new(Exit::Refused, words)),
+            None => Ok(()),
         }
     }
 
@@ -500,27 +574,26 @@ impl LeftOut {
         }
     }
 
-    /// Reports the lines that the server refuses, until it is dropped.
+    /// Returns the words for a failure, with the number of the line that was refused.
+    fn explain(&self, failure: &PublishFailure, progress: &Progress) -> String {
+        let is_refused = matches!(failure.error, Error::InvalidArgument(_));
+        if is_refused && failure.unacknowledged > 0 {
+            let line = self.line(progress.acknowledged() + progress.refused());
+            return format!("line {line}: {}", failure.error);
+        }
+        failure.error.to_string()
+    }
+
+    /// Reports the lines that the server refuses, until no other line would be accepted.
     async fn follow(&mut self, progress: &Progress) {
         loop {
             self.collect(progress);
             self.report().await;
+            if self.refused_all.is_some() {
+                return;
+            }
             sleep(Duration::from_millis(100)).await;
         }
-    }
-
-    fn explain(&self, failure: &PublishFailure, progress: &Progress) -> (Failure, u64) {
-        let exit = Exit::from(&failure.error);
-        let unknown = failure.unknown.len() as u64;
-        let is_refused = matches!(failure.error, Error::InvalidArgument(_));
-        let message = match is_refused && !failure.unpublished.is_empty() {
-            true => {
-                let line = self.line(progress.acknowledged() + progress.refused());
-                format!("line {line}: {}", failure.error)
-            }
-            false => failure.error.to_string(),
-        };
-        (Failure::new(exit, message), unknown)
     }
 }
 

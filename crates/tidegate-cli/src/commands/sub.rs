@@ -72,11 +72,11 @@ pub(crate) struct SubArgs {
 
     /// How long the server may be silent before it sends a heartbeat, from 1s to 1h. After three times as long
     /// without a response the connection counts as broken.
-    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = heartbeat)]
     heartbeat: Duration,
 
     /// Receive events at most once per interval, up to 1h [default: as they are published].
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = min_interval)]
     min_interval: Option<Duration>,
 
     /// End when the connection breaks, instead of reconnecting.
@@ -160,6 +160,25 @@ pub(crate) async fn run(args: SubArgs) -> Result<(), Failure> {
         biased;
         interrupted = signals::interrupted() => Ok(interrupted?),
         outcome = printer.run(subscription) => outcome,
+    }
+}
+
+/// The longest interval of any kind.
+const MAX_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Parses an interval of heartbeats.
+fn heartbeat(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        interval if (Duration::from_secs(1)..=MAX_INTERVAL).contains(&interval) => Ok(interval),
+        _ => Err("must be from 1s to 1h".into()),
+    }
+}
+
+/// Parses an interval between releases. 0 is none.
+fn min_interval(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        interval if interval <= MAX_INTERVAL => Ok(interval),
+        _ => Err("must be at most 1h".into()),
     }
 }
 
