@@ -331,7 +331,9 @@ def test_frames_that_provoke_resets_end_a_connection_that_does_not_read_them(bes
     """h2 keeps each reset until it can be written, and anybody who reaches the port may provoke them."""
     with besiege() as siege:
         peer = siege.peer(PREFACE + settings(), receive_buffer=4_096)
-        blob = b"".join(provoke(stream) for stream in range(1, 200_000, 2))
+        # More than the buffers of the sockets in between take.
+        size = len(provoke(1))
+        blob = b"".join(provoke(stream) for stream in range(1, 2 * (16 << 20) // size, 2))
         sent, began, read = 0, time.monotonic(), 0.0
         peer.socket.setblocking(False)
         while sent < len(blob) and time.monotonic() - began < PATIENCE:
