@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -206,6 +207,36 @@ def test_owner_of_a_socket_file_with_a_full_backlog_is_not_waited_for(serve, tmp
         assert server.process.wait(PATIENCE) == 1
         assert "a process listens on it" in server.process.stderr.read()
         assert path.is_socket()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_socket_file_of_another_user_is_told_for_what_it_is(binary, tmp_path):
+    # As `/tmp` is: everybody may make files, and remove their own.
+    tmp_path.chmod(0o1777)
+    for folder in tmp_path.parents:
+        if folder.stat().st_mode & 0o001 == 0:
+            folder.chmod(folder.stat().st_mode | 0o001)
+    path = tmp_path / "tg.sock"
+    # Where another user gets to.
+    program = tmp_path / "tidegate"
+    shutil.copy(binary, program)
+
+    def refused() -> str:
+        command = [program, "serve", "--listen", f"unix:{path}"]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, user=65534, group=65534, extra_groups=[])
+        assert ran.returncode == 1
+        assert path.is_socket()
+        return ran.stderr
+
+    with socket.socket(socket.AF_UNIX) as owner:
+        owner.bind(str(path))
+        owner.listen(1)
+        path.chmod(0o700)
+        assert "a socket that this user may not connect to" in refused()
+    path.chmod(0o777)
+    assert "this user may not remove it: remove it" in refused()
+    # It is large, and pytest keeps the folders of several runs.
+    program.unlink()
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])

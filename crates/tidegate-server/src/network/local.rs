@@ -213,7 +213,17 @@ fn make_way(path: &Path) -> io::Result<()> {
         }
         Err(Errno::CONNREFUSED) => {
             tracing::info!(path = %path.display(), "replacing the file of a socket that nobody listens on");
-            std::fs::remove_file(path)
+            std::fs::remove_file(path).map_err(|error| match error.kind() {
+                // Where the folder belongs to others, the file of another user stays (`/tmp`).
+                io::ErrorKind::PermissionDenied => io::Error::new(
+                    error.kind(),
+                    format!(
+                        "nobody listens on the socket that is there, but this user may not remove it: remove it, or \
+                         choose another path ({error})"
+                    ),
+                ),
+                _ => error,
+            })
         }
         Err(Errno::PROTOTYPE) => taken(
             "a process uses a socket of another kind there (of datagrams or packets); it stays as it is: choose another \
