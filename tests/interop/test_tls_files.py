@@ -241,7 +241,7 @@ BAD_CERTIFICATES = {
         ["a request for a certificate in DER, and no certificate"],
     ),
     "cut": (cut, "cut.pem", ["is damaged"]),
-    "indented": (indented, "indented.pem", ["line 1: something else is in the line of `-----BEGIN`"]),
+    "indented": (indented, "indented.pem", ["line 1: the beginning of a block is indented: remove the white space before it"]),
     "with a list": (with_list, "with.crl", ["list of revoked certificates, which has no effect here"]),
     "base64 twice": (base64_of_pem, "pem.once.more", ["base64 once more"]),
     "empty": (garbage, "empty", ["is empty"]),

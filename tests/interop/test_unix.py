@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -171,12 +172,84 @@ def test_path_that_another_server_took_meanwhile_is_left_to_it(serve, tmp_path):
 
 @pytest.mark.parametrize(
     ("listen", "words"),
-    [("unix:", "whole path"), ("unix:run/tg.sock", "whole path"), ("unix:/" + "x" * 200, "SUN_LEN"), ("unix:/nowhere/tg.sock", "No such file")],
+    [
+        ("unix:", "whole path"),
+        ("unix:run/tg.sock", "whole path"),
+        ("unix:/" + "x" * 119, "120 bytes"),
+        ("unix:/", "that of a folder"),
+        ("unix:/run/", "that of a folder"),
+    ],
 )
-def test_socket_path_that_cannot_be_used_is_told(serve, listen, words):
+def test_socket_path_that_nobody_can_use_is_a_wrong_configuration(binary, serve, tmp_path, listen, words):
     server = serve(listen)
-    assert server.process.wait(PATIENCE) in (1, 2)
+    assert server.process.wait(PATIENCE) == 2
     assert words in server.process.stderr.read()
+    configuration = tmp_path / "tidegate.toml"
+    configuration.write_text(f'listen = "{listen}"\n')
+    checked = subprocess.run([binary, "check-config", configuration], capture_output=True, text=True, timeout=PATIENCE)
+    assert checked.returncode == 2
+    assert words in checked.stderr
+
+
+def test_socket_path_in_no_folder_is_told(serve):
+    server = serve("unix:/nowhere/tg.sock")
+    assert server.process.wait(PATIENCE) == 1
+    assert "there is no folder /nowhere: make it" in server.process.stderr.read()
+
+
+def test_owner_of_a_socket_file_with_a_full_backlog_is_not_waited_for(serve, tmp_path):
+    path = tmp_path / "tg.sock"
+    with socket.socket(socket.AF_UNIX) as owner, socket.socket(socket.AF_UNIX) as waiting:
+        owner.bind(str(path))
+        owner.listen(0)
+        waiting.connect(str(path))
+        server = serve(f"unix:{path}")
+        assert server.process.wait(PATIENCE) == 1
+        assert "a process listens on it" in server.process.stderr.read()
+        assert path.is_socket()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_socket_file_of_another_user_is_told_for_what_it_is(binary, tmp_path):
+    # As `/tmp` is: everybody may make files, and remove their own.
+    tmp_path.chmod(0o1777)
+    for folder in tmp_path.parents:
+        if folder.stat().st_mode & 0o001 == 0:
+            folder.chmod(folder.stat().st_mode | 0o001)
+    path = tmp_path / "tg.sock"
+    # Where another user gets to.
+    program = tmp_path / "tidegate"
+    shutil.copy(binary, program)
+
+    def refused() -> str:
+        command = [program, "serve", "--listen", f"unix:{path}"]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, user=65534, group=65534, extra_groups=[])
+        assert ran.returncode == 1
+        assert path.is_socket()
+        return ran.stderr
+
+    with socket.socket(socket.AF_UNIX) as owner:
+        owner.bind(str(path))
+        owner.listen(1)
+        path.chmod(0o700)
+        assert "a socket that this user may not connect to" in refused()
+    path.chmod(0o777)
+    assert "this user may not remove it: remove it" in refused()
+    # It is large, and pytest keeps the folders of several runs.
+    program.unlink()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_socket_file_of_another_kind_is_left_to_its_owner(serve, tmp_path, kind):
+    path = tmp_path / "tg.sock"
+    with socket.socket(socket.AF_UNIX, kind) as owner:
+        owner.bind(str(path))
+        if kind == socket.SOCK_SEQPACKET:
+            owner.listen(1)
+        server = serve(f"unix:{path}")
+        assert server.process.wait(PATIENCE) == 1
+        assert "a socket of another kind" in server.process.stderr.read()
+        assert path.is_socket()
 
 
 def test_command_line_works_over_a_socket_file(binary, serve, tmp_path):

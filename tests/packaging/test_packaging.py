@@ -87,6 +87,21 @@ def test_the_unit_is_valid_and_exposes_little(binary, tmp_path):
     assert exposure <= EXPOSURE_MOST, said
 
 
+@needs("systemd-analyze", "apt-get install systemd")
+def test_the_drop_in_for_proxies_is_valid_and_opens_the_socket_to_a_group_alone(binary, tmp_path):
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    [drop_in] = re.findall(r"^```ini\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace(PROGRAM, binary))
+    folder = tmp_path / f"{UNIT.name}.d"
+    folder.mkdir()
+    (folder / "override.conf").write_text(drop_in)
+    run("systemd-analyze", "verify", unit)
+    # The group needs all that the owner has, and others nothing.
+    assert "UMask=0007\n" in drop_in
+    assert re.search(r"^Group=(.+)$", drop_in, re.MULTILINE)[1] in text.split("groupadd --system ")[1]
+
+
 @needs("kubernetes-validate", "pip install kubernetes-validate")
 @pytest.mark.parametrize("file", [MANIFESTS, MANIFESTS_TLS], ids=lambda file: file.stem)
 def test_the_manifests_keep_their_schema(file):

@@ -82,6 +82,7 @@ def test_what_the_tests_hide_is_what_the_unit_hides():
     assert unit_setting("ProtectSystem") == "strict"
     assert unit_setting("CapabilityBoundingSet") == ""
     assert unit_setting("UMask") == "0077"
+    assert unit_setting("RuntimeDirectory") == "tidegate"
 
 
 def test_what_the_unit_hides_is_hidden(hidden):

@@ -16,7 +16,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::local::{LocalListener, LocalStream};
+use super::local::{LocalListener, LocalStream, check_path};
 
 /// Address of every peer that connects through the file of a socket: they have none of their own, and count as one. No peer
 /// on a network has it.
@@ -33,7 +33,7 @@ pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 pub enum ListenAddress {
     /// An address and a port. Port 0 takes a free port.
     Tcp(SocketAddr),
-    /// The path of a socket's file, which the server makes, and removes when it ends.
+    /// The path of a socket's file, which the server makes, and removes when it ends. It has at most 107 bytes.
     Unix(PathBuf),
 }
 
@@ -112,7 +112,9 @@ impl FromStr for ListenAddress {
         if !path.starts_with('/') {
             return Err("write the whole path, such as unix:/run/tidegate.sock".into());
         }
-        Ok(Self::Unix(path.into()))
+        let path = PathBuf::from(path);
+        check_path(&path)?;
+        Ok(Self::Unix(path))
     }
 }
 
@@ -201,5 +203,35 @@ impl AsyncWrite for Socket {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_that_no_socket_can_have_is_refused_where_it_is_read() {
+        let read = |path: &str| format!("unix:{path}").parse::<ListenAddress>();
+        let longest = format!("/{}", "x".repeat(106));
+        // The operating system agrees.
+        std::os::unix::net::SocketAddr::from_pathname(&longest).unwrap();
+        assert_eq!(
+            read(&longest),
+            Ok(ListenAddress::Unix(longest.clone().into()))
+        );
+        let longer = format!("{longest}x");
+        std::os::unix::net::SocketAddr::from_pathname(&longer).unwrap_err();
+        let said = read(&longer).unwrap_err();
+        assert!(said.contains("108 bytes"), "{said}");
+        // Bytes are counted, and not characters.
+        let said = read(&format!("/{}", "é".repeat(60))).unwrap_err();
+        assert!(said.contains("121 bytes"), "{said}");
+        assert!(read("/run/a\0b").unwrap_err().contains("zero byte"));
+        for folder in ["/", "///", "/run/", "///run/", "/run/.", "/run/.."] {
+            let said = read(folder).unwrap_err();
+            assert!(said.contains("that of a folder"), "{folder}: {said}");
+        }
+        assert!(read("/run/.socket").is_ok() && read("/run/../socket").is_ok());
     }
 }

@@ -21,6 +21,18 @@
                  ^AtomicLong dropped
                  ^ServerCallStreamObserver observer])
 
+;; ===== Output =====
+
+(def ^:private output (Object.))
+
+(defn- say!
+  "Writes a line in one piece. `println` writes each word and the line end by itself, and the threads of several clients
+  would mix theirs."
+  [line]
+  (locking output
+    (print (str line \newline))
+    (flush)))
+
 ;; ===== Queue =====
 
 (defn- enqueue!
@@ -65,7 +77,7 @@
   ;; Of two arguments: a cancel that comes late leaves the new stream of the same id alone.
   (.remove ^ConcurrentHashMap clients (.id client) client)
   (.shutdownNow ^ExecutorService (.drainer client))
-  (println (format "%s left, %d dropped" (.id client) (.get ^AtomicLong (.dropped client)))))
+  (say! (format "%s left, %d dropped" (.id client) (.get ^AtomicLong (.dropped client)))))
 
 (defn- end!
   "Ends the stream from its drainer, since no two threads may call an observer at a time."
@@ -100,7 +112,7 @@
     (.setOnCancelHandler observer #(leave! client))
     (when-let [older (.put ^ConcurrentHashMap clients (.id client) client)]
       (end! older (.withDescription Status/ABORTED "a newer stream has this id")))
-    (println (.id client) "listens")))
+    (say! (str (.id client) " listens"))))
 
 (defn- service []
   (proxy [NoticeServiceGrpc$NoticeServiceImplBase] []
@@ -122,6 +134,6 @@
                    (.addService ^NoticeServiceGrpc$NoticeServiceImplBase (service))
                    .build
                    .start)]
-    (println (str "listening on 127.0.0.1:" (.getPort server)))
+    (say! (str "listening on 127.0.0.1:" (.getPort server)))
     (run! publish! (line-seq (java.io.BufferedReader. *in*)))
     (stop! server)))
