@@ -206,7 +206,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
     use super::*;
 
