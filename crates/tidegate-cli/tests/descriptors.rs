@@ -116,7 +116,7 @@ fn server_refuses_a_cap_beyond_its_descriptors() {
 #[test]
 fn too_few_descriptors_for_a_server_are_refused_or_warned_of() {
     for (arguments, code) in [
-        (&["serve", "--listen", "127.0.0.1:0"][..], 1),
+        (&["serve", "--listen", "127.0.0.1:0"][..], 2),
         (&["check-config"], 2),
     ] {
         let ended = limited(20, arguments).output().unwrap();

@@ -111,12 +111,8 @@ fn where_no_thread_can_be_started_the_program_says_so_and_ends() {
                 told.contains("thread") && told.contains("raise the limit on processes"),
                 "{threads}: {told}"
             );
-            let expected = if told.contains("the configuration") {
-                2
-            } else {
-                1
-            };
-            assert_eq!(code, Some(expected), "{threads}: {told}");
+            // Threads may be had later, so a supervisor is to try again.
+            assert_eq!(code, Some(1), "{threads}: {told}");
         }
         assert!(refused >= 3, "{arguments:?}: {refused}");
     }

@@ -183,7 +183,7 @@ impl Reading {
                 "could not be read, because no thread could be started for it: {error}; raise the limit on processes and \
                  threads"
             );
-            SecurityError::invalid(path, problem)
+            SecurityError::late(path, problem)
         })?;
         Ok(Self {
             path: path.into(),
