@@ -236,7 +236,7 @@ impl ClientBuilder {
     }
 
     /// Sets the largest message to accept from the server, in bytes. A larger one ends its stream, or
-    /// its call, with [`Error::ResponseTooLarge`](crate::Error::ResponseTooLarge). Default: 64 MiB,
+    /// its call, with [`Error::ResponseTooLarge`]. Default: 64 MiB,
     /// which is 64 times the largest event that a server accepts by default.
     #[must_use]
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
