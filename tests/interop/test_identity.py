@@ -119,5 +119,5 @@ def test_command_line_sends_a_token_and_trusts_the_given_ca(secure, folder, bina
 def test_server_refuses_tokens_without_tls_on_a_public_address(binary, folder):
     command = [binary, "serve", "--listen", "0.0.0.0:0", "--auth-tokens", str(folder / "tokens")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "without TLS" in ended.stderr
