@@ -63,7 +63,7 @@ class Files:
         checked = self.check(**settings)
         assert checked.returncode == 2, checked.stdout + checked.stderr
         served = self.run("serve", "--listen=127.0.0.1:0", *self.flags(**settings))
-        assert served.returncode == 1, served.stdout + served.stderr
+        assert served.returncode == 2, served.stdout + served.stderr
         for said in (checked.stderr, served.stderr):
             for word in words:
                 assert word in said, f"{word!r} is not in: {said}"
@@ -438,11 +438,11 @@ def test_unusable_key_of_tokens_is_named_with_the_way_out(files, name):
     files.openssl(GOOD, *other_keys, command)
     tokens = ["--auth-jwt-issuer=me", "--auth-jwt-audience=you"]
     served = files.run("serve", "--listen=127.0.0.1:0", *tokens, f"--auth-jwt-public-keys={files['bad']}")
-    assert served.returncode == 1
+    assert served.returncode == 2
     for word in words:
         assert word in served.stderr, served.stderr
     # Whoever has a public key could sign with it.
     files.openssl("pkey -in server.key -pubout -out public.pem")
     served = files.run("serve", "--listen=127.0.0.1:0", *tokens, f"--auth-jwt-secrets={files['public.pem']}")
-    assert served.returncode == 1
+    assert served.returncode == 2
     assert "is PEM, and no secret" in served.stderr
