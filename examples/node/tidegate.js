@@ -243,6 +243,8 @@ const BY_REASON = {
   TOO_MANY_EVENTS: 'stop',
   EVENT_TOO_LARGE: 'stop',
   BATCH_TOO_LARGE: 'stop',
+  COMPRESSION_UNSUPPORTED: 'stop',
+  MALFORMED_MESSAGE: 'stop',
   TOO_SLOW: 'resume',
   STALLED: 'resume',
   QUOTA_EXCEEDED: 'resume',
