@@ -54,12 +54,24 @@ pub(crate) async fn release_freed(hub: Hub<Encoded>) {
         }
         // Again as long as it falls: a page goes back only when everything in it is free.
         if held < collected_at {
-            collect();
+            collect_on_each_thread().await;
             collected_at = held;
         } else {
             (peak, collected_at) = (held, u64::MAX);
         }
     }
+}
+
+/// Collects on the threads of the runtime. What one thread frees of another's goes back only when that other one looks, and
+/// on an idle server it has no reason to. More tasks than workers, since a free worker steals what waits for a busy one.
+async fn collect_on_each_thread() {
+    let workers = tokio::runtime::Handle::current().metrics().num_workers();
+    let mut collections = tokio::task::JoinSet::new();
+    for _ in 0..4 * workers {
+        collections.spawn(async { collect() });
+    }
+    collections.spawn_blocking(collect);
+    while collections.join_next().await.is_some() {}
 }
 
 #[expect(
