@@ -54,9 +54,11 @@ pub(crate) async fn release_freed(hub: Hub<Encoded>) {
         }
         // Again as long as it falls: a page goes back only when everything in it is free.
         if held < collected_at {
-            collect_on_each_thread().await;
+            collect();
             collected_at = held;
         } else {
+            // At the end only: it keeps all threads from their work for a moment.
+            collect_on_each_thread().await;
             (peak, collected_at) = (held, u64::MAX);
         }
     }
