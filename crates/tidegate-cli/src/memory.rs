@@ -57,23 +57,9 @@ pub(crate) async fn release_freed(hub: Hub<Encoded>) {
             collect();
             collected_at = held;
         } else {
-            // At the end only: it keeps all threads from their work for a moment.
-            collect_on_each_thread().await;
             (peak, collected_at) = (held, u64::MAX);
         }
     }
-}
-
-/// Collects on the threads of the runtime. What one thread frees of another's goes back only when that other one looks, and
-/// on an idle server it has no reason to. More tasks than workers, since a free worker steals what waits for a busy one.
-async fn collect_on_each_thread() {
-    let workers = tokio::runtime::Handle::current().metrics().num_workers();
-    let mut collections = tokio::task::JoinSet::new();
-    for _ in 0..4 * workers {
-        collections.spawn(async { collect() });
-    }
-    collections.spawn_blocking(collect);
-    while collections.join_next().await.is_some() {}
 }
 
 #[expect(
