@@ -318,7 +318,7 @@ impl Fetcher {
     /// Asks for the key set.
     ///
     /// # Errors
-    /// What failed, and the way to correct it.
+    /// The failure, and the way to correct it.
     async fn get(&self) -> Result<Answer, String> {
         let deadline = Instant::now() + TIMEOUT;
         let place = format!("{}:{}", self.host, self.port);

@@ -1,7 +1,7 @@
 //! Server reflection (`grpc.reflection.v1`, and `v1alpha`, which older tools ask for).
 //!
 //! # Errors
-//! What is not found is answered as `error_response`, and the stream goes on, as reflection.proto wants it: tools ask for
+//! A name that is not found is answered as `error_response`, and the stream goes on, as reflection.proto wants it: tools ask for
 //! many names in one stream. The service of `tonic-reflection` ends the stream instead, so only the messages are from
 //! that crate.
 //!
