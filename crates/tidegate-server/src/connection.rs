@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     network::{
-        listener::{PeerAddress, Socket},
+        listener::{self, PeerAddress, Socket},
         metered::{Metered, Traffic},
-        tls::{Certificates, Tls, Transport},
+        tls::{self, Certificates, Tls, Transport},
     },
     routes::Routes,
 };
@@ -84,7 +84,7 @@ impl Connections {
 
     /// Serves one connection. Returns whether it was cut, and why it ended, if not in good order.
     async fn serve_to_the_end(&self, stream: Socket, peer: SocketAddr) -> (bool, Option<String>) {
-        if let Err(error) = stream.set_options(&self.config) {
+        if let Err(error) = listener::set_options(&stream, &self.config) {
             if !is_of_the_peer(&error) {
                 self.tell_of_options(&error);
             }
@@ -161,10 +161,10 @@ impl Connections {
         let begun = async {
             let transport = match &self.tls {
                 Some(tls) => tls.accept(stream).await?,
-                None => Transport::Plain(stream),
+                None => Transport::Left(stream),
             };
-            let certificates = transport.certificates();
-            let protocol = transport.protocol();
+            let certificates = tls::client_certificates(&transport);
+            let protocol = tls::protocol(&transport);
             io::Result::Ok((read_preface(transport).await?, protocol, certificates))
         };
         tokio::select! {

@@ -21,7 +21,7 @@ use crate::{
     error::BindError,
     network::{
         admission::{Admission, ConnectionStats},
-        listener::{LOCAL_PEER, ListenAddress, Listener, PeerAddress, Socket},
+        listener::{self, LOCAL_PEER, ListenAddress, Listener, PeerAddress, Socket},
     },
     operations::{
         controls::{Controls, LiveConfig},
@@ -263,7 +263,7 @@ impl Server {
             Err(refusal) => {
                 tracing::debug!(peer = %PeerAddress(peer), %refusal, "connection refused");
                 // A reset instead of a close.
-                socket.reset();
+                listener::reset(socket);
                 return;
             }
         };

@@ -4,17 +4,13 @@ use std::{
     fmt, io,
     net::{Ipv6Addr, SocketAddr},
     path::PathBuf,
-    pin::Pin,
     str::FromStr,
-    task::{Context, Poll},
     time::Duration,
 };
 
 use tidegate_transport::{Acceptor, Http2Config};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
+use tokio_util::either::Either;
 
 use super::local::{LocalListener, LocalStream, check_path};
 
@@ -44,12 +40,8 @@ pub(crate) enum Listener {
     Unix(LocalListener),
 }
 
-/// A connection of either kind.
-#[derive(Debug)]
-pub(crate) enum Socket {
-    Tcp(TcpStream),
-    Unix(LocalStream),
-}
+/// A connection of either kind: TCP, or through the file of a socket.
+pub(crate) type Socket = Either<TcpStream, LocalStream>;
 
 // ===== impl PeerAddress =====
 
@@ -139,70 +131,30 @@ impl Listener {
                 acceptor.accept_batch(&mut accepted).await;
                 // Nothing is awaited from here on, so what was accepted is not lost.
                 let sockets = accepted.into_iter();
-                batch.extend(sockets.map(|(stream, peer)| (Socket::Tcp(stream), peer)));
+                batch.extend(sockets.map(|(stream, peer)| (Either::Left(stream), peer)));
             }
-            Self::Unix(listener) => batch.push((Socket::Unix(listener.accept().await), LOCAL_PEER)),
+            Self::Unix(listener) => {
+                batch.push((Either::Right(listener.accept().await), LOCAL_PEER))
+            }
         }
     }
 }
 
-// ===== impl Socket =====
+// ===== Sockets =====
 
-impl Socket {
-    /// Sets the options of a TCP socket. Others have none of these.
-    pub(crate) fn set_options(&self, config: &Http2Config) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => config.set_socket_options(stream),
-            Self::Unix(_) => Ok(()),
-        }
-    }
-
-    /// Closes with a reset, where there is such a thing.
-    pub(crate) fn reset(self) {
-        if let Self::Tcp(stream) = self {
-            // It leaves no state in the kernel. If the option cannot be set, the socket closes normally.
-            let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-        }
+/// Sets the options of a TCP socket. Others have none of these.
+pub(crate) fn set_options(socket: &Socket, config: &Http2Config) -> io::Result<()> {
+    match socket {
+        Either::Left(stream) => config.set_socket_options(stream),
+        Either::Right(_) => Ok(()),
     }
 }
 
-impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+/// Closes with a reset, where there is such a thing.
+pub(crate) fn reset(socket: Socket) {
+    if let Either::Left(stream) = socket {
+        // It leaves no state in the kernel. If the option cannot be set, the socket closes normally.
+        let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     }
 }
 

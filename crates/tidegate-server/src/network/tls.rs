@@ -21,9 +21,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
     time::SystemTime,
 };
 
@@ -33,8 +31,8 @@ use rustls::{
     pki_types::{CertificateDer, CertificateRevocationListDer},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::either::Either;
 
 use super::{
     certificate::{self, Examined},
@@ -108,11 +106,7 @@ struct Current {
 pub(crate) type Socket = Metered<listener::Socket>;
 
 /// The bytes of a connection, with TLS or without.
-#[derive(Debug)]
-pub(crate) enum Transport {
-    Plain(Socket),
-    Tls(Box<TlsStream<Socket>>),
-}
+pub(crate) type Transport = Either<Socket, Box<TlsStream<Socket>>>;
 
 /// The certificates of a client, beginning with its own.
 pub(crate) type Certificates = Arc<[CertificateDer<'static>]>;
@@ -363,7 +357,7 @@ impl Tls {
             let problem = "the peer did not choose h2 by ALPN";
             return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
         }
-        Ok(Transport::Tls(Box::new(stream)))
+        Ok(Either::Right(Box::new(stream)))
     }
 }
 
@@ -424,64 +418,24 @@ pub(crate) fn revoked(
     }
 }
 
-// ===== impl Transport =====
+// ===== Transports =====
 
-impl Transport {
-    /// The certificates of the client, which the handshake verified.
-    pub(crate) fn certificates(&self) -> Option<Certificates> {
-        let Self::Tls(stream) = self else { return None };
-        stream.get_ref().1.peer_certificates().map(Arc::from)
-    }
-
-    /// The name of the protocol, for a log.
-    pub(crate) fn protocol(&self) -> &'static str {
-        let Self::Tls(stream) = self else {
-            return "h2";
-        };
-        match stream.get_ref().1.protocol_version() {
-            Some(ProtocolVersion::TLSv1_2) => "h2 over TLS 1.2",
-            Some(ProtocolVersion::TLSv1_3) => "h2 over TLS 1.3",
-            _ => "h2 over TLS",
-        }
-    }
+/// The certificates of the client, which the handshake verified.
+pub(crate) fn client_certificates(transport: &Transport) -> Option<Certificates> {
+    let Either::Right(stream) = transport else {
+        return None;
+    };
+    stream.get_ref().1.peer_certificates().map(Arc::from)
 }
 
-impl AsyncRead for Transport {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Transport {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+/// The name of the protocol, for a log.
+pub(crate) fn protocol(transport: &Transport) -> &'static str {
+    let Either::Right(stream) = transport else {
+        return "h2";
+    };
+    match stream.get_ref().1.protocol_version() {
+        Some(ProtocolVersion::TLSv1_2) => "h2 over TLS 1.2",
+        Some(ProtocolVersion::TLSv1_3) => "h2 over TLS 1.3",
+        _ => "h2 over TLS",
     }
 }
