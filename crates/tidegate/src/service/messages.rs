@@ -176,6 +176,12 @@ where
 
     /// Takes this many bytes of the request. `None`: it ended before the first of them.
     async fn take(&mut self, bytes: usize) -> Result<Option<Bytes>, Status> {
+        if bytes > PIECE {
+            // Room that grows by itself is copied each time, and in the end twice as large. What is not written takes no
+            // memory.
+            self.received
+                .reserve(bytes.saturating_sub(self.received.len()));
+        }
         while self.received.len() < bytes {
             if self.has_ended {
                 if self.received.is_empty() {
