@@ -86,6 +86,8 @@ class Proxy:
     """A proxy in front of a server, which listens with TLS on a port that was free."""
 
     PROGRAM: str
+    # Its configuration, in packaging/.
+    PACKAGED: str
 
     def __init__(self, folder: Path, certificate: Certificate, backend: Backend, **changes: str) -> None:
         self.folder = folder
@@ -105,6 +107,11 @@ class Proxy:
 
     def configuration(self, certificate: Certificate, backend: Backend, changes: dict[str, str]) -> str:
         """The configuration of packaging/, with the ports and certificates of the test, and what else is to change."""
+        text = replaced((PACKAGING / self.PACKAGED).read_text(), self.places(certificate, backend))
+        return replaced(text, changes)
+
+    def places(self, certificate: Certificate, backend: Backend) -> dict[str, str]:
+        """What the packaged configuration says of ports and certificates, and what the test has instead."""
         raise NotImplementedError
 
     def command(self, configuration: str) -> list[str]:
@@ -159,6 +166,7 @@ def replaced(text: str, changes: dict[str, str]) -> str:
 
 class Nginx(Proxy):
     PROGRAM = "nginx"
+    PACKAGED = "nginx/tidegate.conf"
 
     # The rest of a configuration, which distributions bring.
     MAIN = """
@@ -179,19 +187,19 @@ http {{
 }}
 """
 
+    def places(self, certificate: Certificate, backend: Backend) -> dict[str, str]:
+        return {
+            "server 127.0.0.1:50051;": f"server {backend.address};",
+            "listen 443 ssl": f"listen 127.0.0.1:{self.port} ssl",
+            "/etc/nginx/tidegate/tls.crt": str(certificate.chain),
+            "/etc/nginx/tidegate/tls.key": str(certificate.key),
+        }
+
     def configuration(self, certificate: Certificate, backend: Backend, changes: dict[str, str]) -> str:
-        text = replaced(
-            (PACKAGING / "nginx" / "tidegate.conf").read_text(),
-            {
-                "server 127.0.0.1:50051;": f"server {backend.address};",
-                "listen 443 ssl": f"listen 127.0.0.1:{self.port} ssl",
-                "/etc/nginx/tidegate/tls.crt": str(certificate.chain),
-                "/etc/nginx/tidegate/tls.key": str(certificate.key),
-            },
-        )
+        server = super().configuration(certificate, backend, changes)
         # As root its workers would be another user, who may not write in the folder of the test.
         user = "user root;" if os.geteuid() == 0 else ""
-        return self.MAIN.format(user=user, server=replaced(text, changes))
+        return self.MAIN.format(user=user, server=server)
 
     def command(self, configuration: str) -> list[str]:
         (self.folder / "nginx.conf").write_text(configuration)
@@ -200,18 +208,15 @@ http {{
 
 class HaProxy(Proxy):
     PROGRAM = "haproxy"
+    PACKAGED = "haproxy/tidegate.cfg"
 
-    def configuration(self, certificate: Certificate, backend: Backend, changes: dict[str, str]) -> str:
-        text = replaced(
-            (PACKAGING / "haproxy" / "tidegate.cfg").read_text(),
-            {
-                "server tidegate 127.0.0.1:50051": f"server tidegate {backend.address}",
-                "port 50080": f"port {backend.http_port}",
-                "bind :443 ssl": f"bind 127.0.0.1:{self.port} ssl",
-                "/etc/haproxy/tidegate.pem": str(certificate.both),
-            },
-        )
-        return replaced(text, changes)
+    def places(self, certificate: Certificate, backend: Backend) -> dict[str, str]:
+        return {
+            "server tidegate 127.0.0.1:50051": f"server tidegate {backend.address}",
+            "port 50080": f"port {backend.http_port}",
+            "bind :443 ssl": f"bind 127.0.0.1:{self.port} ssl",
+            "/etc/haproxy/tidegate.pem": str(certificate.both),
+        }
 
     def command(self, configuration: str) -> list[str]:
         (self.folder / "haproxy.cfg").write_text(configuration)
@@ -221,33 +226,28 @@ class HaProxy(Proxy):
 class HaProxyTcp(HaProxy):
     """HAProxy that passes connections on as they are."""
 
-    def configuration(self, certificate: Certificate, backend: Backend, changes: dict[str, str]) -> str:
-        text = replaced(
-            (PACKAGING / "haproxy" / "tidegate-tcp.cfg").read_text(),
-            {
-                "server tidegate 127.0.0.1:50051": f"server tidegate {backend.address}",
-                "port 50080": f"port {backend.http_port}",
-                "bind :443": f"bind 127.0.0.1:{self.port}",
-            },
-        )
-        return replaced(text, changes)
+    PACKAGED = "haproxy/tidegate-tcp.cfg"
+
+    def places(self, certificate: Certificate, backend: Backend) -> dict[str, str]:
+        return {
+            "server tidegate 127.0.0.1:50051": f"server tidegate {backend.address}",
+            "port 50080": f"port {backend.http_port}",
+            "bind :443": f"bind 127.0.0.1:{self.port}",
+        }
 
 
 class Envoy(Proxy):
     PROGRAM = "envoy"
+    PACKAGED = "envoy/tidegate.yaml"
 
-    def configuration(self, certificate: Certificate, backend: Backend, changes: dict[str, str]) -> str:
-        text = replaced(
-            (PACKAGING / "envoy" / "tidegate.yaml").read_text(),
-            {
-                "port_value: 50051": f"port_value: {backend.port}",
-                "port_value: 50080": f"port_value: {backend.http_port}",
-                "address: 0.0.0.0, port_value: 443 ": f"address: 127.0.0.1, port_value: {self.port} ",
-                "/etc/envoy/tidegate/tls.crt": str(certificate.chain),
-                "/etc/envoy/tidegate/tls.key": str(certificate.key),
-            },
-        )
-        return replaced(text, changes)
+    def places(self, certificate: Certificate, backend: Backend) -> dict[str, str]:
+        return {
+            "port_value: 50051": f"port_value: {backend.port}",
+            "port_value: 50080": f"port_value: {backend.http_port}",
+            "address: 0.0.0.0, port_value: 443 ": f"address: 127.0.0.1, port_value: {self.port} ",
+            "/etc/envoy/tidegate/tls.crt": str(certificate.chain),
+            "/etc/envoy/tidegate/tls.key": str(certificate.key),
+        }
 
     def command(self, configuration: str) -> list[str]:
         (self.folder / "envoy.yaml").write_text(configuration)

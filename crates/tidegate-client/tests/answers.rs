@@ -5,11 +5,15 @@ mod support;
 use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
-use h2::server;
+use h2::server::{self, Connection, SendResponse};
 use http::Response;
 use support::options;
 use tidegate_client::{Client, Code, Error, NewEvent, PublisherOptions, PublisherState, Update};
-use tokio::{io::AsyncWriteExt as _, net::TcpListener, task::JoinSet};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
 
 /// A proxy that answers every call with one page.
 struct Proxy {
@@ -344,14 +348,28 @@ async fn status_without_a_message_is_named() {
     assert!(words.contains("Unavailable"), "{words}");
 }
 
-#[tokio::test]
-async fn stream_that_ends_with_its_headers_was_never_open() {
+/// A client, and a peer that has one connection and answers its first call with `answer`.
+async fn first_call<F>(
+    answer: impl FnOnce(Connection<TcpStream, Bytes>, SendResponse<Bytes>) -> F + Send + 'static,
+) -> (Client, JoinSet<()>)
+where
+    F: Future<Output = ()> + Send,
+{
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let peer = tokio::spawn(async move {
+    let mut peer = JoinSet::new();
+    peer.spawn(async move {
         let (socket, _) = listener.accept().await.unwrap();
         let mut connection = server::handshake(socket).await.unwrap();
-        let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+        let (_request, respond) = connection.accept().await.unwrap().unwrap();
+        answer(connection, respond).await;
+    });
+    (Client::connect_lazy(url).unwrap(), peer)
+}
+
+#[tokio::test]
+async fn stream_that_ends_with_its_headers_was_never_open() {
+    let (client, _peer) = first_call(|mut connection, mut respond| async move {
         let head = Response::builder()
             .header("content-type", "application/grpc")
             .header("grpc-status", "0")
@@ -360,26 +378,21 @@ async fn stream_that_ends_with_its_headers_was_never_open() {
         // The headers have the whole answer, so the end of the body is not waited for.
         let _body = respond.send_response(head, false).unwrap();
         connection.accept().await;
-    });
+    })
+    .await;
     let options = PublisherOptions {
         reconnect: Some(tidegate_client::Backoff::default()),
         ..Default::default()
     };
-    let publisher = Client::connect_lazy(url).unwrap().publisher(options);
+    let publisher = client.publisher(options);
     let state = publisher.progress().changed().await;
     let is_failure = matches!(state, Some(PublisherState::Reconnecting { .. }));
     assert!(is_failure, "{state:?}");
-    peer.abort();
 }
 
 #[tokio::test]
 async fn publisher_sends_one_event_to_a_proxy_that_holds_its_answer_back() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let peer = tokio::spawn(async move {
-        let (socket, _) = listener.accept().await.unwrap();
-        let mut connection = server::handshake(socket).await.unwrap();
-        let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+    let (client, _peer) = first_call(|mut connection, mut respond| async move {
         let page = async {
             tokio::time::sleep(Duration::from_secs(5)).await;
             let head = Response::builder().status(504).body(()).unwrap();
@@ -390,8 +403,8 @@ async fn publisher_sends_one_event_to_a_proxy_that_holds_its_answer_back() {
             _ = connection.accept() => {}
             () = page => {}
         }
-    });
-    let client = Client::connect_lazy(url).unwrap();
+    })
+    .await;
     let mut publisher = client.publisher(PublisherOptions::default());
     for _ in 0..10 {
         let event = NewEvent {
@@ -402,7 +415,6 @@ async fn publisher_sends_one_event_to_a_proxy_that_holds_its_answer_back() {
     }
     let failure = publisher.finish().await.unwrap_err();
     assert_eq!((failure.unknown.len(), failure.unpublished.len()), (1, 9));
-    peer.abort();
 }
 
 #[tokio::test]

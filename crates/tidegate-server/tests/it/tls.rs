@@ -21,6 +21,7 @@ use tokio::{
     time,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::transport::{self, Channel};
 
 use crate::{
     common::*,
@@ -71,6 +72,14 @@ impl Mutual {
             authority,
             clients,
         }
+    }
+
+    /// Connects with a certificate of `billing` that has this serial number.
+    async fn connect(&self, serial: u64) -> Result<Channel, transport::Error> {
+        let pair = self.clients.numbered_client("billing", serial);
+        tls_endpoint(self.server.address, &self.authority, Some(&pair))
+            .connect()
+            .await
     }
 }
 
@@ -395,39 +404,19 @@ async fn unusable_tls_files_stop_the_start() {
 #[tokio::test]
 async fn a_revoked_certificate_is_refused_at_the_handshake() {
     for auth in [ClientAuth::Required, ClientAuth::Optional] {
-        let Mutual {
-            folder: _folder,
-            authority,
-            clients,
-            server,
-        } = Mutual::start_with_revoked(auth, Some(&[7])).await;
-        let revoked = clients.numbered_client("billing", 7);
-        let endpoint = tls_endpoint(server.address, &authority, Some(&revoked));
-        is_refused(endpoint.connect().await).await;
-        let other = clients.numbered_client("billing", 8);
-        let endpoint = tls_endpoint(server.address, &authority, Some(&other));
-        let client = Bearer::new(endpoint.connect().await.unwrap(), None);
+        let mutual = Mutual::start_with_revoked(auth, Some(&[7])).await;
+        is_refused(mutual.connect(7).await).await;
+        let client = Bearer::new(mutual.connect(8).await.unwrap(), None);
         client.publish("t").await.unwrap();
-        assert_eq!(server.hub.position().sequence, 1);
+        assert_eq!(mutual.server.hub.position().sequence, 1);
     }
 }
 
 #[tokio::test]
 async fn a_changed_list_refuses_handshakes_and_ends_streams() {
-    let Mutual {
-        folder,
-        authority,
-        clients,
-        server,
-    } = Mutual::start_with_revoked(ClientAuth::Required, Some(&[])).await;
-    let connect = async |serial| {
-        let pair = clients.numbered_client("billing", serial);
-        tls_endpoint(server.address, &authority, Some(&pair))
-            .connect()
-            .await
-    };
-    let doomed = Bearer::new(connect(7).await.unwrap(), None);
-    let kept = Bearer::new(connect(8).await.unwrap(), None);
+    let mutual = Mutual::start_with_revoked(ClientAuth::Required, Some(&[])).await;
+    let doomed = Bearer::new(mutual.connect(7).await.unwrap(), None);
+    let kept = Bearer::new(mutual.connect(8).await.unwrap(), None);
     let (ending, mut going_on) = (
         doomed.subscribe("", &["t"]).await.unwrap(),
         kept.subscribe("", &["t"]).await.unwrap(),
@@ -440,14 +429,14 @@ async fn a_changed_list_refuses_handshakes_and_ends_streams() {
             "provided CRL could not be parsed",
         ),
     ] {
-        folder.write("crl.pem", content);
-        let errors = server.reloader.reload().await.unwrap_err();
+        mutual.folder.write("crl.pem", content);
+        let errors = mutual.server.reloader.reload().await.unwrap_err();
         let told = errors[0].to_string();
         assert!(told.contains("crl.pem") && told.contains(problem), "{told}");
         doomed.publish("u").await.unwrap();
     }
     // Nobody asks for a reload: the file is looked at.
-    folder.write("crl.pem", clients.revoked(&[7]));
+    mutual.folder.write("crl.pem", mutual.clients.revoked(&[7]));
     let ended = time::timeout(Duration::from_secs(5), end(ending)).await;
     let (going_away, status) = ended.expect("the stream of a revoked certificate goes on");
     assert_eq!(reason(&status), "CREDENTIALS_REVOKED");
@@ -455,7 +444,7 @@ async fn a_changed_list_refuses_handshakes_and_ends_streams() {
     // Neither calls on the connection that is there, nor new ones.
     let refused = doomed.publish("t").await.unwrap_err();
     assert_eq!(reason(&refused), "CREDENTIALS_INVALID");
-    is_refused(connect(7).await).await;
+    is_refused(mutual.connect(7).await).await;
     kept.publish("t").await.unwrap();
     let message = time::timeout(PATIENCE, going_on.message()).await.unwrap();
     assert!(message.unwrap().is_some());
@@ -463,54 +452,40 @@ async fn a_changed_list_refuses_handshakes_and_ends_streams() {
 
 #[tokio::test]
 async fn an_authority_without_a_list_is_refused_where_others_have_one() {
-    let Mutual {
-        folder,
-        authority,
-        clients,
-        server,
-    } = Mutual::start_with_revoked(ClientAuth::Required, Some(&[])).await;
-    folder.write("crl.pem", Authority::new("other").revoked(&[]));
-    server.reloader.reload().await.unwrap();
-    let pair = clients.numbered_client("billing", 8);
-    let endpoint = tls_endpoint(server.address, &authority, Some(&pair));
-    is_refused(endpoint.connect().await).await;
+    let mutual = Mutual::start_with_revoked(ClientAuth::Required, Some(&[])).await;
+    mutual
+        .folder
+        .write("crl.pem", Authority::new("other").revoked(&[]));
+    mutual.server.reloader.reload().await.unwrap();
+    is_refused(mutual.connect(8).await).await;
 }
 
 #[tokio::test]
 async fn a_changed_list_holds_while_the_key_does_not_match() {
-    let Mutual {
-        folder,
-        authority,
-        clients,
-        server,
-    } = Mutual::start_with_revoked(ClientAuth::Required, Some(&[])).await;
-    let connect = async |serial| {
-        let pair = clients.numbered_client("billing", serial);
-        tls_endpoint(server.address, &authority, Some(&pair))
-            .connect()
-            .await
-    };
-    let doomed = Bearer::new(connect(7).await.unwrap(), None);
+    let mutual = Mutual::start_with_revoked(ClientAuth::Required, Some(&[])).await;
+    let doomed = Bearer::new(mutual.connect(7).await.unwrap(), None);
     doomed.publish("t").await.unwrap();
-    let key = std::fs::read(folder.write_pair(&authority.server()).1).unwrap();
-    server.reloader.reload().await.unwrap();
+    let key = std::fs::read(mutual.folder.write_pair(&mutual.authority.server()).1).unwrap();
+    mutual.server.reloader.reload().await.unwrap();
     // The key of another certificate, as in the middle of a renewal by hand.
-    folder.write("server.key", &authority.server().key);
-    folder.write("crl.pem", clients.revoked(&[7]));
-    let errors = server.reloader.reload().await.unwrap_err();
+    mutual
+        .folder
+        .write("server.key", &mutual.authority.server().key);
+    mutual.folder.write("crl.pem", mutual.clients.revoked(&[7]));
+    let errors = mutual.server.reloader.reload().await.unwrap_err();
     assert_eq!(errors.len(), 1, "{errors:?}");
     let told = errors[0].to_string();
     assert!(told.contains("server.pem"), "{told}");
     let refused = doomed.publish("t").await.unwrap_err();
     assert_eq!(reason(&refused), "CREDENTIALS_INVALID");
-    is_refused(connect(7).await).await;
-    connect(8).await.unwrap();
+    is_refused(mutual.connect(7).await).await;
+    mutual.connect(8).await.unwrap();
     // And the other way around: a new pair holds while there is no list.
-    folder.write("server.key", key);
-    folder.write("crl.pem", "no list");
-    let errors = server.reloader.reload().await.unwrap_err();
+    mutual.folder.write("server.key", key);
+    mutual.folder.write("crl.pem", "no list");
+    let errors = mutual.server.reloader.reload().await.unwrap_err();
     let told = errors[0].to_string();
     assert!(errors.len() == 1 && told.contains("crl.pem"), "{errors:?}");
-    is_refused(connect(7).await).await;
-    connect(8).await.unwrap();
+    is_refused(mutual.connect(7).await).await;
+    mutual.connect(8).await.unwrap();
 }

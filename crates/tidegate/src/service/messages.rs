@@ -343,87 +343,28 @@ mod tests {
         let packed = gzip(&plain);
         let mut broken = packed.clone();
         broken[15] ^= 0xFF;
-        for (encoding, body, code, expected) in [
-            (
-                "identity",
-                framed(1, &packed),
-                Code::Internal,
-                "MALFORMED_MESSAGE",
-            ),
-            (
-                "gzip",
-                framed(7, &packed),
-                Code::Internal,
-                "MALFORMED_MESSAGE",
-            ),
-            (
-                "gzip",
-                framed(1, &broken),
-                Code::Internal,
-                "MALFORMED_MESSAGE",
-            ),
-            ("gzip", framed(1, b""), Code::Internal, "MALFORMED_MESSAGE"),
-            (
-                "gzip",
-                framed(1, &packed[..12]),
-                Code::Internal,
-                "MALFORMED_MESSAGE",
-            ),
-            (
-                "gzip",
-                framed(1, &[&packed[..], b"more"].concat()),
-                Code::Internal,
-                "MALFORMED_MESSAGE",
-            ),
-            (
-                "gzip",
-                framed(1, &packed)[..9].to_vec(),
-                Code::Internal,
-                "MALFORMED_MESSAGE",
-            ),
-            (
-                "gzip",
-                b"\0\0".to_vec(),
-                Code::Internal,
-                "MALFORMED_MESSAGE",
-            ),
-            (
-                "identity",
-                b"".to_vec(),
-                Code::InvalidArgument,
-                "INVALID_REQUEST",
-            ),
-            (
-                "identity",
-                framed(0, &plain).repeat(2),
-                Code::InvalidArgument,
-                "INVALID_REQUEST",
-            ),
-            (
-                "deflate",
-                framed(1, &packed),
-                Code::Unimplemented,
-                "COMPRESSION_UNSUPPORTED",
-            ),
-            (
-                "GZIP",
-                framed(1, &packed),
-                Code::Unimplemented,
-                "COMPRESSION_UNSUPPORTED",
-            ),
-            (
-                "",
-                framed(0, &plain),
-                Code::Unimplemented,
-                "COMPRESSION_UNSUPPORTED",
-            ),
+        let malformed = (Code::Internal, "MALFORMED_MESSAGE");
+        let invalid = (Code::InvalidArgument, "INVALID_REQUEST");
+        let unsupported = (Code::Unimplemented, "COMPRESSION_UNSUPPORTED");
+        let with_more = [&packed[..], b"more"].concat();
+        for (encoding, body, expected) in [
+            ("identity", framed(1, &packed), malformed),
+            ("gzip", framed(7, &packed), malformed),
+            ("gzip", framed(1, &broken), malformed),
+            ("gzip", framed(1, b""), malformed),
+            ("gzip", framed(1, &packed[..12]), malformed),
+            ("gzip", framed(1, &with_more), malformed),
+            ("gzip", framed(1, &packed)[..9].to_vec(), malformed),
+            ("gzip", b"\0\0".to_vec(), malformed),
+            ("identity", b"".to_vec(), invalid),
+            ("identity", framed(0, &plain).repeat(2), invalid),
+            ("deflate", framed(1, &packed), unsupported),
+            ("GZIP", framed(1, &packed), unsupported),
+            ("", framed(0, &plain), unsupported),
         ] {
             let refused = read(encoding, body).await.unwrap_err();
-            assert_eq!(
-                (refused.code(), &*reason(&refused)),
-                (code, expected),
-                "{refused}"
-            );
+            let found = (refused.code(), &*reason(&refused));
+            assert_eq!(found, expected, "{refused}");
         }
     }
 
