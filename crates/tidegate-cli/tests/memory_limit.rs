@@ -23,7 +23,7 @@ impl Groups {
     /// `None` where this user may not make them.
     fn new(name: &str) -> Option<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        mounts.lines().find_map(|line| {
+        let groups = mounts.lines().find_map(|line| {
             let (before, after) = line.split_once(" - ")?;
             let place = Path::new(before.split(' ').nth(4)?);
             let file = match after.split(' ').next()? {
@@ -39,13 +39,17 @@ impl Groups {
             // Without the controller there is no such file, and the groups go.
             fs::write(groups.outer.join(file), LIMIT.to_string()).ok()?;
             Some(groups)
-        })
+        });
+        if groups.is_none() {
+            child::skipped("this user may not make control groups");
+        }
+        groups
     }
 
-    /// A script whose process is in the inner group.
-    fn script(&self, script: &str) -> String {
+    /// The command by which a shell joins the inner group.
+    fn join(&self) -> String {
         let procs = self.inner.join("cgroup.procs");
-        format!("echo $$ > {} && {script}", procs.display())
+        format!("echo $$ > {}", procs.display())
     }
 }
 
@@ -57,29 +61,41 @@ impl Drop for Groups {
     }
 }
 
-/// The output of a script that runs the program as `$0`, of both streams. `None` if its own commands fail.
-fn output(mut shell: Command, script: &str) -> Option<String> {
+/// The exit code of a preparation that fails. The program has no such code.
+const NOT_PREPARED: i32 = 77;
+
+/// The output of a script that runs the program as `$0`, of both streams. It must succeed once `prepare` has, and is
+/// `None` where this user may not do what `prepare` does.
+fn output(mut shell: Command, prepare: &str, script: &str) -> Option<String> {
+    let script = format!("{{ {prepare}; }} || exit {NOT_PREPARED}\n{script}");
     let output = shell
-        .args(["-c", script, env!("CARGO_BIN_EXE_tidegate")])
+        .args(["-c", &script, env!("CARGO_BIN_EXE_tidegate")])
         .output()
-        .ok()?;
+        .unwrap();
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8(text).unwrap();
-    output.status.success().then_some(text).or_else(|| {
+    if output.status.code() == Some(NOT_PREPARED) {
         child::skipped("this user may not");
-        None
-    })
+        return None;
+    }
+    assert!(output.status.success(), "{}: {text}", output.status);
+    Some(text)
 }
 
 fn shell() -> Command {
     Command::new("sh")
 }
 
-/// A shell in a mount namespace of its own.
-fn namespace() -> Command {
+/// A shell in a mount namespace of its own. `None` where this user may not make one.
+fn namespace() -> Option<Command> {
+    let made = Command::new("unshare").args(["-m", "true"]).status();
+    if !made.is_ok_and(|status| status.success()) {
+        child::skipped("this user may not make mount namespaces");
+        return None;
+    }
     let mut shell = Command::new("unshare");
     shell.args(["-m", "sh"]);
-    shell
+    Some(shell)
 }
 
 const PRINT: &str = "\"$0\" serve --print-config";
@@ -87,10 +103,9 @@ const PRINT: &str = "\"$0\" serve --print-config";
 #[test]
 fn the_limit_of_a_group_above_counts() {
     let Some(groups) = Groups::new("above") else {
-        child::skipped("this user may not make control groups");
         return;
     };
-    let Some(text) = output(shell(), &groups.script(PRINT)) else {
+    let Some(text) = output(shell(), &groups.join(), PRINT) else {
         return;
     };
     let expected = format!(": {} bytes, a quarter of {LIMIT} bytes, ", LIMIT / 4);
@@ -98,8 +113,8 @@ fn the_limit_of_a_group_above_counts() {
     assert!(line.unwrap().contains(&expected), "{line:?}");
     assert!(line.unwrap().contains("of the control group /"), "{line:?}");
     // What is set by hand and is above it is warned of.
-    let script = groups.script("TIDEGATE_MEMORY_BUDGET=2GiB \"$0\" check-config");
-    let text = output(shell(), &script).unwrap();
+    let script = "TIDEGATE_MEMORY_BUDGET=2GiB \"$0\" check-config";
+    let text = output(shell(), &groups.join(), script).unwrap();
     let expected = format!(
         "the memory budget, {} bytes, is above {LIMIT} bytes",
         2 * LIMIT
@@ -111,18 +126,21 @@ fn the_limit_of_a_group_above_counts() {
 fn the_machine_and_the_group_are_known_where_proc_has_processes_only() {
     let hidden =
         "mount -t proc -o subset=pid,hidepid=invisible proc /proc && ! test -e /proc/meminfo";
-    let script = format!("{hidden} && {PRINT} && \"$0\" check-config");
-    let Some(text) = output(namespace(), &script) else {
+    let Some(shell) = namespace() else {
+        return;
+    };
+    let script = format!("{PRINT} && \"$0\" check-config");
+    let Some(text) = output(shell, hidden, &script) else {
         return;
     };
     let line = text.lines().find(|line| line.starts_with("memory_budget"));
     assert!(line.unwrap().contains("a quarter of "), "{line:?}");
     assert!(!text.contains("warning"), "{text}");
-    let Some(groups) = Groups::new("hidden") else {
+    let (Some(groups), Some(shell)) = (Groups::new("hidden"), namespace()) else {
         return;
     };
-    let script = groups.script(&format!("{hidden} && {PRINT}"));
-    if let Some(text) = output(namespace(), &script) {
+    let prepare = format!("{} && {hidden}", groups.join());
+    if let Some(text) = output(shell, &prepare, PRINT) {
         let expected = format!(": {} bytes, a quarter of {LIMIT} bytes, ", LIMIT / 4);
         assert!(text.contains(&expected), "{text}");
     }
@@ -130,24 +148,24 @@ fn the_machine_and_the_group_are_known_where_proc_has_processes_only() {
 
 #[test]
 fn a_group_that_cannot_be_looked_up_is_warned_of() {
-    let Some(groups) = Groups::new("unseen") else {
-        child::skipped("this user may not make control groups");
+    let check = "\"$0\" check-config";
+    if let (Some(groups), Some(shell)) = (Groups::new("unseen"), namespace()) {
+        let prepare = format!("{} && mount -t tmpfs none /sys/fs/cgroup", groups.join());
+        if let Some(text) = output(shell, &prepare, check) {
+            assert!(text.contains("cannot be looked up"), "{text}");
+        }
+    }
+    let Some(shell) = namespace() else {
         return;
     };
-    let script = groups.script("mount -t tmpfs none /sys/fs/cgroup && \"$0\" check-config");
-    if let Some(text) = output(namespace(), &script) {
-        assert!(text.contains("cannot be looked up"), "{text}");
-    }
-    let script = "mount -t tmpfs none /proc && \"$0\" check-config";
-    if let Some(text) = output(namespace(), script) {
+    if let Some(text) = output(shell, "mount -t tmpfs none /proc", check) {
         assert!(text.contains("/proc/self/cgroup cannot be read"), "{text}");
     }
 }
 
 #[test]
 fn a_limit_on_address_space_counts() {
-    let script = format!("ulimit -v 4000000 && {PRINT}");
-    let text = output(shell(), &script).unwrap();
+    let text = output(shell(), "ulimit -v 4000000", PRINT).unwrap();
     assert!(
         text.contains(": 1024000000 bytes, a quarter of 4096000000 bytes"),
         "{text}"
