@@ -10,7 +10,8 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import IO
 
 import grpc
@@ -18,7 +19,9 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from tidegate.v1 import admin_service_pb2 as admin_pb
 from tidegate.v1 import event_service_pb2 as pb
+from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
 from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
 # Long enough for a loaded machine, short enough that a stream which hangs fails its test.
@@ -291,6 +294,14 @@ class Stream:
 
     def cancel(self) -> None:
         self.call.cancel()
+
+
+def admin_calls(channel: grpc.Channel) -> Iterator[Callable[[], object]]:
+    """Every method of the admin service, as a call with an empty request."""
+    stub = AdminServiceStub(channel)
+    for method in admin_pb.DESCRIPTOR.services_by_name["AdminService"].methods:
+        request = getattr(admin_pb, method.input_type.name)()
+        yield partial(getattr(stub, method.name), request, timeout=PATIENCE)
 
 
 def new_event(topic: str, payload: bytes = b"", **fields) -> pb.NewEvent:
