@@ -4,22 +4,22 @@
 mod child;
 
 use std::{
-    io::{BufRead as _, BufReader, Lines},
+    io::{BufRead as _, BufReader},
     net::TcpStream,
-    process::{ChildStderr, Command, Stdio},
+    process::Stdio,
 };
 
-use child::{Folder, Serve};
+use child::{Folder, Log, Serve, program};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tidegate_client::{Client, NewEvent, SubscribeOptions, Subscription, Update};
 
 const FILTER: &str = "off,tidegate::access=info";
 
-/// A server, and the lines of its log.
+/// A server, and its log.
 struct Logged {
     server: Serve,
-    lines: Lines<BufReader<ChildStderr>>,
+    log: Log,
 }
 
 impl Logged {
@@ -28,34 +28,30 @@ impl Logged {
     }
 
     fn start_at(listen: &str, arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
-        command
-            .args(["serve", "--listen", listen, "--drain-timeout", "1s"])
-            .args(arguments)
-            .stderr(Stdio::piped());
-        let mut server = Serve::spawn(command);
-        let stderr = server.child.stderr.take().unwrap();
-        Self {
-            lines: BufReader::new(stderr).lines(),
-            server,
-        }
+        let mut command = program(["serve", "--listen", listen, "--drain-timeout", "1s"]);
+        command.args(arguments);
+        let (server, log) = Serve::logging(command);
+        Self { server, log }
     }
 
     fn client(&self) -> Client {
         Client::connect_lazy(self.server.url()).unwrap()
     }
 
-    fn line(&mut self) -> String {
-        self.lines.next().expect("it has ended").unwrap()
-    }
-
     /// The fields of the next line, which is JSON.
     fn fields(&mut self) -> Value {
-        let line = self.line();
+        let line = self.log.line();
         let record: Value = serde_json::from_str(&line).expect(&line);
         assert_eq!(record["target"], "tidegate::access", "{line}");
         assert_eq!(record["level"], "INFO", "{line}");
         record["fields"].clone()
+    }
+
+    /// The reason in the next line, which is about this client.
+    fn reason(&mut self, id: &str) -> String {
+        let fields = self.fields();
+        assert_eq!(fields["client_id"], id, "{fields}");
+        fields["reason"].as_str().unwrap().to_owned()
     }
 }
 
@@ -132,36 +128,30 @@ async fn stream_is_logged_with_what_became_of_it() {
 async fn every_ending_of_a_stream_is_logged_with_its_reason() {
     let mut logged = json();
     let client = logged.client();
-    let mut reason = |id: &str| {
-        let fields = logged.fields();
-        assert_eq!(fields["client_id"], id, "{fields}");
-        fields["reason"].as_str().unwrap().to_owned()
-    };
     // Cancelled.
     drop(subscribed(&client, "leaves").await);
-    assert_eq!(reason("leaves"), "CLIENT_LEFT");
+    assert_eq!(logged.reason("leaves"), "CLIENT_LEFT");
     // Taken over.
     let first = subscribed(&client, "twice").await;
     let second = subscribed(&client, "twice").await;
-    assert_eq!(reason("twice"), "TAKEN_OVER");
+    assert_eq!(logged.reason("twice"), "TAKEN_OVER");
     drop((first, second));
-    assert_eq!(reason("twice"), "CLIENT_LEFT");
+    assert_eq!(logged.reason("twice"), "CLIENT_LEFT");
     // Lost with its connection.
     let url = logged.server.url();
-    let mut killed = Command::new(env!("CARGO_BIN_EXE_tidegate"))
-        .args([
-            "sub",
-            "news",
-            "--client-id",
-            "killed",
-            "--output",
-            "json",
-            "--server",
-            &url,
-        ])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut killed = program([
+        "sub",
+        "news",
+        "--client-id",
+        "killed",
+        "--output",
+        "json",
+        "--server",
+        &url,
+    ])
+    .stdout(Stdio::piped())
+    .spawn()
+    .unwrap();
     BufReader::new(killed.stdout.take().unwrap())
         .lines()
         .next()
@@ -169,12 +159,7 @@ async fn every_ending_of_a_stream_is_logged_with_its_reason() {
         .unwrap();
     killed.kill().unwrap();
     killed.wait().unwrap();
-    let mut reason = |id: &str| {
-        let fields = logged.fields();
-        assert_eq!(fields["client_id"], id, "{fields}");
-        fields["reason"].as_str().unwrap().to_owned()
-    };
-    assert_eq!(reason("killed"), "CLIENT_LEFT");
+    assert_eq!(logged.reason("killed"), "CLIENT_LEFT");
     // Drained.
     let mut drained = subscribed(&client, "drained").await;
     kill_process(Pid::from_child(&logged.server.child), Signal::TERM).unwrap();
@@ -189,24 +174,20 @@ async fn every_ending_of_a_stream_is_logged_with_its_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_calls_are_logged_with_their_principal_and_their_reason() {
-    let path = |name: &str| {
-        let name = format!("tidegate-access-{}-{name}", std::process::id());
-        std::env::temp_dir().join(name)
-    };
-    let (tokens, rules) = (path("tokens"), path("rules"));
+    let folder = Folder::new("tidegate-access");
     let line = tidegate_server::token_line("alice", "good").unwrap();
-    std::fs::write(&tokens, line).unwrap();
+    let tokens = folder.write("tokens", line);
     let rule = "[[rule]]\nprincipals = [\"alice\"]\nsubscribe = { allow = [\"news\"] }\n";
-    std::fs::write(&rules, rule).unwrap();
+    let rules = folder.write("rules", rule);
     let mut logged = Logged::start(&[
         "--log",
         FILTER,
         "--log-format",
         "json",
         "--auth-tokens",
-        tokens.to_str().unwrap(),
+        &tokens,
         "--auth-rules",
-        rules.to_str().unwrap(),
+        &rules,
     ]);
     let with = |token: &str| {
         Client::builder(logged.server.url())
@@ -240,7 +221,6 @@ async fn refused_calls_are_logged_with_their_principal_and_their_reason() {
         (&fields["principal"], &fields["reason"]),
         (&"alice".into(), &"NOT_ALLOWED".into())
     );
-    let _ = (std::fs::remove_file(tokens), std::fs::remove_file(rules));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,7 +231,7 @@ async fn access_log_is_off_unless_the_filter_names_it() {
     drop(subscribed(&client, "one").await);
     kill_process(Pid::from_child(&logged.server.child), Signal::TERM).unwrap();
     loop {
-        let line = logged.line();
+        let line = logged.log.line();
         assert!(!line.contains("tidegate::access"), "{line}");
         if line.contains(" ended") {
             break;
@@ -270,7 +250,7 @@ async fn names_that_a_caller_chooses_write_no_line_and_no_field_of_their_own() {
             client.subscribe(SubscribeOptions::new([filter]).client_id("b\"c=d"));
         subscription.next().await.unwrap().unwrap();
         drop(subscription);
-        let line = logged.line();
+        let line = logged.log.line();
         if format == "json" {
             let record: Value = serde_json::from_str(&line).expect(&line);
             assert_eq!(record["fields"]["reason"], "CLIENT_LEFT", "{line}");
@@ -291,7 +271,7 @@ async fn connections_are_told_with_their_end_where_debug_is_asked_for() {
     let peer = TcpStream::connect(logged.server.address()).unwrap();
     let address = format!("peer={}", peer.local_addr().unwrap());
     let mut until = |part: &str| loop {
-        let line = logged.line();
+        let line = logged.log.line();
         if line.contains(part) && line.contains(&address) {
             return line;
         }
@@ -320,7 +300,7 @@ async fn peers_of_a_sockets_file_are_called_unix() {
     // Its connection ends with it.
     drop(client);
     let mut until = |part: &str| loop {
-        let line = logged.line();
+        let line = logged.log.line();
         assert!(!line.contains("[::]") && !line.contains("=::"), "{line}");
         if line.contains(part) {
             return line;

@@ -9,10 +9,10 @@ use std::{
     net::TcpStream,
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
-    process::{ChildStderr, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
 };
 
-use child::{Folder, Serve};
+use child::{Folder, Log, Serve};
 use rustix::process::{Signal, kill_process};
 use tidegate_client::{Client, Error, SubscribeOptions, Subscription, Update};
 use tidegate_server::settings::SETTINGS;
@@ -332,28 +332,10 @@ fn variables_of_other_commands_and_other_programs_are_no_settings() {
     assert!(checked.status.success(), "{}", said(&checked.stderr));
 }
 
-/// A server whose log is read.
-fn logging(file: &File) -> (Serve, BufReader<ChildStderr>) {
-    let mut command = tidegate(&["serve", "--listen", "127.0.0.1:0", "--config", file.path()]);
-    command.stderr(Stdio::piped());
-    let mut server = Serve::spawn(command);
-    let log = BufReader::new(server.child.stderr.take().unwrap());
-    (server, log)
-}
-
-/// Reads the log up to a line with this part, and returns what was read.
-fn until_logged(log: &mut BufReader<ChildStderr>, part: &str) -> String {
-    let mut read = String::new();
-    loop {
-        let before = read.len();
-        assert!(
-            log.read_line(&mut read).unwrap() > 0,
-            "{part} is not in:\n{read}"
-        );
-        if read[before..].contains(part) {
-            return read;
-        }
-    }
+/// A server with this configuration.
+fn serve(file: &File) -> (Serve, Log) {
+    let arguments = ["serve", "--listen", "127.0.0.1:0", "--config", file.path()];
+    Serve::logging(tidegate(&arguments))
 }
 
 async fn subscribe(client: &Client) -> Result<Subscription, Error> {
@@ -366,7 +348,7 @@ async fn subscribe(client: &Client) -> Result<Subscription, Error> {
 #[tokio::test]
 async fn a_hangup_reads_the_file_again_and_a_bad_file_changes_nothing() {
     let file = File::new("reload", "log = \"info\"\n");
-    let (server, mut log) = logging(&file);
+    let (server, mut log) = serve(&file);
     let client = Client::connect_lazy(server.url()).unwrap();
     let _first = subscribe(&client).await.unwrap();
     let _second = subscribe(&client).await.unwrap();
@@ -375,7 +357,7 @@ async fn a_hangup_reads_the_file_again_and_a_bad_file_changes_nothing() {
     let limits = "[limits]\nmax_filters = 3\n";
     file.write(&format!("log = \"info\"\n{quota}{limits}"));
     kill_process(server.pid(), Signal::HUP).unwrap();
-    let told = until_logged(&mut log, "configuration reloaded");
+    let told = log.until("configuration reloaded");
     assert!(told.contains("quotas.address.subscriptions"), "{told}");
     assert!(
         told.contains("limits.max_filters") && told.contains("after a restart"),
@@ -386,14 +368,14 @@ async fn a_hangup_reads_the_file_again_and_a_bad_file_changes_nothing() {
 
     file.write("log = \"info\"\n[quotas.address]\nsubscriptions = 0\n");
     kill_process(server.pid(), Signal::HUP).unwrap();
-    let told = until_logged(&mut log, "nothing has changed");
+    let told = log.until("nothing has changed");
     assert!(told.contains(":3: quotas.address.subscriptions"), "{told}");
     subscribe(&client).await.unwrap_err();
 
     // The log changes too.
     file.write("log = \"tidegate=debug\"\n");
     kill_process(server.pid(), Signal::HUP).unwrap();
-    until_logged(&mut log, "configuration reloaded");
+    log.until("configuration reloaded");
     drop(subscribe(&client).await.unwrap());
 }
 
@@ -402,24 +384,19 @@ fn a_hangup_reads_tokens_again_without_a_configuration_file_too() {
     let tokens = File::new("tokens", "");
     let mut command = tidegate(&["serve", "--listen", "127.0.0.1:0", "--log", "info"]);
     command.args(["--auth-tokens", tokens.path()]);
-    command.stderr(Stdio::piped());
-    let mut server = Serve::spawn(command);
-    let mut log = BufReader::new(server.child.stderr.take().unwrap());
+    let (server, mut log) = Serve::logging(command);
     kill_process(server.pid(), Signal::HUP).unwrap();
-    until_logged(&mut log, "certificates, credentials and rules reloaded");
+    log.until("certificates, credentials and rules reloaded");
     tokens.write("ann");
     kill_process(server.pid(), Signal::HUP).unwrap();
-    until_logged(&mut log, "its previous contents stay in force");
+    log.until("its previous contents stay in force");
 }
 
 #[test]
 fn a_memory_budget_that_is_far_too_small_is_warned_of() {
     let file = File::new("budget", "memory_budget = \"1KiB\"\n");
-    let (_server, mut log) = logging(&file);
-    let read = until_logged(
-        &mut log,
-        "the memory budget is less than one publish may have",
-    );
+    let (_server, mut log) = serve(&file);
+    let read = log.until("the memory budget is less than one publish may have");
     assert!(read.contains("WARN"), "{read}");
 }
 
@@ -477,14 +454,14 @@ fn log_filters_with_slips_are_refused_wherever_they_are_written() {
     }
     // In a server that runs, it changes nothing.
     let file = File::new("slip-later", "log = \"info\"\n");
-    let (server, mut log) = logging(&file);
+    let (server, mut log) = serve(&file);
     file.write("log = \"inof\"\n");
     kill_process(server.pid(), Signal::HUP).unwrap();
-    let told = until_logged(&mut log, "nothing has changed");
+    let told = log.until("nothing has changed");
     assert!(told.contains("did you mean `info`?"), "{told}");
     file.write("log = \"info\"\n");
     kill_process(server.pid(), Signal::HUP).unwrap();
-    until_logged(&mut log, "configuration reloaded");
+    log.until("configuration reloaded");
 }
 
 #[test]
@@ -623,10 +600,9 @@ fn check_config_warns_of_what_a_server_warns_of_when_it_starts() {
             );
         }
         let mut command = tidegate(&["serve", "--config", file.path()]);
-        command.env("TIDEGATE_FOO", "1").stderr(Stdio::piped());
-        let mut server = Serve::spawn(command);
-        let mut log = BufReader::new(server.child.stderr.take().unwrap());
-        let log = until_logged(&mut log, "listening");
+        command.env("TIDEGATE_FOO", "1");
+        let (_server, mut log) = Serve::logging(command);
+        let log = log.until("listening");
         for line in &warned {
             // Behind its origin, which is `file:line`, a variable or a key.
             let (_, message) = line.split_once(": ").unwrap();
@@ -735,8 +711,7 @@ fn filters_that_turn_the_log_off_without_a_word_are_refused_or_warned_of() {
         assert_eq!(checked.status.code(), Some(0), "{told}");
         assert_eq!(told.matches(warning).count(), 1, "{told}");
     }
-    let arguments = ["serve", "--listen", "127.0.0.1:0", "--config", file.path()];
-    let (_server, mut log) = Serve::logging(tidegate(&arguments));
+    let (_server, mut log) = serve(&file);
     log.until(warning);
     let meant = tidegate(&["check-config", "--log", "off,h2=debug"]).output();
     assert!(meant.unwrap().stderr.is_empty());

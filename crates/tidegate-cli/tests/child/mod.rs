@@ -96,6 +96,14 @@ impl Log {
         read
     }
 
+    /// Reads a line, and returns it without its end.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert!(self.0.read_line(&mut line).unwrap() > 0, "it has ended");
+        line.truncate(line.trim_end_matches('\n').len());
+        line
+    }
+
     /// Reads up to a line with this part, and returns what was read.
     pub fn until(&mut self, part: &str) -> String {
         let mut read = String::new();
