@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 from frames import PATIENCE, Call, Peer
 from google.rpc import error_details_pb2, status_pb2
-from support import Client, Ledger, Server, Stream, new_event, pb
+from support import Client, Ledger, Server, Stream, eventually, new_event, pb
 
 # The address of an attacker, if it is not that of the neighbor: a quota of an address holds for each alone.
 ATTACKER = "127.0.0.2"
@@ -250,12 +250,8 @@ class Siege:
         self.eventually(lambda: self.subscriptions() == wanted, f"{wanted} subscriptions")
 
     def eventually(self, done: Callable[[], bool], what: str, patience: float = PATIENCE) -> float:
-        """Polls until `done`, since the server has no event for it. Returns how long it took."""
-        began = time.monotonic()
-        while not done():
-            assert time.monotonic() - began < patience, f"waited {patience} s for {what}"
-            time.sleep(0.01)
-        return time.monotonic() - began
+        """Polls until `done`, with the patience of an attack."""
+        return eventually(done, what, patience)
 
     def beside(self, name: str, attack: Callable[[], object]) -> None:
         """Attacks, and compares the neighbor's p99 meanwhile with that without the attack."""

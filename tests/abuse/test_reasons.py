@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from frames import INITIAL_WINDOW_SIZE, PATIENCE, PUBLISH, PUBLISH_STREAM, SUBSCRIBE, Call, Peer, message, window_update
 from siege import delay, publish_request, reason, subscribe_request
-from support import Server, new_event, pb
+from support import Server, eventually, new_event, pb
 from tidegate.v1 import admin_service_pb2 as admin_pb
 from tokens import bearer, write_tokens
 
@@ -68,10 +68,7 @@ class Caller:
         return pb.PublishResponse.FromString(call.messages()[0]).matched
 
     def await_log(self, words: str) -> None:
-        ends_by = time.monotonic() + PATIENCE
-        while words.encode() not in os.pread(self.log.fileno(), 1 << 20, 0):
-            assert time.monotonic() < ends_by, f"the log does not say {words!r}"
-            time.sleep(0.01)
+        eventually(lambda: words.encode() in os.pread(self.log.fileno(), 1 << 20, 0), f"{words!r} in the log", PATIENCE)
 
     def close(self) -> None:
         self.peer.close()

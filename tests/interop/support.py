@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import IO
@@ -43,6 +44,15 @@ def binary() -> str:
     if not path:
         pytest.exit("TIDEGATE_BIN must be the path of the tidegate program; scripts/test sets it", returncode=4)
     return path
+
+
+def eventually(done: Callable[[], object], what: str | Callable[[], object], patience: float = PATIENCE) -> float:
+    """Polls until `done`, and returns how long it took. `what` names what was waited for, or says it at the end."""
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() - began < patience, f"waited {patience} s for {what() if callable(what) else what}"
+        time.sleep(0.01)
+    return time.monotonic() - began
 
 
 class Server:

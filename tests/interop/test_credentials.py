@@ -16,7 +16,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support import PATIENCE, Server, new_event, refused
+from support import PATIENCE, Server, eventually, new_event, refused
 from tidegate.v1 import event_service_pb2 as pb
 from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
@@ -62,12 +62,12 @@ class Guarded:
 
     def logged(self, count: int = 1, what: str = "credentials refused") -> list[str]:
         """Returns the lines about refusals, once there are so many. A line may be written after the call is answered."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            lines = [line for line in self.log.read_text().splitlines() if what in line]
-            if len(lines) >= count or time.monotonic() > end:
-                return lines
-            time.sleep(0.01)
+
+        def lines() -> list[str]:
+            return [line for line in self.log.read_text().splitlines() if what in line]
+
+        eventually(lambda: len(lines()) >= count, lambda: f"{count} of {what!r} in the log: {self.log.read_text()}")
+        return lines()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import PATIENCE, Server
+from support import PATIENCE, Server, eventually
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is missing: apt-get install openssl")
 
@@ -375,13 +375,10 @@ def test_certificate_that_is_not_valid_now_is_an_error_in_the_log(chain):
 
 def wait_for(log: Path, *words: str) -> None:
     """Waits for a line of a log with all the words, which a server writes within some seconds."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        for line in log.read_text().splitlines():
-            if all(word in line for word in words):
-                return
-        time.sleep(0.05)
-    pytest.fail(f"{words!r} is not in: {log.read_text()}")
+    eventually(
+        lambda: any(all(word in line for word in words) for line in log.read_text().splitlines()),
+        lambda: f"a line with {words!r} in: {log.read_text()}",
+    )
 
 
 def test_reload_names_what_is_wrong_and_keeps_what_was_good(chain, binary):

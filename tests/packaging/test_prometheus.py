@@ -18,7 +18,7 @@ from urllib.parse import quote
 import pytest
 import yaml
 from packages import PACKAGING, ROOT, end, manifests, shipped
-from support import PATIENCE, Client, new_event
+from support import PATIENCE, Client, eventually, new_event
 
 RULES = PACKAGING / "prometheus" / "alerts.yaml"
 CASES = PACKAGING / "prometheus" / "alerts.test.yaml"
@@ -124,26 +124,23 @@ def test_prometheus_reads_the_metrics_and_evaluates_every_rule(binary, tmp_path)
         await_value(ask, "tidegate_events_published_total", 10)
         await_value(ask, 'up{job="tidegate"}', 1)
 
-        def rules() -> dict[str, dict]:
-            return {rule["name"]: rule for group in ask("rules")["groups"] for rule in group["rules"]}
+        def states() -> dict[str, tuple[str, str]]:
+            rules = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
+            return {rule["name"]: (rule["health"], rule["state"]) for rule in rules}
 
         # Rules may be evaluated before the first answer, when nothing is known of a server.
         quiet = dict.fromkeys(alerts(), ("ok", "inactive"))
-        deadline = time.monotonic() + PATIENCE
-        while (now := {name: (rule["health"], rule["state"]) for name, rule in rules().items()}) != quiet:
-            assert time.monotonic() < deadline, now
-            time.sleep(0.1)
+        took = eventually(lambda: states() == quiet, lambda: f"every rule to be evaluated, and silent: {states()}")
         end(server.process)
-        while rules()["TidegateDown"]["state"] == "inactive":
-            assert time.monotonic() < deadline, "it is down, and no alert says so"
-            time.sleep(0.1)
+        # It is down.
+        eventually(lambda: states()["TidegateDown"][1] != "inactive", "an alert to say so", PATIENCE - took)
 
 
 def await_value(ask: Callable[[str], dict], query: str, wanted: float) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while [float(found["value"][1]) for found in ask(f"query?query={quote(query)}")["result"]] != [wanted]:
-        assert time.monotonic() < deadline, ask("targets")["activeTargets"]
-        time.sleep(0.1)
+    def found() -> list[float]:
+        return [float(result["value"][1]) for result in ask(f"query?query={quote(query)}")["result"]]
+
+    eventually(lambda: found() == [wanted], lambda: f"{query} = {wanted}: {found()}, {ask('targets')['activeTargets']}")
 
 
 def publish_ten(server) -> None:

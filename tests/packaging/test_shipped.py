@@ -8,7 +8,6 @@ import re
 import shlex
 import signal
 import subprocess
-import time
 
 import grpc
 import pytest
@@ -29,7 +28,7 @@ from packages import (
     unit_setting,
     unit_settings,
 )
-from support import PATIENCE, Client, admin_calls, new_event, pb
+from support import PATIENCE, Client, admin_calls, eventually, new_event, pb
 from tidegate.v1 import admin_service_pb2 as admin
 from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
 from tidegate.v1.event_service_pb2_grpc import EventServiceStub
@@ -65,9 +64,7 @@ def test_it_is_healthy_and_not_ready_while_it_drains(binary, tmp_path):
         for _ in range(4):
             client.publish(*[new_event("a", bytes(1000))] * 500)
         server.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE
-        while server.get("/readyz")[0] != 503:
-            assert time.monotonic() < deadline
+        eventually(lambda: server.get("/readyz")[0] == 503, "the drain")
         assert server.get("/healthz")[0] == 200
         assert stream.ending().code() == grpc.StatusCode.UNAVAILABLE
         client.close()
@@ -194,10 +191,7 @@ def shorten_history(server) -> None:
 
 
 def await_short_history(server) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while server.metric("tidegate_history_events") != 2:
-        assert time.monotonic() < deadline, "the server did not read its configuration again"
-        time.sleep(0.01)
+    eventually(lambda: server.metric("tidegate_history_events") == 2, "the server to read its configuration again")
 
 
 def test_systemctl_reload_has_the_server_read_its_configuration_again(binary, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support import CHANNEL_OPTIONS, PATIENCE, Client, Server
+from support import CHANNEL_OPTIONS, PATIENCE, Client, Server, eventually
 from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
 PACKAGING = Path(__file__).resolve().parents[2] / "packaging"
@@ -70,10 +70,7 @@ class Backend:
             return float(re.search(rf"^{re.escape(name)} (\S+)$", answer.read().decode(), re.MULTILINE)[1])
 
     def await_metric(self, name: str, value: float) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while (now := self.metric(name)) != value:
-            assert time.monotonic() < deadline, f"{name} is {now}, and not {value}"
-            time.sleep(0.02)
+        eventually(lambda: self.metric(name) == value, lambda: f"{name} = {value}: it is {self.metric(name)}")
 
 
 def free_port() -> int:

@@ -19,7 +19,19 @@ from pathlib import Path
 import grpc
 import pytest
 from proxies import Backend, HaProxy, HaProxyTcp, Nginx, Proxy, ProxyClient
-from support import PATIENCE, Client, admin_calls, assert_status, head, new_event, payloads, pb, refused, seconds
+from support import (
+    PATIENCE,
+    Client,
+    admin_calls,
+    assert_status,
+    eventually,
+    head,
+    new_event,
+    payloads,
+    pb,
+    refused,
+    seconds,
+)
 from tidegate.v1 import admin_service_pb2 as admin
 from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
 
@@ -181,10 +193,7 @@ def test_reload_of_nginx_ends_no_stream(backend, certificate, tmp_path):
         stream = client.subscribe("a")
         before = workers(proxy)
         proxy.process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + PATIENCE
-        while not workers(proxy) - before:
-            assert time.monotonic() < deadline, "nginx started no new worker"
-            time.sleep(0.02)
+        eventually(lambda: workers(proxy) - before, "a new worker of nginx")
         with ProxyClient(proxy, certificate) as publisher:
             publisher.publish(new_event("a", b"1"))
         assert payloads(stream.take(1)) == [b"1"]
@@ -233,11 +242,9 @@ def test_statuses_of_a_proxy_have_the_type_of_grpc(kind, backend, certificate, t
         assert ask("/tidegate.v1.AdminService/Drain") == (200, "application/grpc", "12")
         assert ask("/") == (200, "application/grpc", "12")
         backend.stop()
-        deadline = time.monotonic() + PATIENCE
-        while (answer := ask("/tidegate.v1.EventService/Publish")) != (200, "application/grpc", "14"):
-            # HAProxy notices after a moment, and until then has a page with 503.
-            assert time.monotonic() < deadline, answer
-            time.sleep(0.1)
+        publish = "/tidegate.v1.EventService/Publish"
+        # HAProxy notices after a moment, and until then has a page with 503.
+        eventually(lambda: ask(publish) == (200, "application/grpc", "14"), lambda: f"a status: {ask(publish)}")
 
 
 # ===== Bodies =====
@@ -433,9 +440,12 @@ def follow(binary, proxy, certificate, *arguments) -> subprocess.Popen:
     return child
 
 
-def subscribed_again(child: subprocess.Popen) -> None:
-    while json.loads(child.stdout.readline())["type"] != "subscribed":
-        pass
+def skip_to(child: subprocess.Popen, kind: str) -> None:
+    """Reads up to a line of that kind."""
+    while line := child.stdout.readline():
+        if json.loads(line)["type"] == kind:
+            return
+    pytest.fail(f"no {kind} came: {child.stderr.read()}")
 
 
 def test_sub_comes_back_when_the_server_does(binary, proxy, certificate, backend, client):
@@ -504,15 +514,16 @@ def comes_back(binary, proxy, certificate, backend, client):
     """`tidegate sub` sees the server go, a proxy without a server, and the server come again."""
     child = follow(binary, proxy, certificate, "a", "--count", "2")
     try:
-        subscribed_again(child)
+        skip_to(child, "subscribed")
         client.publish(new_event("a", b"1"))
         assert json.loads(child.stdout.readline())["payload"] == "1"
         backend.stop()
-        # Time for it to try, and to get the answer of a proxy without a server.
-        time.sleep(1)
+        # Once for the stream that ended, and once for the answer of a proxy without a server.
+        for _ in range(2):
+            skip_to(child, "reconnecting")
         assert child.poll() is None, child.stderr.read()
         backend.start_again()
-        subscribed_again(child)
+        skip_to(child, "subscribed")
         published = subprocess.run([binary, "pub", "a", "2", "--server", backend.server.url], timeout=PATIENCE)
         assert published.returncode == 0
         output, errors = child.communicate(timeout=PATIENCE)
