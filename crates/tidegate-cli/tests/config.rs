@@ -12,7 +12,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use child::{Folder, Log, Serve};
+use child::{Folder, Log, Serve, limited};
 use rustix::process::{Signal, kill_process};
 use tidegate_client::{Client, Error, SubscribeOptions, Subscription, Update};
 use tidegate_server::settings::SETTINGS;
@@ -882,11 +882,8 @@ fn too_many_open_files_are_told_as_what_they_are() {
     let mut seen = 0;
     // How many are open when the file is read depends on the machine.
     for max in 4..24 {
-        let script = format!("ulimit -n {max}; exec \"$0\" check-config --config \"$1\"");
-        let refused = Command::new("sh")
-            .args(["-c", &script, env!("CARGO_BIN_EXE_tidegate"), config.path()])
-            .output()
-            .unwrap();
+        let arguments = ["check-config", "--config", config.path()];
+        let refused = limited(max, &arguments).output().unwrap();
         let told = said(&refused.stderr);
         if told.contains("cannot read ") && told.contains("os error 24") {
             assert_eq!(refused.status.code(), Some(1), "{told}");

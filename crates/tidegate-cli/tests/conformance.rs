@@ -5,9 +5,11 @@
     reason = "what is waited for is in other processes, and no other task waits on these threads"
 )]
 
+mod child;
+
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader},
     path::PathBuf,
     process::{Command, Output, Stdio},
 };
@@ -230,10 +232,7 @@ fn folder_of_scenarios_may_hold_regular_files_only() {
 
 #[test]
 fn signal_ends_a_list_that_nobody_reads() {
-    let (reader, mut writer) = std::io::pipe().unwrap();
-    rustix::io::ioctl_fionbio(&writer, true).unwrap();
-    while writer.write(&[b'x'; 4096]).is_ok() {}
-    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let (reader, writer) = child::full_pipe();
     let mut list = Command::new(env!("CARGO_BIN_EXE_tidegate"))
         .args(["conformance", "--list"])
         .stdout(writer)

@@ -115,13 +115,10 @@ fn server_refuses_a_cap_beyond_its_descriptors() {
 
 #[test]
 fn too_few_descriptors_for_a_server_are_refused_or_warned_of() {
-    for (arguments, code) in [
-        (&["serve", "--listen", "127.0.0.1:0"][..], 2),
-        (&["check-config"], 2),
-    ] {
+    for arguments in [&["serve", "--listen", "127.0.0.1:0"][..], &["check-config"]] {
         let ended = limited(20, arguments).output().unwrap();
         let message = String::from_utf8(ended.stderr).unwrap();
-        assert_eq!(ended.status.code(), Some(code), "{message}");
+        assert_eq!(ended.status.code(), Some(2), "{message}");
         let problem = "needs 33 open files, and the process may open 20";
         assert!(message.contains(problem), "{message}");
     }

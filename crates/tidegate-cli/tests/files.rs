@@ -6,7 +6,7 @@ mod child;
 use std::{
     fs,
     os::{fd::AsRawFd as _, unix::fs::symlink},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -93,9 +93,7 @@ fn each_setting_that_names_a_file_refuses_what_can_be_read_once_or_never_ends() 
         }
         assert!(settings.len() >= 10, "{settings:?}");
         fs::write(&config, text).unwrap();
-        let checked = program(["check-config", &config])
-            .stdin(std::process::Stdio::piped())
-            .spawn_and_wait();
+        let checked = output_with_open_input(program(["check-config", &config]));
         assert_eq!(checked.status.code(), Some(2));
         let told = told(&checked);
         for setting in settings {
@@ -105,21 +103,18 @@ fn each_setting_that_names_a_file_refuses_what_can_be_read_once_or_never_ends() 
     }
 }
 
-trait SpawnAndWait {
-    fn spawn_and_wait(&mut self) -> Output;
-}
-
-impl SpawnAndWait for Command {
-    /// The output of the program, whose standard input stays open without anything in it.
-    fn spawn_and_wait(&mut self) -> Output {
-        self.stdout(std::process::Stdio::piped());
-        self.stderr(std::process::Stdio::piped());
-        let mut child = self.spawn().unwrap();
-        let input = child.stdin.take();
-        let output = child.wait_with_output().unwrap();
-        drop(input);
-        output
-    }
+/// The output of the program, whose standard input stays open without anything in it.
+fn output_with_open_input(mut command: Command) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let input = child.stdin.take();
+    let output = child.wait_with_output().unwrap();
+    drop(input);
+    output
 }
 
 #[test]

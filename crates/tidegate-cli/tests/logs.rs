@@ -1,9 +1,11 @@
 //! Standard error and standard output of `tidegate serve`, whatever they are: nothing but lines of the log is lost.
 #![cfg(target_os = "linux")]
 
+mod child;
+
 use std::{
     fs::{File, OpenOptions},
-    io::{BufRead as _, BufReader, PipeReader, PipeWriter, Read as _, Write as _, pipe},
+    io::{BufRead as _, BufReader, Read as _, Write as _, pipe},
     net::TcpStream,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
@@ -12,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use child::full_pipe;
 use rustix::{
     io::ioctl_fionbio,
     process::{Pid, Signal, kill_process},
@@ -176,15 +179,6 @@ const ALL: [&str; 2] = ["--log", "trace"];
 
 fn full_device() -> File {
     OpenOptions::new().write(true).open("/dev/full").unwrap()
-}
-
-/// A pipe that takes nothing more until somebody reads.
-fn full_pipe() -> (PipeReader, PipeWriter) {
-    let (reader, mut writer) = pipe().unwrap();
-    ioctl_fionbio(&writer, true).unwrap();
-    while writer.write(&[b'-'; 4096]).is_ok() {}
-    ioctl_fionbio(&writer, false).unwrap();
-    (reader, writer)
 }
 
 #[tokio::test]

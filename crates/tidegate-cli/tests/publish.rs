@@ -360,10 +360,7 @@ async fn answers_are_waited_for_at_a_signal_after_the_end_of_the_input() {
 #[test]
 fn signal_ends_a_publisher_whose_output_nobody_reads() {
     let server = Serve::start(&[]);
-    let (mut reader, mut writer) = std::io::pipe().unwrap();
-    rustix::io::ioctl_fionbio(&writer, true).unwrap();
-    while writer.write(&[b'x'; 4096]).is_ok() {}
-    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let (mut reader, writer) = child::full_pipe();
     let mut command = command(&["a.x", "--server", server.address()]);
     command.stdout(writer);
     let mut publisher = Pub::spawn(command);

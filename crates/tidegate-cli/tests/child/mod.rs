@@ -9,12 +9,12 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, PipeReader, PipeWriter, Write as _, pipe},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Stdio},
 };
 
-use rustix::process::Pid;
+use rustix::{io::ioctl_fionbio, process::Pid};
 
 pub struct Serve {
     pub child: Child,
@@ -43,6 +43,15 @@ pub fn limited(max: u32, arguments: &[&str]) -> Command {
 #[expect(clippy::print_stderr, reason = "whoever runs the tests reads it there")]
 pub fn skipped(why: &str) {
     eprintln!("skipped: {why}");
+}
+
+/// A pipe that takes nothing more until somebody reads.
+pub fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = pipe().unwrap();
+    ioctl_fionbio(&writer, true).unwrap();
+    while writer.write(&[b'-'; 4096]).is_ok() {}
+    ioctl_fionbio(&writer, false).unwrap();
+    (reader, writer)
 }
 
 /// A folder that goes with the test.
