@@ -266,23 +266,26 @@ pub(crate) fn with_cause(status: Status) -> Status {
     plain(explained(status))
 }
 
+/// What a body that is no message is called.
+const NO_MESSAGE: &str = "the answer holds no message of gRPC";
+
 /// Makes the message of a status one that can be shown: one line that controls no terminal, and says something.
 fn plain(status: Status) -> Status {
     let code = status.code();
     let message = status.message();
+    // The words of tonic for a body that is something else. What they have become may come here again.
+    let is_no_message = code == Code::Internal
+        && message.contains("invalid compression flag")
+        && !message.starts_with(NO_MESSAGE);
     let words = match message {
         "" => format!("the status is {code:?}, without a message"),
-        // The words of tonic for a body that is something else.
-        _ if code == Code::Internal && message.contains("invalid compression flag") => format!(
-            "the answer holds no message of gRPC, so a proxy, or a server of something else, is at this address ({message})"
+        _ if is_no_message => format!(
+            "{NO_MESSAGE}, so a proxy, or a server of something else, is at this address ({})",
+            cause::escaped(message)
         ),
         _ if message.contains(cause::controls) => cause::escaped(message),
         _ => return status,
     };
-    // Those of the second kind stay as they are when they come here again.
-    if message.starts_with("the answer holds no message") {
-        return status;
-    }
     let (details, metadata) = (status.details().to_vec(), status.metadata().clone());
     let mut plain = Status::with_details_and_metadata(code, words, details.into(), metadata);
     // A source stands for a failed connection, so there is one only where there was one.
@@ -360,6 +363,12 @@ mod tests {
                 .starts_with("the answer holds no message of gRPC")
         );
         assert_eq!(page.message().matches("holds no").count(), 1);
+        // A peer that knows these words.
+        for words in ["invalid compression flag", NO_MESSAGE] {
+            let status = with_cause(with_cause(Status::internal(format!("{words}\u{1b}[2J"))));
+            assert!(status.message().contains(r"\u{1b}[2J"), "{status}");
+            assert!(!status.message().contains('\u{1b}'), "{status}");
+        }
     }
 
     #[test]
