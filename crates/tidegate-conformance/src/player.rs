@@ -290,7 +290,7 @@ impl<'a> Player<'a> {
             true => limit.min(quiet + Duration::from_millis(stream.expect.after_ms)),
             false => limit,
         };
-        let expected = || match self.ended {
+        let expected = match self.ended {
             None => format!("a call of Subscribe within {} s", limit.as_secs()),
             Some(_) => {
                 let position = stream.expect.resume_after.as_ref();
@@ -303,11 +303,7 @@ impl<'a> Player<'a> {
                 )
             }
         };
-        let expected = expected();
-        let happening = self.until(None, since + patience, |_| false).await;
-        if let Some(mistake) = self.mistake.take() {
-            return Err((mistake.expected, mistake.seen));
-        }
+        let happening = self.until(None, since + patience, |_| false).await?;
         match happening {
             Happening::Call(call) => Ok(Some(call)),
             _ if stream.optional => {
@@ -534,7 +530,7 @@ impl<'a> Player<'a> {
     /// Lets time pass, in which the client must stay.
     async fn stay(&mut self, open: &mut Open, time: Duration) -> Result<(), (String, String)> {
         let deadline = Instant::now() + time;
-        let happening = self.until(Some(open), deadline, |_| false).await;
+        let happening = self.until(Some(open), deadline, |_| false).await?;
         self.check_staying(happening, "the client to stay on the open stream")
             .await
     }
@@ -546,7 +542,7 @@ impl<'a> Player<'a> {
         }
         let deadline = Instant::now() + TELLING;
         let is_told = |player: &Self| player.account.next().is_none();
-        let happening = self.until(Some(open), deadline, is_told).await;
+        let happening = self.until(Some(open), deadline, is_told).await?;
         if let (Happening::Deadline, Some(next)) = (&happening, self.account.next()) {
             let expected = format!("the client to tell of {next}");
             return Err((
@@ -566,15 +562,12 @@ impl<'a> Player<'a> {
         happening: Happening,
         expected: &str,
     ) -> Result<(), (String, String)> {
-        if let Some(mistake) = self.mistake.take() {
-            return Err((mistake.expected, mistake.seen));
-        }
         match happening {
             Happening::Deadline | Happening::Done => Ok(()),
             Happening::Exited => Err((expected.into(), self.ending_of_client())),
             // The program may be about to end, and its words say why.
             Happening::Left => {
-                self.until(None, Instant::now() + TAKING, |_| false).await;
+                let _ = self.until(None, Instant::now() + TAKING, |_| false).await;
                 let words = self.ending_of_client();
                 Err((
                     expected.into(),
@@ -701,7 +694,9 @@ impl<'a> Player<'a> {
             after.as_secs_f64(),
             within.as_secs_f64()
         );
-        let happening = self.until(Some(&mut open), since + within, |_| false).await;
+        let happening = self
+            .until(Some(&mut open), since + within, |_| false)
+            .await?;
         let silence = since.elapsed();
         match happening {
             Happening::Left if silence + TIMER >= after => {
@@ -715,18 +710,14 @@ impl<'a> Player<'a> {
                 expected,
                 format!("it left after {:.3} s", silence.as_secs_f64()),
             )),
-            Happening::Exited => Err((expected, self.ending_of_client())),
-            Happening::Call(_) => Err((
-                format!("{expected}, and to open no other before it has ended"),
-                "another call of Subscribe".into(),
-            )),
-            _ => Err((
+            Happening::Deadline | Happening::Done => Err((
                 expected,
                 format!(
                     "the client was still there after {} s",
                     within.as_secs_f64()
                 ),
             )),
+            other => self.check_staying(other, &expected).await,
         }
     }
 
@@ -736,19 +727,18 @@ impl<'a> Player<'a> {
         let quiet = Duration::from_millis(self.scenario.quiet_ms);
         if !self.reads_lines {
             // Whether it reported anything cannot be seen.
-            self.until(Some(&mut open), Instant::now() + TAKING, |_| false)
+            let _ = self
+                .until(Some(&mut open), Instant::now() + TAKING, |_| false)
                 .await;
             return Ok(());
         }
         let deadline = Instant::now() + TELLING.min(quiet * 4);
         let has_complained = |player: &Self| player.has_complained || player.exit.is_some();
-        self.until(Some(&mut open), deadline, has_complained).await;
+        self.until(Some(&mut open), deadline, has_complained)
+            .await?;
         if self.exit.is_none() && !self.has_complained {
             self.until(None, Instant::now() + quiet, has_complained)
-                .await;
-        }
-        if let Some(mistake) = self.mistake.take() {
-            return Err((mistake.expected, mistake.seen));
+                .await?;
         }
         match self.exit {
             _ if self.has_complained => Ok(()),
@@ -761,10 +751,7 @@ impl<'a> Player<'a> {
     /// Fails if the client opens another stream, or does not say why it stopped.
     async fn expect_stop(&mut self, words: &[String]) -> Result<(), (String, String)> {
         let quiet = Duration::from_millis(self.scenario.quiet_ms);
-        let happening = self.until(None, Instant::now() + quiet, |_| false).await;
-        if let Some(mistake) = self.mistake.take() {
-            return Err((mistake.expected, mistake.seen));
-        }
+        let happening = self.until(None, Instant::now() + quiet, |_| false).await?;
         if let Happening::Call(call) = happening {
             let wait = self.ended.map_or(Duration::ZERO, |(at, _)| {
                 call.arrived.saturating_duration_since(at)
@@ -810,27 +797,31 @@ impl<'a> Player<'a> {
 
     // ===== Waiting =====
 
-    /// Waits for whatever happens first. Takes the output of the client meanwhile.
+    /// Waits for whatever happens first. Takes the output of the client meanwhile, and fails if one of its lines is wrong:
+    /// that says more than whatever else the client does.
     async fn until(
         &mut self,
         mut open: Option<&mut Open>,
         deadline: Instant,
         is_done: impl Fn(&Self) -> bool,
-    ) -> Happening {
+    ) -> Result<Happening, (String, String)> {
         let mut taken = 0;
         loop {
-            if self.mistake.is_some() || is_done(self) {
-                return Happening::Done;
+            if let Some(mistake) = self.mistake.take() {
+                return Err((mistake.expected, mistake.seen));
+            }
+            if is_done(self) {
+                return Ok(Happening::Done);
             }
             // The output goes first, so a client that floods it would put off everything else.
             if taken > FLOOD && Instant::now() >= deadline {
-                return Happening::Deadline;
+                return Ok(Happening::Deadline);
             }
             if let Some(call) = self.early.take().or_else(|| self.waiting_call()) {
-                return self.called(open, call).await;
+                return Ok(self.called(open, call).await);
             }
             if self.exit.is_some() {
-                return Happening::Exited;
+                return Ok(Happening::Exited);
             }
             let left = async {
                 match open.as_deref_mut() {
@@ -854,9 +845,9 @@ impl<'a> Player<'a> {
                     }
                     None => self.exit = Some(None),
                 },
-                () = left => return Happening::Left,
+                () = left => return Ok(Happening::Left),
                 call = self.listener.calls.recv() => self.early = call.map(Box::new),
-                () = sleep_until(deadline) => return Happening::Deadline,
+                () = sleep_until(deadline) => return Ok(Happening::Deadline),
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Serialize, de};
+use serde::{Deserialize, de};
 use tidegate_proto::v1;
 
 /// The epoch of a stream whose scenario names no other: the largest that a double holds, so that a client that cuts it
@@ -120,12 +120,6 @@ impl FromStr for Position {
             format!("{text:?} is no position: write a sequence, \"EPOCH:SEQUENCE\" or \"none\"")
         })?;
         Ok(Self { epoch, sequence })
-    }
-}
-
-impl Serialize for Position {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }
 

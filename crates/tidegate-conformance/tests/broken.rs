@@ -227,6 +227,21 @@ async fn scenario_notices_the_fault_that_it_is_for() {
     assert!(unnoticed.is_empty(), "{}", unnoticed.join("\n"));
 }
 
+/// A wrong line says more than what the client does after it.
+#[tokio::test]
+async fn wrong_line_during_a_silence_is_what_is_told() {
+    let all = scenarios();
+    let [scenario] = named(&all, "silence-is-noticed/after-an-event")[..] else {
+        panic!("it is one case");
+    };
+    let verdict = play(scenario, Some(TellsTwice)).await;
+    let [problem] = &verdict.problems[..] else {
+        panic!("{verdict}");
+    };
+    assert!(!problem.seen.contains("still there"), "{verdict}");
+    assert!(problem.seen.contains("101"), "{verdict}");
+}
+
 #[test]
 fn every_scenario_has_a_fault_to_notice() {
     let all = scenarios();
