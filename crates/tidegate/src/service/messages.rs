@@ -85,6 +85,12 @@ pub(super) struct Messages<B, T: Precheck> {
     too_large: Reason,
 }
 
+/// A message as it was sent.
+struct Framed {
+    message: Bytes,
+    is_compressed: bool,
+}
+
 impl<B, T> Messages<B, T>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -115,6 +121,14 @@ where
 
     /// Reads the next message. `None`: there is none.
     pub(super) async fn next(&mut self) -> Result<Option<T>, Status> {
+        match self.framed().await? {
+            Some(framed) => self.open(framed).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Takes the next message as it was sent.
+    async fn framed(&mut self) -> Result<Option<Framed>, Status> {
         let Some(prefix) = self.take(PREFIX).await? else {
             return Ok(None);
         };
@@ -138,11 +152,18 @@ where
         let Some(message) = self.take(length).await? else {
             return Err(malformed("the request ends in the middle of a message"));
         };
-        if !is_compressed {
-            return self.decode(message).map(Some);
+        Ok(Some(Framed {
+            message,
+            is_compressed,
+        }))
+    }
+
+    async fn open(&mut self, framed: Framed) -> Result<T, Status> {
+        if !framed.is_compressed {
+            return self.decode(framed.message);
         }
-        let (message, _permit) = inflate(message, self.max_bytes, self.too_large).await?;
-        self.decode(message.into()).map(Some)
+        let (message, _permit) = inflate(framed.message, self.max_bytes, self.too_large).await?;
+        self.decode(message.into())
     }
 
     /// Reads the one message of a call that has one, to the end of the request.
@@ -150,11 +171,23 @@ where
     /// # Errors
     /// `INVALID_REQUEST` if there is none or a second one; `name` is that of the message.
     pub(super) async fn only(mut self, name: &str) -> Result<T, Status> {
-        let Some(message) = self.next().await? else {
+        let Some(framed) = self.framed().await? else {
             return Err(Reason::InvalidRequest.status(format!("the call carries no {name}")));
         };
+        if framed.is_compressed {
+            // Before it is inflated: a request that does not end would hold what it becomes, and without a permit.
+            self.expect_end(name).await?;
+            return self.open(framed).await;
+        }
+        let message = self.open(framed).await?;
+        self.expect_end(name).await?;
+        Ok(message)
+    }
+
+    /// Waits for the end of the request.
+    async fn expect_end(&mut self, name: &str) -> Result<(), Status> {
         match self.take(1).await? {
-            None => Ok(message),
+            None => Ok(()),
             Some(_) => {
                 let problem = format!("the call carries more than one {name}");
                 Err(Reason::InvalidRequest.status(problem))
@@ -271,10 +304,16 @@ impl Inflating {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::{
+        io::Write as _,
+        pin::pin,
+        task::{Context, Waker},
+    };
 
     use flate2::{Compression as Level, write::GzEncoder};
-    use http_body_util::Full;
+    use futures_util::StreamExt as _;
+    use http_body::Frame;
+    use http_body_util::{Full, StreamBody};
     use prost::Message as _;
     use tidegate_proto::v1::{NewEvent, PublishRequest};
     use tonic::Code;
@@ -366,6 +405,24 @@ mod tests {
             let found = (refused.code(), &*reason(&refused));
             assert_eq!(found, expected, "{refused}");
         }
+    }
+
+    /// A request that does not end must not hold what its message becomes.
+    #[tokio::test]
+    async fn message_of_a_request_that_does_not_end_is_not_inflated() {
+        let mut headers = HeaderMap::new();
+        headers.insert(ENCODING, "gzip".parse().unwrap());
+        let message = Bytes::from(framed(1, &gzip(b"this is no message")));
+        let frames = futures_util::stream::iter([Ok::<_, BoxError>(Frame::data(message))]);
+        let body = StreamBody::new(frames.chain(futures_util::stream::pending()));
+        let limits = Arc::new(PublishLimits::default());
+        let too_large = Reason::BatchTooLarge;
+        let messages =
+            Messages::<_, PublishRequest>::of(&headers, body, limits, 1 << 20, too_large).unwrap();
+        let mut read = pin!(messages.only("PublishRequest"));
+        // Inflated, it would be refused.
+        let polled = read.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_pending(), "{polled:?}");
     }
 
     fn reason(status: &Status) -> String {

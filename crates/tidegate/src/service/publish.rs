@@ -115,7 +115,7 @@ impl Publisher {
         let call = Call::new(self, request.extensions());
         let access = call.access.clone();
         let is_busy = Arc::clone(&call.is_busy);
-        let body = match call.clone().requests(request) {
+        let body = match call.requests(request) {
             Ok(requests) if is_stream => {
                 let open = call.publisher.publishers.open(call.caller.clone());
                 Ok(tonic::body::Body::new(ChunkBody::new(Answers {
@@ -154,12 +154,12 @@ impl Call {
     }
 
     /// Returns the reader of the call's requests.
-    fn requests<B>(self, request: http::Request<B>) -> Result<Requests<B>, Status>
+    fn requests<B>(&self, request: http::Request<B>) -> Result<Requests<B>, Status>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
-        let limits = self.publisher.limits;
+        let limits = Arc::clone(&self.publisher.limits);
         // The largest message that can hold a batch within its limits: its bytes, and for each event a tag and
         // a length.
         let framing = limits.max_events.saturating_mul(1 + MAX_LENGTH_BYTES);
