@@ -183,10 +183,8 @@ def follow(stub, options):
         began = False
         going_away = 0.0
         call = stub.Subscribe(request, wait_for_ready=True, metadata=credentials(options.token_file))
-        alive = cancel_when_silent(call, 3 * options.heartbeat + LARGEST_EVENT_SECONDS)
         try:
-            for response in call:
-                alive.set()
+            for response in unless_silent(call, 3 * options.heartbeat + LARGEST_EVENT_SECONDS):
                 cursor.check(response)
                 show_line(response)
                 cursor.advance(response)
@@ -203,8 +201,6 @@ def follow(stub, options):
             status = Status(EndedWithOk())
         except grpc.RpcError as error:
             status = Status(error)
-        finally:
-            alive.set()
 
         if status.step is Step.STOP or (status.step is Step.RENEW and not began):
             return status
@@ -240,17 +236,27 @@ def credentials(token_file):
         sys.exit(f"the token file {token_file} cannot be read: {error}")
 
 
-def cancel_when_silent(call, limit):
-    """Cancels the call when the returned event was not set for so many seconds."""
-    alive = threading.Event()
+def unless_silent(call, limit):
+    """The responses of a call, which is cancelled when none comes for so many seconds. The time in which one is handled,
+    as when nobody reads the output, does not count."""
+    heard = threading.Event()
+    is_handling = False
 
     def watch():
-        while alive.wait(limit) and call.is_active():
-            alive.clear()
+        while (heard.wait(limit) or is_handling) and call.is_active():
+            heard.clear()
         call.cancel()
 
     threading.Thread(target=watch, daemon=True).start()
-    return alive
+    try:
+        for response in call:
+            is_handling = True
+            yield response
+            # First, so that the time begins anew before it counts.
+            heard.set()
+            is_handling = False
+    finally:
+        heard.set()
 
 
 def position(text):

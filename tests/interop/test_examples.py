@@ -1,5 +1,6 @@
 """The Python examples, run as their README says."""
 
+import importlib
 import os
 import pathlib
 import queue
@@ -124,3 +125,29 @@ def test_example_subscriber_names_a_token_file_that_it_cannot_read(binary, tmp_p
             ended = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
             assert ended.returncode == 1
             assert str(path) in ended.stderr and "Traceback" not in ended.stderr
+
+
+class SilentCall:
+    """A call with two responses, which then is silent until it is cancelled."""
+
+    def __init__(self):
+        self.cancelled = threading.Event()
+
+    def __iter__(self):
+        yield from (1, 2)
+        self.cancelled.wait(PATIENCE)
+
+    def is_active(self):
+        return not self.cancelled.is_set()
+
+    def cancel(self):
+        self.cancelled.set()
+
+
+def test_example_subscriber_counts_no_time_in_which_it_handles_a_response(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    call, limit = SilentCall(), 0.2
+    for _ in importlib.import_module("subscribe").unless_silent(call, limit):
+        # As where nobody reads the output.
+        assert not call.cancelled.wait(3 * limit)
+    assert call.cancelled.is_set()
