@@ -138,17 +138,17 @@ impl SettingArgs {
             environment: &environment,
             flags: &self.given,
         });
-        let (value, problems) = match read {
-            Ok(value) => (Some(value), strange),
-            Err(problems) => (None, [problems, strange].concat()),
+        let problems = match read {
+            Ok(value) if strange.is_empty() => {
+                let is_read_once = file.is_some_and(|file| file.is_read_once);
+                let read_once = path.filter(|_| is_read_once).cloned();
+                return Ok(Read { value, read_once });
+            }
+            Ok(_) => strange,
+            Err(problems) => [problems, strange].concat(),
         };
-        let Some(value) = value.filter(|_| problems.is_empty()) else {
-            let are_temporary = problems.iter().all(|problem| problem.is_temporary);
-            return Err(Failure::new(exit(are_temporary), report(&problems)));
-        };
-        let is_read_once = file.is_some_and(|file| file.is_read_once);
-        let read_once = path.filter(|_| is_read_once).cloned();
-        Ok(Read { value, read_once })
+        let are_temporary = problems.iter().all(|problem| problem.is_temporary);
+        Err(Failure::new(exit(are_temporary), report(&problems)))
     }
 }
 
@@ -180,10 +180,12 @@ fn variables() -> (BTreeMap<OsString, OsString>, Vec<Problem>) {
     let mut problems = Vec::new();
     let settings = env::vars_os().filter(|(name, value)| {
         let meant = differing_in_case(name).filter(|_| !value.is_empty());
-        problems.extend(meant.map(|meant| Problem {
-            origin: Origin::Environment(name.to_string_lossy().into_owned()),
-            message: format!("there is no such variable; did you mean {meant}?"),
-            is_temporary: false,
+        problems.extend(meant.map(|meant| {
+            let origin = Origin::Environment(name.to_string_lossy().into_owned());
+            Problem::new(
+                origin,
+                format!("there is no such variable; did you mean {meant}?"),
+            )
         }));
         meant.is_none() && !NO_SETTINGS.iter().any(|other| name == other)
     });
@@ -204,8 +206,7 @@ fn differing_in_case(name: &OsStr) -> Option<&'static str> {
 
 /// The file that the environment names.
 fn file_of_environment() -> Option<ConfigFile> {
-    let path = env::var_os(FILE_VARIABLE).filter(|path| !path.is_empty())?;
-    Some(ConfigFile::new(path.into(), FILE_VARIABLE))
+    environment::path(FILE_VARIABLE).map(|path| ConfigFile::new(path, FILE_VARIABLE))
 }
 
 /// The settings that are flags of `tidegate serve` alone.
@@ -306,19 +307,15 @@ pub(crate) fn misspelled_variables() -> impl Iterator<Item = String> {
     })
 }
 
-/// Names the argument or the variable that is not UTF-8, which clap leaves to its user to find.
+/// Names the argument that is not UTF-8, which clap leaves to its user to find.
 fn name_what_is_not_utf_8(error: clap::Error) -> clap::Error {
-    let argument = env::args_os().find(|argument| argument.to_str().is_none());
-    let variable = NO_SETTINGS.iter().find(|name| {
-        let value = env::var_os(name);
-        value.is_some_and(|value| value.to_str().is_none())
-    });
-    let message = match (argument, variable) {
-        (Some(argument), _) => format!("the argument {argument:?} is not UTF-8\n"),
-        (None, Some(name)) => format!("the value of {name} is not UTF-8\n"),
-        (None, None) => return error,
-    };
-    clap::Error::raw(ErrorKind::InvalidUtf8, message)
+    match env::args_os().find(|argument| argument.to_str().is_none()) {
+        Some(argument) => {
+            let message = format!("the argument {argument:?} is not UTF-8\n");
+            clap::Error::raw(ErrorKind::InvalidUtf8, message)
+        }
+        None => error,
+    }
 }
 
 /// Names the nearest setting in the error about an unknown flag of `tidegate serve`. clap's own suggestion compares

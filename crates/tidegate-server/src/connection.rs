@@ -1,7 +1,6 @@
 //! One connection of the server: its handshake, its calls, its age, its end.
 
 use std::{
-    error::Error,
     future::pending,
     io,
     net::SocketAddr,
@@ -16,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    error::in_full,
     network::{
         listener::{self, PeerAddress, Socket},
         metered::{Metered, Traffic},
@@ -189,17 +189,6 @@ fn is_of_the_peer(error: &io::Error) -> bool {
         InvalidInput => !cfg!(target_os = "linux"),
         _ => false,
     }
-}
-
-/// An error with its causes, which those of hyper do not tell by themselves.
-fn in_full(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 async fn sleep_or_forever(duration: Option<Duration>) {

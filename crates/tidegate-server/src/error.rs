@@ -1,7 +1,7 @@
 //! The errors of a server that cannot start, and of the files that it reads.
 
 use std::{
-    error::Error as _,
+    error::Error,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -234,4 +234,15 @@ mod tests {
             assert!(error.is_temporary());
         }
     }
+}
+
+/// An error with all its causes in one line, which those of hyper do not tell by themselves.
+pub(crate) fn in_full(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }

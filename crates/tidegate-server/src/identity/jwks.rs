@@ -6,9 +6,7 @@
 
 use std::{
     collections::BTreeSet,
-    env,
-    error::Error,
-    io,
+    env, io,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -35,6 +33,7 @@ use super::{
     refusal::quoted,
 };
 use crate::{
+    error::in_full,
     files::{Files, SecurityError, aside},
     network::tls,
 };
@@ -358,13 +357,10 @@ impl Fetcher {
         deadline: Instant,
     ) -> Result<Answer, String> {
         let of_http = |error: hyper::Error| {
-            let causes = std::iter::successors(error.source(), |error| (*error).source());
-            let causes: String = causes.map(|cause| format!(": {cause}")).collect();
+            let told = in_full(&error);
             match error.is_parse() {
-                true => {
-                    format!("its answer is no HTTP/1.1 ({error}{causes}); is it a port for TLS?")
-                }
-                false => format!("the exchange failed: {error}{causes}"),
+                true => format!("its answer is no HTTP/1.1 ({told}); is it a port for TLS?"),
+                false => format!("the exchange failed: {told}"),
             }
         };
         let (mut sender, connection) = http1::handshake(io).await.map_err(of_http)?;

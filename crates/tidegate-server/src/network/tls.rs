@@ -169,8 +169,9 @@ impl TlsConfig {
         let mut authorities = Vec::new();
         let verifier = match (&self.client_ca, ca) {
             (Some(path), [ca, crls @ ..]) => {
-                authorities = certificate::authority_faults(ca, &certificates(path, ca)?);
-                Some(self.verifier(path, ca, crls)?)
+                let verifier = self.verifier(path, ca, crls)?;
+                authorities = faults_of_roots(path, ca);
+                Some(verifier)
             }
             _ => None,
         };

@@ -15,9 +15,6 @@ use tonic_health::pb::{
     health_server::{self, HealthServer},
 };
 
-/// The longest request that is decoded. It holds the name of a service, and anybody may send it.
-const MAX_REQUEST_BYTES: usize = 4 << 10;
-
 /// The health of the server and of its services, which is the same: they begin and end together. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Health {
@@ -43,7 +40,7 @@ impl Health {
 
     /// The service of it.
     pub(crate) fn server(&self) -> HealthServer<Self> {
-        HealthServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST_BYTES)
+        HealthServer::new(self.clone())
     }
 
     fn has(&self, request: &HealthCheckRequest) -> bool {

@@ -34,9 +34,6 @@ use tonic_reflection::pb::{
     v1alpha,
 };
 
-/// The longest question that is decoded. It holds a name, and comes back with the answer.
-const MAX_QUESTION_BYTES: usize = 4 << 10;
-
 /// The only method, in the version that is served.
 pub(crate) const METHOD: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
@@ -83,7 +80,7 @@ impl Reflection {
 
     /// The service of it.
     pub(crate) fn server(&self) -> ServerReflectionServer<Self> {
-        ServerReflectionServer::new(self.clone()).max_decoding_message_size(MAX_QUESTION_BYTES)
+        ServerReflectionServer::new(self.clone())
     }
 }
 

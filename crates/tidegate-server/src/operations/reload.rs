@@ -108,7 +108,9 @@ impl Reloader {
             let mut ticks = time::interval_at(time::Instant::now() + INTERVAL, INTERVAL);
             loop {
                 ticks.tick().await;
-                self.until_settled().await;
+                if !self.has_settled_changes().await {
+                    continue;
+                }
                 for error in self.clone().reload_files(false).await {
                     tracing::error!(error = %error.with_cause(), "cannot reload a file; its previous contents stay in force");
                 }
@@ -140,18 +142,22 @@ impl Reloader {
         reloaded.unwrap_or_default()
     }
 
-    /// Waits while the files are being written: until two looks at them agree, or none has changed.
-    async fn until_settled(&self) {
+    /// Waits while the files are being written, until two looks at them agree. Returns whether one of them has changed.
+    async fn has_settled_changes(&self) -> bool {
         let mut last = None;
         for _ in 0..MAX_LOOKS {
             let files = self.clone();
             let now = aside(move || files.look_for_changes()).await.flatten();
-            if now.is_none() || now == last {
-                return;
+            if now.is_none() {
+                return false;
+            }
+            if now == last {
+                return true;
             }
             last = now;
             time::sleep(SETTLING).await;
         }
+        true
     }
 
     /// How the files look. Nothing if none of them has changed since it was read.

@@ -67,11 +67,7 @@ pub(super) fn together(
     })?;
     let warnings = prepared.warnings.into_iter();
     Ok(warnings
-        .map(|Warning { key, message }| Problem {
-            is_temporary: false,
-            origin: written.origin(key).cloned().unwrap_or(Origin::Default(key)),
-            message,
-        })
+        .map(|Warning { key, message }| Problem::new(written.origin_or_default(key), message))
         .collect())
 }
 

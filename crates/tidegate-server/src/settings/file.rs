@@ -138,11 +138,7 @@ impl Reader<'_> {
     /// Adds a problem at a place in the text.
     fn report(&mut self, at: &Range<usize>, message: String) {
         let origin = Origin::File(self.path.clone(), self.line(at));
-        self.problems.push(Problem {
-            origin,
-            message,
-            is_temporary: false,
-        });
+        self.problems.push(Problem::new(origin, message));
     }
 
     /// The line of a place in the text, counted from 1.

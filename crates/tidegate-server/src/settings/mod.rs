@@ -89,16 +89,8 @@ pub fn check(sources: Sources<'_>) -> Result<Vec<Problem>, Vec<Problem>> {
     problems.extend(contents::problems(&configuration, &written));
     let mut warnings = written.warnings().to_vec();
     // A server says it by itself: its log could not.
-    warnings.extend(log_silence(&configuration.log).map(|message| {
-        Problem {
-            origin: written
-                .origin("log")
-                .cloned()
-                .unwrap_or(Origin::Default("log")),
-            message,
-            is_temporary: false,
-        }
-    }));
+    let silence = log_silence(&configuration.log);
+    warnings.extend(silence.map(|message| Problem::new(written.origin_or_default("log"), message)));
     // With an error in one of them, the server would find that error again, and no other.
     if problems.is_empty() {
         match contents::together(&configuration, &written) {
@@ -160,11 +152,8 @@ fn missing<'a>(
     };
     NEEDS.iter().filter_map(move |&(key, needed)| {
         let origin = written.origin(key).filter(|_| is_set(key))?;
-        (!is_set(needed)).then(|| Problem {
-            is_temporary: false,
-            origin: origin.clone(),
-            message: format!("{key} needs {needed}: set it too"),
-        })
+        let message = format!("{key} needs {needed}: set it too");
+        (!is_set(needed)).then(|| Problem::new(origin.clone(), message))
     })
 }
 
@@ -173,13 +162,10 @@ fn too_large(configuration: &Configuration, written: &Written) -> Option<Problem
     let publish = &configuration.server.service.publish;
     let origin = written.origin("limits.max_event_bytes");
     let origin = origin.or_else(|| written.origin("limits.max_publish_bytes"))?;
-    (publish.max_event_bytes > publish.max_batch_bytes).then(|| Problem {
-is_temporary: false,
-        origin: origin.clone(),
-        message: "limits.max_event_bytes is above limits.max_publish_bytes, so the largest events could not be \
-                  published: lower it, or raise the other"
-            .into(),
-    })
+    let message = "limits.max_event_bytes is above limits.max_publish_bytes, so the largest events could not be published: \
+                   lower it, or raise the other";
+    let is_above = publish.max_event_bytes > publish.max_batch_bytes;
+    is_above.then(|| Problem::new(origin.clone(), message))
 }
 
 /// The problem of two listeners at one address.
@@ -192,16 +178,10 @@ fn taken(configuration: &Configuration, written: &Written) -> Option<Problem> {
     let is_same = listen.ip() == http.ip()
         || (listen.is_ipv4() == http.is_ipv4()
             && (listen.ip().is_unspecified() || http.ip().is_unspecified()));
-    (is_same && listen.port() == http.port() && http.port() != 0).then(|| Problem {
-        is_temporary: false,
-        origin: written
-            .origin("http")
-            .cloned()
-            .unwrap_or(Origin::Default("http")),
-        message: format!(
-            "http = {http} is taken by listen = {listen}: give one of them another port"
-        ),
-    })
+    let is_taken = is_same && listen.port() == http.port() && http.port() != 0;
+    let message =
+        format!("http = {http} is taken by listen = {listen}: give one of them another port");
+    is_taken.then(|| Problem::new(written.origin_or_default("http"), message))
 }
 
 #[cfg(test)]

@@ -35,40 +35,28 @@ pub(super) fn read(
         let origin = Origin::Environment(variable);
         match value.to_str() {
             Some(text) => written.set(setting, text.to_owned(), origin, problems),
-            None => problems.push(Problem {
-is_temporary: false,
-                origin,
-                message: format!(
+            None => {
+                let message = format!(
                     "{}: the value is not UTF-8: write it in UTF-8, and rename a file whose name is not",
                     setting.key
-                ),
-            }),
+                );
+                problems.push(Problem::new(origin, message));
+            }
         }
     }
     for (name, value) in &set {
+        let problem = |message: String| Problem::new(Origin::Environment(name.clone()), message);
         match further(name, value) {
             Further::None => {}
-            Further::Misspelled(meant) => problems.push(Problem {
-is_temporary: false,
-                origin: Origin::Environment(name.clone()),
-                message: format!(
-                    "there is no such setting; did you mean {}?",
-                    meant.variable()
-                ),
-            }),
-            Further::Dangerous(meant) => problems.push(Problem {
-is_temporary: false,
-                origin: Origin::Environment(name.clone()),
-                message: format!(
-                    "there is no such setting, and without what it is for the server may be open to anyone; did you mean \
-                     {meant}? If it is for something else, unset it for the server"
-                ),
-            }),
-            Further::Unknown(message) => written.warn(Problem {
-is_temporary: false,
-                origin: Origin::Environment(name.clone()),
-                message: message.into(),
-            }),
+            Further::Misspelled(meant) => problems.push(problem(format!(
+                "there is no such setting; did you mean {}?",
+                meant.variable()
+            ))),
+            Further::Dangerous(meant) => problems.push(problem(format!(
+                "there is no such setting, and without what it is for the server may be open to anyone; did you mean \
+                 {meant}? If it is for something else, unset it for the server"
+            ))),
+            Further::Unknown(message) => written.warn(problem(message.into())),
         }
     }
 }

@@ -43,6 +43,15 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Makes a problem that does not pass by itself.
+    pub fn new(origin: Origin, message: impl Into<String>) -> Self {
+        Self {
+            origin,
+            message: message.into(),
+            is_temporary: false,
+        }
+    }
+
     /// Its place in a report: by line in the file, problems of other sources after all lines.
     pub(super) fn place(&self) -> usize {
         match self.origin {
@@ -81,6 +90,11 @@ impl Written {
         self.values.get(key).map(|(_, origin)| origin)
     }
 
+    /// The origin of the value of a key, or that no source sets it.
+    pub(super) fn origin_or_default(&self, key: &'static str) -> Origin {
+        self.origin(key).cloned().unwrap_or(Origin::Default(key))
+    }
+
     /// Whether a file has at least one setting that no stronger source sets.
     #[must_use]
     pub fn has_settings_of_a_file(&self) -> bool {
@@ -109,11 +123,10 @@ impl Written {
     ) {
         match setting.check(&text) {
             Ok(()) => _ = self.values.insert(setting.key, (text, origin)),
-            Err(message) => problems.push(Problem {
-                is_temporary: false,
-                message: format!("{} = {text:?}: {message}", setting.key),
-                origin,
-            }),
+            Err(message) => {
+                let message = format!("{} = {text:?}: {message}", setting.key);
+                problems.push(Problem::new(origin, message));
+            }
         }
     }
 
