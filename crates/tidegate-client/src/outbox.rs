@@ -94,19 +94,18 @@ impl Outbox {
 
     /// Lets the current stream take events.
     pub(crate) fn open(&self) {
-        let mut events = self.events();
-        events.is_open = true;
-        events.is_trial = false;
-        let waker = events.waker.take();
-        drop(events);
-        wake(waker);
+        self.open_with(false);
     }
 
     /// Lets the current stream take one event, and no other before it is [opened](Self::open).
     pub(crate) fn open_on_trial(&self) {
+        self.open_with(true);
+    }
+
+    fn open_with(&self, is_trial: bool) {
         let mut events = self.events();
         events.is_open = true;
-        events.is_trial = true;
+        events.is_trial = is_trial;
         let waker = events.waker.take();
         drop(events);
         wake(waker);

@@ -409,10 +409,6 @@ impl Progress {
 impl Streams {
     /// Opens streams until every event is answered, or a failure cannot be mended.
     async fn run(mut self) -> Result<(), Error> {
-        self.exchange_all().await
-    }
-
-    async fn exchange_all(&mut self) -> Result<(), Error> {
         let mut connection = self.connector.connect_lazy();
         loop {
             self.opened = None;

@@ -14,6 +14,7 @@ use rustls::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::either::Either;
 
 use crate::liveness::{Activity, Watched};
 
@@ -32,9 +33,9 @@ pub(crate) struct Tls {
 }
 
 /// A connection with TLS or without.
-pub(crate) enum Transport<T> {
-    Plain(Watched<T>, Activity),
-    Tls(Box<TlsStream<Watched<T>>>, Activity),
+pub(crate) struct Transport<T> {
+    stream: Either<Watched<T>, Box<TlsStream<Watched<T>>>>,
+    activity: Activity,
 }
 
 impl Tls {
@@ -84,7 +85,10 @@ impl Tls {
             .connect(self.name, socket)
             .await?;
         match stream.get_ref().1.alpn_protocol() {
-            Some(ALPN) => Ok(Transport::Tls(Box::new(stream), activity)),
+            Some(ALPN) => Ok(Transport {
+                stream: Either::Right(Box::new(stream)),
+                activity,
+            }),
             _ => Err(io::Error::other(NO_HTTP2)),
         }
     }
@@ -144,78 +148,63 @@ fn private_key(key: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
 }
 
 impl<T> Transport<T> {
-    /// Keeps the error of TLS, since those who get it next keep its words at most.
-    fn note<R>(activity: &Activity, result: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
-        if let Poll::Ready(Err(error)) = &result
-            && let Some(inner) = error.get_ref()
-            && let Some(error) = inner.downcast_ref::<TlsError>()
-        {
-            activity.tls_failed(error.clone());
+    pub(crate) const fn plain(stream: Watched<T>, activity: Activity) -> Self {
+        Self {
+            stream: Either::Left(stream),
+            activity,
         }
-        result
     }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<T> {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let (result, activity) = match self.get_mut() {
-            Self::Plain(stream, activity) => (Pin::new(stream).poll_read(cx, buf), activity),
-            Self::Tls(stream, activity) => {
-                let result = Pin::new(stream).poll_read(cx, buf);
-                (Self::note(activity, result), activity)
-            }
-        };
-        activity.plain_bytes_read(&buf.filled()[before..]);
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        // Those who get the error of TLS next keep its words at most.
+        if let Poll::Ready(Err(error)) = &result
+            && let Some(error) = error.get_ref()
+            && let Some(error) = error.downcast_ref::<TlsError>()
+        {
+            self.activity.tls_failed(error.clone());
+        }
+        let read = &buf.filled()[before..];
+        if !read.is_empty() {
+            self.activity.plain_bytes_read(read);
+        }
         result
     }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream, _) => Pin::new(stream).poll_write(cx, buf),
-            Self::Tls(stream, _) => Pin::new(stream).poll_write(cx, buf),
-        }
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream, _) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Tls(stream, _) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream, _) => stream.is_write_vectored(),
-            Self::Tls(stream, _) => stream.is_write_vectored(),
-        }
+        self.stream.is_write_vectored()
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream, _) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream, _) => Pin::new(stream).poll_flush(cx),
-        }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream, _) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream, _) => Pin::new(stream).poll_shutdown(cx),
-        }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -10,7 +10,6 @@
 //!   is read.
 
 use std::{
-    mem,
     pin::Pin,
     sync::{
         Arc,
@@ -114,7 +113,7 @@ async fn throw_away(mut incoming: Incoming) {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if let Some(incoming) = mem::take(&mut self.incoming)
+        if let Some(incoming) = self.incoming.take()
             && !incoming.is_end_stream()
         {
             self.lingering.read_rest(incoming);
