@@ -10,41 +10,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use child::{Folder, Log, Serve, program};
+use child::{Folder, Log, RULES, Serve, program, serve_with_tokens, token_line};
 use rustix::{
     fs::inotify,
     process::{Signal, kill_process},
 };
 use tidegate_client::{Client, Error, SubscribeOptions, Subscription, Update};
-use tidegate_server::{settings::SETTINGS, token_line};
-
-const RULES: &str = "[[rule]]\nprincipals = ['*']\nsubscribe = { allow = ['>'] }\n";
+use tidegate_server::settings::SETTINGS;
 
 fn told(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-fn line(principal: &str) -> String {
-    token_line(principal, principal).unwrap() + "\n"
-}
-
 /// A server with files of tokens and rules in `folder`.
 fn serve(folder: &Folder) -> (Serve, Log) {
-    let tokens = folder.write("tokens", line("alice"));
-    let rules = folder.write("rules", RULES);
-    Serve::logging(program([
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--log",
-        "info",
-        "--auth-tokens",
-        &tokens,
-        "--auth-rules",
-        &rules,
-        "--drain-timeout",
-        "1s",
-    ]))
+    let mut command = program(serve_with_tokens(folder));
+    command.args(["--log", "info", "--drain-timeout", "1s"]);
+    Serve::logging(command)
 }
 
 async fn subscribe(server: &Serve, token: &str, filter: &str) -> Result<Subscription, Error> {
@@ -120,7 +102,10 @@ fn output_with_open_input(mut command: Command) -> Output {
 #[test]
 fn a_server_refuses_tokens_of_a_process_substitution_and_of_a_pipe_that_nobody_writes() {
     let folder = Folder::new("substitution");
-    let (tokens, pipe) = (folder.write("tokens", line("alice")), folder.pipe("pipe"));
+    let (tokens, pipe) = (
+        folder.write("tokens", token_line("alice")),
+        folder.pipe("pipe"),
+    );
     for tokens in [format!("<(cat {tokens})"), pipe] {
         let script = format!("exec \"$0\" serve --listen 127.0.0.1:0 --auth-tokens {tokens}");
         let refused = Command::new("bash")
@@ -139,7 +124,7 @@ fn a_server_refuses_tokens_of_a_process_substitution_and_of_a_pipe_that_nobody_w
 #[test]
 fn open_files_are_refused_where_a_file_is_read_again() {
     let folder = Folder::new("input");
-    let tokens = folder.write("tokens", line("alice"));
+    let tokens = folder.write("tokens", token_line("alice"));
     let link = folder.at("link");
     symlink("/dev/stdin", &link).unwrap();
     let through = folder.at("through");
@@ -219,7 +204,7 @@ async fn a_file_that_becomes_a_pipe_revokes_nobody_and_holds_up_no_other_file() 
     );
     drop(stream);
     // Credentials that are withdrawn by what replaces the pipe end, as if nothing had been.
-    folder.write("tokens", line("bob"));
+    folder.write("tokens", token_line("bob"));
     while subscribe(&server, "alice", "a").await.is_ok() {}
     drop(subscribe(&server, "bob", "a").await.unwrap());
     ends_at_once(server);
@@ -297,7 +282,7 @@ async fn a_file_that_is_truncated_before_it_is_written_revokes_nobody() {
     inotify::add_watch(&events, &tokens, inotify::WatchFlags::CLOSE_NOWRITE).unwrap();
     // The server has read the empty file.
     rustix::io::read(&events, &mut [0; 256][..]).unwrap();
-    fs::write(&tokens, line("alice") + &line("bob")).unwrap();
+    fs::write(&tokens, token_line("alice") + &token_line("bob")).unwrap();
     while subscribe(&server, "bob", "a").await.is_err() {}
     let standing = tokio::time::timeout(Duration::from_millis(1), stream.next()).await;
     assert!(standing.is_err(), "the stream ended: {standing:?}");

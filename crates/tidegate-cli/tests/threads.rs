@@ -11,13 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use child::{Folder, Serve, skipped};
+use child::{Folder, Serve, serve_with_tokens, skipped, token_line};
 use rustix::process::getuid;
 use tidegate_client::{Client, Error, SubscribeOptions, Update};
-use tidegate_server::token_line;
 
 /// The program as a user without other processes, who may have this many threads.
-fn program_of_few(threads: &str, user: u32, arguments: &[&str]) -> Command {
+fn program_of_few(threads: &str, user: u32, arguments: &[String]) -> Command {
     let mut command = as_user(user, &[&format!("--nproc={threads}")]);
     command
         .arg(env!("CARGO_BIN_EXE_tidegate"))
@@ -80,22 +79,13 @@ fn where_no_thread_can_be_started_the_program_says_so_and_ends() {
         return;
     }
     let folder = Folder::new("threads");
-    let tokens = folder.write("tokens", token_line("alice", "alice").unwrap() + "\n");
-    let rules = folder.write(
-        "rules",
-        "[[rule]]\nprincipals = ['*']\nsubscribe = { allow = ['>'] }\n",
-    );
-    let serve = [
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--auth-tokens",
-        &tokens,
-        "--auth-rules",
-        &rules,
-    ];
+    let serve = serve_with_tokens(&folder);
     let processors = std::thread::available_parallelism().unwrap().get();
-    for arguments in [&serve[..], &["check-config"], &["completions", "bash"]] {
+    for arguments in [
+        &serve[..],
+        &["check-config".into()],
+        &["completions".into(), "bash".into()],
+    ] {
         let mut refused = 0;
         for threads in 1..processors + 8 {
             let command = program_of_few(&threads.to_string(), 0, arguments);
@@ -124,26 +114,12 @@ async fn a_server_that_gets_no_more_threads_keeps_what_it_has_and_says_so() {
         return;
     }
     let folder = Folder::new("no-more-threads");
-    let tokens = folder.write("tokens", token_line("alice", "alice").unwrap() + "\n");
-    let rules = folder.write(
-        "rules",
-        "[[rule]]\nprincipals = ['*']\nsubscribe = { allow = ['>'] }\n",
-    );
-    for path in [&tokens, &rules] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+    let mut command = program_of_few("1000", 1, &serve_with_tokens(&folder));
+    command.args(["--log", "info"]);
+    for name in ["tokens", "rules"] {
+        fs::set_permissions(folder.at(name), fs::Permissions::from_mode(0o644)).unwrap();
     }
-    let arguments = [
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--log",
-        "info",
-        "--auth-tokens",
-        &tokens,
-        "--auth-rules",
-        &rules,
-    ];
-    let (mut server, mut log) = Serve::logging(program_of_few("1000", 1, &arguments));
+    let (mut server, mut log) = Serve::logging(command);
     log.until("listening");
     limit(&server, 1);
     let told = log.until("no thread could be started") + &log.until("stay in force");
@@ -151,7 +127,7 @@ async fn a_server_that_gets_no_more_threads_keeps_what_it_has_and_says_so() {
     subscribe(&server, "alice").await.unwrap();
     limit(&server, 1_000);
     // What changes from here on is taken.
-    folder.write("tokens", token_line("bob", "bob").unwrap() + "\n");
+    folder.write("tokens", token_line("bob"));
     let began = Instant::now();
     while let Err(error) = subscribe(&server, "bob").await {
         // Who tries too often with a token that is not known has to wait.

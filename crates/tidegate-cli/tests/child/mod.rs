@@ -94,6 +94,27 @@ impl Drop for Folder {
     }
 }
 
+/// Rules by which everyone may subscribe to everything.
+pub const RULES: &str = "[[rule]]\nprincipals = ['*']\nsubscribe = { allow = ['>'] }\n";
+
+/// The line of a principal whose token is its name.
+pub fn token_line(principal: &str) -> String {
+    tidegate_server::token_line(principal, principal).unwrap() + "\n"
+}
+
+/// The arguments of a server whose files `tokens` and `rules` are in this folder: `alice` may subscribe.
+pub fn serve_with_tokens(folder: &Folder) -> [String; 7] {
+    [
+        "serve".into(),
+        "--listen".into(),
+        "127.0.0.1:0".into(),
+        "--auth-tokens".into(),
+        folder.write("tokens", token_line("alice")),
+        "--auth-rules".into(),
+        folder.write("rules", RULES),
+    ]
+}
+
 /// The log of a server.
 pub struct Log(BufReader<ChildStderr>);
 
