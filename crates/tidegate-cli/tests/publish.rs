@@ -8,13 +8,14 @@
 mod child;
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddrV4, TcpListener, TcpStream},
     os::fd::OwnedFd,
     process::{Child, ChildStdin, Command, Output, Stdio},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use child::Serve;
@@ -22,6 +23,8 @@ use rustix::process::{Signal, kill_process};
 use tidegate_client::{Client, SubscribeOptions, Subscription, Update};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The time between two looks at what cannot be awaited.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A running `tidegate pub`, whose lines on standard error can be awaited.
 struct Pub {
@@ -231,30 +234,6 @@ fn wrong_token_ends_a_quiet_publisher_with_4() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// The server stops to answer, but its connections stay: what is sent then is unknown.
-#[tokio::test(flavor = "multi_thread")]
-async fn lines_that_were_sent_and_not_answered_are_unknown_and_the_rest_is_not_read() {
-    let server = Serve::start(&[]);
-    let mut seen = subscribed(&server).await;
-    let mut publisher = Pub::start(&["a.x", "--server", server.address()]);
-    publisher.write("one\n");
-    assert_eq!(next_payload(&mut seen).await, b"one");
-    kill_process(server.pid(), Signal::STOP).unwrap();
-    publisher.write("two\nthree\n");
-    while fionread(&publisher) > 0 {
-        thread::sleep(Duration::from_millis(10));
-    }
-    thread::sleep(Duration::from_millis(200));
-    kill_process(server.pid(), Signal::KILL).unwrap();
-    let (code, output, said) = publisher.wait();
-    assert_eq!((code, &*output), (3, "1 event accepted\n"), "{said:#?}");
-    let last = said.last().unwrap();
-    assert!(
-        last.contains("3 lines were read, 1 accepted, 2 sent and not answered"),
-        "{said:#?}"
-    );
-}
-
 /// Starts a publisher with these flags that has sent two lines to a server which does not answer any more.
 async fn unanswered(flags: &[&str]) -> (Serve, Pub) {
     let server = Serve::start(&[]);
@@ -266,12 +245,48 @@ async fn unanswered(flags: &[&str]) -> (Serve, Pub) {
     publisher.write("one\n");
     assert_eq!(next_payload(&mut seen).await, b"one");
     kill_process(server.pid(), Signal::STOP).unwrap();
+    let before = unread(&server);
     publisher.write("two\nthree\n");
     while fionread(&publisher) > 0 {
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(LOOK);
     }
-    thread::sleep(Duration::from_millis(200));
+    wait_until_sent(&server, before);
     (server, publisher)
+}
+
+/// Bytes that a server which is stopped was sent and has not read, once they stay as many.
+fn unread(server: &Serve) -> u64 {
+    let address: SocketAddrV4 = server.address().parse().unwrap();
+    let ip = u32::from_ne_bytes(address.ip().octets());
+    let address = format!("{ip:08X}:{:04X}", address.port());
+    let unread = || -> u64 {
+        let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
+        let connections = sockets.lines().filter_map(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            // Of a connection, which the listener is not.
+            let is_its_own = fields[1] == address && fields[3] == "01";
+            let (_, received) = is_its_own.then(|| fields[4].split_once(':').unwrap())?;
+            Some(u64::from_str_radix(received, 16).unwrap())
+        });
+        connections.sum()
+    };
+    let mut last = unread();
+    loop {
+        thread::sleep(LOOK);
+        let now = unread();
+        if now == last {
+            return now;
+        }
+        last = now;
+    }
+}
+
+/// Waits until a server which is stopped was sent more than `before`.
+fn wait_until_sent(server: &Serve, before: u64) {
+    let began = Instant::now();
+    while unread(server) <= before {
+        assert!(began.elapsed() < PATIENCE, "nothing was sent");
+    }
 }
 
 #[track_caller]
@@ -287,6 +302,14 @@ fn assert_two_are_unknown(ended: &(i32, String, Vec<String>), code: i32) {
         last.contains("3 lines were read, 1 accepted, 2 sent and not answered"),
         "{said:#?}"
     );
+}
+
+/// The server stops to answer, but its connections stay: what is sent then is unknown.
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_that_were_sent_and_not_answered_are_unknown_and_the_rest_is_not_read() {
+    let (server, publisher) = unanswered(&[]).await;
+    kill_process(server.pid(), Signal::KILL).unwrap();
+    assert_two_are_unknown(&publisher.wait(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -323,11 +346,12 @@ async fn lines_are_unknown_if_the_connection_breaks_after_the_input() {
     input.write_all(b"one\n").unwrap();
     assert_eq!(next_payload(&mut seen).await, b"one");
     kill_process(server.pid(), Signal::STOP).unwrap();
+    let before = unread(&server);
     input.write_all(b"two\nthree\n").unwrap();
     while rustix::io::ioctl_fionread(&stdin).unwrap() > 0 {
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(LOOK);
     }
-    thread::sleep(Duration::from_millis(200));
+    wait_until_sent(&server, before);
     // A socket that is closed with bytes in it resets the connection, so the next read of the input fails.
     stdin.write_all(b"unread").unwrap();
     drop(input);
