@@ -3,11 +3,7 @@ binary headers."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import itertools
-import json
 import os
 import re
 import signal
@@ -21,11 +17,9 @@ from frames import INITIAL_WINDOW_SIZE, PATIENCE, PUBLISH, PUBLISH_STREAM, SUBSC
 from siege import delay, publish_request, reason, subscribe_request
 from support import Server, eventually, new_event, pb
 from tidegate.v1 import admin_service_pb2 as admin_pb
-from tokens import bearer, write_tokens
+from tokens import SECRET, bearer, token, write_tokens
 
 DISCONNECT_CLIENT = "/tidegate.v1.AdminService/DisconnectClient"
-
-SECRET = b"a-secret-of-at-least-thirty-two-bytes"
 
 RULES = """
 [[rule]]
@@ -92,21 +86,10 @@ def calling(binary: str) -> Iterator[Callable[..., Caller]]:
 @pytest.fixture
 def files(binary: str, tmp_path: Path) -> Path:
     """Writes tokens and rules for Ann and Bob, and the secret of the issuer."""
-    write_tokens(binary, tmp_path, "ann", "bob")
+    write_tokens(binary, tmp_path / "tokens", ann="annann", bob="bobbob")
     (tmp_path / "rules.toml").write_text(RULES)
     (tmp_path / "secret").write_bytes(SECRET)
     return tmp_path
-
-
-def signed(**claims) -> str:
-    """A JSON Web Token of the issuer."""
-
-    def part(content: bytes) -> bytes:
-        return base64.urlsafe_b64encode(content).rstrip(b"=")
-
-    claims = {"iss": "issuer", "aud": "tidegate", "sub": "ann"} | claims
-    body = part(json.dumps({"alg": "HS256"}).encode()) + b"." + part(json.dumps(claims).encode())
-    return (body + b"." + part(hmac.digest(SECRET, body, hashlib.sha256))).decode()
 
 
 def with_tokens(files: Path) -> list[str]:
@@ -115,7 +98,7 @@ def with_tokens(files: Path) -> list[str]:
 
 def with_jwt(files: Path) -> list[str]:
     return [
-        *("--auth-jwt-issuer=issuer", "--auth-jwt-audience=tidegate", "--auth-jwt-leeway=0s"),
+        *("--auth-jwt-issuer=me", "--auth-jwt-audience=tidegate", "--auth-jwt-leeway=0s"),
         *(f"--auth-jwt-secrets={files / 'secret'}", f"--auth-rules={files / 'rules.toml'}"),
     ]
 
@@ -200,7 +183,7 @@ def disconnected(calling, files, binary) -> Call:
 
 
 def expired(calling, files, binary) -> Call:
-    call = calling(*with_jwt(files)).subscribe("orders.>", headers=bearer(signed(exp=int(time.time()) + 2)))
+    call = calling(*with_jwt(files)).subscribe("orders.>", headers=bearer(token(exp=int(time.time()) + 2)))
     assert delay(call) is not None
     return call
 
@@ -208,7 +191,7 @@ def expired(calling, files, binary) -> Call:
 def revoked(calling, files, binary) -> Call:
     caller = calling(*with_tokens(files))
     stream = caller.begin("orders.>", headers=bearer("annann"))
-    write_tokens(binary, files, "bob")
+    write_tokens(binary, files / "tokens", bob="bobbob")
     caller.server.process.send_signal(signal.SIGHUP)
     call = caller.peer.wait(stream)
     assert delay(call) is not None

@@ -131,7 +131,7 @@ def guarded(files: Path) -> list[str]:
 
 @pytest.fixture
 def files(binary: str, tmp_path: Path) -> Path:
-    write_tokens(binary, tmp_path, "ann", "bob")
+    write_tokens(binary, tmp_path / "tokens", ann="annann", bob="bobbob")
     (tmp_path / "rules.toml").write_text(RULES)
     return tmp_path
 

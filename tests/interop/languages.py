@@ -49,13 +49,11 @@ def node() -> Path:
     return NODE_TARGET
 
 
-class Follower:
-    """A subscriber as a child process, whose lines are read one at a time."""
+class Lines:
+    """A program as a child process, whose lines are read one at a time."""
 
     def __init__(self, command: list[str | Path]) -> None:
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._lines: queue.Queue[tuple[float, str] | None] = queue.Queue()
         # The time at which the newest line that was read had arrived.
         self.arrived = 0.0
@@ -67,10 +65,35 @@ class Follower:
                 self._lines.put((time.monotonic(), line))
         self._lines.put(None)
 
-    def next(self) -> dict:
+    def line(self) -> str | None:
+        """Returns the next line without its ending, or None at the end."""
         arrived = self._lines.get(timeout=PATIENCE)
-        assert arrived is not None, f"the subscriber ended, with exit code {self.process.wait()}"
+        if arrived is None:
+            return None
         self.arrived, line = arrived
+        return line.rstrip("\n")
+
+    def rest(self) -> list[str]:
+        return list(iter(self.line, None))
+
+    def write(self, text: str) -> None:
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class Follower(Lines):
+    """A subscriber whose lines are JSON."""
+
+    def next(self) -> dict:
+        line = self.line()
+        assert line is not None, f"the subscriber ended, with exit code {self.process.wait()}"
         return json.loads(line)
 
     def skip_to(self, kind: str) -> dict:
@@ -86,15 +109,8 @@ class Follower:
 
     def exit_code(self) -> int:
         """Reads the rest, and awaits the end."""
-        while self._lines.get(timeout=PATIENCE) is not None:
-            pass
+        self.rest()
         return self.process.wait(PATIENCE)
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import IO
 
 import grpc
@@ -53,6 +55,17 @@ def eventually(done: Callable[[], object], what: str | Callable[[], object], pat
         assert time.monotonic() - began < patience, f"waited {patience} s for {what() if callable(what) else what}"
         time.sleep(0.01)
     return time.monotonic() - began
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Makes a certificate for localhost. Returns its file and that of its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is missing; scripts/test installs it")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 60 -subj /CN=localhost"
+    command += " -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
+    command += " -keyout tls.key -out tls.crt"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True, timeout=PATIENCE)
+    return folder / "tls.crt", folder / "tls.key"
 
 
 class Server:
@@ -111,10 +124,10 @@ class Server:
 
 
 class Client:
-    """The generated stubs on one connection."""
+    """The generated stubs on one connection: a plain one to that address, or the channel that is given."""
 
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    def __init__(self, address: str = "", channel: grpc.Channel | None = None) -> None:
+        self.channel = channel or grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self.stub = EventServiceStub(self.channel)
 
     def publish(self, *events: pb.NewEvent) -> pb.PublishResponse:

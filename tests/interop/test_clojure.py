@@ -1,53 +1,15 @@
 """Clojure on grpc-java: the pattern that Tidegate began as, and the ways in which events are lost without a word."""
 
-import contextlib
-import queue
 import signal
-import subprocess
 import threading
 import time
 
 import pytest
-from languages import TRAPS, clojure, run
+from languages import TRAPS, Lines, clojure, run
 from scripted import ScriptedServer, batch, subscribed
 from support import PATIENCE
 
 __all__ = ["clojure", "run"]
-
-
-class Lines:
-    """A program that prints lines."""
-
-    def __init__(self, *command):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._lines = queue.Queue()
-        threading.Thread(target=self._collect, daemon=True).start()
-
-    def _collect(self):
-        with contextlib.suppress(ValueError):
-            for line in self.process.stdout:
-                self._lines.put(line.rstrip("\n"))
-        self._lines.put(None)
-
-    def next(self):
-        return self._lines.get(timeout=PATIENCE)
-
-    def rest(self):
-        lines = []
-        while (line := self.next()) is not None:
-            lines.append(line)
-        return lines
-
-    def write(self, text):
-        self.process.stdin.write(text)
-        self.process.stdin.flush()
-
-    def stop(self):
-        self.process.kill()
-        self.process.wait()
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.stdout.close()
 
 
 @pytest.fixture
@@ -55,7 +17,7 @@ def start(clojure):
     children = []
 
     def start(*arguments):
-        children.append(Lines(clojure, "-m", *arguments))
+        children.append(Lines([clojure, "-m", *arguments]))
         return children[-1]
 
     yield start
@@ -67,7 +29,7 @@ def start(clojure):
 def pattern(start):
     """The pattern's server, and its address."""
     server = start("pattern.server")
-    return server, server.next().removeprefix("listening on ")
+    return server, server.line().removeprefix("listening on ")
 
 
 # ===== The pattern =====
@@ -76,16 +38,16 @@ def pattern(start):
 def test_pattern_sends_each_notice_to_every_client(start, pattern):
     server, address = pattern
     ann, bob = start("pattern.client", address, "ann"), start("pattern.client", address, "bob")
-    assert sorted(server.next() for _ in range(2)) == ["ann listens", "bob listens"]
+    assert sorted(server.line() for _ in range(2)) == ["ann listens", "bob listens"]
 
     server.write("one\n")
-    assert (ann.next(), bob.next()) == ("one", "one")
+    assert (ann.line(), bob.line()) == ("one", "one")
 
     # A client that goes is forgotten at once, and is none of the others' business.
     bob.process.kill()
-    assert server.next() == "bob left, 0 dropped"
+    assert server.line() == "bob left, 0 dropped"
     server.write("two\n")
-    assert ann.next() == "two"
+    assert ann.line() == "two"
 
     server.process.stdin.close()
     assert ann.rest() == ["-- UNAVAILABLE: the server is shutting down"]
@@ -96,9 +58,9 @@ def test_pattern_sends_each_notice_to_every_client(start, pattern):
 def test_pattern_drops_the_oldest_and_the_client_cannot_know(start, pattern):
     server, address = pattern
     ann = start("pattern.client", address, "ann")
-    assert server.next() == "ann listens"
+    assert server.line() == "ann listens"
     server.write("first\n")
-    assert ann.next() == "first"
+    assert ann.line() == "first"
 
     ann.process.send_signal(signal.SIGSTOP)
     # Far more than what the transport holds and the queue of 64.
@@ -121,13 +83,13 @@ def test_pattern_drops_the_oldest_and_the_client_cannot_know(start, pattern):
 def test_late_cancel_leaves_the_new_stream_of_the_same_id_alone(start, pattern):
     server, address = pattern
     old = start("pattern.client", address, "ann")
-    assert server.next() == "ann listens"
+    assert server.line() == "ann listens"
     new = start("pattern.client", address, "ann")
-    assert sorted(server.next() for _ in range(2)) == ["ann left, 0 dropped", "ann listens"]
+    assert sorted(server.line() for _ in range(2)) == ["ann left, 0 dropped", "ann listens"]
     assert old.rest() == ["-- ABORTED: a newer stream has this id"]
 
     server.write("one\n")
-    assert new.next() == "one"
+    assert new.line() == "one"
 
 
 # ===== Traps =====

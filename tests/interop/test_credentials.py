@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
-import json
 import os
 import re
 import threading
@@ -19,22 +15,7 @@ import pytest
 from support import PATIENCE, Server, eventually, new_event, refused
 from tidegate.v1 import event_service_pb2 as pb
 from tidegate.v1.event_service_pb2_grpc import EventServiceStub
-
-SECRET = b"a secret of thirty-two bytes or more"
-
-
-def base64url(content: bytes) -> str:
-    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
-
-
-def token(header: dict | None = None, secret: bytes = SECRET, **claims) -> str:
-    """Returns a JSON Web Token, which is good but for what is given. `None` takes a claim away."""
-    header = {"alg": "HS256", "typ": "JWT"} | (header or {})
-    claims = {"iss": "me", "aud": "tidegate", "sub": "ann", "exp": time.time() + 600.811} | claims
-    claims = {name: value for name, value in claims.items() if value is not None}
-    signed = ".".join(base64url(json.dumps(part).encode()) for part in (header, claims))
-    return f"{signed}.{base64url(hmac.digest(secret, signed.encode(), hashlib.sha256))}"
-
+from tokens import SECRET, base64url, token
 
 class Guarded:
     """A server that takes tokens, and its log."""

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
-from support import CHANNEL_OPTIONS, PATIENCE, Client, Server, assert_status, new_event, payloads, refused
-from tidegate.v1.event_service_pb2_grpc import EventServiceStub
+from support import (
+    CHANNEL_OPTIONS,
+    PATIENCE,
+    Client,
+    Server,
+    assert_status,
+    make_certificate,
+    new_event,
+    payloads,
+    refused,
+)
+from tokens import write_tokens
 
 TOKEN = "a-token-that-is-long-and-random"
 
@@ -30,46 +39,29 @@ class SecureClient(Client):
         credentials = grpc.ssl_channel_credentials(certificate)
         if token is not None:
             credentials = grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
-        self.channel = grpc.secure_channel(f"localhost:{port}", credentials, options=CHANNEL_OPTIONS)
-        self.stub = EventServiceStub(self.channel)
+        super().__init__(channel=grpc.secure_channel(f"localhost:{port}", credentials, options=CHANNEL_OPTIONS))
 
 
 @pytest.fixture
 def folder(binary: str, tmp_path: Path) -> Path:
     """Writes a certificate for localhost, Ann's token, and the rules for her."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificate, and is not there")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    command += " -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:localhost"
-    command += " -keyout server.key -out server.pem"
-    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE)
-    write_tokens(binary, tmp_path / "tokens", ("ann", TOKEN), ("bob", "another"))
+    make_certificate(tmp_path)
+    write_tokens(binary, tmp_path / "tokens", ann=TOKEN, bob="another")
     (tmp_path / "rules.toml").write_text(RULES)
     return tmp_path
 
 
 @pytest.fixture
 def secure(binary: str, folder: Path) -> Iterator[Server]:
-    files = {"tls-certificate": "server.pem", "tls-key": "server.key"}
+    files = {"tls-certificate": "tls.crt", "tls-key": "tls.key"}
     files |= {"auth-tokens": "tokens", "auth-rules": "rules.toml"}
     arguments = [f"--{flag}={folder / name}" for flag, name in files.items()]
     with Server(binary, *arguments) as server:
         yield server
 
 
-def write_tokens(binary: str, path: Path, *tokens: tuple[str, str]) -> None:
-    lines = []
-    for principal, token in tokens:
-        made = subprocess.run(
-            [binary, "token", principal], input=token + "\n", capture_output=True, text=True, check=True, timeout=PATIENCE
-        )
-        assert token not in made.stdout
-        lines.append(made.stdout)
-    path.write_text("".join(lines))
-
-
 def test_grpcio_speaks_tls_with_a_token(secure, folder):
-    certificate = (folder / "server.pem").read_bytes()
+    certificate = (folder / "tls.crt").read_bytes()
     ann = SecureClient(secure.address, certificate, TOKEN)
     stream = ann.subscribe("orders.>", client_id="ann")
     ann.publish(*(new_event("orders.eu", b"%d" % number) for number in range(100)))
@@ -89,11 +81,11 @@ def test_grpcio_speaks_tls_with_a_token(secure, folder):
 
 
 def test_withdrawn_token_ends_its_stream_with_a_position(secure, folder, binary):
-    ann = SecureClient(secure.address, (folder / "server.pem").read_bytes(), TOKEN)
+    ann = SecureClient(secure.address, (folder / "tls.crt").read_bytes(), TOKEN)
     stream = ann.subscribe("orders.>")
     ann.publish(new_event("orders.eu", b"last"))
     assert payloads(stream.take(1)) == [b"last"]
-    write_tokens(binary, folder / "tokens", ("bob", "another"))
+    write_tokens(binary, folder / "tokens", bob="another")
     assert_status(stream.ending(), grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_REVOKED")
     assert stream.ledger.going_away.resume_after.sequence == stream.ledger.events[-1].sequence
     ann.close()
@@ -104,7 +96,7 @@ def test_command_line_sends_a_token_and_trusts_the_given_ca(secure, folder, bina
     (folder / "ann.token").write_text(TOKEN + "\n")
 
     def run(*arguments: object) -> subprocess.CompletedProcess:
-        command = [binary, *map(str, arguments), "--server", url, "--tls-ca", str(folder / "server.pem")]
+        command = [binary, *map(str, arguments), "--server", url, "--tls-ca", str(folder / "tls.crt")]
         return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
     published = run("pub", "orders.eu", "hello", "--token-file", folder / "ann.token")

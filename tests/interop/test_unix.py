@@ -17,7 +17,6 @@ import pytest
 from support import CHANNEL_OPTIONS, PATIENCE, Client, new_event, payloads
 from tidegate.v1 import admin_service_pb2 as admin_pb
 from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
-from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
 
 class Local:
@@ -57,11 +56,8 @@ def serve(binary: str) -> Iterator:
 
 
 def client(path: Path, *, authority: str | None = "localhost") -> Client:
-    made = Client.__new__(Client)
     options = [*CHANNEL_OPTIONS, *([] if authority is None else [("grpc.default_authority", authority)])]
-    made.channel = grpc.insecure_channel(f"unix:{path}", options=options)
-    made.stub = EventServiceStub(made.channel)
-    return made
+    return Client(channel=grpc.insecure_channel(f"unix:{path}", options=options))
 
 
 @pytest.mark.parametrize("form", ["unix:{}", "unix://{}"])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import PATIENCE
+from support import PATIENCE, Client, new_event
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGING = ROOT / "packaging"
@@ -37,6 +37,11 @@ CONFIGURATIONS = {
     "Docker": PACKAGING / "container" / "tidegate.toml",
     "Kubernetes": PACKAGING / "container" / "tidegate.toml",
 }
+
+
+def needs(program: str, how: str):
+    """Skips a test where that program is missing, and says how to get it."""
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is missing: {how}")
 
 
 # ===== Their files =====
@@ -170,15 +175,11 @@ def shipped(
         end(process)
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Makes a certificate for localhost. Returns its file and that of its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is missing; scripts/test installs it")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 60 -subj /CN=localhost"
-    command += " -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:localhost"
-    command += " -keyout tls.key -out tls.crt"
-    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
-    return folder / "tls.crt", folder / "tls.key"
+def publish_ten(server: Shipped) -> None:
+    client = Client(server.address)
+    client.publish(*(new_event("a", b"x") for _ in range(10)))
+    client.close()
+    assert server.metric("tidegate_history_events") == 10
 
 
 def end(process: subprocess.Popen) -> None:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from packages import ROOT, needs
 
-PROTO = Path(__file__).resolve().parents[2] / "crates" / "tidegate-proto" / "proto"
+PROTO = ROOT / "crates" / "tidegate-proto" / "proto"
 FILES = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
 
 # Longer ones are no pleasure to open, and javac and editors are slow on them.
 MOST_LINES_OF_A_CLASS = 3_000
 
 
-def needs(program: str, package: str):
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is missing: apt-get install {package}")
-
-
-needs_protoc = needs("protoc", "protobuf-compiler")
+needs_protoc = needs("protoc", "apt-get install protobuf-compiler")
 
 
 def generate(language: str, folder: Path) -> dict[str, str]:
@@ -65,8 +61,8 @@ def test_other_languages_get_their_own_names(language, file, said, tmp_path):
 
 
 @needs_protoc
-@needs("protoc-gen-go", "protoc-gen-go")
-@needs("protoc-gen-go-grpc", "protoc-gen-go-grpc")
+@needs("protoc-gen-go", "apt-get install protoc-gen-go")
+@needs("protoc-gen-go-grpc", "apt-get install protoc-gen-go-grpc")
 def test_go_gets_one_package(tmp_path):
     made = generate("go", tmp_path) | generate("go-grpc", tmp_path)
     assert len(made) == 2 * len(FILES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -27,16 +26,13 @@ from packages import (
     container,
     instruction,
     manifests,
+    needs,
     pod,
     unit_setting,
 )
 
 # Of 10, as systemd reckons: below 2 it says OK.
 EXPOSURE_MOST = 2.0
-
-
-def needs(program: str, how: str):
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is missing: {how}")
 
 
 def run(*command: str | Path) -> str:

@@ -15,10 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-import pytest
 import yaml
-from packages import PACKAGING, ROOT, end, manifests, shipped
-from support import PATIENCE, Client, eventually, new_event
+from packages import PACKAGING, ROOT, end, manifests, needs, publish_ten, shipped
+from support import PATIENCE, eventually
 
 RULES = PACKAGING / "prometheus" / "alerts.yaml"
 CASES = PACKAGING / "prometheus" / "alerts.test.yaml"
@@ -27,9 +26,7 @@ RESOURCES = PACKAGING / "kubernetes" / "prometheus.yaml"
 # Metrics that a server without TLS, as it is shipped, does not have. tests/interop/test_tls_files.py scrapes them.
 WITH_TLS = {"tidegate_tls_certificate_expiry_timestamp_seconds"}
 
-promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool is missing: scripts/test unpacks it from Debian's prometheus"
-)
+promtool = needs("promtool", "scripts/test unpacks it from Debian's prometheus")
 
 
 def alerts() -> dict[str, dict]:
@@ -112,9 +109,7 @@ def prometheus(tmp_path: Path, target: str) -> Iterator[Callable[[str], dict]]:
         process.communicate(timeout=PATIENCE)
 
 
-@pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="prometheus is missing: scripts/test unpacks it from Debian's package"
-)
+@needs("prometheus", "scripts/test unpacks it from Debian's package")
 def test_prometheus_reads_the_metrics_and_evaluates_every_rule(binary, tmp_path):
     (tmp_path / "server").mkdir()
     with shipped("systemd", binary, tmp_path / "server") as server, prometheus(
@@ -141,12 +136,6 @@ def await_value(ask: Callable[[str], dict], query: str, wanted: float) -> None:
         return [float(result["value"][1]) for result in ask(f"query?query={quote(query)}")["result"]]
 
     eventually(lambda: found() == [wanted], lambda: f"{query} = {wanted}: {found()}, {ask('targets')['activeTargets']}")
-
-
-def publish_ten(server) -> None:
-    client = Client(server.address)
-    client.publish(*(new_event("a") for _ in range(10)))
-    client.close()
 
 
 def test_every_alert_says_what_to_do():

@@ -22,13 +22,13 @@ from packages import (
     commands,
     compose,
     container,
-    make_certificate,
     program,
+    publish_ten,
     shipped,
     unit_setting,
     unit_settings,
 )
-from support import PATIENCE, Client, admin_calls, eventually, new_event, pb
+from support import PATIENCE, Client, admin_calls, eventually, make_certificate, new_event, pb
 from tidegate.v1 import admin_service_pb2 as admin
 from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
 from tidegate.v1.event_service_pb2_grpc import EventServiceStub
@@ -176,13 +176,6 @@ def reload_by_unit(server, binary) -> subprocess.CompletedProcess:
         if ran.returncode != 0:
             break
     return ran
-
-
-def publish_ten(server) -> None:
-    client = Client(server.address)
-    client.publish(*(new_event("a", b"x") for _ in range(10)))
-    client.close()
-    assert server.metric("tidegate_history_events") == 10
 
 
 def shorten_history(server) -> None:

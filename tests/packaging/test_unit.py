@@ -12,8 +12,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from packages import as_root, make_certificate, program, shipped, unit_setting, unit_settings
-from support import PATIENCE, Client, eventually, new_event, payloads, pb
+from packages import as_root, needs, program, shipped, unit_setting, unit_settings
+from support import PATIENCE, Client, eventually, make_certificate, new_event, payloads, pb
 from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
 MIB = 1 << 20
@@ -168,8 +168,8 @@ def allowed_calls() -> set[str]:
     return allowed
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing: apt-get install strace")
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing: apt-get install systemd")
+@needs("strace", "apt-get install strace")
+@needs("systemd-analyze", "apt-get install systemd")
 def test_the_unit_allows_every_system_call_of_the_server(binary, tmp_path):
     trace = tmp_path / "trace"
     before = ["strace", "-f", "-o", str(trace)]
@@ -187,8 +187,8 @@ def test_the_unit_allows_every_system_call_of_the_server(binary, tmp_path):
     assert_allowed(trace.read_text())
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing: apt-get install strace")
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing: apt-get install systemd")
+@needs("strace", "apt-get install strace")
+@needs("systemd-analyze", "apt-get install systemd")
 def test_the_unit_allows_every_system_call_of_tls_and_credentials(binary, tmp_path):
     certificate, key = make_certificate(tmp_path)
     (tmp_path / "tokens").write_text("")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from proxies import KINDS, Backend, Certificate, Proxy, ProxyClient
 from required import pytest_runtest_makereport
-from support import binary
+from support import binary, make_certificate
 
 __all__ = ["binary", "pytest_runtest_makereport"]
 
@@ -18,13 +17,9 @@ __all__ = ["binary", "pytest_runtest_makereport"]
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     """A certificate for localhost."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is missing; scripts/test installs it")
     folder = tmp_path_factory.mktemp("certificate")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    command += " -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout tls.key -out tls.crt"
-    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
-    (folder / "both.pem").write_bytes((folder / "tls.crt").read_bytes() + (folder / "tls.key").read_bytes())
+    chain, key = make_certificate(folder)
+    (folder / "both.pem").write_bytes(chain.read_bytes() + key.read_bytes())
     return Certificate(folder)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import grpc
 import pytest
 from support import CHANNEL_OPTIONS, PATIENCE, Client, Server, eventually
-from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
 PACKAGING = Path(__file__).resolve().parents[2] / "packaging"
 
@@ -262,8 +261,7 @@ class ProxyClient(Client):
     def __init__(self, proxy: Proxy, certificate: Certificate, shows_it: bool = False) -> None:
         chain, key = certificate.chain.read_bytes(), certificate.key.read_bytes()
         credentials = grpc.ssl_channel_credentials(chain, *((key, chain) if shows_it else ()))
-        self.channel = grpc.secure_channel(f"localhost:{proxy.port}", credentials, options=CHANNEL_OPTIONS)
-        self.stub = EventServiceStub(self.channel)
+        super().__init__(channel=grpc.secure_channel(f"localhost:{proxy.port}", credentials, options=CHANNEL_OPTIONS))
 
     def __enter__(self) -> ProxyClient:
         return self
