@@ -505,8 +505,7 @@ def probe(address: tuple[str, int], path: str) -> float:
 def test_probe_is_answered_beside_connections_that_stay(besiege):
     count = 100
     with besiege("--http", "127.0.0.1:0") as siege:
-        announced = siege.server.process.stdout.readline().split()
-        host, port = announced[-1].split(":")
+        host, port = siege.server.http.removeprefix("http://").split(":")
         address = host, int(port)
         for name, says in STRANGERS.items():
             strangers = []

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO
 
@@ -57,6 +59,17 @@ def eventually(done: Callable[[], object], what: str | Callable[[], object], pat
     return time.monotonic() - began
 
 
+def scrape(http: str) -> str:
+    """Returns the page of metrics of the HTTP listener at that URL."""
+    with urllib.request.urlopen(f"{http}/metrics", timeout=PATIENCE) as answer:
+        return answer.read().decode()
+
+
+def metric(http: str, name: str) -> float:
+    """Returns the value of a metric without labels."""
+    return float(re.search(rf"^{re.escape(name)} (\S+)$", scrape(http), re.MULTILINE)[1])
+
+
 def make_certificate(folder: Path) -> tuple[Path, Path]:
     """Makes a certificate for localhost. Returns its file and that of its key."""
     if shutil.which("openssl") is None:
@@ -71,24 +84,31 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 class Server:
     """`tidegate serve` on a free port, as a child process."""
 
-    ANNOUNCEMENT = "listening on "
-
     def __init__(self, binary: str, *arguments: str, listen: str = "127.0.0.1:0", log: IO[bytes] | None = None) -> None:
         self.process = subprocess.Popen(
             [binary, "serve", "--listen", listen, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
-            text=True,
+            bufsize=0,
         )
         self.is_asked_to_end = False
+        self.address = self._announced("listening on ")
+        self.url = f"http://{self.address}"
+
+    @cached_property
+    def http(self) -> str:
+        """The URL of the HTTP listener, which the server announces after the address. `--http` asks for one."""
+        return f"http://{self._announced('HTTP on ')}"
+
+    def _announced(self, words: str) -> str:
+        """Reads the next announcement, and returns the address behind these words."""
         readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
-        line = self.process.stdout.readline().rstrip("\n") if readable else ""
-        if not line.startswith(self.ANNOUNCEMENT + "127.0.0.1:"):
+        line = self.process.stdout.readline().decode().rstrip("\n") if readable else ""
+        if not line.startswith(words + "127.0.0.1:"):
             self.process.kill()
             pytest.fail(f"the server announced {line!r}, exit code {self.process.wait()}")
-        self.address = line.removeprefix(self.ANNOUNCEMENT)
-        self.url = f"http://{self.address}"
+        return line.removeprefix(words)
 
     def signal(self, number: signal.Signals) -> None:
         self.is_asked_to_end = True

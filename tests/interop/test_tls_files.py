@@ -8,12 +8,11 @@ import shutil
 import signal
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import PATIENCE, Server, eventually
+from support import PATIENCE, Server, eventually, metric, scrape
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is missing: apt-get install openssl")
 
@@ -408,14 +407,11 @@ def test_reload_names_what_is_wrong_and_keeps_what_was_good(chain, binary):
 def test_expiry_is_a_metric(files, binary):
     files.openssl(f"{GOOD} -days 90")
     with Server(binary, *files.flags(), "--http=127.0.0.1:0") as server:
-        line = server.process.stdout.readline()
-        page = urllib.request.urlopen(f"http://{line.split()[-1]}/metrics", timeout=PATIENCE).read().decode()
-        expiry = int(re.search(r"^tidegate_tls_certificate_expiry_timestamp_seconds (\d+)$", page, re.MULTILINE)[1])
+        expiry = metric(server.http, "tidegate_tls_certificate_expiry_timestamp_seconds")
+        assert expiry.is_integer()
         assert abs(expiry - time.time() - 90 * 24 * 3600) < 60
     with Server(binary, "--http=127.0.0.1:0") as server:
-        line = server.process.stdout.readline()
-        page = urllib.request.urlopen(f"http://{line.split()[-1]}/metrics", timeout=PATIENCE).read().decode()
-        assert "tidegate_tls_certificate_expiry" not in page
+        assert "tidegate_tls_certificate_expiry" not in scrape(server.http)
 
 
 BAD_PUBLIC_KEYS = {

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import PATIENCE, Client, new_event
+from support import PATIENCE, Client, metric, new_event
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGING = ROOT / "packaging"
@@ -120,7 +120,7 @@ class Shipped:
             return error.code, error.read().decode()
 
     def metric(self, name: str) -> float:
-        return float(re.search(rf"^{name} (\S+)$", self.get("/metrics")[1], re.MULTILINE)[1])
+        return metric(self.http, name)
 
 
 def variables_of(package: str, configuration: Path) -> dict[str, str]:

@@ -9,12 +9,11 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.request
 from pathlib import Path
 
 import grpc
 import pytest
-from support import CHANNEL_OPTIONS, PATIENCE, Client, Server, eventually
+from support import CHANNEL_OPTIONS, PATIENCE, Client, Server, eventually, metric
 
 PACKAGING = Path(__file__).resolve().parents[2] / "packaging"
 
@@ -35,25 +34,16 @@ class Backend:
     def __init__(self, binary: str, *arguments: str) -> None:
         self.binary = binary
         self.arguments = arguments
-        self.port, self.http_port = free_port(), free_port()
-        self.server = self._start()
+        self.server = self._start("127.0.0.1:0", "127.0.0.1:0")
+        self.address = self.server.address
+        self.http_address = self.server.http.removeprefix("http://")
+        self.port, self.http_port = (address.rsplit(":", 1)[1] for address in (self.address, self.http_address))
 
-    def _start(self) -> Server:
-        # Another program may have taken a port that was free.
-        return Server(
-            self.binary,
-            "--http",
-            f"127.0.0.1:{self.http_port}",
-            *self.arguments,
-            listen=f"127.0.0.1:{self.port}",
-        )
-
-    @property
-    def address(self) -> str:
-        return self.server.address
+    def _start(self, address: str, http_address: str) -> Server:
+        return Server(self.binary, "--http", http_address, *self.arguments, listen=address)
 
     def start_again(self) -> None:
-        self.server = self._start()
+        self.server = self._start(self.address, self.http_address)
 
     def stop(self) -> None:
         self.server.stop()
@@ -65,8 +55,7 @@ class Backend:
         self.stop()
 
     def metric(self, name: str) -> float:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/metrics", timeout=PATIENCE) as answer:
-            return float(re.search(rf"^{re.escape(name)} (\S+)$", answer.read().decode(), re.MULTILINE)[1])
+        return metric(f"http://{self.http_address}", name)
 
     def await_metric(self, name: str, value: float) -> None:
         eventually(lambda: self.metric(name) == value, lambda: f"{name} = {value}: it is {self.metric(name)}")
