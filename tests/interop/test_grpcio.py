@@ -4,6 +4,7 @@ import multiprocessing
 import threading
 
 import grpc
+import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from scripted import Ending, ScriptedServer, batch, subscribed
@@ -53,15 +54,13 @@ def test_event_beyond_the_default_limit_ends_the_stream_by_the_library_itself():
     with ScriptedServer(large, large) as server, channel(server.address) as connection:
         for _ in range(2):
             call = EventServiceStub(connection).Subscribe(REQUEST)
-            try:
-                assert [response.WhichOneof("response") for response in call] == ["subscribed"]
-            except grpc.RpcError as ending:
-                # The code of a client that is too slow, and resuming brings the same event.
-                assert ending.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-                assert "tidegate-reason" not in dict(ending.trailing_metadata() or ())
-                assert rpc_status.from_call(ending) is None
-            else:
-                raise AssertionError("the stream ended with OK")
+            assert next(call).WhichOneof("response") == "subscribed"
+            with pytest.raises(grpc.RpcError) as caught:
+                next(call)
+            # The code of a client that is too slow, and resuming brings the same event.
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "tidegate-reason" not in dict(caught.value.trailing_metadata() or ())
+            assert rpc_status.from_call(caught.value) is None
 
 
 def test_loop_over_a_stream_that_ends_with_ok_ends_without_a_word():
@@ -74,13 +73,9 @@ def test_loop_over_a_stream_that_ends_with_ok_ends_without_a_word():
 def test_deadline_covers_a_stream_to_its_end(server):
     with channel(server.address) as connection:
         call = EventServiceStub(connection).Subscribe(REQUEST, timeout=0.5)
-        try:
-            for _ in call:
-                pass
-        except grpc.RpcError as ending:
-            assert ending.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        else:
-            raise AssertionError("the stream ended with OK")
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call)
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_delay_and_reason_are_in_the_details(binary):
@@ -88,17 +83,14 @@ def test_delay_and_reason_are_in_the_details(binary):
         stub = EventServiceStub(connection)
         held = stub.Subscribe(REQUEST)
         next(held)
-        try:
+        with pytest.raises(grpc.RpcError) as caught:
             next(stub.Subscribe(REQUEST))
-        except grpc.RpcError as ending:
-            info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-            for detail in rpc_status.from_call(ending).details:
-                detail.Unpack(info)
-                detail.Unpack(retry)
-            assert info.reason == "QUOTA_EXCEEDED"
-            assert retry.retry_delay.ToTimedelta().total_seconds() > 0
-        else:
-            raise AssertionError("the second stream was not refused")
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        for detail in rpc_status.from_call(caught.value).details:
+            detail.Unpack(info)
+            detail.Unpack(retry)
+        assert info.reason == "QUOTA_EXCEEDED"
+        assert retry.retry_delay.ToTimedelta().total_seconds() > 0
         held.cancel()
 
 

@@ -1,44 +1,51 @@
-"""docs/troubleshooting.md has every exit code and every reason, and the settings and metrics that it names exist."""
+"""docs/troubleshooting.md has every exit code and every reason, and the settings and metrics that it names exist.
+docs/command-line.md has every exit code too."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import pytest
 from packages import ROOT
 
 DOCUMENT = ROOT / "docs" / "troubleshooting.md"
+COMMAND_LINE = ROOT / "docs" / "command-line.md"
 
 
-def section(title: str) -> str:
-    return re.search(rf"^## {title}$(.*?)(?=^## |\Z)", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)[1]
+def tables(document: Path) -> dict[str, list[list[str]]]:
+    """The rows of the tables in each section of a document, by its title. The first row is the head."""
+    sections = re.findall(r"^## (.*?)$(.*?)(?=^## |\Z)", document.read_text(), re.MULTILINE | re.DOTALL)
+    return {
+        title: [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+        for title, text in sections
+    }
 
 
-def rows(text: str) -> list[list[str]]:
-    """The rows of the tables, without their heads."""
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
-    return [line.strip("| ").split(" | ") for line in lines]
+TABLES = tables(DOCUMENT)
 
 
-def test_every_exit_code_is_explained():
+@pytest.mark.parametrize("document", [DOCUMENT, COMMAND_LINE], ids=lambda document: document.stem)
+def test_every_exit_code_is_explained(document):
     source = (ROOT / "crates" / "tidegate-cli" / "src" / "exit.rs").read_text()
     codes = {"0", *re.findall(r"^    \w+ = (\d+),$", source, re.MULTILINE)}
     assert len(codes) > 10
-    assert codes <= {row[0] for row in rows(section("Exit codes"))}
+    assert codes <= {row[0] for row in tables(document)["Exit codes"][1:]}
 
 
 def test_every_reason_is_explained_once():
     source = (ROOT / "crates" / "tidegate" / "src" / "reason.rs").read_text()
     reasons = re.findall(r'"([A-Z][A-Z_]+)",\s*Code::', source)
     assert len(reasons) > 25
-    explained = [reason for row in rows(section("Reasons"))[1:] for reason in re.findall(r"`([A-Z_]+)`", row[0])]
+    explained = [reason for row in TABLES["Reasons"][1:] for reason in re.findall(r"`([A-Z_]+)`", row[0])]
     assert set(reasons) <= set(explained)
     assert len(explained) == len(set(explained))
 
 
 def test_every_row_says_what_to_do():
-    for title in re.findall(r"^## (.*)$", DOCUMENT.read_text(), re.MULTILINE):
-        for row in rows(section(title)):
-            assert len(row) == len(rows(section(title))[0]), row
+    for rows in TABLES.values():
+        for row in rows:
+            assert len(row) == len(rows[0]), row
             assert all(cell.strip() for cell in row), row
 
 
