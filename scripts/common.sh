@@ -122,7 +122,7 @@ peers=$root/target/peers
 # Unpacks packages of Debian, and those they need that are not installed, into target/peers/root, and makes a command in
 # target/peers/bin for each of their programs. Does nothing for a package that is there or is installed.
 install_peer() {
-    local package missing=() needed
+    local package missing=()
     for package in "$@"; do
         [[ -e $peers/installed/$package ]] || is_installed "$package" || missing+=("$package")
     done
@@ -134,18 +134,10 @@ install_peer() {
     mkdir -p "$peers"/{archives,root,bin,installed}
     # One that was interrupted may have left the half of an archive.
     rm -f "$peers"/archives/*.deb
-    if ! needed=$(needed_packages "${missing[@]}"); then
+    if ! download_packages "${missing[@]}"; then
         # What packages there are is not known yet, or no longer true.
         apt_update || return
-        needed=$(needed_packages "${missing[@]}") || return
-    fi
-    # apt-get reads the archives as another user, which may not read them everywhere: that is only a warning.
-    # shellcheck disable=SC2086
-    if ! (cd "$peers/archives" && apt-get download -qq $needed) >"$peers/download.log" 2>&1; then
-        # The version that the list names is no longer on the server.
-        apt_update || return
-        # shellcheck disable=SC2086
-        if ! (cd "$peers/archives" && apt-get download -qq $needed) >"$peers/download.log" 2>&1; then
+        if ! download_packages "${missing[@]}"; then
             cat "$peers/download.log" >&2
             return 1
         fi
@@ -163,11 +155,13 @@ is_installed() {
     [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
 }
 
-# Prints the names of packages that would be installed with those that are given, these included.
-needed_packages() {
-    local simulated
-    simulated=$(apt-get install --simulate --quiet --no-install-recommends "$@" 2>/dev/null) || return
-    sed -n 's/^Inst \([^ ]*\) .*/\1/p' <<<"$simulated"
+# Downloads the packages that would be installed with those that are given, these included.
+download_packages() {
+    local simulated needed
+    simulated=$(apt-get install --simulate --quiet --no-install-recommends "$@" 2>"$peers/download.log") || return
+    mapfile -t needed < <(sed -n 's/^Inst \([^ ]*\) .*/\1/p' <<<"$simulated")
+    # apt-get reads the archives as another user, which may not read them everywhere: that is only a warning.
+    (cd "$peers/archives" && apt-get download -qq "${needed[@]}") >"$peers/download.log" 2>&1
 }
 
 # A link that means a file at the root of the machine means the one that was unpacked, if there is one.
