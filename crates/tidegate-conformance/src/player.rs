@@ -98,7 +98,7 @@ struct Open {
     body: SendStream<Bytes>,
     control: Control,
     responses: Responses,
-    /// Moment of the last byte.
+    /// Moment before the last byte was sent: the client may have it at once.
     last_byte: Instant,
 }
 
@@ -1001,17 +1001,18 @@ fn open(mut call: Call) -> Result<Open, h2::Error> {
         .header("content-type", "application/grpc")
         .body(())
         .expect("is well formed");
+    let last_byte = Instant::now();
     Ok(Open {
         body: call.respond.send_response(response, false)?,
         control: call.control,
         responses: Responses::default(),
-        last_byte: Instant::now(),
+        last_byte,
     })
 }
 
 fn send(open: &mut Open, bytes: Bytes) -> Result<(), (String, String)> {
-    let sent = open.body.send_data(bytes, false);
     open.last_byte = Instant::now();
+    let sent = open.body.send_data(bytes, false);
     sent.map_err(|error| broken(&error))
 }
 
