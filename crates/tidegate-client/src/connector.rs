@@ -235,7 +235,7 @@ impl Service<Uri> for Dialer {
             let socket = Watched::new(socket, activity.clone(), limit, first_word);
             Ok(TokioIo::new(match tls {
                 Some(tls) => tls.connect(socket, activity).await?,
-                None => Transport::plain(socket, activity),
+                None => Transport::Plain(socket, activity),
             }))
         })
     }

@@ -266,7 +266,7 @@ pub(crate) fn with_cause(status: Status) -> Status {
     plain(explained(status))
 }
 
-/// What a body that is no message is called.
+/// The words for a body that is no message.
 const NO_MESSAGE: &str = "the answer holds no message of gRPC";
 
 /// Makes the message of a status one that can be shown: one line that controls no terminal, and says something.

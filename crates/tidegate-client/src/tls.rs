@@ -14,7 +14,6 @@ use rustls::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use tokio_util::either::Either;
 
 use crate::liveness::{Activity, Watched};
 
@@ -33,9 +32,9 @@ pub(crate) struct Tls {
 }
 
 /// A connection with TLS or without.
-pub(crate) struct Transport<T> {
-    stream: Either<Watched<T>, Box<TlsStream<Watched<T>>>>,
-    activity: Activity,
+pub(crate) enum Transport<T> {
+    Plain(Watched<T>, Activity),
+    Tls(Box<TlsStream<Watched<T>>>, Activity),
 }
 
 impl Tls {
@@ -85,10 +84,7 @@ impl Tls {
             .connect(self.name, socket)
             .await?;
         match stream.get_ref().1.alpn_protocol() {
-            Some(ALPN) => Ok(Transport {
-                stream: Either::Right(Box::new(stream)),
-                activity,
-            }),
+            Some(ALPN) => Ok(Transport::Tls(Box::new(stream), activity)),
             _ => Err(io::Error::other(NO_HTTP2)),
         }
     }
@@ -148,32 +144,35 @@ fn private_key(key: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
 }
 
 impl<T> Transport<T> {
-    pub(crate) const fn plain(stream: Watched<T>, activity: Activity) -> Self {
-        Self {
-            stream: Either::Left(stream),
-            activity,
+    /// Keeps the error of TLS, since those who get it next keep its words at most.
+    fn note(activity: &Activity, result: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+        if let Poll::Ready(Err(error)) = &result
+            && let Some(inner) = error.get_ref()
+            && let Some(error) = inner.downcast_ref::<TlsError>()
+        {
+            activity.tls_failed(error.clone());
         }
+        result
     }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<T> {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        // Those who get the error of TLS next keep its words at most.
-        if let Poll::Ready(Err(error)) = &result
-            && let Some(error) = error.get_ref()
-            && let Some(error) = error.downcast_ref::<TlsError>()
-        {
-            self.activity.tls_failed(error.clone());
-        }
+        let (result, activity) = match self.get_mut() {
+            Self::Plain(stream, activity) => (Pin::new(stream).poll_read(cx, buf), activity),
+            Self::Tls(stream, activity) => {
+                let result = Pin::new(stream).poll_read(cx, buf);
+                (Self::note(activity, result), activity)
+            }
+        };
         let read = &buf.filled()[before..];
         if !read.is_empty() {
-            self.activity.plain_bytes_read(read);
+            activity.plain_bytes_read(read);
         }
         result
     }
@@ -181,30 +180,45 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        match self.get_mut() {
+            Self::Plain(stream, _) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream, _) => Pin::new(stream).poll_write(cx, buf),
+        }
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        match self.get_mut() {
+            Self::Plain(stream, _) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream, _) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match self {
+            Self::Plain(stream, _) => stream.is_write_vectored(),
+            Self::Tls(stream, _) => stream.is_write_vectored(),
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream, _) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream, _) => Pin::new(stream).poll_flush(cx),
+        }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream, _) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream, _) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }
