@@ -1,9 +1,17 @@
 //! The allocator, and returning freed memory to the system.
 
-use std::time::Duration;
+use std::{
+    cell::Cell,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use tidegate_server::{Encoded, Hub};
-use tokio::time;
+use tokio::{
+    runtime::Handle,
+    task::{spawn_blocking, yield_now},
+    time,
+};
 
 /// The allocator of the program. The C library's gives each thread a heap of its own and keeps freed memory there, so
 /// that events which one thread makes and another frees take memory twice.
@@ -22,6 +30,14 @@ const STREAM_BYTES: u64 = 26 << 10;
 /// The smallest fall in bytes that is worth a collection, which visits every page.
 const WORTHWHILE: u64 = 16 << 20;
 
+/// How often the threads were asked to return what is free.
+static ASKED: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// How often this thread was, when it last did.
+    static ANSWERED: Cell<u64> = const { Cell::new(0) };
+}
+
 /// Sets the allocator up. Call it before the program has other threads.
 ///
 /// With reclaiming off, a page returns to the system when every block in it is freed, by any thread. By default a
@@ -36,8 +52,9 @@ pub(crate) fn init() {
     unsafe { libmimalloc_sys::mi_option_set(PAGE_RECLAIM_ON_FREE, -1) }
 }
 
-/// Returns freed memory to the system each time the bytes that events, filters and streams hold have fallen by half from their peak. mimalloc
-/// does so by itself, but only in the course of later allocations, which an idle server does not make. Never returns.
+/// Returns freed memory to the system each time the bytes that events, filters and streams hold have fallen by half from
+/// their peak. mimalloc does so by itself, but only in the course of later allocations, which an idle server does not make.
+/// Never returns.
 pub(crate) async fn release_freed(hub: Hub<Encoded>) {
     let mut ticks = time::interval(INTERVAL);
     let mut peak = 0;
@@ -54,19 +71,43 @@ pub(crate) async fn release_freed(hub: Hub<Encoded>) {
         }
         // Again as long as it falls: a page goes back only when everything in it is free.
         if held < collected_at {
-            collect();
             collected_at = held;
         } else {
             (peak, collected_at) = (held, u64::MAX);
         }
+        ask_threads();
+        // They answer when they have no work, and nobody waits for that: what comes later goes back the next time.
+        time::sleep(INTERVAL / 10).await;
+        collect(true);
     }
 }
 
+/// Asks every thread to return the pages that it has and that are free: what one frees of another's is seen by that other
+/// one alone, which on an idle server has no reason to look.
+fn ask_threads() {
+    ASKED.fetch_add(1, Relaxed);
+    // Those that sleep have to wake up for it.
+    for _ in 0..Handle::current().metrics().num_workers() {
+        tokio::spawn(yield_now());
+    }
+    // It is not one that parks. If there is none, as at the end, nothing is lost.
+    drop(spawn_blocking(|| collect(false)));
+}
+
+/// Returns what is free of this thread, if it was asked to. For a thread that has no work, before it parks: nobody waits.
+pub(crate) fn on_park() {
+    let asked = ASKED.load(Relaxed);
+    if ANSWERED.replace(asked) != asked {
+        collect(false);
+    }
+}
+
+/// Returns the free pages of this thread to the allocator, and with `is_forced` what is free to the system, at once.
 #[expect(
     unsafe_code,
     reason = "the bindings of mimalloc have no safe form of it"
 )]
-fn collect() {
+fn collect(is_forced: bool) {
     // SAFETY: it takes no pointer, and may be called from any thread at any time.
-    unsafe { libmimalloc_sys::mi_collect(true) }
+    unsafe { libmimalloc_sys::mi_collect(is_forced) }
 }

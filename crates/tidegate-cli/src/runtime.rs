@@ -12,6 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     exit::{Exit, Failure},
     log_writer::{LogWriter, message_of},
+    memory,
     stdio::StandardError,
 };
 
@@ -37,6 +38,7 @@ pub(crate) fn start(log: &LogWriter) -> Result<Runtime, Failure> {
     let runtime = Builder::new_multi_thread()
         .enable_all()
         .thread_keep_alive(KEEP_ALIVE)
+        .on_thread_park(memory::on_park)
         .build();
     if let Ok(runtime) = &runtime {
         // Blocking work that finds no thread waits for one, but panics if there is none at all.
