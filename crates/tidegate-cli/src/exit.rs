@@ -1,6 +1,9 @@
-//! Exit codes and error messages. Scripts rely on the codes, so they never change.
+//! Exit codes, error messages, and the end of the process. Scripts rely on the codes, so they never change.
 
-use std::{fmt, io, process::ExitCode};
+use std::{
+    fmt,
+    io::{self, Write as _},
+};
 
 use tidegate_client::Error;
 
@@ -24,6 +27,12 @@ Exit codes:
    10  `serve` was drained by a call over the network, AdminService.Drain: start it again
   130  `pub` was interrupted before the server had accepted everything, or `serve`
        was stopped by a second signal";
+
+/// The exit code of success.
+pub(crate) const SUCCESS: u8 = 0;
+
+/// The exit code of a panic, which is that of the standard library.
+pub(crate) const PANICKED: u8 = 101;
 
 /// An exit code other than success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,15 +84,26 @@ impl Failure {
     }
 
     /// Leaves the message for standard error, and returns the code to exit with.
-    pub(crate) fn report(self) -> ExitCode {
+    pub(crate) fn report(self) -> u8 {
         match self {
-            Self::ClosedPipe => ExitCode::SUCCESS,
+            Self::ClosedPipe => SUCCESS,
             Self::Reported(exit, message) => {
                 stdio::report(message);
-                ExitCode::from(exit as u8)
+                exit as u8
             }
         }
     }
+}
+
+/// Ends the process at once, without what libraries have registered to run at its end: other threads still use what that
+/// takes away. AWS-LC aborts when a TLS handshake asks for random bytes after its own.
+pub(crate) fn leave(code: u8) -> ! {
+    // Help is written through the buffer of the standard library. A reader that has gone is told nothing.
+    let _ = io::stdout().flush();
+    #[cfg(unix)]
+    signal_hook::low_level::exit(code.into());
+    #[cfg(not(unix))]
+    std::process::exit(code.into());
 }
 
 impl From<Error> for Failure {

@@ -21,29 +21,26 @@ mod settings;
 mod signals;
 mod stdio;
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    process::ExitCode,
-};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::{
     args::{Cli, Command},
     commands::{admin, check_config, completions, conformance, publish, serve, sub, token},
-    exit::Failure,
+    exit::{Exit, Failure},
     log_writer::LogWriter,
     logging::Logs,
     stdio::StandardError,
 };
 
-fn main() -> ExitCode {
+fn main() {
     memory::init();
     let log = match LogWriter::start(StandardError) {
         Ok(log) => log,
         Err(error) => {
             runtime::say_that_none_starts(&error);
-            return ExitCode::FAILURE;
+            exit::leave(Exit::Other as u8);
         }
     };
     stdio::report_through(&log);
@@ -58,22 +55,22 @@ fn main() -> ExitCode {
     };
     // The last lines, "ended" among them.
     log.flush();
-    code
+    exit::leave(code)
 }
 
 /// Prints help, the version, or a fault of the command line.
-fn say(error: &clap::Error) -> Result<ExitCode, Failure> {
+fn say(error: &clap::Error) -> Result<u8, Failure> {
     match error.print() {
         // Where standard error takes nothing, the code has to do.
         Err(failed) if !error.use_stderr() => Err(stdio::in_words(failed).into()),
-        _ => Ok(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))),
+        _ => Ok(u8::try_from(error.exit_code()).unwrap_or(Exit::Other as u8)),
     }
 }
 
-fn start(cli: Cli, log: &LogWriter) -> Result<ExitCode, Failure> {
+fn start(cli: Cli, log: &LogWriter) -> Result<u8, Failure> {
     let logs = logging::init(&cli.log, log)?;
     let runtime = runtime::start(log)?;
-    // A panic goes on only when the runtime is gone: it would wait for its threads, as described below.
+    // A panic would wait for the threads of the runtime, as described below. The hook has reported it.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(run(cli.command, cli.log.log, logs))
     }));
@@ -81,8 +78,8 @@ fn start(cli: Cli, log: &LogWriter) -> Result<ExitCode, Failure> {
     // would keep the program from ending.
     runtime.shutdown_background();
     match outcome {
-        Ok(outcome) => outcome.map(|()| ExitCode::SUCCESS),
-        Err(panic) => resume_unwind(panic),
+        Ok(outcome) => outcome.map(|()| exit::SUCCESS),
+        Err(_panic) => Ok(exit::PANICKED),
     }
 }
 

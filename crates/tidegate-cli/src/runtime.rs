@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write as _},
-    panic, process,
+    panic,
     sync::mpsc,
     time::Duration,
 };
@@ -10,7 +10,7 @@ use std::{
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    exit::{Exit, Failure},
+    exit::{self, Exit, Failure},
     log_writer::{LogWriter, message_of},
     memory,
     stdio::StandardError,
@@ -33,7 +33,7 @@ pub(crate) fn start(log: &LogWriter) -> Result<Runtime, Failure> {
     // here before it does. None of its threads has any work yet that could panic.
     panic::set_hook(Box::new(move |info| {
         own.report(format_args!("tidegate: {}", no_thread(&message_of(info))));
-        process::exit(i32::from(Exit::Other as u8));
+        exit::leave(Exit::Other as u8);
     }));
     let runtime = Builder::new_multi_thread()
         .enable_all()
