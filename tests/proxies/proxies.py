@@ -196,9 +196,14 @@ class HaProxy(Proxy):
     PACKAGED = "haproxy/tidegate.cfg"
 
     def places(self, certificate: Certificate, backend: Backend) -> dict[str, str]:
-        return {
+        server = {
             "server tidegate 127.0.0.1:50051": f"server tidegate {backend.address}",
             "port 50080": f"port {backend.http_port}",
+        }
+        return server | self.listener(certificate)
+
+    def listener(self, certificate: Certificate) -> dict[str, str]:
+        return {
             "bind :443 ssl": f"bind 127.0.0.1:{self.port} ssl",
             "/etc/haproxy/tidegate.pem": str(certificate.both),
         }
@@ -213,12 +218,8 @@ class HaProxyTcp(HaProxy):
 
     PACKAGED = "haproxy/tidegate-tcp.cfg"
 
-    def places(self, certificate: Certificate, backend: Backend) -> dict[str, str]:
-        return {
-            "server tidegate 127.0.0.1:50051": f"server tidegate {backend.address}",
-            "port 50080": f"port {backend.http_port}",
-            "bind :443": f"bind 127.0.0.1:{self.port}",
-        }
+    def listener(self, _: Certificate) -> dict[str, str]:
+        return {"bind :443": f"bind 127.0.0.1:{self.port}"}
 
 
 class Envoy(Proxy):
