@@ -9,11 +9,12 @@ mod child;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _},
     path::PathBuf,
     process::{Command, Output, Stdio},
 };
 
+use rustix::io::ioctl_fionread;
 use serde_json::Value;
 
 fn conformance(arguments: &[&str]) -> Output {
@@ -232,14 +233,18 @@ fn folder_of_scenarios_may_hold_regular_files_only() {
 
 #[test]
 fn signal_ends_a_list_that_nobody_reads() {
-    let (reader, writer) = child::full_pipe();
+    let (mut reader, writer) = child::full_pipe();
+    let full = ioctl_fionread(&reader).unwrap();
     let mut list = Command::new(env!("CARGO_BIN_EXE_tidegate"))
         .args(["conformance", "--list"])
         .stdout(writer)
         .spawn()
         .unwrap();
-    // It waits for its reader by then; a signal before ends it, too.
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    // Room for a part of the list. When the next line of it has none, it waits for its reader; a signal before ends it, too.
+    reader.read_exact(&mut [0; 4096]).unwrap();
+    while ioctl_fionread(&reader).unwrap() + 1024 < full {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
     let pid = rustix::process::Pid::from_child(&list);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(!list.wait().unwrap().success());
