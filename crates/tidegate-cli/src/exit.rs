@@ -60,6 +60,17 @@ pub(crate) enum Failure {
     Reported(Exit, String),
 }
 
+/// Ends the process at once, without what libraries have registered to run at its end: other threads still use what that
+/// takes away. AWS-LC aborts when a TLS handshake asks for random bytes after its own.
+pub(crate) fn leave(code: u8) -> ! {
+    // Help is written through the buffer of the standard library. A reader that has gone is told nothing.
+    let _ = io::stdout().flush();
+    #[cfg(unix)]
+    signal_hook::low_level::exit(code.into());
+    #[cfg(not(unix))]
+    std::process::exit(code.into());
+}
+
 // ===== impl Failure =====
 
 impl Failure {
@@ -93,17 +104,6 @@ impl Failure {
             }
         }
     }
-}
-
-/// Ends the process at once, without what libraries have registered to run at its end: other threads still use what that
-/// takes away. AWS-LC aborts when a TLS handshake asks for random bytes after its own.
-pub(crate) fn leave(code: u8) -> ! {
-    // Help is written through the buffer of the standard library. A reader that has gone is told nothing.
-    let _ = io::stdout().flush();
-    #[cfg(unix)]
-    signal_hook::low_level::exit(code.into());
-    #[cfg(not(unix))]
-    std::process::exit(code.into());
 }
 
 impl From<Error> for Failure {

@@ -205,6 +205,17 @@ const AF_NOT_SUPPORTED: Option<i32> = Some(rustix::io::Errno::AFNOSUPPORT.raw_os
 #[cfg(not(unix))]
 const AF_NOT_SUPPORTED: Option<i32> = None;
 
+/// An error with all its causes in one line, which those of hyper do not tell by themselves.
+pub(crate) fn in_full(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
 #[cfg(all(test, unix))]
 mod tests {
     use rustix::io::Errno;
@@ -234,15 +245,4 @@ mod tests {
             assert!(error.is_temporary());
         }
     }
-}
-
-/// An error with all its causes in one line, which those of hyper do not tell by themselves.
-pub(crate) fn in_full(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
