@@ -17,6 +17,7 @@ from tidegate.v1 import event_service_pb2 as pb
 from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 from tokens import SECRET, base64url, token
 
+
 class Guarded:
     """A server that takes tokens, and its log."""
 
