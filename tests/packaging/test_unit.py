@@ -211,7 +211,8 @@ def test_the_unit_allows_every_system_call_of_tls_and_credentials(binary, tmp_pa
 
 
 def assert_allowed(trace: str) -> None:
-    used = set(re.findall(r"^\d+ +(\w+)\(", trace, re.MULTILINE))
+    # Of a thread that ends with the process as it begins a call, strace reads a negative number, which no call has.
+    used = set(re.findall(r"^\d+ +(?!syscall_0xffffffff)(\w+)\(", trace, re.MULTILINE))
     assert {"accept4", "epoll_wait", "prlimit64"} <= used
     assert not used - allowed_calls()
     # MemoryDenyWriteExecute=
