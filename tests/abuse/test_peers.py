@@ -9,6 +9,7 @@ import threading
 import time
 
 import hpack
+import pytest
 from frames import (
     CONTINUATION,
     DATA,
@@ -163,8 +164,13 @@ def test_provoked_resets_end_the_connection(besiege):
     with besiege() as siege:
         for name, fault in FAULTS.items():
             peer = siege.greeted()
-            sent = 0
-            while not peer.has_ended and peer.goaway is None and sent < 2 * limit:
+            sent, began = 0, time.monotonic()
+
+            def most(began=began) -> float:
+                """The budget, which refills in 10 s, so that a slow machine takes more."""
+                return limit * (1 + (time.monotonic() - began) / 10) + 2 * batch
+
+            while not peer.has_ended and peer.goaway is None and sent < most():
                 streams = [peer.stream() for _ in range(batch)]
                 sent += batch
                 peer.send(b"".join(subscribing(stream) + fault(stream) for stream in streams))
@@ -177,20 +183,26 @@ def test_provoked_resets_end_the_connection(besiege):
             siege.note(name, f"{sent} streams" + (", ended" if peer.goaway or peer.has_ended else ", no reset"))
             is_harmless = name == "a stream that depends on itself" and left == streams
             assert peer.goaway is not None or peer.has_ended or is_harmless, name
-            assert sent <= limit + 2 * batch, name
+            assert sent <= most(), name
             peer.close()
             siege.await_subscriptions(0)
 
 
-def test_rapid_reset_ends_the_connection_and_leaves_nothing(besiege):
+# The budget refills by 1,000 a second. A server that shares its processor with five others may take no more than that.
+@pytest.mark.compared
+def test_rapid_reset_ends_the_connection(besiege):
     with besiege() as siege:
         peer = siege.greeted()
-        # The budget refills by 1,000 a second, so a slow machine takes more of them.
+        began = time.monotonic()
         peer.send(b"".join(subscribing(stream) + reset(stream) for stream in range(1, 160_000, 2)))
         goaway = peer.outcome()
         assert goaway is None or goaway.error == ENHANCE_YOUR_CALM
+        siege.note("ended", f"after {time.monotonic() - began:.1f} s")
         siege.await_subscriptions(0)
-        # Slow enough to be accepted: the memory of churn must be freed too.
+
+
+def test_churn_leaves_nothing(besiege):
+    with besiege() as siege:
         peers = [siege.greeted() for _ in range(20)]
         began, busy = time.monotonic(), siege.cpu_seconds()
         for _ in range(25):
