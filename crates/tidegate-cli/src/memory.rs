@@ -1,7 +1,10 @@
 //! The allocator, and returning freed memory to the system.
 
+#[cfg(target_os = "linux")]
+use std::fs;
 use std::{
     cell::Cell,
+    ptr,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -24,10 +27,13 @@ const PAGE_RECLAIM_ON_FREE: libmimalloc_sys::mi_option_t = 35;
 /// The time between two looks at the bytes that events, filters and streams hold.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// The most intervals between two collections after which it is still worth one. They double.
+const PAUSES: u32 = 64;
+
 /// The bytes that a stream on a connection of its own holds, as docs/memory.md has it.
 const STREAM_BYTES: u64 = 26 << 10;
 
-/// The smallest fall in bytes that is worth a collection, which visits every page.
+/// The fewest bytes that are worth a collection, which visits every page.
 const WORTHWHILE: u64 = 16 << 20;
 
 /// How often the threads were asked to return what is free.
@@ -52,34 +58,80 @@ pub(crate) fn init() {
     unsafe { libmimalloc_sys::mi_option_set(PAGE_RECLAIM_ON_FREE, -1) }
 }
 
-/// Returns freed memory to the system each time the bytes that events, filters and streams hold have fallen by half from
-/// their peak. mimalloc does so by itself, but only in the course of later allocations, which an idle server does not make.
-/// Never returns.
+/// Returns freed memory to the system each time the process has more beyond what events, filters and streams hold than it had
+/// at the least. mimalloc does so by itself, but only in the course of later allocations, which an idle server
+/// does not make. Never returns.
 pub(crate) async fn release_freed(hub: Hub<Encoded>) {
     let mut ticks = time::interval(INTERVAL);
-    let mut peak = 0;
-    let mut collected_at = u64::MAX;
+    let (mut least, mut kept) = (u64::MAX, u64::MAX);
+    let (mut pause, mut paused) = (1, 0);
     loop {
         ticks.tick().await;
-        let stats = hub.stats();
-        let held = stats.retained_bytes + stats.filter_bytes + stats.subscriptions * STREAM_BYTES;
-        if held > peak {
-            (peak, collected_at) = (held, u64::MAX);
-        }
-        if held > peak / 2 || peak - held < WORTHWHILE {
+        let beyond = beyond_held(&hub);
+        (least, kept) = (least.min(beyond), kept.min(beyond));
+        if beyond - kept >= WORTHWHILE {
+            pause = 1;
+        } else if beyond - least < WORTHWHILE {
             continue;
         }
-        // Again as long as it falls: a page goes back only when everything in it is free.
-        if held < collected_at {
-            collected_at = held;
-        } else {
-            (peak, collected_at) = (held, u64::MAX);
+        paused += 1;
+        if paused < pause {
+            continue;
         }
+        // Another time, if it stays: a page goes back only when everything in it is free, and its thread has looked. But
+        // what is in use, and not counted, does not go back.
+        (pause, paused) = (PAUSES.min(2 * pause), 0);
         ask_threads();
-        // They answer when they have no work, and nobody waits for that: what comes later goes back the next time.
+        // They answer when they have no work, and nobody waits for that.
         time::sleep(INTERVAL / 10).await;
         collect(true);
+        kept = beyond_held(&hub);
     }
+}
+
+/// The resident bytes of the process, less those that events, filters and streams hold.
+fn beyond_held(hub: &Hub<Encoded>) -> u64 {
+    let stats = hub.stats();
+    let held = stats.retained_bytes + stats.filter_bytes + stats.subscriptions * STREAM_BYTES;
+    resident_bytes().saturating_sub(held)
+}
+
+/// The resident bytes of the process. On Linux without `/proc` they are what the allocator has ever had at once: then each
+/// peak leads to collections, until they are as rare as they get.
+fn resident_bytes() -> u64 {
+    #[cfg(target_os = "linux")]
+    if let Some(pages) = fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|sizes| sizes.split(' ').nth(1)?.parse::<u64>().ok())
+    {
+        return pages * rustix::param::page_size() as u64;
+    }
+    known_to_allocator()
+}
+
+/// The resident bytes of the process as mimalloc has them: from the system on macOS and Windows, and by its own count, which
+/// does not fall, on others.
+#[expect(
+    unsafe_code,
+    reason = "the bindings of mimalloc have no safe form of it"
+)]
+fn known_to_allocator() -> u64 {
+    let mut resident = 0;
+    let unasked = ptr::null_mut;
+    // SAFETY: it writes one number where a pointer is one to a number, and skips those that are null.
+    unsafe {
+        libmimalloc_sys::mi_process_info(
+            unasked(),
+            unasked(),
+            unasked(),
+            &raw mut resident,
+            unasked(),
+            unasked(),
+            unasked(),
+            unasked(),
+        );
+    }
+    resident as u64
 }
 
 /// Asks every thread to return the pages that it has and that are free: what one frees of another's is seen by that other
