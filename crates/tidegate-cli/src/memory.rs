@@ -24,10 +24,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// `mi_option_page_reclaim_on_free`: whether a thread reclaims a page when a block in it is freed.
 const PAGE_RECLAIM_ON_FREE: libmimalloc_sys::mi_option_t = 35;
 
-/// The time between two looks at the bytes that events, filters and streams hold.
+/// The time between two looks at the memory of the process.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The most intervals between two collections after which it is still worth one. They double.
+/// The most intervals between two collections of what did not go back. They double.
 const PAUSES: u32 = 64;
 
 /// The bytes that a stream on a connection of its own holds, as docs/memory.md has it.
@@ -59,10 +59,12 @@ pub(crate) fn init() {
 }
 
 /// Returns freed memory to the system each time the process has more beyond what events, filters and streams hold than it had
-/// at the least. mimalloc does so by itself, but only in the course of later allocations, which an idle server
-/// does not make. Never returns.
+/// at the least. mimalloc does so by itself, but only in the course of later allocations, which an idle server does not
+/// make. Never returns.
 pub(crate) async fn release_freed(hub: Hub<Encoded>) {
     let mut ticks = time::interval(INTERVAL);
+    // At the least, and what the last collection left or there was less of since: a burst between two looks shows as more
+    // than that.
     let (mut least, mut kept) = (u64::MAX, u64::MAX);
     let (mut pause, mut paused) = (1, 0);
     loop {
