@@ -1,0 +1,433 @@
+//! Responses, and what goes out: the windows of our DATA, turns, and the output.
+
+use std::{
+    collections::VecDeque,
+    io::IoSlice,
+    mem,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+use super::{Connection, StreamState, control::after};
+use crate::{
+    error::Code,
+    frame::{self, END_STREAM, MAX_PAYLOAD},
+    request::is_of_a_connection,
+    stream::{End, Known, Stream, StreamId, Waits},
+};
+
+/// Time in which a peer may end a request whose response is complete. It is told that no more of it is wanted then, or when
+/// half of the streams that it may have are such requests.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Number of bytes of such a request that are thrown away, before the peer is told.
+const UNWANTED: u32 = 1 << 20;
+
+/// A request whose response is complete, and which was not.
+#[derive(Debug)]
+pub(super) struct Unended {
+    stream: u32,
+    /// Time by which the peer has to end it.
+    pub(super) due: Instant,
+    /// Number of bytes that are still thrown away.
+    left: u32,
+    /// Bytes that were, and whose window the peer was not given back.
+    unannounced: u32,
+}
+
+/// Bytes that a stream sends before the others that wait have their turns. A frame that goes beyond it is made up for in the
+/// next turn.
+pub(super) const SHARE: usize = 16 << 10;
+
+/// Room for data of one stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// The windows of the stream and of the connection admit this many bytes, which is not 0.
+    Bytes(usize),
+    /// A window is used up. What is sent all the same is held. Trailers need no window.
+    NoWindow,
+    /// Something is held, or others have their turns before it, or as much waits for the socket as may.
+    Later,
+}
+
+impl<S: StreamState> Connection<S> {
+    /// Begins the response of a stream. Call it once, and before [`send`](Self::send) and [`finish`](Self::finish). Nothing
+    /// happens if the stream is over. Fields that are about a connection, such as `connection`, are left out.
+    pub fn respond(
+        &mut self,
+        stream: StreamId,
+        status: StatusCode,
+        headers: &HeaderMap,
+        ends: bool,
+    ) {
+        let Some(open) = self.streams.get_mut(stream.0) else {
+            return;
+        };
+        open.has_response = true;
+        let block = self.encoder.encode(Some(status), sendable(headers));
+        self.output
+            .put(|out| frame::put_block(out, &block, stream.0, ends));
+        if ends {
+            self.close(stream.0);
+        }
+    }
+
+    /// Returns the room for data of a stream. Without any the stream has a [turn](Self::next_turn) when there is some, and
+    /// when the others that wait have had theirs.
+    pub fn room(&mut self, stream: StreamId) -> Room {
+        let is_full = self.is_full();
+        let is_alone = self.streams.len() == 1;
+        let Some(open) = self.streams.get_mut(stream.0) else {
+            return Room::Later;
+        };
+        let window = open.send_window.min(self.send_window);
+        let room = if !open.held.is_empty() {
+            Room::Later
+        } else if window <= 0 {
+            // However full the output is: trailers are all that goes there.
+            Room::NoWindow
+        } else if is_full || open.waits == Waits::Turn || (open.share <= 0 && !is_alone) {
+            Room::Later
+        } else {
+            // Not cut to what is free of the output or left of the share: the chunks of many streams would have many sizes, and
+            // one more of the usual size is no more.
+            open.is_unasked = false;
+            return Room::Bytes(usize::try_from(window).unwrap_or(usize::MAX));
+        };
+        self.wait(stream.0);
+        if let Some(open) = self.streams.get_mut(stream.0) {
+            match room {
+                Room::Later => open.note_unasked(stream.0, &mut self.unasked),
+                _ => open.is_unasked = false,
+            }
+        }
+        room
+    }
+
+    /// Ends the turn of a stream, though its share is not used up.
+    pub fn give_way(&mut self, stream: StreamId) {
+        let Some(open) = self.streams.get_mut(stream.0) else {
+            return;
+        };
+        open.share = open.share.min(0);
+        open.note_unasked(stream.0, &mut self.unasked);
+        self.wait(stream.0);
+    }
+
+    /// Lets a stream wait for its window, or for its turn if it has one: behind the others, or before them if its last turn was
+    /// cut off. Otherwise windows that open in steps of one size could always cut off the same.
+    fn wait(&mut self, id: u32) {
+        let Some(open) = self.streams.get_mut(id) else {
+            return;
+        };
+        if open.waits == Waits::Turn {
+            return;
+        }
+        open.waits = Waits::Window;
+        if open.send_window <= 0 {
+            return;
+        }
+        open.waits = Waits::Turn;
+        if open.share > 0 {
+            self.cut_off.push_back(id);
+        } else {
+            self.turns.push_back(id);
+        }
+    }
+
+    /// Sends data of a stream, unless its [room](Self::room) is [`Later`](Room::Later). What is more than the windows admit is
+    /// held, and sent before the stream has its next turn. Chunks of 1 KiB and more are not copied.
+    pub fn send(&mut self, stream: StreamId, data: Bytes) {
+        let Some(open) = self.streams.get_mut(stream.0) else {
+            return;
+        };
+        debug_assert!(open.held.is_empty(), "its room was for later");
+        open.held = data;
+        self.send_held(stream.0);
+    }
+
+    /// Ends the response of a stream, behind what is held of it. The stream is over then, and what is kept with it is dropped.
+    pub fn finish(&mut self, stream: StreamId, trailers: Option<HeaderMap>) {
+        let Some(open) = self.streams.get_mut(stream.0) else {
+            return;
+        };
+        open.end = Some(match trailers {
+            Some(trailers) => End::Trailers(Box::new(trailers)),
+            None => End::Empty,
+        });
+        if open.held.is_empty() {
+            self.put_end(stream.0);
+        }
+    }
+
+    /// Resets a stream, whatever waits for a window. Returns what was kept with it.
+    pub fn reset(&mut self, stream: StreamId, code: Code) -> Option<S> {
+        let open = self.streams.remove(stream.0)?;
+        self.output.put(|out| frame::put_reset(out, stream.0, code));
+        self.throw_away(open.unread);
+        open.state
+    }
+
+    /// Returns the next of the streams that had no room and have some now, or may end. What is held is sent first, so that only
+    /// those are returned that may send more.
+    pub fn next_turn(&mut self) -> Option<StreamId> {
+        while self.free() > 0 {
+            let id = match self.cut_off.pop_front() {
+                Some(id) => id,
+                None => self.turns.pop_front()?,
+            };
+            let Some(open) = self.streams.get_mut(id) else {
+                continue;
+            };
+            open.waits = Waits::No;
+            if open.share <= 0 {
+                open.share += SHARE as i32;
+            }
+            self.send_held(id);
+            if self
+                .streams
+                .get(id)
+                .is_some_and(|open| open.held.is_empty())
+            {
+                return Some(StreamId(id));
+            }
+        }
+        if self.send_window <= 0 {
+            return self.next_unasked();
+        }
+        None
+    }
+
+    /// Returns the next of the streams that were told to come later, and that may end where they can send nothing.
+    fn next_unasked(&mut self) -> Option<StreamId> {
+        loop {
+            let id = self.unasked.pop_front()?;
+            let Some(open) = self.streams.get_mut(id) else {
+                continue;
+            };
+            open.is_listed = false;
+            if open.is_unasked {
+                return Some(StreamId(id));
+            }
+        }
+    }
+
+    /// Whether [`next_turn`](Self::next_turn) has something to do: call it then, after the output was written too.
+    #[must_use]
+    pub fn has_turns(&self) -> bool {
+        if self.send_window <= 0 {
+            return !self.unasked.is_empty();
+        }
+        let has_turns = !self.cut_off.is_empty() || !self.turns.is_empty();
+        has_turns && !self.is_full()
+    }
+
+    /// Number of bytes that may wait for the socket. With none nothing would ever be sent.
+    fn max_output(&self) -> usize {
+        self.config.max_output.max(1)
+    }
+
+    /// Whether as much waits for the socket as may.
+    fn is_full(&self) -> bool {
+        self.output.len() >= self.max_output()
+    }
+
+    /// Number of bytes for which the window of the connection and the output have room.
+    fn free(&self) -> usize {
+        let window = usize::try_from(self.send_window).unwrap_or(0);
+        window.min(self.max_output().saturating_sub(self.output.len()))
+    }
+
+    /// Sends what is held of a stream, in frames, as long as there is room and the stream has its turn.
+    fn send_held(&mut self, id: u32) {
+        let max_output = self.max_output();
+        let mut free = self.free();
+        let is_alone = self.streams.len() == 1;
+        let Some(open) = self.streams.get_mut(id) else {
+            return;
+        };
+        while !open.held.is_empty()
+            && open.send_window > 0
+            && free > 0
+            && (open.share > 0 || is_alone)
+        {
+            // Not cut to what is free of the output: frames would be small, and one more is no more.
+            let window = usize::try_from(open.send_window.min(self.send_window)).unwrap_or(0);
+            let length = open.held.len().min(window).min(MAX_PAYLOAD);
+            let piece = if length == open.held.len() {
+                mem::take(&mut open.held)
+            } else {
+                open.held.split_to(length)
+            };
+            open.send_window -= length as i64;
+            self.send_window -= length as i64;
+            if !is_alone {
+                open.share -= length as i32;
+            }
+            self.output
+                .put(|out| frame::put_data_head(out, length, 0, id));
+            self.output.put_chunk(piece);
+            if let Some(state) = &mut open.state {
+                state.sent(length);
+            }
+            free = usize::try_from(self.send_window)
+                .unwrap_or(0)
+                .min(max_output.saturating_sub(self.output.len()));
+        }
+        if !open.held.is_empty() {
+            self.wait(id);
+        } else if open.end.is_some() {
+            self.put_end(id);
+        }
+    }
+
+    /// Puts the end of a response, of which nothing is held.
+    fn put_end(&mut self, id: u32) {
+        let end = self.streams.get_mut(id).and_then(|open| open.end.take());
+        match end {
+            Some(End::Trailers(trailers)) => {
+                let block = self.encoder.encode(None, sendable(&trailers));
+                self.output
+                    .put(|out| frame::put_block(out, &block, id, true));
+            }
+            _ => self
+                .output
+                .put(|out| frame::put_data_head(out, 0, END_STREAM, id)),
+        }
+        self.close(id);
+    }
+
+    /// Closes a stream whose response is complete. If its request is not, the peer has a while to end it.
+    fn close(&mut self, id: u32) {
+        let Some(open) = self.streams.remove(id) else {
+            return;
+        };
+        if !open.has_request {
+            self.await_request(id, open.receive_window);
+        }
+        self.throw_away(open.unread);
+    }
+
+    /// Lets the peer end a request whose response is complete, within bounds. Reset at once, it might not see the response:
+    /// HAProxy 2.6 throws away what it has not passed on of a stream that is reset, whatever the code.
+    fn await_request(&mut self, id: u32, window: i64) {
+        let max = self.config.max_concurrent_streams as usize / 2;
+        if self.unended.len() >= max {
+            self.unended
+                .retain(|request| self.streams.know(request.stream) == Known::Ignored);
+        }
+        if self.unended.len() >= max {
+            match self.unended.pop_front() {
+                Some(oldest) => self.stop_request(oldest.stream),
+                None => return self.stop_request(id),
+            }
+        }
+        self.unended.push_back(Unended {
+            stream: id,
+            due: after(self.clock.now, PATIENCE),
+            left: UNWANTED,
+            unannounced: 0,
+        });
+        // Of what has come nobody reads anything any more.
+        let taken = u32::try_from(self.initial_receive_window - window).unwrap_or(0);
+        self.renew_window(id, taken);
+    }
+
+    /// Takes more of a request whose response is complete.
+    pub(super) fn take_unwanted(&mut self, id: u32, bytes: u32) {
+        let Some(at) = self.unended.iter().position(|known| known.stream == id) else {
+            return;
+        };
+        if self.streams.know(id) != Known::Ignored {
+            // The peer has ended it.
+            self.unended.remove(at);
+            return;
+        }
+        match self.unended[at].left.checked_sub(bytes) {
+            Some(left) => {
+                self.unended[at].left = left;
+                self.renew_window(id, bytes);
+            }
+            None => {
+                self.unended.remove(at);
+                self.stop_request(id);
+            }
+        }
+    }
+
+    /// Gives the peer the window back of a request whose response is complete: one that has to send all of it would wait.
+    fn renew_window(&mut self, id: u32, bytes: u32) {
+        let threshold = (self.initial_receive_window / 2).max(1);
+        let Some(request) = self.unended.iter_mut().find(|known| known.stream == id) else {
+            return;
+        };
+        request.unannounced += bytes;
+        if i64::from(request.unannounced) >= threshold {
+            let increment = mem::take(&mut request.unannounced);
+            self.output
+                .put(|out| frame::put_window_update(out, id, increment));
+        }
+    }
+
+    /// Tells the peer that no more of a request is wanted, unless it has ended it (RFC 9113, section 8.1).
+    fn stop_request(&mut self, id: u32) {
+        if self.streams.know(id) == Known::Ignored {
+            self.output
+                .put(|out| frame::put_reset(out, id, Code::NO_ERROR));
+        }
+    }
+
+    /// Stops the requests whose time to end is over.
+    pub(super) fn stop_requests(&mut self) {
+        while let Some(request) = self.unended.front()
+            && request.due <= self.clock.now
+        {
+            let stream = request.stream;
+            self.unended.pop_front();
+            self.stop_request(stream);
+        }
+    }
+
+    /// Number of bytes that wait for the socket.
+    #[must_use]
+    pub fn output_len(&self) -> usize {
+        self.output.len()
+    }
+
+    /// Sets as many slices as there are or have room, from the first byte on that waits for the socket. Returns their number.
+    pub fn output<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        self.output.slices(slices)
+    }
+
+    /// Notes that the socket took this many bytes of the output. 0 says that it takes none now.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn advance(&mut self, bytes: usize) {
+        if bytes > 0 {
+            self.output.advance(bytes);
+        }
+        if self.output.len() == 0 {
+            self.clock.blocked = None;
+        } else if bytes > 0 || self.clock.blocked.is_none() {
+            self.clock.blocked = Some(self.clock.now);
+        }
+    }
+}
+
+/// Fields that a message of HTTP/2 may have. Services that speak HTTP/1.1 too set others.
+fn sendable(fields: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+    fields.iter().filter(|(name, _)| !is_of_a_connection(name))
+}
+
+impl<S> Stream<S> {
+    /// Notes that the stream was told to come later, where it may end without more room.
+    fn note_unasked(&mut self, id: u32, unasked: &mut VecDeque<u32>) {
+        self.is_unasked = self.held.is_empty();
+        if self.is_unasked && !mem::replace(&mut self.is_listed, true) {
+            unasked.push_back(id);
+        }
+    }
+}

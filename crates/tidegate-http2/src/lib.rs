@@ -1,0 +1,95 @@
+//! The server side of HTTP/2 (RFC 9113), without I/O, for responses that are long streams.
+//!
+//! Bytes of the peer go [in](Connection::receive), [`Event`]s come out, and so do the slices [to write](Connection::output)
+//! and the time at which to [look again](Connection::timeout). There is no socket, no clock, no task and no lock: whoever
+//! drives it brings them. `tidegate-transport` does so on tokio.
+//!
+//! ```
+//! use std::{io::IoSlice, sync::Arc, time::Instant};
+//!
+//! use http::{HeaderMap, StatusCode};
+//! use tidegate_http2::{Config, Connection, Error, Event, Room, StreamState};
+//!
+//! /// What is kept with each stream.
+//! struct Call;
+//!
+//! impl StreamState for Call {
+//!     fn sent(&mut self, _bytes: usize) {}
+//! }
+//!
+//! /// Answers each call that has come with `hello`. Returns what is to be written.
+//! fn answer(http2: &mut Connection<Call>, mut input: &[u8]) -> Result<Vec<u8>, Error> {
+//!     http2.set_now(Instant::now());
+//!     while let Some(event) = http2.receive(&mut input)? {
+//!         let Event::Request { stream, .. } = event else { continue };
+//!         http2.accept(stream, Call);
+//!         http2.respond(stream, StatusCode::OK, &HeaderMap::new(), false);
+//!         if http2.room(stream) != Room::Later {
+//!             http2.send(stream, "hello".into());
+//!         }
+//!         http2.finish(stream, None);
+//!     }
+//!     let mut slices = [IoSlice::new(&[]); 16];
+//!     let count = http2.output(&mut slices);
+//!     let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
+//!     http2.advance(bytes.len());
+//!     Ok(bytes)
+//! }
+//!
+//! let config = Arc::new(Config::default());
+//! let mut http2 = Connection::<Call>::new(config, Instant::now());
+//! let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+//! // `:method: GET`, `:scheme: http`, `:path: /`
+//! let headers = [0, 0, 3, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84];
+//! let answer = answer(&mut http2, &[&settings[..], &headers].concat())?;
+//! assert!(answer.windows(5).any(|bytes| bytes == b"hello"));
+//! # Ok::<_, Error>(())
+//! ```
+//!
+//! # Pull
+//! A stream is asked for data while its window, the connection's window and the output have [room](Connection::room).
+//! One without room has its [turn](Connection::next_turn) when there is some, and streams have their turns one after the
+//! other. So nothing is buffered for a peer that does not read, except the rest of a chunk that was larger than its room, and
+//! a chunk of 1 KiB or more is written from where it is.
+//!
+//! # Turns
+//! Of the streams that wait, each sends 16 KiB before the others have their turns, and a turn that a window or the output cuts
+//! off goes on before others begin. So of two streams that always have something, none is ever ahead by more than 32 KiB,
+//! whatever the windows that the peer opens.
+//!
+//! # Idle
+//! A connection on which nothing happens has no buffer: what waits for the socket is in buffers that the thread lends, and of
+//! the input only a frame that has come in part is kept, up to 16 KiB of it. The table for header compression holds what its
+//! peer put there: 4 KiB, in up to 9 KiB of memory.
+//!
+//! # Attacks
+//! What costs the server more than its peer has a [budget](Config) for 10 s, never one for the life of a connection: a proxy's
+//! carries the calls of many users. Header lists are measured while they are decoded, and what has no room is not kept.
+//! Calls that end here while their bodies are under way cost nothing: what still comes for them is ignored.
+//!
+//! # Errors
+//! Breaches that concern the connection end it with [`Error`], and GOAWAY is in the output. Those of a stream reset it, and
+//! are an [`Event::Reset`].
+//!
+//! # Not included
+//! Push, CONNECT, upgrades from HTTP/1.1, and the side of a client. Priorities are read and ignored (RFC 9113, section 5.3.2).
+
+mod budget;
+mod config;
+mod connection;
+mod error;
+mod frame;
+mod handle;
+mod hpack;
+mod output;
+mod request;
+mod settings;
+mod stream;
+
+pub use crate::{
+    config::Config,
+    connection::{Connection, Event, PREFACE, Room, StreamState, TimedOut},
+    error::{Code, Error},
+    handle::{StreamControl, StreamHandle},
+    stream::StreamId,
+};
