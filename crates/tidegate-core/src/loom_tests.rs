@@ -383,3 +383,35 @@ fn loom_a_new_epoch_against_subscribe_leaves_nobody_in_between() {
         assert_eq!((stats.subscriptions, stats.clients, stats.feeds), (0, 0, 0));
     });
 }
+
+#[test]
+fn loom_a_close_wakes_who_waits_for_the_end() {
+    check(|| {
+        let hub = hub();
+        let mut subscription = subscribe(&hub, &["a"], 8);
+        let publisher = thread::spawn(move || {
+            publish(&hub, &["a"]);
+            hub.close(CloseReason::ShuttingDown);
+        });
+        let reason = block_on(poll_fn(|cx| subscription.poll_end(cx)));
+        assert_eq!(reason, CloseReason::ShuttingDown);
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_a_poll_after_one_for_the_end_loses_no_wake_up() {
+    check(|| {
+        let hub = hub();
+        let mut subscription = subscribe(&hub, &["a"], 8);
+        let publisher = thread::spawn(move || {
+            publish(&hub, &["a"]);
+            publish(&hub, &["a"]);
+        });
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(subscription.poll_end(&mut cx).is_pending());
+        let (seen, _) = block_on(take(&mut subscription, 2));
+        assert_eq!(seen, [1, 2]);
+        publisher.join().unwrap();
+    });
+}

@@ -87,6 +87,8 @@ struct State {
     ready: Vec<Ready>,
     /// Set by each poll, taken by the first publisher or close that has news, so it is woken once a poll.
     waker: Option<Waker>,
+    /// Whether it is only woken for the end: its consumer can take nothing.
+    waits_for_end: bool,
     /// Set once; the subscription yields nothing after it.
     closed: Option<CloseReason>,
 }
@@ -107,6 +109,7 @@ impl Signal {
             state: Mutex::new(State {
                 ready: Vec::new(),
                 waker: None,
+                waits_for_end: false,
                 closed: None,
             }),
             progress: AtomicCounter::new(0),
@@ -196,6 +199,7 @@ impl Signal {
             Some(stored) if stored.will_wake(waker) => None,
             _ => state.waker.replace(waker.clone()),
         };
+        state.waits_for_end = false;
         // Acquire, for the publisher's Release comes after its pushes: those of events up to the watermark are done.
         let watermark = committed.load(Acquire);
         arrivals.append(&mut state.ready);
@@ -204,6 +208,24 @@ impl Signal {
         // Dropping a waker may run code of the executor: never under the lock.
         drop(replaced);
         (watermark, closed)
+    }
+
+    /// Whether the subscription was ended. If not, stores `waker` to be woken for that alone: events that come leave it, and
+    /// the next poll finds them on the ready list.
+    pub(crate) fn wait_for_end(&self, waker: &Waker) -> bool {
+        let mut state = self.state.lock();
+        if state.closed.is_some() {
+            return true;
+        }
+        state.waits_for_end = true;
+        let replaced = match &state.waker {
+            Some(stored) if stored.will_wake(waker) => None,
+            _ => state.waker.replace(waker.clone()),
+        };
+        drop(state);
+        // Dropping a waker may run code of the executor: never under the lock.
+        drop(replaced);
+        false
     }
 
     /// Moves the ready list to the end of `arrivals`, in the middle of a poll. The caller holds the
@@ -218,13 +240,13 @@ impl Signal {
         // In one step: a poll either takes this entry with the list, or has stored its waker before.
         let mut state = self.state.lock();
         state.ready.push(ready);
-        state.waker.take()
+        state.take_waker()
     }
 
     /// Takes the waker, for news that are in no feed.
     pub(crate) fn take_waker(&self) -> Option<Waker> {
         // In one step: a poll either sees what was committed before this, or has stored its waker.
-        self.state.lock().waker.take()
+        self.state.lock().take_waker()
     }
 
     /// Ends the subscription, unless it has ended for another reason before. Returns whether it had not, and the
@@ -235,5 +257,15 @@ impl Signal {
         let is_first = state.closed.is_none();
         state.closed.get_or_insert(reason);
         (is_first, state.waker.take())
+    }
+}
+
+impl State {
+    /// Takes the waker for news other than the end.
+    const fn take_waker(&mut self) -> Option<Waker> {
+        if self.waits_for_end {
+            return None;
+        }
+        self.waker.take()
     }
 }

@@ -51,10 +51,11 @@ mod reading;
 mod routes;
 mod server;
 pub mod settings;
+mod stage;
 mod text;
 
 pub use tidegate::{ClientIdPolicy, Encoded, Hub, StallPolicy, SweepRules, TopicSet};
-pub use tidegate_transport::Http2Config;
+pub use tidegate_transport::{Http2Config, Http2Engine};
 
 pub use crate::{
     config::ServerConfig,

@@ -34,6 +34,7 @@ use crate::{
         subscribers::{QuotaGate, Subscribers},
     },
     routes::Routes,
+    stage::Stage,
 };
 
 /// The longest time between two sweeps for old events and stuck subscriptions, and the time between two samples of the
@@ -268,14 +269,7 @@ impl Server {
             }
         };
         let connections = Arc::clone(&self.connections);
-        let cut = Arc::clone(cut);
-        tasks.spawn(async move {
-            // The future is made inside the task: one that is made outside and awaited here takes its room twice.
-            if connections.serve(socket, peer).await {
-                cut.fetch_add(1, Relaxed);
-            }
-            drop(permit);
-        });
+        tasks.spawn(connections.serve(socket, peer, permit, Arc::clone(cut)));
     }
 
     /// Serves until `stop` is done or [`Controls::drain`] is called, then drains, within
@@ -287,7 +281,7 @@ impl Server {
         let tasks = TaskTracker::new();
         let cut = Arc::new(AtomicUsize::new(0));
         let _refresh = self.reloader.spawn_refresh(self.controls.clone());
-        let _cut_when_dropped = self.connections.cut.clone().drop_guard();
+        let _cut_when_dropped = CutOnDrop(Arc::clone(&self.connections));
         let controls = self.controls.clone();
         let _http_until_the_end = self.http.take().map(|http| {
             let serving = tokio::spawn(serve_http(http, controls.clone()));
@@ -406,7 +400,7 @@ async fn drain(
         ..*rules
     };
     hub.close(CloseReason::ShuttingDown);
-    connections.drain.cancel();
+    connections.stages.advance(Stage::Draining);
     tasks.close();
     tokio::select! {
         () = tasks.wait() => return 0,
@@ -420,9 +414,18 @@ async fn drain(
         streams,
         "drain timeout reached: cutting the remaining connections"
     );
-    connections.cut.cancel();
+    connections.stages.advance(Stage::Cut);
     tasks.wait().await;
     streams
+}
+
+/// Cuts the connections when it is dropped.
+struct CutOnDrop(Arc<Connections>);
+
+impl Drop for CutOnDrop {
+    fn drop(&mut self) {
+        self.0.stages.advance(Stage::Cut);
+    }
 }
 
 /// Resets streams whose client takes no notice of their end, so that their connections need not wait for the time-out.

@@ -2,20 +2,27 @@
 
 use std::{io, time::Duration};
 
-use hyper::server::conn::http2;
-use hyper_util::rt::TokioTimer;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use crate::{driver::StreamExecutor, watch::FloodLimits};
+/// The fewest bytes that may wait for the socket: one frame of the largest size that peers have to take.
+const LEAST_OUTPUT: usize = 16 << 10;
 
-/// More streams than begin and are reset before h2 has them accepted: the smallest of them take 27 bytes of a read, which
-/// brings 16 KiB at most.
-const UNACCEPTED: usize = 1_024;
+/// An engine that serves HTTP/2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Http2Engine {
+    /// `tidegate-http2`, made for long streams.
+    #[default]
+    Tidegate,
+    /// hyper, with h2.
+    Hyper,
+}
 
 /// Limits and timeouts of one connection. hyper's own defaults are named where these differ.
 #[derive(Debug, Clone)]
 pub struct Http2Config {
+    /// The engine of the connection. Default: [`Http2Engine::Tidegate`].
+    pub engine: Http2Engine,
     /// Maximum number of streams open at once on one connection. Default: 256 (hyper: 200).
     pub max_concurrent_streams: u32,
     /// Maximum number of streams that the peer resets, in 10 s, before they were answered. Beyond it the connection ends:
@@ -30,13 +37,14 @@ pub struct Http2Config {
     pub max_header_list_size: u32,
     /// Number of bytes that a peer may send on one stream before they are read. Default: 256 KiB (hyper: 1 MiB).
     pub stream_window: u32,
-    /// Number of bytes that a peer may send on one connection before they are read. Half of it is also h2's
+    /// Number of bytes that a peer may send on one connection before they are read. On hyper, half of it is also h2's
     /// budget for unread frames below 256 bytes, beyond which it takes the peer for an attacker and ends the
     /// connection. Default: 4 MiB (hyper: 1 MiB), with which a stream may fill its window with frames of 30
     /// bytes, as publishers of small events do.
     pub connection_window: u32,
-    /// Number of bytes that one stream may have buffered for sending. They are beyond recall when the client
-    /// turns out to be slow. Default: 64 KiB, four chunks (hyper: 400 KiB).
+    /// Number of bytes that a connection may have buffered for sending, or a stream on hyper. They are beyond recall when
+    /// the client turns out to be slow. Less than 16 KiB counts as that, but on hyper. Default: 64 KiB, four chunks
+    /// (hyper: 400 KiB).
     pub max_send_buffer: usize,
     /// Time that a new connection may take for the TLS handshake, if there is one, and for the connection
     /// preface. Default: 5 s (hyper: no limit).
@@ -62,6 +70,7 @@ pub struct Http2Config {
 impl Default for Http2Config {
     fn default() -> Self {
         Self {
+            engine: Http2Engine::default(),
             max_concurrent_streams: 256,
             max_pending_accept_reset_streams: 10_000,
             max_local_error_reset_streams: 1_024,
@@ -101,28 +110,20 @@ impl Http2Config {
         Ok(())
     }
 
-    pub(crate) const fn flood_limits(&self) -> FloodLimits {
-        FloodLimits {
-            faults: self.max_local_error_reset_streams,
-            cancellations: self.max_pending_accept_reset_streams,
-        }
-    }
-
-    pub(crate) fn builder(&self, streams: StreamExecutor) -> http2::Builder<StreamExecutor> {
-        let mut builder = http2::Builder::new(streams);
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(self.max_concurrent_streams)
-            // Counted in time instead, by the watch. The first has to be out of reach: it is what a read brings besides the
-            // streams after which the watch pauses.
-            .max_pending_accept_reset_streams(UNACCEPTED)
-            .max_local_error_reset_streams(None)
-            .max_header_list_size(self.max_header_list_size)
-            .initial_stream_window_size(self.stream_window)
-            .initial_connection_window_size(self.connection_window)
-            .max_send_buf_size(self.max_send_buffer)
-            .keep_alive_interval(self.keep_alive_interval)
-            .keep_alive_timeout(self.keep_alive_timeout);
-        builder
+    /// The limits, as `tidegate-http2` has them.
+    pub(crate) fn limits(&self) -> tidegate_http2::Config {
+        let mut limits = tidegate_http2::Config::default();
+        limits.max_concurrent_streams = self.max_concurrent_streams;
+        limits.max_header_list_size = self.max_header_list_size;
+        limits.stream_window = self.stream_window;
+        limits.connection_window = self.connection_window;
+        limits.max_output = self.max_send_buffer.max(LEAST_OUTPUT);
+        limits.keep_alive_interval = self.keep_alive_interval;
+        limits.keep_alive_timeout = self.keep_alive_timeout;
+        limits.write_timeout = self.write_timeout;
+        limits.max_faults = u32::try_from(self.max_local_error_reset_streams).unwrap_or(u32::MAX);
+        limits.max_cancellations =
+            u32::try_from(self.max_pending_accept_reset_streams).unwrap_or(u32::MAX);
+        limits
     }
 }

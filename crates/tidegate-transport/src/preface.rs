@@ -58,6 +58,13 @@ where
     })
 }
 
+impl<T> Prefaced<T> {
+    /// Returns the transport, whose preface was read.
+    pub(crate) fn into_inner(self) -> T {
+        self.transport
+    }
+}
+
 impl<T: AsyncRead + Unpin> AsyncRead for Prefaced<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,

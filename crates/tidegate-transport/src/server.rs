@@ -13,8 +13,8 @@ use tonic::transport::server::Connected as _;
 use tower::ServiceExt as _;
 
 use crate::{
-    accept::Acceptor, config::Http2Config, connection::Connection, linger::RequestBody,
-    preface::read_preface, service::Http2Service,
+    accept::Acceptor, config::Http2Config, connection::Connection, preface::read_preface,
+    request_body::RequestBody, service::Http2Service,
 };
 
 /// Server of one service, such as `tonic::service::Routes`, on the connections of a listener. See [the crate](crate).

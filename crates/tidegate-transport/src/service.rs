@@ -1,13 +1,17 @@
 //! Services that a connection serves.
 
-use std::error::Error;
+use std::{
+    error::Error,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use bytes::Buf;
 use http::{Request, Response};
 use http_body::Body;
 use tower::Service;
 
-use crate::linger::RequestBody;
+use crate::request_body::RequestBody;
 
 /// Any error.
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
@@ -40,4 +44,12 @@ where
     B: Body<Data: Buf + Send, Error: Into<BoxError>> + Send + 'static,
 {
     type Body = B;
+}
+
+/// Methods of a [`Connection`](crate::Connection), whatever its transport and its service.
+pub(crate) trait Serve {
+    /// Runs one turn of the driver.
+    fn poll_turn(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>;
+
+    fn graceful_shutdown(self: Pin<&mut Self>);
 }

@@ -53,14 +53,17 @@ mod epoch;
 mod framing;
 mod pace;
 mod reason;
-mod reset;
 mod rest;
 mod service;
 mod status;
+mod stream;
 pub mod typed;
 
 pub use tidegate_core::*;
 pub use tidegate_macros::encode_once;
+
+/// Handles of the streams of calls, which whoever serves a connection leaves in the extensions of its requests.
+pub use tidegate_http2::{StreamControl, StreamHandle};
 
 /// Messages of the wire contract, package `tidegate.v1`.
 pub use tidegate_proto::v1 as proto;
@@ -73,7 +76,6 @@ pub use crate::{
     epoch::random_epoch,
     framing::CHUNK_BYTES,
     reason::{Advice, DOMAIN, OverQuota, Reason},
-    reset::{Progress, resettable},
     service::{
         Access, Authority, CallBody, Caller, Calls, Drainer, EncodeError, Encoded, EventService,
         Gate, Permit, PublishLimits, PublishStream, ResponseBody, ResponseFuture, ServiceConfig,

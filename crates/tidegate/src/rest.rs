@@ -5,8 +5,6 @@ use std::mem;
 use bytes::Bytes;
 use tidegate_core::{Payload, Sending};
 
-use crate::framing::CHUNK_BYTES;
-
 /// A payload that has its encoding in shared memory.
 pub(crate) trait Encoding: Payload {
     /// Returns the encoding.
@@ -30,13 +28,13 @@ impl Rest {
 
     /// Takes the next chunk, from the `rest` of a stream. `None` when there is no rest.
     ///
-    /// Chunks of the encoding are slices of its memory, or `copies`. Between calls there is always something left.
-    pub(crate) fn next(rest: &mut Option<Box<Self>>, copies: bool) -> Option<Bytes> {
+    /// Chunks of the encoding are slices of its memory, or `copies`, of at most `max` bytes. Between calls there is always something left.
+    pub(crate) fn next(rest: &mut Option<Box<Self>>, max: usize, copies: bool) -> Option<Bytes> {
         let parts = rest.as_mut()?;
         let chunk = if parts.encoding.is_empty() {
             mem::take(&mut parts.tail).into()
         } else {
-            let len = parts.encoding.len().min(CHUNK_BYTES);
+            let len = parts.encoding.len().min(max);
             let slice = parts.encoding.split_to(len);
             match copies {
                 true => Bytes::copy_from_slice(&slice),
@@ -72,12 +70,14 @@ pub(crate) fn sent_bytes<P: Encoding>(sending: Sending<P>) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::framing::CHUNK_BYTES;
 
     #[test]
     fn rest_is_taken_in_chunks_and_then_its_tail() {
         let encoding = Bytes::from(vec![7; 2 * CHUNK_BYTES + 1]);
         let mut rest = Some(Box::new(Rest::new(encoding, b"tail".to_vec())));
-        let taken: Vec<_> = std::iter::from_fn(|| Rest::next(&mut rest, false)).collect();
+        let taken: Vec<_> =
+            std::iter::from_fn(|| Rest::next(&mut rest, CHUNK_BYTES, false)).collect();
         let lens: Vec<_> = taken.iter().map(Bytes::len).collect();
         assert_eq!(lens, [CHUNK_BYTES, CHUNK_BYTES, 1, 4]);
         assert_eq!(taken[3], "tail");
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn rest_without_a_tail_is_gone_with_its_last_chunk() {
         let mut rest = Some(Box::new(Rest::new(Bytes::from_static(b"0"), Vec::new())));
-        assert_eq!(Rest::next(&mut rest, false).unwrap(), "0");
+        assert_eq!(Rest::next(&mut rest, CHUNK_BYTES, false).unwrap(), "0");
         assert!(rest.is_none());
     }
 
@@ -95,7 +95,7 @@ mod tests {
     fn copied_chunk_keeps_nothing_of_the_encoding() {
         let encoding = Bytes::from(vec![7; 2 * CHUNK_BYTES]);
         let mut rest = Some(Box::new(Rest::new(encoding.clone(), Vec::new())));
-        let copied = Rest::next(&mut rest, true).unwrap();
+        let copied = Rest::next(&mut rest, CHUNK_BYTES, true).unwrap();
         assert_eq!(copied, encoding[..CHUNK_BYTES]);
         drop(rest);
         assert!(encoding.is_unique());

@@ -271,6 +271,23 @@ impl<P: Payload> Subscription<P> {
         polled
     }
 
+    /// Looks whether the subscription has ended, for a consumer that can take nothing now. Pending, `cx` is woken for the end
+    /// alone, and events that come wake nobody: call [`poll_next`](Self::poll_next) when the consumer can take something
+    /// again. Only the last waker counts, of either.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        if self.closed.is_none() && !self.parts.signal.wait_for_end(cx.waker()) {
+            return Poll::Pending;
+        }
+        let nothing = Room {
+            up_to: 0,
+            ..Room::events(0)
+        };
+        match self.poll_next(cx, nothing, &mut Batch::default()) {
+            Poll::Ready(Err(reason)) => Poll::Ready(reason),
+            _ => Poll::Pending,
+        }
+    }
+
     /// Notes that the consumer took something besides what polls hand out: a piece of a large event, a value of a
     /// snapshot. For [sweeps](crate::Hub::sweep), which take a consumer for stalled that takes nothing.
     pub fn note_progress(&mut self) {

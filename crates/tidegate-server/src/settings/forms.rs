@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use bytesize::ByteSize;
 use jiff::SignedDuration;
 use tidegate::{ClientIdPolicy, StallPolicy};
+use tidegate_transport::Http2Engine;
 
 use super::log::log_filter;
 use crate::network::{listener::ListenAddress, tls::ClientAuth};
@@ -80,6 +81,9 @@ pub(super) struct ClientIds;
 
 /// `park` or `close`.
 pub(super) struct OnStall;
+
+/// `tidegate` or `hyper`.
+pub(super) struct Engine;
 
 /// A filter of the log, without control characters.
 pub(super) struct Log;
@@ -414,6 +418,24 @@ impl Form<StallPolicy> for OnStall {
         let word = match value {
             StallPolicy::Park => "park",
             StallPolicy::Close => "close",
+        };
+        word.into()
+    }
+}
+
+impl Form<Http2Engine> for Engine {
+    fn read(text: &str) -> Result<Http2Engine, String> {
+        match text {
+            "tidegate" => Ok(Http2Engine::Tidegate),
+            "hyper" => Ok(Http2Engine::Hyper),
+            _ => Err("must be tidegate or hyper".into()),
+        }
+    }
+
+    fn write(value: &Http2Engine) -> String {
+        let word = match value {
+            Http2Engine::Tidegate => "tidegate",
+            Http2Engine::Hyper => "hyper",
         };
         word.into()
     }

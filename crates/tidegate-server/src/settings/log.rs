@@ -17,6 +17,7 @@ const OWN: &[&str] = &[
     "tidegate_client",
     "tidegate_conformance",
     "tidegate_core",
+    "tidegate_http2",
     "tidegate_proto",
     "tidegate_server",
     "tidegate_transport",

@@ -2,8 +2,8 @@
 
 use super::{
     forms::{
-        Address, Boolean, ClientIds, Count, File, Form, Headers, Heartbeat, KernelTime, List,
-        Listen, Log, Message, NonZero, NonZeroSize, NonZeroTime, OnStall, OrAuto, OrNone,
+        Address, Boolean, ClientIds, Count, Engine, File, Form, Headers, Heartbeat, KernelTime,
+        List, Listen, Log, Message, NonZero, NonZeroSize, NonZeroTime, OnStall, OrAuto, OrNone,
         Requirement, Size, Size32, Text, Time, TimeOrNone, Window,
     },
     setting::{Configuration, Setting},
@@ -254,6 +254,10 @@ pub static SETTINGS: &[Setting] = rows! {
     "quotas.principal.publish_bytes", "SIZE", OrNone<NonZeroSize>, server.quotas.principal.publish_bytes, RELOADS,
     "Maximum number of bytes that one principal may publish in a second.";
 
+    "http2.engine", "ENGINE", Engine, server.http2.engine, RESTARTS,
+    "What speaks HTTP/2: tidegate, or hyper. hyper is there to fall back on, for two releases, and takes more processor \
+     time and memory. If something works with it alone, please report that.";
+
     "http2.max_concurrent_streams", "N", NonZero, server.http2.max_concurrent_streams, RESTARTS,
     "Maximum number of calls open at once on one connection.";
 
@@ -275,8 +279,8 @@ pub static SETTINGS: &[Setting] = rows! {
     "Number of bytes that a peer may send on one connection before the server has read them.";
 
     "http2.max_send_buffer", "SIZE", Size32, server.http2.max_send_buffer, RESTARTS,
-    "Number of bytes that one stream may have buffered for sending. They can no longer be dropped when the client \
-     turns out to be slow.";
+    "Number of bytes that a connection may have buffered for sending, at least 16 KiB. They can no longer be dropped when \
+     the client turns out to be slow. With hyper, those of a stream.";
 
     "http2.preface_timeout", "DURATION", NonZeroTime, server.http2.preface_timeout, RESTARTS,
     "Time that a new connection has for its TLS handshake, if there is TLS, and for the preface of HTTP/2.";

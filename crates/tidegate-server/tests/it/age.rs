@@ -20,7 +20,7 @@ fn aged(age: Duration) -> ServerConfig {
 
 #[tokio::test]
 async fn an_old_connection_ends_its_streams_with_positions() {
-    let age = Duration::from_millis(1_000);
+    let age = Duration::from_secs(3);
     let server = Running::start(aged(age)).await;
     let began = Instant::now();
     let mut old = server.client().await;

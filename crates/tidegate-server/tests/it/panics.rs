@@ -17,9 +17,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tidegate::{
-    EventService, Hub, HubConfig, ResponseBody, ServiceConfig, proto::PublishResponse, resettable,
-};
+use tidegate::{EventService, Hub, HubConfig, ResponseBody, ServiceConfig, proto::PublishResponse};
 use tidegate_checker::Rules;
 use tokio::net::TcpListener;
 use tonic::transport::Endpoint;
@@ -52,7 +50,9 @@ struct Streams;
 
 impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        tokio::spawn(resettable(stream));
+        tokio::spawn(async move {
+            stream.await;
+        });
     }
 }
 

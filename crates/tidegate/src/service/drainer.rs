@@ -2,7 +2,7 @@
 //!
 //! # Pull
 //! Nothing happens until the transport polls, and it polls when it wants a chunk. One poll takes the events
-//! that are ready, up to [`CHUNK_BYTES`], as one message in one chunk. An event larger than that goes in
+//! that are ready, up to [`CHUNK_BYTES`] and no more than the peer's window admits, as one message in one chunk. An event larger than that goes in
 //! several chunks that share its memory, and counts as being sent until the transport has let go of the last one. Streams of one filter that have come equally far share their chunks.
 //!
 //! # Order
@@ -10,20 +10,22 @@
 //! event goes before anything else is taken from the hub. `GoingAway` is last.
 //!
 //! # Ending
-//! The body always ends with trailers that carry a status other than OK; it never ends by itself. The client cancels by
+//! The body always ends with trailers that carry a status other than OK; it never ends by itself. They need no window: a
+//! client that does not read its stream has its status all the same, unless it is in the middle of a large event. The client cancels by
 //! resetting the stream: the transport then drops the body, which frees everything.
 
 use std::{
     cell::Cell,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::Frame;
 use tidegate_core::{Batch, CloseReason, Position, Room, Subscription, SubscriptionInfo};
+use tidegate_http2::StreamHandle;
 use tidegate_proto::v1::{
     CaughtUp, GoingAway, Heartbeat, Subscribed, subscribe_response::Response,
 };
@@ -48,14 +50,6 @@ use crate::{
     reason::Reason,
     rest::{Rest, sent_bytes},
     status,
-};
-
-/// Limits of one poll, so that its events and what surrounds them fit into one chunk.
-const CHUNK_ROOM: Room = Room {
-    events: usize::MAX,
-    bytes: (CHUNK_BYTES - BATCH_OVERHEAD) as u64,
-    overhead: EVENT_OVERHEAD as u64,
-    up_to: u64::MAX,
 };
 
 /// Work of a replay that takes one of the 128 units that tokio gives a task for a turn. A poll of a replay does up to
@@ -94,6 +88,8 @@ struct Messages {
     /// Pace of the replays of its service.
     pacer: Arc<Pacer>,
     registrations: Registrations,
+    /// The stream, to be asked what it has room for, where the transport tells.
+    stream: Option<StreamHandle>,
     /// The rest of an event larger than a chunk, and what follows it in its batch. Goes before anything else. In a box,
     /// because few streams have one.
     rest: Option<Box<Rest>>,
@@ -173,6 +169,7 @@ impl Drainer {
         sharing: Arc<Sharing>,
         pacer: Arc<Pacer>,
         registrations: Registrations,
+        stream: Option<StreamHandle>,
         timing: Timing,
     ) -> Self {
         let now = Instant::now();
@@ -185,6 +182,7 @@ impl Drainer {
             sharing,
             pacer,
             registrations,
+            stream,
             rest: None,
             timer: Box::pin(sleep_until(now + timing.intervals.heartbeat)),
             heartbeat_interval: timing.intervals.heartbeat,
@@ -240,7 +238,11 @@ impl http_body::Body for Drainer {
 
 impl PollChunk for Messages {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        let polled = self.poll_step(cx);
+        let room = self.stream.as_ref().and_then(StreamHandle::room);
+        let polled = match room.unwrap_or(CHUNK_BYTES) {
+            0 => self.poll_end(cx),
+            room => self.poll_step(cx, room.min(CHUNK_BYTES)),
+        };
         if let Poll::Ready(Step::Chunk(_)) = polled {
             self.last_sent = Instant::now();
         }
@@ -249,15 +251,33 @@ impl PollChunk for Messages {
 }
 
 impl Messages {
-    fn next_of_rest(&mut self) -> Option<Bytes> {
+    fn next_of_rest(&mut self, room: usize) -> Option<Bytes> {
         self.rest.as_ref()?;
         // A connection that cannot write keeps chunks of streams that were reset.
         let copies = self.subscription.is_sending_much();
-        Rest::next(&mut self.rest, copies)
+        Rest::next(&mut self.rest, room, copies)
     }
 
-    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        if let Some(chunk) = self.next_of_rest() {
+    /// Polls for the end alone, since there is room for nothing else.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        if self.rest.is_some() {
+            // The peer is in the middle of a message, behind which alone it reads a status.
+            return Poll::Pending;
+        }
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            self.phase = Phase::Expired;
+            return Poll::Ready(self.expire());
+        }
+        let reason = ready!(self.subscription.poll_end(cx));
+        // Without `GoingAway`, which would need a window. The status says the same.
+        let status = status::ended(reason, &self.subscription, self.reconnect_after);
+        Poll::Ready(Step::End(status))
+    }
+
+    fn poll_step(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Step> {
+        if let Some(chunk) = self.next_of_rest(room) {
             self.subscription.note_progress();
             return Poll::Ready(Step::Chunk(chunk));
         }
@@ -267,21 +287,21 @@ impl Messages {
                 let subscribed = Response::Subscribed(self.subscribed());
                 Poll::Ready(Step::Chunk(message(subscribed)))
             }
-            Phase::Streaming if self.deadline.is_none() => self.poll_subscription(cx),
-            Phase::Streaming => self.poll_with_deadline(cx),
+            Phase::Streaming if self.deadline.is_none() => self.poll_subscription(cx, room),
+            Phase::Streaming => self.poll_with_deadline(cx, room),
             Phase::Expired => Poll::Ready(self.expire()),
         }
     }
 
     /// Polls as long as the deadline has not passed, and then once more: the last chunk can hold what was ready
     /// when the deadline passed.
-    fn poll_with_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+    fn poll_with_deadline(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Step> {
         let deadline = self.deadline.as_mut();
         if deadline.is_none_or(|deadline| deadline.as_mut().poll(cx).is_pending()) {
-            return self.poll_subscription(cx);
+            return self.poll_subscription(cx, room);
         }
         self.phase = Phase::Expired;
-        match self.poll_subscription(cx) {
+        match self.poll_subscription(cx, room) {
             Poll::Ready(last) => Poll::Ready(last),
             Poll::Pending => Poll::Ready(self.expire()),
         }
@@ -292,17 +312,22 @@ impl Messages {
         Step::End(status::deadline_exceeded(&self.subscription))
     }
 
-    fn poll_subscription(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+    fn poll_subscription(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<Step> {
         // Taken rather than borrowed: if the poll panics, the next one finds an empty list and not a half-filled one.
         let mut batch = SPARE.take();
-        let polled = self.poll_into(cx, &mut batch);
+        let polled = self.poll_into(cx, room, &mut batch);
         // Now, so that a thread without work keeps no event alive.
         batch.clear();
         SPARE.set(batch);
         polled
     }
 
-    fn poll_into(&mut self, cx: &mut Context<'_>, batch: &mut Batch<Encoded>) -> Poll<Step> {
+    fn poll_into(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: usize,
+        batch: &mut Batch<Encoded>,
+    ) -> Poll<Step> {
         // All streams of a connection share its task. Those that replay go on in another turn once they have used up
         // this one; those with something live to send do not wait for it. And all connections share the threads: so
         // replays go on one by one, whatever wakes them.
@@ -317,9 +342,12 @@ impl Messages {
             Some(releases) => releases.up_to(self.subscription.head().sequence),
             None => u64::MAX,
         };
-        let room = Room {
+        // So that its events and what surrounds them fit.
+        let taken = Room {
+            events: usize::MAX,
+            bytes: room.saturating_sub(BATCH_OVERHEAD) as u64,
+            overhead: EVENT_OVERHEAD as u64,
             up_to,
-            ..CHUNK_ROOM
         };
         // Before the poll, which may end the replay: a batch of replayed events is no release, nor is the one that ends
         // the replay.
@@ -327,9 +355,9 @@ impl Messages {
         let polled = match &paced {
             Some(paced) => {
                 let mut cx = Context::from_waker(paced);
-                self.subscription.poll_next(&mut cx, room, batch)
+                self.subscription.poll_next(&mut cx, taken, batch)
             }
-            None => self.subscription.poll_next(cx, room, batch),
+            None => self.subscription.poll_next(cx, taken, batch),
         };
         charge(self.subscription.work(), cx);
         match polled {
@@ -340,7 +368,7 @@ impl Messages {
                 {
                     releases.mark_sent();
                 }
-                Poll::Ready(Step::Chunk(self.write(batch)))
+                Poll::Ready(Step::Chunk(self.write(batch, room)))
             }
             Poll::Ready(Err(reason)) => Poll::Ready(self.end(reason)),
             Poll::Pending => self.poll_timer(cx),
@@ -349,7 +377,7 @@ impl Messages {
 
     /// Writes one chunk of all that a poll has taken: the gaps, then the events, then the end of the replay. A
     /// gap stands before the events because they follow it in the stream's index.
-    fn write(&mut self, batch: &Batch<Encoded>) -> Bytes {
+    fn write(&mut self, batch: &Batch<Encoded>, room: usize) -> Bytes {
         // Only events are shared: a gap is of one subscription. A shared chunk leaves no rest to send, because only a
         // single event is ever cut.
         if batch.gaps.is_empty() && batch.caught_up.is_none() {
@@ -357,7 +385,7 @@ impl Messages {
             let epoch = self.subscription.began_at().epoch;
             return sharing.chunk(epoch, batch.first_index, &batch.events, || {
                 let mut out = Vec::new();
-                self.write_events(batch, &mut out);
+                self.write_events(batch, room, &mut out);
                 Bytes::from(out)
             });
         }
@@ -366,7 +394,7 @@ impl Messages {
             write_response(Response::Gap(convert::gap(gap)), &mut out);
         }
         if !batch.events.is_empty() {
-            self.write_events(batch, &mut out);
+            self.write_events(batch, room, &mut out);
         }
         if let Some(position) = batch.caught_up {
             let caught_up = CaughtUp {
@@ -379,10 +407,10 @@ impl Messages {
         Bytes::from(out)
     }
 
-    /// Writes the events of a batch. If they are a single one that does not fit into a chunk, the rest of it is sent
+    /// Writes the events of a batch. If they are a single one that does not fit into the room, the rest of it is sent
     /// next.
-    fn write_events(&mut self, batch: &Batch<Encoded>, out: &mut Vec<u8>) {
-        let cut = write_batch(batch, CHUNK_BYTES, out);
+    fn write_events(&mut self, batch: &Batch<Encoded>, room: usize, out: &mut Vec<u8>) {
+        let cut = write_batch(batch, room, out);
         self.rest = cut.map(|written| {
             let event = Arc::clone(&batch.events[0]);
             let bytes = sent_bytes(self.subscription.send(event));
@@ -580,6 +608,7 @@ mod tests {
             Arc::new(Sharing::new()),
             Arc::default(),
             registrations,
+            None,
             timing,
         )
         .0

@@ -112,12 +112,13 @@ impl Publisher {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
         let is_stream = request.uri().path() == PUBLISH_STREAM;
+        let stream = request.extensions().get().cloned();
         let call = Call::new(self, request.extensions());
         let access = call.access.clone();
         let is_busy = Arc::clone(&call.is_busy);
         let body = match call.requests(request) {
             Ok(requests) if is_stream => {
-                let open = call.publisher.publishers.open(call.caller.clone());
+                let open = call.publisher.publishers.open(call.caller.clone(), stream);
                 Ok(tonic::body::Body::new(ChunkBody::new(Answers {
                     call,
                     next: Next::Requests(requests),

@@ -15,10 +15,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tidegate_core::Transport;
+use tidegate_http2::StreamHandle;
 
 use super::gate::Caller;
-use crate::reset;
 
 /// A publish stream that is open, in numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +61,8 @@ struct Publisher {
     events: AtomicU64,
     /// Bytes of the answers that were handed to the transport.
     answered: AtomicU64,
-    /// `None` where the transport has no handle of the stream.
-    transport: Option<Arc<dyn Transport>>,
+    /// `None` where whoever serves the connection left none.
+    stream: Option<StreamHandle>,
     moved: Mutex<Moved>,
 }
 
@@ -85,8 +84,8 @@ pub(super) struct OpenStream {
 // ===== impl Publishers =====
 
 impl Publishers {
-    /// Enters the stream whose future is being polled.
-    pub(super) fn open(&self, caller: Caller) -> OpenStream {
+    /// Enters a stream, with its handle if there is one.
+    pub(super) fn open(&self, caller: Caller, stream: Option<StreamHandle>) -> OpenStream {
         let id = self.0.next.fetch_add(1, Relaxed);
         let publisher = Arc::new(Publisher {
             caller,
@@ -94,7 +93,7 @@ impl Publishers {
             requests: AtomicU64::new(0),
             events: AtomicU64::new(0),
             answered: AtomicU64::new(0),
-            transport: reset::current(),
+            stream,
             moved: Mutex::new(Moved {
                 taken: 0,
                 at: Instant::now(),
@@ -113,12 +112,12 @@ impl Publishers {
         let mut reset = 0;
         for (_, publisher) in self.all() {
             let unread_for = publisher.look(now);
-            if let Some(transport) = &publisher.transport
+            if let Some(stream) = &publisher.stream
                 && unread_for
                     .zip(timeout)
                     .is_some_and(|(unread_for, timeout)| unread_for >= timeout)
             {
-                transport.reset();
+                stream.reset();
                 reset += 1;
             }
         }
@@ -169,14 +168,14 @@ impl Publishers {
 
 impl Publisher {
     fn unread(&self) -> u64 {
-        let taken = self.transport.as_ref().map(|transport| transport.taken());
+        let taken = self.stream.as_ref().map(StreamHandle::taken);
         let answered = self.answered.load(Relaxed);
         taken.map_or(0, |taken| answered.saturating_sub(taken))
     }
 
     /// Time for which nothing of what there is was taken. `None` if all of it was.
     fn look(&self, now: Instant) -> Option<Duration> {
-        let taken = self.transport.as_ref()?.taken();
+        let taken = self.stream.as_ref()?.taken();
         let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
         if taken != moved.taken || taken >= self.answered.load(Relaxed) {
             *moved = Moved { taken, at: now };
@@ -207,34 +206,34 @@ impl Drop for OpenStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream::tests::Recorded;
 
     fn is_reset(publishers: &Publishers, after: u64, begin: Instant) -> bool {
         let timeout = Some(Duration::from_secs(10));
         publishers.sweep(timeout, begin + Duration::from_secs(after)) == 1
     }
 
-    #[tokio::test]
-    async fn stream_is_stalled_when_no_answer_is_taken_for_the_timeout() {
-        reset::resettable(async {
-            let (publishers, begin) = (Publishers::default(), Instant::now());
-            let stream = publishers.open(Caller::default());
-            // Without an answer it may be silent forever.
-            assert!(!is_reset(&publishers, 1_000, begin));
-            stream.answered(3, 20);
-            assert!(!is_reset(&publishers, 1_001, begin));
-            reset::Progress::current().note(1);
-            assert!(!is_reset(&publishers, 1_010, begin));
-            assert!(!is_reset(&publishers, 1_019, begin));
-            let [told] = &publishers.list(begin + Duration::from_secs(1_019))[..] else {
-                panic!("it is not listed")
-            };
-            assert_eq!((told.requests, told.events, told.unread_bytes), (1, 3, 19));
-            assert_eq!(told.unread_for, Some(Duration::from_secs(9)));
-            assert!(is_reset(&publishers, 1_020, begin));
-            assert_eq!(publishers.stalled(), 1);
-            drop(stream);
-            assert_eq!(publishers.count(), 0);
-        })
-        .await;
+    #[test]
+    fn stream_is_stalled_when_no_answer_is_taken_for_the_timeout() {
+        let (publishers, begin) = (Publishers::default(), Instant::now());
+        let (recorded, handle) = Recorded::new();
+        let stream = publishers.open(Caller::default(), Some(handle));
+        // Without an answer it may be silent forever.
+        assert!(!is_reset(&publishers, 1_000, begin));
+        stream.answered(3, 20);
+        assert!(!is_reset(&publishers, 1_001, begin));
+        recorded.taken.store(1, Relaxed);
+        assert!(!is_reset(&publishers, 1_010, begin));
+        assert!(!is_reset(&publishers, 1_019, begin));
+        let [told] = &publishers.list(begin + Duration::from_secs(1_019))[..] else {
+            panic!("it is not listed")
+        };
+        assert_eq!((told.requests, told.events, told.unread_bytes), (1, 3, 19));
+        assert_eq!(told.unread_for, Some(Duration::from_secs(9)));
+        assert!(is_reset(&publishers, 1_020, begin));
+        assert_eq!(recorded.resets.load(Relaxed), 1);
+        assert_eq!(publishers.stalled(), 1);
+        drop(stream);
+        assert_eq!(publishers.count(), 0);
     }
 }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::{HeaderValue, header::CONTENT_TYPE};
 use http_body::Body;
 use tidegate_core::{Filter, Hub, SubscribeOptions, Subscription};
+use tidegate_http2::StreamHandle;
 use tidegate_proto::v1::SubscribeRequest;
 use tokio::{
     task::coop::consume_budget,
@@ -37,8 +38,8 @@ use crate::{
     chunks::{ChunkStats, Sharing},
     pace::Pacer,
     reason::Reason,
-    reset,
     status::{not_subscribed, reconnect_delay, request_timed_out},
+    stream,
 };
 
 /// Path of the method.
@@ -121,12 +122,14 @@ impl Subscriber {
         let deadline = deadline::from_headers(request.headers())?;
         let access = request.extensions().get::<Access>().cloned();
         let caller = caller(request.extensions());
-        let parameters = self.read(request, deadline).await?;
+        let handle = request.extensions().get::<StreamHandle>().cloned();
+        let mut parameters = self.read(request, deadline).await?;
+        parameters.options.transport = handle.clone().map(stream::transport);
         take_turn_for(&parameters.options.filters).await;
         let intervals = parameters.intervals;
         let admitted = self.admit(access, &caller, parameters)?;
         let begun = self.begin(admitted, calls.as_ref())?;
-        Ok(self.stream(begun, intervals, deadline))
+        Ok(self.stream(begun, handle, intervals, deadline))
     }
 
     /// Reads the one message of the call, and checks it.
@@ -184,9 +187,6 @@ impl Subscriber {
         mut admitted: Admitted,
         calls: Option<&Calls>,
     ) -> Result<(Subscription<Encoded>, Registrations), Status> {
-        // The handle of the stream is ambient, a task-local, because it cannot come with the request: hyper
-        // calls the service first, and only then spawns the future of the stream, which polls this one.
-        admitted.options.transport = reset::current();
         let filters = admitted.options.filters.len();
         let subscription = self
             .hub
@@ -211,6 +211,7 @@ impl Subscriber {
     fn stream(
         &self,
         (subscription, registrations): (Subscription<Encoded>, Registrations),
+        handle: Option<StreamHandle>,
         intervals: Intervals,
         deadline: Option<time::Instant>,
     ) -> Drainer {
@@ -224,6 +225,7 @@ impl Subscriber {
             Arc::clone(&self.sharing),
             Arc::clone(&self.pacer),
             registrations,
+            handle,
             timing,
         )
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use futures_core::Stream as _;
+use tidegate_http2::StreamHandle;
 
 use super::{chunk::write_message, subscription::Subscription, value::Value};
 use crate::{
@@ -21,14 +22,17 @@ pub(super) type SubscriptionBody<T> = ChunkBody<Messages<T>>;
 /// The messages of a subscription, as chunks.
 pub(super) struct Messages<T: Value> {
     subscription: Subscription<T>,
+    /// The stream, to be asked whether it has room, where the transport tells.
+    stream: Option<StreamHandle>,
     /// Rest of a message larger than a chunk. Goes before anything else.
     rest: Option<Box<Rest>>,
 }
 
 impl<T: Value> Messages<T> {
-    pub(super) fn new(subscription: Subscription<T>) -> Self {
+    pub(super) fn new(subscription: Subscription<T>, stream: Option<StreamHandle>) -> Self {
         Self {
             subscription,
+            stream,
             rest: None,
         }
     }
@@ -69,9 +73,16 @@ impl<T: Value> Messages<T> {
 
 impl<T: Value> PollChunk for Messages<T> {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        if self.stream.as_ref().and_then(StreamHandle::room) == Some(0) {
+            if self.rest.is_some() {
+                // The peer is in the middle of a message, behind which alone it reads a status.
+                return Poll::Pending;
+            }
+            return self.subscription.poll_without_room(cx).map(Step::End);
+        }
         // A connection that cannot write keeps chunks of streams that were reset.
         let copies = self.rest.is_some() && self.subscription.is_sending_much();
-        if let Some(chunk) = Rest::next(&mut self.rest, copies) {
+        if let Some(chunk) = Rest::next(&mut self.rest, CHUNK_BYTES, copies) {
             self.subscription.note_progress();
             return Poll::Ready(Step::Chunk(chunk));
         }
@@ -101,7 +112,7 @@ mod tests {
             .ignore_losses()
             .open()
             .unwrap();
-        let body = SubscriptionBody::new(Messages::new(subscription));
-        assert!(size_of_val(&body) <= size_of::<Subscription<Event>>() + 96);
+        let body = SubscriptionBody::new(Messages::new(subscription, None));
+        assert!(size_of_val(&body) <= size_of::<Subscription<Event>>() + 112);
     }
 }

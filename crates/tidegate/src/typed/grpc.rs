@@ -14,6 +14,7 @@ use futures_util::{
 };
 use http::{Request, Response};
 use http_body::Body;
+use tidegate_http2::StreamHandle;
 use tokio::sync::oneshot;
 use tonic::{
     Status, Streaming,
@@ -39,11 +40,15 @@ pub struct Grpc<C> {
     is_plain: bool,
 }
 
-/// A method whose subscription is taken out of its response, so that the response can be given another body.
+/// A method whose subscription is attached to the stream of its call, and taken out of its response where the response can be
+/// given another body.
 struct Interceptor<M, T: Value> {
     method: M,
-    intercepted: Option<oneshot::Sender<Subscription<T>>>,
+    intercepted: Option<oneshot::Sender<Intercepted<T>>>,
 }
+
+/// A subscription, and the stream of the call that it answers.
+type Intercepted<T> = (Subscription<T>, Option<StreamHandle>);
 
 // ===== impl Grpc =====
 
@@ -125,10 +130,7 @@ where
         M::Future: Send + 'static,
         B: Body<Error: Into<BoxError> + Send> + Send + 'static,
     {
-        if !self.is_plain {
-            return self.tonic.server_streaming(method, request).await;
-        }
-        let (method, intercepted) = Interceptor::new(method);
+        let (method, intercepted) = Interceptor::new(method, self.is_plain);
         let response = self.tonic.server_streaming(method, request).await;
         with_subscription(response, intercepted)
     }
@@ -145,10 +147,7 @@ where
         M::Future: Send + 'static,
         B: Body<Error: Into<BoxError> + Send> + Send + 'static,
     {
-        if !self.is_plain {
-            return self.tonic.streaming(method, request).await;
-        }
-        let (method, intercepted) = Interceptor::new(method);
+        let (method, intercepted) = Interceptor::new(method, self.is_plain);
         let response = self.tonic.streaming(method, request).await;
         with_subscription(response, intercepted)
     }
@@ -157,13 +156,13 @@ where
 /// Gives the response the subscription as its body, if one was intercepted.
 fn with_subscription<T: Value>(
     response: Response<tonic::body::Body>,
-    mut intercepted: oneshot::Receiver<Subscription<T>>,
+    mut intercepted: oneshot::Receiver<Intercepted<T>>,
 ) -> Response<tonic::body::Body> {
-    let Ok(subscription) = intercepted.try_recv() else {
+    let Ok((subscription, stream)) = intercepted.try_recv() else {
         return response;
     };
     response.map(|_| {
-        let messages = Messages::new(subscription);
+        let messages = Messages::new(subscription, stream);
         tonic::body::Body::new(SubscriptionBody::new(messages))
     })
 }
@@ -174,9 +173,9 @@ fn with_subscription<T: Value>(
 type StreamOrEmpty<S, T> = Either<S, Empty<Result<Shared<T>, Status>>>;
 
 impl<M, T: Value> Interceptor<M, T> {
-    fn new(method: M) -> (Self, oneshot::Receiver<Subscription<T>>) {
+    fn new(method: M, takes_out: bool) -> (Self, oneshot::Receiver<Intercepted<T>>) {
         let (intercepted, receiver) = oneshot::channel();
-        let intercepted = Some(intercepted);
+        let intercepted = takes_out.then_some(intercepted);
         (
             Self {
                 method,
@@ -186,9 +185,11 @@ impl<M, T: Value> Interceptor<M, T> {
         )
     }
 
-    /// Waits for the method's response, and keeps its stream aside if that is a subscription.
+    /// Waits for the method's response. If its stream is a subscription, attaches it to the stream of the call, which the
+    /// request has left here, and keeps it aside.
     fn intercept<S, F>(
         &mut self,
+        call: Option<StreamHandle>,
         response: F,
     ) -> BoxFuture<'static, Result<tonic::Response<StreamOrEmpty<S, T>>, Status>>
     where
@@ -202,12 +203,18 @@ impl<M, T: Value> Interceptor<M, T> {
                 // The type of the stream is the method's own choice, so only at run time can one see whether it is a
                 // subscription.
                 let mut stream = Some(stream);
-                let subscription = (&mut stream as &mut dyn Any)
-                    .downcast_mut::<Option<Subscription<T>>>()
-                    .and_then(Option::take);
-                if let (Some(subscription), Some(intercepted)) = (subscription, intercepted) {
-                    // The other end is gone with the call.
-                    let _ = intercepted.send(subscription);
+                let subscription =
+                    (&mut stream as &mut dyn Any).downcast_mut::<Option<Subscription<T>>>();
+                if let Some(subscription) = subscription {
+                    if let (Some(subscription), Some(call)) = (&subscription, &call) {
+                        subscription.attach_to(call);
+                    }
+                    if let Some(intercepted) = intercepted
+                        && let Some(subscription) = subscription.take()
+                    {
+                        // The other end is gone with the call.
+                        let _ = intercepted.send((subscription, call));
+                    }
                 }
                 stream.map_or_else(|| Either::Right(empty()), Either::Left)
             }))
@@ -227,8 +234,9 @@ where
     type Future = BoxFuture<'static, Result<tonic::Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: tonic::Request<D>) -> Self::Future {
+        let call = request.extensions().get().cloned();
         let response = self.method.call(request);
-        self.intercept(response)
+        self.intercept(call, response)
     }
 }
 
@@ -244,8 +252,9 @@ where
     type Future = BoxFuture<'static, Result<tonic::Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: tonic::Request<Streaming<D>>) -> Self::Future {
+        let call = request.extensions().get().cloned();
         let response = self.method.call(request);
-        self.intercept(response)
+        self.intercept(call, response)
     }
 }
 

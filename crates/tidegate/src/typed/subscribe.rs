@@ -16,7 +16,7 @@ use super::{
     subscription::Subscription,
     value::Value,
 };
-use crate::{client_ids::anonymous, reset};
+use crate::{client_ids::anonymous, stream::LateStream};
 
 /// Description of a subscription: [`Hub::subscribe`](super::Hub::subscribe) begins it, [`open`](Self::open) ends it.
 ///
@@ -220,9 +220,9 @@ impl<T: Value, L> Subscribe<T, L> {
 impl<T: Value> Subscribe<T> {
     /// Opens the subscription. From here on every matching event is delivered or counted by a gap.
     ///
-    /// Open it in the handler of your method: there it finds the handle by which
-    /// [`Hub::sweep`](super::Hub::sweep) sees whether its stream moves, and resets it, if the server runs its streams
-    /// as [`resettable`](crate::resettable).
+    /// A method of a service with [`encode_once`](crate::encode_once) returns it as its response's stream. One that returns
+    /// something around it, or whose service has no such attribute, [attaches](Subscription::attach) it first to the stream
+    /// of the call.
     ///
     /// ```
     /// use futures_util::StreamExt as _;
@@ -252,14 +252,14 @@ impl<T: Value> Subscribe<T> {
         }
         filters.sort_unstable();
         filters.dedup();
+        let stream = Arc::<LateStream>::default();
         let options = SubscribeOptions {
             client_id: client_id(self.client)?,
             principal: None,
             filters: filters.clone(),
             limits: self.limits,
             start: self.start,
-            // Ambient, a task-local, because a method of tonic's has no way to hand it over: see the module `reset`.
-            transport: reset::current(),
+            transport: Some(Arc::clone(&stream) as _),
         };
         let core = &self.hub.core;
         let predicate = self.predicate.map(|predicate| predicate.core());
@@ -274,6 +274,7 @@ impl<T: Value> Subscribe<T> {
             filters,
             self.losses,
             snapshot,
+            stream,
         ))
     }
 }

@@ -11,9 +11,11 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
+use http::Extensions;
 use tidegate_core::{
     Batch, ClientId, CloseReason, Event, Filter, GapReason, Position, Room, Sending,
 };
+use tidegate_http2::StreamHandle;
 use tokio::sync::{Notify, oneshot};
 use tonic::Status;
 
@@ -32,6 +34,7 @@ use crate::{
     reason::Reason,
     rest::sent_bytes,
     status::{self, reconnect_delay},
+    stream::LateStream,
 };
 
 /// Number of bytes from which on a chunk counts as full, and is worth a system call of its own: half a chunk. With it,
@@ -74,6 +77,8 @@ pub struct Subscription<T: Value> {
     /// Sequence of the snapshot: live events begin after it.
     snapshot_up_to: u64,
     entry: Arc<Entry>,
+    /// The stream of the call that it answers, once it is attached.
+    stream: Arc<LateStream>,
     /// Cause of its end, once it has ended. Nothing is yielded after that.
     ended: Option<LeaveReason>,
 }
@@ -92,6 +97,7 @@ impl<T: Value> Subscription<T> {
         filters: Vec<Filter>,
         losses: Losses<T>,
         snapshot: Option<Load<T>>,
+        stream: Arc<LateStream>,
     ) -> Self {
         let entry = Arc::new(Entry {
             client_id: core.client_id().clone(),
@@ -116,6 +122,7 @@ impl<T: Value> Subscription<T> {
             chunk_is_full: false,
             losses,
             entry,
+            stream,
             ended: None,
         };
         // The subscription exists now, and its drop unsubscribes if code of the application panics: a hook, or `load`.
@@ -129,6 +136,39 @@ impl<T: Value> Subscription<T> {
             Box::new(Stage::Loading(loading))
         });
         subscription
+    }
+
+    /// Attaches it to the stream of the call that it answers: the one of the request with these extensions. From here on
+    /// [`Hub::sweep`](super::Hub::sweep) sees by the bytes that leave whether its peer takes any, and resets the stream of a
+    /// peer that does not.
+    ///
+    /// A method of a service with [`encode_once`](crate::encode_once) that returns it as it is need not do it. Without a
+    /// [`StreamHandle`] in the extensions, as on tonic's own server, nothing happens: a peer then counts as moving only when
+    /// it has taken a chunk as a whole, and the stream of one that does not read stays for as long as its connection.
+    ///
+    /// ```
+    /// # use tidegate::typed::Hub;
+    /// # struct Service { hub: Hub<String> }
+    /// # impl Service {
+    /// async fn watch(
+    ///     &self,
+    ///     request: tonic::Request<()>,
+    /// ) -> Result<impl futures_core::Stream + use<>, tonic::Status> {
+    ///     let events = self.hub.subscribe().ignore_losses().open()?;
+    ///     events.attach(request.extensions());
+    ///     Ok(events)
+    /// }
+    /// # }
+    /// ```
+    pub fn attach(&self, request: &Extensions) {
+        if let Some(stream) = request.get::<StreamHandle>() {
+            self.attach_to(stream);
+        }
+    }
+
+    /// Attaches it to the stream with this handle.
+    pub(super) fn attach_to(&self, stream: &StreamHandle) {
+        self.stream.attach(stream);
     }
 
     /// Returns its client id.
@@ -310,15 +350,16 @@ impl<T: Value> Subscription<T> {
 
     /// Checks whether the hub has ended the subscription, and takes nothing.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
-        // No event has sequence 0, so there is room for none.
-        let room = Room {
-            up_to: 0,
-            ..self.room
-        };
-        match self.core.poll_next(cx, room, &mut self.batch) {
-            Poll::Ready(Err(reason)) => Poll::Ready(self.end(reason)),
-            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+        self.core.poll_end(cx).map(|reason| self.end(reason))
+    }
+
+    /// Polls for the end alone, since there is room for nothing else. Pending where something was taken that goes before it.
+    pub(super) fn poll_without_room(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        let has_items = !self.batch.gaps.is_empty() || !self.batch.events.is_empty();
+        if has_items || self.ended.is_some() {
+            return Poll::Pending;
         }
+        self.poll_end(cx)
     }
 
     /// Begins live events after `position`, that of the snapshot.

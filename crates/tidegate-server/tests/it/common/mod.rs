@@ -10,7 +10,7 @@ use std::{
 };
 
 use tidegate::{Encoded, Hub, Stats, proto::*};
-use tidegate_checker::{Client as Recorded, Ending, Rules, Stream, Truth, check};
+use tidegate_checker::{Client as Recorded, Ending, Rules, Stream, Truth, check, engine};
 use tidegate_server::{Admission, Controls, DrainReport, Reloader, Server, ServerConfig};
 use tokio::{sync::oneshot, task::JoinHandle, time};
 use tonic::{
@@ -84,9 +84,9 @@ impl Running {
                 .then_some(config.history.max_events as u64),
             may_evict: config.memory_budget.is_some(),
         };
-        let server = Server::bind(ServerConfig { listen, ..config })
-            .await
-            .unwrap();
+        let mut config = ServerConfig { listen, ..config };
+        config.http2.engine = engine();
+        let server = Server::bind(config).await.unwrap();
         let (address, hub) = (server.local_addr(), server.hub().clone());
         let admission = server.admission().clone();
         let (controls, http) = (server.controls().clone(), server.http_addr());

@@ -34,7 +34,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{frames::goaway, watch::Watch};
+use super::{frames::goaway, watch::Watch};
 
 /// Code of GOAWAY for a peer whose calls are a flood.
 const ENHANCE_YOUR_CALM: u32 = 11;
@@ -282,7 +282,10 @@ mod tests {
     }
 
     fn watch() -> Watch {
-        Watch::new(0, crate::Http2Config::default().flood_limits())
+        Watch::new(
+            0,
+            super::super::flood_limits(&crate::Http2Config::default()),
+        )
     }
 
     fn context() -> Context<'static> {

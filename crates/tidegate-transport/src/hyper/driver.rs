@@ -42,7 +42,6 @@ use std::{
 
 use futures_util::{FutureExt as _, Stream as _, stream::FuturesUnordered, task::AtomicWaker};
 use hyper::rt::Executor;
-use tidegate::resettable;
 use tokio::{
     io::AsyncWrite,
     task::{
@@ -51,7 +50,10 @@ use tokio::{
     },
 };
 
-use crate::coalesce::Flusher;
+use super::{
+    coalesce::Flusher,
+    stream::{HyperStream, UntilReset},
+};
 
 /// Flag: there are streams to be polled.
 const STREAMS: u8 = 1;
@@ -91,6 +93,8 @@ struct Shared {
     /// Streams that have begun and were not polled yet. hyper begins them while the connection is polled, when
     /// the driver cannot be reached.
     new_streams: Mutex<Vec<BoxedStream>>,
+    /// Handle of the call whose stream comes next.
+    called: Mutex<Option<Arc<HyperStream>>>,
 }
 
 /// Waker that sets a flag.
@@ -110,6 +114,10 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn called(&self) -> MutexGuard<'_, Option<Arc<HyperStream>>> {
+        self.called.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Clears a flag, and returns whether it was set.
     fn take(&self, flag: u8) -> bool {
         self.state.fetch_and(!flag, AcqRel) & flag != 0
@@ -126,16 +134,29 @@ impl<const FLAG: u8> Wake for FlagWaker<FLAG> {
     }
 }
 
+impl StreamExecutor {
+    /// Makes the handle of a call. The next stream that is executed is its own.
+    pub(crate) fn begin_call(&self) -> Arc<HyperStream> {
+        let handle = Arc::<HyperStream>::default();
+        *self.0.called() = Some(Arc::clone(&handle));
+        handle
+    }
+
+    /// Runs something that is no stream in the task of the connection.
+    pub(crate) fn execute_aside(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let future = AssertUnwindSafe(future).catch_unwind().map(drop);
+        self.0.new_streams().push(Box::pin(future));
+        self.0.schedule(STREAMS);
+    }
+}
+
 impl<F> Executor<F> for StreamExecutor
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        let stream = AssertUnwindSafe(resettable(stream))
-            .catch_unwind()
-            .map(drop);
-        self.0.new_streams().push(Box::pin(stream));
-        self.0.schedule(STREAMS);
+        let handle = mem::take(&mut *self.0.called()).unwrap_or_default();
+        self.execute_aside(UntilReset::new(handle, stream));
     }
 }
 
@@ -299,11 +320,12 @@ mod tests {
         task::coop::{consume_budget, poll_proceed},
     };
 
+    use super::super::{coalesce::coalesce, flood_limits, watch::Watch};
     use super::*;
-    use crate::{coalesce::coalesce, config::Http2Config, watch::Watch};
+    use crate::config::Http2Config;
 
     fn watch() -> Watch {
-        Watch::new(0, Http2Config::default().flood_limits())
+        Watch::new(0, flood_limits(&Http2Config::default()))
     }
 
     /// Names of what was polled, in order, and the wakers of the last polls.

@@ -28,7 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::frames::{
+use super::frames::{
     DATA, END_STREAM, GOAWAY, HEADERS, Head, PRIORITY, RST_STREAM, Scanner, WINDOW_UPDATE,
 };
 

@@ -23,10 +23,9 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use hyper::rt::Executor as _;
 use tokio::time::timeout;
 
-use crate::driver::StreamExecutor;
+use super::driver::StreamExecutor;
 
 /// Number of bytes of a body that are thrown away. More than a stream's window: what was under way when the response
 /// went out fits, and an upload that goes on is told to stop.
@@ -34,14 +33,6 @@ const BYTES: usize = 1 << 20;
 
 /// Time for which a body may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Body of a request. If it is dropped before its end, the rest is read and thrown away, within bounds.
-#[derive(Debug)]
-pub struct RequestBody {
-    /// Empty once it has failed, and in the drop.
-    incoming: Option<Incoming>,
-    lingering: Lingering,
-}
 
 /// The bodies of one connection that nobody reads any more. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -68,8 +59,8 @@ impl Lingering {
     }
 
     /// Wraps the body of a request.
-    pub(crate) fn body(&self, incoming: Incoming) -> RequestBody {
-        RequestBody {
+    pub(crate) fn body(&self, incoming: Incoming) -> LingeringBody {
+        LingeringBody {
             incoming: Some(incoming),
             lingering: self.clone(),
         }
@@ -85,7 +76,7 @@ impl Lingering {
         self.count.fetch_add(1, Relaxed);
         let counted = Counted(Arc::clone(&self.count));
         // It must not hold the executor, which holds it.
-        self.streams.execute(async move {
+        self.streams.execute_aside(async move {
             let _counted = counted;
             let _ = timeout(PATIENCE, throw_away(incoming)).await;
         });
@@ -109,9 +100,15 @@ async fn throw_away(mut incoming: Incoming) {
     }
 }
 
-// ===== impl RequestBody =====
+/// Body of a request on hyper. If it is dropped before its end, the rest is read and thrown away, within bounds.
+#[derive(Debug)]
+pub(crate) struct LingeringBody {
+    /// Empty once it has failed, and in the drop.
+    incoming: Option<Incoming>,
+    lingering: Lingering,
+}
 
-impl Drop for RequestBody {
+impl Drop for LingeringBody {
     fn drop(&mut self) {
         if let Some(incoming) = self.incoming.take()
             && !incoming.is_end_stream()
@@ -121,7 +118,7 @@ impl Drop for RequestBody {
     }
 }
 
-impl Body for RequestBody {
+impl Body for LingeringBody {
     type Data = Bytes;
     type Error = hyper::Error;
 

@@ -1,5 +1,5 @@
 //! Responses that note the bytes that leave for the peer, so that a slow one is told from one that is stalled, and requests
-//! whose bodies [linger](crate::linger).
+//! whose bodies [linger](super::linger).
 //!
 //! HTTP/2 advances the buffer of a chunk as it writes it, and it writes what the peer's window admits. So the chunks of
 //! these bodies see each byte leave, where the body itself would only see that the next chunk is wanted.
@@ -8,24 +8,27 @@ use std::{
     future::Future,
     io::IoSlice,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, service::Service};
+use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
 use pin_project_lite::pin_project;
-use tidegate::Progress;
-use tower::Service;
+use tidegate_http2::StreamHandle;
 
-use crate::linger::{Lingering, RequestBody};
+use super::{driver::StreamExecutor, linger::Lingering, stream::HyperStream};
+use crate::request_body::RequestBody;
 
 /// Service whose response bodies are [`Observed`], and whose request bodies linger.
 #[derive(Debug, Clone)]
 pub(crate) struct ObservedService<S> {
-    pub(crate) service: S,
+    pub(crate) service: TowerToHyperService<S>,
     pub(crate) lingering: Lingering,
+    pub(crate) streams: StreamExecutor,
 }
 
 pin_project! {
@@ -33,6 +36,7 @@ pin_project! {
     pub(crate) struct ObservedFuture<F> {
         #[pin]
         response: F,
+        stream: Arc<HyperStream>,
     }
 }
 
@@ -41,32 +45,33 @@ pin_project! {
     pub(crate) struct Observed<B> {
         #[pin]
         body: B,
-        progress: Progress,
+        stream: Arc<HyperStream>,
     }
 }
 
 /// Chunk of an [`Observed`] body.
 pub(crate) struct ObservedChunk<D> {
     chunk: D,
-    progress: Progress,
+    stream: Arc<HyperStream>,
 }
 
+// hyper's own trait: tower's services are called when their streams are polled first, and then the handle would be that of a
+// stream which began meanwhile.
 impl<S, B> Service<Request<Incoming>> for ObservedService<S>
 where
-    S: Service<Request<RequestBody>, Response = Response<B>>,
+    S: tower::Service<Request<RequestBody>, Response = Response<B>> + Clone,
 {
     type Response = Response<Observed<B>>;
     type Error = S::Error;
-    type Future = ObservedFuture<S::Future>;
+    type Future = ObservedFuture<TowerToHyperServiceFuture<S, Request<RequestBody>>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.service.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let request = request.map(|body| self.lingering.body(body));
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let mut request = request.map(|body| RequestBody::from(self.lingering.body(body)));
+        let stream = self.streams.begin_call();
+        let handle = StreamHandle::new(Arc::clone(&stream) as _);
+        request.extensions_mut().insert(handle);
         let response = self.service.call(request);
-        ObservedFuture { response }
+        ObservedFuture { response, stream }
     }
 }
 
@@ -77,12 +82,11 @@ where
     type Output = Result<Response<Observed<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = ready!(self.project().response.poll(cx));
-        // Here, and not when the service is called: hyper calls it before it spawns the future of the stream, in which
-        // the progress is found.
+        let this = self.project();
+        let response = ready!(this.response.poll(cx));
         let observed = |body| Observed {
             body,
-            progress: Progress::current(),
+            stream: Arc::clone(this.stream),
         };
         Poll::Ready(response.map(|response| response.map(observed)))
     }
@@ -99,7 +103,7 @@ impl<B: Body> Body for Observed<B> {
         let this = self.project();
         let observed = |chunk| ObservedChunk {
             chunk,
-            progress: this.progress.clone(),
+            stream: Arc::clone(this.stream),
         };
         this.body
             .poll_frame(cx)
@@ -130,11 +134,11 @@ impl<D: Buf> Buf for ObservedChunk<D> {
 
     fn advance(&mut self, len: usize) {
         self.chunk.advance(len);
-        self.progress.note(len);
+        self.stream.note(len);
     }
 
     fn copy_to_bytes(&mut self, len: usize) -> Bytes {
-        self.progress.note(len);
+        self.stream.note(len);
         self.chunk.copy_to_bytes(len)
     }
 }

@@ -1,0 +1,583 @@
+//! A turn of a connection.
+
+use std::{
+    cell::Cell,
+    future::Future,
+    io::{self, IoSlice},
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use bytes::Buf as _;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body::Body as _;
+use tidegate_http2::{Code, Event, Room, StreamHandle, StreamId};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::{
+        coop::{has_budget_remaining, unconstrained},
+        yield_now,
+    },
+    time::Instant,
+};
+
+use super::{
+    Engine, Waiting,
+    call::{Call, Incoming, Phase, Shared},
+    date, drop_call,
+};
+use crate::{
+    RequestBody,
+    service::{BoxError, Http2Service},
+};
+
+/// Bytes that a connection reads at once.
+const READ_BYTES: usize = 64 << 10;
+
+/// Slices of one system call: as many as 64 KiB of chunks take, with the heads between them.
+const SLICES: usize = 64;
+
+/// Rounds of one turn, after which other connections have theirs. Four made the kept chunks of the server useless: 27 % more
+/// processor time for each delivery.
+const ROUNDS: usize = 2;
+
+/// Calls that may begin in a turn: each may take as long as a service takes to answer it.
+const CALLS: usize = 64;
+
+/// Time in which a peer may receive what it was told last and close its end. One whose connection ended in good order has it
+/// again whenever something of it comes: it opens windows as it receives.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Time after which such a peer has no more.
+const LONGEST_LINGER: Duration = Duration::from_secs(20);
+
+/// Number of bytes of a peer that are thrown away in that time: what was under way when it was told.
+const LINGER_BYTES: usize = 1 << 20;
+
+thread_local! {
+    /// Buffer that the connections of this thread read into.
+    static READ: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+impl<T, S> Engine<T, S>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Http2Service,
+{
+    /// Runs one turn. Ready when the connection has ended.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.wakes.begin_turn(cx.waker());
+        self.http2.set_now(Instant::now().into_std());
+        if !self.has_ended {
+            self.ended = match self.poll_timer(cx) {
+                Ok(()) => ready!(self.poll_rounds(cx)),
+                Err(error) => {
+                    self.is_gone = true;
+                    Err(error)
+                }
+            };
+            self.has_ended = true;
+            self.lingers_until = Instant::now() + LONGEST_LINGER;
+            self.timer.as_mut().reset(Instant::now() + LINGER);
+        }
+        self.poll_end(cx)
+    }
+
+    /// Runs the rounds of a turn. Ready when the connection is no longer served, with why it ended.
+    fn poll_rounds(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        let mut has_more = false;
+        for _ in 0..ROUNDS {
+            let wanted_input = self.http2.wants_input();
+            let read = self.poll_read(cx);
+            let has_read = matches!(read, Poll::Ready(Ok(true)));
+            let is_left = self.poll_calls();
+            let written = self.poll_write(cx);
+            match (read, written) {
+                (Poll::Ready(Err(error)), _) => return Poll::Ready(Err(error)),
+                (_, Poll::Ready(Err(error))) => {
+                    self.is_gone = true;
+                    return Poll::Ready(Err(error));
+                }
+                (Poll::Ready(Ok(false)), _) => {
+                    self.is_gone = true;
+                    return Poll::Ready(Ok(()));
+                }
+                // What waits for a slow peer has as long as it has otherwise.
+                (_, Poll::Ready(Ok(()))) if self.http2.is_over() => return Poll::Ready(Ok(())),
+                _ => {}
+            }
+            // What was written made room, of which its streams learn only here. So does the look at what has come: without
+            // it nobody would be woken for that.
+            let reads_again = !wanted_input && self.http2.wants_input();
+            has_more = has_read || reads_again || is_left || self.http2.has_turns();
+            if !has_more {
+                break;
+            }
+        }
+        if self.wakes.end_turn(has_more) {
+            let is_long = !has_budget_remaining() || !self.unread.is_empty();
+            if is_long {
+                // Behind the other tasks, and behind a look at the sockets: the runtime looks at them only every 61 turns as
+                // long as some task wakes itself at once. A flood of calls would take all of them.
+                let _ = pin!(yield_now()).poll(cx);
+            } else {
+                cx.waker().wake_by_ref();
+            }
+        }
+        self.set_timer(cx);
+        Poll::Pending
+    }
+
+    /// Sets the timer, if something is due earlier than it was before this turn.
+    fn set_timer(&mut self, cx: &mut Context<'_>) {
+        let due = self.http2.timeout().into();
+        if due >= self.timer.deadline() {
+            return;
+        }
+        self.timer.as_mut().reset(due);
+        if self.timer.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), BoxError> {
+        if self.timer.as_mut().poll(cx).is_ready() {
+            self.http2.on_timeout()?;
+            self.timer.as_mut().reset(self.http2.timeout().into());
+            if self.timer.as_mut().poll(cx).is_ready() {
+                // Due by a later time than that of this turn.
+                cx.waker().wake_by_ref();
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what is there, and takes the calls and bodies in it. Ready with whether the peer may send more.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BoxError>> {
+        if !self.http2.wants_input() {
+            return Poll::Pending;
+        }
+        if !self.unread.is_empty() {
+            let bytes = mem::take(&mut self.unread);
+            self.receive(&bytes)?;
+            return Poll::Ready(Ok(true));
+        }
+        let mut buffer = READ.take();
+        buffer.resize(READ_BYTES, 0);
+        let mut read = ReadBuf::new(&mut buffer);
+        let polled = Pin::new(&mut self.transport).poll_read(cx, &mut read);
+        let length = read.filled().len();
+        let received = match polled {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+            Poll::Ready(Ok(())) if length == 0 => Poll::Ready(Ok(false)),
+            Poll::Ready(Ok(())) => Poll::Ready(self.receive(&buffer[..length]).map(|()| true)),
+        };
+        READ.set(buffer);
+        received
+    }
+
+    /// Takes bytes of the peer. If many calls begin in them, what follows is left for another turn.
+    fn receive(&mut self, bytes: &[u8]) -> Result<(), BoxError> {
+        let mut input = bytes;
+        let mut calls = 0;
+        while let Some(event) = self.http2.receive(&mut input)? {
+            match event {
+                Event::Request {
+                    stream,
+                    request,
+                    ends,
+                    is_truncated,
+                } => {
+                    if is_truncated {
+                        self.refuse_large_head(stream, &request);
+                    } else {
+                        self.call(stream, request, ends);
+                    }
+                    calls += 1;
+                    if calls == CALLS {
+                        break;
+                    }
+                }
+                Event::Data { stream, data, ends } => self.push(stream, data, ends),
+                Event::Trailers { stream, trailers } => {
+                    if let Some(call) = self.http2.state_mut(stream) {
+                        call.shared.push_trailers(trailers);
+                    }
+                }
+                Event::Reset {
+                    state: Some(call),
+                    code,
+                    ..
+                } => {
+                    call.shared.cut(code);
+                    drop_call(call);
+                }
+                _ => {}
+            }
+        }
+        self.unread.extend_from_slice(input);
+        Ok(())
+    }
+
+    fn call(&mut self, stream: StreamId, request: Request<()>, ends: bool) {
+        let shared = Arc::new(Shared::new(stream, Arc::clone(&self.wakes)));
+        if ends {
+            shared.push(&[], true);
+        }
+        let mut request = request.map(|()| RequestBody::from(Incoming::new(Arc::clone(&shared))));
+        request
+            .extensions_mut()
+            .insert(StreamHandle::new(Arc::clone(&shared) as _));
+        let waker = Waker::from(Arc::clone(&shared));
+        let service = &self.service;
+        let begun = catch_unwind(AssertUnwindSafe(|| {
+            let mut service = service.clone();
+            match service.poll_ready(&mut Context::from_waker(&waker)) {
+                Poll::Ready(Ok(())) => Ok(Phase::Called(Box::pin(service.call(request)))),
+                Poll::Pending => Ok(Phase::Waiting(Box::new((service, request)))),
+                Poll::Ready(Err(error)) => Err(error),
+            }
+        }));
+        let phase = match begun {
+            Ok(Ok(phase)) => Some(phase),
+            Ok(Err(error)) => {
+                note_failure(error);
+                None
+            }
+            Err(_) => None,
+        };
+        let Some(phase) = phase else {
+            self.http2.reset(stream, Code::INTERNAL_ERROR);
+            return shared.cut(Code::INTERNAL_ERROR);
+        };
+        let call = Call {
+            phase,
+            shared,
+            has_inbox: !ends,
+        };
+        self.http2.accept(stream, call);
+        self.woken.push_back(stream);
+    }
+
+    fn push(&mut self, stream: StreamId, data: &[u8], ends: bool) {
+        let Some(call) = self.http2.state_mut(stream) else {
+            return;
+        };
+        if !call.shared.push(data, ends) {
+            self.http2.discard(stream, data.len());
+        }
+    }
+
+    /// Refuses a call whose headers had no room, by a status that its client understands.
+    fn refuse_large_head(&mut self, stream: StreamId, request: &Request<()>) {
+        let content_type = request.headers().get(header::CONTENT_TYPE);
+        let is_grpc =
+            content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        let mut headers = HeaderMap::new();
+        let status = if is_grpc {
+            headers.insert(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/grpc"),
+            );
+            headers.insert("grpc-status", HeaderValue::from_static("8"));
+            let message =
+                "the metadata of the call is larger than the server takes: send less of it";
+            headers.insert("grpc-message", HeaderValue::from_static(message));
+            StatusCode::OK
+        } else {
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+        };
+        self.http2.respond(stream, status, &headers, true);
+    }
+
+    /// Polls the calls that were woken, and those that have room again. Returns whether some are left.
+    fn poll_calls(&mut self) -> bool {
+        // Each once: what is woken meanwhile, by itself or by another, is polled in another round.
+        self.wakes.take(&mut self.woken);
+        // Those that come second may find the task's budget used up, round after round.
+        if mem::take(&mut self.are_turns_first) {
+            self.poll_turns();
+            self.poll_woken();
+        } else {
+            self.poll_woken();
+            self.poll_turns();
+            self.are_turns_first = !has_budget_remaining() && self.http2.has_turns();
+        }
+        !self.woken.is_empty()
+    }
+
+    fn poll_woken(&mut self) {
+        while has_budget_remaining()
+            && let Some(stream) = self.woken.pop_front()
+        {
+            self.poll_call(stream, true);
+        }
+    }
+
+    fn poll_turns(&mut self) {
+        while has_budget_remaining()
+            && let Some(stream) = self.http2.next_turn()
+        {
+            self.poll_call(stream, false);
+        }
+    }
+
+    fn poll_call(&mut self, stream: StreamId, is_from_list: bool) {
+        let Some(call) = self.http2.state_mut(stream) else {
+            return;
+        };
+        // Before the look at what it was woken for.
+        if !call.shared.begin_poll(is_from_list) {
+            return;
+        }
+        let shared = Arc::clone(&call.shared);
+        let mut phase = mem::replace(&mut call.phase, Phase::Empty);
+        let has_inbox = call.has_inbox;
+        if shared.is_reset() {
+            tracing::debug!("stream reset: its peer does not read");
+            self.reset(stream, Code::CANCEL);
+            return drop_phase(phase);
+        }
+        if has_inbox {
+            shared.begin_reading();
+        }
+        let waker = Waker::from(Arc::clone(&shared));
+        let mut cx = Context::from_waker(&waker);
+        let polled = catch_unwind(AssertUnwindSafe(|| {
+            self.poll_phase(stream, &shared, &mut phase, &mut cx)
+        }));
+        if has_inbox {
+            let (read, discarded) = shared.end_reading();
+            if read > 0 {
+                self.http2.release(stream, read);
+            }
+            if discarded > 0 {
+                self.http2.discard(stream, discarded);
+            }
+        }
+        match polled {
+            Ok(true) => {
+                let is_read = has_inbox && shared.is_read();
+                match self.http2.state_mut(stream) {
+                    Some(call) => {
+                        call.phase = phase;
+                        call.has_inbox &= !is_read;
+                    }
+                    None => drop_phase(phase),
+                }
+            }
+            Ok(false) => drop_phase(phase),
+            Err(_) => {
+                self.reset(stream, Code::INTERNAL_ERROR);
+                drop_phase(phase);
+            }
+        }
+    }
+
+    fn reset(&mut self, stream: StreamId, code: Code) {
+        if let Some(call) = self.http2.reset(stream, code) {
+            drop_call(call);
+        }
+    }
+
+    /// Polls what there is of a call, as long as it has something and there is room for it. Returns whether there is more to
+    /// come.
+    fn poll_phase(
+        &mut self,
+        stream: StreamId,
+        shared: &Shared,
+        phase: &mut Phase<Waiting<S>, S::Future, S::Body>,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        if let Phase::Waiting(waiting) = phase {
+            match waiting.0.poll_ready(cx) {
+                Poll::Pending => return true,
+                Poll::Ready(Ok(())) => {
+                    let Phase::Waiting(waiting) = mem::replace(phase, Phase::Empty) else {
+                        return true;
+                    };
+                    let (mut service, request) = *waiting;
+                    *phase = Phase::Called(Box::pin(service.call(request)));
+                }
+                Poll::Ready(Err(error)) => return self.fail(stream, error),
+            }
+        }
+        if let Phase::Called(called) = phase {
+            match called.as_mut().poll(cx) {
+                Poll::Pending => return true,
+                // What has a body is the response, and not one that comes before it.
+                Poll::Ready(Ok(response)) if response.status().is_informational() => {
+                    return self.fail(stream, "it answered with an informational status");
+                }
+                Poll::Ready(Ok(response)) => match self.respond(stream, response) {
+                    Some(body) => *phase = Phase::Body(body),
+                    None => return false,
+                },
+                Poll::Ready(Err(error)) => return self.fail(stream, error),
+            }
+        }
+        let Phase::Body(body) = phase else {
+            return true;
+        };
+        loop {
+            match self.http2.room(stream) {
+                Room::Bytes(bytes) => shared.set_room(bytes),
+                // It may have ended, and what it has besides is held.
+                Room::NoWindow => shared.set_room(0),
+                Room::Later => return true,
+            }
+            match body.as_mut().poll_frame(cx) {
+                Poll::Pending => return true,
+                Poll::Ready(None) => {
+                    self.http2.finish(stream, None);
+                    return false;
+                }
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(mut data) => {
+                        let data = data.copy_to_bytes(data.remaining());
+                        self.http2.send(stream, data);
+                    }
+                    Err(frame) => {
+                        self.http2.finish(stream, frame.into_trailers().ok());
+                        return false;
+                    }
+                },
+                Poll::Ready(Some(Err(error))) => {
+                    let error: BoxError = error.into();
+                    tracing::debug!(error, "the body of a response failed");
+                    self.reset(stream, Code::INTERNAL_ERROR);
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Resets the stream of a call that the service failed to answer. Returns that nothing more is to come.
+    fn fail(&mut self, stream: StreamId, error: impl Into<BoxError>) -> bool {
+        note_failure(error);
+        self.reset(stream, Code::INTERNAL_ERROR);
+        false
+    }
+
+    /// Begins a response. Returns its body, if there is one.
+    fn respond(
+        &mut self,
+        stream: StreamId,
+        response: Response<S::Body>,
+    ) -> Option<Pin<Box<S::Body>>> {
+        let (mut parts, body) = response.into_parts();
+        if let Some(date) = date::now()
+            && !parts.headers.contains_key(header::DATE)
+        {
+            parts.headers.insert(header::DATE, date);
+        }
+        let ends = body.is_end_stream();
+        self.http2
+            .respond(stream, parts.status, &parts.headers, ends);
+        (!ends).then(|| Box::pin(body))
+    }
+
+    /// Writes what waits, as far as the transport takes it.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        // Whatever is left of the task's budget: it is one write.
+        let http2 = &mut self.http2;
+        let transport = &mut self.transport;
+        let is_unflushed = &mut self.is_unflushed;
+        let write = std::future::poll_fn(|cx| {
+            while http2.output_len() > 0 {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                let count = http2.output(&mut slices);
+                let written = match &slices[..count] {
+                    [slice] => Pin::new(&mut *transport).poll_write(cx, slice),
+                    slices => Pin::new(&mut *transport).poll_write_vectored(cx, slices),
+                };
+                match written {
+                    Poll::Pending => {
+                        http2.advance(0);
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(written) => http2.advance(written?),
+                }
+                *is_unflushed = true;
+            }
+            if *is_unflushed {
+                ready!(Pin::new(&mut *transport).poll_flush(cx))?;
+                *is_unflushed = false;
+            }
+            Poll::Ready(io::Result::Ok(()))
+        });
+        pin!(unconstrained(write)).poll(cx).map_err(Into::into)
+    }
+}
+
+fn note_failure(error: impl Into<BoxError>) {
+    let error: BoxError = error.into();
+    tracing::debug!(error, "a service failed");
+}
+
+/// Drops what was polled for a call, which may panic: the panic hook has reported it.
+fn drop_phase<W, F, B>(phase: Phase<W, F, B>) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(phase)));
+}
+
+// ===== The end =====
+
+impl<T, S> Engine<T, S>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Http2Service,
+{
+    /// Ends a connection that is no longer served: its calls are dropped, and the peer is told what waits for it.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        ready!(self.poll_drop(cx));
+        let told = ready!(self.poll_tell(cx));
+        // Why it ended matters more than how well the peer could be told.
+        let ended = mem::replace(&mut self.ended, Ok(()));
+        Poll::Ready(ended.and(told))
+    }
+
+    fn poll_tell(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        if self.is_gone {
+            return Poll::Ready(Ok(()));
+        }
+        if self.timer.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if !self.is_shut {
+            ready!(self.poll_write(cx))?;
+            ready!(Pin::new(&mut self.transport).poll_shutdown(cx))?;
+            self.is_shut = true;
+        }
+        // A socket that is closed resets the connection when more comes, and what the peer has not received is lost.
+        let mut buffer = READ.take();
+        buffer.resize(READ_BYTES, 0);
+        let mut read = ReadBuf::new(&mut buffer);
+        let polled = Pin::new(&mut self.transport).poll_read(cx, &mut read);
+        self.thrown_away += read.filled().len();
+        let is_over = match polled {
+            Poll::Pending => false,
+            Poll::Ready(Ok(())) if !read.filled().is_empty() => {
+                if self.ended.is_ok() {
+                    let until = self.lingers_until.min(Instant::now() + LINGER);
+                    self.timer.as_mut().reset(until);
+                }
+                // A peer that goes on is not read faster than others are served.
+                cx.waker().wake_by_ref();
+                self.thrown_away > LINGER_BYTES
+            }
+            Poll::Ready(_) => true,
+        };
+        READ.set(buffer);
+        if is_over {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    }
+}
