@@ -5,6 +5,10 @@
 
 mod config;
 mod connection;
+mod engine;
+mod frames;
+mod hpack;
+mod http2;
 mod names;
 mod requests;
 mod resume;
@@ -12,10 +16,16 @@ mod resume;
 pub use crate::{
     config::config,
     connection::connection,
+    engine::engine,
+    hpack::hpack,
+    http2::http2,
     names::names,
     requests::{publish, subscribe},
     resume::resume,
 };
+
+/// First bytes of a client.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Returns a runtime whose clock is paused, and advances when every task waits for it.
 fn runtime() -> tokio::runtime::Runtime {
@@ -36,5 +46,8 @@ pub const TARGETS: &[Target] = &[
     ("subscribe", subscribe),
     ("resume", resume),
     ("connection", connection),
+    ("engine", engine),
+    ("hpack", hpack),
+    ("http2", http2),
     ("config", config),
 ];

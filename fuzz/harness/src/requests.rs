@@ -3,11 +3,10 @@
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use http_body::Body as _;
 use http_body_util::Full;
-use hyper::body::Body as _;
-use hyper::service::Service as _;
-use hyper_util::service::TowerToHyperService;
 use tidegate::{Encoded, EventService, Hub, HubConfig, ServiceConfig};
+use tower::ServiceExt as _;
 
 use crate::runtime;
 
@@ -49,11 +48,10 @@ fn call(hub: &Hub<Encoded>, path: &str, message: &[u8]) -> Option<String> {
         .header("te", "trailers")
         .body(Full::new(Bytes::from(body)))
         .expect("it is well formed");
-    let service =
-        TowerToHyperService::new(EventService::new(hub.clone(), ServiceConfig::default()));
+    let service = EventService::new(hub.clone(), ServiceConfig::default());
     // Subscriptions have timers.
     runtime().block_on(async {
-        let Ok(response) = service.call(request).await;
+        let Ok(response) = service.oneshot(request).await;
         let status = |headers: &http::HeaderMap| {
             let status = headers.get("grpc-status")?;
             Some(status.to_str().expect("it is a number").to_owned())
@@ -62,7 +60,7 @@ fn call(hub: &Hub<Encoded>, path: &str, message: &[u8]) -> Option<String> {
         let mut body = Box::pin(response.into_body());
         let mut cx = Context::from_waker(Waker::noop());
         while let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(&mut cx) {
-            // hyper does not ask for more after them either.
+            // No engine asks for more after them either.
             if let Some(trailers) = frame.trailers_ref() {
                 said = status(trailers);
                 break;

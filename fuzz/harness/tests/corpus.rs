@@ -85,6 +85,21 @@ fn a_connection_takes_any_bytes() {
 }
 
 #[test]
+fn the_engine_takes_any_bytes() {
+    run("engine");
+}
+
+#[test]
+fn decoders_agree_on_any_block() {
+    run("hpack");
+}
+
+#[test]
+fn engines_agree_on_any_script() {
+    run("http2");
+}
+
+#[test]
 fn a_configuration_takes_any_text() {
     run("config");
 }
