@@ -36,7 +36,7 @@ from frames import (
 )
 from google.protobuf import empty_pb2
 from siege import audit, publish_request, subscribe_request
-from support import Client, Server, new_event, pb
+from support import Client, Server, fails_on_hyper, new_event, pb
 from tokens import bearer, write_tokens
 
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
@@ -354,10 +354,10 @@ def test_frames_that_provoke_resets_end_a_connection_that_does_not_read_them(bes
         assert siege.growth_kib < 48 << 10
 
 
-# ----- what h2 cannot do -----
+# ----- what hyper and h2 cannot do -----
 
 
-@pytest.mark.xfail(strict=True, reason="h2 has the trailers of a stream that it forgot end the connection")
+@fails_on_hyper("h2 has the trailers of a stream that it forgot end the connection")
 def test_trailers_of_refused_requests_spare_the_connection(proxy):
     shared = proxy()
     head, trailers = block(request_headers(PUBLISH)), block([("x-checksum", "1")])
@@ -373,7 +373,7 @@ def test_trailers_of_refused_requests_spare_the_connection(proxy):
     shared.leave()
 
 
-@pytest.mark.xfail(strict=True, reason="h2 counts empty DATA frames in the life of a connection, up to 100")
+@fails_on_hyper("h2 counts empty DATA frames in the life of a connection, up to 100")
 def test_empty_frames_of_many_calls_spare_the_connection(proxy):
     shared = proxy()
     for _ in range(150):
@@ -384,7 +384,7 @@ def test_empty_frames_of_many_calls_spare_the_connection(proxy):
 
 
 @pytest.mark.parametrize("authority", AUTHORITIES)
-@pytest.mark.xfail(strict=True, reason="h2 refuses an `:authority` that is no host and port")
+@fails_on_hyper("h2 refuses an `:authority` that is no host and port")
 def test_odd_authorities_are_served(proxy, authority):
     shared = proxy()
     check = message(empty_pb2.Empty().SerializeToString())

@@ -5,11 +5,13 @@ import threading
 import time
 
 import pytest
-from languages import TRAPS, Lines, clojure, run
+from languages import TRAPS, Lines, run
 from scripted import ScriptedServer, batch, subscribed
 from support import PATIENCE
 
-__all__ = ["clojure", "run"]
+__all__ = ["run"]
+
+pytestmark = pytest.mark.no_server
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import pytest
 from support import PATIENCE
 from test_examples import ENVIRONMENT, EXAMPLES
 
+pytestmark = pytest.mark.no_server
+
 PYTHON = [sys.executable, str(EXAMPLES / "subscribe.py")]
 
 

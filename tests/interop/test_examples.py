@@ -144,6 +144,7 @@ class SilentCall:
         self.cancelled.set()
 
 
+@pytest.mark.no_server
 def test_example_subscriber_counts_no_time_in_which_it_handles_a_response(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     call, limit = SilentCall(), 0.2

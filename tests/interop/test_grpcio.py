@@ -18,6 +18,7 @@ def channel(address, *options):
     return grpc.insecure_channel(address, options=[*CHANNEL_OPTIONS, *options])
 
 
+@pytest.mark.no_server
 def test_leaving_the_loop_leaves_the_stream_open():
     with ScriptedServer([subscribed(5, 10), batch(0, 11)]) as server, channel(server.address) as connection:
         call = EventServiceStub(connection).Subscribe(REQUEST)
@@ -28,6 +29,7 @@ def test_leaving_the_loop_leaves_the_stream_open():
         assert server.await_end()
 
 
+@pytest.mark.no_server
 def test_cancel_by_another_thread_ends_a_loop_that_waits():
     with ScriptedServer([subscribed(5, 10)]) as server, channel(server.address) as connection:
         call = EventServiceStub(connection).Subscribe(REQUEST)
@@ -49,6 +51,7 @@ def test_cancel_by_another_thread_ends_a_loop_that_waits():
         assert endings == [grpc.StatusCode.CANCELLED]
 
 
+@pytest.mark.no_server
 def test_event_beyond_the_default_limit_ends_the_stream_by_the_library_itself():
     large = [subscribed(5, 10), batch(0, 11, payload=b"x" * (5 << 20))]
     with ScriptedServer(large, large) as server, channel(server.address) as connection:
@@ -63,6 +66,7 @@ def test_event_beyond_the_default_limit_ends_the_stream_by_the_library_itself():
             assert rpc_status.from_call(caught.value) is None
 
 
+@pytest.mark.no_server
 def test_loop_over_a_stream_that_ends_with_ok_ends_without_a_word():
     streams = [[subscribed(5, 10), Ending(grpc.StatusCode.OK)]]
     with ScriptedServer(*streams) as server, channel(server.address) as connection:

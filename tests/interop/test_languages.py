@@ -6,12 +6,12 @@ import subprocess
 
 import grpc
 import pytest
-from languages import Language, clojure, language, node
+from languages import Language, language
 from scripted import Ending, ScriptedServer, batch, going_away, heartbeat, subscribed
 from support import PATIENCE, Server, new_event, pb, seconds
 from tidegate.v1.event_service_pb2_grpc import EventServiceStub
 
-__all__ = ["clojure", "language", "node"]
+__all__ = ["language"]
 
 GONE = Ending(grpc.StatusCode.UNAVAILABLE)
 
@@ -105,6 +105,7 @@ def test_subscriber_that_is_kicked_stays_away(binary, server, language: Language
 # ===== With a script =====
 
 
+@pytest.mark.no_server
 @pytest.mark.parametrize("language", ["clojure", "node"], indirect=True)
 def test_example_follows_the_protocol(binary, language: Language):
     # The details need further packages in both languages, so that these two read the trailers.
@@ -115,6 +116,7 @@ def test_example_follows_the_protocol(binary, language: Language):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.no_server
 def test_positions_of_64_bits_come_back_exactly(language: Language):
     epoch, sequence = 2**64 - 1, 2**63 + 4
     streams = [
@@ -130,6 +132,7 @@ def test_positions_of_64_bits_come_back_exactly(language: Language):
         assert server.call().request.resume_after == position(epoch, sequence + 3)
 
 
+@pytest.mark.no_server
 def test_delay_beyond_an_hour_counts_as_an_hour(language: Language):
     going = going_away(reconnect_after=seconds(9_000_000_000_000))
     with ScriptedServer([subscribed(5, 10), going, GONE]) as server:
@@ -138,11 +141,13 @@ def test_delay_beyond_an_hour_counts_as_an_hour(language: Language):
         assert 3600 <= waited <= 3601
 
 
+@pytest.mark.no_server
 def test_event_that_cannot_be_written_ends_the_subscriber(language: Language):
     with ScriptedServer([subscribed(5, 10), batch(0, 11)]) as server:
         assert language.write_to("/dev/full", server.address, "a.b") > 0
 
 
+@pytest.mark.no_server
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -173,6 +178,7 @@ def test_event_comes_whole(server, client, language: Language):
     assert (event["payload"], event["key"], event["attributes"]) == (payload, "k", attributes)
 
 
+@pytest.mark.no_server
 def test_event_beyond_the_default_limit_of_a_library_arrives(language: Language):
     with ScriptedServer([subscribed(5, 10), batch(0, 11, payload=b"x" * (5 << 20))]) as server:
         follower = language.follow(server.address, "a.b")

@@ -4,11 +4,13 @@ import json
 
 import grpc
 import pytest
-from languages import node, run
+from languages import run
 from scripted import Ending, ScriptedServer, batch, subscribed
 from support import pb
 
-__all__ = ["node", "run"]
+__all__ = ["run"]
+
+pytestmark = pytest.mark.no_server
 
 # Epochs that are chosen at random have at most 53 bits.
 LARGEST_RANDOM_EPOCH = 2**53 - 1

@@ -37,12 +37,15 @@ def test_a_server_that_starts_again_begins_a_new_epoch(binary):
     assert len(epochs) == 2
 
 
-def test_unread_stream_does_not_keep_the_server_from_ending(server, connect):
-    stalled = connect().subscribe("a")
-    client = connect()
+def test_unread_stream_does_not_keep_the_server_from_ending(binary):
+    server = Server(binary, "--drain-timeout", "2s")
+    stalled, client = Client(server.address), Client(server.address)
+    stream = stalled.subscribe("a")
     for _ in range(10):
         client.publish(*[new_event("a", bytes(1000))] * 500)
 
     server.stop()
 
-    assert stalled.ending().code() != grpc.StatusCode.OK
+    assert stream.ending().code() != grpc.StatusCode.OK
+    stalled.close()
+    client.close()

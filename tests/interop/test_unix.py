@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support import CHANNEL_OPTIONS, PATIENCE, Client, new_event, payloads
+from support import CHANNEL_OPTIONS, PATIENCE, Client, fails_on_hyper, new_event, payloads
 from tidegate.v1 import admin_service_pb2 as admin_pb
 from tidegate.v1.admin_service_pb2_grpc import AdminServiceStub
 
@@ -78,7 +78,7 @@ def test_grpcio_publishes_and_subscribes_over_a_socket_file(serve, tmp_path, for
     assert not path.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="h2 refuses `:authority` as gRPC makes it of a path")
+@fails_on_hyper("h2 refuses `:authority` as gRPC makes it of a path")
 def test_grpcio_needs_no_option_over_a_socket_file(serve, tmp_path):
     path = tmp_path / "tg.sock"
     serve(f"unix:{path}")

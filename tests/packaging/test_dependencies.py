@@ -9,9 +9,10 @@ from functools import cache
 import pytest
 from rust_source import ROOT
 
-# The direct dependencies of the two libraries whose list is short on purpose. A new one is a decision.
+# The direct dependencies of the libraries whose list is short on purpose. A new one is a decision.
 DIRECT = {
     "tidegate-core": {"bytes", "slab", "thiserror"},
+    "tidegate-http2": {"bytes", "http"},
     "tidegate-client": {
         "bytes",
         "fastrand",
@@ -36,12 +37,14 @@ DIRECT = {
     },
 }
 
-# No transport and no runtime in the core; one protocol and nothing of the server's for a client; each on its floor.
+# No transport and no runtime in the core, and none in the engine of HTTP/2; one protocol and nothing of the server's for a
+# client; each on its floor.
 NEVER = {
     "tidegate-core": {"tokio", "tonic", "hyper", "h2", "http", "futures-core"},
+    "tidegate-http2": {"tokio", "tonic", "hyper", "h2", "http-body", "tower-service", "futures-core", "tidegate-core"},
     "tidegate-proto": {"tidegate-core", "tidegate", "tidegate-server"},
     "tidegate": {"tidegate-transport", "tidegate-server", "tidegate-client"},
-    "tidegate-transport": {"tidegate-server", "tidegate-client"},
+    "tidegate-transport": {"tidegate-core", "tidegate", "tidegate-server", "tidegate-client"},
     "tidegate-client": {"tidegate-core", "tidegate", "tidegate-transport", "tidegate-server"},
     "tidegate-server": {"tidegate-client", "tidegate-bench", "tidegate-cli"},
     "tidegate-bench": {"tidegate-core", "tidegate", "tidegate-client", "tidegate-server"},

@@ -23,3 +23,22 @@ pub use proxy::{FaultCounts, Proxy};
 pub use record::{Client, Ending, Stream};
 pub use truth::{LAST, Log, Published, Remainder, Truth, digest, number_of};
 pub use violation::{Fault, Location, Violation};
+
+use std::env;
+
+use tidegate_server::Http2Engine;
+
+/// Returns the engine for HTTP/2 of the servers that tests start: the one that `TIDEGATE_HTTP2_ENGINE` names, as it does for
+/// the program, or the default. `scripts/test` runs them with each.
+///
+/// # Panics
+/// When there is no engine of that name.
+#[must_use]
+pub fn engine() -> Http2Engine {
+    match env::var("TIDEGATE_HTTP2_ENGINE").as_deref() {
+        Err(env::VarError::NotPresent) => Http2Engine::default(),
+        Ok("tidegate") => Http2Engine::Tidegate,
+        Ok("hyper") => Http2Engine::Hyper,
+        other => panic!("TIDEGATE_HTTP2_ENGINE is tidegate or hyper, and not {other:?}"),
+    }
+}

@@ -8,7 +8,7 @@ use std::{mem, net::SocketAddr};
 use tidegate::Stats;
 use tidegate_checker::{
     Client, Ending, Remainder, Rules, Stream, Tally, Truth, Violation, check, check_clean_up,
-    check_memory,
+    check_memory, engine,
     lean::{Batch, Event, Response},
 };
 use tidegate_proto::v1::{
@@ -675,10 +675,11 @@ impl Run {
     /// Publishes one event and then a burst, to three open streams and to one that resumes later, and drains the
     /// server.
     async fn record() -> Self {
-        let config = ServerConfig {
+        let mut config = ServerConfig {
             listen: ([127, 0, 0, 1], 0).into(),
             ..ServerConfig::default()
         };
+        config.http2.engine = engine();
         let server = Server::bind(config).await.unwrap();
         let address = server.local_addr();
         let (stop, stopped) = oneshot::channel();

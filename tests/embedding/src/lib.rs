@@ -4,13 +4,13 @@
 mod counted;
 mod program;
 
-use std::{future::Future, net::SocketAddr, num::NonZeroU64, time::Duration};
+use std::{env, future::Future, net::SocketAddr, num::NonZeroU64, time::Duration};
 
 use tidegate::{
     Limits, Position,
     typed::{Hub, Publication, Shutdown, Subscription, Unfinished},
 };
-use tidegate_transport::Http2Config;
+use tidegate_transport::{Http2Config, Http2Engine};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
@@ -137,7 +137,7 @@ impl Running {
         .await
     }
 
-    /// Serves `hub` by the crate `tidegate-transport`.
+    /// Serves `hub` by the crate `tidegate-transport`. [`http2`] has a configuration for it.
     ///
     /// # Panics
     /// If no port is free.
@@ -265,6 +265,25 @@ pub async fn texts(stream: &mut Streaming<ServerEvent>, count: usize) -> Vec<Str
         texts.push(next(stream).await.unwrap().text);
     }
     texts
+}
+
+/// Returns the default configuration of connections, with the engine that `TIDEGATE_HTTP2_ENGINE` names, if it names one.
+/// `scripts/test` runs the tests with each.
+///
+/// # Panics
+/// When there is no engine of that name.
+#[must_use]
+pub fn http2() -> Http2Config {
+    let engine = match env::var("TIDEGATE_HTTP2_ENGINE").as_deref() {
+        Err(env::VarError::NotPresent) => Http2Engine::default(),
+        Ok("tidegate") => Http2Engine::Tidegate,
+        Ok("hyper") => Http2Engine::Hyper,
+        other => panic!("TIDEGATE_HTTP2_ENGINE is tidegate or hyper, and not {other:?}"),
+    };
+    Http2Config {
+        engine,
+        ..Http2Config::default()
+    }
 }
 
 /// Waits for `future`, for at most [`PATIENCE`].

@@ -7,7 +7,7 @@ use tidegate::{
     typed::{Hub, LeaveReason},
 };
 use tidegate_embedding_tests::{
-    PATIENCE, Running, Service, next, on,
+    PATIENCE, Running, Service, http2, next, on,
     proto::{ServerEvent, feed_client::FeedClient, feed_server::FeedServer},
     text, texts, watch, within_patience,
 };
@@ -33,7 +33,7 @@ async fn closed(stream: &mut TcpStream) {
 
 #[tokio::test]
 async fn streams_get_all_in_order_and_a_clean_end() {
-    let server = running(Http2Config::default()).await;
+    let server = running(http2()).await;
     let mut client = server.client().await;
     let mut streams = Vec::new();
     for topic in ["a", "b"] {
@@ -61,7 +61,7 @@ async fn unread_stream_is_reset_and_its_neighbor_goes_on() {
         // This fails if the receiver is gone.
         let _ = left.try_send(departure.reason);
     });
-    let server = Running::start_on_transport(hub.build(), Http2Config::default()).await;
+    let server = Running::start_on_transport(hub.build(), http2()).await;
     let mut client = server.client_with_small_windows().await;
     let mut stalled = client.watch(watch("a")).await.unwrap().into_inner();
     let mut neighbor = client.watch(watch("b")).await.unwrap().into_inner();
@@ -109,7 +109,7 @@ async fn handler_sees_the_address_of_the_caller() {
             .unwrap();
         Ok(request)
     });
-    let server = Server::new(Http2Config::default());
+    let server = Server::new(http2());
     let serving = tokio::spawn(server.serve(listener, Routes::new(service), async {
         std::future::pending().await
     }));
@@ -127,7 +127,7 @@ async fn handler_sees_the_address_of_the_caller() {
 async fn connection_that_is_not_http2_is_closed() {
     let server = running(Http2Config {
         preface_timeout: PATIENCE * 2,
-        ..Http2Config::default()
+        ..http2()
     })
     .await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -142,7 +142,7 @@ async fn connection_that_is_not_http2_is_closed() {
 async fn silent_connection_is_closed_at_the_deadline() {
     let server = running(Http2Config {
         preface_timeout: Duration::from_millis(100),
-        ..Http2Config::default()
+        ..http2()
     })
     .await;
     closed(&mut TcpStream::connect(server.address).await.unwrap()).await;
@@ -152,7 +152,7 @@ async fn silent_connection_is_closed_at_the_deadline() {
 async fn drain_does_not_wait_for_a_connection_without_a_preface() {
     let server = running(Http2Config {
         preface_timeout: PATIENCE * 2,
-        ..Http2Config::default()
+        ..http2()
     })
     .await;
     let mut silent = TcpStream::connect(server.address).await.unwrap();
@@ -170,7 +170,7 @@ async fn dropped_server_aborts_its_connections() {
         counted: Hub::new(),
     });
     let (_never, stopped) = oneshot::channel::<()>();
-    let server = Server::new(Http2Config::default());
+    let server = Server::new(http2());
     let serving = tokio::spawn(server.serve(listener, Routes::new(service), async {
         _ = stopped.await;
     }));

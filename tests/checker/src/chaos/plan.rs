@@ -7,7 +7,7 @@ use tidegate::{CHUNK_BYTES, HistoryLimits, StallPolicy, SweepRules};
 use tidegate_proto::v1::{Limits, Overflow};
 use tidegate_server::{Http2Config, ServerConfig};
 
-use crate::check::Rules;
+use crate::{check::Rules, engine};
 
 /// The most bytes of an ordinary event that is larger than a chunk.
 const LARGER_EVENT: u64 = 64 << 10;
@@ -173,6 +173,7 @@ impl Plan {
             memory_budget: Some(scenario.budget()),
             sweep: scenario.sweep(),
             http2: Http2Config {
+                engine: engine(),
                 // Half-open connections and clients that do not read are found while the round goes on.
                 keep_alive_interval: Duration::from_secs(2),
                 keep_alive_timeout: Duration::from_secs(2),
