@@ -26,7 +26,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use tidegate_http2::{Config, Connection};
@@ -59,6 +59,10 @@ pub(crate) struct Engine<T, S: Http2Service> {
     transport: T,
     service: S,
     wakes: Arc<Wakes>,
+    /// Waker for the transport's input and the timer: that of `wakes`.
+    waker: Waker,
+    /// Whether the transport may have something to read.
+    may_read: bool,
     /// Calls that are to be polled in this round.
     woken: VecDeque<tidegate_http2::StreamId>,
     /// Whether those that have room again are polled before them: the last round did not come to these.
@@ -92,14 +96,17 @@ where
 {
     pub(crate) fn new(transport: T, service: S, config: Arc<Config>) -> Self {
         let now = Instant::now();
-        let http2 = Connection::new(config, now.into_std());
+        let wakes = Arc::<Wakes>::default();
         Self {
-            timer: Box::pin(sleep_until(http2.timeout().into())),
-            http2,
+            // The first turn sets it.
+            timer: Box::pin(sleep_until(now)),
+            http2: Connection::new(config, now.into_std()),
             ending: None,
             transport,
             service,
-            wakes: Arc::default(),
+            waker: Waker::from(Arc::clone(&wakes)),
+            wakes,
+            may_read: true,
             woken: VecDeque::new(),
             are_turns_first: false,
             unread: Vec::new(),

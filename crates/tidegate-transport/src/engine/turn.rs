@@ -70,10 +70,11 @@ where
 {
     /// Runs one turn. Ready when the connection has ended.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.wakes.begin_turn(cx.waker());
-        self.http2.set_now(Instant::now().into_std());
+        self.may_read |= self.wakes.begin_turn(cx.waker());
+        let now = Instant::now();
+        self.http2.set_now(now.into_std());
         if !self.has_ended {
-            self.ended = match self.poll_timer(cx) {
+            self.ended = match self.check_timer(now) {
                 Ok(()) => ready!(self.poll_rounds(cx)),
                 Err(error) => {
                     self.is_gone = true;
@@ -92,7 +93,7 @@ where
         let mut has_more = false;
         for _ in 0..ROUNDS {
             let wanted_input = self.http2.wants_input();
-            let read = self.poll_read(cx);
+            let read = self.poll_read();
             let has_read = matches!(read, Poll::Ready(Ok(true)));
             let is_left = self.poll_calls();
             let written = self.poll_write(cx);
@@ -128,36 +129,34 @@ where
                 cx.waker().wake_by_ref();
             }
         }
-        self.set_timer(cx);
+        let due = self.http2.timeout().into();
+        if due < self.timer.deadline() {
+            self.set_timer(due);
+        }
         Poll::Pending
     }
 
-    /// Sets the timer, if something is due earlier than it was before this turn.
-    fn set_timer(&mut self, cx: &mut Context<'_>) {
-        let due = self.http2.timeout().into();
-        if due >= self.timer.deadline() {
-            return;
-        }
+    fn set_timer(&mut self, due: Instant) {
         self.timer.as_mut().reset(due);
-        if self.timer.as_mut().poll(cx).is_ready() {
-            cx.waker().wake_by_ref();
+        // It is asked here alone, so it has to be whatever is left of the task's budget.
+        let timer = pin!(unconstrained(self.timer.as_mut()));
+        if timer.poll(&mut Context::from_waker(&self.waker)).is_ready() {
+            // Due by a later time than that of this turn.
+            self.waker.wake_by_ref();
         }
     }
 
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), BoxError> {
-        if self.timer.as_mut().poll(cx).is_ready() {
+    /// Does what is due. The timer itself is not asked: its time has come, or it is still to wake the connection.
+    fn check_timer(&mut self, now: Instant) -> Result<(), BoxError> {
+        if now >= self.timer.deadline() {
             self.http2.on_timeout()?;
-            self.timer.as_mut().reset(self.http2.timeout().into());
-            if self.timer.as_mut().poll(cx).is_ready() {
-                // Due by a later time than that of this turn.
-                cx.waker().wake_by_ref();
-            }
+            self.set_timer(self.http2.timeout().into());
         }
         Ok(())
     }
 
     /// Reads what is there, and takes the calls and bodies in it. Ready with whether the peer may send more.
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BoxError>> {
+    fn poll_read(&mut self) -> Poll<Result<bool, BoxError>> {
         if !self.http2.wants_input() {
             return Poll::Pending;
         }
@@ -166,11 +165,16 @@ where
             self.receive(&bytes)?;
             return Poll::Ready(Ok(true));
         }
+        if !self.may_read {
+            return Poll::Pending;
+        }
         let mut buffer = READ.take();
         buffer.resize(READ_BYTES, 0);
         let mut read = ReadBuf::new(&mut buffer);
-        let polled = Pin::new(&mut self.transport).poll_read(cx, &mut read);
+        let polled = Pin::new(&mut self.transport)
+            .poll_read(&mut Context::from_waker(&self.waker), &mut read);
         let length = read.filled().len();
+        self.may_read = polled.is_ready();
         let received = match polled {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),

@@ -3,12 +3,19 @@
 //! Each stream has a waker of its own, so that a turn polls those only that were woken. The first of them wakes the task, and
 //! what comes while a turn is under way is found by that turn, or at its end.
 //!
+//! What the transport or the timer wakes is the connection itself, as a [`Waker`] too. It learns in its next turn that there
+//! may be something to read, and in turns without that it asks neither of the two.
+//!
 //! No wake-up is lost. The list of a connection is under one lock: a waker sees either a turn that has yet to look at it, or
 //! none, and then it wakes the task. Of a stream, every wake-up and every beginning of a poll changes the same atomic: one of
 //! the two comes first, and a poll that comes second sees all that was done before the wake-up. A plain store at the beginning
 //! of a poll would not do: it can become visible when the poll is over. loom goes through the interleavings, below.
 
-use std::{collections::VecDeque, mem, task::Waker};
+use std::{
+    collections::VecDeque,
+    mem,
+    task::{Wake, Waker},
+};
 
 use tidegate_http2::StreamId;
 
@@ -43,6 +50,8 @@ struct State {
     streams: VecDeque<StreamId>,
     /// Whether a turn is under way or asked for: it finds what is added.
     has_turn: bool,
+    /// Whether the transport or the timer woke the connection since its last turn began.
+    is_ready: bool,
     task: Option<Waker>,
 }
 
@@ -83,7 +92,7 @@ impl Wakes {
     }
 
     fn wake(&self, stream: StreamId) {
-        self.wake_with(|streams| streams.push_back(stream));
+        self.wake_with(|state| state.streams.push_back(stream));
     }
 
     /// Asks for a turn, unless one is under way.
@@ -91,9 +100,14 @@ impl Wakes {
         self.wake_with(|_| {});
     }
 
-    fn wake_with(&self, add: impl FnOnce(&mut VecDeque<StreamId>)) {
+    /// Asks for a turn that reads.
+    pub(super) fn wake_reader(&self) {
+        self.wake_with(|state| state.is_ready = true);
+    }
+
+    fn wake_with(&self, note: impl FnOnce(&mut State)) {
         let mut state = self.lock();
-        add(&mut state.streams);
+        note(&mut state);
         if mem::replace(&mut state.has_turn, true) {
             return;
         }
@@ -105,8 +119,9 @@ impl Wakes {
         }
     }
 
-    /// Begins a turn of the task with this waker.
-    pub(super) fn begin_turn(&self, task: &Waker) {
+    /// Begins a turn of the task with this waker. Returns whether the transport or the timer has woken it since the last one
+    /// began.
+    pub(super) fn begin_turn(&self, task: &Waker) -> bool {
         let mut state = self.lock();
         state.has_turn = true;
         if !state
@@ -116,6 +131,7 @@ impl Wakes {
         {
             state.task = Some(task.clone());
         }
+        mem::take(&mut state.is_ready)
     }
 
     /// Moves the streams that were woken to the back of `streams`.
@@ -123,11 +139,11 @@ impl Wakes {
         streams.append(&mut self.lock().streams);
     }
 
-    /// Ends a turn. Returns whether there is more to do, or streams were woken since they were last taken: then another turn
-    /// is asked for, and the caller wakes the task.
+    /// Ends a turn. Returns whether there is more to do, or streams were woken since they were last taken, or the connection
+    /// itself since the turn began: then another turn is asked for, and the caller wakes the task.
     pub(super) fn end_turn(&self, has_more: bool) -> bool {
         let mut state = self.lock();
-        state.has_turn = has_more || !state.streams.is_empty();
+        state.has_turn = has_more || state.is_ready || !state.streams.is_empty();
         state.has_turn
     }
 
@@ -139,6 +155,16 @@ impl Wakes {
         // The runtime takes locks of its own.
         drop(state);
         drop(task);
+    }
+}
+
+impl Wake for Wakes {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.wake_reader();
+    }
+
+    fn wake_by_ref(self: &std::sync::Arc<Self>) {
+        self.wake_reader();
     }
 }
 
@@ -331,6 +357,43 @@ mod loom_tests {
             let waker = finish(&stream, &wakes);
             serve(&wakes, &[Arc::clone(&stream)], Some(&stream));
             waker.join().unwrap();
+        });
+    }
+
+    /// As a connection reads: it asks the transport only when that has woken it since it last had nothing.
+    #[test]
+    fn loom_wake_up_of_the_transport_is_never_lost() {
+        check(|| {
+            let wakes = Arc::new(Wakes::default());
+            let bytes = Arc::new(AtomicUsize::new(0));
+            let peer = {
+                let (wakes, bytes) = (Arc::clone(&wakes), Arc::clone(&bytes));
+                thread::spawn(move || {
+                    for _ in 0..2 {
+                        bytes.fetch_add(1, Relaxed);
+                        wakes.wake_reader();
+                    }
+                })
+            };
+            let (mut may_read, mut read) = (true, 0);
+            block_on(poll_fn(|cx| {
+                may_read |= wakes.begin_turn(cx.waker());
+                let has_read = may_read && {
+                    let arrived = bytes.swap(0, Relaxed);
+                    read += arrived;
+                    arrived > 0
+                };
+                may_read = has_read;
+                if wakes.end_turn(has_read) {
+                    cx.waker().wake_by_ref();
+                }
+                if read == 2 {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            }));
+            peer.join().unwrap();
         });
     }
 
