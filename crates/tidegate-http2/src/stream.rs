@@ -101,7 +101,7 @@ pub(crate) struct Streams<S> {
 #[derive(Debug, Default)]
 struct Ended {
     streams: BTreeSet<u32>,
-    /// Identities up to this one had no room: whatever comes for them is ignored.
+    /// Identities up to this one had no room: whatever comes for them is ignored. It never falls.
     forgotten: u32,
 }
 
@@ -187,6 +187,9 @@ impl<S> Streams<S> {
     /// Ignores what comes for a stream that is over, until the peer ends it.
     pub(crate) fn ignore(&mut self, id: u32) {
         let ended = &mut self.ended;
+        if id <= ended.forgotten {
+            return;
+        }
         ended.streams.insert(id);
         if ended.streams.len() > REMEMBERED
             && let Some(oldest) = ended.streams.pop_first()

@@ -18,6 +18,7 @@ use crate::{
         PADDED, PING, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE,
     },
     hpack,
+    stream::Known,
 };
 
 /// The bytes of a stream that left.
@@ -915,6 +916,32 @@ fn header_list_that_is_too_large_is_marked_and_truncated() {
     assert!(!request.headers().contains_key("other"));
 }
 
+/// Without their tail they would say something else, and there is no mark on them.
+#[test]
+fn trailers_that_are_too_large_reset_their_stream() {
+    let config = Config {
+        max_header_list_size: 400,
+        ..Config::default()
+    };
+    let trailers = |stream, size| {
+        let value = "x".repeat(size);
+        let fields = ["a", "b", "c"].map(|name| (name, &*value));
+        frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&fields))
+    };
+    let mut pair = Pair::with(config);
+    for stream in [1, 3] {
+        pair.send(&request(stream, 0)).unwrap();
+    }
+    // 400 bytes, with 33 for each besides its value.
+    let seen = pair.send(&trailers(1, 100)).unwrap();
+    assert!(matches!(&seen[..], [Seen::Trailers(1, whole)] if whole.len() == 3));
+    let seen = pair.send(&trailers(3, 101)).unwrap();
+    assert_eq!(seen, [Seen::Reset(3, Code::PROTOCOL_ERROR, false)]);
+    assert_eq!(kinds(&pair.read()), [(RST_STREAM, 3)]);
+    // The peer has ended it, and nothing of it is to be ignored.
+    assert_eq!(pair.server.streams.know(3), Known::Closed);
+}
+
 #[test]
 fn header_block_without_measure_ends_the_connection() {
     let begin = frame(HEADERS, 0, 1, &block(REQUEST));
@@ -1112,6 +1139,52 @@ fn frames_of_calls_that_were_answered_are_ignored() {
         }
     }
     pair.open(40_001);
+}
+
+/// Answers a call whose request is not complete, and which is open.
+fn answer_early(pair: &mut Pair, stream: u32) {
+    pair.server
+        .respond(StreamId(stream), StatusCode::OK, &HeaderMap::new(), true);
+}
+
+/// However old the stream that ends last is, those that were answered before it are not taken for faults.
+#[test]
+fn frames_of_calls_are_ignored_when_a_long_one_ends_behind_many() {
+    let mut pair = Pair::new();
+    pair.send(&request(1, 0)).unwrap();
+    for stream in (3..=2_201).step_by(2) {
+        pair.send(&request(stream, 0)).unwrap();
+        answer_early(&mut pair, stream);
+        pair.read();
+    }
+    answer_early(&mut pair, 1);
+    for stream in (1..=2_201).step_by(2) {
+        pair.send_quietly(&frame(DATA, 0, stream, b"late"));
+    }
+    pair.read();
+    pair.open(2_203);
+}
+
+/// Calls that end in a drain change nothing for those that the peer began too late.
+#[test]
+fn frames_of_calls_that_came_too_late_are_ignored_when_others_end() {
+    let mut pair = Pair::new();
+    pair.send(&request(1, 0)).unwrap();
+    for stream in (3..=2_201).step_by(2) {
+        pair.send(&request(stream, 0)).unwrap();
+        answer_early(&mut pair, stream);
+        pair.read();
+    }
+    let open = pair.open(2_203);
+    pair.server.end();
+    let (_, end) = pair.read().pop().unwrap();
+    pair.send_quietly(&frame(PING, ACK, 0, &end));
+    pair.send_quietly(&request(2_205, 0));
+    answer_early(&mut pair, 1);
+    pair.send_quietly(&frame(DATA, 0, 2_205, b"late"));
+    assert!(!pair.server.is_over());
+    pair.server.finish(open, None);
+    assert!(pair.server.is_over());
 }
 
 /// A peer that is told at once may not see the response.
