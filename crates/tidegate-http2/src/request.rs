@@ -182,8 +182,11 @@ impl HeaderList {
         Ok(self.fields)
     }
 
-    /// Returns the trailers.
+    /// Returns the trailers. Nothing marks them, so without their tail they are malformed.
     pub(crate) fn into_trailers(self) -> Result<HeaderMap, Malformed> {
+        if self.is_truncated {
+            return Err(Malformed);
+        }
         self.into_fields()
     }
 

@@ -186,11 +186,11 @@ impl<S: StreamState> Connection<S> {
         if stream.has_request {
             return self.stream_error(id, Code::STREAM_CLOSED);
         }
+        stream.has_request = ends;
         let is_whole = ends && stream.content_left.unwrap_or(0) == 0;
         let (Ok(trailers), true) = (list.into_trailers(), is_whole) else {
             return self.malformed(id);
         };
-        stream.has_request = true;
         Ok(Some(Event::Trailers {
             stream: StreamId(id),
             trailers,
