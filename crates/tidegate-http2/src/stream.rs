@@ -1,6 +1,6 @@
 //! Streams: their states (RFC 9113, section 5.1) and those that are over.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -83,6 +83,23 @@ impl<S> Stream<S> {
             share,
             is_unasked: false,
             is_listed: false,
+        }
+    }
+
+    /// Lets it wait for its window, or for its turn if it has one: behind the others, or before them if its last turn was cut
+    /// off. Otherwise windows that open in steps of one size could always cut off the same.
+    pub(crate) fn wait(&mut self, id: u32, turns: &mut VecDeque<u32>, cut_off: &mut VecDeque<u32>) {
+        if self.waits == Waits::No {
+            self.waits = Waits::Window;
+        }
+        self.window_opened(id, if self.share > 0 { cut_off } else { turns });
+    }
+
+    /// Lets it wait for its turn if it waited for a window and has one.
+    pub(crate) fn window_opened(&mut self, id: u32, turns: &mut VecDeque<u32>) {
+        if self.waits == Waits::Window && self.send_window > 0 {
+            self.waits = Waits::Turn;
+            turns.push_back(id);
         }
     }
 }
@@ -209,7 +226,7 @@ impl<S> Streams<S> {
     }
 
     /// Removes all that are open.
-    pub(crate) fn take(&mut self) -> impl Iterator<Item = (u32, Box<Stream<S>>)> + use<S> {
-        std::mem::take(&mut self.open).into_iter()
+    pub(crate) fn take(&mut self) -> impl Iterator<Item = Box<Stream<S>>> + use<S> {
+        std::mem::take(&mut self.open).into_values()
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     error::{Code, Error},
     frame::{self, ACK, Head},
     settings::{LARGEST_WINDOW, Settings},
-    stream::{Known, Waits},
+    stream::Known,
 };
 
 /// Payload of the PING that finds out what the peer had sent before it knew of the end (RFC 9113, section 6.8).
@@ -123,10 +123,7 @@ impl<S: StreamState> Connection<S> {
                 let reason = "INITIAL_WINDOW_SIZE makes the window of a stream too large";
                 return Err(Error::new(Code::FLOW_CONTROL_ERROR, reason));
             }
-            if stream.waits == Waits::Window && stream.send_window > 0 {
-                stream.waits = Waits::Turn;
-                self.turns.push_back(id);
-            }
+            stream.window_opened(id, &mut self.turns);
         }
         Ok(())
     }
@@ -166,10 +163,7 @@ impl<S: StreamState> Connection<S> {
         if stream.send_window > LARGEST_WINDOW {
             return self.stream_error(head.stream, Code::FLOW_CONTROL_ERROR);
         }
-        if stream.waits == Waits::Window && stream.send_window > 0 {
-            stream.waits = Waits::Turn;
-            self.turns.push_back(head.stream);
-        }
+        stream.window_opened(head.stream, &mut self.turns);
         Ok(None)
     }
 

@@ -188,6 +188,6 @@ impl<S: StreamState> Connection<S> {
         self.turns.clear();
         self.cut_off.clear();
         self.unasked.clear();
-        self.streams.take().filter_map(|(_, stream)| stream.state)
+        self.streams.take().filter_map(|stream| stream.state)
     }
 }

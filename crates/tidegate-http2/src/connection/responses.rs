@@ -1,7 +1,6 @@
 //! Responses, and what goes out: the windows of our DATA, turns, and the output.
 
 use std::{
-    collections::VecDeque,
     io::IoSlice,
     mem,
     time::{Duration, Instant},
@@ -15,7 +14,7 @@ use crate::{
     error::Code,
     frame::{self, END_STREAM, MAX_PAYLOAD},
     request::is_of_a_connection,
-    stream::{End, Known, Stream, StreamId, Waits},
+    stream::{End, Known, StreamId, Waits},
 };
 
 /// Time in which a peer may end a request whose response is complete. It is told that no more of it is wanted then, or when
@@ -96,54 +95,24 @@ impl<S: StreamState> Connection<S> {
             open.is_unasked = false;
             return Room::Bytes(usize::try_from(window).unwrap_or(usize::MAX));
         };
-        self.wait(stream.0);
-        if let Some(open) = self.streams.get_mut(stream.0) {
-            match room {
-                Room::Later => open.note_unasked(stream.0, &mut self.unasked),
-                _ => open.is_unasked = false,
-            }
+        open.is_unasked = room == Room::Later && open.held.is_empty();
+        if open.is_unasked && !mem::replace(&mut open.is_listed, true) {
+            self.unasked.push_back(stream.0);
         }
+        open.wait(stream.0, &mut self.turns, &mut self.cut_off);
         room
-    }
-
-    /// Ends the turn of a stream, though its share is not used up.
-    pub fn give_way(&mut self, stream: StreamId) {
-        let Some(open) = self.streams.get_mut(stream.0) else {
-            return;
-        };
-        open.share = open.share.min(0);
-        open.note_unasked(stream.0, &mut self.unasked);
-        self.wait(stream.0);
-    }
-
-    /// Lets a stream wait for its window, or for its turn if it has one: behind the others, or before them if its last turn was
-    /// cut off. Otherwise windows that open in steps of one size could always cut off the same.
-    fn wait(&mut self, id: u32) {
-        let Some(open) = self.streams.get_mut(id) else {
-            return;
-        };
-        if open.waits == Waits::Turn {
-            return;
-        }
-        open.waits = Waits::Window;
-        if open.send_window <= 0 {
-            return;
-        }
-        open.waits = Waits::Turn;
-        if open.share > 0 {
-            self.cut_off.push_back(id);
-        } else {
-            self.turns.push_back(id);
-        }
     }
 
     /// Sends data of a stream, unless its [room](Self::room) is [`Later`](Room::Later). What is more than the windows admit is
     /// held, and sent before the stream has its next turn. Chunks of 1 KiB and more are not copied.
+    ///
+    /// # Panics
+    /// When data of the stream is still held.
     pub fn send(&mut self, stream: StreamId, data: Bytes) {
         let Some(open) = self.streams.get_mut(stream.0) else {
             return;
         };
-        debug_assert!(open.held.is_empty(), "its room was for later");
+        assert!(open.held.is_empty(), "data of the stream is still held");
         open.held = data;
         self.send_held(stream.0);
     }
@@ -173,7 +142,7 @@ impl<S: StreamState> Connection<S> {
     /// Returns the next of the streams that had no room and have some now, or may end. What is held is sent first, so that only
     /// those are returned that may send more.
     pub fn next_turn(&mut self) -> Option<StreamId> {
-        while self.free() > 0 {
+        while self.send_window > 0 && !self.is_full() {
             let id = match self.cut_off.pop_front() {
                 Some(id) => id,
                 None => self.turns.pop_front()?,
@@ -234,23 +203,17 @@ impl<S: StreamState> Connection<S> {
         self.output.len() >= self.max_output()
     }
 
-    /// Number of bytes for which the window of the connection and the output have room.
-    fn free(&self) -> usize {
-        let window = usize::try_from(self.send_window).unwrap_or(0);
-        window.min(self.max_output().saturating_sub(self.output.len()))
-    }
-
     /// Sends what is held of a stream, in frames, as long as there is room and the stream has its turn.
     fn send_held(&mut self, id: u32) {
         let max_output = self.max_output();
-        let mut free = self.free();
         let is_alone = self.streams.len() == 1;
         let Some(open) = self.streams.get_mut(id) else {
             return;
         };
         while !open.held.is_empty()
             && open.send_window > 0
-            && free > 0
+            && self.send_window > 0
+            && self.output.len() < max_output
             && (open.share > 0 || is_alone)
         {
             // Not cut to what is free of the output: frames would be small, and one more is no more.
@@ -272,12 +235,9 @@ impl<S: StreamState> Connection<S> {
             if let Some(state) = &mut open.state {
                 state.sent(length);
             }
-            free = usize::try_from(self.send_window)
-                .unwrap_or(0)
-                .min(max_output.saturating_sub(self.output.len()));
         }
         if !open.held.is_empty() {
-            self.wait(id);
+            open.wait(id, &mut self.turns, &mut self.cut_off);
         } else if open.end.is_some() {
             self.put_end(id);
         }
@@ -420,14 +380,4 @@ impl<S: StreamState> Connection<S> {
 /// Fields that a message of HTTP/2 may have. Services that speak HTTP/1.1 too set others.
 fn sendable(fields: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
     fields.iter().filter(|(name, _)| !is_of_a_connection(name))
-}
-
-impl<S> Stream<S> {
-    /// Notes that the stream was told to come later, where it may end without more room.
-    fn note_unasked(&mut self, id: u32, unasked: &mut VecDeque<u32>) {
-        self.is_unasked = self.held.is_empty();
-        if self.is_unasked && !mem::replace(&mut self.is_listed, true) {
-            unasked.push_back(id);
-        }
-    }
 }

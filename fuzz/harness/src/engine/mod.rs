@@ -33,9 +33,6 @@ const MOST_OUTPUT: usize = (64 << 10) + (64 << 10) + 16 * (100 << 10) + (16 << 1
 /// hold is a frame that has come in part, a header block, and the table for compression.
 const MOST_HELD: usize = 5 * ((16 << 10) + (32 << 10) + (8 << 10)) + (64 << 10);
 
-/// Bytes that a stream sends before the others have their turns.
-const SHARE: usize = 16 << 10;
-
 /// State of a stream, as the engine keeps it.
 #[derive(Debug)]
 struct Kept {
@@ -403,7 +400,6 @@ impl<'a> Run<'a> {
         if !call.has_response || call.is_finished {
             return;
         }
-        let mut share = 0;
         while let Some(call) = self.calls.get_mut(&id) {
             if call.left == 0 && call.end.is_none() {
                 return;
@@ -427,10 +423,6 @@ impl<'a> Run<'a> {
             call.given += length;
             self.http2.send(stream, Bytes::from(vec![7; length]));
             self.look();
-            share += length;
-            if share >= SHARE {
-                return self.http2.give_way(stream);
-            }
         }
     }
 
