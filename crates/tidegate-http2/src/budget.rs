@@ -1,6 +1,6 @@
 //! Budgets in time.
 //!
-//! What costs the server more than its peer is counted, for [`PERIOD`], and a peer that goes beyond a budget ends its
+//! Work that costs the server more than its peer is counted, for [`PERIOD`], and a peer that goes beyond a budget ends its
 //! connection. Nothing is counted for the life of a connection: one that a proxy shares among many users lives long, and now
 //! and then each of them cancels a call.
 

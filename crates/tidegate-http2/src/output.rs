@@ -41,14 +41,13 @@ impl Output {
     }
 
     /// Appends what `put` writes.
-    pub(crate) fn put<R>(&mut self, put: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+    pub(crate) fn put(&mut self, put: impl FnOnce(&mut Vec<u8>)) {
         if self.length == 0 && self.heads.capacity() == 0 {
             (self.heads, self.chunks) = SPARE.take();
         }
         let before = self.heads.len();
-        let result = put(&mut self.heads);
+        put(&mut self.heads);
         self.length += self.heads.len() - before;
-        result
     }
 
     /// Appends a chunk. A head came before it.

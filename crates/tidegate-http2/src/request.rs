@@ -12,18 +12,13 @@ use crate::hpack::Field;
 /// Size of a field in a header list besides its name and value (RFC 9113, section 6.5.2).
 const FIELD_BYTES: usize = 32;
 
-/// Fields that belong to one connection, and not into HTTP/2 (RFC 9113, section 8.2.2).
-const OF_A_CONNECTION: [HeaderName; 4] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("proxy-connection"),
-];
-
 /// Whether a field is about the connection that brings it. A message of HTTP/2 with one is malformed (RFC 9113, section
 /// 8.2.2).
 pub(crate) fn is_of_a_connection(name: &HeaderName) -> bool {
-    OF_A_CONNECTION.contains(name) || name == "keep-alive"
+    matches!(
+        name.as_str(),
+        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade"
+    )
 }
 
 /// A list that breaks a rule: the request is malformed, which is an error of its stream (RFC 9113, section 8.1.1).
@@ -254,13 +249,11 @@ impl Pseudo {
     fn set(self, request: &mut Request<()>) -> Result<(), Malformed> {
         let method = self.method.ok_or(Malformed)?;
         let authority = self.authority.filter(|authority| !authority.is_empty());
-        if method == Method::CONNECT {
-            // It has an authority, and neither scheme nor path (RFC 9113, section 8.5).
-            if self.scheme.is_some() || self.path.is_some() || authority.is_none() {
-                return Err(Malformed);
-            }
-        }
         let is_connect = method == Method::CONNECT;
+        // It has an authority, and neither scheme nor path (RFC 9113, section 8.5).
+        if is_connect && (self.scheme.is_some() || self.path.is_some() || authority.is_none()) {
+            return Err(Malformed);
+        }
         let mut uri = http::uri::Parts::default();
         if !is_connect {
             uri.scheme = Some(self.scheme.ok_or(Malformed)?);

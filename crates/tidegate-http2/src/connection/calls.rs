@@ -97,8 +97,7 @@ impl<S: StreamState> Connection<S> {
         // Whatever comes of it: the peer's table has changed.
         self.decoder
             .get_or_insert_with(|| Box::new(Decoder::new()))
-            .decode(block, |field| list.add(field))
-            .map_err(|_| Error::new(Code::COMPRESSION_ERROR, "a header block cannot be decoded"))?;
+            .decode(block, |field| list.add(field))?;
         match known {
             Known::Idle => self.on_request(id, ends, depends_on_itself, list),
             Known::Open => self.on_trailers(id, ends, list),

@@ -17,7 +17,7 @@ pub(super) fn take(bytes: &mut &[u8], prefix: u32) -> Result<usize, InvalidBlock
             let (byte, behind) = rest.split_first().ok_or(InvalidBlock)?;
             rest = behind;
             value += usize::from(byte & 0x7f) << shift;
-            // Bytes that add nothing could go on for ever.
+            // Bytes that add nothing could go on forever.
             if value > MAX || shift > 21 {
                 return Err(InvalidBlock);
             }
