@@ -17,7 +17,7 @@ pub(crate) struct Budgets {
     began: Instant,
     /// Streams that we reset for faults of the peer (CVE-2025-8671).
     faults: u32,
-    /// Calls without an answer that the peer reset, or that were refused (CVE-2023-44487).
+    /// Calls without an answer that the peer reset, and those that were refused or malformed (CVE-2023-44487).
     cancellations: u32,
     /// Frames that are about no call: SETTINGS, PING, PRIORITY and unknown ones (CVE-2019-9512, 9515).
     idle_frames: u32,

@@ -3,6 +3,11 @@
 use std::time::Duration;
 
 /// Limits of a connection. Fields may be added in any release: begin with [`Config::default`].
+///
+/// ```
+/// let mut config = tidegate_http2::Config::default();
+/// config.max_output = 32 << 10;
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
@@ -10,14 +15,19 @@ pub struct Config {
     /// says that they may be tried again. Default: 256.
     pub max_concurrent_streams: u32,
     /// Maximum size of a request's header list: its names and values, and 32 bytes for each field (RFC 9113, section
-    /// 6.5.2). A request with more is handed on without what has no room, and marked. A block of more than twice as many
-    /// bytes ends the connection. Default: 16 KiB.
+    /// 6.5.2). A request with more is handed on without what has no room, and marked. Trailers with more are malformed: their
+    /// stream is reset with `PROTOCOL_ERROR`. A block of more than twice as many bytes, and of more than 16 KiB, or of more
+    /// than 64 frames ends the connection. Default: 16 KiB.
     pub max_header_list_size: u32,
-    /// Number of bytes that the peer may send on one stream before they are read, at most 2³¹ - 1. Default: 256 KiB.
+    /// Number of bytes that the peer may send on one stream before they are read. More than 2³¹ - 1 count as that. Default:
+    /// 256 KiB.
     pub stream_window: u32,
-    /// Number of bytes that the peer may send on the connection before they are read, from 65,535 to 2³¹ - 1. Default: 4 MiB.
+    /// Number of bytes that the peer may send on the connection before they are read. Less than 65,535 count as that, and more
+    /// than 2³¹ - 1 as those. Default: 4 MiB.
     pub connection_window: u32,
-    /// Number of bytes that may wait for the socket before streams are asked for no more. Default: 64 KiB.
+    /// Number of bytes that may wait for the socket before streams are asked for no more. The frame that reaches it may go
+    /// beyond it, and 0 counts as 1. When 64 KiB more wait, which are answers, [nothing is read](crate::Connection::wants_input).
+    /// Default: 64 KiB.
     pub max_output: usize,
     /// Silence after which the peer is sent a PING. Default: 30 s.
     pub keep_alive_interval: Duration,
@@ -27,8 +37,8 @@ pub struct Config {
     pub write_timeout: Duration,
     /// Number of streams in 10 s that are reset for faults of the peer before the connection ends. Default: 1,024.
     pub max_faults: u32,
-    /// Number of calls in 10 s that the peer cancels before they are answered, or that are refused, before the connection
-    /// ends. Default: 10,000.
+    /// Number of calls in 10 s that the peer cancels before they are answered, that are refused, or that are malformed, before
+    /// the connection ends. Default: 10,000.
     pub max_cancellations: u32,
     /// Number of frames in 10 s that are about no call, before the connection ends: SETTINGS, PING, PRIORITY, and unknown
     /// ones. Default: 50,000. A client that finds out how much the network holds pings once a round trip. Settings that change

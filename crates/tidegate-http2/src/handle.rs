@@ -21,6 +21,23 @@ pub trait StreamControl: fmt::Debug + Send + Sync {
 ///
 /// A service that streams to a peer for long finds out with it whether the peer takes anything, and can give up a peer that
 /// does not, while its response waits for a window and is not polled.
+///
+/// ```
+/// use tidegate_http2::StreamHandle;
+///
+/// /// Resets a stream whose peer has taken nothing since it was last looked at. Returns what it has taken.
+/// fn look_at(stream: &StreamHandle, taken_before: u64) -> u64 {
+///     let taken = stream.taken();
+///     if taken == taken_before {
+///         stream.reset();
+///     }
+///     taken
+/// }
+///
+/// fn handle_of<B>(request: &http::Request<B>) -> Option<&StreamHandle> {
+///     request.extensions().get()
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct StreamHandle(Arc<dyn StreamControl>);
 
