@@ -22,7 +22,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex},
     net::{TcpListener, TcpSocket},
     sync::{mpsc, oneshot},
-    task::JoinHandle,
+    task::{JoinHandle, coop::poll_proceed},
     time::{Instant, sleep, timeout},
 };
 use tower::{Service, service_fn};
@@ -292,6 +292,85 @@ async fn flood_of_calls_leaves_their_turns_to_other_tasks() {
             .now_or_never();
     }
     assert!((1..=256).contains(&most), "{most} calls in one turn");
+}
+
+/// Uses up the budget of the turn when it is dropped, as a subscription with many filters does.
+struct Heavy(Arc<AtomicU32>);
+
+impl Drop for Heavy {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Relaxed);
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(unit) = poll_proceed(&mut cx) {
+            unit.made_progress();
+        }
+    }
+}
+
+/// Returns the number of calls of 5 that were dropped after each turn, if `end` ends all of them at once.
+async fn dropped_in_turns(end: impl Fn(u32) -> Vec<u8>, then: impl Fn(&StreamHandle)) -> Vec<u32> {
+    const CALLS: u32 = 5;
+    let dropped = Arc::new(AtomicU32::new(0));
+    let handles = Arc::new(Mutex::new(Vec::new()));
+    let (counted, kept) = (Arc::clone(&dropped), Arc::clone(&handles));
+    let service = service_fn(move |request: Request<RequestBody>| {
+        let handle = request.extensions().get::<StreamHandle>();
+        kept.lock().unwrap().push(handle.cloned().unwrap());
+        let heavy = Heavy(Arc::clone(&counted));
+        async move {
+            let _heavy = heavy;
+            pending::<Outcome>().await
+        }
+    });
+    let (peer, transport) = duplex(1 << 20);
+    let mut engine = Engine::new(transport, service, Arc::default());
+    let mut peer = Peer(peer);
+    let streams = (0..CALLS).map(|at| 2 * at + 1);
+    let calls: Vec<u8> = streams.clone().flat_map(|id| request(id, 0, "/")).collect();
+    peer.send(&[frame(SETTINGS, 0, 0, &[]), calls].concat())
+        .await;
+    poll_fn(|cx| {
+        assert!(Pin::new(&mut engine).poll_turn(cx).is_pending());
+        let called = handles.lock().unwrap().len() as u32;
+        if called < CALLS {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    })
+    .await;
+    peer.send(&streams.flat_map(end).collect::<Vec<u8>>()).await;
+    handles.lock().unwrap().iter().for_each(then);
+    let mut seen = Vec::new();
+    poll_fn(|cx| {
+        assert!(Pin::new(&mut engine).poll_turn(cx).is_pending());
+        let now = dropped.load(Relaxed);
+        seen.push(now);
+        if now < CALLS {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    })
+    .await;
+    seen
+}
+
+/// However its calls end: one that leaves much uses up the turn, and other connections have theirs before the next.
+#[tokio::test(start_paused = true)]
+async fn calls_that_end_at_once_do_so_in_as_many_turns_as_they_take() {
+    let one_by_one = [1, 2, 3, 4, 5];
+    let reset = |id| frame(RST_STREAM, 0, id, &[0, 0, 0, 8]);
+    assert_eq!(dropped_in_turns(reset, |_| {}).await, one_by_one);
+    let fault = |id| window_update(id, 0);
+    assert_eq!(dropped_in_turns(fault, |_| {}).await, one_by_one);
+    // Trailers that have no end.
+    let malformed = |id| frame(HEADERS, END_HEADERS, id, &[]);
+    assert_eq!(dropped_in_turns(malformed, |_| {}).await, one_by_one);
+    assert_eq!(
+        dropped_in_turns(|_| Vec::new(), StreamHandle::reset).await,
+        one_by_one
+    );
 }
 
 // ===== Services =====

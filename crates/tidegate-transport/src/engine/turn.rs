@@ -161,6 +161,10 @@ where
             return Poll::Pending;
         }
         if !self.unread.is_empty() {
+            if !has_budget_remaining() {
+                // The next turn takes it.
+                return Poll::Ready(Ok(true));
+            }
             let bytes = mem::take(&mut self.unread);
             self.receive(&bytes)?;
             return Poll::Ready(Ok(true));
@@ -185,7 +189,8 @@ where
         received
     }
 
-    /// Takes bytes of the peer. If many calls begin in them, what follows is left for another turn.
+    /// Takes bytes of the peer. If many calls begin in them, or some that end leave much, what follows is left for another
+    /// turn.
     fn receive(&mut self, bytes: &[u8]) -> Result<(), BoxError> {
         let mut input = bytes;
         let mut calls = 0;
@@ -220,6 +225,9 @@ where
                 } => {
                     call.shared.cut(code);
                     drop_call(call);
+                    if !has_budget_remaining() {
+                        break;
+                    }
                 }
                 _ => {}
             }
