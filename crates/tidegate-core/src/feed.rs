@@ -12,7 +12,10 @@
 use std::{
     collections::VecDeque,
     hash::{Hash, Hasher},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::Waker,
 };
 
@@ -30,6 +33,7 @@ use crate::{
     predicate::Predicate,
     retained::Retained,
     signal::{Ready, Signal},
+    subscription::Room,
     sync::{Mutex, MutexGuard},
     topic::Topic,
 };
@@ -47,6 +51,8 @@ const FREED_AT_ONCE: usize = 1_024;
 pub(crate) struct Feed<P> {
     /// The filters and the predicate; never changes.
     kind: FeedKind<P>,
+    /// Its identity among all feeds of the process.
+    id: u64,
     /// Everything else, behind the lock of the feed.
     state: Mutex<FeedState<P>>,
 }
@@ -145,8 +151,11 @@ impl<P> Clone for FeedKind<P> {
 impl<P: Payload> Feed<P> {
     /// An empty feed without cursors.
     pub(crate) fn new(kind: FeedKind<P>, retained: Retained) -> Self {
+        // Of the process and not of the hub: consumers of several hubs keep ranges side by side.
+        static IDS: AtomicU64 = AtomicU64::new(0);
         Self {
             kind,
+            id: IDS.fetch_add(1, Relaxed),
             state: Mutex::new(FeedState {
                 retained,
                 ring: VecDeque::new(),
@@ -177,6 +186,11 @@ impl<P: Payload> Feed<P> {
     /// The filters and the predicate of the feed.
     pub(crate) const fn kind(&self) -> &FeedKind<P> {
         &self.kind
+    }
+
+    /// The identity of the feed. No other of the process ever has it, also when this one is gone.
+    pub(crate) const fn id(&self) -> u64 {
+        self.id
     }
 
     /// The predicate of the feed, if it has one.
@@ -637,6 +651,28 @@ impl<P: Payload> FeedState<P> {
             + 1;
         // The newest event fits, whatever its size.
         enough.min(end - 1)
+    }
+
+    /// The number behind the last event, from `from` to before `to`, that a room takes. The slots have all that it takes to
+    /// know, so no event is touched.
+    pub(crate) fn number_that_fits(&self, from: u64, to: u64, room: &Room) -> u64 {
+        let fits = |to: u64| {
+            let Backlog { events, bytes } = self.backlog(from, to);
+            room.holds(events, bytes)
+        };
+        if fits(to) {
+            return to;
+        }
+        let (mut fitting, mut too_far) = (from, to);
+        while fitting + 1 < too_far {
+            let middle = fitting + (too_far - fitting) / 2;
+            if fits(middle) {
+                fitting = middle;
+            } else {
+                too_far = middle;
+            }
+        }
+        fitting
     }
 
     /// The events from `from`, which is not below the front, to before `to`.

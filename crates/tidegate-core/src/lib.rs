@@ -137,7 +137,7 @@ pub use crate::{
     publishing::Publishing,
     registry::{ClientIdPolicy, StallPolicy, SweepRules, Swept},
     sending::Sending,
-    subscription::{Batch, Room, Subscription},
+    subscription::{Batch, EventRange, Room, Subscription},
     topic::{ClientId, NameError, NameErrorKind, Topic},
     topic_set::TopicSet,
     transport::Transport,

@@ -2,7 +2,10 @@
 //!
 //! Subscribers of one filter that have come equally far get the same events with the same index: the same bytes. Each
 //! thread keeps the last few chunks that it made, and hands them out again instead of making them anew. Equality is not
-//! guessed: the epoch, the index and every sequence are compared.
+//! guessed: the epoch and the index are compared, and either the range of the feed or every sequence.
+//!
+//! A range is known before its events are taken from the hub. So a stream that finds its chunk by that touches no event.
+//! Sequences find the chunks of other feeds with the same events.
 //!
 //! # Memory
 //! A thread keeps at most [`CACHED_CHUNKS`] chunks of at most 16 KiB, for as long as it lives. It keeps no event alive:
@@ -17,7 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tidegate_core::{Event, Payload};
+use tidegate_core::{Batch, Event, EventRange, Payload, Subscription};
 
 /// Chunks that a thread keeps: as many as one connection takes in its turn, so that the next connection finds them, and
 /// no more than stay in the processor's cache.
@@ -65,7 +68,15 @@ struct ChunkCache {
 
 struct Chunk {
     place: Place,
+    range: Option<EventRange>,
     sequences: Vec<u64>,
+    bytes: Bytes,
+}
+
+/// A chunk that was kept, for a subscription that is to be polled.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) range: EventRange,
     bytes: Bytes,
 }
 
@@ -95,17 +106,49 @@ impl Sharing {
         }
     }
 
-    /// Returns the chunk of `events` of this epoch, the first of which has this index: a kept one, or a new one from
-    /// `make`. For chunks that tell no index it is 0.
+    /// Returns a kept chunk that begins where this subscription stands, with its range. It is the next one if that is what
+    /// the hub hands out next: after [`poll_next_unless_kept`](Subscription::poll_next_unless_kept), ask
+    /// [`take`](Self::take).
+    pub(crate) fn kept<P: Payload>(&self, subscription: &Subscription<P>) -> Option<Kept> {
+        let place = Place {
+            first_index: subscription.next_index(),
+            source: self.source,
+            epoch: subscription.began_at().epoch,
+        };
+        CACHE.with_borrow(|cache| {
+            cache.chunks.iter().find_map(|chunk| {
+                let range = chunk.range.filter(|_| chunk.place == place)?;
+                subscription.stands_at(&range).then(|| Kept {
+                    range,
+                    bytes: chunk.bytes.clone(),
+                })
+            })
+        })
+    }
+
+    /// Returns the bytes of `kept` if its events are what a poll has handed out.
+    pub(crate) fn take<P>(&self, kept: Option<Kept>, batch: &Batch<P>) -> Option<Bytes> {
+        let kept = kept.filter(|_| batch.is_kept())?;
+        debug_assert!(
+            batch.range == Some(kept.range) && batch.gaps.is_empty(),
+            "a range is kept as a whole, and has no gap before it"
+        );
+        self.shared.fetch_add(1, Relaxed);
+        Some(kept.bytes)
+    }
+
+    /// Returns the chunk of the events of `batch`, of this epoch, the first of which has this index: a kept one, or a new
+    /// one from `make`. For chunks that tell no index it is 0.
     ///
     /// `make` runs while the cache is borrowed, so it must not come back here.
     pub(crate) fn chunk<P: Payload>(
         &self,
         epoch: u64,
         first_index: u64,
-        events: &[Arc<Event<P>>],
+        batch: &Batch<P>,
         make: impl FnOnce() -> Bytes,
     ) -> Bytes {
+        let events = &batch.events[..];
         // Not counted either: the counters tell how well sharing works where it is tried.
         if events.len() < MIN_SHARED_EVENTS {
             return make();
@@ -122,7 +165,7 @@ impl Sharing {
             }
             self.made.fetch_add(1, Relaxed);
             let bytes = make();
-            cache.insert(place, events, bytes.clone());
+            cache.insert(place, batch, bytes.clone());
             bytes
         })
     }
@@ -141,21 +184,22 @@ impl ChunkCache {
             .map(|chunk| chunk.bytes.clone())
     }
 
-    fn insert<P: Payload>(&mut self, place: Place, events: &[Arc<Event<P>>], bytes: Bytes) {
+    fn insert<P: Payload>(&mut self, place: Place, batch: &Batch<P>, bytes: Bytes) {
         if self.chunks.len() < CACHED_CHUNKS {
             self.chunks.push(Chunk {
                 place,
-                sequences: sequences(events).collect(),
+                range: batch.range,
+                sequences: sequences(&batch.events).collect(),
                 bytes,
             });
             return;
         }
         let chunk = &mut self.chunks[self.oldest];
         self.oldest = (self.oldest + 1) % CACHED_CHUNKS;
-        chunk.place = place;
+        (chunk.place, chunk.range) = (place, batch.range);
         // The list is reused: a full cache allocates nothing but the chunks themselves.
         chunk.sequences.clear();
-        chunk.sequences.extend(sequences(events));
+        chunk.sequences.extend(sequences(&batch.events));
         chunk.bytes = bytes;
     }
 }
@@ -225,7 +269,7 @@ mod tests {
     /// The same, of a batch of this epoch.
     fn is_made_in(epoch: u64, sharing: &Sharing, batch: &Batch<Bytes>) -> bool {
         let mut is_made = false;
-        sharing.chunk(epoch, batch.first_index, &batch.events, || {
+        sharing.chunk(epoch, batch.first_index, batch, || {
             is_made = true;
             Bytes::from_static(b"chunk")
         });
@@ -242,6 +286,61 @@ mod tests {
         assert!(!is_made(&sharing, &drain(&mut other)));
         let expected = ChunkStats { shared: 1, made: 1 };
         assert_eq!(sharing.stats(), expected);
+    }
+
+    #[test]
+    fn kept_range_is_not_taken_from_the_hub_again() {
+        let hub = hub();
+        let (mut one, mut other) = (subscribe(&hub, "1", "a"), subscribe(&hub, "2", "a"));
+        let behind = subscribe(&hub, "3", "b");
+        publish(&hub, &["a"; 20]);
+        let sharing = Sharing::new();
+        assert!(sharing.kept(&one).is_none());
+        assert!(is_made(&sharing, &drain(&mut one)));
+        assert!(
+            sharing.kept(&one).is_none(),
+            "it stands behind what was kept"
+        );
+        assert!(sharing.kept(&behind).is_none(), "its feed is another");
+        assert!(
+            Sharing::new().kept(&other).is_none(),
+            "its messages may be others"
+        );
+        let kept = sharing.kept(&other);
+        let range = kept.as_ref().map(|kept| kept.range);
+        let mut batch = Batch::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let room = Room::events(100);
+        let polled = other.poll_next_unless_kept(&mut cx, room, range, &mut batch);
+        assert!(polled.is_ready());
+        assert!(batch.events.is_empty());
+        assert_eq!(
+            sharing.take(kept, &batch),
+            Some(Bytes::from_static(b"chunk"))
+        );
+        let expected = ChunkStats { shared: 1, made: 1 };
+        assert_eq!(sharing.stats(), expected);
+    }
+
+    #[test]
+    fn kept_chunk_goes_with_its_range_alone() {
+        let hub = hub();
+        let (mut one, mut other) = (subscribe(&hub, "1", "a"), subscribe(&hub, "2", "a"));
+        publish(&hub, &["a"; 20]);
+        let sharing = Sharing::new();
+        assert!(is_made(&sharing, &drain(&mut one)));
+        publish(&hub, &["a"]);
+        // It has come to the same event, and is handed one more.
+        let kept = sharing.kept(&other);
+        let range = kept.as_ref().map(|kept| kept.range);
+        assert!(range.is_some());
+        let mut batch = Batch::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let room = Room::events(100);
+        let polled = other.poll_next_unless_kept(&mut cx, room, range, &mut batch);
+        assert!(polled.is_ready());
+        assert_eq!(batch.events.len(), 21);
+        assert_eq!(sharing.take(kept, &batch), None);
     }
 
     /// Sequences begin anew, and may be the same for other events.

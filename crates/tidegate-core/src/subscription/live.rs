@@ -9,7 +9,7 @@
 
 use std::{cmp::Reverse, mem, sync::Arc};
 
-use super::{Batch, CursorState, Room, Subscription, losses::Losses, room::Filling};
+use super::{Batch, CursorState, EventRange, Room, Subscription, losses::Losses, room::Filling};
 use crate::{
     backlog::Backlog,
     close::CloseReason,
@@ -73,6 +73,7 @@ impl<P: Payload> Subscription<P> {
         &mut self,
         watermark: u64,
         room: Room,
+        kept: Option<EventRange>,
         batch: &mut Batch<P>,
     ) -> Result<bool, CloseReason> {
         match self.ready.peek() {
@@ -87,14 +88,16 @@ impl<P: Payload> Subscription<P> {
         };
         let losses = match self.parts.limits.overflow {
             Overflow::Conflate => self.take_conflated(watermark.min(room.up_to), &mut filling),
-            _ if self.ready.len() == 1 => self.take_from_one(watermark, &mut filling),
+            _ if self.ready.len() == 1 => {
+                self.take_from_one(watermark, kept, &mut filling, &mut batch.range)
+            }
             _ => self.take_merged(watermark, &mut filling),
         };
         filling.freed.clear();
         if self.parts.limits.overflow == Overflow::Disconnect && losses.overflow.count > 0 {
             // The caller clears the batch, so nothing of this poll is seen: all of it is abandoned, and stays to be
             // resumed.
-            let passed = losses.overflow.count + losses.evicted.count + batch.events.len() as u64;
+            let passed = losses.overflow.count + losses.evicted.count + batch.count();
             self.behind_when_ended = passed + self.backlog();
             add(&self.shared.counters.abandoned, passed);
             return Err(CloseReason::TooSlow);
@@ -107,7 +110,15 @@ impl<P: Payload> Subscription<P> {
 
     /// The common case: one feed has something. Its own lock is enough, because no other feed has anything up to
     /// the watermark to lose or to give first.
-    fn take_from_one(&mut self, watermark: u64, filling: &mut Filling<'_, P>) -> Losses {
+    ///
+    /// Notes in `range` what is taken, and takes no reference to it if that is the range that was kept.
+    fn take_from_one(
+        &mut self,
+        watermark: u64,
+        kept: Option<EventRange>,
+        filling: &mut Filling<'_, P>,
+        range: &mut Option<EventRange>,
+    ) -> Losses {
         let Some(&Reverse((head, i))) = self.ready.peek() else {
             return Losses::default();
         };
@@ -126,11 +137,19 @@ impl<P: Payload> Subscription<P> {
         // From `next` and not from the front: events that are evicted already count as well.
         losses.skip(&feed, cursor.next, start, head);
         let end = feed.number_after(watermark.min(filling.room.up_to));
-        let taken = feed
-            .events(start, end.max(start))
-            .take_while(|event| filling.take(event))
-            .count();
-        let to = start + taken as u64;
+        let to = feed.number_that_fits(start, end.max(start), &filling.room);
+        if to > start && start == cursor.next {
+            *range = Some(EventRange {
+                feed: cursor.feed.id(),
+                first: start,
+                count: to - start,
+                last_sequence: feed.sequence_before(to),
+            });
+        }
+        if range.is_none() || *range != kept {
+            // References are cloned under the lock; no event is copied.
+            filling.events.extend(feed.events(start, to).cloned());
+        }
         let moved = feed.advance(cursor.next, to, &self.parts.signal, i, &mut filling.freed);
         if feed.has_unwanted() {
             filling.freed.crowded(Arc::clone(&cursor.feed) as _);

@@ -23,6 +23,22 @@ pub struct Room {
     pub up_to: u64,
 }
 
+/// Consecutive events of one filter, or one set of filters, of a hub.
+///
+/// Whoever is handed the same range has the same events: so you can keep what you made of them, and use it again for
+/// other subscriptions. No two ranges of a process are equal but those. See [`Batch::range`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EventRange {
+    /// The identity of the feed.
+    pub(super) feed: u64,
+    /// The number of the first event in it.
+    pub(super) first: u64,
+    /// The number of events.
+    pub(super) count: u64,
+    /// The sequence of the last.
+    pub(super) last_sequence: u64,
+}
+
 /// The result of one poll: the gaps, then the events, then whether the replay has ended.
 ///
 /// Keep it from poll to poll: its memory is used again.
@@ -33,7 +49,13 @@ pub struct Batch<P> {
     /// The index of the first of the events; the others follow without holes.
     pub first_index: u64,
     /// The events, in sequence order.
+    ///
+    /// Empty also where they are the range that was kept, see
+    /// [`poll_next_unless_kept`](crate::Subscription::poll_next_unless_kept).
     pub events: Vec<Arc<Event<P>>>,
+    /// The range that the events are. `None` where there is a gap before them, where they come from several feeds or from
+    /// history, and where they are the survivors of a subscription that conflates.
+    pub range: Option<EventRange>,
     /// Set once, with the position at which the replay that was asked for is done: live events follow.
     pub caught_up: Option<Position>,
 }
@@ -70,6 +92,14 @@ impl Room {
         }
     }
 
+    /// Whether this many events, of this many bytes in all, may be taken at once: what is left after the first when they
+    /// are taken one by one is the same.
+    pub(crate) fn holds(&self, events: u64, bytes: u64) -> bool {
+        let overhead = self.overhead.saturating_mul(events);
+        events <= 1
+            || (events <= self.events as u64 && bytes.saturating_add(overhead) <= self.bytes)
+    }
+
     /// Whether an event of `size` may be added to this many events and bytes. The first may always: a poll that
     /// took nothing would never get past a large event.
     const fn fits(&self, events: usize, bytes: u64, size: u64) -> bool {
@@ -78,17 +108,49 @@ impl Room {
     }
 }
 
+impl EventRange {
+    /// Number of events, at least one.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        self.count
+    }
+}
+
 impl<P> Batch<P> {
-    /// Whether it holds neither a gap nor an event nor the end of a replay.
+    /// Whether it holds neither a gap nor an event, kept or not, nor the end of a replay.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.gaps.is_empty() && self.events.is_empty() && self.caught_up.is_none()
+        self.gaps.is_empty()
+            && self.events.is_empty()
+            && self.range.is_none()
+            && self.caught_up.is_none()
+    }
+
+    /// Whether its events are the range that was kept, and nothing else.
+    #[must_use]
+    pub const fn is_kept(&self) -> bool {
+        self.range.is_some() && self.events.is_empty()
+    }
+
+    /// The number of events that were handed out, kept or not.
+    pub(super) fn count(&self) -> u64 {
+        self.range
+            .map_or(self.events.len() as u64, |range| range.count)
+    }
+
+    /// The sequence of the last of them.
+    pub(super) fn last_sequence(&self) -> Option<u64> {
+        match self.range {
+            Some(range) => Some(range.last_sequence),
+            None => self.events.last().map(|event| event.sequence()),
+        }
     }
 
     /// Removes everything; keeps the memory.
     pub fn clear(&mut self) {
         self.gaps.clear();
         self.events.clear();
+        self.range = None;
         self.caught_up = None;
     }
 }
@@ -99,6 +161,7 @@ impl<P> Default for Batch<P> {
             gaps: Vec::new(),
             first_index: 0,
             events: Vec::new(),
+            range: None,
             caught_up: None,
         }
     }

@@ -352,12 +352,18 @@ impl Messages {
         // Before the poll, which may end the replay: a batch of replayed events is no release, nor is the one that ends
         // the replay.
         let was_live = paced.is_none();
+        let mut kept = None;
         let polled = match &paced {
             Some(paced) => {
                 let mut cx = Context::from_waker(paced);
                 self.subscription.poll_next(&mut cx, taken, batch)
             }
-            None => self.subscription.poll_next(cx, taken, batch),
+            None => {
+                kept = self.sharing.kept(&self.subscription);
+                let range = kept.as_ref().map(|kept| kept.range);
+                self.subscription
+                    .poll_next_unless_kept(cx, taken, range, batch)
+            }
         };
         charge(self.subscription.work(), cx);
         match polled {
@@ -368,7 +374,10 @@ impl Messages {
                 {
                     releases.mark_sent();
                 }
-                Poll::Ready(Step::Chunk(self.write(batch, room)))
+                let chunk = self.sharing.take(kept, batch);
+                Poll::Ready(Step::Chunk(
+                    chunk.unwrap_or_else(|| self.write(batch, room)),
+                ))
             }
             Poll::Ready(Err(reason)) => Poll::Ready(self.end(reason)),
             Poll::Pending => self.poll_timer(cx),
@@ -383,7 +392,7 @@ impl Messages {
         if batch.gaps.is_empty() && batch.caught_up.is_none() {
             let sharing = Arc::clone(&self.sharing);
             let epoch = self.subscription.began_at().epoch;
-            return sharing.chunk(epoch, batch.first_index, &batch.events, || {
+            return sharing.chunk(epoch, batch.first_index, batch, || {
                 let mut out = Vec::new();
                 self.write_events(batch, room, &mut out);
                 Bytes::from(out)

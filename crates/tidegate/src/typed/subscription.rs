@@ -303,7 +303,7 @@ impl<T: Value> Subscription<T> {
         let mut rest = None;
         // Messages tell no index, so chunks with the same sequences are the same at any index.
         let epoch = core.began_at().epoch;
-        let chunk = self.hub.sharing.chunk(epoch, 0, events, || {
+        let chunk = self.hub.sharing.chunk(epoch, 0, &self.batch, || {
             let (chunk, left) = write_messages(events, |event| {
                 let sending = sending.take();
                 sent_bytes(sending.unwrap_or_else(|| core.send(Arc::clone(event))))
