@@ -30,7 +30,7 @@
 //!   work a task of its own.
 //! * **Stalls.** A stream whose client does not read can be reset: one that `typed::Hub::sweep` of the crate `tidegate`
 //!   ends is gone after its grace period. On tonic's server it stays as long as its connection.
-//! * **Limits.** All of hyper's limits are set, including those that tonic leaves out, and so are timeouts for
+//! * **Limits.** Every limit has a default, including those that tonic leaves out, and so have timeouts for
 //!   the preface and for writing: [`Http2Config`].
 //! * **Proxies.** A connection that carries the calls of many users outlives the calls that are refused or given up. The rest
 //!   of their bodies is read and thrown away, and the resets that end a flood are counted in time: tonic's server counts

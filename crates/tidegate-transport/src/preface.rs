@@ -1,8 +1,8 @@
-//! The connection preface (RFC 9113, section 3.4), read before hyper has the connection.
+//! The connection preface (RFC 9113, section 3.4), read before an engine has the connection.
 //!
-//! hyper waits for the preface without a timeout, and cannot end a connection in good order before it has it
-//! (hyper issue 4170). To wait for the first byte alone would not do: a peer that sends half of the preface
-//! would hold its connection forever, since keep-alive begins after it.
+//! So whoever accepts it has one timeout for the TLS handshake and the preface. hyper would wait for the preface without one,
+//! and cannot end a connection in good order before it has it (hyper issue 4170). To wait for the first byte alone would not
+//! do: a peer that sends half of the preface would hold its connection forever, since keep-alive begins after it.
 
 use std::{
     io,
@@ -10,10 +10,8 @@ use std::{
     task::{Context, Poll},
 };
 
+pub(crate) use tidegate_http2::PREFACE;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-
-/// First bytes of a client.
-pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Empty SETTINGS, by which HTTP/2 begins, and GOAWAY with `PROTOCOL_ERROR` (RFC 9113, section 3.4).
 const REFUSAL: [u8; 26] = [
@@ -22,7 +20,8 @@ const REFUSAL: [u8; 26] = [
     0, 0, 0, 0, 0, 0, 0, 1,
 ];
 
-/// A transport whose preface was read, and which yields it once more: hyper reads it too. [`read_preface`] makes it.
+/// A transport whose preface was read, and which yields it once more: hyper reads it too, `tidegate-http2` does not.
+/// [`read_preface`] makes it.
 #[derive(Debug)]
 pub struct Prefaced<T> {
     transport: T,

@@ -48,7 +48,7 @@ where
 
 /// Methods of a [`Connection`](crate::Connection), whatever its transport and its service.
 pub(crate) trait Serve {
-    /// Runs one turn of the driver.
+    /// Runs one turn of the connection.
     fn poll_turn(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>;
 
     fn graceful_shutdown(self: Pin<&mut Self>);

@@ -145,21 +145,15 @@ impl Shared {
         self.inbox().is_polled = true;
     }
 
-    /// Returns how many bytes were read, and how many are never going to be, since the last time.
-    pub(super) fn end_reading(&self) -> (usize, usize) {
+    /// Returns how many bytes were read, and how many are never going to be, since the last time. And whether nothing is left:
+    /// the body is complete, and was read or is read by nobody.
+    pub(super) fn end_reading(&self) -> (usize, usize, bool) {
         let mut inbox = self.inbox();
         inbox.is_polled = false;
-        (
-            std::mem::take(&mut inbox.read),
-            std::mem::take(&mut inbox.discarded),
-        )
-    }
-
-    /// Whether the body is complete and was read, or nobody reads it.
-    pub(super) fn is_read(&self) -> bool {
-        let inbox = self.inbox();
-        inbox.end.is_some()
-            && (inbox.is_dropped || (inbox.data.is_empty() && inbox.trailers.is_none()))
+        let is_read = inbox.end.is_some()
+            && (inbox.is_dropped || (inbox.data.is_empty() && inbox.trailers.is_none()));
+        let read = std::mem::take(&mut inbox.read);
+        (read, std::mem::take(&mut inbox.discarded), is_read)
     }
 
     /// Adds a piece of the body. Returns whether somebody is going to read it.

@@ -54,8 +54,6 @@ type CallOf<S> = Call<
 pub(crate) struct Engine<T, S: Http2Service> {
     // First, because fields are dropped in order: a peer that sees the connection close finds its streams gone.
     http2: Connection<CallOf<S>>,
-    /// Calls that are still to be dropped, once the connection has ended.
-    ending: Option<VecDeque<CallOf<S>>>,
     transport: T,
     service: S,
     wakes: Arc<Wakes>,
@@ -71,19 +69,26 @@ pub(crate) struct Engine<T, S: Http2Service> {
     unread: Vec<u8>,
     /// Never later than what is due, often earlier.
     timer: Pin<Box<Sleep>>,
-    /// Whether it is no longer served, and why.
-    has_ended: bool,
-    ended: Result<(), BoxError>,
+    /// Whether the transport may hold bytes that it has taken and not passed on, as TLS does.
+    is_unflushed: bool,
+    /// Its end, once it is no longer served.
+    end: Option<Box<End<S>>>,
+}
+
+/// The end of a connection.
+struct End<S: Http2Service> {
+    /// Calls that are still to be dropped.
+    calls: VecDeque<CallOf<S>>,
+    /// Why it is no longer served.
+    reason: Result<(), BoxError>,
+    /// Whether nobody is there to be told anything.
+    is_gone: bool,
     /// Whether the peer was told everything, and that nothing follows.
     is_shut: bool,
     /// Bytes that came after it was no longer served.
     thrown_away: usize,
     /// Time after which nothing more is thrown away.
     lingers_until: Instant,
-    /// Whether nobody is there to be told anything.
-    is_gone: bool,
-    /// Whether the transport may hold bytes that it has taken and not passed on, as TLS does.
-    is_unflushed: bool,
 }
 
 // Nothing of it is pinned in place: calls and bodies are in boxes, and the transport can be moved.
@@ -101,7 +106,6 @@ where
             // The first turn sets it.
             timer: Box::pin(sleep_until(now)),
             http2: Connection::new(config, now.into_std()),
-            ending: None,
             transport,
             service,
             waker: Waker::from(Arc::clone(&wakes)),
@@ -110,23 +114,16 @@ where
             woken: VecDeque::new(),
             are_turns_first: false,
             unread: Vec::new(),
-            has_ended: false,
-            ended: Ok(()),
-            is_shut: false,
-            thrown_away: 0,
-            lingers_until: now,
-            is_gone: false,
             is_unflushed: false,
+            end: None,
         }
     }
+}
 
-    /// Drops the calls of a connection that has ended, one by one and in as many turns as it takes: each may have much to
-    /// leave. Ready when none is left.
+impl<S: Http2Service> End<S> {
+    /// Drops the calls one by one and in as many turns as it takes: each may have much to leave. Ready when none is left.
     fn poll_drop(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let ending = self
-            .ending
-            .get_or_insert_with(|| self.http2.take_streams().collect());
-        while let Some(call) = ending.pop_front() {
+        while let Some(call) = self.calls.pop_front() {
             drop_call(call);
             if !has_budget_remaining() {
                 let _ = pin!(yield_now()).poll(cx);
@@ -163,7 +160,7 @@ where
 impl<T, S: Http2Service> Drop for Engine<T, S> {
     /// Drops the calls one by one: one that panics must not keep the others.
     fn drop(&mut self) {
-        let ending = self.ending.take().unwrap_or_default();
+        let ending = self.end.take().map(|end| end.calls).unwrap_or_default();
         for call in ending.into_iter().chain(self.http2.take_streams()) {
             drop_call(call);
         }

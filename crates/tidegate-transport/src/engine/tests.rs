@@ -263,6 +263,32 @@ async fn streams_share_the_budget_of_the_task() {
     }
 }
 
+/// A body that brings nothing, again and again, has no turn without end.
+#[tokio::test(start_paused = true)]
+async fn body_of_empty_chunks_leaves_their_turns_to_others() {
+    const POLLS: u32 = 1_000_000;
+    let polls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&polls);
+    let service = by_path(move |path, _| {
+        let polls = Arc::clone(&counted);
+        match path {
+            "/empty" => polled(move |_| {
+                // An end all the same, or this test would have none if it failed.
+                let is_left = polls.fetch_add(1, Relaxed) < POLLS;
+                Poll::Ready(is_left.then(Bytes::new))
+            }),
+            _ => full("x"),
+        }
+    });
+    let mut peer = connect(service).await;
+    peer.send(&request(1, END_STREAM, "/empty")).await;
+    peer.ping().await;
+    peer.send(&request(3, END_STREAM, "/")).await;
+    assert_eq!(peer.body(3).await, (1, false));
+    let polls = polls.load(Relaxed);
+    assert!((3..1_000).contains(&polls), "{polls}");
+}
+
 /// However many calls come at once: a few of them, and other tasks have their turns.
 #[tokio::test(start_paused = true)]
 async fn flood_of_calls_leaves_their_turns_to_other_tasks() {

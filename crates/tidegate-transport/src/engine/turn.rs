@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{
-    Engine, Waiting,
+    End, Engine, Waiting,
     call::{Call, Incoming, Phase, Shared},
     date, drop_call,
 };
@@ -73,23 +73,32 @@ where
         self.may_read |= self.wakes.begin_turn(cx.waker());
         let now = Instant::now();
         self.http2.set_now(now.into_std());
-        if !self.has_ended {
-            self.ended = match self.check_timer(now) {
-                Ok(()) => ready!(self.poll_rounds(cx)),
-                Err(error) => {
-                    self.is_gone = true;
-                    Err(error)
-                }
-            };
-            self.has_ended = true;
-            self.lingers_until = Instant::now() + LONGEST_LINGER;
-            self.timer.as_mut().reset(Instant::now() + LINGER);
-        }
-        self.poll_end(cx)
+        let mut end = match self.end.take() {
+            Some(end) => end,
+            None => {
+                let (is_gone, reason) = match self.check_timer(now) {
+                    Ok(()) => ready!(self.poll_rounds(cx)),
+                    Err(error) => (true, Err(error)),
+                };
+                self.timer.as_mut().reset(Instant::now() + LINGER);
+                Box::new(End {
+                    calls: self.http2.take_streams().collect(),
+                    reason,
+                    is_gone,
+                    is_shut: false,
+                    thrown_away: 0,
+                    lingers_until: Instant::now() + LONGEST_LINGER,
+                })
+            }
+        };
+        let polled = self.poll_end(&mut end, cx);
+        self.end = Some(end);
+        polled
     }
 
-    /// Runs the rounds of a turn. Ready when the connection is no longer served, with why it ended.
-    fn poll_rounds(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+    /// Runs the rounds of a turn. Ready when the connection is no longer served, with whether nobody is there to be told
+    /// anything, and why it ended.
+    fn poll_rounds(&mut self, cx: &mut Context<'_>) -> Poll<(bool, Result<(), BoxError>)> {
         let mut has_more = false;
         for _ in 0..ROUNDS {
             let wanted_input = self.http2.wants_input();
@@ -98,17 +107,13 @@ where
             let is_left = self.poll_calls();
             let written = self.poll_write(cx);
             match (read, written) {
-                (Poll::Ready(Err(error)), _) => return Poll::Ready(Err(error)),
-                (_, Poll::Ready(Err(error))) => {
-                    self.is_gone = true;
-                    return Poll::Ready(Err(error));
-                }
-                (Poll::Ready(Ok(false)), _) => {
-                    self.is_gone = true;
-                    return Poll::Ready(Ok(()));
-                }
+                (Poll::Ready(Err(error)), _) => return Poll::Ready((false, Err(error))),
+                (_, Poll::Ready(Err(error))) => return Poll::Ready((true, Err(error))),
+                (Poll::Ready(Ok(false)), _) => return Poll::Ready((true, Ok(()))),
                 // What waits for a slow peer has as long as it has otherwise.
-                (_, Poll::Ready(Ok(()))) if self.http2.is_over() => return Poll::Ready(Ok(())),
+                (_, Poll::Ready(Ok(()))) if self.http2.is_over() => {
+                    return Poll::Ready((false, Ok(())));
+                }
                 _ => {}
             }
             // What was written made room, of which its streams learn only here. So does the look at what has come: without
@@ -172,19 +177,14 @@ where
         if !self.may_read {
             return Poll::Pending;
         }
-        let mut buffer = READ.take();
-        buffer.resize(READ_BYTES, 0);
-        let mut read = ReadBuf::new(&mut buffer);
-        let polled = Pin::new(&mut self.transport)
-            .poll_read(&mut Context::from_waker(&self.waker), &mut read);
-        let length = read.filled().len();
-        self.may_read = polled.is_ready();
-        let received = match polled {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
-            Poll::Ready(Ok(())) if length == 0 => Poll::Ready(Ok(false)),
-            Poll::Ready(Ok(())) => Poll::Ready(self.receive(&buffer[..length]).map(|()| true)),
-        };
+        let mut cx = Context::from_waker(&self.waker);
+        let (buffer, read) = poll_read(&mut self.transport, &mut cx);
+        self.may_read = read.is_ready();
+        let received = read.map(|read| {
+            let length = read?;
+            self.receive(&buffer[..length])?;
+            Ok(length > 0)
+        });
         READ.set(buffer);
         received
     }
@@ -363,26 +363,25 @@ where
         let polled = catch_unwind(AssertUnwindSafe(|| {
             self.poll_phase(stream, &shared, &mut phase, &mut cx)
         }));
+        let mut is_read = true;
         if has_inbox {
-            let (read, discarded) = shared.end_reading();
+            let (read, discarded, is_all) = shared.end_reading();
             if read > 0 {
                 self.http2.release(stream, read);
             }
             if discarded > 0 {
                 self.http2.discard(stream, discarded);
             }
+            is_read = is_all;
         }
         match polled {
-            Ok(true) => {
-                let is_read = has_inbox && shared.is_read();
-                match self.http2.state_mut(stream) {
-                    Some(call) => {
-                        call.phase = phase;
-                        call.has_inbox &= !is_read;
-                    }
-                    None => drop_phase(phase),
+            Ok(true) => match self.http2.state_mut(stream) {
+                Some(call) => {
+                    call.phase = phase;
+                    call.has_inbox = !is_read;
                 }
-            }
+                None => drop_phase(phase),
+            },
             Ok(false) => drop_phase(phase),
             Err(_) => {
                 self.reset(stream, Code::INTERNAL_ERROR);
@@ -452,6 +451,11 @@ where
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(mut data) => {
                         let data = data.copy_to_bytes(data.remaining());
+                        if data.is_empty() {
+                            // It takes no room, so nothing else would end the turn of a body that has only those.
+                            cx.waker().wake_by_ref();
+                            return true;
+                        }
                         self.http2.send(stream, data);
                     }
                     Err(frame) => {
@@ -528,6 +532,19 @@ where
     }
 }
 
+/// Reads what is there into the buffer of this thread. Returns it, to be given back to [`READ`], with the number of bytes.
+fn poll_read<T: AsyncRead + Unpin>(
+    transport: &mut T,
+    cx: &mut Context<'_>,
+) -> (Vec<u8>, Poll<io::Result<usize>>) {
+    let mut buffer = READ.take();
+    buffer.resize(READ_BYTES, 0);
+    let mut read = ReadBuf::new(&mut buffer);
+    let polled = Pin::new(transport).poll_read(cx, &mut read);
+    let length = read.filled().len();
+    (buffer, polled.map_ok(|()| length))
+}
+
 fn note_failure(error: impl Into<BoxError>) {
     let error: BoxError = error.into();
     tracing::debug!(error, "a service failed");
@@ -546,50 +563,39 @@ where
     S: Http2Service,
 {
     /// Ends a connection that is no longer served: its calls are dropped, and the peer is told what waits for it.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        ready!(self.poll_drop(cx));
-        let told = ready!(self.poll_tell(cx));
+    fn poll_end(&mut self, end: &mut End<S>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        ready!(end.poll_drop(cx));
+        let told = ready!(self.poll_tell(end, cx));
         // Why it ended matters more than how well the peer could be told.
-        let ended = mem::replace(&mut self.ended, Ok(()));
-        Poll::Ready(ended.and(told))
+        let reason = mem::replace(&mut end.reason, Ok(()));
+        Poll::Ready(reason.and(told))
     }
 
-    fn poll_tell(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        if self.is_gone {
+    fn poll_tell(&mut self, end: &mut End<S>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        if end.is_gone || self.timer.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
-        if self.timer.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Ok(()));
-        }
-        if !self.is_shut {
+        if !end.is_shut {
             ready!(self.poll_write(cx))?;
             ready!(Pin::new(&mut self.transport).poll_shutdown(cx))?;
-            self.is_shut = true;
+            end.is_shut = true;
         }
         // A socket that is closed resets the connection when more comes, and what the peer has not received is lost.
-        let mut buffer = READ.take();
-        buffer.resize(READ_BYTES, 0);
-        let mut read = ReadBuf::new(&mut buffer);
-        let polled = Pin::new(&mut self.transport).poll_read(cx, &mut read);
-        self.thrown_away += read.filled().len();
-        let is_over = match polled {
-            Poll::Pending => false,
-            Poll::Ready(Ok(())) if !read.filled().is_empty() => {
-                if self.ended.is_ok() {
-                    let until = self.lingers_until.min(Instant::now() + LINGER);
-                    self.timer.as_mut().reset(until);
-                }
-                // A peer that goes on is not read faster than others are served.
-                cx.waker().wake_by_ref();
-                self.thrown_away > LINGER_BYTES
-            }
-            Poll::Ready(_) => true,
-        };
+        let (buffer, read) = poll_read(&mut self.transport, cx);
         READ.set(buffer);
-        if is_over {
-            Poll::Ready(Ok(()))
-        } else {
-            Poll::Pending
+        let Ok(length @ 1..) = ready!(read) else {
+            return Poll::Ready(Ok(()));
+        };
+        if end.reason.is_ok() {
+            let until = end.lingers_until.min(Instant::now() + LINGER);
+            self.timer.as_mut().reset(until);
         }
+        end.thrown_away += length;
+        if end.thrown_away > LINGER_BYTES {
+            return Poll::Ready(Ok(()));
+        }
+        // A peer that goes on is not read faster than others are served.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
