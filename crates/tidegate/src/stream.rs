@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tidegate_core::Transport;
 use tidegate_http2::StreamHandle;
 
+use crate::framing::CHUNK_BYTES;
+
 /// A stream, as a hub knows it.
 #[derive(Debug)]
 struct Stream(StreamHandle);
@@ -31,6 +33,13 @@ struct Late {
 /// Returns the stream with this handle, for a hub.
 pub(crate) fn transport(handle: StreamHandle) -> Arc<dyn Transport> {
     Arc::new(Stream(handle))
+}
+
+/// Returns how much the chunk of a stream may have: what its peer's windows admit, and [`CHUNK_BYTES`] where the transport
+/// does not tell.
+pub(crate) fn room(stream: Option<&StreamHandle>) -> usize {
+    let room = stream.and_then(StreamHandle::room);
+    room.map_or(CHUNK_BYTES, |room| room.min(CHUNK_BYTES))
 }
 
 impl Transport for Stream {

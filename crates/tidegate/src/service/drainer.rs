@@ -2,7 +2,7 @@
 //!
 //! # Pull
 //! Nothing happens until the transport polls, and it polls when it wants a chunk. One poll takes the events
-//! that are ready, up to [`CHUNK_BYTES`] and no more than the peer's window admits, as one message in one chunk. An event larger than that goes in
+//! that are ready, up to [`CHUNK_BYTES`](crate::framing::CHUNK_BYTES) and no more than the peer's window admits, as one message in one chunk. An event larger than that goes in
 //! several chunks that share its memory, and counts as being sent until the transport has let go of the last one. Streams of one filter that have come equally far share their chunks.
 //!
 //! # Order
@@ -45,11 +45,10 @@ use super::{
 use crate::{
     chunk_body::{ChunkBody, PollChunk, Step},
     chunks::Sharing,
-    framing::CHUNK_BYTES,
     pace::Pacer,
     reason::Reason,
     rest::{Rest, sent_bytes},
-    status,
+    status, stream,
 };
 
 /// Work of a replay that takes one of the 128 units that tokio gives a task for a turn. A poll of a replay does up to
@@ -238,10 +237,9 @@ impl http_body::Body for Drainer {
 
 impl PollChunk for Messages {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        let room = self.stream.as_ref().and_then(StreamHandle::room);
-        let polled = match room.unwrap_or(CHUNK_BYTES) {
+        let polled = match stream::room(self.stream.as_ref()) {
             0 => self.poll_end(cx),
-            room => self.poll_step(cx, room.min(CHUNK_BYTES)),
+            room => self.poll_step(cx, room),
         };
         if let Poll::Ready(Step::Chunk(_)) = polled {
             self.last_sent = Instant::now();
@@ -589,6 +587,7 @@ mod tests {
     use tidegate_proto::v1::{NewEvent, SubscribeResponse};
 
     use super::*;
+    use crate::framing::CHUNK_BYTES;
     use crate::framing::PREFIX;
 
     fn drainer(hub: &Hub<Encoded>, start: Start) -> ChunkBody<Messages> {

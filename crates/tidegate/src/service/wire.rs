@@ -111,8 +111,8 @@ pub(super) fn write_batch(
         let room = end.saturating_sub(out.len());
         if bytes.len() > room {
             debug_assert_eq!(batch.events.len(), 1, "only a single event is cut");
-            // The copy is short, and the rest is whole chunks of the event's own memory, cut at the same places
-            // for every subscriber.
+            // The copy is short, and the rest is whole chunks of the memory of the event, cut at the same places
+            // for every subscriber whose windows admit whole chunks.
             let copied = (bytes.len() % max_bytes).min(room);
             out.put_slice(&bytes[..copied]);
             cut = Some(copied);

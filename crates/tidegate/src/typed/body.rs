@@ -14,12 +14,14 @@ use crate::{
     framing::CHUNK_BYTES,
     reason::Reason,
     rest::Rest,
+    stream,
 };
 
 /// Body of the response of a method that returned a subscription.
 pub(super) type SubscriptionBody<T> = ChunkBody<Messages<T>>;
 
-/// The messages of a subscription, as chunks.
+/// The messages of a subscription, as chunks. A chunk of whole messages can be more than the windows admit; pieces of a
+/// message larger than a chunk are never.
 pub(super) struct Messages<T: Value> {
     subscription: Subscription<T>,
     /// The stream, to be asked whether it has room, where the transport tells.
@@ -73,7 +75,8 @@ impl<T: Value> Messages<T> {
 
 impl<T: Value> PollChunk for Messages<T> {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        if self.stream.as_ref().and_then(StreamHandle::room) == Some(0) {
+        let room = stream::room(self.stream.as_ref());
+        if room == 0 {
             if self.rest.is_some() {
                 // The peer is in the middle of a message, behind which alone it reads a status.
                 return Poll::Pending;
@@ -82,7 +85,7 @@ impl<T: Value> PollChunk for Messages<T> {
         }
         // A connection that cannot write keeps chunks of streams that were reset.
         let copies = self.rest.is_some() && self.subscription.is_sending_much();
-        if let Some(chunk) = Rest::next(&mut self.rest, CHUNK_BYTES, copies) {
+        if let Some(chunk) = Rest::next(&mut self.rest, room, copies) {
             self.subscription.note_progress();
             return Poll::Ready(Step::Chunk(chunk));
         }
@@ -99,8 +102,9 @@ impl<T: Value> PollChunk for Messages<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::mem::size_of_val;
+    use std::{mem::size_of_val, sync::Arc, task::Waker};
 
+    use tidegate_http2::StreamControl;
     use tidegate_proto::v1::Event;
 
     use super::{super::hub::Hub, *};
@@ -114,5 +118,37 @@ mod tests {
             .unwrap();
         let body = SubscriptionBody::new(Messages::new(subscription, None));
         assert!(size_of_val(&body) <= size_of::<Subscription<Event>>() + 112);
+    }
+
+    /// A stream whose windows admit this much.
+    #[derive(Debug)]
+    struct Windows(usize);
+
+    impl StreamControl for Windows {
+        fn taken(&self) -> u64 {
+            0
+        }
+
+        fn reset(&self) {}
+
+        fn room(&self) -> Option<usize> {
+            Some(self.0)
+        }
+    }
+
+    #[test]
+    fn piece_of_a_large_message_is_no_more_than_the_windows_admit() {
+        let hub = Hub::<Event>::new();
+        let subscription = hub.subscribe().ignore_losses().open().unwrap();
+        let stream = StreamHandle::new(Arc::new(Windows(100)));
+        let mut body = Messages::new(subscription, Some(stream));
+        let encoding = vec![7; 250].into();
+        body.rest = Some(Box::new(Rest::new(encoding, Vec::new())));
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut pieces = Vec::new();
+        while let Poll::Ready(Step::Chunk(piece)) = body.poll_chunk(&mut cx) {
+            pieces.push(piece.len());
+        }
+        assert_eq!(pieces, [100, 100, 50]);
     }
 }
