@@ -268,7 +268,10 @@ impl Pseudo {
             // finds it where HTTP/1.1 has it, in place of what was there: nobody may go by that (RFC 9113, section 8.3.1).
             uri.scheme = None;
             if let Some(authority) = authority {
-                request.headers_mut().insert(header::HOST, authority);
+                let headers = request.headers_mut();
+                headers
+                    .try_insert(header::HOST, authority)
+                    .map_err(|_| Malformed)?;
             }
             if is_connect {
                 return Ok(());

@@ -916,6 +916,41 @@ fn header_list_that_is_too_large_is_marked_and_truncated() {
     assert!(!request.headers().contains_key("other"));
 }
 
+/// A map of headers has room for 24,576 names, however large the list may be.
+#[test]
+fn more_names_than_a_map_has_room_for_are_malformed() {
+    let config = Config {
+        max_header_list_size: 16 << 20,
+        ..Config::default()
+    };
+    // It is to be put into the map, in place of a host.
+    let mut fields = block(&[&REQUEST[..2], &[(":authority", "/run/x"), REQUEST[3]]].concat());
+    let mut pair = Pair::with(config);
+    let mut seen = Vec::new();
+    for name in 0..24_580_u32 {
+        fields.extend_from_slice(&[0, 6]);
+        fields.extend_from_slice(format!("x{name:05}").as_bytes());
+        fields.push(0);
+        if name < 24_572 {
+            continue;
+        }
+        let stream = 2 * (name - 24_572) + 1;
+        let (first, others) = fields.split_at(16_000);
+        pair.send_quietly(&frame(HEADERS, END_STREAM, stream, first));
+        for piece in others.chunks(16_000) {
+            pair.send_quietly(&frame(CONTINUATION, 0, stream, piece));
+        }
+        let end = frame(CONTINUATION, END_HEADERS, stream, &[]);
+        seen.push(!pair.send(&end).unwrap().is_empty());
+    }
+    // Those that have room, and all behind them.
+    assert!(
+        seen.is_sorted_by(|before, after| before >= after),
+        "{seen:?}"
+    );
+    assert!(seen[0] && !seen[7], "{seen:?}");
+}
+
 /// Without their tail they would say something else, and there is no mark on them.
 #[test]
 fn trailers_that_are_too_large_reset_their_stream() {
