@@ -8,7 +8,7 @@ use std::time::Duration;
 /// let mut config = tidegate_http2::Config::default();
 /// config.max_output = 32 << 10;
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
     /// Maximum number of streams that the peer may have open at once. Those beyond it are refused with `REFUSED_STREAM`, which

@@ -1,6 +1,6 @@
 //! Limits and timeouts of a connection.
 
-use std::{io, time::Duration};
+use std::{cell::RefCell, io, sync::Arc, time::Duration};
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -110,8 +110,12 @@ impl Http2Config {
         Ok(())
     }
 
-    /// The limits, as `tidegate-http2` has them.
-    pub(crate) fn limits(&self) -> tidegate_http2::Config {
+    /// The limits, as `tidegate-http2` has them. Connections with the same share them.
+    pub(crate) fn limits(&self) -> Arc<tidegate_http2::Config> {
+        thread_local! {
+            /// Those of the connection that this thread began last.
+            static LAST: RefCell<Arc<tidegate_http2::Config>> = RefCell::default();
+        }
         let mut limits = tidegate_http2::Config::default();
         limits.max_concurrent_streams = self.max_concurrent_streams;
         limits.max_header_list_size = self.max_header_list_size;
@@ -124,6 +128,29 @@ impl Http2Config {
         limits.max_faults = u32::try_from(self.max_local_error_reset_streams).unwrap_or(u32::MAX);
         limits.max_cancellations =
             u32::try_from(self.max_pending_accept_reset_streams).unwrap_or(u32::MAX);
-        limits
+        LAST.with_borrow_mut(|last| {
+            if **last != limits {
+                *last = Arc::new(limits);
+            }
+            Arc::clone(last)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_share_their_limits() {
+        let config = Http2Config::default();
+        let limits = config.limits();
+        assert!(Arc::ptr_eq(&limits, &config.limits()));
+        let other = Http2Config {
+            max_concurrent_streams: 1,
+            ..config
+        };
+        assert_eq!(other.limits().max_concurrent_streams, 1);
+        assert_eq!(*limits, *config.limits());
     }
 }

@@ -4,7 +4,6 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -37,12 +36,8 @@ impl Connection {
         S: Http2Service,
     {
         if config.engine == Http2Engine::Tidegate {
-            let limits = Arc::new(config.limits());
-            return Self(Box::pin(Engine::new(
-                transport.into_inner(),
-                service,
-                limits,
-            )));
+            let transport = transport.into_inner();
+            return Self(Box::pin(Engine::new(transport, service, config.limits())));
         }
         Self(Box::pin(Http2Task::new(transport, service, config)))
     }
