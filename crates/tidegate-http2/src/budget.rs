@@ -17,9 +17,10 @@ pub(crate) struct Budgets {
     began: Instant,
     /// Streams that we reset for faults of the peer (CVE-2025-8671).
     faults: u32,
-    /// Calls without an answer that the peer reset, and those that were refused or malformed (CVE-2023-44487).
+    /// Calls without an answer that the peer reset, and those that were refused, malformed or too large (CVE-2023-44487).
     cancellations: u32,
-    /// Frames that are about no call: SETTINGS, PING, PRIORITY and unknown ones (CVE-2019-9512, 9515).
+    /// Frames that are about no call: SETTINGS, PING, PRIORITY and unknown ones (CVE-2019-9512, 9515), and HEADERS that nobody
+    /// waits for.
     idle_frames: u32,
     /// DATA that neither brings nor ends anything (CVE-2019-9518).
     empty_frames: u32,

@@ -17,7 +17,8 @@ pub struct Config {
     /// Maximum size of a request's header list: its names and values, and 32 bytes for each field (RFC 9113, section
     /// 6.5.2). A request with more is handed on without what has no room, and marked. Trailers with more are malformed: their
     /// stream is reset with `PROTOCOL_ERROR`. A block of more than twice as many bytes, and of more than 16 KiB, or of more
-    /// than 64 frames ends the connection. Default: 16 KiB.
+    /// than 64 frames ends the connection, and so does a list that counts more than four times as many, and more than 64 KiB.
+    /// Default: 16 KiB.
     pub max_header_list_size: u32,
     /// Number of bytes that the peer may send on one stream before they are read. More than 2³¹ - 1 count as that. Default:
     /// 256 KiB.
@@ -37,11 +38,11 @@ pub struct Config {
     pub write_timeout: Duration,
     /// Number of streams in 10 s that are reset for faults of the peer before the connection ends. Default: 1,024.
     pub max_faults: u32,
-    /// Number of calls in 10 s that the peer cancels before they are answered, that are refused, or that are malformed, before
-    /// the connection ends. Default: 10,000.
+    /// Number of calls in 10 s that the peer cancels before they are answered, that are refused, that are malformed, or whose
+    /// header list is too large, before the connection ends. Default: 10,000.
     pub max_cancellations: u32,
-    /// Number of frames in 10 s that are about no call, before the connection ends: SETTINGS, PING, PRIORITY, and unknown
-    /// ones. Default: 50,000. A client that finds out how much the network holds pings once a round trip. Settings that change
+    /// Number of frames in 10 s that are about no call, before the connection ends: SETTINGS, PING, PRIORITY, unknown ones,
+    /// and HEADERS of calls that are over or not served any more. Default: 50,000. A client that finds out how much the network holds pings once a round trip. Settings that change
     /// the windows of streams count for one more of every 8 streams.
     pub max_idle_frames: u32,
     /// Number of DATA frames in 10 s that neither bring nor end anything, padding aside, before the connection ends. Default:

@@ -9,9 +9,6 @@ use http::{
 
 use crate::hpack::Field;
 
-/// Size of a field in a header list besides its name and value (RFC 9113, section 6.5.2).
-const FIELD_BYTES: usize = 32;
-
 /// Whether a field is about the connection that brings it. A message of HTTP/2 with one is malformed (RFC 9113, section
 /// 8.2.2).
 pub(crate) fn is_of_a_connection(name: &HeaderName) -> bool {
@@ -105,8 +102,7 @@ impl HeaderList {
         if self.is_malformed {
             return;
         }
-        let size = field.name.len() + field.value.len() + FIELD_BYTES;
-        let Some(left) = self.left.checked_sub(size) else {
+        let Some(left) = self.left.checked_sub(field.size()) else {
             // Whatever follows is left out too: a list without one of its middle fields would say something else.
             self.left = 0;
             self.is_truncated = true;

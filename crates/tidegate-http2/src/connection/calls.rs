@@ -12,6 +12,9 @@ use crate::{
 /// Number of frames in a header block. A peer needs one for each 16 KiB of it, and proxies now and then more.
 const MAX_BLOCK_FRAMES: u32 = 64;
 
+/// Number of bytes up to which a header list is decoded, whatever the limit. Two bytes of a block may name a field of 4,000.
+const MIN_DECODED: usize = 64 << 10;
+
 impl<S: StreamState> Connection<S> {
     pub(super) fn on_headers<'a>(
         &mut self,
@@ -94,10 +97,18 @@ impl<S: StreamState> Connection<S> {
             Known::Idle => HeaderList::of_request(max_size),
             _ => HeaderList::of_trailers(max_size),
         };
+        let mut left = max_size.saturating_mul(4).max(MIN_DECODED);
         // Whatever comes of it: the peer's table has changed.
         self.decoder
             .get_or_insert_with(|| Box::new(Decoder::new()))
-            .decode(block, |field| list.add(field))?;
+            .decode(block, |field| {
+                let size = field.size();
+                left = left
+                    .checked_sub(size)
+                    .ok_or(Error::calm("a header list is too large"))?;
+                list.add(field);
+                Ok::<_, Error>(())
+            })?;
         match known {
             Known::Idle => self.on_request(id, ends, depends_on_itself, list),
             Known::Open => self.on_trailers(id, ends, list),
@@ -105,6 +116,7 @@ impl<S: StreamState> Connection<S> {
                 if ends {
                     self.streams.end_ignored(id);
                 }
+                self.budgets.idle_frame(&self.config)?;
                 Ok(None)
             }
             // It may have been left out, and then no other code will do (RFC 9113, section 5.1.1).
@@ -124,6 +136,7 @@ impl<S: StreamState> Connection<S> {
         self.streams.begin(id);
         if matches!(self.ending, Ending::Final(_)) {
             // The peer was told that it is not served, and tries it elsewhere.
+            self.budgets.idle_frame(&self.config)?;
             return Ok(None);
         }
         let mut stream = Stream::new(
@@ -144,6 +157,10 @@ impl<S: StreamState> Connection<S> {
         stream.content_left = head.content_length;
         if ends && head.content_length.is_some_and(|length| length > 0) {
             return self.refuse(id, ends, Code::PROTOCOL_ERROR);
+        }
+        if head.is_truncated {
+            // It is as good as refused.
+            self.budgets.cancellation(&self.config)?;
         }
         self.streams.insert(id, stream);
         // Streams that are gone stay among the turns until theirs come, but not in any number.

@@ -223,7 +223,8 @@ fn fields_of(block: &[u8]) -> Vec<(String, String)> {
     let mut fields = Vec::new();
     hpack::Decoder::new()
         .decode(block, |field| {
-            fields.push((text(field.name), text(field.value)))
+            fields.push((text(field.name), text(field.value)));
+            Ok::<_, Error>(())
         })
         .unwrap();
     fields
@@ -785,7 +786,8 @@ fn header_blocks_that_nobody_sees_change_the_table() {
     let decoder = pair.server.decoder.as_mut().unwrap();
     decoder
         .decode(&all, |field| {
-            found.push(String::from_utf8(field.name.to_vec()).unwrap())
+            found.push(String::from_utf8(field.name.to_vec()).unwrap());
+            Ok::<_, Error>(())
         })
         .unwrap();
     assert_eq!(found, ["too-late", "malformed", "reset", "refused", "open"]);
@@ -988,6 +990,35 @@ fn header_block_without_measure_ends_the_connection() {
     pair.send_quietly(&begin);
     let large = frame(CONTINUATION, 0, 1, &[0; 16_384]).repeat(3);
     assert_eq!(pair.send_breach(&large), Code::ENHANCE_YOUR_CALM);
+}
+
+/// Two bytes of a block name a field of 4 KiB: it ends before much of that is done, whether somebody wants it or not.
+#[test]
+fn header_block_that_brings_far_more_than_it_takes_ends_the_connection() {
+    // The first counts 4,096 bytes in a list and in the table, and each of the others the same. The request counts 181.
+    let names = |at: usize| {
+        let mut block = block(REQUEST);
+        block.extend([&[0x40, 0x7f, 0xe1, 0x1e][..], &[b'a'; 4_064], &[0]].concat());
+        block.extend([0x7e, 0].repeat(at - 1));
+        block
+    };
+    let headers = |stream, block: &[u8]| frame(HEADERS, END_HEADERS | END_STREAM, stream, block);
+    let mut pair = Pair::new();
+    // Up to four times the limit it is a list that is too large, which has a status.
+    let seen = pair.send(&headers(1, &names(15))).unwrap();
+    assert_eq!(seen.len(), 1);
+    let breach = pair.send_breach(&headers(3, &names(16)));
+    assert_eq!(breach, Code::ENHANCE_YOUR_CALM);
+    let mut pair = Pair::new();
+    pair.send(&[request(1, 0), window_update(1, 0)].concat())
+        .unwrap();
+    let breach = pair.send_breach(&headers(1, &names(16)));
+    assert_eq!(breach, Code::ENHANCE_YOUR_CALM);
+    // Fields that are in the table already, of a byte each.
+    let mut pair = Pair::new();
+    pair.send(&headers(1, &names(1))).unwrap();
+    let breach = pair.send_breach(&headers(3, &[0xbe; 17]));
+    assert_eq!(breach, Code::ENHANCE_YOUR_CALM);
 }
 
 #[test]
@@ -1528,7 +1559,10 @@ fn header_block_longer_than_a_frame_goes_in_several() {
         .collect();
     let mut count = 0;
     hpack::Decoder::new()
-        .decode(&block, |_| count += 1)
+        .decode(&block, |_| {
+            count += 1;
+            Ok::<_, Error>(())
+        })
         .unwrap();
     assert_eq!(count, trailers.len());
 }
@@ -1605,7 +1639,7 @@ fn floods_end_the_connection_and_the_same_over_hours_does_not() {
         )
     };
     type Flood<'a> = &'a dyn Fn(u32) -> Vec<u8>;
-    let floods: [(&str, Flood<'_>); 9] = [
+    let floods: [(&str, Flood<'_>); 10] = [
         ("rapid resets", &cancelled),
         ("resets that it is made to send", &faulty),
         ("requests that are malformed", &refused),
@@ -1613,6 +1647,10 @@ fn floods_end_the_connection_and_the_same_over_hours_does_not() {
         ("pings", &|_| frame(PING, 0, 0, &[0; 8])),
         ("priorities", &|_| frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 0])),
         ("unknown frames", &|_| frame(0x99, 0, 0, &[])),
+        ("trailers of a call that is over", &|stream| match stream {
+            1 => faulty(1),
+            _ => frame(HEADERS, END_HEADERS, 1, &block(&[("a", "b")])),
+        }),
         ("empty DATA", &|stream| match stream {
             1 => request(1, 0),
             _ => frame(DATA, 0, 1, &[]),
@@ -1638,6 +1676,44 @@ fn floods_end_the_connection_and_the_same_over_hours_does_not() {
             pair.pass(Duration::from_millis(120));
         }
     }
+}
+
+/// Each of them is decoded, and costs no call.
+#[test]
+fn flood_of_requests_that_nobody_takes_ends_the_connection() {
+    let config = Config {
+        max_header_list_size: 400,
+        max_cancellations: 100,
+        max_idle_frames: 100,
+        ..Config::default()
+    };
+    let mut fields = REQUEST.to_vec();
+    let large = "x".repeat(120);
+    fields.extend([("a", &*large), ("b", &*large)]);
+    let large = block(&fields);
+    let mut pair = Pair::with(config.clone());
+    let ended = (0..200).find_map(|at| {
+        let id = 2 * at + 1;
+        let ended = pair.send(&frame(HEADERS, END_HEADERS | END_STREAM, id, &large));
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        pair.server
+            .respond(StreamId(id), status, &HeaderMap::new(), true);
+        ended.err()
+    });
+    assert_eq!(
+        ended.map(|error| error.code()),
+        Some(Code::ENHANCE_YOUR_CALM)
+    );
+    // Of calls that begin after the end the peer knows that they are not served.
+    let mut pair = Pair::with(config.clone());
+    pair.server.end();
+    pair.pass(config.keep_alive_timeout);
+    pair.server.on_timeout().unwrap();
+    let ended = (0..200).find_map(|at| pair.send(&request(2 * at + 1, END_STREAM)).err());
+    assert_eq!(
+        ended.map(|error| error.code()),
+        Some(Code::ENHANCE_YOUR_CALM)
+    );
 }
 
 /// Each of them may give every stream its turn, for 15 bytes of the peer.

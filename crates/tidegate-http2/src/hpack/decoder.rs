@@ -6,6 +6,9 @@ use super::{
     table::{self, DynamicTable},
 };
 
+/// Size of a field in a header list besides its name and value.
+const FIELD_BYTES: usize = 32;
+
 /// A field of a header list.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Field<'a> {
@@ -13,6 +16,13 @@ pub(crate) struct Field<'a> {
     pub(crate) value: &'a [u8],
     /// Whether it is never to be put into a table (RFC 7541, section 7.1.3).
     pub(crate) is_sensitive: bool,
+}
+
+impl Field<'_> {
+    /// Number of bytes that it counts in a header list (RFC 9113, section 6.5.2).
+    pub(crate) const fn size(&self) -> usize {
+        self.name.len() + self.value.len() + FIELD_BYTES
+    }
 }
 
 /// Decoder of the blocks of one connection, in their order.
@@ -49,12 +59,12 @@ impl Decoder {
     /// Decodes a block, and calls `add` with each of its fields, which may be about 4,000 bytes for each byte of the block.
     ///
     /// # Errors
-    /// When the block is none. Fields that came before the error have been added.
-    pub(crate) fn decode(
+    /// When the block is none, or `add` wants no more of it. Fields that came before the error have been added.
+    pub(crate) fn decode<E: From<InvalidBlock>>(
         &mut self,
         block: &[u8],
-        mut add: impl FnMut(Field<'_>),
-    ) -> Result<(), InvalidBlock> {
+        mut add: impl FnMut(Field<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut rest = block;
         // A change of the table's size comes first (RFC 7541, section 4.2).
         while let Some(0x20..=0x3f) = rest.first() {
@@ -71,11 +81,11 @@ impl Decoder {
                         name,
                         value,
                         is_sensitive: false,
-                    });
+                    })?;
                     continue;
                 }
                 0x40..=0x7f => (6, true, false),
-                0x20..=0x3f => return Err(InvalidBlock),
+                0x20..=0x3f => return Err(InvalidBlock.into()),
                 0x10..=0x1f => (4, false, true),
                 ..=0x0f => (4, false, false),
             };
@@ -96,7 +106,7 @@ impl Decoder {
                 value: value.of(&value_buffer),
                 is_sensitive,
             };
-            add(field);
+            add(field)?;
             if is_indexed {
                 self.table.add(field.name, field.value);
             }

@@ -22,7 +22,8 @@ fn decoded(decoder: &mut Decoder, block: &[u8]) -> Result<Fields, InvalidBlock> 
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let mut fields = Vec::new();
     decoder.decode(block, |field| {
-        fields.push((text(field.name), text(field.value)))
+        fields.push((text(field.name), text(field.value)));
+        Ok::<_, InvalidBlock>(())
     })?;
     Ok(fields)
 }
@@ -158,7 +159,8 @@ fn fields_of_the_rfc() {
         let mut decoder = Decoder::new();
         decoder
             .decode(&bytes(block), |found| {
-                assert_eq!(found.is_sensitive, is_sensitive)
+                assert_eq!(found.is_sensitive, is_sensitive);
+                Ok::<_, InvalidBlock>(())
             })
             .unwrap();
         assert_eq!(
@@ -223,7 +225,10 @@ proptest! {
         }));
         let mut found = Vec::new();
         Decoder::new()
-            .decode(&block, |field| found.push((field.name.to_vec(), field.value.to_vec(), field.is_sensitive)))
+            .decode(&block, |field| {
+                found.push((field.name.to_vec(), field.value.to_vec(), field.is_sensitive));
+                Ok::<_, InvalidBlock>(())
+            })
             .unwrap();
         prop_assert_eq!(found, expected);
     }
