@@ -42,8 +42,9 @@ pub struct Config {
     /// header list is too large, before the connection ends. Default: 10,000.
     pub max_cancellations: u32,
     /// Number of frames in 10 s that are about no call, before the connection ends: SETTINGS, PING, PRIORITY, unknown ones,
-    /// and HEADERS of calls that are over or not served any more. Default: 50,000. A client that finds out how much the network holds pings once a round trip. Settings that change
-    /// the windows of streams count for one more of every 8 streams.
+    /// and HEADERS of calls that are over or not served any more. Default: 50,000. A client that finds out how much the network
+    /// holds pings once a round trip. Settings that change the windows of streams count for one more of every 8 streams, and
+    /// such HEADERS for one more of every 4 KiB of their list.
     pub max_idle_frames: u32,
     /// Number of DATA frames in 10 s that neither bring nor end anything, padding aside, before the connection ends. Default:
     /// 256.

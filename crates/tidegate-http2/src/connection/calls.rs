@@ -15,6 +15,9 @@ const MAX_BLOCK_FRAMES: u32 = 64;
 /// Number of bytes up to which a header list is decoded, whatever the limit. Two bytes of a block may name a field of 4,000.
 const MIN_DECODED: usize = 64 << 10;
 
+/// Number of bytes that are decoded at the cost of a frame.
+const DECODED_A_FRAME: usize = 4 << 10;
+
 impl<S: StreamState> Connection<S> {
     pub(super) fn on_headers<'a>(
         &mut self,
@@ -97,18 +100,30 @@ impl<S: StreamState> Connection<S> {
             Known::Idle => HeaderList::of_request(max_size),
             _ => HeaderList::of_trailers(max_size),
         };
-        let mut left = max_size.saturating_mul(4).max(MIN_DECODED);
+        let is_wanted = match known {
+            Known::Idle => !matches!(self.ending, Ending::Final(_)),
+            Known::Open => true,
+            Known::Ignored | Known::Closed => false,
+        };
+        let max_decoded = max_size.saturating_mul(4).max(MIN_DECODED);
+        let mut decoded = 0;
         // Whatever comes of it: the peer's table has changed.
         self.decoder
             .get_or_insert_with(|| Box::new(Decoder::new()))
             .decode(block, |field| {
-                let size = field.size();
-                left = left
-                    .checked_sub(size)
-                    .ok_or(Error::calm("a header list is too large"))?;
-                list.add(field);
-                Ok::<_, Error>(())
+                decoded += field.size();
+                if decoded > max_decoded {
+                    return Err(Error::calm("a header list is too large"));
+                }
+                if is_wanted {
+                    list.add(field);
+                }
+                Ok(())
             })?;
+        if !is_wanted {
+            let cost = u32::try_from(1 + decoded / DECODED_A_FRAME).unwrap_or(u32::MAX);
+            self.budgets.idle_frames(cost, &self.config)?;
+        }
         match known {
             Known::Idle => self.on_request(id, ends, depends_on_itself, list),
             Known::Open => self.on_trailers(id, ends, list),
@@ -116,7 +131,6 @@ impl<S: StreamState> Connection<S> {
                 if ends {
                     self.streams.end_ignored(id);
                 }
-                self.budgets.idle_frame(&self.config)?;
                 Ok(None)
             }
             // It may have been left out, and then no other code will do (RFC 9113, section 5.1.1).
@@ -136,7 +150,6 @@ impl<S: StreamState> Connection<S> {
         self.streams.begin(id);
         if matches!(self.ending, Ending::Final(_)) {
             // The peer was told that it is not served, and tries it elsewhere.
-            self.budgets.idle_frame(&self.config)?;
             return Ok(None);
         }
         let mut stream = Stream::new(

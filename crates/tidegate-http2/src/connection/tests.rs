@@ -1704,6 +1704,15 @@ fn flood_of_requests_that_nobody_takes_ends_the_connection() {
         ended.map(|error| error.code()),
         Some(Code::ENHANCE_YOUR_CALM)
     );
+    // A list counts for more when it is large: 15 fields of 4 KiB.
+    let mut pair = Pair::with(Config::default());
+    pair.send(&[request(1, 0), window_update(1, 0)].concat())
+        .unwrap();
+    let field = [&[0x40, 0x7f, 0xe1, 0x1e][..], &[b'a'; 4_064], &[0]].concat();
+    pair.send_quietly(&frame(HEADERS, END_HEADERS, 1, &field));
+    let large = frame(HEADERS, END_HEADERS, 1, &[0xbe; 15]);
+    let sent = (0..50_000).find(|_| pair.send(&large).is_err());
+    assert_eq!(sent, Some(49_998 / 16));
     // Of calls that begin after the end the peer knows that they are not served.
     let mut pair = Pair::with(config.clone());
     pair.server.end();
