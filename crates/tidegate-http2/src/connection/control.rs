@@ -63,10 +63,19 @@ pub(super) struct Clock {
     pub(super) now: Instant,
     /// When the last byte of the peer came.
     pub(super) received: Instant,
-    /// When a PING was sent that the peer has yet to answer.
-    pub(super) pinged: Option<Instant>,
+    /// The PING that the peer has yet to answer.
+    pub(super) pinged: Option<Pinged>,
     /// When the socket last took something, if something waits for it.
     pub(super) blocked: Option<Instant>,
+}
+
+/// A PING that finds out whether the peer is there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pinged {
+    /// When it left. Until it has, when the socket last took something: the peer cannot answer yet, but it reads.
+    since: Instant,
+    /// Number of bytes of the output up to its end.
+    left: usize,
 }
 
 impl Clock {
@@ -76,6 +85,16 @@ impl Clock {
             received: now,
             pinged: None,
             blocked: None,
+        }
+    }
+
+    /// Notes that the socket took this many bytes of the output, which is not 0.
+    pub(super) const fn written(&mut self, bytes: usize) {
+        if let Some(pinged) = &mut self.pinged
+            && pinged.left > 0
+        {
+            pinged.left = pinged.left.saturating_sub(bytes);
+            pinged.since = self.now;
         }
     }
 }
@@ -222,7 +241,7 @@ impl<S: StreamState> Connection<S> {
     pub fn timeout(&self) -> Instant {
         let config = &*self.config;
         let alive = match self.clock.pinged {
-            Some(pinged) => after(pinged, config.keep_alive_timeout),
+            Some(pinged) => after(pinged.since, config.keep_alive_timeout),
             None => after(self.clock.received, config.keep_alive_interval),
         };
         let blocked = self.clock.blocked;
@@ -253,7 +272,7 @@ impl<S: StreamState> Connection<S> {
         }
         if clock
             .pinged
-            .is_some_and(|since| is_due(since, config.keep_alive_timeout))
+            .is_some_and(|pinged| is_due(pinged.since, config.keep_alive_timeout))
         {
             return Err(TimedOut::KeepAlive);
         }
@@ -263,9 +282,12 @@ impl<S: StreamState> Connection<S> {
             _ => false,
         };
         if clock.pinged.is_none() && is_silent {
-            self.clock.pinged = Some(clock.now);
             self.output
                 .put(|out| frame::put_ping(out, 0, KEEP_ALIVE_PING));
+            self.clock.pinged = Some(Pinged {
+                since: self.clock.now,
+                left: self.output.len(),
+            });
         }
         if is_unanswered {
             self.finish_ending();

@@ -1786,6 +1786,52 @@ fn silent_peer_is_asked_and_then_given_up() {
     assert_eq!(pair.server.on_timeout(), Err(TimedOut::KeepAlive));
 }
 
+/// The question waits behind what it has not read: it is not late with the answer to what it has not got.
+#[test]
+fn slow_peer_has_time_to_answer_from_when_it_is_asked() {
+    let mut pair = Pair::new();
+    let config = Config::default();
+    let almost = config.keep_alive_timeout - Duration::from_secs(1);
+    let stream = pair.open(1);
+    pair.server.send(stream, Bytes::from(vec![7; 50_000]));
+    pair.server.advance(0);
+    pair.pass(config.keep_alive_interval);
+    pair.server.on_timeout().unwrap();
+    while pair.server.output_len() > 10_000 {
+        pair.pass(almost);
+        pair.server.on_timeout().unwrap();
+        pair.server.advance(10_000);
+        assert_eq!(pair.server.timeout(), pair.now + config.keep_alive_timeout);
+    }
+    // The rest leaves with the question. What follows it says nothing of the peer: it may be in a buffer of the kernel.
+    pair.pass(almost);
+    pair.server.advance(pair.server.output_len());
+    pair.pass(almost);
+    pair.server.on_timeout().unwrap();
+    pair.server.send(stream, Bytes::from_static(b"more"));
+    pair.read();
+    pair.pass(Duration::from_secs(1));
+    assert_eq!(pair.server.on_timeout(), Err(TimedOut::KeepAlive));
+}
+
+#[test]
+fn peer_that_takes_nothing_of_the_question_is_given_up() {
+    let mut pair = Pair::new();
+    let config = Config::default();
+    let stream = pair.open(1);
+    pair.server.send(stream, Bytes::from(vec![7; 50_000]));
+    pair.server.advance(1);
+    pair.pass(config.keep_alive_interval);
+    pair.server.on_timeout().unwrap();
+    pair.pass(config.keep_alive_timeout / 2);
+    pair.server.advance(1);
+    pair.pass(config.keep_alive_timeout / 2);
+    pair.server.advance(0);
+    pair.server.on_timeout().unwrap();
+    pair.pass(config.keep_alive_timeout / 2);
+    assert_eq!(pair.server.on_timeout(), Err(TimedOut::KeepAlive));
+}
+
 #[test]
 fn peer_that_takes_nothing_is_given_up() {
     let mut pair = Pair::new();
