@@ -28,6 +28,7 @@ const LISTED: &[(&str, &[&str])] = &[
         "tidegate-client",
         &["tidegate_proto", "futures_core", "tonic"],
     ),
+    ("tidegate-http2", &["bytes", "http"]),
     (
         "tidegate-transport",
         &[
