@@ -45,7 +45,7 @@
 //! what its service keeps. With the limits of [`Http2Config::default`] a peer can make one connection hold:
 //! * 5 MiB of requests that its service does not read, a quarter more than
 //!   [`connection_window`](Http2Config::connection_window);
-//! * 22 MiB of headers, if its service keeps those of 256 calls with 470 fields each, which is as many as
+//! * 23 MiB of headers, if its service keeps those of 256 calls with 470 fields each, which is as many as
 //!   [`max_header_list_size`](Http2Config::max_header_list_size) has room for;
 //! * 0.4 MiB of answers that it does not read, and of frames that came in part.
 //!
