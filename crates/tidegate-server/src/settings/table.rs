@@ -255,8 +255,8 @@ pub static SETTINGS: &[Setting] = rows! {
     "Maximum number of bytes that one principal may publish in a second.";
 
     "http2.engine", "ENGINE", Engine, server.http2.engine, RESTARTS,
-    "What speaks HTTP/2: tidegate, or hyper. hyper is there to fall back on, for two releases, and takes more processor \
-     time and memory. If something works with it alone, please report that.";
+    "Engine of HTTP/2: tidegate, or hyper. hyper is a fallback for two releases, and takes more processor time and \
+     memory. If something works with it alone, please report that.";
 
     "http2.max_concurrent_streams", "N", NonZero, server.http2.max_concurrent_streams, RESTARTS,
     "Maximum number of calls open at once on one connection.";
