@@ -63,7 +63,7 @@ impl<P: Payload> Subscription<P> {
         }
         let (replay, opening) = match beginning {
             Beginning::Live => (None, None),
-            Beginning::CaughtUp(gap) => (None, Some((gap, at_head))),
+            Beginning::CaughtUp(gap) => (None, Some(Box::new((gap, at_head)))),
             Beginning::Replay(opening) => {
                 let kinds = cursors.iter().map(|cursor| cursor.feed.kind());
                 (Some(Box::new(Replay::new(opening, at_head, kinds))), None)

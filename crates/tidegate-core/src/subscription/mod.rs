@@ -138,8 +138,8 @@ pub struct Subscription<P: Payload> {
     /// How much work of a replay the last poll did.
     work: u64,
     /// The answer to the first poll where a replay has nothing to read: a gap before the first event, and the
-    /// position at which it caught up.
-    opening: Option<(Option<Gap>, Position)>,
+    /// position at which it caught up. In a box, because it is gone after that poll.
+    opening: Option<Box<(Option<Gap>, Position)>>,
     /// The position that was asked for, until the subscriber has been told what is missing from there.
     asked: Option<Position>,
     /// Events that a conflating cursor has passed because they were replaced, and that no gap has told of yet. Told with
@@ -594,7 +594,8 @@ impl<P: Payload> Subscription<P> {
                 }
                 return Err(reason);
             }
-            if let Some((gap, caught_up)) = self.opening.take() {
+            if let Some(opening) = self.opening.take() {
+                let (gap, caught_up) = *opening;
                 batch.gaps.extend(gap);
                 batch.caught_up = Some(caught_up);
                 return Ok(true);
