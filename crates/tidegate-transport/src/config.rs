@@ -113,7 +113,7 @@ impl Http2Config {
     /// The limits, as `tidegate-http2` has them. Connections with the same share them.
     pub(crate) fn limits(&self) -> Arc<tidegate_http2::Config> {
         thread_local! {
-            /// Those of the connection that this thread began last.
+            /// Limits of the connection that this thread began last.
             static LAST: RefCell<Arc<tidegate_http2::Config>> = RefCell::default();
         }
         let mut limits = tidegate_http2::Config::default();
