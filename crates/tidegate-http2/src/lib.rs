@@ -117,6 +117,7 @@ mod output;
 mod request;
 mod settings;
 mod stream;
+mod unended;
 
 pub use crate::{
     config::Config,

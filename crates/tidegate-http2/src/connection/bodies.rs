@@ -134,7 +134,7 @@ impl<S: StreamState> Connection<S> {
     ) -> Result<Option<Event<'a, S>>, Error> {
         let Some(stream) = self.streams.get_mut(id) else {
             if ends {
-                self.streams.end_ignored(id);
+                self.end_ignored(id);
             }
             self.throw_away(data.len() as u32);
             self.take_unwanted(id, data.len() as u32);

@@ -129,7 +129,7 @@ impl<S: StreamState> Connection<S> {
             Known::Open => self.on_trailers(id, ends, list),
             Known::Ignored => {
                 if ends {
-                    self.streams.end_ignored(id);
+                    self.end_ignored(id);
                 }
                 Ok(None)
             }
@@ -271,7 +271,7 @@ impl<S: StreamState> Connection<S> {
         match self.streams.know(head.stream) {
             Known::Idle => Err(Error::protocol("RST_STREAM on a stream that has not begun")),
             Known::Ignored => {
-                self.streams.end_ignored(head.stream);
+                self.end_ignored(head.stream);
                 Ok(None)
             }
             Known::Closed => Ok(None),

@@ -250,7 +250,7 @@ impl<S: StreamState> Connection<S> {
             Ending::Announced(since) => Some(after(since, config.keep_alive_timeout)),
             _ => None,
         };
-        let unended = self.unended.front().map(|request| request.due);
+        let unended = self.unended.due();
         [written, ended, unended]
             .into_iter()
             .flatten()

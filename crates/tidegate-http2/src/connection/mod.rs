@@ -21,7 +21,6 @@ pub use self::{control::TimedOut, responses::Room};
 use self::{
     control::{Clock, Ending},
     input::Input,
-    responses::Unended,
 };
 use crate::{
     budget::Budgets,
@@ -32,6 +31,7 @@ use crate::{
     output::Output,
     settings::{DEFAULT_WINDOW, Settings, connection_window},
     stream::{StreamId, Streams},
+    unended::Unended,
 };
 
 /// First bytes of a client (RFC 9113, section 3.4).
@@ -118,8 +118,8 @@ pub struct Connection<S> {
     cut_off: VecDeque<u32>,
     /// Streams that were told to come later. They have turns without a window, too, once each: they may have ended.
     unasked: VecDeque<u32>,
-    /// Requests whose response is complete and which were not, in the order in which their times are over.
-    unended: VecDeque<Unended>,
+    /// Requests that go on behind their response.
+    unended: Unended,
     ending: Ending,
     clock: Clock,
 }
@@ -152,7 +152,7 @@ impl<S: StreamState> Connection<S> {
             turns: VecDeque::new(),
             cut_off: VecDeque::new(),
             unasked: VecDeque::new(),
-            unended: VecDeque::new(),
+            unended: Unended::default(),
             ending: Ending::No,
             clock: Clock::new(now),
             config,

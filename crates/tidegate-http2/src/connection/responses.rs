@@ -1,10 +1,6 @@
 //! Responses, and what goes out: the windows of our DATA, turns, and the output.
 
-use std::{
-    io::IoSlice,
-    mem,
-    time::{Duration, Instant},
-};
+use std::{io::IoSlice, mem, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -14,7 +10,7 @@ use crate::{
     error::Code,
     frame::{self, END_STREAM, MAX_PAYLOAD},
     request::is_of_a_connection,
-    stream::{End, Known, StreamId, Waits},
+    stream::{End, StreamId, Waits},
 };
 
 /// Time in which a peer may end a request whose response is complete. It is told that no more of it is wanted then, or when
@@ -23,18 +19,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Number of bytes of such a request that are thrown away, before the peer is told.
 const UNWANTED: u32 = 1 << 20;
-
-/// A request whose response is complete, and which was not.
-#[derive(Debug)]
-pub(super) struct Unended {
-    stream: u32,
-    /// Time by which the peer has to end it.
-    pub(super) due: Instant,
-    /// Number of bytes that are still thrown away.
-    left: u32,
-    /// Bytes that were, and whose window the peer was not given back.
-    unannounced: u32,
-}
 
 /// Bytes that a stream sends before the others that wait have their turns. A frame that goes beyond it is made up for in the
 /// next turn.
@@ -275,21 +259,13 @@ impl<S: StreamState> Connection<S> {
     fn await_request(&mut self, id: u32, window: i64) {
         let max = self.config.max_concurrent_streams as usize / 2;
         if self.unended.len() >= max {
-            self.unended
-                .retain(|request| self.streams.know(request.stream) == Known::Ignored);
-        }
-        if self.unended.len() >= max {
-            match self.unended.pop_front() {
-                Some(oldest) => self.stop_request(oldest.stream),
+            match self.unended.take_first() {
+                Some(oldest) => self.stop_request(oldest),
                 None => return self.stop_request(id),
             }
         }
-        self.unended.push_back(Unended {
-            stream: id,
-            due: after(self.clock.now, PATIENCE),
-            left: UNWANTED,
-            unannounced: 0,
-        });
+        self.unended
+            .add(id, after(self.clock.now, PATIENCE), UNWANTED);
         // Of what has come nobody reads anything any more.
         let taken = u32::try_from(self.initial_receive_window - window).unwrap_or(0);
         self.renew_window(id, taken);
@@ -297,21 +273,16 @@ impl<S: StreamState> Connection<S> {
 
     /// Takes more of a request whose response is complete.
     pub(super) fn take_unwanted(&mut self, id: u32, bytes: u32) {
-        let Some(at) = self.unended.iter().position(|known| known.stream == id) else {
+        let Some(request) = self.unended.get_mut(id) else {
             return;
         };
-        if self.streams.know(id) != Known::Ignored {
-            // The peer has ended it.
-            self.unended.remove(at);
-            return;
-        }
-        match self.unended[at].left.checked_sub(bytes) {
+        match request.left.checked_sub(bytes) {
             Some(left) => {
-                self.unended[at].left = left;
+                request.left = left;
                 self.renew_window(id, bytes);
             }
             None => {
-                self.unended.remove(at);
+                self.unended.remove(id);
                 self.stop_request(id);
             }
         }
@@ -320,7 +291,7 @@ impl<S: StreamState> Connection<S> {
     /// Gives the peer the window back of a request whose response is complete: one that has to send all of it would wait.
     fn renew_window(&mut self, id: u32, bytes: u32) {
         let threshold = (self.initial_receive_window / 2).max(1);
-        let Some(request) = self.unended.iter_mut().find(|known| known.stream == id) else {
+        let Some(request) = self.unended.get_mut(id) else {
             return;
         };
         request.unannounced += bytes;
@@ -331,21 +302,24 @@ impl<S: StreamState> Connection<S> {
         }
     }
 
-    /// Tells the peer that no more of a request is wanted, unless it has ended it (RFC 9113, section 8.1).
+    /// Tells the peer that no more of a request is wanted, which it has not ended (RFC 9113, section 8.1).
     fn stop_request(&mut self, id: u32) {
-        if self.streams.know(id) == Known::Ignored {
-            self.output
-                .put(|out| frame::put_reset(out, id, Code::NO_ERROR));
-        }
+        self.output
+            .put(|out| frame::put_reset(out, id, Code::NO_ERROR));
+    }
+
+    /// Notes that the peer has ended a stream that is ignored.
+    pub(super) fn end_ignored(&mut self, id: u32) {
+        self.streams.end_ignored(id);
+        self.unended.remove(id);
     }
 
     /// Stops the requests whose time to end is over.
     pub(super) fn stop_requests(&mut self) {
-        while let Some(request) = self.unended.front()
-            && request.due <= self.clock.now
+        while let Some(due) = self.unended.due()
+            && due <= self.clock.now
+            && let Some(stream) = self.unended.take_first()
         {
-            let stream = request.stream;
-            self.unended.pop_front();
             self.stop_request(stream);
         }
     }

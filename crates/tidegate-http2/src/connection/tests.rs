@@ -1345,6 +1345,35 @@ fn request_behind_its_response_has_a_window_for_a_mebibyte() {
     assert_eq!(pair.read(), []);
 }
 
+/// Nothing is to be done for it any more, however the peer has ended it, nor for one that was forgotten.
+#[test]
+fn request_that_is_complete_has_no_time() {
+    let mut pair = Pair::new();
+    for stream in (1..200).step_by(2) {
+        pair.send(&request(stream, 0)).unwrap();
+        answer_early(&mut pair, stream);
+    }
+    pair.read();
+    let due = pair.now + Duration::from_secs(5);
+    assert_eq!(pair.server.timeout(), due);
+    for (at, stream) in (1..200).step_by(2).enumerate() {
+        assert_eq!(pair.server.timeout(), due);
+        let end = match at % 3 {
+            0 => frame(DATA, END_STREAM, stream, &[]),
+            1 => frame(HEADERS, END_HEADERS | END_STREAM, stream, &[]),
+            _ => frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]),
+        };
+        pair.send_quietly(&end);
+    }
+    assert_eq!(
+        pair.server.timeout(),
+        pair.now + Config::default().keep_alive_interval
+    );
+    pair.pass(Duration::from_secs(5));
+    pair.server.on_timeout().unwrap();
+    assert_eq!(pair.read(), []);
+}
+
 /// Both sides have ended it (RFC 9113, section 5.1).
 #[test]
 fn window_of_a_request_that_is_complete_is_not_renewed() {
