@@ -27,6 +27,7 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use tidegate_http2::{Config, Connection};
@@ -71,6 +72,8 @@ pub(crate) struct Engine<T, S: Http2Service> {
     timer: Pin<Box<Sleep>>,
     /// Whether the transport may hold bytes that it has taken and not passed on, as TLS does.
     is_unflushed: bool,
+    /// When the transport last had no room.
+    blocked: Option<Instant>,
     /// Its end, once it is no longer served.
     end: Option<Box<End<S>>>,
 }
@@ -87,6 +90,8 @@ struct End<S: Http2Service> {
     is_shut: bool,
     /// Bytes that came after it was no longer served.
     thrown_away: usize,
+    /// Time for which the peer may be silent.
+    linger: Duration,
     /// Time after which nothing more is thrown away.
     lingers_until: Instant,
 }
@@ -115,6 +120,7 @@ where
             are_turns_first: false,
             unread: Vec::new(),
             is_unflushed: false,
+            blocked: None,
             end: None,
         }
     }

@@ -20,7 +20,7 @@ use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use tidegate_http2::StreamHandle;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, duplex},
-    net::{TcpListener, TcpSocket},
+    net::{TcpSocket, TcpStream},
     sync::{mpsc, oneshot},
     task::{JoinHandle, coop::poll_proceed},
     time::{Instant, sleep, timeout},
@@ -533,12 +533,14 @@ async fn slow_peer_gets_all_of_the_last_response() {
     served.await.unwrap().unwrap();
 }
 
-/// A socket that is closed while its peer still sends something throws away what the peer has not received: this one opens
-/// windows as it reads, as every client does.
-#[tokio::test]
-async fn last_response_is_not_lost_to_a_socket_that_is_closed() {
-    const LENGTH: usize = 1 << 20;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+/// Begins a connection that is about to end, with a response of `length` bytes behind which nothing follows. The buffers of its
+/// sockets are small.
+async fn end_with(length: usize) -> (TcpStream, JoinHandle<Result<(), BoxError>>) {
+    let listener = TcpSocket::new_v4().unwrap();
+    // Those that it accepts have the same.
+    listener.set_send_buffer_size(64 << 10).unwrap();
+    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = listener.listen(1).unwrap();
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(8 << 10).unwrap();
     let connected = socket.connect(listener.local_addr().unwrap());
@@ -546,7 +548,7 @@ async fn last_response_is_not_lost_to_a_socket_that_is_closed() {
     let (mut peer, (transport, _)) = (peer.unwrap(), accepted.unwrap());
     let mut engine = Engine::new(
         transport,
-        by_path(|_, _| full(vec![7; LENGTH])),
+        by_path(move |_, _| full(vec![7; length])),
         Arc::default(),
     );
     Pin::new(&mut engine).graceful_shutdown();
@@ -560,6 +562,15 @@ async fn last_response_is_not_lost_to_a_socket_that_is_closed() {
         frame(PING, 1, 0, b"the end?"),
     ];
     peer.write_all(&bytes.concat()).await.unwrap();
+    (peer, served)
+}
+
+/// A socket that is closed while its peer still sends something throws away what the peer has not received: this one opens
+/// windows as it reads, as every client does.
+#[tokio::test]
+async fn last_response_is_not_lost_to_a_socket_that_is_closed() {
+    const LENGTH: usize = 1 << 20;
+    let (mut peer, served) = end_with(LENGTH).await;
     let mut received = 0;
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -575,6 +586,55 @@ async fn last_response_is_not_lost_to_a_socket_that_is_closed() {
     assert!(received > LENGTH, "{received}");
     drop(peer);
     served.await.unwrap().unwrap();
+}
+
+/// A peer that reads slowly opens its windows seldom: it has longer for what the kernel still has for it.
+#[tokio::test]
+async fn last_response_is_not_lost_to_a_peer_that_is_slow() {
+    const LENGTH: usize = 1 << 20;
+    let (mut peer, served) = end_with(LENGTH).await;
+    let mut received = 0;
+    let mut buffer = vec![0; 4 << 10];
+    while received < LENGTH - (40 << 10) {
+        received += peer.read(&mut buffer).await.unwrap();
+    }
+    // All of the rest is in the buffers of the sockets, so the server has ended. It is longer silent than a fast one may be.
+    sleep(Duration::from_millis(1_500)).await;
+    loop {
+        // If the server had closed its socket, this would reset the connection.
+        let _ = peer.write_all(&window_update(0, 1)).await;
+        let length = peer.read(&mut buffer).await.expect("all of it comes");
+        if length == 0 {
+            break;
+        }
+        received += length;
+    }
+    assert!(received > LENGTH, "{received}");
+    drop(peer);
+    served.await.unwrap().unwrap();
+}
+
+/// A peer that has not closed its end when it was told everything has a second for it, and 20 s if it had not read before.
+#[tokio::test(start_paused = true)]
+async fn peer_that_was_slow_has_longer_to_close_its_end() {
+    for (room, expected) in [(1 << 20, 1), (1_000, 20)] {
+        let (peer, transport) = duplex(room);
+        let service = by_path(|_, _| full(vec![7; 10_000]));
+        let mut engine = Engine::new(transport, service, Arc::default());
+        Pin::new(&mut engine).graceful_shutdown();
+        let served = tokio::spawn(drive(engine));
+        let mut peer = Peer(peer);
+        let bytes = [
+            frame(SETTINGS, 0, 0, &[]),
+            request(1, END_STREAM, "/"),
+            frame(PING, 1, 0, b"the end?"),
+        ];
+        peer.send(&bytes.concat()).await;
+        while peer.next().await.is_some() {}
+        let told = Instant::now();
+        served.await.unwrap().unwrap();
+        assert_eq!(told.elapsed().as_secs(), expected, "{room}");
+    }
 }
 
 /// Wherever a call panics, its stream ends alone.

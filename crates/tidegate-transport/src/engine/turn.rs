@@ -52,7 +52,8 @@ const CALLS: usize = 64;
 /// again whenever something of it comes: it opens windows as it receives.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Time after which such a peer has no more.
+/// Time after which such a peer has no more. It may be silent for all of it if the transport had no room as shortly before the
+/// end: a slow peer opens its windows seldom, and the kernel still has much for it.
 const LONGEST_LINGER: Duration = Duration::from_secs(20);
 
 /// Number of bytes of a peer that are thrown away in that time: what was under way when it was told.
@@ -80,14 +81,24 @@ where
                     Ok(()) => ready!(self.poll_rounds(cx)),
                     Err(error) => (true, Err(error)),
                 };
-                self.timer.as_mut().reset(Instant::now() + LINGER);
+                let now = Instant::now();
+                let is_slow = self
+                    .blocked
+                    .is_some_and(|at| now.duration_since(at) < LONGEST_LINGER);
+                let linger = if is_slow && reason.is_ok() {
+                    LONGEST_LINGER
+                } else {
+                    LINGER
+                };
+                self.timer.as_mut().reset(now + linger);
                 Box::new(End {
                     calls: self.http2.take_streams().collect(),
                     reason,
                     is_gone,
                     is_shut: false,
                     thrown_away: 0,
-                    lingers_until: Instant::now() + LONGEST_LINGER,
+                    linger,
+                    lingers_until: now + LONGEST_LINGER,
                 })
             }
         };
@@ -528,7 +539,11 @@ where
             }
             Poll::Ready(io::Result::Ok(()))
         });
-        pin!(unconstrained(write)).poll(cx).map_err(Into::into)
+        let written = pin!(unconstrained(write)).poll(cx);
+        if written.is_pending() {
+            self.blocked = Some(Instant::now());
+        }
+        written.map_err(Into::into)
     }
 }
 
@@ -587,7 +602,7 @@ where
             return Poll::Ready(Ok(()));
         };
         if end.reason.is_ok() {
-            let until = end.lingers_until.min(Instant::now() + LINGER);
+            let until = end.lingers_until.min(Instant::now() + end.linger);
             self.timer.as_mut().reset(until);
         }
         end.thrown_away += length;
