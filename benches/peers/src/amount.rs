@@ -12,10 +12,14 @@ pub(crate) struct Amount {
     pub(crate) warm_up: f64,
 
     /// Number of idle connections.
-    #[arg(long, value_name = "N", default_value_t = 2_000)]
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub(crate) idle_connections: usize,
 
+    /// Number of connections that get one event at a time.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub(crate) burst_connections: usize,
+
     /// Number of clients that come at once.
-    #[arg(long, value_name = "N", default_value_t = 3_000)]
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub(crate) storm_clients: usize,
 }

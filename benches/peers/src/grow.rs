@@ -157,6 +157,7 @@ const fn flat_out() -> Fanout {
         batch: 64,
         warm_up: Duration::ZERO,
         duration: Duration::ZERO,
+        awake: false,
         stalled: 0,
         window_bytes: Grpc::WINDOW,
     }

@@ -45,7 +45,11 @@ enum Command {
     /// Serve by the crate tidegate-transport, with the same typed hub.
     TypedTransport,
     /// Serve raw TCP: copy the bytes of each publisher to every subscriber.
-    Raw,
+    Raw {
+        /// The most bytes that it reads, and writes to each subscriber, at once.
+        #[arg(long, value_name = "BYTES", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]
+        write: u32,
+    },
     /// Put the same loads on each server in turn, and write docs/benchmarks.md.
     Compare(Box<CompareArgs>),
     /// Measure the cost of a delivery as the load grows, and write docs/growth.md.
@@ -59,7 +63,7 @@ async fn main() -> ExitCode {
         Command::Mpsc(tls) => baselines::mpsc::serve(&tls).await,
         Command::Typed(tls) => baselines::typed::serve(&tls).await,
         Command::TypedTransport => baselines::typed::serve_on_transport().await,
-        Command::Raw => baselines::raw::serve(),
+        Command::Raw { write } => baselines::raw::serve(write as usize),
         Command::Compare(args) => compare::run(&args).await,
         Command::Grow(args) => grow::run(&args).await,
     };

@@ -28,6 +28,8 @@ pub(crate) enum Peer {
     Nats,
     Redis,
     Raw,
+    #[value(name = "raw-16k")]
+    RawSmall,
 }
 
 /// The paths of the programs.
@@ -115,7 +117,7 @@ impl Launching {
 
 impl Peer {
     /// All servers, in the order of the tables.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Tidegate,
         Self::TypedTransport,
         Self::Typed,
@@ -124,6 +126,7 @@ impl Peer {
         Self::Nats,
         Self::Redis,
         Self::Raw,
+        Self::RawSmall,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -136,12 +139,13 @@ impl Peer {
             Self::Nats => "NATS",
             Self::Redis => "Redis",
             Self::Raw => "raw TCP",
+            Self::RawSmall => "raw TCP, 16 KiB writes",
         }
     }
 
     /// Whether a subscriber that does not read leaves the others running.
     pub(crate) const fn survives_stalling(self) -> bool {
-        !matches!(self, Self::Raw)
+        !matches!(self, Self::Raw | Self::RawSmall)
     }
 
     /// Whether it can serve by TLS, and the benchmark has a client for that.
@@ -165,7 +169,8 @@ impl Peer {
             Self::Typed => Launch::new(this_program()?, ["typed"]),
             Self::Broadcast => Launch::new(this_program()?, ["broadcast"]),
             Self::Mpsc => Launch::new(this_program()?, ["mpsc"]),
-            Self::Raw => Launch::new(this_program()?, ["raw"]),
+            Self::Raw => Launch::new(this_program()?, ["raw", "--write", "65536"]),
+            Self::RawSmall => Launch::new(this_program()?, ["raw", "--write", "16384"]),
             Self::Nats => {
                 let address = free_address()?;
                 let port = address.port().to_string();
@@ -205,7 +210,9 @@ impl Peer {
             }
             Self::Nats => load.run(&Text::new(server, Nats), server, &progress).await,
             Self::Redis => load.run(&Text::new(server, Redis), server, &progress).await,
-            Self::Raw => load.run(&Text::new(server, Raw), server, &progress).await,
+            Self::Raw | Self::RawSmall => {
+                load.run(&Text::new(server, Raw), server, &progress).await
+            }
         }
     }
 
@@ -224,7 +231,7 @@ impl Peer {
                 idle.measure(Text::new(server, Redis), server, &progress)
                     .await
             }
-            Self::Raw => {
+            Self::Raw | Self::RawSmall => {
                 idle.measure(Text::new(server, Raw), server, &progress)
                     .await
             }
@@ -261,7 +268,7 @@ impl Peer {
             Self::TypedTransport | Self::Typed | Self::Broadcast | Self::Mpsc => {
                 ["tonic", "h2", "tokio"].map(locked).join(", ")
             }
-            Self::Raw => "blocking sockets of the standard library".into(),
+            Self::Raw | Self::RawSmall => "blocking sockets of the standard library".into(),
         }
     }
 }

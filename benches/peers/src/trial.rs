@@ -35,6 +35,10 @@ pub(crate) struct Run {
     pub(crate) stalled_connections: usize,
     pub(crate) payload_bytes: usize,
     pub(crate) pace: Pace,
+    /// Flat out, the most events that the publisher is ahead of the slowest subscriber.
+    pub(crate) ahead: Option<u64>,
+    /// Whether the benchmark's threads never sleep.
+    pub(crate) awake: bool,
     pub(crate) serving: Serving,
 }
 
@@ -101,12 +105,13 @@ impl Trial<'_> {
             stalled_connections: run.stalled_connections,
             publishers: 1,
             pace: run.pace,
-            ahead: Some(AHEAD),
+            ahead: run.ahead,
             batch: 64,
             payload_bytes: run.payload_bytes,
             warm_up: Duration::from_secs_f64(self.amount.warm_up),
             duration: Duration::from_secs_f64(self.amount.seconds),
             threads: session.environment().client_threads,
+            awake: run.awake,
         };
         let measured = self.peer.run(load, session).await?;
         Ok(Figures::new(

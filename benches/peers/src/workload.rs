@@ -12,10 +12,14 @@ use crate::{
 /// A workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Workload {
-    /// Flat out to many connections.
+    /// Flat out to many connections, no faster than the slowest of them.
     Firehose,
+    /// Flat out to many connections, whether they keep up or not.
+    FlatOut,
     /// At a rate to many connections.
     Paced,
+    /// One event at a time to very many connections.
+    Burst,
     /// Connections with nothing to receive.
     Idle,
     /// Some of the connections read nothing.
@@ -76,14 +80,23 @@ const FIREHOSE: &[Metric] = &[
     noted("benchmark", "% of its cores"),
 ];
 
+const FLAT_OUT_METRICS: &[Metric] = &[
+    ranged(compared("server CPU per delivery", "us")),
+    noted("of it user", "us"),
+    noted("of it system", "us"),
+    noted("deliveries", "million/s"),
+    noted("missed, counted by gaps", "% of all"),
+    noted("server", "% of a core"),
+    noted("benchmark", "% of its cores"),
+];
+
 const PACED: &[Metric] = &[
     ranged(compared("server CPU per delivery", "us")),
-    compared("latency p50", "ms"),
-    compared("latency p99", "ms"),
+    ranged(compared("latency p50", "ms")),
+    ranged(compared("latency p99", "ms")),
     noted("of the CPU user", "us"),
     noted("of the CPU system", "us"),
     noted("server", "% of a core"),
-    noted("benchmark", "% of its cores"),
 ];
 
 const IDLE: &[Metric] = &[ranged(compared("resident memory per subscriber", "KiB"))];
@@ -116,7 +129,7 @@ const STORM: &[Metric] = &[
     noted("benchmark, as they come back", "% of its cores"),
 ];
 
-/// Connections in all workloads but [`Workload::Paced`] and [`Workload::Idle`].
+/// Connections in most workloads.
 const CONNECTIONS: usize = 100;
 
 /// Connections that read nothing in [`Workload::Stalled`].
@@ -127,6 +140,9 @@ const PACED_CONNECTIONS: usize = 200;
 
 /// Events a second in [`Workload::Paced`] and [`Workload::Stalled`].
 const RATE: f64 = 500.0;
+
+/// Events a second in [`Workload::Burst`]: one has arrived everywhere before the next.
+const BURST_RATE: f64 = 1.0;
 
 /// Bytes of a payload in most works.
 const PAYLOAD: usize = 256;
@@ -140,12 +156,20 @@ const FLAT_OUT: Run = Run {
     stalled_connections: 0,
     payload_bytes: PAYLOAD,
     pace: Pace::FlatOut,
+    ahead: Some(AHEAD),
+    awake: false,
     serving: Serving::PLAIN,
+};
+
+const UNBOUNDED: Run = Run {
+    ahead: None,
+    ..FLAT_OUT
 };
 
 const AT_A_RATE: Run = Run {
     connections: PACED_CONNECTIONS,
     pace: Pace::Rate(RATE),
+    awake: true,
     ..FLAT_OUT
 };
 
@@ -158,9 +182,11 @@ const NONE_STALLED: Run = Run {
 // ===== impl Workload =====
 
 impl Workload {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Firehose,
+        Self::FlatOut,
         Self::Paced,
+        Self::Burst,
         Self::Idle,
         Self::Stalled,
         Self::Cores,
@@ -171,7 +197,8 @@ impl Workload {
     pub(crate) const fn metrics(self) -> &'static [Metric] {
         match self {
             Self::Firehose | Self::Cores => FIREHOSE,
-            Self::Paced => PACED,
+            Self::FlatOut => FLAT_OUT_METRICS,
+            Self::Paced | Self::Burst => PACED,
             Self::Idle => IDLE,
             Self::Stalled => STALLED,
             Self::Tls => TLS,
@@ -182,7 +209,9 @@ impl Workload {
     pub(crate) const fn title(self) -> &'static str {
         match self {
             Self::Firehose => "Firehose",
+            Self::FlatOut => "Flat out",
             Self::Paced => "At a rate",
+            Self::Burst => "One event to many",
             Self::Idle => "Idle subscribers",
             Self::Stalled => "Stalled clients",
             Self::Cores => "All cores",
@@ -195,7 +224,9 @@ impl Workload {
     pub(crate) const fn file(self) -> &'static str {
         match self {
             Self::Firehose => "firehose.svg",
+            Self::FlatOut => "flat-out.svg",
             Self::Paced => "paced.svg",
+            Self::Burst => "burst.svg",
             Self::Idle => "idle.svg",
             Self::Stalled => "stalled.svg",
             Self::Cores => "cores.svg",
@@ -210,9 +241,21 @@ impl Workload {
                 "{CONNECTIONS} subscribers, each on its own connection, get every event of {PAYLOAD} B. The \
                  publisher keeps to the pace of the slowest: it is at most {AHEAD} events ahead."
             ),
+            Self::FlatOut => "As above, but the publisher waits for no subscriber: only for the server, where that answers or stops \
+                 reading. A subscriber that does not keep up misses events of tidegate and of the typed hub, which gaps \
+                 count; the other servers have rules of their own, and a round in which one of their streams lost an event \
+                 has no numbers."
+                .into(),
             Self::Paced => format!(
                 "{RATE} events a second of {PAYLOAD} B go to {PACED_CONNECTIONS} subscribers, each on its own \
-                 connection. Latency is the time from the moment an event was due to its arrival."
+                 connection. Latency is the time from the moment an event was due to its arrival. The threads that hold \
+                 the subscribers never sleep: a server that sends to one that sleeps pays for waking it, and whether it \
+                 sleeps is chance."
+            ),
+            Self::Burst => format!(
+                "{BURST_RATE} event a second of {PAYLOAD} B goes to {} subscribers, each on its own connection; all else \
+                 is as above.",
+                amount.burst_connections
             ),
             Self::Idle => format!(
                 "{} subscribers, each on its own connection, have nothing to receive. The number is the growth of \
@@ -249,7 +292,12 @@ impl Workload {
             Self::Stalled => peer.survives_stalling(),
             Self::Tls => peer.speaks_tls(),
             Self::Storm => peer.takes_storms(),
-            Self::Firehose | Self::Paced | Self::Idle | Self::Cores => true,
+            Self::Firehose
+            | Self::FlatOut
+            | Self::Paced
+            | Self::Burst
+            | Self::Idle
+            | Self::Cores => true,
         }
     }
 
@@ -257,7 +305,16 @@ impl Workload {
     pub(crate) async fn sample(self, trial: &mut Trial<'_>) -> Result<Sample, Error> {
         match self {
             Self::Firehose => firehose(&trial.run(FLAT_OUT).await?),
+            Self::FlatOut => unbounded(&trial.run(UNBOUNDED).await?),
             Self::Paced => paced(&trial.run(AT_A_RATE).await?),
+            Self::Burst => {
+                let run = Run {
+                    connections: trial.amount.burst_connections,
+                    pace: Pace::Rate(BURST_RATE),
+                    ..AT_A_RATE
+                };
+                paced(&trial.run(run).await?)
+            }
             Self::Idle => {
                 let memory = trial.idle().await?;
                 Ok(vec![memory.per_subscriber / 1_024.0])
@@ -301,6 +358,13 @@ fn firehose(figures: &Figures) -> Result<Sample, Error> {
     ])
 }
 
+fn unbounded(figures: &Figures) -> Result<Sample, Error> {
+    let mut sample = firehose(figures)?;
+    let all = figures.deliveries + figures.missed;
+    sample.insert(4, figures.missed as f64 / all as f64 * 100.0);
+    Ok(sample)
+}
+
 fn paced(figures: &Figures) -> Result<Sample, Error> {
     let server = figures.server.as_ref().ok_or_else(nothing)?;
     let cost = server.per_delivery.ok_or_else(nothing)?;
@@ -312,7 +376,6 @@ fn paced(figures: &Figures) -> Result<Sample, Error> {
         cost.user_us,
         cost.system_us,
         server.cores_busy * 100.0,
-        figures.client.cpu_share * 100.0,
     ])
 }
 

@@ -43,6 +43,8 @@ pub struct Fanout {
     pub stalled: usize,
     /// HTTP/2 window of each stream in bytes: how much the server may send before the subscriber reads.
     pub window_bytes: u32,
+    /// Whether the threads that hold subscribers never sleep, see [`Load::awake`].
+    pub awake: bool,
 }
 
 /// The result of a [`Fanout`].
@@ -87,6 +89,8 @@ pub struct Conditions {
     pub warm_up_seconds: f64,
     /// Seconds of the window, as configured.
     pub duration_seconds: f64,
+    /// Whether the threads that hold subscribers never sleep.
+    pub awake: bool,
 }
 
 // ===== impl Fanout =====
@@ -140,6 +144,7 @@ impl Fanout {
             warm_up: self.warm_up,
             duration: self.duration,
             threads: session.environment.client_threads,
+            awake: self.awake,
         })
     }
 }
@@ -195,6 +200,7 @@ impl Conditions {
             publishers: load.publishers,
             warm_up_seconds: load.warm_up.as_secs_f64(),
             duration_seconds: load.duration.as_secs_f64(),
+            awake: load.awake,
         }
     }
 
@@ -229,6 +235,9 @@ impl Conditions {
                 self.publishers, self.batch
             ),
         );
+        if self.awake {
+            table.line("subscribers' threads", "never sleep");
+        }
         table.line("warm-up", format_args!("{} s", self.warm_up_seconds));
     }
 }

@@ -118,6 +118,7 @@ impl Figures {
                 resident_per_subscriber: (subscribers > 0)
                     .then(|| (resident[1] as f64 - resident[0] as f64) / subscribers as f64),
             });
+        let client = environment.client_share(measured.client_cpu, measured.seconds);
         Self {
             seconds: measured.seconds,
             published: measured.published,
@@ -128,7 +129,10 @@ impl Figures {
             server,
             latency: measured.latencies.distribution(),
             answer_latency: measured.answers.distribution(),
-            client: environment.client_share(measured.client_cpu, measured.seconds),
+            client: ClientShare {
+                is_bottleneck: client.is_bottleneck && !measured.awake,
+                ..client
+            },
             totals: measured.totals,
         }
     }

@@ -87,6 +87,7 @@ impl Ingest {
             warm_up: self.warm_up,
             duration: self.duration,
             threads: session.environment.client_threads,
+            awake: false,
         };
         let target = Grpc::new(&session.server).with_in_flight(self.in_flight);
         let conditions = Conditions::of(&load, Shape::Literal);

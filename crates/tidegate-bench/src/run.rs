@@ -58,6 +58,9 @@ pub struct Load {
     pub duration: Duration,
     /// Threads that hold subscribers.
     pub threads: usize,
+    /// Whether these threads never sleep. A server that sends to a thread that sleeps pays for waking it, which on a virtual
+    /// machine costs more than the sending; and how often one sleeps depends on which of the two is a little faster.
+    pub awake: bool,
 }
 
 /// The measurements of a run.
@@ -75,6 +78,8 @@ pub struct Measured {
     pub server_cpu: Option<CpuSpent>,
     /// Processor time of the benchmark in the window.
     pub client_cpu: CpuSpent,
+    /// Whether the threads that hold subscribers never slept, so that their processor time says nothing.
+    pub awake: bool,
     /// Latencies of the events that were due within the window.
     pub latencies: Latencies,
     /// Resident memory of the server in bytes, if its process is known: before the first connection, with all
@@ -144,6 +149,7 @@ impl Load {
                 .zip(first.server)
                 .map(|(last, first)| last.since(&first)),
             client_cpu: last.client.since(&first.client),
+            awake: self.awake,
             latencies,
             resident: before
                 .zip(subscribed)
@@ -220,6 +226,7 @@ impl Load {
                 meter: meter.clone(),
                 goal: goal.subscribe(),
                 messages: messages.clone(),
+                awake: self.awake,
             };
             assignment.start().map(|()| meter)
         };

@@ -57,6 +57,8 @@ pub(crate) struct Assignment<T> {
     pub(crate) meter: Arc<Meter>,
     pub(crate) goal: watch::Receiver<Goal>,
     pub(crate) messages: mpsc::Sender<Message>,
+    /// Whether the thread never sleeps.
+    pub(crate) awake: bool,
 }
 
 // ===== impl Assignment =====
@@ -66,7 +68,10 @@ impl<T: Target> Assignment<T> {
     pub(crate) fn start(self) -> Result<(), Error> {
         spawn("subscribers", move || {
             let messages = self.messages.clone();
-            let outcome = run_local(self.run());
+            let outcome = match self.awake {
+                true => give_way_to_publishers().and_then(|()| run_local(self.run())),
+                false => run_local(self.run()),
+            };
             // When the run has failed already, nobody receives this.
             let _ = messages.blocking_send(Message::Ended(outcome));
         })
@@ -91,6 +96,10 @@ impl<T: Target> Assignment<T> {
         let opened = stream::iter(opening).buffer_unordered(OPENING);
         let connections: Vec<T::Connection> = opened.try_collect().await?;
         let _ = self.messages.send(Message::Ready).await;
+        if self.awake {
+            // It ends with the runtime.
+            drop(tokio::task::spawn_local(never_sleep()));
+        }
 
         let goal = tokio::select! {
             goal = self.goal.wait_for(Option::is_some) => goal.ok().and_then(|goal| goal.clone()),
@@ -101,6 +110,20 @@ impl<T: Target> Assignment<T> {
         }
         drop(connections);
         Ok(outcome(&thread, &healthy))
+    }
+}
+
+/// Gives this thread the lowest priority: on a core that it shares with publishers, theirs are the moments that count.
+fn give_way_to_publishers() -> Result<(), Error> {
+    let thread = Some(rustix::thread::gettid());
+    rustix::process::setpriority_process(thread, 19)
+        .map_err(|errno| Error::system("cannot lower the priority of a thread")(errno.into()))
+}
+
+/// Keeps the runtime from sleeping: it looks at the sockets again and again.
+async fn never_sleep() {
+    loop {
+        tokio::task::yield_now().await;
     }
 }
 

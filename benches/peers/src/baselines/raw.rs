@@ -15,7 +15,7 @@ use crate::text::raw::{CONFIRMATION, PUBLISHER};
 
 type Subscribers = Arc<Mutex<Vec<TcpStream>>>;
 
-pub(crate) fn serve() -> Result<(), Failure> {
+pub(crate) fn serve(write_bytes: usize) -> Result<(), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     announce(listener.local_addr()?);
     let subscribers = Subscribers::default();
@@ -26,7 +26,7 @@ pub(crate) fn serve() -> Result<(), Failure> {
         socket.read_exact(&mut role)?;
         if role == PUBLISHER {
             let subscribers = subscribers.clone();
-            thread::spawn(move || copy(socket, &subscribers));
+            thread::spawn(move || copy(socket, &subscribers, write_bytes));
         } else {
             socket.write_all(&CONFIRMATION)?;
             subscribers
@@ -38,8 +38,8 @@ pub(crate) fn serve() -> Result<(), Failure> {
 }
 
 /// Copies until the publisher has ended.
-fn copy(mut publisher: TcpStream, subscribers: &Subscribers) -> io::Result<()> {
-    let mut chunk = vec![0; 64 << 10];
+fn copy(mut publisher: TcpStream, subscribers: &Subscribers, write_bytes: usize) -> io::Result<()> {
+    let mut chunk = vec![0; write_bytes];
     loop {
         let read = publisher.read(&mut chunk)?;
         if read == 0 {

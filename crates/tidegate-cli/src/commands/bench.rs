@@ -144,6 +144,13 @@ struct FanoutArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     stalled: usize,
 
+    /// Keep the threads that hold subscribers from sleeping
+    ///
+    /// A server that sends to a thread that sleeps pays for waking it. With --rate, how often
+    /// that happens can depend on chance, and so can the processor time of each delivery.
+    #[arg(long)]
+    awake: bool,
+
     /// HTTP/2 window of each stream in bytes: how much the server may send before the subscriber reads.
     #[arg(long, value_name = "BYTES", default_value_t = Grpc::WINDOW)]
     window: u32,
@@ -387,6 +394,7 @@ impl FanoutArgs {
             warm_up: self.time.warm_up,
             duration: self.time.duration,
             stalled: self.stalled,
+            awake: self.awake,
             window_bytes: self.window,
         })
     }
