@@ -89,9 +89,11 @@
 //! are streams like others.
 //!
 //! # Idle
-//! A connection on which nothing happens has no buffer: what waits for the socket is in buffers that the thread lends, and of
-//! the input only a frame that has come in part is kept, up to 16 KiB of it. The table for header compression holds what its
-//! peer put there: 4 KiB, in up to 9 KiB of memory.
+//! A connection on which nothing happens has no buffer: what waits for the socket is in buffers that the thread lends. Of the
+//! input a frame is kept that has come in part, up to 16 KiB of it, and a header block in several frames, up to twice
+//! [`Config::max_header_list_size`], and 16 KiB at least: with the defaults 48 KiB in all. Either has to be complete within
+//! 10 s, or the peer is given up. DATA is not kept here, however slowly it comes. The table for header compression holds what
+//! its peer put there: 4 KiB, in up to 9 KiB of memory.
 //!
 //! # Attacks
 //! Work that costs the server more than its peer has a [budget](Config) for 10 s, never one for the life of a connection: a
@@ -103,8 +105,13 @@
 //! are an [`Event::Reset`].
 //!
 //! # Not included
-//! Push, tunnels by CONNECT, whose request is an event like any other, upgrades from HTTP/1.1, and the side of a client.
-//! Priorities are read and ignored (RFC 9113, section 5.3.2).
+//! Push, tunnels by CONNECT, upgrades from HTTP/1.1, and the side of a client. Priorities are read and ignored (RFC 9113,
+//! section 5.3.2).
+//!
+//! * The request of CONNECT is an event like any other. A status from 200 to 299 would say that there is a tunnel (RFC 9110,
+//!   section 9.3.6), so answer it with another. `tidegate-transport` does so, with 501.
+//! * No `100 (Continue)` is ever sent. Clients that wait for one wait a while, and send their body all the same (RFC 9110,
+//!   section 10.1.1).
 
 mod budget;
 mod config;

@@ -1,6 +1,11 @@
 //! Calls: header blocks, trailers, resets and priorities (RFC 9113, sections 6.2 to 6.4 and 8).
 
-use super::{Connection, Event, StreamState, control::Ending, input::Block, responses::SHARE};
+use super::{
+    Connection, Event, StreamState,
+    control::Ending,
+    input::{Block, append},
+    responses::SHARE,
+};
 use crate::{
     error::{Code, Error},
     frame::{self, END_HEADERS, END_STREAM, Head, MAX_PAYLOAD, PADDED, WITH_PRIORITY},
@@ -45,6 +50,7 @@ impl<S: StreamState> Connection<S> {
             depends_on_itself,
             bytes: block.to_vec(),
             frames: 1,
+            began: self.clock.now,
         }));
         Ok(None)
     }
@@ -62,7 +68,8 @@ impl<S: StreamState> Connection<S> {
         if block.frames > MAX_BLOCK_FRAMES || block.bytes.len() + payload.len() > max_bytes {
             return Err(Error::calm("a header block is too large"));
         }
-        block.bytes.extend_from_slice(payload);
+        let needed = max_bytes - block.bytes.len();
+        append(&mut block.bytes, payload, needed);
         if !head.has(END_HEADERS) {
             return Ok(None);
         }

@@ -22,6 +22,9 @@ const KEEP_ALIVE_PING: [u8; 8] = *b"alive?\0\0";
 /// Number of streams whose window changes at the cost of a frame.
 const STREAMS_A_FRAME: u32 = 8;
 
+/// Time in which a frame that is no DATA has to come in full, and a header block. What has come of it is held until then.
+const BLOCK_TIME: Duration = Duration::from_secs(10);
+
 /// Longer than any connection lasts, and no more than every system's clock can add.
 const FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
@@ -44,6 +47,8 @@ pub enum TimedOut {
     KeepAlive,
     /// It did not read what waits for it.
     Write,
+    /// It did not complete a header block, or a frame that is no DATA.
+    Headers,
 }
 
 impl fmt::Display for TimedOut {
@@ -51,6 +56,7 @@ impl fmt::Display for TimedOut {
         f.write_str(match self {
             Self::KeepAlive => "the peer did not answer a PING in time",
             Self::Write => "the peer did not read what it was sent in time",
+            Self::Headers => "the peer did not complete a frame or a header block in time",
         })
     }
 }
@@ -251,7 +257,8 @@ impl<S: StreamState> Connection<S> {
             _ => None,
         };
         let unended = self.unended.due();
-        [written, ended, unended]
+        let begun = self.input.began().map(|since| after(since, BLOCK_TIME));
+        [written, ended, unended, begun]
             .into_iter()
             .flatten()
             .fold(alive, Instant::min)
@@ -275,6 +282,13 @@ impl<S: StreamState> Connection<S> {
             .is_some_and(|pinged| is_due(pinged.since, config.keep_alive_timeout))
         {
             return Err(TimedOut::KeepAlive);
+        }
+        if self
+            .input
+            .began()
+            .is_some_and(|since| is_due(since, BLOCK_TIME))
+        {
+            return Err(TimedOut::Headers);
         }
         let is_silent = is_due(clock.received, config.keep_alive_interval);
         let is_unanswered = match self.ending {

@@ -1,6 +1,6 @@
 //! Frames in the bytes of the peer (RFC 9113, section 4).
 
-use std::mem;
+use std::{mem, time::Instant};
 
 use super::{Connection, Event, StreamState, bodies::DataFrame, control::Ending};
 use crate::{
@@ -21,7 +21,9 @@ pub(super) struct Input {
     /// Whether a frame has come.
     pub(super) has_begun: bool,
     /// The beginning of a frame that is no DATA.
-    partial: Vec<u8>,
+    pub(super) partial: Vec<u8>,
+    /// When it came.
+    began: Option<Instant>,
     pub(super) data: Option<DataFrame>,
     pub(super) block: Option<Box<Block>>,
 }
@@ -34,6 +36,18 @@ pub(super) struct Block {
     pub(super) depends_on_itself: bool,
     pub(super) bytes: Vec<u8>,
     pub(super) frames: u32,
+    pub(super) began: Instant,
+}
+
+impl Input {
+    /// Returns when the frame or the header block began of which the rest is still to come. DATA is none, however slowly it
+    /// comes, and of a head alone nothing is held.
+    pub(super) fn began(&self) -> Option<Instant> {
+        match &self.block {
+            Some(block) => Some(block.began),
+            None => self.began.filter(|_| self.partial.len() >= HEAD_BYTES),
+        }
+    }
 }
 
 impl<S: StreamState> Connection<S> {
@@ -92,7 +106,7 @@ impl<S: StreamState> Connection<S> {
                 event
             } else if self.input.partial.is_empty() {
                 let Some((head, behind)) = split_head(input) else {
-                    self.input.partial.extend_from_slice(mem::take(input));
+                    self.begin_partial(input);
                     return Ok(None);
                 };
                 self.check_head(&head)?;
@@ -103,7 +117,7 @@ impl<S: StreamState> Connection<S> {
                     *input = behind;
                     self.on_frame(head, payload)?
                 } else {
-                    self.input.partial.extend_from_slice(mem::take(input));
+                    self.begin_partial(input);
                     return Ok(None);
                 }
             } else {
@@ -122,6 +136,12 @@ impl<S: StreamState> Connection<S> {
         }
     }
 
+    /// Keeps the beginning of a frame, which is all that is left of the input.
+    fn begin_partial(&mut self, input: &mut &[u8]) {
+        self.input.partial.extend_from_slice(mem::take(input));
+        self.input.began = Some(self.clock.now);
+    }
+
     /// Adds to a frame that had come in part. Returns it when it is complete: of DATA only the head, since its payload is not
     /// collected.
     fn complete_partial(&mut self, input: &mut &[u8]) -> Result<Option<Vec<u8>>, Error> {
@@ -135,7 +155,7 @@ impl<S: StreamState> Connection<S> {
             let is_head = head.is_none();
             let (taken, behind) = input.split_at(needed.min(input.len()));
             *input = behind;
-            partial.extend_from_slice(taken);
+            append(partial, taken, needed);
             if taken.len() < needed {
                 return Ok(None);
             }
@@ -182,6 +202,15 @@ impl<S: StreamState> Connection<S> {
         }
         Ok(None)
     }
+}
+
+/// Appends to what has come of something of which `needed` bytes are still to come, as if it was to have twice the room, but
+/// no more than for these.
+pub(super) fn append(whole: &mut Vec<u8>, bytes: &[u8], needed: usize) {
+    if whole.capacity() - whole.len() < bytes.len() {
+        whole.reserve_exact(whole.len().min(needed).max(bytes.len()));
+    }
+    whole.extend_from_slice(bytes);
 }
 
 /// Splits the head from the front of `bytes`, if it has come in full.

@@ -52,7 +52,8 @@ pub enum Event<'a, S> {
     Request {
         /// Its stream.
         stream: StreamId,
-        /// Its method, URI and headers. An authority that no URI can have is in the header `host`.
+        /// Its method, URI and headers. An authority that no URI can have is in the header `host`. The method may be CONNECT,
+        /// for which a status from 200 to 299 would promise a tunnel.
         request: Request<()>,
         /// Whether there is no body.
         ends: bool,

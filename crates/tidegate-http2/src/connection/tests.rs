@@ -1815,6 +1815,79 @@ fn silent_peer_is_asked_and_then_given_up() {
     assert_eq!(pair.server.on_timeout(), Err(TimedOut::KeepAlive));
 }
 
+/// One byte now and then would hold what has come for as long as the peer likes.
+#[test]
+fn peer_that_does_not_complete_a_header_block_is_given_up() {
+    let second = Duration::from_secs(1);
+    let whole = request(1, 0);
+    let (begin, rest) = whole.split_at(HEAD_BYTES + 1);
+    let blocks: [(&[u8], Vec<u8>); 3] = [
+        // Not the HEADERS,
+        (begin, rest[..12].to_vec()),
+        // nor those that follow,
+        (&frame(HEADERS, 0, 1, &[]), frame(CONTINUATION, 0, 1, &[])),
+        // nor a frame that nobody knows.
+        (&frame(0x99, 0, 0, &[0; 100])[..50], vec![0; 12]),
+    ];
+    for (begin, trickle) in blocks {
+        let mut pair = Pair::new();
+        pair.pass(second);
+        pair.send_quietly(begin);
+        let due = pair.now + 10 * second;
+        for piece in trickle.chunks(trickle.len().div_ceil(9)).cycle().take(9) {
+            pair.pass(second);
+            assert_eq!(pair.server.timeout(), due);
+            pair.server.on_timeout().unwrap();
+            pair.send_quietly(piece);
+        }
+        pair.pass(second);
+        assert_eq!(pair.server.on_timeout(), Err(TimedOut::Headers));
+    }
+}
+
+#[test]
+fn slow_body_and_busy_peer_are_not_given_up() {
+    // A byte a second of a DATA frame whose head came slowly, too.
+    let mut pair = Pair::new();
+    pair.send(&request(1, 0)).unwrap();
+    for byte in frame(DATA, 0, 1, &[7; 100]) {
+        pair.send(&[byte]).unwrap();
+        pair.pass(Duration::from_secs(1));
+        pair.server.on_timeout().unwrap();
+    }
+    // Each piece ends in the middle of a frame, and none of these has been there for long.
+    let mut pair = Pair::new();
+    let bytes = frame(PING, 0, 0, &[0; 8]).repeat(100);
+    for piece in bytes.chunks(50) {
+        pair.send_quietly(piece);
+        pair.read();
+        pair.pass(Duration::from_secs(6));
+        pair.server.on_timeout().unwrap();
+    }
+}
+
+/// What has come of a frame and of a header block is no more than they may have.
+#[test]
+fn frames_in_part_hold_no_more_than_a_frame_and_a_header_block() {
+    let mut pair = Pair::new();
+    let bytes = [
+        frame(HEADERS, 0, 1, &[7; 16_384]),
+        frame(CONTINUATION, 0, 1, &[7; 16_000]),
+        frame(CONTINUATION, 0, 1, &[7; 16_384]),
+    ]
+    .concat();
+    for piece in bytes[..bytes.len() - 1].chunks(1_000) {
+        pair.send_quietly(piece);
+        let input = &pair.server.input;
+        assert!(input.partial.capacity() <= HEAD_BYTES + 16_384);
+        let block = input
+            .block
+            .as_ref()
+            .map_or(0, |block| block.bytes.capacity());
+        assert!(block <= 32 << 10, "{block}");
+    }
+}
+
 /// The question waits behind what it has not read: it is not late with the answer to what it has not got.
 #[test]
 fn slow_peer_has_time_to_answer_from_when_it_is_asked() {
