@@ -450,6 +450,28 @@ async fn service_is_called_when_it_is_ready() {
     assert_eq!(peer.body(5).await, (1, false));
 }
 
+/// A status of success would say that there is a tunnel (RFC 9110, section 9.3.6).
+#[tokio::test(start_paused = true)]
+async fn tunnel_is_refused_and_no_service_sees_it() {
+    let service = by_path(|path, _| {
+        assert_eq!(path, "/");
+        full("x")
+    });
+    let mut peer = connect(service).await;
+    // `:method: CONNECT`, `:authority: a`
+    let connect = [&[0x02, 7][..], b"CONNECT", &[0x01, 1, b'a']].concat();
+    peer.send(&frame(HEADERS, END_HEADERS, 1, &connect)).await;
+    let refused = peer.find(HEADERS).await;
+    assert_eq!(
+        (refused.stream, refused.flags),
+        (1, END_HEADERS | END_STREAM)
+    );
+    // A literal value of the indexed name `:status`.
+    assert_eq!(refused.payload, b"\x08\x03501");
+    peer.send(&request(3, END_STREAM, "/")).await;
+    assert_eq!(peer.body(3).await, (1, false));
+}
+
 /// It would wait for more of it forever.
 #[tokio::test(start_paused = true)]
 async fn reader_of_a_request_ends_when_its_stream_does() {

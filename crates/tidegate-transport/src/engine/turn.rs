@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Buf as _;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use tidegate_http2::{Code, Event, Room, StreamHandle, StreamId};
 use tokio::{
@@ -215,6 +215,11 @@ where
                 } => {
                     if is_truncated {
                         self.refuse_large_head(stream, &request);
+                    } else if request.method() == Method::CONNECT {
+                        // A service that knows nothing of tunnels might say that it has made one (RFC 9110, section 9.3.6).
+                        let headers = HeaderMap::new();
+                        self.http2
+                            .respond(stream, StatusCode::NOT_IMPLEMENTED, &headers, true);
                     } else {
                         self.call(stream, request, ends);
                     }
