@@ -91,7 +91,7 @@
 //! # Idle
 //! A connection on which nothing happens has no buffer: what waits for the socket is in buffers that the thread lends. Of the
 //! input a frame is kept that has come in part, up to 16 KiB of it, and a header block in several frames, up to twice
-//! [`Config::max_header_list_size`], and 16 KiB at least: with the defaults 48 KiB in all. Either has to be complete within
+//! [`Config::max_header_list_size`], and 16 KiB at least: with the defaults 48 KiB in all, and what an allocator adds. Either has to be complete within
 //! 10 s, or the peer is given up. DATA is not kept here, however slowly it comes. The table for header compression holds what
 //! its peer put there: 4 KiB, in up to 9 KiB of memory.
 //!

@@ -69,19 +69,10 @@ pub(super) struct Clock {
     pub(super) now: Instant,
     /// When the last byte of the peer came.
     pub(super) received: Instant,
-    /// The PING that the peer has yet to answer.
-    pub(super) pinged: Option<Pinged>,
+    /// When a PING was sent that the peer has yet to answer, or when it last read, if that was later.
+    pub(super) pinged: Option<Instant>,
     /// When the socket last took something, if something waits for it.
     pub(super) blocked: Option<Instant>,
-}
-
-/// A PING that finds out whether the peer is there.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pinged {
-    /// When it left. Until it has, when the socket last took something: the peer cannot answer yet, but it reads.
-    since: Instant,
-    /// Number of bytes of the output up to its end.
-    left: usize,
 }
 
 impl Clock {
@@ -94,13 +85,14 @@ impl Clock {
         }
     }
 
-    /// Notes that the socket took this many bytes of the output, which is not 0.
-    pub(super) const fn written(&mut self, bytes: usize) {
-        if let Some(pinged) = &mut self.pinged
-            && pinged.left > 0
+    /// Notes that the socket takes something now. If it had no room before, the peer has read since then: it is there, though
+    /// the PING may be behind much that it has not read, here and in the kernel. What a socket takes that always had room says
+    /// nothing, since the kernel takes it for a peer that is gone, too.
+    pub(super) fn written(&mut self) {
+        if let (Some(pinged), Some(blocked)) = (&mut self.pinged, self.blocked)
+            && blocked < self.now
         {
-            pinged.left = pinged.left.saturating_sub(bytes);
-            pinged.since = self.now;
+            *pinged = self.now;
         }
     }
 }
@@ -247,7 +239,7 @@ impl<S: StreamState> Connection<S> {
     pub fn timeout(&self) -> Instant {
         let config = &*self.config;
         let alive = match self.clock.pinged {
-            Some(pinged) => after(pinged.since, config.keep_alive_timeout),
+            Some(pinged) => after(pinged, config.keep_alive_timeout),
             None => after(self.clock.received, config.keep_alive_interval),
         };
         let blocked = self.clock.blocked;
@@ -279,7 +271,7 @@ impl<S: StreamState> Connection<S> {
         }
         if clock
             .pinged
-            .is_some_and(|pinged| is_due(pinged.since, config.keep_alive_timeout))
+            .is_some_and(|since| is_due(since, config.keep_alive_timeout))
         {
             return Err(TimedOut::KeepAlive);
         }
@@ -296,12 +288,9 @@ impl<S: StreamState> Connection<S> {
             _ => false,
         };
         if clock.pinged.is_none() && is_silent {
+            self.clock.pinged = Some(clock.now);
             self.output
                 .put(|out| frame::put_ping(out, 0, KEEP_ALIVE_PING));
-            self.clock.pinged = Some(Pinged {
-                since: self.clock.now,
-                left: self.output.len(),
-            });
         }
         if is_unanswered {
             self.finish_ending();

@@ -342,7 +342,7 @@ impl<S: StreamState> Connection<S> {
     pub fn advance(&mut self, bytes: usize) {
         if bytes > 0 {
             self.output.advance(bytes);
-            self.clock.written(bytes);
+            self.clock.written();
         }
         if self.output.len() == 0 {
             self.clock.blocked = None;

@@ -1866,7 +1866,7 @@ fn slow_body_and_busy_peer_are_not_given_up() {
     }
 }
 
-/// What has come of a frame and of a header block is no more than they may have.
+/// No more room than a frame and a header block may have is there for what has come of them.
 #[test]
 fn frames_in_part_hold_no_more_than_a_frame_and_a_header_block() {
     let mut pair = Pair::new();
@@ -1912,6 +1912,27 @@ fn slow_peer_has_time_to_answer_from_when_it_is_asked() {
     pair.server.on_timeout().unwrap();
     pair.server.send(stream, Bytes::from_static(b"more"));
     pair.read();
+    pair.pass(Duration::from_secs(1));
+    assert_eq!(pair.server.on_timeout(), Err(TimedOut::KeepAlive));
+}
+
+/// The kernel holds the question behind what the peer has not read. Only what that reads makes room where there was none.
+#[test]
+fn peer_that_makes_room_in_a_full_socket_is_there() {
+    let mut pair = Pair::new();
+    let config = Config::default();
+    let almost = config.keep_alive_timeout - Duration::from_secs(1);
+    let stream = pair.open(1);
+    pair.pass(config.keep_alive_interval);
+    pair.server.on_timeout().unwrap();
+    pair.read();
+    pair.server.send(stream, Bytes::from(vec![7; 50_000]));
+    for _ in 0..4 {
+        pair.server.advance(10_000);
+        pair.server.advance(0);
+        pair.pass(almost);
+        pair.server.on_timeout().unwrap();
+    }
     pair.pass(Duration::from_secs(1));
     assert_eq!(pair.server.on_timeout(), Err(TimedOut::KeepAlive));
 }
