@@ -116,7 +116,7 @@ impl Sharing {
             epoch: subscription.began_at().epoch,
         };
         CACHE.with_borrow(|cache| {
-            cache.chunks.iter().find_map(|chunk| {
+            cache.from_the_newest().find_map(|chunk| {
                 let range = chunk.range.filter(|_| chunk.place == place)?;
                 subscription.stands_at(&range).then(|| Kept {
                     range,
@@ -176,6 +176,12 @@ impl ChunkCache {
         chunks: Vec::new(),
         oldest: 0,
     };
+
+    /// Chunks, the newest first: where several begin at one place, it has the most of what came since.
+    fn from_the_newest(&self) -> impl Iterator<Item = &Chunk> {
+        let (newer, older) = self.chunks.split_at(self.oldest);
+        newer.iter().rev().chain(older.iter().rev())
+    }
 
     fn find<P: Payload>(&self, place: Place, events: &[Arc<Event<P>>]) -> Option<Bytes> {
         let mut chunks = self.chunks.iter();
