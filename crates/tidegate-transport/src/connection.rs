@@ -29,7 +29,7 @@ impl Connection {
     /// It does not set the options of a socket: see [`Http2Config::set_socket_options`].
     ///
     /// # Panics
-    /// When polled outside of a tokio runtime with time.
+    /// Outside of a tokio runtime with time; polls, too.
     pub fn new<T, S>(transport: Prefaced<T>, service: S, config: &Http2Config) -> Self
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -116,7 +116,7 @@ impl Sharing {
             epoch: subscription.began_at().epoch,
         };
         CACHE.with_borrow(|cache| {
-            cache.from_the_newest().find_map(|chunk| {
+            cache.newest_first().find_map(|chunk| {
                 let range = chunk.range.filter(|_| chunk.place == place)?;
                 subscription.stands_at(&range).then(|| Kept {
                     range,
@@ -178,7 +178,7 @@ impl ChunkCache {
     };
 
     /// Chunks, the newest first: where several begin at one place, it has the most of what came since.
-    fn from_the_newest(&self) -> impl Iterator<Item = &Chunk> {
+    fn newest_first(&self) -> impl Iterator<Item = &Chunk> {
         let (newer, older) = self.chunks.split_at(self.oldest);
         newer.iter().rev().chain(older.iter().rev())
     }

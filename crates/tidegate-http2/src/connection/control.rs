@@ -73,6 +73,8 @@ pub(super) struct Clock {
     pub(super) pinged: Option<Instant>,
     /// When the socket last took something, if something waits for it.
     pub(super) blocked: Option<Instant>,
+    /// Whether the transport has taken bytes that the socket has no room for.
+    pub(super) is_unflushed: bool,
 }
 
 impl Clock {
@@ -82,12 +84,13 @@ impl Clock {
             received: now,
             pinged: None,
             blocked: None,
+            is_unflushed: false,
         }
     }
 
-    /// Notes that the socket takes something now. If it had no room before, the peer has read since then: it is there, though
-    /// the PING may be behind much that it has not read, here and in the kernel. What a socket takes that always had room says
-    /// nothing, since the kernel takes it for a peer that is gone, too.
+    /// Notes that the socket takes something now. If it had no room before, the peer's system has acknowledged something since
+    /// then: it is there, though the PING may be behind much that it has not read, here and in the kernel. What a socket takes
+    /// that always had room says nothing, since the kernel takes it for a peer that is gone, too.
     pub(super) fn written(&mut self) {
         if let (Some(pinged), Some(blocked)) = (&mut self.pinged, self.blocked)
             && blocked < self.now
@@ -170,7 +173,7 @@ impl<S: StreamState> Connection<S> {
                     "WINDOW_UPDATE on a stream that has not begun",
                 ));
             }
-            self.budgets.idle_frame(&self.config)?;
+            // Not counted, as those of open streams are not: a peer opens windows as it reads, also behind the last byte.
             return Ok(None);
         };
         stream.send_window += increment;
@@ -239,9 +242,12 @@ impl<S: StreamState> Connection<S> {
     pub fn timeout(&self) -> Instant {
         let config = &*self.config;
         let alive = match self.clock.pinged {
-            Some(pinged) => after(pinged, config.keep_alive_timeout),
-            None => after(self.clock.received, config.keep_alive_interval),
+            Some(_) => None,
+            None => Some(after(self.clock.received, config.keep_alive_interval)),
         };
+        let answered = self
+            .unanswered()
+            .map(|since| after(since, config.keep_alive_timeout));
         let blocked = self.clock.blocked;
         let written = blocked.map(|since| after(since, config.write_timeout));
         let ended = match self.ending {
@@ -249,11 +255,23 @@ impl<S: StreamState> Connection<S> {
             _ => None,
         };
         let unended = self.unended.due();
-        let begun = self.input.began().map(|since| after(since, BLOCK_TIME));
-        [written, ended, unended, begun]
+        let begun = self.incomplete().map(|since| after(since, BLOCK_TIME));
+        [alive, answered, written, ended, unended, begun]
             .into_iter()
             .flatten()
-            .fold(alive, Instant::min)
+            .min()
+            .unwrap_or_else(|| after(self.clock.now, FOREVER))
+    }
+
+    /// Returns the time since which a PING is unanswered. The answer may be in what is not read, because its answers wait for
+    /// the socket.
+    fn unanswered(&self) -> Option<Instant> {
+        self.clock.pinged.filter(|_| self.wants_input())
+    }
+
+    /// Returns the time since which a frame or a header block is incomplete. So may its rest be.
+    fn incomplete(&self) -> Option<Instant> {
+        self.input.began().filter(|_| self.wants_input())
     }
 
     /// Does what is due at the time that was [set](Self::set_now). It may be called at any time.
@@ -269,15 +287,14 @@ impl<S: StreamState> Connection<S> {
         {
             return Err(TimedOut::Write);
         }
-        if clock
-            .pinged
+        if self
+            .unanswered()
             .is_some_and(|since| is_due(since, config.keep_alive_timeout))
         {
             return Err(TimedOut::KeepAlive);
         }
         if self
-            .input
-            .began()
+            .incomplete()
             .is_some_and(|since| is_due(since, BLOCK_TIME))
         {
             return Err(TimedOut::Headers);

@@ -48,6 +48,14 @@ impl Input {
             None => self.began.filter(|_| self.partial.len() >= HEAD_BYTES),
         }
     }
+
+    /// Gives what has begun its whole time from now on.
+    pub(super) fn begin_anew(&mut self, now: Instant) {
+        self.began = self.began.map(|_| now);
+        if let Some(block) = &mut self.block {
+            block.began = now;
+        }
+    }
 }
 
 impl<S: StreamState> Connection<S> {

@@ -340,13 +340,35 @@ impl<S: StreamState> Connection<S> {
     /// # Panics
     /// When there are fewer.
     pub fn advance(&mut self, bytes: usize) {
+        let wanted_input = self.wants_input();
         if bytes > 0 {
             self.output.advance(bytes);
             self.clock.written();
         }
-        if self.output.len() == 0 {
+        self.note_blocked(bytes > 0);
+        if !wanted_input && self.wants_input() {
+            // What the peer is to send may have come, and was not read.
+            let now = self.clock.now;
+            self.input.begin_anew(now);
+            self.clock.pinged = self.clock.pinged.map(|_| now);
+        }
+    }
+
+    /// Notes whether the transport keeps bytes that it has [taken](Self::advance) and cannot pass on, as TLS does while the
+    /// socket has no room. They count as output that waits: for the times, not for `output_len`.
+    pub fn set_unflushed(&mut self, is_unflushed: bool) {
+        let is_flushed = self.clock.is_unflushed && !is_unflushed;
+        if is_flushed {
+            self.clock.written();
+        }
+        self.clock.is_unflushed = is_unflushed;
+        self.note_blocked(is_flushed);
+    }
+
+    fn note_blocked(&mut self, is_progress: bool) {
+        if self.output.len() == 0 && !self.clock.is_unflushed {
             self.clock.blocked = None;
-        } else if bytes > 0 || self.clock.blocked.is_none() {
+        } else if is_progress || self.clock.blocked.is_none() {
             self.clock.blocked = Some(self.clock.now);
         }
     }

@@ -1937,6 +1937,95 @@ fn peer_that_makes_room_in_a_full_socket_is_there() {
     assert_eq!(pair.server.on_timeout(), Err(TimedOut::KeepAlive));
 }
 
+/// A connection that has all that may wait for the socket, and a frame in part.
+fn full_of_answers() -> Pair {
+    let mut pair = Pair::new();
+    let ping = frame(PING, 0, 0, &[0; 8]);
+    let pings = (128 << 10) / ping.len() + 1;
+    pair.send_quietly(&ping.repeat(pings));
+    pair.server.advance(0);
+    pair.send_quietly(&ping[..12]);
+    assert!(!pair.server.wants_input());
+    pair
+}
+
+/// The rest of the frame, and the answer to the question, may lie in the socket.
+#[test]
+fn peer_of_which_nothing_is_read_is_not_given_up_for_what_it_may_have_sent() {
+    let mut pair = full_of_answers();
+    let config = Config::default();
+    pair.pass(config.keep_alive_interval);
+    pair.server.on_timeout().unwrap();
+    assert_eq!(
+        pair.server.timeout(),
+        pair.now + config.write_timeout - config.keep_alive_interval
+    );
+    pair.pass(Duration::from_secs(9));
+    pair.server.on_timeout().unwrap();
+    // Once there is room, it has its time for both.
+    pair.read();
+    assert!(pair.server.wants_input());
+    pair.pass(Duration::from_secs(9));
+    pair.server.on_timeout().unwrap();
+    pair.send_quietly(&frame(PING, 0, 0, &[0; 8])[12..]);
+    pair.pass(Duration::from_secs(9));
+    pair.server.on_timeout().unwrap();
+}
+
+#[test]
+fn peer_of_which_nothing_is_read_has_to_read_in_time() {
+    let mut pair = full_of_answers();
+    pair.pass(Config::default().write_timeout);
+    assert_eq!(pair.server.on_timeout(), Err(TimedOut::Write));
+}
+
+/// A transport that takes everything, as TLS does, says what it could not pass on.
+#[test]
+fn transport_that_is_not_flushed_counts_as_output_that_waits() {
+    let mut pair = Pair::new();
+    let config = Config::default();
+    let almost = config.keep_alive_timeout - Duration::from_secs(1);
+    let stream = pair.open(1);
+    pair.pass(config.keep_alive_interval);
+    pair.server.on_timeout().unwrap();
+    pair.server.send(stream, Bytes::from(vec![7; 50_000]));
+    pair.read();
+    pair.server.set_unflushed(true);
+    for _ in 0..3 {
+        pair.pass(almost);
+        pair.server.on_timeout().unwrap();
+        // The peer has read what was there.
+        pair.server.set_unflushed(false);
+        pair.server.set_unflushed(true);
+    }
+    pair.pass(config.keep_alive_timeout);
+    assert_eq!(pair.server.on_timeout(), Err(TimedOut::KeepAlive));
+
+    let mut pair = Pair::new();
+    pair.server.set_unflushed(true);
+    for _ in 0..2 {
+        pair.pass(config.write_timeout / 2);
+        pair.send_quietly(&window_update(0, 1));
+        pair.server.set_unflushed(true);
+    }
+    assert_eq!(pair.server.on_timeout(), Err(TimedOut::Write));
+    pair.server.set_unflushed(false);
+    pair.server.on_timeout().unwrap();
+}
+
+/// A peer opens windows as it reads, also of streams that have ended: a proxy has many of these.
+#[test]
+fn windows_of_streams_that_have_ended_are_ignored() {
+    let mut pair = Pair::new();
+    let stream = pair.open(1);
+    pair.server.finish(stream, None);
+    pair.read();
+    for _ in 0..=Config::default().max_idle_frames {
+        pair.send_quietly(&window_update(1, 1));
+    }
+    assert_eq!(pair.read(), []);
+}
+
 #[test]
 fn peer_that_takes_nothing_of_the_question_is_given_up() {
     let mut pair = Pair::new();

@@ -90,10 +90,16 @@ struct End<S: Http2Service> {
     is_shut: bool,
     /// Bytes that came after it was no longer served.
     thrown_away: usize,
-    /// Time for which the peer may be silent.
-    linger: Duration,
-    /// Time after which nothing more is thrown away.
-    lingers_until: Instant,
+    /// The time that the peer has, once all calls are dropped.
+    linger: Option<Linger>,
+}
+
+/// The time in which a peer may receive what it was told last.
+struct Linger {
+    /// How long it may be silent.
+    time: Duration,
+    /// When it has no more.
+    until: Instant,
 }
 
 // Nothing of it is pinned in place: calls and bodies are in boxes, and the transport can be moved.

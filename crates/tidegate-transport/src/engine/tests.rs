@@ -40,6 +40,7 @@ pub(super) const SETTINGS: u8 = 4;
 pub(super) const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 
+const ACK: u8 = 1;
 pub(super) const END_STREAM: u8 = 1;
 pub(super) const END_HEADERS: u8 = 4;
 
@@ -224,6 +225,20 @@ async fn connection_reads_on_when_its_peer_has_taken_the_answers() {
     let mut peer = Peer(read.unsplit(flood.await.unwrap()));
     peer.ping().await;
     assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+/// A process that stood still for longer than any of its times finds the answers of its peers, and not that they are late.
+#[tokio::test(start_paused = true)]
+async fn peer_is_not_given_up_for_an_answer_that_is_there() {
+    let mut peer = connect(by_path(|_, _| full("x"))).await;
+    for _ in 0..3 {
+        let ping = peer.find(PING).await;
+        // No other task has a turn in between.
+        peer.send(&frame(PING, ACK, 0, &ping.payload)).await;
+        tokio::time::advance(Duration::from_secs(20)).await;
+    }
+    peer.send(&request(1, END_STREAM, "/")).await;
+    assert_eq!(peer.body(1).await, (1, false));
 }
 
 /// A stream whose share uses up what a task may do in a turn leaves the next turn to the others.

@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{
-    End, Engine, Waiting,
+    End, Engine, Linger, Waiting,
     call::{Call, Incoming, Phase, Shared},
     date, drop_call,
 };
@@ -45,7 +45,7 @@ const SLICES: usize = 64;
 /// processor time for each delivery.
 const ROUNDS: usize = 2;
 
-/// Calls that may begin in a turn: each may take as long as a service takes to answer it.
+/// Calls that may begin in a round: each may take as long as a service takes to answer it.
 const CALLS: usize = 64;
 
 /// Time in which a peer may receive what it was told last and close its end. One whose connection ended in good order has it
@@ -77,28 +77,14 @@ where
         let mut end = match self.end.take() {
             Some(end) => end,
             None => {
-                let (is_gone, reason) = match self.check_timer(now) {
-                    Ok(()) => ready!(self.poll_rounds(cx)),
-                    Err(error) => (true, Err(error)),
-                };
-                let now = Instant::now();
-                let is_slow = self
-                    .blocked
-                    .is_some_and(|at| now.duration_since(at) < LONGEST_LINGER);
-                let linger = if is_slow && reason.is_ok() {
-                    LONGEST_LINGER
-                } else {
-                    LINGER
-                };
-                self.timer.as_mut().reset(now + linger);
+                let (is_gone, reason) = ready!(self.poll_rounds(now, cx));
                 Box::new(End {
                     calls: self.http2.take_streams().collect(),
                     reason,
                     is_gone,
                     is_shut: false,
                     thrown_away: 0,
-                    linger,
-                    lingers_until: now + LONGEST_LINGER,
+                    linger: None,
                 })
             }
         };
@@ -109,11 +95,22 @@ where
 
     /// Runs the rounds of a turn. Ready when the connection is no longer served, with whether nobody is there to be told
     /// anything, and why it ended.
-    fn poll_rounds(&mut self, cx: &mut Context<'_>) -> Poll<(bool, Result<(), BoxError>)> {
+    fn poll_rounds(
+        &mut self,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) -> Poll<(bool, Result<(), BoxError>)> {
         let mut has_more = false;
-        for _ in 0..ROUNDS {
+        for round in 0..ROUNDS {
             let wanted_input = self.http2.wants_input();
             let read = self.poll_read();
+            // Behind a look at what has come: the process may have stood still, and not the peer.
+            if round == 0
+                && !matches!(read, Poll::Ready(Err(_) | Ok(false)))
+                && let Err(error) = self.check_timer(now)
+            {
+                return Poll::Ready((true, Err(error)));
+            }
             let has_read = matches!(read, Poll::Ready(Ok(true)));
             let is_left = self.poll_calls();
             let written = self.poll_write(cx);
@@ -539,7 +536,9 @@ where
                 *is_unflushed = true;
             }
             if *is_unflushed {
-                ready!(Pin::new(&mut *transport).poll_flush(cx))?;
+                let flushed = Pin::new(&mut *transport).poll_flush(cx);
+                http2.set_unflushed(flushed.is_pending());
+                ready!(flushed)?;
                 *is_unflushed = false;
             }
             Poll::Ready(io::Result::Ok(()))
@@ -585,10 +584,32 @@ where
     /// Ends a connection that is no longer served: its calls are dropped, and the peer is told what waits for it.
     fn poll_end(&mut self, end: &mut End<S>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         ready!(end.poll_drop(cx));
+        if end.linger.is_none() {
+            // From here on, since the calls may have taken long.
+            end.linger = Some(self.linger(end));
+        }
         let told = ready!(self.poll_tell(end, cx));
         // Why it ended matters more than how well the peer could be told.
         let reason = mem::replace(&mut end.reason, Ok(()));
         Poll::Ready(reason.and(told))
+    }
+
+    /// Begins the time in which the peer may receive what it was told.
+    fn linger(&mut self, end: &End<S>) -> Linger {
+        let now = Instant::now();
+        let is_slow = self
+            .blocked
+            .is_some_and(|at| now.duration_since(at) < LONGEST_LINGER);
+        let time = if is_slow && end.reason.is_ok() {
+            LONGEST_LINGER
+        } else {
+            LINGER
+        };
+        self.timer.as_mut().reset(now + time);
+        Linger {
+            time,
+            until: now + LONGEST_LINGER,
+        }
     }
 
     fn poll_tell(&mut self, end: &mut End<S>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
@@ -606,8 +627,10 @@ where
         let Ok(length @ 1..) = ready!(read) else {
             return Poll::Ready(Ok(()));
         };
-        if end.reason.is_ok() {
-            let until = end.lingers_until.min(Instant::now() + end.linger);
+        if end.reason.is_ok()
+            && let Some(linger) = &end.linger
+        {
+            let until = linger.until.min(Instant::now() + linger.time);
             self.timer.as_mut().reset(until);
         }
         end.thrown_away += length;
