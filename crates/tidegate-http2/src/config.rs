@@ -34,7 +34,9 @@ pub struct Config {
     pub keep_alive_interval: Duration,
     /// Time that the peer has to answer a PING, after which the connection ends. It begins anew whenever a socket that had no
     /// room takes something: a peer that reads slowly is there, and the PING is behind what it has to read. Of what a socket
-    /// took at once nobody knows: the peer has to have read that within this time. Default: 10 s.
+    /// took at once nobody knows: the peer has to have read that within this time. It does not
+    /// run while [nothing is read](crate::Connection::wants_input). The PING of [`end`](crate::Connection::end) has as long.
+    /// Default: 10 s.
     pub keep_alive_timeout: Duration,
     /// Time for which the socket may take nothing of what waits for it, after which the connection ends. Default: 40 s.
     pub write_timeout: Duration,

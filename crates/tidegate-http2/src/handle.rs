@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 /// The questions and wishes of a [`StreamHandle`] to the connection that made it.
 pub trait StreamControl: fmt::Debug + Send + Sync {
-    /// Number of bytes of the response's body that have left for the peer.
+    /// Number of bytes of the response's body that were put behind what waits for the socket.
     fn taken(&self) -> u64;
 
     /// Resets the stream, soon and from any thread.
@@ -25,10 +25,11 @@ pub trait StreamControl: fmt::Debug + Send + Sync {
 /// ```
 /// use tidegate_http2::StreamHandle;
 ///
-/// /// Resets a stream whose peer has taken nothing since it was last looked at. Returns what it has taken.
-/// fn look_at(stream: &StreamHandle, taken_before: u64) -> u64 {
+/// /// Resets a stream that had something to send and whose peer has taken nothing since it was last looked at. Returns what it
+/// /// has taken.
+/// fn look_at(stream: &StreamHandle, taken_before: u64, had_something: bool) -> u64 {
 ///     let taken = stream.taken();
-///     if taken == taken_before {
+///     if had_something && taken == taken_before {
 ///         stream.reset();
 ///     }
 ///     taken
@@ -48,7 +49,9 @@ impl StreamHandle {
         Self(control)
     }
 
-    /// Number of bytes of the response's body that have left for the peer so far. What waits for a window has not.
+    /// Number of bytes of the response's body that the peer has taken so far. What waits for a window is not among them. They
+    /// are counted when they are put behind what waits for the socket, 64 KiB by default, so a peer that reads nothing may have
+    /// taken that much.
     #[must_use]
     pub fn taken(&self) -> u64 {
         self.0.taken()

@@ -77,7 +77,7 @@
 //! # Pull
 //! A stream is asked for data while its window, the connection's window and the output have [room](Connection::room).
 //! One without room has its [turn](Connection::next_turn) when there is some, and streams have their turns one after the
-//! other. So nothing is buffered for a peer that does not read, except the rest of a chunk that was larger than its room.
+//! other. So nothing is buffered for a peer that does not read, except what was sent beyond its room.
 //! Of the streams that wait, each sends 16 KiB before the others have their turns, and a turn that a window or the output cuts
 //! off goes on before others begin. So of two streams that always have something, none is ever ahead by more than 32 KiB,
 //! whatever the windows that the peer opens.

@@ -25,7 +25,8 @@ pub struct Http2Config {
     pub engine: Http2Engine,
     /// Maximum number of streams open at once on one connection. Default: 256 (hyper: 200).
     pub max_concurrent_streams: u32,
-    /// Maximum number of streams that the peer resets, in 10 s, before they were answered. Beyond it the connection ends:
+    /// Maximum number of streams that the peer resets, in 10 s, before they were answered, and of those that are refused,
+    /// malformed or too large in their headers, but on hyper. Beyond it the connection ends:
     /// this is the rapid reset attack, CVE-2023-44487. A proxy resets the calls of its users so, when their deadlines
     /// pass. Default: 10,000 (hyper: 20 that wait to be accepted).
     pub max_pending_accept_reset_streams: usize,
@@ -33,7 +34,8 @@ pub struct Http2Config {
     /// connection ends: CVE-2025-8671. Default: 1,024 (hyper: in the life of the connection, and those that hold nothing
     /// count too).
     pub max_local_error_reset_streams: usize,
-    /// Maximum number of bytes of a request's headers. Default: 16 KiB.
+    /// Maximum size of a request's header list: its names and values, and 32 bytes for each field. Default: 16 KiB. On the
+    /// default engine a block of more than twice as many bytes ends the connection, and a list of more than four times it.
     pub max_header_list_size: u32,
     /// Number of bytes that a peer may send on one stream before they are read. Default: 256 KiB (hyper: 1 MiB).
     pub stream_window: u32,
@@ -51,11 +53,12 @@ pub struct Http2Config {
     pub preface_timeout: Duration,
     /// Silence after which the peer is sent a PING. Default: 30 s (hyper: never).
     pub keep_alive_interval: Duration,
-    /// Time that the peer has to answer a PING, after which the connection ends. Default: 10 s (hyper: 20 s).
+    /// Time that a peer may stay silent after a PING, after which the connection ends. On the default engine it begins anew
+    /// whenever a peer that was slow reads something. Default: 10 s (hyper: 20 s).
     pub keep_alive_timeout: Duration,
     /// Time for which sent bytes may stay unacknowledged before the kernel ends the connection
-    /// (`TCP_USER_TIMEOUT`, gRFC A18). Default: 40 s. Keep-alive alone does not find a peer that has its HTTP/2
-    /// window open and does not read its socket: the PING waits behind the data. Less than 1 ms counts as 1 ms, and more
+    /// (`TCP_USER_TIMEOUT`, gRFC A18). Default: 40 s. Keep-alive finds a peer that does not read its
+    /// socket only if it sends nothing either. Less than 1 ms counts as 1 ms, and more
     /// than the kernel takes, 596 hours, as that.
     pub tcp_user_timeout: Duration,
     /// Time for which a write to the socket may make no progress before the connection ends. A peer that stops

@@ -47,7 +47,8 @@
 //!   [`connection_window`](Http2Config::connection_window);
 //! * 23 MiB of headers, if its service keeps those of 256 calls with 470 fields each, which is as many as
 //!   [`max_header_list_size`](Http2Config::max_header_list_size) has room for;
-//! * 0.4 MiB of answers that it does not read, and of frames that came in part.
+//! * 0.4 MiB of answers that it does not read, and of frames that came in part;
+//! * one frame of each response whose body does not ask for its room.
 //!
 //! # Not included
 //! TLS, caps on connections and their age, and authentication are the Tidegate server's. TLS can be put beneath a

@@ -19,7 +19,15 @@ pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 /// A tower service of HTTP/2 requests, such as `tonic::service::Routes`. Every service with these bounds is one; you do
 /// not implement it yourself.
 ///
-/// Each stream gets a clone of the service. A call that fails, and a body that fails, resets its stream.
+/// Each stream gets a clone of the service. A call that fails, and a body that fails, resets its stream. So does a response
+/// with a status of 1xx.
+///
+/// A request has a `tidegate_http2::StreamHandle` in its extensions. A body is polled without a window as well, so that it can
+/// end; a frame that it returns then is held, whatever its size, until the peer has room. Return none where the handle's `room`
+/// is 0. On hyper there is no `room`.
+///
+/// On the default engine no service sees CONNECT, which is answered with 501, nor a request with a header list that is too
+/// large: 431, or `grpc-status` 8 for gRPC.
 pub trait Http2Service:
     Service<
         Request<RequestBody>,

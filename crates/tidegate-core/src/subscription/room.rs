@@ -25,8 +25,8 @@ pub struct Room {
 
 /// Consecutive events of one filter, or one set of filters, of a hub.
 ///
-/// Whoever is handed the same range has the same events: so you can keep what you made of them, and use it again for
-/// other subscriptions. No two ranges of a process are equal but those. See [`Batch::range`].
+/// Two subscriptions that are handed the same range have the same events, so you can keep what you made of them. Their
+/// [`Batch::first_index`] may differ, and is not part of it. No other ranges of a process are equal. See [`Batch::range`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EventRange {
     /// The identity of the feed.
@@ -54,7 +54,7 @@ pub struct Batch<P> {
     /// [`poll_next_unless_kept`](crate::Subscription::poll_next_unless_kept).
     pub events: Vec<Arc<Event<P>>>,
     /// The range that the events are. `None` where there is a gap before them, where they come from several feeds or from
-    /// history, and where they are the survivors of a subscription that conflates.
+    /// history, where they are the survivors of a subscription that conflates, and where there are none.
     pub range: Option<EventRange>,
     /// Set once, with the position at which the replay that was asked for is done: live events follow.
     pub caught_up: Option<Position>,

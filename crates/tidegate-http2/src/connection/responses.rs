@@ -337,6 +337,9 @@ impl<S: StreamState> Connection<S> {
 
     /// Notes that the socket took this many bytes of the output. 0 says that it takes none now.
     ///
+    /// Call it with 0 when the socket takes none: the [`write_timeout`](crate::Config::write_timeout) begins with the first
+    /// call that leaves something.
+    ///
     /// # Panics
     /// When there are fewer.
     pub fn advance(&mut self, bytes: usize) {

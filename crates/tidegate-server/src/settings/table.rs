@@ -262,15 +262,17 @@ pub static SETTINGS: &[Setting] = rows! {
     "Maximum number of calls open at once on one connection.";
 
     "http2.max_pending_accept_reset_streams", "N", Count, server.http2.max_pending_accept_reset_streams, RESTARTS,
-    "Maximum number of calls that a peer may cancel before they were answered, in 10 s. Beyond it the connection ends. \
-     Leave it high for a proxy, which cancels the calls of all its users.";
+    "Maximum number of calls, in 10 s, that a peer cancels before they were answered, or that are refused, malformed or \
+     too large in their headers. Beyond it the connection ends. Leave it high for a proxy, which cancels the calls of all \
+     its users. hyper counts those that are cancelled.";
 
     "http2.max_local_error_reset_streams", "N", Count, server.http2.max_local_error_reset_streams, RESTARTS,
     "Maximum number of calls in progress that the server resets because their peer broke a rule of HTTP/2, in 10 s. \
      Beyond it the connection ends.";
 
     "http2.max_header_list_size", "SIZE", Headers, server.http2.max_header_list_size, RESTARTS,
-    "Maximum size of a request's headers. At least 1 KiB.";
+    "Maximum size of a request's headers: names, values, and 32 bytes for each field. Requests with more are refused; more \
+     than four times it, or a block of more than twice it, ends the connection. At least 1 KiB.";
 
     "http2.stream_window", "SIZE", Window, server.http2.stream_window, RESTARTS,
     "Number of bytes that a peer may send on one stream before the server has read them.";
@@ -279,8 +281,8 @@ pub static SETTINGS: &[Setting] = rows! {
     "Number of bytes that a peer may send on one connection before the server has read them.";
 
     "http2.max_send_buffer", "SIZE", Size32, server.http2.max_send_buffer, RESTARTS,
-    "Number of bytes that a connection may have buffered for sending, at least 16 KiB. They can no longer be dropped when \
-     the client turns out to be slow. With hyper, those of a stream.";
+    "Number of bytes that a connection may have buffered for sending. Less than 16 KiB counts as that. They can no longer be \
+     dropped when the client turns out to be slow. With hyper, those of a stream, and less is less.";
 
     "http2.preface_timeout", "DURATION", NonZeroTime, server.http2.preface_timeout, RESTARTS,
     "Time that a new connection has for its TLS handshake, if there is TLS, and for the preface of HTTP/2.";
@@ -289,7 +291,8 @@ pub static SETTINGS: &[Setting] = rows! {
     "Silence after which the server pings the peer.";
 
     "http2.keep_alive_timeout", "DURATION", NonZeroTime, server.http2.keep_alive_timeout, RESTARTS,
-    "Time that the peer has to answer a ping. Then the connection ends.";
+    "Time that a peer may stay silent after a ping. Then the connection ends. It begins anew whenever a peer that was slow \
+     reads something.";
 
     "http2.tcp_user_timeout", "DURATION", KernelTime, server.http2.tcp_user_timeout, RESTARTS,
     "Time that sent bytes may stay unacknowledged. Then the kernel ends the connection. From 1ms to 596h.";

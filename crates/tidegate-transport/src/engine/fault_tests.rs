@@ -204,7 +204,7 @@ async fn connection_ends_wherever_its_transport_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn transport_that_moves_a_byte_at_a_time_carries_the_same() {
+async fn transport_that_moves_a_byte_at_a_time_carries_a_subscription() {
     let whole = run(Fault::Error, usize::MAX, usize::MAX).await.unwrap();
     let parts = run(Fault::Error, usize::MAX, 1).await.unwrap();
     assert!(whole.len() > 10_000 && parts.len() > 10_000);

@@ -5,8 +5,10 @@
 //! of that, and other connections have theirs.
 //!
 //! # Pull
-//! The body of a response is polled only while its stream's window, the connection's window and the output have room. So a
-//! stream whose peer does not read holds its place and nothing else.
+//! The body of a response is polled while its stream's window, the connection's window and the output have room, and when it
+//! was woken without a window: then it is told that it has room for 0 bytes, and may end. What it returns all the same is
+//! held, one frame a stream, and it is not polled before that has gone. So a stream whose peer does not read holds its place,
+//! and nothing else if its body asks for its room.
 //!
 //! # Panics
 //! A call that panics is reset. The connection and the other calls go on.

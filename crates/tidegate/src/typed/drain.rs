@@ -31,8 +31,8 @@ impl<T: Value> Hub<T> {
     /// down, and waits until it has ended, for at most `grace`. Returns the output of the server.
     ///
     /// tonic's shutdown alone waits until every stream has ended, and those of a hub never end by themselves.
-    /// Here they end with `UNAVAILABLE`, a delay, and a position to resume from. A peer that does not read
-    /// cannot be told; the grace period is for those.
+    /// Here they end with `UNAVAILABLE`, a delay, and a position to resume from. On tonic's own server a
+    /// peer that does not read cannot be told; the grace period is for those.
     ///
     /// A server that ends before the signal, as one whose address is in use does, returns at once, and the hub
     /// stays open.

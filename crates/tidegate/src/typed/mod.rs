@@ -112,17 +112,18 @@
 //! ```
 //!
 //! # Beyond recall
-//! For each stream, beyond its limits, one chunk of 16 KiB and the transport's send buffer can no longer be
-//! dropped. An event larger than a chunk counts whole, and against the
-//! [memory budget](Builder::memory_budget). Where tonic encodes, it is 16 KiB taken from the hub,
-//! and a chunk of tonic's: 32 KiB and the part of the last event that goes beyond.
+//! On connections of the crate `tidegate-transport`, what the windows of the peer had room for can no longer be dropped;
+//! on tonic's own server, one chunk of 16 KiB and its send buffer. An event larger than a chunk counts whole, and against
+//! the [memory budget](Builder::memory_budget). Where tonic encodes, it is 16 KiB taken from the hub, and a chunk of
+//! tonic's: 32 KiB and the part of the last event that goes beyond.
 //!
 //! # Ending
 //! A stream that the hub ends says why with its status: see [`Reason`](crate::Reason). To end a server, see
 //! [`Hub::serve_until`].
 //!
-//! A peer that does not read cannot be told. On tonic's own server its stream stays as long as its connection; on
-//! connections of the crate `tidegate-transport`, [`Hub::sweep`] resets it.
+//! On tonic's own server a peer that does not read cannot be told, and its stream stays as long as its connection. On
+//! connections of the crate `tidegate-transport` it is told, and [`Hub::sweep`] resets a stream in the middle of a large
+//! message.
 
 mod body;
 mod chunk;
