@@ -51,7 +51,7 @@ from frames import (
     window_update,
 )
 from siege import publish_request
-from support import new_event
+from support import new_event, on_hyper
 
 OPEN = END_HEADERS
 WHOLE = END_HEADERS | END_STREAM
@@ -270,14 +270,36 @@ ANSWERED = ("but got ProtocolError", "but got NoError")
 LENIENT = {
     # Its calls end at once, so they never reach the limit.
     "exceeds concurrent stream limit",
-    # h2 is more lenient than the standard, and no such request reaches a handler.
+    # Handed on as they are, as hyper does.
+    "sends headers frame with leading space in field value",
+    "sends headers frame with trailing tab in field value",
+    "sends headers frame with mismatched host authority",
+}
+
+# The breach follows the request, unlike in the other cases of headers. Like all others, these may find the call answered and
+# over: then what comes for it is ignored.
+BEHIND_THE_REQUEST = {
+    "sends headers frame with pseudo header in trailer",
+    "sends headers frame with incorrect content length single data frame",
+    "sends headers frame with incorrect content length multiple data frames",
+}
+
+# h2 is more lenient than the standard, and no such request reaches a handler.
+LENIENT_ON_HYPER = {
     "client sends push promise frame",
     "sends headers frame with pseudo header in trailer",
     "sends connect without authority",
-    "sends headers frame with leading space in field value",
-    "sends headers frame with mismatched host authority",
-    "sends headers frame with trailing tab in field value",
 }
+
+
+def is_listed(case: str, said: str) -> bool:
+    """Whether a case of httpwg may fail with these words."""
+    lenient = LENIENT | LENIENT_ON_HYPER if on_hyper else LENIENT
+    if case in lenient or said.endswith(ANSWERED):
+        return True
+    was_over = said.startswith("Timed out") and "#1:Headers" in said and "EndStream" in said
+    is_in_the_request = case.startswith("sends headers frame") or case in LENIENT_ON_HYPER
+    return was_over and (case in BEHIND_THE_REQUEST or not is_in_the_request)
 
 
 @pytest.mark.skipif(shutil.which("httpwg") is None, reason="httpwg is missing: cargo install --locked httpwg-cli")
@@ -292,4 +314,4 @@ def test_httpwg_cases_pass_except_the_listed_ones(besiege):
         siege.note("passed", f"{passed[1]} of {passed[2]}; {len(failed)} fail as listed")
         # Some cases stay undecided at their timeout, which ones differs from run to run.
         assert int(passed[1]) >= 70
-        assert [one for one in failed if not one[1].endswith(ANSWERED) and one[0] not in LENIENT] == []
+        assert [one for one in failed if not is_listed(*one)] == []
