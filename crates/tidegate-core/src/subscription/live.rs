@@ -73,7 +73,7 @@ impl<P: Payload> Subscription<P> {
         &mut self,
         watermark: u64,
         room: Room,
-        kept: Option<EventRange>,
+        kept: Option<&EventRange>,
         batch: &mut Batch<P>,
     ) -> Result<bool, CloseReason> {
         match self.ready.peek() {
@@ -115,7 +115,7 @@ impl<P: Payload> Subscription<P> {
     fn take_from_one(
         &mut self,
         watermark: u64,
-        kept: Option<EventRange>,
+        kept: Option<&EventRange>,
         filling: &mut Filling<'_, P>,
         range: &mut Option<EventRange>,
     ) -> Losses {
@@ -146,7 +146,7 @@ impl<P: Payload> Subscription<P> {
                 last_sequence: feed.sequence_before(to),
             });
         }
-        if range.is_none() || *range != kept {
+        if kept.is_none() || range.as_ref() != kept {
             // References are cloned under the lock; no event is copied.
             filling.events.extend(feed.events(start, to).cloned());
         }

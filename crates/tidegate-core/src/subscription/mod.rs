@@ -300,7 +300,7 @@ impl<P: Payload> Subscription<P> {
         if let Some(reason) = self.closed {
             return Poll::Ready(Err(reason));
         }
-        let polled = match self.take(cx, room, kept, batch) {
+        let polled = match self.take(cx, room, kept.as_ref(), batch) {
             Ok(true) => Poll::Ready(Ok(())),
             Ok(false) => Poll::Pending,
             Err(reason) => {
@@ -573,7 +573,7 @@ impl<P: Payload> Subscription<P> {
         &mut self,
         cx: &mut Context<'_>,
         room: Room,
-        kept: Option<EventRange>,
+        kept: Option<&EventRange>,
         batch: &mut Batch<P>,
     ) -> Result<bool, CloseReason> {
         loop {
