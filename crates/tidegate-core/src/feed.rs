@@ -23,6 +23,7 @@ use slab::Slab;
 
 use crate::{
     backlog::Backlog,
+    bisect::first_without,
     bounds::Bounds,
     event::{Event, Payload},
     evicted::Evicted,
@@ -663,16 +664,8 @@ impl<P: Payload> FeedState<P> {
         if fits(to) {
             return to;
         }
-        let (mut fitting, mut too_far) = (from, to);
-        while fitting + 1 < too_far {
-            let middle = fitting + (too_far - fitting) / 2;
-            if fits(middle) {
-                fitting = middle;
-            } else {
-                too_far = middle;
-            }
-        }
-        fitting
+        // None at all fit, whatever the room.
+        first_without(from, to, fits) - 1
     }
 
     /// The events from `from`, which is not below the front, to before `to`.

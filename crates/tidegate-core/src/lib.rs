@@ -71,6 +71,7 @@ extern crate self as tidegate_core;
 mod model;
 
 mod backlog;
+mod bisect;
 mod bounds;
 mod close;
 mod cost;

@@ -195,10 +195,7 @@ impl Signal {
         let mut state = self.state.lock();
         // The protocol's order, with the lock held from the first step to the last: a push is either before all of
         // them, and on the list, or after all of them. Then it finds this waker, and its event is above the watermark.
-        let replaced = match &state.waker {
-            Some(stored) if stored.will_wake(waker) => None,
-            _ => state.waker.replace(waker.clone()),
-        };
+        let replaced = state.store_waker(waker);
         state.waits_for_end = false;
         // Acquire, for the publisher's Release comes after its pushes: those of events up to the watermark are done.
         let watermark = committed.load(Acquire);
@@ -218,10 +215,7 @@ impl Signal {
             return true;
         }
         state.waits_for_end = true;
-        let replaced = match &state.waker {
-            Some(stored) if stored.will_wake(waker) => None,
-            _ => state.waker.replace(waker.clone()),
-        };
+        let replaced = state.store_waker(waker);
         drop(state);
         // Dropping a waker may run code of the executor: never under the lock.
         drop(replaced);
@@ -261,6 +255,14 @@ impl Signal {
 }
 
 impl State {
+    /// Stores the waker of a poll. Returns the one before, to be dropped without the lock.
+    fn store_waker(&mut self, waker: &Waker) -> Option<Waker> {
+        match &self.waker {
+            Some(stored) if stored.will_wake(waker) => None,
+            _ => self.waker.replace(waker.clone()),
+        }
+    }
+
     /// Takes the waker for news other than the end.
     const fn take_waker(&mut self) -> Option<Waker> {
         if self.waits_for_end {

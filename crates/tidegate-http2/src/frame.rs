@@ -1,6 +1,6 @@
 //! Frames: their heads, and the small ones that are written (RFC 9113, sections 4 and 6).
 
-use crate::error::Code;
+use crate::error::{Code, Error};
 
 pub(crate) const DATA: u8 = 0x0;
 pub(crate) const HEADERS: u8 = 0x1;
@@ -29,6 +29,17 @@ pub(crate) const HEAD_BYTES: usize = 9;
 
 /// Length up to which every peer takes a frame's payload, and up to which we do (RFC 9113, section 6.5.2).
 pub(crate) const MAX_PAYLOAD: usize = 16_384;
+
+/// Breach of a padded frame that is empty.
+pub(crate) const NO_PADDING: Error =
+    Error::size("a padded frame has no room for the length of its padding");
+
+/// Returns how many of this many bytes behind the length of a padding are not of the padding (RFC 9113, section 6.1).
+pub(crate) fn without_padding(length: usize, padding: u8) -> Result<usize, Error> {
+    length
+        .checked_sub(usize::from(padding))
+        .ok_or(Error::protocol("padding is longer than its frame"))
+}
 
 /// Head of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -106,15 +106,19 @@ impl Sharing {
         }
     }
 
+    const fn place(&self, epoch: u64, first_index: u64) -> Place {
+        Place {
+            first_index,
+            source: self.source,
+            epoch,
+        }
+    }
+
     /// Returns a kept chunk that begins where this subscription stands, with its range. It is the next one if that is what
     /// the hub hands out next: after [`poll_next_unless_kept`](Subscription::poll_next_unless_kept), ask
     /// [`take`](Self::take).
     pub(crate) fn kept<P: Payload>(&self, subscription: &Subscription<P>) -> Option<Kept> {
-        let place = Place {
-            first_index: subscription.next_index(),
-            source: self.source,
-            epoch: subscription.began_at().epoch,
-        };
+        let place = self.place(subscription.began_at().epoch, subscription.next_index());
         CACHE.with_borrow(|cache| {
             cache.newest_first().find_map(|chunk| {
                 let range = chunk.range.filter(|_| chunk.place == place)?;
@@ -153,11 +157,7 @@ impl Sharing {
         if events.len() < MIN_SHARED_EVENTS {
             return make();
         }
-        let place = Place {
-            first_index,
-            source: self.source,
-            epoch,
-        };
+        let place = self.place(epoch, first_index);
         CACHE.with_borrow_mut(|cache| {
             if let Some(bytes) = cache.find(place, events) {
                 self.shared.fetch_add(1, Relaxed);

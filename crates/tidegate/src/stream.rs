@@ -6,7 +6,7 @@
 //! [`StreamHandle`]: it knows what left for the peer, and resets the stream, whereupon everything it held is free.
 //!
 //! # How the handle travels
-//! Whoever serves the connection leaves it in the extensions of the request, as `tidegate-transport` does. A service takes it
+//! The server of the connection leaves it in the extensions of the request, as `tidegate-transport` does. A service takes it
 //! from there and leaves it with the hub, whose [`sweep`](crate::Hub::sweep) uses it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

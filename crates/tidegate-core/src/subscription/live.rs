@@ -12,6 +12,7 @@ use std::{cmp::Reverse, mem, sync::Arc};
 use super::{Batch, CursorState, EventRange, Room, Subscription, losses::Losses, room::Filling};
 use crate::{
     backlog::Backlog,
+    bisect::first_without,
     close::CloseReason,
     counters::add,
     event::Payload,
@@ -213,17 +214,10 @@ impl<P: Payload> Subscription<P> {
         // so just below the watermark is high enough. There are at most 64 looks, and each costs a search in each
         // ready feed.
         let lowest = self.ready.peek().map_or(0, |Reverse((head, _))| head - 1);
-        let (mut too_low, mut high_enough) = (lowest, watermark - 1);
-        while too_low + 1 < high_enough {
-            let middle = too_low + (high_enough - too_low) / 2;
-            let rest = self.survey(middle, watermark);
-            if limits.fits(rest.events, rest.bytes) {
-                high_enough = middle;
-            } else {
-                too_low = middle;
-            }
-        }
-        Some(high_enough)
+        Some(first_without(lowest, watermark - 1, |floor| {
+            let rest = self.survey(floor, watermark);
+            !limits.fits(rest.events, rest.bytes)
+        }))
     }
 
     /// Counts the events, or survivors, that the ready feeds keep for this subscription after `floor` and up to

@@ -258,7 +258,7 @@ impl<P: Payload> Subscription<P> {
     /// [`stands_at`](Self::stands_at) which of the ranges that you keep may be next.
     ///
     /// # Errors
-    /// Those of `poll_next`.
+    /// The reason why the subscription has ended, as of `poll_next`.
     ///
     /// # Examples
     /// ```

@@ -64,7 +64,7 @@ pub struct Batch<P> {
 pub(super) struct Filling<'a, P> {
     /// The bounds.
     pub(super) room: Room,
-    /// The bytes taken so far, overhead included.
+    /// The bytes of the events taken so far.
     pub(super) bytes: u64,
     /// The events taken so far.
     pub(super) events: &'a mut Vec<Arc<Event<P>>>,
@@ -92,19 +92,12 @@ impl Room {
         }
     }
 
-    /// Whether this many events, of this many bytes in all, may be taken at once: what is left after the first when they
-    /// are taken one by one is the same.
+    /// Whether it has room for this many events, of this many bytes in all. For the first always: a poll that took nothing
+    /// would never get past a large event.
     pub(crate) fn holds(&self, events: u64, bytes: u64) -> bool {
         let overhead = self.overhead.saturating_mul(events);
         events <= 1
             || (events <= self.events as u64 && bytes.saturating_add(overhead) <= self.bytes)
-    }
-
-    /// Whether an event of `size` may be added to this many events and bytes. The first may always: a poll that
-    /// took nothing would never get past a large event.
-    const fn fits(&self, events: usize, bytes: u64, size: u64) -> bool {
-        events == 0
-            || (events < self.events && bytes.saturating_add(size + self.overhead) <= self.bytes)
     }
 }
 
@@ -170,9 +163,10 @@ impl<P> Default for Batch<P> {
 impl<P: Payload> Filling<'_, P> {
     /// Takes `event` unless the room is full. Returns whether it did.
     pub(super) fn take(&mut self, event: &Arc<Event<P>>) -> bool {
-        let fits = self.room.fits(self.events.len(), self.bytes, event.size());
+        let bytes = self.bytes.saturating_add(event.size());
+        let fits = self.room.holds(self.events.len() as u64 + 1, bytes);
         if fits {
-            self.bytes = self.bytes.saturating_add(event.size() + self.room.overhead);
+            self.bytes = bytes;
             self.events.push(Arc::clone(event));
         }
         fits

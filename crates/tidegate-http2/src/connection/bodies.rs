@@ -28,9 +28,7 @@ impl<S: StreamState> Connection<S> {
             return Err(Error::protocol("DATA on stream 0"));
         }
         if head.has(PADDED) && head.length == 0 {
-            return Err(Error::size(
-                "a padded frame has no room for the length of its padding",
-            ));
+            return Err(frame::NO_PADDING);
         }
         let known = self.streams.know(head.stream);
         match known {
@@ -89,9 +87,7 @@ impl<S: StreamState> Connection<S> {
             *input = behind;
             frame.is_padded = false;
             frame.padding = usize::from(*padding);
-            frame.left = (frame.left - 1)
-                .checked_sub(frame.padding)
-                .ok_or(Error::protocol("padding is longer than its frame"))?;
+            frame.left = frame::without_padding(frame.left - 1, *padding)?;
             if frame.left == 0 && !frame.ends {
                 self.budgets.empty_frame(&self.config)?;
             }
@@ -141,16 +137,15 @@ impl<S: StreamState> Connection<S> {
             return Ok(None);
         };
         stream.unread += data.len() as u32;
+        stream.has_request = ends;
         if let Some(left) = &mut stream.content_left {
             let rest = left.checked_sub(data.len() as u64);
             // A body of another length than it was said to have (RFC 9113, section 8.1.1).
             if rest.is_none_or(|rest| ends && rest > 0) {
-                stream.has_request = ends;
                 return self.malformed(id);
             }
             *left = rest.unwrap_or_default();
         }
-        stream.has_request = ends;
         Ok(Some(Event::Data {
             stream: StreamId(id),
             data,

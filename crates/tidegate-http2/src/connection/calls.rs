@@ -323,13 +323,8 @@ fn unpad(head: Head, payload: &[u8]) -> Result<&[u8], Error> {
     if !head.has(PADDED) {
         return Ok(payload);
     }
-    let (padding, rest) = payload.split_first().ok_or(Error::size(
-        "a padded frame has no room for the length of its padding",
-    ))?;
-    rest.len()
-        .checked_sub(usize::from(*padding))
-        .map(|length| &rest[..length])
-        .ok_or(Error::protocol("padding is longer than its frame"))
+    let (padding, rest) = payload.split_first().ok_or(frame::NO_PADDING)?;
+    frame::without_padding(rest.len(), *padding).map(|length| &rest[..length])
 }
 
 /// Returns the stream that a priority depends on (RFC 9113, section 6.3).

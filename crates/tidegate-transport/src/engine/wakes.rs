@@ -3,7 +3,7 @@
 //! Each stream has a waker of its own, so that a turn polls those only that were woken. The first of them wakes the task, and
 //! what comes while a turn is under way is found by that turn, or at its end.
 //!
-//! What the transport or the timer wakes is the connection itself, as a [`Waker`] too. It learns in its next turn that there
+//! The transport and the timer wake the connection itself, which is a [`Waker`] too. It learns in its next turn that there
 //! may be something to read, and in turns without that it asks neither of the two.
 //!
 //! No wake-up is lost. The list of a connection is under one lock: a waker sees either a turn that has yet to look at it, or
