@@ -48,8 +48,9 @@ pub(super) const SUBSCRIBE: &str = "/tidegate.v1.EventService/Subscribe";
 /// Size limit of a request, which is a client id and filters: 1,024 of the longest filters take 272 KiB.
 const MAX_REQUEST_BYTES: usize = 512 << 10;
 
-/// Filters of a subscription that take one unit of the budget of a task.
-const FILTERS_PER_UNIT: usize = 4;
+/// Filters of a subscription that take one unit of the budget of a task. With 256 filters or more, which may need a
+/// millisecond to prepare and register, it is the only one of its turn.
+const FILTERS_PER_UNIT: usize = 2;
 
 /// Opener of the subscriptions of a service. Cheap to clone.
 #[derive(Debug, Clone)]
