@@ -14,9 +14,9 @@ from support import eventually, new_event, pb
 
 MIB = 1 << 20
 
-# A request of 64 KiB may hold as much as 17 times its size, and so a smaller one too: 16 by what the allocator is asked
-# for, and what its pages leave free.
-HELD_BY_A_REQUEST = 17 * 64 << 10
+# A request of 64 KiB may hold as much as 26 times its size, and so a smaller one too: 17 by what the allocator is asked
+# for, and what its sizes and its pages leave free, also between what is held and what was freed of refused requests.
+HELD_BY_A_REQUEST = 26 * 64 << 10
 # A stream of its own holds that much at most, in a debug build, and its share of a connection.
 STREAM_BYTES = 16 << 10
 # Pages that the allocator has not given back yet, such as those of requests that were refused.
@@ -46,20 +46,27 @@ def long_tokens(number: int) -> list[str]:
     return [f"{number:x}-{at:x}." + ("x" * 120 + ".") * 2 + "y" for at in range(240)]
 
 
+def words(number: int) -> list[str]:
+    """As many filters of as many tokens as may be, in 64 KiB."""
+    return [".".join(f"{at * 31 + place * 7 + number:07x}" for place in range(7)) + f".{at}" for at in range(1_024)]
+
+
 def half_tails(number: int) -> list[str]:
     """Filters with stars and tails, each of which overlaps many others."""
     return [f"{number:x}.*.{at:x}.>" for at in range(256)] + [f"{number:x}.{at:x}.*.x" for at in range(256)]
 
 
-def test_filters_hold_at_most_seventeen_times_a_request_and_give_it_back(besiege):
+def test_filters_hold_at_most_26_times_a_request_and_give_it_back(besiege):
     # More in all than may stay: the allocator is told to give memory back when 16 MiB are free.
     count = 150
-    shapes: list[Callable[[int], list[str]]] = [runs, branches, letters, long_tokens, half_tails]
-    for shape in shapes:
+    shapes: list[Callable[[int], list[str]]] = [runs, branches, letters, long_tokens, words, half_tails]
+    # Those that conflate hold the most.
+    conflating = pb.Limits(overflow=pb.OVERFLOW_CONFLATE)
+    for shape, limits in [(shape, None) for shape in shapes] + [(shape, conflating) for shape in (letters, words)]:
         with besiege(memory_slack_kib=20 << 10) as siege:
             # Each within the server's window of a connection.
             peers = [siege.greeted((INITIAL_WINDOW_SIZE, 1 << 20)) for _ in range(3)]
-            requests = [subscribe_request(*shape(number)) for number in range(count)]
+            requests = [subscribe_request(*shape(number), limits=limits) for number in range(count)]
             size = sum(map(len, requests)) // count
             before = siege.held().resident_kib
             calls = []
@@ -69,13 +76,17 @@ def test_filters_hold_at_most_seventeen_times_a_request_and_give_it_back(besiege
                 peer.until(lambda: all(call.headers or call.is_over for call in peer.calls.values()), "all answers")
             refused = [reason(call) for call in calls if call.is_over]
             assert set(refused) <= {"FILTERS_TOO_COSTLY", "QUOTA_EXCEEDED"}, set(refused)
-            grown = (siege.held().resident_kib - before << 10) - FREE_PAGES
-            held = grown / (count - len(refused)) - STREAM_BYTES
-            siege.note(
-                shape.__name__, f"{size >> 10} KiB a request, {held / size:.1f} times held, {len(refused)} refused"
-            )
-            assert held <= HELD_BY_A_REQUEST
-            assert held <= 16 * size or size < 48 << 10
+            accepted = count - len(refused)
+
+            def held() -> float:
+                grown = (siege.held().resident_kib - before << 10) - FREE_PAGES
+                return grown / accepted - STREAM_BYTES
+
+            # The free pages of the burst are given back within a second or two.
+            eventually(lambda: held() <= HELD_BY_A_REQUEST, "requests to hold what they may", 10)
+            name = shape.__name__ + (", conflating" if limits else "")
+            times = f"{held() / size:.1f} times held, {held() / (64 << 10):.1f} of 64 KiB"
+            siege.note(name, f"{size >> 10} KiB a request, {times}, {len(refused)} refused")
             # The siege checks that it is given back when the peer has gone.
             siege.close_peers()
 
