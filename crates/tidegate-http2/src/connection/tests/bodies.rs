@@ -173,16 +173,21 @@ fn answer_early(pair: &mut Pair, stream: u32) {
         .respond(StreamId(stream), StatusCode::OK, &HeaderMap::new(), true);
 }
 
+/// Leaves call 1 open, and answers 1,100 others, up to 2,201, whose requests are not complete.
+fn answer_many_behind_an_open_one(pair: &mut Pair) {
+    pair.send(&request(1, 0)).unwrap();
+    for stream in (3..=2_201).step_by(2) {
+        pair.send(&request(stream, 0)).unwrap();
+        answer_early(pair, stream);
+        pair.read();
+    }
+}
+
 /// However old the stream that ends last is, those that were answered before it are not taken for faults.
 #[test]
 fn frames_of_calls_are_ignored_when_a_long_one_ends_behind_many() {
     let mut pair = Pair::new();
-    pair.send(&request(1, 0)).unwrap();
-    for stream in (3..=2_201).step_by(2) {
-        pair.send(&request(stream, 0)).unwrap();
-        answer_early(&mut pair, stream);
-        pair.read();
-    }
+    answer_many_behind_an_open_one(&mut pair);
     answer_early(&mut pair, 1);
     for stream in (1..=2_201).step_by(2) {
         pair.send_quietly(&frame(DATA, 0, stream, b"late"));
@@ -195,12 +200,7 @@ fn frames_of_calls_are_ignored_when_a_long_one_ends_behind_many() {
 #[test]
 fn frames_of_calls_that_came_too_late_are_ignored_when_others_end() {
     let mut pair = Pair::new();
-    pair.send(&request(1, 0)).unwrap();
-    for stream in (3..=2_201).step_by(2) {
-        pair.send(&request(stream, 0)).unwrap();
-        answer_early(&mut pair, stream);
-        pair.read();
-    }
+    answer_many_behind_an_open_one(&mut pair);
     let open = pair.open(2_203);
     pair.server.end();
     let (_, end) = pair.read().pop().unwrap();

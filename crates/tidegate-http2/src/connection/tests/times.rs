@@ -2,20 +2,24 @@
 
 use super::*;
 
+/// Has the server ask a peer from which nothing has come whether it is there.
+fn ask(pair: &mut Pair) {
+    pair.pass(Config::default().keep_alive_interval);
+    pair.server.on_timeout().unwrap();
+}
+
 #[test]
 fn silent_peer_is_asked_and_then_given_up() {
     let mut pair = Pair::new();
     let config = Config::default();
     assert_eq!(pair.server.timeout(), pair.now + config.keep_alive_interval);
-    pair.pass(config.keep_alive_interval);
-    pair.server.on_timeout().unwrap();
+    ask(&mut pair);
     assert_eq!(kinds(&pair.read()), [(PING, 0)]);
     // Anything that it sends says that it is there.
     pair.pass(config.keep_alive_timeout / 2);
     pair.send_quietly(&window_update(0, 1));
     assert_eq!(pair.server.timeout(), pair.now + config.keep_alive_interval);
-    pair.pass(config.keep_alive_interval);
-    pair.server.on_timeout().unwrap();
+    ask(&mut pair);
     assert_eq!(pair.server.timeout(), pair.now + config.keep_alive_timeout);
     pair.pass(config.keep_alive_timeout);
     assert_eq!(pair.server.on_timeout(), Err(TimedOut::KeepAlive));
@@ -103,8 +107,7 @@ fn slow_peer_has_time_to_answer_from_when_it_is_asked() {
     let stream = pair.open(1);
     pair.server.send(stream, Bytes::from(vec![7; 50_000]));
     pair.server.advance(0);
-    pair.pass(config.keep_alive_interval);
-    pair.server.on_timeout().unwrap();
+    ask(&mut pair);
     while pair.server.output_len() > 10_000 {
         pair.pass(almost);
         pair.server.on_timeout().unwrap();
@@ -129,8 +132,7 @@ fn peer_that_makes_room_in_a_full_socket_is_there() {
     let config = Config::default();
     let almost = config.keep_alive_timeout - Duration::from_secs(1);
     let stream = pair.open(1);
-    pair.pass(config.keep_alive_interval);
-    pair.server.on_timeout().unwrap();
+    ask(&mut pair);
     pair.read();
     pair.server.send(stream, Bytes::from(vec![7; 50_000]));
     for _ in 0..4 {
@@ -160,8 +162,7 @@ fn full_of_answers() -> Pair {
 fn peer_of_which_nothing_is_read_is_not_given_up_for_what_it_may_have_sent() {
     let mut pair = full_of_answers();
     let config = Config::default();
-    pair.pass(config.keep_alive_interval);
-    pair.server.on_timeout().unwrap();
+    ask(&mut pair);
     assert_eq!(
         pair.server.timeout(),
         pair.now + config.write_timeout - config.keep_alive_interval
@@ -192,8 +193,7 @@ fn transport_that_is_not_flushed_counts_as_output_that_waits() {
     let config = Config::default();
     let almost = config.keep_alive_timeout - Duration::from_secs(1);
     let stream = pair.open(1);
-    pair.pass(config.keep_alive_interval);
-    pair.server.on_timeout().unwrap();
+    ask(&mut pair);
     pair.server.send(stream, Bytes::from(vec![7; 50_000]));
     pair.read();
     pair.server.set_unflushed(true);
@@ -239,8 +239,7 @@ fn peer_that_takes_nothing_of_the_question_is_given_up() {
     let stream = pair.open(1);
     pair.server.send(stream, Bytes::from(vec![7; 50_000]));
     pair.server.advance(1);
-    pair.pass(config.keep_alive_interval);
-    pair.server.on_timeout().unwrap();
+    ask(&mut pair);
     pair.pass(config.keep_alive_timeout / 2);
     pair.server.advance(1);
     pair.pass(config.keep_alive_timeout / 2);
